@@ -1,0 +1,369 @@
+"""The one typed, frozen config tree that decides a run; nothing else is read once it is built."""
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bitnetctl.errors import ConfigError
+
+ParameterGroup = Literal["embeddings", "head", "norms"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    """A config node: immutable, no unknown fields, no NaN or infinity, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class ModelConfig(Frozen):
+    """The transformer. Vocabulary size is a fact of the tokenizer, not a setting."""
+
+    hidden_size: PositiveInt = 256
+    num_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 4
+    intermediate_ratio: Positive = Field(2.0, description="gated feed-forward width over hidden_size")
+    activation: Literal["relu2", "silu"] = "relu2"
+    inner_norms: bool = Field(False, description="extra RMSNorm in front of the fused qkv and gate-up matrices")
+    tie_word_embeddings: bool = False
+    scale_group: Literal["projection", "fused"] = Field(
+        "projection", description="ternary scale over each projection, or over fused qkv and gate-up"
+    )
+    quantization: Fraction = Field(1.0, description="0: full precision, 1: ternary weights and int8 activations")
+    initialization: Literal["default", "normal"] = Field(
+        "normal", description="torch defaults (Embedding N(0,1), Linear U(±1/sqrt(in))) or N(0, init_std)"
+    )
+    init_std: Positive = 0.02
+    rms_norm_eps: Positive = 1e-5
+    rope_theta: Positive = 10_000.0
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the gated feed-forward."""
+        return round(self.intermediate_ratio * self.hidden_size)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"head size {self.head_size} (hidden_size {self.hidden_size} / num_attention_heads "
+                f"{self.num_attention_heads}) is odd; rotary embeddings need an even one"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.intermediate_size < 1:
+            raise ValueError(f"intermediate_ratio {self.intermediate_ratio} leaves no feed-forward width")
+        return self
+
+
+class DataConfig(Frozen):
+    """Text, tokenizer and batches."""
+
+    source: str = Field("stdlib", min_length=1, description="stdlib | file:GLOB | hf:DATASET[/CONFIG]")
+    held_out_source: str | None = Field(
+        None, description="text to probe on; unset: a part of source, disjoint from training"
+    )
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    tokenizer: str = Field(
+        "bpe:50257", min_length=1, description="bpe:SIZE | gpt2-files:DIR | file:tokenizer.json | hf:NAME"
+    )
+    order: Literal["sequential", "shuffled"] = "sequential"
+    batch_size: PositiveInt = Field(4, description="rows a step")
+    sequence_length: PositiveInt = Field(32, description="tokens a row")
+
+
+class OptimizerConfig(Frozen):
+    """A stock torch optimizer and global-norm clipping."""
+
+    name: Literal["adam", "adamw"] = Field("adamw", description="adam: coupled L2; adamw: decoupled decay")
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    max_norm: Positive | None = Field(1.0, description="global gradient-norm clip; none: no clipping")
+    exempt: tuple[ParameterGroup, ...] = Field((), description="parameter groups without weight decay")
+
+
+class ScheduleConfig(Frozen):
+    """Learning rate and weight decay over the run; stage 1 ends at the boundary."""
+
+    kind: Literal["two-stage", "paper", "cosine", "constant"] = "two-stage"
+    peak_learning_rate: NonNegative = 1.5e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 375
+    boundary_fraction: Fraction = Field(0.5, description="share of the steps that stage 1 takes")
+    boundary_learning_rate_fraction: NonNegative = Field(
+        2 / 3, description="two-stage: learning rate at the boundary over the peak"
+    )
+    stage2_peak_learning_rate: NonNegative = Field(
+        1e-3, description="paper: peak of the line that the learning rate drops to at the boundary"
+    )
+    final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate at the end over the peak")
+    stage1_weight_decay: NonNegative = 0.1
+    stage2_weight_decay: NonNegative = 0.0
+
+    def boundary_step(self, steps: int) -> int:
+        """Last step of stage 1."""
+        return round(steps * self.boundary_fraction)
+
+
+class ProbeConfig(Frozen):
+    """What is measured at every evaluation, the same for every run."""
+
+    positions: PositiveInt = Field(8192, description="held-out next-token positions, teacher-forced")
+    eval_every_steps: PositiveInt | None = Field(None, description="unset: a twentieth of the steps")
+    random_prompts: PositiveInt = Field(20, description="prompts of the founding document's metric")
+    random_prompt_tokens: PositiveInt = 8
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="draws the random prompts; not the run's seed")
+
+
+class InterventionSpec(Frozen):
+    """One intervention asked for by name, with its settings."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.settings:
+            return self.name
+        return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.settings.items())
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run."""
+
+    recipe: str = Field("custom", description="label of the recipe it came from; decides nothing")
+    steps: PositiveInt = 20_000
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    probe: ProbeConfig = ProbeConfig()
+    interventions: tuple[InterventionSpec, ...] = ()
+
+    @property
+    def eval_every_steps(self) -> int:
+        """Steps between evaluations."""
+        return self.probe.eval_every_steps or max(1, self.steps // 20)
+
+    @property
+    def boundary_step(self) -> int:
+        """Last step of stage 1."""
+        return self.schedule.boundary_step(self.steps)
+
+    @property
+    def arm(self) -> str:
+        """The composition of interventions, `baseline` when empty."""
+        return "+".join(str(spec) for spec in self.interventions) or "baseline"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON of everything that decides the run."""
+        return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}))
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's CSV and folder, such as `h256-20000-reduced-lr-s0-1a2b3c`."""
+        arm = "+".join(spec.name for spec in self.interventions) or "baseline"
+        return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the probe runs after `step`: at step 1, every `eval_every_steps`, and at the end."""
+        return step in (1, self.steps) or step % self.eval_every_steps == 0
+
+
+def canonical_hash(value: Any) -> str:
+    """Return the SHA-256 hex digest of a JSON value, independent of key order and spacing."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    folder = resources.files("bitnetctl") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Return the tree of a built-in recipe or of a `FILE.toml`; raises ConfigError."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"recipe file {name}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"recipe file {name}: not UTF-8") from error
+        label = path.stem
+    elif name in recipe_names():
+        text = (resources.files("bitnetctl") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        label = name
+    else:
+        raise ConfigError(
+            f"unknown recipe {name!r}{near_miss(name, recipe_names())}; "
+            f"built in: {', '.join(recipe_names())}; or give a FILE.toml"
+        )
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name}: not valid TOML: {error}") from error
+    return {"recipe": label, **tree}
+
+
+def build_config(
+    recipe: str,
+    *,
+    size: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    eval_every_steps: int | None = None,
+    overrides: Iterable[str] = (),
+    interventions: tuple[InterventionSpec, ...] | None = None,
+) -> RunConfig:
+    """Build a config from a recipe and what the command line adds to it; raises ConfigError.
+
+    `overrides` are `section.field=value` texts; the named arguments win over them.
+    """
+    tree = load_recipe(recipe)
+    for text in overrides:
+        _apply_override(tree, text)
+    if size is not None:
+        _section(tree, "model")["hidden_size"] = size
+    if eval_every_steps is not None:
+        _section(tree, "probe")["eval_every_steps"] = eval_every_steps
+    if steps is not None:
+        tree["steps"] = steps
+    if seed is not None:
+        tree["seed"] = seed
+    if interventions is not None:
+        tree["interventions"] = [spec.model_dump() for spec in interventions]
+    return parse_config(tree, source=f"recipe {recipe}")
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Validate a plain tree into a RunConfig; raises ConfigError with one line that names the field."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {validation_line(error, RunConfig)}") from error
+
+
+def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
+    """Parse `a:x=1,y=2+b` into specs; `baseline` or an empty text is no intervention. Raises ConfigError."""
+    if text.strip() in ("", "baseline"):
+        return ()
+    # a plus sign in front of a letter joins interventions; one in `1e+3` does not
+    return tuple(_parse_intervention(part.strip()) for part in re.split(r"\+(?=\s*[A-Za-z])", text))
+
+
+def _parse_intervention(text: str) -> InterventionSpec:
+    name, colon, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for pair in rest.split(",") if colon else ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"intervention {text!r}: expected NAME:key=value,key=value")
+        settings[key.strip()] = parse_value(value)
+    try:
+        return InterventionSpec(name=name.strip(), settings=settings)
+    except ValidationError as error:
+        raise ConfigError(f"intervention {text!r}: {validation_line(error, InterventionSpec)}") from error
+
+
+def parse_value(text: str) -> Any:
+    """Read a command-line value: TOML number, boolean, array or string; `none` is None; else the text itself."""
+    stripped = text.strip()
+    if stripped.lower() in ("none", "null"):
+        return None
+    try:
+        value = tomllib.loads(f"value = {stripped}")["value"]
+    except tomllib.TOMLDecodeError:
+        return stripped
+    return value if isinstance(value, bool | int | float | str | list) else stripped
+
+
+def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say the first problem of a pydantic error in one line, with a near-miss suggestion for unknown fields."""
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_field(location, model)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"].startswith("value_error"):
+        return message
+    return f"{location}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def field_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a config tree."""
+    paths = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            paths += field_paths(nested, f"{prefix}{name}.")
+        else:
+            paths.append(prefix + name)
+    return paths
+
+
+def _apply_override(tree: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if not equals:
+        raise ConfigError(f"--set {text!r}: expected section.field=value")
+    if path not in field_paths():
+        raise ConfigError(f"--set {text!r}: {_unknown_field(path, RunConfig)}")
+    parsed = parse_value(value)
+    if path in ("optimizer.exempt", "optimizer.betas") and isinstance(parsed, str):
+        parsed = [item.strip() for item in parsed.split(",") if item.strip()]
+    *sections, field = path.split(".")
+    for section in sections:
+        tree = _section(tree, section)
+    tree[field] = parsed
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"recipe: {name} must be a table")
+    return section
+
+
+def _unknown_field(path: str, model: type[BaseModel]) -> str:
+    known = field_paths(model)
+    hint = near_miss(path, known)
+    if not hint:
+        by_leaf = {name.rpartition(".")[2]: name for name in known}
+        leaf = difflib.get_close_matches(path.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)
+        hint = f"; did you mean {by_leaf[leaf[0]]!r}?" if leaf else f"; known: {', '.join(known)}"
+    return f"unknown field {path!r}{hint}"
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean '...'?` for the closest known word, an empty text if none is close."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,57 @@
+"""Batches as a pure function of tokens, order, seed and step."""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnetctl.config import DataConfig
+from bitnetctl.data.store import TokenData, Tokens
+from bitnetctl.errors import DataError
+
+
+class Batches:
+    """Rows of training tokens for every step, counted from 1; whole epochs follow one another.
+
+    An epoch covers non-overlapping windows of `sequence_length` tokens, less those that do not fill a batch.
+    `sequential` takes them in the order of the text and ignores the seed; `shuffled` permutes them anew in
+    every epoch with `numpy.random.default_rng((seed, epoch))`. Raises DataError for less than one batch.
+    """
+
+    def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
+        # a plain view: indexing a numpy.memmap costs several times as much
+        self._train_N: Tokens = data.train_N.view(np.ndarray)
+        self._rows = config.batch_size
+        self._length = config.sequence_length
+        self._seed = seed
+        self._shuffled = config.order == "shuffled"
+        self._offsets_T1 = np.arange(self._length + 1, dtype=np.int64)
+        self._windows = (len(self._train_N) - 1) // self._length
+        self.steps_per_epoch = self._windows // self._rows
+        if self.steps_per_epoch < 1:
+            raise DataError(
+                f"data source {config.source}: {len(self._train_N)} training tokens are too few for one "
+                f"batch of {self._rows} x {self._length} tokens; give more text or lower data.batch_size or "
+                "data.sequence_length"
+            )
+        # two: a look across the border of an epoch must not permute twice
+        self._permutation_W = lru_cache(maxsize=2)(self._permute)
+
+    def starts_B(self, step: int) -> npt.NDArray[np.int64]:
+        """Return where the rows of a step start in the training tokens; a row is T + 1 tokens."""
+        if step < 1:
+            raise ValueError(f"steps count from 1, got {step}")
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        first = position * self._rows
+        if self._shuffled:
+            return self._permutation_W(epoch)[first : first + self._rows].astype(np.int64) * self._length
+        return np.arange(first, first + self._rows, dtype=np.int64) * self._length
+
+    def rows_BT1(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the tokens of a step, T + 1 a row: inputs are [:, :-1], targets [:, 1:]."""
+        tokens_BT1: Tokens = self._train_N[self.starts_B(step)[:, None] + self._offsets_T1]
+        return tokens_BT1.astype(np.int64)
+
+    def _permute(self, epoch: int) -> npt.NDArray[np.uint32]:
+        generator = np.random.default_rng((self._seed, epoch))
+        return generator.permutation(np.arange(self._windows, dtype=np.uint32))

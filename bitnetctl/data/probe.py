@@ -1,0 +1,207 @@
+"""The fixed held-out positions that every evaluation looks at, and what simple predictors score on them."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitnetctl.data.sources import Progress, ignore
+from bitnetctl.data.store import TokenData, Tokens, cache_folder
+from bitnetctl.errors import DataError
+from bitnetctl.files import write_atomic
+
+_FORMAT = 1
+_CHUNK_TOKENS = 1 << 22
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """Rows of held-out tokens, and what the reference predictors score on them; losses in nats."""
+
+    inputs_PT: Int64s
+    targets_PT: Int64s
+    unique_targets: int
+    unigram_loss: float
+    bigram_loss: float
+    bigram_unique: int
+
+    @property
+    def positions(self) -> int:
+        """Number of next-token positions, P x T."""
+        return self.targets_PT.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Scores of the unigram and the bigram predictor on a probe; losses in nats."""
+
+    unigram_loss: float
+    bigram_loss: float
+    bigram_unique: int
+
+
+class _Cached(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: int
+    fingerprint: str
+    rows: int
+    sequence_length: int
+    unigram_loss: float
+    bigram_loss: float
+    bigram_unique: int
+
+
+def probe_data(data: TokenData, *, positions: int, sequence_length: int, progress: Progress = ignore) -> ProbeData:
+    """Return evenly spaced, non-overlapping rows of held-out tokens and their references.
+
+    `positions` is rounded up to whole rows of `sequence_length`. The references are cached beside the tokens.
+    Raises DataError when the held-out text is too short, StorageError when the cache cannot be written.
+    """
+    held_out_N = data.held_out_N.view(np.ndarray)
+    rows = -(-positions // sequence_length)
+    supported = (len(held_out_N) - 1) // sequence_length
+    if rows > supported:
+        remedy = (
+            f"lower probe.positions to {supported * sequence_length}, give"
+            if supported > 0
+            else "lower data.sequence_length, give"
+        )
+        raise DataError(
+            f"data source {data.source}: {len(held_out_N)} held-out tokens support at most "
+            f"{max(0, supported) * sequence_length} probe positions in rows of {sequence_length}, "
+            f"not {positions}; {remedy} more text or raise data.held_out_fraction"
+        )
+    starts_P = np.arange(rows, dtype=np.int64) * (len(held_out_N) - 1) // rows
+    windows_PT1 = held_out_N[starts_P[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
+    inputs_PT, targets_PT = windows_PT1[:, :-1].copy(), windows_PT1[:, 1:].copy()
+    references = _cached_references(data, inputs_PT, targets_PT, progress)
+    return ProbeData(
+        inputs_PT=inputs_PT,
+        targets_PT=targets_PT,
+        unique_targets=len(np.unique(targets_PT)),
+        unigram_loss=references.unigram_loss,
+        bigram_loss=references.bigram_loss,
+        bigram_unique=references.bigram_unique,
+    )
+
+
+def count_references(
+    train_N: Tokens, inputs_PT: Int64s, targets_PT: Int64s, *, vocab_size: int, progress: Progress = ignore
+) -> References:
+    """Score the unigram and bigram predictors of the training tokens on a probe.
+
+    Unigram, add-one (Laplace): P(w) = (c(w) + 1) / (N + V). Bigram, interpolated Witten-Bell:
+    P(w|v) = (c(v,w) + t(v) P(w)) / (c(v) + t(v)), t(v) the number of distinct followers of v, and P(w) for a
+    v that nothing follows (Witten & Bell 1991, method C; Chen & Goodman 1998, its interpolated form). Ties of
+    the arg-max go to the lowest token id. Only contexts of the probe are counted, in chunks of the text.
+    """
+    contexts_C, context = np.unique(inputs_PT, return_inverse=True)
+    unigrams_V, keys_K, counts_K = _count(train_N, contexts_C, vocab_size, progress)
+    total = len(train_N) + vocab_size
+    unigram_V = (unigrams_V + 1) / total
+    context_K, token_K = keys_K // vocab_size, keys_K % vocab_size
+    types_C = np.bincount(context_K, minlength=len(contexts_C))
+    seen_C = np.zeros(len(contexts_C), dtype=np.int64)
+    np.add.at(seen_C, context_K, counts_K)
+
+    context_M, target_M = context.ravel(), targets_PT.ravel()
+    count_M = _lookup(keys_K, counts_K, context_M * vocab_size + target_M)
+    types_M = types_C[context_M]
+    # an unseen context has no followers: the lower order alone
+    weight_M = np.where(types_M > 0, types_M, 1)
+    bigram_M = (count_M + weight_M * unigram_V[target_M]) / (seen_C[context_M] + weight_M)
+    predicted_C = _arg_max(context_K, token_K, counts_K, types_C, unigrams_V, total)
+    return References(
+        unigram_loss=float(-np.log(unigram_V[target_M]).mean()),
+        bigram_loss=float(-np.log(bigram_M).mean()),
+        # every context here occurs in the probe
+        bigram_unique=len(np.unique(predicted_C)),
+    )
+
+
+def _cached_references(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, progress: Progress) -> References:
+    rows, length = inputs_PT.shape
+    path = cache_folder() / "references" / f"{data.fingerprint[:32]}-{rows}x{length}.json"
+    key = {"format": _FORMAT, "fingerprint": data.fingerprint, "rows": rows, "sequence_length": length}
+    try:
+        cached = _Cached.model_validate_json(path.read_bytes())
+        if cached.model_dump(include=set(key)) == key:
+            return References(
+                unigram_loss=cached.unigram_loss,
+                bigram_loss=cached.bigram_loss,
+                bigram_unique=cached.bigram_unique,
+            )
+        progress("recounting references (the cached ones belong to other tokens)", 0, None)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValidationError):
+        progress("recounting references (the cached ones are damaged)", 0, None)
+    references = count_references(data.train_N, inputs_PT, targets_PT, vocab_size=data.vocab_size, progress=progress)
+    record = _Cached.model_validate({**key, **asdict(references)})
+    write_atomic(path, record.model_dump_json(indent=1).encode())
+    return references
+
+
+def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progress) -> tuple[Int64s, Int64s, Int64s]:
+    """Count tokens, and bigrams of the given contexts under sorted keys (place in contexts_C) x V + token."""
+    place_V = np.full(vocab_size, -1, dtype=np.int64)
+    place_V[contexts_C] = np.arange(len(contexts_C))
+    unigrams_V = np.zeros(vocab_size, dtype=np.int64)
+    merged = (np.empty(0, np.int64), np.empty(0, np.int64))
+    pending: list[tuple[Int64s, Int64s]] = []
+    total = len(train_N)
+    for start in range(0, total, _CHUNK_TOKENS):
+        progress("counting references", start, total)
+        # one token more than the chunk, so that no bigram falls between two chunks
+        chunk_N = np.asarray(train_N[start : start + _CHUNK_TOKENS + 1]).astype(np.int64)
+        unigrams_V += np.bincount(chunk_N[:_CHUNK_TOKENS], minlength=vocab_size)
+        place_N = place_V[chunk_N[:-1]]
+        keys_N = (place_N * vocab_size + chunk_N[1:])[place_N >= 0]
+        keys, counts = np.unique(keys_N, return_counts=True)
+        pending.append((keys, counts.astype(np.int64)))
+        # merging only when as much is waiting keeps the work linear and the memory at twice the result
+        if sum(len(keys) for keys, _ in pending) > max(len(merged[0]), _CHUNK_TOKENS):
+            merged, pending = _merge([merged, *pending]), []
+    progress("counting references", total, total)
+    return unigrams_V, *_merge([merged, *pending])
+
+
+def _merge(counted: list[tuple[Int64s, Int64s]]) -> tuple[Int64s, Int64s]:
+    keys_K, place = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
+    counts_K = np.zeros(len(keys_K), dtype=np.int64)
+    np.add.at(counts_K, place, np.concatenate([counts for _, counts in counted]))
+    return keys_K, counts_K
+
+
+def _lookup(keys_K: Int64s, counts_K: Int64s, wanted_M: Int64s) -> Int64s:
+    if not len(keys_K):
+        return np.zeros_like(wanted_M)
+    place_M = np.minimum(np.searchsorted(keys_K, wanted_M), len(keys_K) - 1)
+    return np.where(keys_K[place_M] == wanted_M, counts_K[place_M], 0)
+
+
+def _arg_max(
+    context_K: Int64s, token_K: Int64s, counts_K: Int64s, types_C: Int64s, unigrams_V: Int64s, total: int
+) -> Int64s:
+    """Most probable next token of every context: one of its followers, or the commonest token of all."""
+    commonest = int(np.argmax(unigrams_V))
+    predicted_C = np.full(len(types_C), commonest, dtype=np.int64)
+    if not len(context_K):
+        return predicted_C
+    # numerators times N + V are whole numbers, so ties are exact; from 3e9 tokens on they outgrow 64 bits
+    exact = np.int64 if total**2 < 2**63 else np.float64
+    backoff_K = types_C[context_K].astype(exact) * (unigrams_V[token_K] + 1)
+    score_K = counts_K.astype(exact) * total + backoff_K
+    present, first, place_K = np.unique(context_K, return_index=True, return_inverse=True)
+    best = np.maximum.reduceat(score_K, first)
+    # tokens ascend within a context: its first best one has the lowest id
+    best_contexts, best_first = np.unique(context_K[score_K == best[place_K]], return_index=True)
+    follower = token_K[score_K == best[place_K]][best_first]
+    commonest_score = types_C[best_contexts].astype(exact) * (unigrams_V[commonest] + 1)
+    takes_commonest = (commonest_score > best) | ((commonest_score == best) & (commonest < follower))
+    predicted_C[present] = np.where(takes_commonest, commonest, follower)
+    return predicted_C

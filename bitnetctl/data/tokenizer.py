@@ -1,0 +1,179 @@
+"""Byte-level BPE trained on the training text, or a tokenizer from files or the hub."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bitnetctl.config import DataConfig, near_miss
+from bitnetctl.data.sources import one_line
+from bitnetctl.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+_BPE_SIZES = range(257, (1 << 20) + 1)  # from 256 bytes and the end of text
+_FORMS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPlan:
+    """A tokenizer to train (`ready` is None) or to use; `identity` changes whenever its tokens may."""
+
+    spec: str
+    identity: str
+    size: int | None
+    ready: Tokenizer | None
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """Return the tokenizer, trained on `texts` if it has to be; raises DataError."""
+        return self.ready if self.ready is not None else _train(self.spec, self.size or 0, texts)
+
+
+def open_tokenizer(spec: str) -> TokenizerPlan:
+    """Read and check what a tokenizer spec names; raises DataError."""
+    scheme, _, rest = spec.partition(":")
+    known = {"bpe": _open_bpe, "gpt2-files": _open_gpt2, "file": _open_file, "hf": _open_hub}
+    if scheme in known and rest:
+        return known[scheme](spec, rest)
+    if scheme in known:
+        raise DataError(f"tokenizer {spec!r} names nothing after the scheme: expected {_FORMS}")
+    if Path(spec).expanduser().is_file():
+        raise DataError(f"unknown tokenizer {spec!r}; did you mean 'file:{spec}'?")
+    if Path(spec).expanduser().is_dir():
+        raise DataError(f"unknown tokenizer {spec!r}; did you mean 'gpt2-files:{spec}'?")
+    raise DataError(f"unknown tokenizer {spec!r}{near_miss(scheme, known) or ':'} expected {_FORMS}")
+
+
+def vocab_size_of(config: DataConfig) -> int | None:
+    """Vocabulary size of a config's tokenizer without touching its text; None for `hf:`. Raises DataError."""
+    if config.tokenizer.startswith("hf:"):
+        return None
+    plan = open_tokenizer(config.tokenizer)
+    return plan.size if plan.ready is None else vocab_size(plan.ready)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer.json that neither truncates nor pads; raises DataError."""
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"tokenizer {path}: cannot read: {error.strerror or error}") from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise DataError(f"tokenizer {path}: not a valid tokenizer.json: {one_line(error)}") from error
+    return _whole_texts(tokenizer, str(path))
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Return one more than the largest token id; ids may have gaps."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """Id of the token that follows a document, if the tokenizer has one."""
+    for token in (END_OF_TEXT, "</s>"):
+        token_id: int | None = tokenizer.token_to_id(token)
+        if token_id is not None:
+            return token_id
+    return None
+
+
+def _open_bpe(spec: str, rest: str) -> TokenizerPlan:
+    if not rest.isascii() or not rest.isdigit() or len(rest) > 9 or int(rest) not in _BPE_SIZES:
+        raise DataError(
+            f"tokenizer {spec!r}: expected bpe:SIZE with a SIZE from {_BPE_SIZES.start} "
+            f"(256 bytes and the end of text) to {_BPE_SIZES.stop - 1}, such as bpe:2048"
+        )
+    return TokenizerPlan(spec=spec, identity=f"bpe:{int(rest)}", size=int(rest), ready=None)
+
+
+def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
+    folder = Path(rest).expanduser()
+    paths = [folder / "vocab.json", folder / "merges.txt"]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(f"tokenizer {spec}: no {' and no '.join(missing)} in {folder}")
+    contents = [_read(path, spec) for path in paths]
+    try:
+        vocabulary = json.loads(contents[0])
+        merges = [
+            (left, right)
+            for line in contents[1].decode().splitlines()
+            if line.strip() and not line.startswith("#version")
+            for left, right in [line.split(" ")]
+        ]
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # bad JSON, a merge that is no pair, a merge of unknown tokens
+        raise DataError(f"tokenizer {spec}: malformed vocab.json or merges.txt: {one_line(error)}") from error
+    absent = sum(symbol not in vocabulary for symbol in pre_tokenizers.ByteLevel.alphabet())
+    if absent:
+        raise DataError(f"tokenizer {spec}: not byte-level BPE: vocab.json lacks {absent} of the 256 byte symbols")
+    _byte_level(tokenizer)
+    if END_OF_TEXT in vocabulary:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return TokenizerPlan(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", size=None, ready=tokenizer)
+
+
+def _open_file(spec: str, rest: str) -> TokenizerPlan:
+    path = Path(rest).expanduser()
+    if not path.is_file():
+        raise DataError(f"tokenizer {spec}: there is no file {path}")
+    content = _read(path, spec)
+    return TokenizerPlan(spec=spec, identity=f"file:{_digest(content)}", size=None, ready=load_tokenizer(path))
+
+
+def _open_hub(spec: str, rest: str) -> TokenizerPlan:
+    try:
+        tokenizer = Tokenizer.from_pretrained(rest)
+    except Exception as error:  # whatever the hub or the network may raise
+        raise DataError(
+            f"tokenizer {spec}: {one_line(error)}; check the name and the network, or use file:tokenizer.json"
+        ) from error
+    tokenizer = _whole_texts(tokenizer, spec)
+    return TokenizerPlan(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", size=None, ready=tokenizer)
+
+
+def _train(spec: str, size: int, texts: Iterable[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    _byte_level(tokenizer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # the marker may stand in the text; it must not be learnt as letters
+    tokenizer.train_from_iterator((part for text in texts for part in text.split(END_OF_TEXT)), trainer)
+    supported = vocab_size(tokenizer)
+    if supported < size:
+        raise DataError(
+            f"tokenizer {spec}: the training text supports only {supported} tokens; use bpe:{supported} or more text"
+        )
+    return tokenizer
+
+
+def _byte_level(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+
+
+def _whole_texts(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    if not tokenizer.get_vocab_size():
+        raise DataError(f"tokenizer {name}: the vocabulary is empty")
+    # a file may carry the limits of the model it came with; they would drop text silently
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read(path: Path, spec: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"tokenizer {spec}: {path}: cannot read: {error.strerror or error}") from error
+
+
+def _digest(*contents: bytes) -> str:
+    parts = "".join(hashlib.sha256(content).hexdigest() for content in contents)
+    return hashlib.sha256(parts.encode()).hexdigest()

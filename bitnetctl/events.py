@@ -1,0 +1,67 @@
+"""What a training tells whoever watches it; no torch here, so that rendering needs none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitnetctl.config import RunConfig
+from bitnetctl.records import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A pack begins after `start_step`; run numbers of later events index these names and configs."""
+
+    names: Sequence[str]
+    configs: Sequence[RunConfig]
+    start_step: int
+    num_parameters: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The pack is at `step`; losses of its runs in nats, memory of the process or device in bytes."""
+
+    step: int
+    losses: Sequence[float]
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A row was written for a run."""
+
+    run: int
+    row: Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """Checkpoints of `step` are on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """A run is not finite since `step` and is not trained any further."""
+
+    run: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A stop was asked for; the pack can be resumed from `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """All steps are done, or no run of the pack is left."""
+
+    step: int
+
+
+Event = Started | Progress | Evaluated | Saved | Diverged | Stopped | Finished

@@ -1,0 +1,71 @@
+"""Parameter groups and stock torch optimizers, one for each run of a pack."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bitnetctl.config import OptimizerConfig, ParameterGroup
+
+_CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+class RunOptimizer:
+    """The optimizer of one run: a decayed and an exempt parameter group over the run's own leaf tensors.
+
+    `adam` couples the decay (L2 added to the gradient, Kingma & Ba 2015 with torch's `weight_decay`);
+    `adamw` decouples it (Loshchilov & Hutter 2019).
+    """
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        parameters: Mapping[str, Tensor],
+        groups: Mapping[str, ParameterGroup | None],
+    ) -> None:
+        decayed = [name for name in parameters if groups[name] not in config.exempt]
+        exempt = [name for name in parameters if groups[name] in config.exempt]
+        self._names = decayed + exempt
+        self._optimizer = _CLASSES[config.name](
+            [
+                {"params": [parameters[name] for name in decayed]},
+                {"params": [parameters[name] for name in exempt]},
+            ],
+            lr=0.0,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=0.0,
+            fused=True,
+        )
+
+    def step(self, learning_rate: float, weight_decay: float) -> None:
+        """Update the parameters from their `.grad`; the exempt group is never decayed."""
+        decayed, exempt = self._optimizer.param_groups
+        decayed["lr"] = exempt["lr"] = learning_rate
+        decayed["weight_decay"] = weight_decay
+        self._optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimizer's tensors as `parameter/key`, such as `lm_head.weight/exp_avg`."""
+        state = self._optimizer.state_dict()["state"]
+        return {f"{self._names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        index = {name: i for i, name in enumerate(self._names)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            name, _, key = path.rpartition("/")
+            state.setdefault(index[name], {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale the gradients to a global norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
+
+    On the CPU a factor of 1 is not multiplied out: reading the norm costs nothing there, a pass over memory does.
+    """
+    if norm.device.type == "cpu" and max_norm / (norm.item() + 1e-6) >= 1.0:
+        return
+    torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), max_norm, norm)

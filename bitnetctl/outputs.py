@@ -1,0 +1,106 @@
+"""The files of a run in training: its lock, manifest, CSV and checkpoints."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import RunBusyError
+from bitnetctl.files import storage_errors
+from bitnetctl.records import (
+    Manifest,
+    RecordWriter,
+    Row,
+    RunPaths,
+    Status,
+    read_manifest,
+    utc_now,
+    write_manifest,
+)
+
+
+class RunOutput:
+    """Exclusive owner of one run's files, from `claim` to `release`."""
+
+    def __init__(self, paths: RunPaths, config: RunConfig) -> None:
+        self.paths = paths
+        self.config = config
+        self._lock = FileLock(paths.lock, thread_local=False)
+        self._writer: RecordWriter | None = None
+        self._manifest: Manifest | None = None
+        self._started = 0.0
+        self._seconds_before = 0.0
+
+    def claim(self) -> None:
+        """Take the run for this process; raises RunBusyError if another one has it."""
+        with storage_errors(self.paths.folder):
+            self.paths.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RunBusyError(
+                    f"run {self.paths.name} is being trained by another process; wait for it or stop it first"
+                ) from error
+
+    def begin(self, facts: Mapping[str, Any], resume_step: int) -> None:
+        """Open the CSV, dropping rows after `resume_step`, and write the manifest with the given facts."""
+        before = read_manifest(self.paths.folder) if resume_step else None
+        self._seconds_before = before.elapsed_seconds if before else 0.0
+        self._started = time.monotonic()
+        self._manifest = Manifest(
+            run=self.paths.name,
+            status="running",
+            config=self.config.model_dump(mode="json"),
+            config_hash=self.config.hash,
+            created_at=before.created_at if before else utc_now(),
+            updated_at=utc_now(),
+            steps_done=resume_step,
+            elapsed_seconds=self._seconds_before,
+            **facts,
+        )
+        self._writer = RecordWriter(self.paths.csv, keep_through_step=resume_step)
+        self._write_manifest()
+
+    def append(self, row: Row) -> None:
+        """Append one CSV row."""
+        assert self._writer is not None
+        self._writer.append(row)
+
+    def save(self, state: Checkpoint) -> None:
+        """Save a checkpoint, after the rows before it are on disk."""
+        assert self._writer is not None
+        self._writer.sync()
+        checkpoint.save(self.paths.checkpoints, state)
+        self.update("running", state.step)
+
+    def update(
+        self, status: Status, steps_done: int, *, diverged_at: int | None = None, message: str | None = None
+    ) -> None:
+        """Write where the run stands into its manifest."""
+        assert self._manifest is not None
+        self._manifest = self._manifest.model_copy(
+            update={
+                "status": status,
+                "steps_done": steps_done,
+                "diverged_at": diverged_at,
+                "message": message,
+                "updated_at": utc_now(),
+                "elapsed_seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+            }
+        )
+        self._write_manifest()
+
+    def release(self) -> None:
+        """Close the CSV and let the run go."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._lock.release()
+
+    def _write_manifest(self) -> None:
+        assert self._manifest is not None
+        write_manifest(self.paths.folder, self._manifest)

@@ -1,0 +1,189 @@
+"""The manifest beside a run's CSV: what was asked for, with what, and how it ended."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.files import safe_name, write_atomic
+from bitnetctl.records.schema import SCHEMA_VERSION
+
+Status: TypeAlias = Literal["running", "stopped", "finished", "diverged", "failed"]
+
+_FILE = "run.json"
+
+
+def utc_now() -> str:
+    """Return the time as an ISO 8601 UTC string, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _check_utc(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("not an ISO 8601 time in UTC")
+    return text
+
+
+def _printable(value: Any) -> Any:
+    # an argument or path that is not UTF-8 arrives with surrogates, which JSON cannot carry
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+_Text: TypeAlias = Annotated[str, BeforeValidator(_printable)]
+_UtcTime: TypeAlias = Annotated[str, AfterValidator(_check_utc)]
+_Count: TypeAlias = Annotated[int, Field(ge=0)]
+_Seconds: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class _Document(BaseModel):
+    # "constants" hands NaN on to the JSON writer, which refuses it, where the default would write null
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+
+class PluginRecord(_Document):
+    """An intervention's plug-in as it was used."""
+
+    name: str
+    version: str | None = None
+    distribution: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(_Document):
+    """Everything about a run that is not a figure; fields of newer versions are ignored when read."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    status: Status
+    config: dict[str, Any] = Field(description="the RunConfig as asked for")
+    config_hash: str
+    effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
+    created_at: _UtcTime
+    updated_at: _UtcTime
+    steps_done: _Count = 0
+    diverged_at: _Count | None = Field(None, description="first step with a loss that is not finite")
+    message: _Text | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    device: str | None = None
+    threads: int | None = None
+    data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")
+    plugins: list[PluginRecord] = Field(default_factory=list)
+    command: list[_Text] | None = None
+    elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
+    pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace `folder/run.json`; raises StorageError, RecordError for NaN or values that JSON cannot hold."""
+    path = folder / _FILE
+    try:
+        tree = manifest.model_dump(mode="json")
+        text = json.dumps(tree, indent=2, sort_keys=True, allow_nan=False)
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path}: the manifest holds what JSON cannot: {_one_line(error)}") from error
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
+    """Read the manifest of a run, given its folder or its CSV; None when there is none.
+
+    Raises RecordError when it is damaged.
+    """
+    folder = Path(folder_or_csv)
+    if folder.suffix.lower() == ".csv" and not folder.is_dir():
+        folder = folder.with_suffix("")
+    path = folder / _FILE
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: damaged manifest: not UTF-8") from error
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+    try:
+        return Manifest.model_validate(json.loads(text, parse_constant=_refuse_constant))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise RecordError(f"{path}: damaged manifest: {where}: {_one_line(first['msg'])}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: damaged manifest: {_one_line(error)}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where the files of one run are.
+
+    Raises ConfigError for a name that is no plain file name and for links that lead out of `runs_dir`.
+    """
+
+    runs_dir: Path
+    name: str
+
+    def __post_init__(self) -> None:
+        safe_name(self.name)
+        if self.name.lower().endswith(".csv"):
+            raise ConfigError(f"run name {self.name!r} ends in .csv, which would mix up folders and files")
+        home = _resolve(self.runs_dir)
+        for path in self._all():
+            if not _resolve(path).is_relative_to(home):
+                raise ConfigError(f"{path}: leads out of {self.runs_dir} through a link")
+
+    @classmethod
+    def from_csv(cls, path: Path | str) -> Self:
+        """Return the paths of the run that `runs/<name>.csv` belongs to; raises ConfigError."""
+        path = Path(path)
+        if path.suffix != ".csv":
+            raise ConfigError(f"{path}: not a .csv file")
+        return cls(path.parent, path.stem)
+
+    @property
+    def csv(self) -> Path:
+        """The figures: `runs/<name>.csv`."""
+        return self.runs_dir / f"{self.name}.csv"
+
+    @property
+    def folder(self) -> Path:
+        """Everything else: `runs/<name>`."""
+        return self.runs_dir / self.name
+
+    @property
+    def manifest(self) -> Path:
+        """`runs/<name>/run.json`."""
+        return self.folder / _FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder `runs/<name>/checkpoints`."""
+        return self.folder / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        """`runs/<name>/run.lock`, held by the process that trains the run."""
+        return self.folder / "run.lock"
+
+    def _all(self) -> Iterator[Path]:
+        yield from (self.csv, self.folder, self.manifest, self.checkpoints, self.lock)
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path}: cannot be resolved: {_one_line(error)}") from error

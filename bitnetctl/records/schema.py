@@ -1,0 +1,78 @@
+"""The columns of a run's CSV: one row at step 1, at every evaluation and at the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+SCHEMA_VERSION = 1
+
+Row: TypeAlias = Mapping[str, float | int | None]
+"""One row keyed by column name; None is unknown, NaN and infinity are facts."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Name, unit, kind of number and meaning of one column."""
+
+    name: str
+    unit: str
+    dtype: Literal["int", "float"]
+    description: str
+
+
+COLUMNS = (
+    Column("Step", "steps", "int", "optimizer steps done when the row was measured, from 1"),
+    Column("Loss", "nats", "float", "plain cross-entropy of the step's training batch, the same for every arm"),
+    Column(
+        "UniquePredictions",
+        "tokens",
+        "int",
+        "distinct arg-max tokens over the probe positions, teacher-forced; in a file without ProbePositions "
+        "the metric of whoever wrote it (the origin: 20 random prompts, ceiling 20)",
+    ),
+    Column("LR", "1", "float", "learning rate of the step, after interventions"),
+    Column("WD", "1", "float", "weight decay of the step, after interventions"),
+    Column("HeldOutLoss", "nats", "float", "mean cross-entropy over the probe positions"),
+    Column("UniqueTargets", "tokens", "int", "distinct true next tokens at the probe positions"),
+    Column("ProbePositions", "positions", "int", "fixed held-out positions measured"),
+    Column("TopShare", "1", "float", "share of the probe positions that take the most frequent arg-max token"),
+    Column("EffectiveVocab", "tokens", "float", "exp of the entropy of the arg-max histogram over the probe"),
+    Column(
+        "ContextInformation",
+        "nats",
+        "float",
+        "H(mean softmax) - mean H(softmax) over the probe; about 0 when the output ignores its context",
+    ),
+    Column("UnigramLoss", "nats", "float", "probe loss of a unigram predictor counted on the training tokens"),
+    Column("BigramLoss", "nats", "float", "probe loss of a bigram predictor counted on the training tokens"),
+    Column("BigramUnique", "tokens", "int", "distinct tokens that the bigram predictor predicts on the probe"),
+    Column(
+        "RandomPromptUnique",
+        "tokens",
+        "int",
+        "distinct arg-max tokens after the origin's random prompts; cannot exceed their number (20)",
+    ),
+    Column(
+        "Objective",
+        "nats",
+        "float",
+        "what the step minimised; differs from Loss under a training_loss intervention",
+    ),
+    Column("GradNorm", "1", "float", "global L2 norm of the step's gradients before clipping"),
+    Column(
+        "ZeroFraction",
+        "1",
+        "float",
+        "share of zeros among the ternary weights; about 0.31 for Gaussian latents",
+    ),
+    Column("FlipRate", "1", "float", "share of the ternary weights that changed since the evaluation before"),
+    Column(
+        "TokensPerSecond",
+        "tokens/s",
+        "float",
+        "training tokens of this run over wall-clock time, since the row before",
+    ),
+)
+NAMES = tuple(column.name for column in COLUMNS)
+REQUIRED = NAMES[:5]
+HEADER = (",".join(NAMES) + "\n").encode()

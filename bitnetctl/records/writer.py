@@ -1,0 +1,172 @@
+"""Append rows to a run's CSV so that a crash at any byte costs at most the row being written."""
+
+import operator
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bitnetctl.errors import RecordError, StorageError
+from bitnetctl.files import storage_errors, write_atomic
+from bitnetctl.records.reader import BadRowError, Layout, parse_row
+from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
+
+_FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+class RecordWriter:
+    """The one writer of a run's CSV (hold the run's lock); use it as a context manager.
+
+    A new file gets the header. An old one is first brought to the state after `keep_through_step`: later rows
+    and a torn last row are cut, atomically, so that the finished file equals that of an undisturbed run byte
+    for byte. `last_step` is the step of the last row in the file, None without rows.
+
+    Raises RecordError when the file is not this tool's, is damaged, or is gone although rows are to be kept;
+    StorageError when the disk refuses, with all complete rows intact.
+    """
+
+    def __init__(self, path: Path | str, keep_through_step: int = 0) -> None:
+        self.path = Path(path)
+        self.last_step: int | None = None
+        self._descriptor: int | None = None
+        self._torn = False
+        old = self._old_content()
+        kept = self._repair(old, keep_through_step)
+        if kept != old:
+            write_atomic(self.path, kept)
+        self._end = len(kept)
+        with storage_errors(self.path):
+            self._descriptor = os.open(self.path, _FLAGS)
+
+    def append(self, row: Row) -> None:
+        """Write one row; columns left out or None are unknown.
+
+        Raises RecordError for an unknown column, a required one left out, a value that is not a number, or a
+        step that does not increase; StorageError when the disk refuses.
+        """
+        step, line = self._format(row)
+        descriptor = self._open_descriptor()
+        with storage_errors(self.path):
+            if os.fstat(descriptor).st_nlink == 0:
+                raise StorageError(f"{self.path}: was removed or replaced while the run was writing it")
+            if self._torn:
+                self._cut(descriptor)
+            self._torn = True
+            try:
+                written = os.write(descriptor, line)
+                if written < len(line):
+                    raise StorageError(f"{self.path}: cannot write: the disk took part of a row only")
+            except BaseException:
+                self._try_cut(descriptor)
+                raise
+        self._torn = False
+        self._end += len(line)
+        self.last_step = step
+
+    def sync(self) -> None:
+        """Make every row durable; call it before the checkpoint that counts on them."""
+        with storage_errors(self.path):
+            os.fsync(self._open_descriptor())
+
+    def close(self) -> None:
+        """Close the file without syncing it; closing twice is harmless."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with storage_errors(self.path):
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.sync()
+        finally:
+            self.close()
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"{self.path}: the writer is closed")
+        return self._descriptor
+
+    def _cut(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, self._end)
+        self._torn = False
+
+    def _try_cut(self, descriptor: int) -> None:
+        try:
+            self._cut(descriptor)
+        except OSError:
+            # still marked torn: the next append tries again, a later start repairs
+            return
+
+    def _format(self, row: Row) -> tuple[int, bytes]:
+        unknown = sorted(set(row) - set(NAMES))
+        if unknown:
+            raise RecordError(f"{self.path}: not columns of a run: {', '.join(unknown)}")
+        missing = [name for name in REQUIRED if name not in row]
+        if missing:
+            raise RecordError(f"{self.path}: a row without {', '.join(missing)}")
+        cells = [self._format_cell(name, row.get(name)) for name in NAMES]
+        if not cells[0].isdecimal():
+            raise RecordError(f"{self.path}: Step is {row['Step']!r}, not a whole number")
+        step = int(cells[0])
+        last = self.last_step or 0
+        if step <= last:
+            raise RecordError(f"{self.path}: Step {step} after {last}; steps must increase")
+        return step, (",".join(cells) + "\n").encode()
+
+    def _format_cell(self, name: str, value: float | int | None) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            # numpy's float64 is a float whose own repr is not a number
+            return float.__repr__(value)
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            return str(operator.index(value))
+        except TypeError:
+            raise RecordError(f"{self.path}: {name} is {value!r}, not an int or a float") from None
+
+    def _old_content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot read: {error.strerror or error}") from error
+
+    def _repair(self, old: bytes, keep_through_step: int) -> bytes:
+        if not old.startswith(HEADER):
+            if not HEADER.startswith(old):
+                raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
+            if keep_through_step > 0:
+                raise RecordError(
+                    f"{self.path}:1: the rows up to step {keep_through_step} are gone; start the run afresh"
+                )
+            return HEADER
+        end = len(HEADER)
+        if keep_through_step <= 0:
+            return HEADER
+        layout = Layout.of(NAMES)
+        # the last piece has no newline: empty, or the start of a row
+        lines = old[end:].split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=2):
+            try:
+                step, _, _ = parse_row(line, layout)
+            except BadRowError as error:
+                if number <= len(lines):
+                    raise RecordError(f"{self.path}:{number}: {error}") from error
+                break
+            last = self.last_step or 0
+            if step <= last:
+                raise RecordError(f"{self.path}:{number}: Step {step} after {last}; steps must increase")
+            if step > keep_through_step:
+                break
+            self.last_step = step
+            end += len(line) + 1
+        return old[:end]

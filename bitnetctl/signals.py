@@ -1,0 +1,41 @@
+"""A stop that is asked for by a signal and honoured at a step boundary."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class StopRequest:
+    """While active, a stop signal only sets a flag; a second SIGINT interrupts at once.
+
+    Nothing is saved in the handler: saving there can hang, so the loop saves at its next step boundary.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal_name is not None
+
+    def __enter__(self) -> Self:
+        for name in _STOPPING:
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.signal_name == name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = name

@@ -1,0 +1,188 @@
+"""From configs to trained runs: what is there already, what resumes, what trains together."""
+
+import contextlib
+import functools
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bitnetctl import __version__, checkpoint, data, loop
+from bitnetctl.checkpoint import Checkpoint
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import CheckpointError, ConfigError
+from bitnetctl.evaluate import Probe
+from bitnetctl.events import Event, Stopped
+from bitnetctl.files import require_space
+from bitnetctl.intervention import Composition
+from bitnetctl.loop import Session
+from bitnetctl.machine import device_name, keep_freed_memory, resolve_device
+from bitnetctl.model import num_parameters
+from bitnetctl.outputs import RunOutput
+from bitnetctl.records import RunPaths
+from bitnetctl.step import Pack
+
+Resume = Literal["auto", "never"] | Path
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How runs are carried out; nothing here changes a figure of a run."""
+
+    runs_dir: Path = Path("runs")
+    device: str = "auto"
+    checkpoint_every: int | None = None
+    resume: Resume = "auto"
+    keep_weights: bool = True
+    should_stop: Callable[[], bool] = lambda: False
+    progress: data.Progress = data.ignore
+    notice: Notice = field(default=lambda text: None)
+
+
+def train_runs(
+    configs: Sequence[RunConfig], options: Options, *, names: Sequence[str] | None = None
+) -> Iterator[Event]:
+    """Train the runs one after the other, yielding what happens; ends after a stop."""
+    for index, config in enumerate(configs):
+        name = names[index] if names else config.run_name
+        with open_session([config], options, names=[name]) as session:
+            for event in loop.train(session):
+                yield event
+        if isinstance(event, Stopped):
+            return
+
+
+@contextlib.contextmanager
+def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
+    """Prepare data, model, probe and files of one pack, resumed where it was; its runs are ours until the end."""
+    device = resolve_device(options.device)
+    keep_freed_memory()
+    compositions = [Composition() for _ in configs]
+    effective = [composition.configure(config) for composition, config in zip(compositions, configs, strict=True)]
+    outputs = [RunOutput(RunPaths(options.runs_dir, name), config) for name, config in zip(names, configs, strict=True)]
+    tokens = data.prepare(effective[0].data, progress=options.progress)
+    probe = Probe(
+        effective[0].probe,
+        data.probe_data(
+            tokens,
+            positions=effective[0].probe.positions,
+            sequence_length=effective[0].data.sequence_length,
+            progress=options.progress,
+        ),
+        tokens.vocab_size,
+        device,
+    )
+    state_bytes = 12 * num_parameters(effective[0].model, tokens.vocab_size)
+    require_space(options.runs_dir, len(configs) * (checkpoint.KEPT + 1) * state_bytes)
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            output.claim()
+            stack.callback(output.release)
+        pack = Pack(effective, compositions, tokens, device)
+        start_step, saved = _resume_point(outputs, options)
+        codes = _restore(pack, saved, tokens.fingerprint) if saved else None
+        for output, config in zip(outputs, effective, strict=True):
+            facts = {
+                **_environment(),
+                "effective_config": config.model_dump(mode="json"),
+                "device": device_name(device),
+                "threads": torch.get_num_threads(),
+                "data": _data_facts(tokens),
+                "pack": list(names),
+            }
+            output.begin(facts, start_step)
+        yield Session(
+            pack=pack,
+            probe=probe,
+            outputs=outputs,
+            data_fingerprint=tokens.fingerprint,
+            start_step=start_step,
+            checkpoint_every=options.checkpoint_every or configs[0].eval_every_steps,
+            keep_weights=options.keep_weights,
+            should_stop=options.should_stop,
+            codes=codes,
+        )
+
+
+def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:
+    """Return the last step that every run of the pack can go on from, with its checkpoints."""
+    if isinstance(options.resume, Path):
+        saved = checkpoint.load(options.resume)
+        if saved.config_hash != outputs[0].config.hash:
+            raise CheckpointError(f"checkpoint {options.resume} belongs to another config ({saved.config_hash[:12]})")
+        if not saved.optimizer:
+            raise CheckpointError(f"checkpoint {options.resume} is of a finished run; there is nothing to resume")
+        return saved.step, [saved]
+    available = [set(checkpoint.steps(output.paths.checkpoints)) for output in outputs]
+    if options.resume == "never":
+        if any(available) or any(output.paths.csv.exists() for output in outputs):
+            raise ConfigError(f"run {outputs[0].paths.name} exists; take --resume auto, another --name, or remove it")
+        return 0, None
+    for step in sorted(set.intersection(*available), reverse=True):
+        try:
+            return step, [checkpoint.load(checkpoint.path_of(output.paths.checkpoints, step)) for output in outputs]
+        except CheckpointError as error:
+            options.notice(str(error))
+    if any(available):
+        raise CheckpointError(
+            f"no checkpoint of run {outputs[0].paths.name} can be used; remove {outputs[0].paths.folder} to start over"
+        )
+    return 0, None
+
+
+def _restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> dict[str, torch.Tensor]:
+    for run, (member, state) in enumerate(zip(pack.members, saved, strict=True)):
+        if state.data_fingerprint != data_fingerprint:
+            raise CheckpointError(
+                "the training text or tokenizer changed since the checkpoint was saved; "
+                "restore it, or start over under another --name"
+            )
+        pack.model.load(run, state.model)
+        member.optimizer.load_state(state.optimizer)
+        member.composition.load_state_dict(state.interventions)
+    keys = saved[0].codes.keys()
+    return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in keys}
+
+
+def _data_facts(tokens: data.TokenData) -> dict[str, Any]:
+    return {
+        "source": tokens.source,
+        "tokenizer": tokens.tokenizer,
+        "fingerprint": tokens.fingerprint,
+        "tokenizer_fingerprint": tokens.tokenizer_fingerprint,
+        "vocab_size": tokens.vocab_size,
+        "train_tokens": len(tokens.train_N),
+        "held_out_tokens": len(tokens.held_out_N),
+    }
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """Return what ran: versions, the source checkout if it is one, the command."""
+    names = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
+    versions = {"bitnetctl": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in names}
+    return {"versions": versions, "git": _git_state(), "command": sys.argv}
+
+
+def _git_state() -> dict[str, Any] | None:
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        commit, dirty = (
+            subprocess.run(
+                ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(dirty)}

@@ -1,0 +1,1 @@
+"""The built-in interventions of bitnetctl, one small file each."""
