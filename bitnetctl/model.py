@@ -38,9 +38,9 @@ class Storage:
         """Whether it is quantized."""
         return self.group is None
 
-    def parameters(self, packed: Tensor, run: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the view of every parameter of `run` in `packed`, or in its gradient."""
-        for layer, rows in enumerate(packed[run].unbind(0) if self.per_layer else (packed[run],)):
+    def parameters(self, row: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the view of every parameter in a run's row of this storage, or of its gradient."""
+        for layer, rows in enumerate(row.unbind(0) if self.per_layer else (row,)):
             start = 0
             for name, height in self.blocks:
                 yield name.format(layer=layer), rows[start : start + height]
@@ -129,29 +129,29 @@ class PackedModel:
         """Number of parameters of one run."""
         return num_parameters(self.config, self.vocab_size)
 
-    def parameters(self, run: int) -> dict[str, Tensor]:
-        """Return the parameters of one run by name: leaf tensors that share memory with the packed ones."""
-        return {
-            name: view.detach().requires_grad_()
-            for key, storage in self.storages.items()
-            for name, view in storage.parameters(self.packed[key].detach(), run)
-        }
+    def leaves(self, run: int) -> dict[str, Tensor]:
+        """Return row `run` of every storage as leaf tensors that share its memory: what an optimizer updates.
 
-    def gradients(self, run: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and gradient view of every parameter of one run; call it after the backward pass."""
-        for key, storage in self.storages.items():
+        One leaf for all layers of a kind, since updates are element by element and each tensor costs host time.
+        """
+        return {key: packed.detach()[run].requires_grad_() for key, packed in self.packed.items()}
+
+    def set_gradients(self, run: int, leaves: Mapping[str, Tensor]) -> None:
+        """Point the `.grad` of the leaves at the gradients of the last backward pass."""
+        for key, leaf in leaves.items():
             gradient = self.packed[key].grad
-            if gradient is not None:
-                yield from storage.parameters(gradient, run)
+            leaf.grad = None if gradient is None else gradient[run]
 
-    def groups(self) -> dict[str, ParameterGroup | None]:
-        """Return the decay group of every parameter name: embeddings, head, norms, or None for matrices."""
-        return {
-            name.format(layer=layer): storage.group
-            for storage in self.storages.values()
-            for layer in range(self.config.num_layers if storage.per_layer else 1)
-            for name, _ in storage.blocks
-        }
+    def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters of a run by name: two-dimensional views of its leaves, `.grad` included."""
+        parameters: dict[str, Tensor] = {}
+        for key, storage in self.storages.items():
+            gradient = leaves[key].grad
+            parameters.update((name, view.requires_grad_()) for name, view in storage.parameters(leaves[key].detach()))
+            if gradient is not None:
+                for name, view in storage.parameters(gradient):
+                    parameters[name].grad = view
+        return parameters
 
     def segments(self, key: str) -> list[int]:
         """Heights of the blocks of a matrix that have a ternary scale of their own."""
@@ -262,7 +262,7 @@ class PackedModel:
     def load(self, run: int, weights: Mapping[str, Tensor]) -> None:
         """Copy named weights into one run; raises KeyError for a missing name."""
         with torch.no_grad():
-            for name, parameter in self.parameters(run).items():
+            for name, parameter in self.parameters(self.leaves(run)).items():
                 parameter.copy_(weights[name])
 
 

@@ -20,16 +20,16 @@ class RunOptimizer:
     def __init__(
         self,
         config: OptimizerConfig,
-        parameters: Mapping[str, Tensor],
+        leaves: Mapping[str, Tensor],
         groups: Mapping[str, ParameterGroup | None],
     ) -> None:
-        decayed = [name for name in parameters if groups[name] not in config.exempt]
-        exempt = [name for name in parameters if groups[name] in config.exempt]
+        decayed = [name for name in leaves if groups[name] not in config.exempt]
+        exempt = [name for name in leaves if groups[name] in config.exempt]
         self._names = decayed + exempt
         self._optimizer = _CLASSES[config.name](
             [
-                {"params": [parameters[name] for name in decayed]},
-                {"params": [parameters[name] for name in exempt]},
+                {"params": [leaves[name] for name in decayed]},
+                {"params": [leaves[name] for name in exempt]},
             ],
             lr=0.0,
             betas=config.betas,
@@ -46,7 +46,7 @@ class RunOptimizer:
         self._optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors as `parameter/key`, such as `lm_head.weight/exp_avg`."""
+        """Return the optimizer's tensors as `leaf/key`, such as `head/exp_avg`."""
         state = self._optimizer.state_dict()["state"]
         return {f"{self._names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
@@ -61,11 +61,11 @@ class RunOptimizer:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
+def clip_gradients(leaves: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale the gradients to a global norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
 
     On the CPU a factor of 1 is not multiplied out: reading the norm costs nothing there, a pass over memory does.
     """
     if norm.device.type == "cpu" and max_norm / (norm.item() + 1e-6) >= 1.0:
         return
-    torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), max_norm, norm)
+    torch.nn.utils.clip_grads_with_norm_(list(leaves.values()), max_norm, norm)

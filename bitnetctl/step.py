@@ -25,8 +25,9 @@ class Member:
     def __init__(self, config: RunConfig, composition: Composition, model: PackedModel, run: int) -> None:
         self.config = config
         self.composition = composition
-        self.parameters = model.parameters(run)
-        self.optimizer = RunOptimizer(config.optimizer, self.parameters, model.groups())
+        self.leaves = model.leaves(run)
+        groups = {key: storage.group for key, storage in model.storages.items()}
+        self.optimizer = RunOptimizer(config.optimizer, self.leaves, groups)
         self.diverged_at: int | None = None
 
     def learning_rate(self, step: int) -> float:
@@ -140,20 +141,18 @@ class Pack:
         return norm_R
 
     def _update(self, run: int, member: Member, step: int) -> None:
-        for name, gradient in self.model.gradients(run):
-            member.parameters[name].grad = gradient
+        self.model.set_gradients(run, member.leaves)
+        norm = self.grad_norm_R[run]
         if member.composition.claims_gradients:
             with torch.no_grad():
-                member.composition.transform_gradients(member.parameters)
+                member.composition.transform_gradients(self.model.parameters(member.leaves))
+            norm = torch.nn.utils.get_total_norm(
+                [leaf.grad for leaf in member.leaves.values() if leaf.grad is not None]
+            )
         max_norm = member.config.optimizer.max_norm
         if max_norm is not None:
-            clip_gradients(member.parameters, self._norm_to_clip(run, member), max_norm)
+            clip_gradients(member.leaves, norm, max_norm)
         member.optimizer.step(member.learning_rate(step), member.weight_decay(step))
-
-    def _norm_to_clip(self, run: int, member: Member) -> Tensor:
-        if not member.composition.claims_gradients:
-            return self.grad_norm_R[run]
-        return torch.nn.utils.get_total_norm([p.grad for p in member.parameters.values() if p.grad is not None])
 
     def _mark_diverged(self, step: int) -> None:
         # reading a GPU's figures waits for it, so there the loop asks at its log points
