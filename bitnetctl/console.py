@@ -124,7 +124,6 @@ class LiveReporter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._render)
         self._runs: list[_RunView] = []
         self._started: Started | None = None
         self._begun = 0.0
@@ -132,6 +131,7 @@ class LiveReporter:
         self._losses: list[float] = []
         self._memory_bytes = 0
         self._work: str | None = None
+        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> Self:
         self._live.start()
