@@ -106,6 +106,7 @@ class OptimizerConfig(Frozen):
     eps: Positive = 1e-8
     max_norm: Positive | None = Field(1.0, description="global gradient-norm clip; none: no clipping")
     exempt: tuple[ParameterGroup, ...] = Field((), description="parameter groups without weight decay")
+    reset_moments_every_steps: PositiveInt | None = Field(None, description="forget both moments at this interval")
 
 
 class ScheduleConfig(Frozen):
@@ -124,6 +125,15 @@ class ScheduleConfig(Frozen):
     final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate at the end over the peak")
     stage1_weight_decay: NonNegative = 0.1
     stage2_weight_decay: NonNegative = 0.0
+    weight_decay_boundary_fraction: Fraction | None = Field(
+        None, description="share of the steps before the weight decay changes; unset: boundary_fraction"
+    )
+
+    def weight_decay_boundary_step(self, steps: int) -> int:
+        """Last step with the weight decay of stage 1."""
+        if self.weight_decay_boundary_fraction is None:
+            return self.boundary_step(steps)
+        return round(steps * self.weight_decay_boundary_fraction)
 
     def boundary_step(self, steps: int) -> int:
         """Last step of stage 1."""

@@ -39,11 +39,15 @@ class RunOptimizer:
         )
 
     def step(self, learning_rate: float, weight_decay: float) -> None:
-        """Update the parameters from their `.grad`; the exempt group is never decayed."""
+        """Update the leaves from their `.grad`; the exempt group is never decayed."""
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate
         decayed["weight_decay"] = weight_decay
         self._optimizer.step()
+
+    def reset_moments(self) -> None:
+        """Forget both moments and the step count, as if the next update were the first."""
+        self._optimizer.state.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer's tensors as `leaf/key`, such as `head/exp_avg`."""

@@ -37,7 +37,7 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
 
 def weight_decay(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Return the weight decay of `step`: one value through the boundary step, another after it."""
-    if step <= schedule.boundary_step(steps):
+    if step <= schedule.weight_decay_boundary_step(steps):
         return schedule.stage1_weight_decay
     return schedule.stage2_weight_decay
 

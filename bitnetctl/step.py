@@ -152,6 +152,9 @@ class Pack:
         max_norm = member.config.optimizer.max_norm
         if max_norm is not None:
             clip_gradients(member.leaves, norm, max_norm)
+        reset_every = member.config.optimizer.reset_moments_every_steps
+        if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
+            member.optimizer.reset_moments()
         member.optimizer.step(member.learning_rate(step), member.weight_decay(step))
 
     def _mark_diverged(self, step: int) -> None:

@@ -1,0 +1,38 @@
+"""Clip every unit's gradient by the size of its weights."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bitnetctl.intervention import Intervention, InterventionSettings
+
+_HEAD = "lm_head.weight"
+
+
+class AdaptiveClipping(Intervention):
+    """Keep the gradient norm of each output unit below a share of its weight norm; the head is left alone."""
+
+    summary = "clip each unit's gradient at a share of its weight norm (AGC)"
+    source = "Brock et al. 2021, arXiv 2102.06171, section 4"
+
+    class Settings(InterventionSettings):
+        """The share and the floor of the weight norm."""
+
+        clipping: Annotated[float, Field(gt=0, description="largest gradient norm over weight norm")] = 0.01
+        eps: Annotated[float, Field(gt=0, description="floor of the weight norm")] = 1e-3
+
+    settings: Settings
+
+    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """Scale each row of a matrix, or a whole vector, whose gradient is too large."""
+        for name, parameter in parameters.items():
+            gradient = parameter.grad
+            if gradient is None or name == _HEAD:
+                continue
+            limit = torch.linalg.vector_norm(parameter, dim=-1, keepdim=True).clamp_(min=self.settings.eps)
+            limit *= self.settings.clipping
+            norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+            gradient.mul_(torch.where(norm > limit, limit / norm.clamp(min=1e-6), 1.0))
