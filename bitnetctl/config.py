@@ -192,8 +192,12 @@ class RunConfig(Frozen):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON of everything that decides the run."""
-        return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}))
+        """SHA-256 of the canonical JSON of everything that decides the run.
+
+        Fields at their default are left out, so that a field added later leaves the hashes of older runs alone; a
+        default, once released, must therefore never change.
+        """
+        return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}, exclude_defaults=True))
 
     @property
     def run_name(self) -> str:

@@ -1,11 +1,14 @@
 """What a person sees while runs train: a live view in a terminal, plain lines elsewhere. All of it on stderr."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -14,11 +17,13 @@ from rich.text import Text
 
 from bitnetctl import analysis
 from bitnetctl.config import RunConfig
-from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Started, Stopped
-from bitnetctl.records import Row
+from bitnetctl.errors import BitnetctlError
+from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Started, Stopped
+from bitnetctl.records import Row, read_manifest
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _REPEAT_SECONDS = 2.0
+_STATES = ("training", "failed", "diverged", "stopped", "elsewhere", "finished", "waiting")
 
 
 class Reporter(Protocol):
@@ -40,9 +45,14 @@ class Reporter(Protocol):
     ) -> None: ...
 
 
-def make_reporter(console: Console) -> Reporter:
-    """Return a live view where `console` is a terminal that can move its cursor, else plain lines."""
-    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else PlainReporter(console)
+def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> Reporter:
+    """Return a live view where `console` is a terminal that can move its cursor, else plain lines.
+
+    With `configs` the view covers all runs of a sweep, those that other processes train in `runs_dir` included.
+    """
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReporter(console, configs, runs_dir)
+    return PlainReporter(console)
 
 
 class _RunView:
@@ -53,8 +63,22 @@ class _RunView:
         self.config = config
         self.row: Row = {}
         self.history: list[float] = []
-        self.state = "training"
+        self.state = "waiting"
+        self.step = 0
+        self.loss: float | None = None
         self.collapsed_since: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Size, arm and seed."""
+        return f"h{self.config.model.hidden_size} s{self.config.seed} {self.config.arm}"
+
+    @property
+    def style(self) -> str:
+        """Colour of the run."""
+        if self.state in ("diverged", "failed"):
+            return "red"
+        return "yellow" if self.collapsed_since is not None else "dim" if self.state == "waiting" else ""
 
     def update(self, row: Row) -> str | None:
         """Take a new row; return a warning when a collapse begins."""
@@ -62,7 +86,8 @@ class _RunView:
         unique = analysis.known(row, "UniquePredictions")
         if unique is not None:
             self.history.append(unique)
-        step = int(row["Step"] or 0)
+        step = self.step = int(row["Step"] or 0)
+        self.loss = row.get("Loss")
         reason = analysis.collapse(row) if step > self.config.schedule.warmup_steps else None
         if reason is None:
             self.collapsed_since = None
@@ -78,9 +103,8 @@ class PlainReporter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._runs: list[_RunView] = []
-        self._work_shown = 0.0
-        self._started = time.monotonic()
+        self._pack: list[_RunView] = []
+        self._work_shown = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -94,17 +118,17 @@ class PlainReporter:
         """Print a line where there is something to say."""
         match event:
             case Started():
-                self._runs = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
+                self._pack = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
                 for text in started_lines(event):
                     self.notice(text)
             case Evaluated():
-                view = self._runs[event.run]
+                view = self._pack[event.run]
                 warning = view.update(event.row)
                 self.notice(f"{view.name}  {row_line(event.row, view.config.steps)}")
                 if warning:
                     self.notice(f"warning: {warning}")
-            case Diverged() | Stopped() | Finished():
-                for text in ended_lines(event, self._runs):
+            case Diverged() | Failed() | Stopped() | Finished():
+                for text in ended_lines(event, self._pack):
                     self.notice(text)
 
     def notice(self, text: str) -> None:
@@ -114,21 +138,23 @@ class PlainReporter:
     def work(self, what: str, done: int, total: int | None) -> None:
         """Print a line every two seconds."""
         now = time.monotonic()
-        if now - max(self._work_shown, self._started) >= _REPEAT_SECONDS:
+        if now - self._work_shown >= _REPEAT_SECONDS:
             self._work_shown = now
             self.notice(f"{what}: {_amount(done, total)}")
 
 
 class LiveReporter:
-    """A view of the pack in training that rewrites itself, with lasting lines above it."""
+    """A view of the runs in training that rewrites itself, with lasting lines above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> None:
         self._console = console
-        self._runs: list[_RunView] = []
-        self._started: Started | None = None
-        self._begun = 0.0
-        self._step = 0
-        self._losses: list[float] = []
+        self._runs_dir = runs_dir
+        self._runs = {config.run_name: _RunView(config.run_name, config) for config in configs}
+        self._is_sweep = len(self._runs) > 1
+        self._pack: list[_RunView] = []
+        self._start_step = self._step = 0
+        self._begun = time.monotonic()
+        self._folder_read = 0.0
         self._memory_bytes = 0
         self._work: str | None = None
         self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._render)
@@ -147,24 +173,30 @@ class LiveReporter:
         match event:
             case Started():
                 self._work = None
-                self._started = event
-                self._begun, self._step = time.monotonic(), event.start_step
-                self._runs = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
+                self._begun, self._start_step = time.monotonic(), event.start_step
+                self._step = event.start_step
+                self._pack = []
+                for name, config in zip(event.names, event.configs, strict=True):
+                    view = self._runs.setdefault(name, _RunView(name, config))
+                    view.state, view.step = "training", event.start_step
+                    self._pack.append(view)
                 for text in started_lines(event):
                     self.notice(text)
             case Progress():
-                self._step, self._losses = event.step, list(event.losses)
-                self._memory_bytes = event.memory_bytes
+                self._step, self._memory_bytes = event.step, event.memory_bytes
+                for view, loss in zip(self._pack, event.losses, strict=True):
+                    if view.state == "training":
+                        view.step, view.loss = event.step, loss
             case Evaluated():
-                view = self._runs[event.run]
+                view = self._pack[event.run]
                 warning = view.update(event.row)
                 if warning:
                     self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
-            case Diverged() | Stopped() | Finished():
-                for text in ended_lines(event, self._runs):
+            case Diverged() | Failed() | Stopped() | Finished():
+                for text in ended_lines(event, self._pack):
                     self.notice(text)
                 if not isinstance(event, Diverged):
-                    self._started = None
+                    self._pack = []
 
     def notice(self, text: str) -> None:
         """Print one line above the view."""
@@ -175,17 +207,23 @@ class LiveReporter:
         self._work = f"{what}: {_amount(done, total)}"
 
     def _render(self) -> Group:
-        if self._started is None:
-            return Group(Text(self._work, style="dim")) if self._work else Group()
-        return Group(self._headline(), *self._figures())
+        lines: list[RenderableType] = [Text(self._work, style="dim")] if self._work and not self._pack else []
+        if self._pack:
+            lines.append(self._headline())
+        if self._is_sweep:
+            self._read_folder()
+            lines += [self._counts(), self._run_table()]
+        elif self._pack:
+            lines.append(self._solo_table(self._pack[0]))
+        return Group(*lines)
 
     def _headline(self) -> Table:
-        assert self._started is not None
-        steps = self._runs[0].config.steps
+        config = self._pack[0].config
+        steps = config.steps
         elapsed = time.monotonic() - self._begun
-        done = self._step - self._started.start_step
+        done = self._step - self._start_step
         left = elapsed / done * (steps - self._step) if done else None
-        stage = 1 if self._step <= self._runs[0].config.boundary_step else 2
+        stage = 1 if self._step <= config.boundary_step else 2
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(ratio=1)
         grid.add_column(no_wrap=True)
@@ -196,27 +234,65 @@ class LiveReporter:
         )
         return grid
 
-    def _figures(self) -> list[Table]:
+    def _solo_table(self, view: _RunView) -> Table:
+        row = view.row
+        cells = {
+            "loss": _figure(view.loss, ".3f"),
+            "held-out": _figure(row.get("HeldOutLoss"), ".3f"),
+            "unique": _figure(row.get("UniquePredictions"), ",.0f"),
+            "history": sparkline(view.history),
+            "LR": _figure(row.get("LR"), ".2e"),
+            "WD": _figure(row.get("WD"), "g"),
+            "tok/s": _figure(row.get("TokensPerSecond"), ",.0f"),
+        }
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in ("loss", "held-out", "unique", "history", "LR", "WD", "tok/s"):
+        for name in cells:
             table.add_column(name, justify="left" if name == "history" else "right", no_wrap=True)
-        if len(self._runs) > 1:
-            table.add_column("run", overflow="ellipsis", no_wrap=True)
-        for run, view in enumerate(self._runs):
-            row = view.row
-            loss = self._losses[run] if run < len(self._losses) else row.get("Loss")
-            style = "red" if view.state == "diverged" else "yellow" if view.collapsed_since is not None else ""
-            cells = [
-                _figure(loss, ".3f"),
-                _figure(row.get("HeldOutLoss"), ".3f"),
-                _figure(row.get("UniquePredictions"), ",.0f"),
-                sparkline(view.history),
-                _figure(row.get("LR"), ".2e"),
-                _figure(row.get("WD"), "g"),
-                _figure(row.get("TokensPerSecond"), ",.0f"),
-            ]
-            table.add_row(*cells, *([view.name] if len(self._runs) > 1 else []), style=style)
-        return [table]
+        table.add_row(*cells.values(), style=view.style)
+        return table
+
+    def _counts(self) -> Text:
+        counts = Counter(view.state for view in self._runs.values())
+        parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+        return Text(f"{len(self._runs)} runs: {', '.join(parts)}", style="bold")
+
+    def _run_table(self) -> Table:
+        """Return as many runs as the terminal is high, those in training first, then the latest that ended."""
+        room = max(3, self._console.height - 5)
+        ordered = sorted(self._runs.values(), key=lambda view: _STATES.index(view.state))
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+        table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("step", "loss", "unique"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("history", no_wrap=True, min_width=8)
+        table.add_column("state", no_wrap=True)
+        for view in ordered[:room]:
+            table.add_row(
+                view.label,
+                f"{view.step:,}",
+                _figure(view.loss, ".3f"),
+                _figure(view.row.get("UniquePredictions"), ",.0f"),
+                sparkline(view.history, width=8),
+                view.state,
+                style=view.style,
+            )
+        if len(ordered) > room:
+            table.add_row(f"… and {len(ordered) - room} more")
+        return table
+
+    def _read_folder(self) -> None:
+        """Take over the state of runs that other processes train."""
+        now = time.monotonic()
+        if self._runs_dir is None or now - self._folder_read < _REPEAT_SECONDS:
+            return
+        self._folder_read = now
+        for view in self._runs.values():
+            if view.state in ("waiting", "elsewhere"):
+                with contextlib.suppress(BitnetctlError):
+                    manifest = read_manifest(self._runs_dir / view.name)
+                    if manifest is not None:
+                        view.step = manifest.steps_done
+                        view.state = "elsewhere" if manifest.status == "running" else manifest.status
 
 
 def started_lines(event: Started) -> list[str]:
@@ -228,16 +304,22 @@ def started_lines(event: Started) -> list[str]:
     return [f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"]
 
 
-def ended_lines(event: Diverged | Stopped | Finished, runs: list[_RunView]) -> list[str]:
+def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[_RunView]) -> list[str]:
     """Say how a run or a pack ended; marks the views."""
     match event:
         case Diverged():
-            runs[event.run].state = "diverged"
-            return [f"{runs[event.run].name}: diverged at step {event.step:,}; it is not trained any further"]
-        case Stopped():
-            return [f"{view.name}: stopped at step {event.step:,}, checkpoint saved" for view in runs]
-        case Finished():
-            return [f"{view.name}: {_outcome(view)}" for view in runs if view.state != "diverged"]
+            pack[event.run].state = "diverged"
+            return [f"{pack[event.run].name}: diverged at step {event.step:,}; it is not trained any further"]
+        case Failed():
+            pack[event.run].state = "failed"
+            return [f"{pack[event.run].name}: failed: {event.message}"]
+        case Stopped() | Finished():
+            ended = [view for view in pack if view.state != "diverged"]
+            for view in ended:
+                view.state, view.step = "stopped" if isinstance(event, Stopped) else "finished", event.step
+            if isinstance(event, Stopped):
+                return [f"{view.name}: stopped at step {event.step:,}, checkpoint saved" for view in ended]
+            return [f"{view.name}: {_outcome(view)}" for view in ended]
 
 
 def row_line(row: Row, steps: int) -> str:

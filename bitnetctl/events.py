@@ -51,6 +51,14 @@ class Diverged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A run raised an error while training; it is recorded and the others go on."""
+
+    run: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped:
     """A stop was asked for; the pack can be resumed from `step`."""
 
@@ -64,4 +72,4 @@ class Finished:
     step: int
 
 
-Event = Started | Progress | Evaluated | Saved | Diverged | Stopped | Finished
+Event = Started | Progress | Evaluated | Saved | Diverged | Failed | Stopped | Finished

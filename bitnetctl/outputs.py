@@ -65,6 +65,13 @@ class RunOutput:
         self._writer = RecordWriter(self.paths.csv, keep_through_step=resume_step)
         self._write_manifest()
 
+    def fail(self, message: str) -> None:
+        """Record that the run raised an error; it is tried again by the next sweep."""
+        if self._manifest is None:
+            self.begin({}, 0)
+        assert self._manifest is not None
+        self.update("failed", self._manifest.steps_done, message=message)
+
     def append(self, row: Row) -> None:
         """Append one CSV row."""
         assert self._writer is not None

@@ -1,13 +1,14 @@
 """Clip every unit's gradient by the size of its weights."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from bitnetctl.intervention import Intervention, InterventionSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HEAD = "lm_head.weight"
 
@@ -26,8 +27,10 @@ class AdaptiveClipping(Intervention):
 
     settings: Settings
 
-    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+    def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
         """Scale each row of a matrix, or a whole vector, whose gradient is too large."""
+        import torch
+
         for name, parameter in parameters.items():
             gradient = parameter.grad
             if gradient is None or name == _HEAD:

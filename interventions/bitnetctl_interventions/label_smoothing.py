@@ -1,12 +1,13 @@
 """Label smoothing."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from bitnetctl.intervention import Intervention, InterventionSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LabelSmoothing(Intervention):
@@ -22,6 +23,8 @@ class LabelSmoothing(Intervention):
 
     settings: Settings
 
-    def training_loss(self, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Return (1 − ε) · NLL of the target + ε · mean NLL over the vocabulary, mean over T."""
+        import torch.nn.functional as F
+
         return F.cross_entropy(logits_TV, targets_T, label_smoothing=self.settings.epsilon)

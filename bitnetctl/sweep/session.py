@@ -1,4 +1,4 @@
-"""From configs to trained runs: what is there already, what resumes, what trains together."""
+"""From claimed runs to a session that trains: text, probe, model, resume point, manifests."""
 
 import contextlib
 import functools
@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import torch
 
-from bitnetctl import __version__, checkpoint, data, loop
+from bitnetctl import __version__, checkpoint, data, loop, plugins
 from bitnetctl.checkpoint import Checkpoint
-from bitnetctl.config import RunConfig
+from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
 from bitnetctl.files import require_space
-from bitnetctl.intervention import Composition
 from bitnetctl.loop import Session
 from bitnetctl.machine import device_name, keep_freed_memory, resolve_device
 from bitnetctl.model import num_parameters
@@ -46,6 +45,96 @@ class Options:
     notice: Notice = field(default=lambda text: None)
 
 
+class Sessions:
+    """Opens packs on one device; text and probe prepared for one pack are kept for the next."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device = resolve_device(options.device)
+        self._tokens: dict[DataConfig, data.TokenData] = {}
+        self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
+        keep_freed_memory()
+
+    def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
+        """Return tokens and probe of a run's effective config; raises DataError before anything is created."""
+        if config.data not in self._tokens:
+            self._tokens[config.data] = data.prepare(config.data, progress=self.options.progress)
+        tokens = self._tokens[config.data]
+        key = (config.data, config.probe)
+        if key not in self._probes:
+            references = data.probe_data(
+                tokens,
+                positions=config.probe.positions,
+                sequence_length=config.data.sequence_length,
+                progress=self.options.progress,
+            )
+            self._probes[key] = Probe(config.probe, references, tokens.vocab_size, self.device)
+        return tokens, self._probes[key]
+
+    @contextlib.contextmanager
+    def open(self, outputs: Sequence[RunOutput]) -> Iterator[Session]:
+        """Yield the session of claimed runs of one shape, resumed where they were; releases them at the end."""
+        with contextlib.ExitStack() as stack:
+            for output in outputs:
+                stack.callback(output.release)
+            compositions = [plugins.compose(output.config.interventions) for output in outputs]
+            effective = [
+                composition.configure(output.config) for composition, output in zip(compositions, outputs, strict=True)
+            ]
+            tokens, probe = self.prepare(effective[0])
+            pack = Pack(effective, compositions, tokens, self.device)
+            start_step, saved = _resume_point(outputs, self.options)
+            codes = _restore(pack, saved, tokens.fingerprint) if saved else None
+            for output, config in zip(outputs, effective, strict=True):
+                facts = {
+                    **_environment(),
+                    "effective_config": config.model_dump(mode="json"),
+                    "device": device_name(self.device),
+                    "threads": torch.get_num_threads(),
+                    "data": _data_facts(tokens),
+                    "plugins": plugins.plugin_records(output.config.interventions),
+                    "pack": [member.paths.name for member in outputs],
+                }
+                output.begin(facts, start_step)
+            yield Session(
+                pack=pack,
+                probe=probe,
+                outputs=outputs,
+                data_fingerprint=tokens.fingerprint,
+                start_step=start_step,
+                checkpoint_every=self.options.checkpoint_every or effective[0].eval_every_steps,
+                keep_weights=self.options.keep_weights,
+                should_stop=self.options.should_stop,
+                codes=codes,
+            )
+
+    def require_room(self, config: RunConfig, runs: int) -> None:
+        """Raise StorageError where the checkpoints of `runs` runs of this effective config would not fit."""
+        tokens, _ = self.prepare(config)
+        state_bytes = 12 * num_parameters(config.model, tokens.vocab_size)
+        require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
+
+
+def effective_config(config: RunConfig) -> RunConfig:
+    """Return the config after its interventions; raises ConfigError."""
+    return plugins.compose(config.interventions).configure(config)
+
+
+@contextlib.contextmanager
+def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
+    """Claim the named runs of one shape and open their session; nothing is created if their text is unusable."""
+    sessions = Sessions(options)
+    sessions.require_room(effective_config(configs[0]), len(configs))
+    outputs: list[RunOutput] = []
+    with contextlib.ExitStack() as stack:
+        for name, config in zip(names, configs, strict=True):
+            output = RunOutput(RunPaths(options.runs_dir, name), config)
+            output.claim()
+            stack.callback(output.release)
+            outputs.append(output)
+        yield stack.enter_context(sessions.open(outputs))
+
+
 def train_runs(
     configs: Sequence[RunConfig], options: Options, *, names: Sequence[str] | None = None
 ) -> Iterator[Event]:
@@ -57,58 +146,6 @@ def train_runs(
                 yield event
         if isinstance(event, Stopped):
             return
-
-
-@contextlib.contextmanager
-def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
-    """Prepare data, model, probe and files of one pack, resumed where it was; its runs are ours until the end."""
-    device = resolve_device(options.device)
-    keep_freed_memory()
-    compositions = [Composition() for _ in configs]
-    effective = [composition.configure(config) for composition, config in zip(compositions, configs, strict=True)]
-    outputs = [RunOutput(RunPaths(options.runs_dir, name), config) for name, config in zip(names, configs, strict=True)]
-    tokens = data.prepare(effective[0].data, progress=options.progress)
-    probe = Probe(
-        effective[0].probe,
-        data.probe_data(
-            tokens,
-            positions=effective[0].probe.positions,
-            sequence_length=effective[0].data.sequence_length,
-            progress=options.progress,
-        ),
-        tokens.vocab_size,
-        device,
-    )
-    state_bytes = 12 * num_parameters(effective[0].model, tokens.vocab_size)
-    require_space(options.runs_dir, len(configs) * (checkpoint.KEPT + 1) * state_bytes)
-    with contextlib.ExitStack() as stack:
-        for output in outputs:
-            output.claim()
-            stack.callback(output.release)
-        pack = Pack(effective, compositions, tokens, device)
-        start_step, saved = _resume_point(outputs, options)
-        codes = _restore(pack, saved, tokens.fingerprint) if saved else None
-        for output, config in zip(outputs, effective, strict=True):
-            facts = {
-                **_environment(),
-                "effective_config": config.model_dump(mode="json"),
-                "device": device_name(device),
-                "threads": torch.get_num_threads(),
-                "data": _data_facts(tokens),
-                "pack": list(names),
-            }
-            output.begin(facts, start_step)
-        yield Session(
-            pack=pack,
-            probe=probe,
-            outputs=outputs,
-            data_fingerprint=tokens.fingerprint,
-            start_step=start_step,
-            checkpoint_every=options.checkpoint_every or configs[0].eval_every_steps,
-            keep_weights=options.keep_weights,
-            should_stop=options.should_stop,
-            codes=codes,
-        )
 
 
 def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:

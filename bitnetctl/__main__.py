@@ -1,0 +1,6 @@
+"""`python -m bitnetctl`."""
+
+from bitnetctl.cli import main
+
+if __name__ == "__main__":
+    main()

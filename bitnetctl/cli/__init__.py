@@ -1,0 +1,79 @@
+"""Parse, call, exit code. Torch and all that needs it are imported by the commands that train, not before."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from bitnetctl import __version__
+from bitnetctl.cli import config, interventions, sweep, train, verify
+from bitnetctl.cli.options import stderr
+from bitnetctl.errors import BitnetctlError, ExitCode
+
+app = typer.Typer(
+    name="bitnetctl",
+    help="Train small ternary (BitNet b1.58) language models, watch them for collapse, try cures, judge claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
+app.command("verify")(verify.verify)
+app.add_typer(interventions.app, name="interventions")
+app.add_typer(config.app, name="config")
+_GROUPS = ("config", "interventions")
+
+
+def main() -> None:
+    """Run the command line and exit with the code of its outcome."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line with `arguments`; errors end in one line on stderr. Returns the exit code."""
+    # must be set before torch is loaded: by default its idle threads spin for milliseconds, and two processes that
+    # share a processor then train five times slower than they need to
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        return int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
+    except typer.Abort:
+        return _fail("interrupted", ExitCode.INTERRUPTED)
+    except typer.TyperException as error:
+        if not arguments or arguments[-1] in _GROUPS:
+            typer.echo(error.format_message(), err=True)
+            return ExitCode.USAGE
+        return _fail(f"{error.format_message()} (see bitnetctl --help)", ExitCode.USAGE)
+    except BitnetctlError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # the reader of stdout has left; nothing more may be written there, not even when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.INTERNAL
+    except Exception as error:
+        if os.environ.get("BITNETCTL_TRACEBACK"):
+            raise
+        hint = "BITNETCTL_TRACEBACK=1 shows where; please report it"
+        return _fail(f"internal error: {type(error).__name__}: {error} ({hint})", ExitCode.INTERNAL)
+
+
+def _fail(message: str, code: int) -> int:
+    stderr().print(f"error: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
+    return int(code)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"bitnetctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""

@@ -1,0 +1,73 @@
+"""Options and output that commands share."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")]
+SizeOption = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
+SizesOption = Annotated[
+    str | None, typer.Option("--sizes", metavar="LIST", help="Hidden sizes, such as 256,512; unset: the recipe's.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Initialisation and shuffled order.")]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
+]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Training steps; unset: the recipe's.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
+]
+ArmOption = Annotated[
+    str,
+    typer.Option("--intervention", "-i", metavar="ARM", help="Interventions, such as reduced-lr:peak=5e-4+no-decay."),
+]
+ArmsOption = Annotated[
+    list[str] | None,
+    typer.Option("--intervention", "-i", metavar="ARM", help="An arm, such as reduced-lr:peak=5e-4; may be repeated."),
+]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EvalEveryOption = Annotated[
+    int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")
+]
+CheckpointEveryOption = Annotated[
+    int | None, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints; unset: every evaluation.")
+]
+PackOption = Annotated[
+    str, typer.Option("--pack", metavar="auto|N", help="Runs trained together as one program; auto: what memory takes.")
+]
+KeepWeightsOption = Annotated[
+    bool, typer.Option("--keep-weights/--no-keep-weights", help="Keep the final weights of every run.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
+
+
+def stdout() -> Console:
+    """Return the console for data."""
+    return Console()
+
+
+def stderr() -> Console:
+    """Return the console for everything else."""
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout; NaN is refused."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gibibytes(count: float) -> str:
+    """Return bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,268 @@
+"""`bitnetctl sweep`: many runs."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitnetctl.cli.options import (
+    ArmsOption,
+    CheckpointEveryOption,
+    DryRunOption,
+    EvalEveryOption,
+    JsonOption,
+    KeepWeightsOption,
+    PackOption,
+    RunsDirOption,
+    SeedsOption,
+    SetOption,
+    SizesOption,
+    StepsOption,
+    duration,
+    gibibytes,
+    print_json,
+    stderr,
+    stdout,
+)
+from bitnetctl.cli.train import final_row, follow, known_vocabularies
+from bitnetctl.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from bitnetctl.config import RunConfig
+
+
+def sweep(
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="Built-in plan or FILE.toml; other options change it.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")] = None,
+    sizes: SizesOption = None,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    overrides: SetOption = None,
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="Do not add the arm without interventions.")
+    ] = False,
+    pack: PackOption = "auto",
+    runs_dir: RunsDirOption = Path("runs"),
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, or a list such as cuda:0,cuda:1: one worker process each.")
+    ] = "auto",
+    eval_every: EvalEveryOption = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    keep_weights: KeepWeightsOption = False,
+    configs_file: Annotated[Path | None, typer.Option("--configs", hidden=True, help="Runs for a worker.")] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
+    if configs_file is not None:
+        configs = _read_configs(configs_file)
+    else:
+        configs = _plan_configs(
+            plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
+        )
+    pack_size = parse_pack(pack)
+    if dry_run:
+        return show_plan(configs, runs_dir, device, pack_size, as_json)
+    stopped = train_missing(
+        configs,
+        runs_dir=runs_dir,
+        device=device,
+        pack_size=pack_size,
+        checkpoint_every=checkpoint_every,
+        keep_weights=keep_weights,
+    )
+    rows = _summary(configs, runs_dir)
+    if as_json:
+        print_json({"runs": rows})
+    else:
+        from bitnetctl.report import sweep_table
+
+        stdout().print(sweep_table(rows))
+    return ExitCode.STOPPED if stopped else _exit_code(rows)
+
+
+def _read_configs(path: Path) -> "list[RunConfig]":
+    from bitnetctl.config import parse_config
+
+    try:
+        trees = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--configs {path}: {error}") from error
+    return [parse_config(tree, source=str(path)) for tree in trees]
+
+
+def _plan_configs(
+    plan: str | None,
+    recipe: str | None,
+    sizes: str | None,
+    arms: Sequence[str] | None,
+    seeds: str | None,
+    steps: int | None,
+    overrides: list[str],
+    eval_every: int | None,
+    *,
+    baseline: bool,
+) -> "list[RunConfig]":
+    """Return the runs of a plan with the changes of the command line, or of the command line alone."""
+    from bitnetctl.grid import load_plan, make_plan, parse_numbers, parse_seeds
+
+    if eval_every is not None:
+        overrides = [*overrides, f"probe.eval_every_steps={eval_every}"]
+    changes: dict[str, Any] = {"overrides": overrides}
+    if recipe is not None:
+        changes["recipe"] = recipe
+    if sizes is not None:
+        changes["sizes"] = parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
+    if seeds is not None:
+        changes["seeds"] = parse_seeds(seeds)
+    if steps is not None:
+        changes["steps"] = steps
+    if arms:
+        changes |= {"arms": tuple(arms), "factors": {}, "baseline": True}
+    if not baseline:
+        changes["baseline"] = False
+    configs = (load_plan(plan, changes) if plan is not None else make_plan(changes)).configs()
+    if not configs:
+        raise ConfigError("the sweep has no runs; give an arm with -i, or leave out --no-baseline")
+    return configs
+
+
+def parse_pack(text: str) -> int | None:
+    """Read `auto` as None and N as N; raises ConfigError."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--pack {text!r}: expected auto or a whole number from 1")
+    return int(text)
+
+
+def train_missing(
+    configs: "Sequence[RunConfig]",
+    *,
+    runs_dir: Path,
+    device: str,
+    pack_size: int | None = None,
+    checkpoint_every: int | None = None,
+    keep_weights: bool = False,
+) -> bool:
+    """Train the runs that have not ended; True if a signal stopped it."""
+    from bitnetctl.runs import ended
+
+    missing = [config for config in configs if ended(config, runs_dir) is None]
+    if not missing:
+        stderr().print(f"all {len(configs)} runs are there already, nothing to train", highlight=False)
+        return False
+    from bitnetctl.console import make_reporter
+    from bitnetctl.signals import StopRequest
+    from bitnetctl.sweep import Options, sweep_runs
+    from bitnetctl.sweep.workers import split_devices, work_on_devices
+
+    devices = split_devices(device)
+    with StopRequest() as stop, make_reporter(stderr(), configs, runs_dir) as reporter:
+        if len(devices) > 1:
+            arguments = ["--runs-dir", str(runs_dir), "--pack", str(pack_size or "auto")]
+            arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
+            arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
+            return work_on_devices(devices, missing, arguments, stop, reporter.notice)
+        options = Options(
+            runs_dir=runs_dir,
+            device=devices[0],
+            checkpoint_every=checkpoint_every,
+            keep_weights=keep_weights,
+            should_stop=stop,
+            progress=reporter.work,
+            notice=reporter.notice,
+        )
+        return follow(sweep_runs(missing, options, pack=pack_size), reporter) or stop()
+
+
+def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:
+    from bitnetctl.records import RunPaths, read_manifest
+
+    rows = []
+    for config in configs:
+        paths = RunPaths(runs_dir, config.run_name)
+        manifest = read_manifest(paths.folder)
+        rows.append(
+            {
+                "run": paths.name,
+                "size": config.model.hidden_size,
+                "arm": config.arm,
+                "seed": config.seed,
+                "status": "missing" if manifest is None else manifest.status,
+                "message": None if manifest is None else manifest.message,
+                "final": final_row(paths.csv) if manifest and manifest.status in ("finished", "diverged") else None,
+            }
+        )
+    return rows
+
+
+def _exit_code(rows: Sequence[dict[str, Any]]) -> ExitCode:
+    statuses = Counter(row["status"] for row in rows)
+    if statuses["failed"]:
+        return ExitCode.INTERNAL
+    return ExitCode.REFUTED if statuses["diverged"] else ExitCode.SUPPORTED
+
+
+def show_plan(
+    configs: "Sequence[RunConfig]", runs_dir: Path, device_name: str, pack_size: int | None, as_json: bool
+) -> int:
+    """Show runs, packs, estimated memory and time."""
+    from bitnetctl.estimate import estimate, pack_member_bytes
+    from bitnetctl.machine import memory_available, resolve_device
+    from bitnetctl.report import packs_table
+    from bitnetctl.runs import ended
+    from bitnetctl.step import pack_key
+    from bitnetctl.sweep.executor import largest_pack
+    from bitnetctl.sweep.session import effective_config
+    from bitnetctl.sweep.workers import split_devices
+
+    devices = split_devices(device_name)
+    device = resolve_device(devices[0])
+    groups: dict[object, list[tuple[RunConfig, RunConfig]]] = {}
+    done = 0
+    for config in configs:
+        if ended(config, runs_dir) is not None:
+            done += 1
+            continue
+        effective = effective_config(config)
+        groups.setdefault(pack_key(effective), []).append((config, effective))
+    rows, total_seconds = [], 0.0
+    for members in groups.values():
+        effective = members[0][1]
+        [vocab_size] = known_vocabularies([effective])
+        limit = pack_size or largest_pack(device, pack_member_bytes(effective, vocab_size))
+        size = min(limit, len(members))
+        packs = -(-len(members) // size)
+        cost = estimate(effective, vocab_size, device, size)
+        total_seconds += packs * cost.total_seconds / len(devices)
+        arms = Counter(config.arm for config, _ in members)
+        rows.append(
+            {
+                "size": effective.model.hidden_size,
+                "steps": effective.steps,
+                "runs": len(members),
+                "arms": list(arms),
+                "packs": packs,
+                "runs_in_a_pack": size,
+                "memory_bytes": cost.memory_bytes,
+                "seconds": round(packs * cost.total_seconds, 1),
+            }
+        )
+    if as_json:
+        print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})
+        return ExitCode.SUPPORTED
+    console = stdout()
+    console.print(packs_table(rows))
+    console.print(
+        f"{len(configs)} runs, {done} there already; about {duration(total_seconds)} on {', '.join(devices)}, "
+        f"{gibibytes(memory_available(device))} free",
+        highlight=False,
+    )
+    return ExitCode.SUPPORTED

@@ -1,0 +1,169 @@
+"""`bitnetctl train`: one run."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitnetctl.cli.config import config_text
+from bitnetctl.cli.options import (
+    ArmOption,
+    CheckpointEveryOption,
+    DeviceOption,
+    DryRunOption,
+    EvalEveryOption,
+    JsonOption,
+    RecipeOption,
+    RunsDirOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+    StepsOption,
+    duration,
+    gibibytes,
+    print_json,
+    stderr,
+    stdout,
+)
+from bitnetctl.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from bitnetctl.config import RunConfig
+    from bitnetctl.console import Reporter
+    from bitnetctl.events import Event
+
+
+def train(
+    recipe: RecipeOption = "origin",
+    size: SizeOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    arm: ArmOption = "",
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; unset: made from the config.")] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    device: DeviceOption = "auto",
+    eval_every: EvalEveryOption = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Train one model on text; the same command again finds the finished run or goes on where it stopped."""
+    from bitnetctl import plugins
+    from bitnetctl.config import build_config, parse_arm
+    from bitnetctl.records import RunPaths
+    from bitnetctl.runs import ended
+
+    config = plugins.normalize(
+        build_config(
+            recipe,
+            size=size,
+            steps=steps,
+            seed=seed,
+            eval_every_steps=eval_every,
+            overrides=overrides or (),
+            interventions=parse_arm(arm) or None,
+        )
+    )
+    name = name or config.run_name
+    paths = RunPaths(runs_dir, name)
+    if dry_run:
+        return _dry_run(config, name, device, as_json)
+
+    manifest = ended(config, runs_dir, name)
+    if manifest is None:
+        from bitnetctl import sweep
+        from bitnetctl.console import make_reporter
+        from bitnetctl.signals import StopRequest
+
+        with StopRequest() as stop, make_reporter(stderr()) as reporter:
+            options = sweep.Options(
+                runs_dir=runs_dir,
+                device=device,
+                checkpoint_every=checkpoint_every,
+                resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
+                should_stop=stop,
+                progress=reporter.work,
+                notice=reporter.notice,
+            )
+            if follow(sweep.train_runs([config], options, names=[name]), reporter):
+                return ExitCode.STOPPED
+        manifest = ended(config, runs_dir, name)
+        assert manifest is not None
+    else:
+        stderr().print(f"{name}: already {manifest.status}, nothing to train", highlight=False)
+    if as_json:
+        print_json({"run": name, "status": manifest.status, "csv": str(paths.csv), "final": final_row(paths.csv)})
+    else:
+        stdout().print(str(paths.csv), highlight=False, soft_wrap=True)
+    return ExitCode.REFUTED if manifest.status == "diverged" else ExitCode.SUPPORTED
+
+
+def follow(events: "Iterator[Event]", reporter: "Reporter") -> bool:
+    """Train under the eyes of a reporter; True if a signal stopped it."""
+    from bitnetctl.events import Stopped
+
+    for event in events:
+        reporter.event(event)
+        if isinstance(event, Stopped):
+            reporter.notice("the same command goes on from there")
+            return True
+    return False
+
+
+def final_row(csv: Path) -> dict[str, Any]:
+    """Return the last row of a CSV as JSON values: null is unknown, non-finite figures are text."""
+    from bitnetctl.records import NAMES, read
+
+    records = read(csv)
+    last = {name: records.value(name, len(records.frame) - 1) for name in NAMES}
+    return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
+
+
+def known_vocabularies(configs: "Sequence[RunConfig]") -> list[int]:
+    """Return the vocabulary size of each config; raises ConfigError where only fetching would tell."""
+    from bitnetctl.data import vocab_size_of
+
+    sizes = {config.data: vocab_size_of(config.data) for config in configs}
+    for data, vocab_size in sizes.items():
+        if vocab_size is None:
+            raise ConfigError(f"the vocabulary of {data.tokenizer} is not known without fetching it")
+    return [sizes[config.data] or 0 for config in configs]
+
+
+def _dry_run(config: "RunConfig", name: str, device_name: str, as_json: bool) -> int:
+    """Show the config, parameters, estimated memory and time."""
+    from bitnetctl.console import facts_table
+    from bitnetctl.estimate import estimate
+    from bitnetctl.machine import memory_available, resolve_device
+    from bitnetctl.sweep.session import effective_config
+
+    device = resolve_device(device_name)
+    effective = effective_config(config)
+    [vocab_size] = known_vocabularies([effective])
+    cost = estimate(effective, vocab_size, device)
+    if as_json:
+        print_json(
+            {
+                "run": name,
+                "config": config.model_dump(mode="json"),
+                "effective_config": effective.model_dump(mode="json"),
+                "vocab_size": vocab_size,
+                "parameters": cost.parameters,
+                "memory_bytes": cost.memory_bytes,
+                "seconds": round(cost.total_seconds, 1),
+            }
+        )
+        return ExitCode.SUPPORTED
+    free = memory_available(device)
+    facts = {
+        "parameters": f"{cost.parameters:,} (vocabulary {vocab_size:,})",
+        "memory": f"about {gibibytes(cost.memory_bytes)} of {gibibytes(free)} free",
+        "time": f"about {duration(cost.total_seconds)} on {device} ({cost.step_seconds * 1000:.1f} ms a step)",
+    }
+    stdout().print(facts_table(name, facts))
+    typer.echo(config_text(effective))
+    return ExitCode.SUPPORTED

@@ -1,0 +1,119 @@
+"""Train many runs: packs from the ledger, one after the other, until every run has ended."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from bitnetctl import loop
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import StorageError
+from bitnetctl.estimate import pack_member_bytes
+from bitnetctl.events import Event, Failed, Stopped
+from bitnetctl.machine import memory_available, memory_in_use
+from bitnetctl.outputs import RunOutput
+from bitnetctl.plugins import compose
+from bitnetctl.step import Pack, pack_key
+from bitnetctl.sweep.ledger import Ledger
+from bitnetctl.sweep.session import Options, Sessions, effective_config
+
+# beyond these a pack is bound by arithmetic and only takes memory
+_LARGEST_PACK = {"cpu": 16, "cuda": 64}
+_MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.85}
+_WAIT_SECONDS = 1.0
+
+
+def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | None = None) -> Iterator[Event]:
+    """Train every run that has not ended, in packs of at most `pack` runs (None: as many as memory takes).
+
+    Other processes may sweep the same folder: each run is trained once, and this one waits for the runs that others
+    hold, taking over those whose owner dies. A run that raises an error is recorded as failed and the rest go on.
+    Raises ConfigError or DataError before anything is created.
+    """
+    effective = {config.hash: effective_config(config) for config in configs}
+    sessions = Sessions(options)
+    for config in effective.values():
+        sessions.require_room(config, 1)
+    limits = _PackLimits(sessions, pack)
+    alone: set[str] = set()
+    given_up: set[str] = set()
+
+    def shape(config: RunConfig) -> tuple[object, ...]:
+        return (*pack_key(effective[config.hash]), config.hash if config.hash in alone else None)
+
+    ledger = Ledger(options.runs_dir, shape)
+    waiting = False
+    while not options.should_stop():
+        candidates = [config for config in configs if config.hash not in given_up]
+        outputs = ledger.claim(candidates, lambda config: limits.of(effective[config.hash]))
+        if not outputs:
+            if not ledger.unfinished(candidates):
+                return
+            if not waiting:
+                options.notice("waiting for runs that another process trains")
+            waiting = True
+            time.sleep(_WAIT_SECONDS)
+            continue
+        waiting = False
+        try:
+            with sessions.open(outputs) as session:
+                for event in loop.train(session):
+                    yield event
+                    if isinstance(event, Stopped):
+                        return
+        except (StorageError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except Exception as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if len(outputs) > 1:
+                options.notice(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
+                alone.update(output.config.hash for output in outputs)
+            else:
+                _record_failure(outputs[0], message)
+                given_up.add(outputs[0].config.hash)
+                yield Failed(run=0, message=message)
+
+
+def _record_failure(output: RunOutput, message: str) -> None:
+    output.claim()
+    try:
+        output.fail(message)
+    finally:
+        output.release()
+
+
+def largest_pack(device: torch.device, member_bytes: int) -> int:
+    """Return how many runs of `member_bytes` each fit into the free memory, with room left for others."""
+    fits = int(memory_available(device) * _MEMORY_SHARE[device.type] / member_bytes)
+    return max(1, min(fits, _LARGEST_PACK[device.type]))
+
+
+class _PackLimits:
+    """How many runs of a shape fit into a pack, by the memory one of them was measured to take."""
+
+    def __init__(self, sessions: Sessions, asked: int | None) -> None:
+        self._sessions = sessions
+        self._asked = asked
+        self._known: dict[object, int] = {}
+
+    def of(self, config: RunConfig) -> int:
+        """Return the largest pack for an effective config."""
+        if self._asked is not None:
+            return self._asked
+        key = pack_key(config)
+        if key not in self._known:
+            self._known[key] = self._measure(config)
+        return self._known[key]
+
+    def _measure(self, config: RunConfig) -> int:
+        device = self._sessions.device
+        tokens, _ = self._sessions.prepare(config)
+        before = memory_in_use(device)
+        pack = Pack([config], [compose(())], tokens, device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        pack.step(1)
+        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
+        # memory freed earlier is used again without showing, so the counted bytes are a lower bound
+        taken = max(after - before, pack_member_bytes(config, tokens.vocab_size))
+        return largest_pack(device, taken)

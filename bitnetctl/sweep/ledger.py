@@ -1,0 +1,78 @@
+"""Which process trains which runs: exclusive claims in the runs folder that end with their owner.
+
+A claim is an operating-system lock on `runs/<run>/run.lock`, so it ends when its process does, however it ends, and
+no clock is read. One short lock on the whole folder keeps two sweeps from splitting a pack between them.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from bitnetctl import checkpoint
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import RunBusyError
+from bitnetctl.files import storage_errors
+from bitnetctl.outputs import RunOutput
+from bitnetctl.records import RunPaths
+from bitnetctl.runs import ended
+
+
+class Ledger:
+    """Hands out packs of runs that nobody has finished or holds."""
+
+    def __init__(self, runs_dir: Path, shape_of: Callable[[RunConfig], Hashable]) -> None:
+        self._runs_dir = runs_dir
+        self._shape_of = shape_of
+        self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False)
+
+    def unfinished(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
+        """Return the runs that have not ended, whoever holds them."""
+        return [config for config in configs if ended(config, self._runs_dir) is None]
+
+    def claim(self, configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> list[RunOutput]:
+        """Claim a pack of at most `limit` runs of one shape that resume from the same step; empty if none is free.
+
+        The first free run decides the shape, and the step is the one that most of its kind can resume from.
+        """
+        with storage_errors(self._runs_dir):
+            self._runs_dir.mkdir(parents=True, exist_ok=True)
+        with self._guard:
+            claimed: list[RunOutput] = []
+            try:
+                for config in self.unfinished(configs):
+                    if claimed and self._shape_of(config) != self._shape_of(claimed[0].config):
+                        continue
+                    output = RunOutput(RunPaths(self._runs_dir, config.run_name), config)
+                    try:
+                        output.claim()
+                    except RunBusyError:
+                        continue
+                    claimed.append(output)
+                    if len(claimed) == limit(claimed[0].config):
+                        break
+                return _keep_resumable_together(claimed)
+            except BaseException:
+                for output in claimed:
+                    output.release()
+                raise
+
+
+def _keep_resumable_together(claimed: list[RunOutput]) -> list[RunOutput]:
+    """Release the runs that cannot resume from the same step as most of the others."""
+    # a run without checkpoints begins at 0, one with checkpoints never does: that would throw work away
+    available = [set(checkpoint.steps(output.paths.checkpoints)) or {0} for output in claimed]
+    counts: dict[int, int] = {}
+    for steps in available:
+        for step in steps:
+            counts[step] = counts.get(step, 0) + 1
+    if not counts:
+        return []
+    best = max(counts, key=lambda step: (counts[step], step))
+    kept = []
+    for output, steps in zip(claimed, available, strict=True):
+        if best in steps:
+            kept.append(output)
+        else:
+            output.release()
+    return kept

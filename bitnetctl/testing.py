@@ -1,0 +1,125 @@
+"""The contract every intervention must keep, for plug-in authors' tests and `bitnetctl interventions check`.
+
+from bitnetctl.testing import check_contract
+
+def test_contract() -> None:
+    check_contract(MyIntervention, {"peak": 1e-4})
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from bitnetctl.config import RunConfig
+from bitnetctl.data import TokenData
+from bitnetctl.intervention import Composition, Intervention
+from bitnetctl.plugins import check_class
+from bitnetctl.step import Pack, pack_key
+
+_STEPS = 40
+_VOCAB = 64
+
+
+def check_contract(intervention: type[Intervention], settings: Mapping[str, Any] | None = None) -> None:
+    """Raise AssertionError or ConfigError that says what of the contract is broken.
+
+    Checked: the class is usable and documented; unknown settings are refused; schedules are pure, finite and within
+    range; two training steps beside a baseline run end in finite numbers, change nothing of the baseline, and give
+    the same again; its state is JSON and can be taken back.
+    """
+    check_class(intervention)
+    _check_settings(intervention, settings or {})
+    _check_schedules(intervention, settings or {})
+    _check_training(intervention, settings or {})
+
+
+def tiny_config() -> RunConfig:
+    """Return a config small enough to train in milliseconds."""
+    return RunConfig.model_validate(
+        {
+            "steps": _STEPS,
+            "model": {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "data": {"batch_size": 2, "sequence_length": 8},
+            "schedule": {"warmup_steps": 4},
+        }
+    )
+
+
+def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
+    """Return random tokens in place of a text, enough for `config`."""
+    needed = 4 * config.data.batch_size * config.data.sequence_length + 1
+    tokens_N = np.random.default_rng(seed).integers(0, _VOCAB, max(4096, needed)).astype(np.uint16)
+    return TokenData(
+        train_N=tokens_N,
+        held_out_N=tokens_N[:512],
+        vocab_size=_VOCAB,
+        fingerprint="0" * 64,
+        tokenizer_fingerprint="0" * 64,
+        source="random",
+        tokenizer="random",
+        tokenizer_path=Path(tempfile.gettempdir()) / "none",
+        end_of_text=None,
+    )
+
+
+def build(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
+    """Return a composition of one intervention with validated settings."""
+    return Composition([intervention(intervention.Settings.model_validate(dict(settings)))])
+
+
+def train_steps(composition: Composition, steps: int = 2) -> Pack:
+    """Train a run with `composition` beside a baseline run, in one pack where the shapes allow it."""
+    base = tiny_config()
+    config = composition.configure(base)
+    beside = pack_key(config) == pack_key(base)
+    configs, compositions = ([config, base], [composition, Composition()]) if beside else ([config], [composition])
+    pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
+    for step in range(1, steps + 1):
+        pack.step(step)
+    return pack
+
+
+def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
+    intervention.Settings.model_validate(dict(settings))
+    try:
+        intervention.Settings.model_validate({"no_such_setting": 1})
+    except ValidationError:
+        return
+    raise AssertionError("Settings takes unknown keys; derive it from InterventionSettings")
+
+
+def _check_schedules(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
+    composition = build(intervention, settings)
+    config = composition.configure(tiny_config())
+    assert isinstance(config, RunConfig), f"configure returned {type(config).__name__}, not a RunConfig"
+    RunConfig.model_validate(config.model_dump())
+    again = build(intervention, settings)
+    assert again.configure(tiny_config()) == config, "configure is not the same for the same config"
+    for seam, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
+        values = [getattr(composition, seam)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
+        assert all(math.isfinite(value) and value >= 0 for value in values), f"{seam} is negative or not finite"
+        backwards = [getattr(composition, seam)(base, step, _STEPS) for step in range(_STEPS, 0, -1)]
+        assert backwards[::-1] == values, f"{seam} is not a pure function of the step"
+
+
+def _check_training(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
+    first = train_steps(build(intervention, settings))
+    assert first.members[0].diverged_at is None, "two training steps do not end in finite numbers"
+    second = train_steps(build(intervention, settings))
+    assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives two results"
+    if len(first.members) == 2:
+        baseline = train_steps(Composition())
+        for key, leaf in baseline.members[1].leaves.items():
+            torch.testing.assert_close(
+                first.members[1].leaves[key], leaf, msg=f"the baseline run beside it changed in {key}"
+            )
+    states = first.members[0].composition.state_dict()
+    assert json.loads(json.dumps(states)) == states, "state_dict is not made of JSON values"
+    build(intervention, settings).load_state_dict(states)
