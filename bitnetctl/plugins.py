@@ -49,6 +49,11 @@ class Plugin:
     problem: str | None
 
     @property
+    def refusal(self) -> str:
+        """One line that says why it cannot be used."""
+        return f"intervention {self.name!r} of {self.distribution} {self.version} cannot be used: {self.problem}"
+
+    @property
     def seams(self) -> list[str]:
         """Names of the seams it changes."""
         return [] if self.intervention is None else changed_seams(self.intervention)
@@ -161,9 +166,7 @@ def plugin_records(specs: Iterable[InterventionSpec]) -> list[PluginRecord]:
 def _class_of(spec: InterventionSpec) -> type[Intervention]:
     plugin = load(spec.name)
     if plugin.intervention is None:
-        raise ConfigError(
-            f"intervention {spec.name!r} of {plugin.distribution} {plugin.version} cannot be used: {plugin.problem}"
-        )
+        raise ConfigError(plugin.refusal)
     return plugin.intervention
 
 

@@ -36,10 +36,9 @@ def list_all(as_json: JsonOption = False) -> None:
     table.add_column("from", no_wrap=True)
     table.add_column("what it does")
     for plugin in found:
-        summary = (
-            plugin.intervention.summary if plugin.intervention else f"[red]broken:[/] {escape(plugin.problem or '')}"
-        )
-        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", summary)
+        what = plugin.intervention.summary if plugin.intervention else f"broken: {plugin.problem}"
+        style = "red" if plugin.problem else ""
+        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", escape(what), style=style)
     stdout().print(table)
 
 
@@ -53,9 +52,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
         print_json(_describe(plugin))
         return ExitCode.SUPPORTED
     if plugin.intervention is None:
-        raise ConfigError(
-            f"intervention {name!r} of {plugin.distribution} {plugin.version} is broken: {plugin.problem}"
-        )
+        raise ConfigError(plugin.refusal)
     console = stdout()
     console.print(f"[bold]{name}[/]  {escape(inspect.getdoc(plugin.intervention) or '')}", highlight=False)
     console.print(f"source   {escape(plugin.intervention.source)}", highlight=False)
