@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bitnetctl import analysis
+from bitnetctl.analysis import collapse, known
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import BitnetctlError
 from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Started, Stopped
@@ -83,12 +83,12 @@ class _RunView:
     def update(self, row: Row) -> str | None:
         """Take a new row; return a warning when a collapse begins."""
         self.row = row
-        unique = analysis.known(row, "UniquePredictions")
+        unique = known(row, "UniquePredictions")
         if unique is not None:
             self.history.append(unique)
         step = self.step = int(row["Step"] or 0)
         self.loss = row.get("Loss")
-        reason = analysis.collapse(row) if step > self.config.schedule.warmup_steps else None
+        reason = collapse(row) if step > self.config.schedule.warmup_steps else None
         if reason is None:
             self.collapsed_since = None
             return None
