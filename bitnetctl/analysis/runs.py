@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,22 @@ class Run:
     arm: str | None
     seed: int | None
     planned_steps: int | None
+
+    @cached_property
+    def _columns(self) -> dict[str, list[float | None]]:
+        """Every column as a list; reading cell by cell from a frame would take a second for a hundred runs."""
+        frame, count = self.records.frame, len(self.records.frame)
+        columns: dict[str, list[float | None]] = {}
+        for name in NAMES:
+            if name not in frame:
+                columns[name] = [None] * count
+                continue
+            unknown = self.records.unknown[name]
+            columns[name] = [
+                None if missing else float(value)
+                for value, missing in zip(frame[name].tolist(), unknown.tolist(), strict=True)
+            ]
+        return columns
 
     @property
     def steps(self) -> "npt.NDArray[Any]":
@@ -94,25 +111,26 @@ class Run:
 
     def column(self, name: str) -> list[float | None]:
         """Return a column with a value for every row: None is unknown, NaN and infinity are facts."""
-        return [self.records.value(name, index) for index in range(len(self.records.frame))]
+        return self._columns[name]
 
     def row(self, index: int) -> Row:
         """Return one row by column name."""
-        return {name: self.records.value(name, index) for name in NAMES}
+        return {name: self._columns[name][index] for name in NAMES}
 
     def at(self, column: str, step: int) -> float | None:
         """Return the figure at exactly `step`."""
         places = (self.steps == step).nonzero()[0]
-        return self.records.value(column, int(places[0])) if len(places) else None
+        return self._columns[column][int(places[0])] if len(places) else None
 
     def collapse_reasons(self) -> list[str | None]:
-        """Return for every row why it counts as collapsed, None where it does not; step 1 is untrained and never does."""
+        """Return for every row why it counts as collapsed, None where it does not or, at step 1, is untrained."""
         return [None if step == 1 else collapse(self.row(index)) for index, step in enumerate(self.steps)]
 
     @staticmethod
     def _round_boundary(before: int, after: int) -> int:
         """Return the roundest step in [before, after): rows are sparse, boundaries are round."""
-        for unit in (10**exponent for exponent in range(9, -1, -1)):
+        for exponent in range(9, -1, -1):
+            unit: int = 10**exponent
             candidate = -(-before // unit) * unit
             if before <= candidate < after:
                 return candidate
