@@ -32,7 +32,7 @@ class RunOutput:
         self._lock = FileLock(paths.lock, thread_local=False)
         self._writer: RecordWriter | None = None
         self._manifest: Manifest | None = None
-        self._started = 0.0
+        self._started = time.monotonic()
         self._seconds_before = 0.0
 
     def claim(self) -> None:
@@ -51,25 +51,15 @@ class RunOutput:
         before = read_manifest(self.paths.folder) if resume_step else None
         self._seconds_before = before.elapsed_seconds if before else 0.0
         self._started = time.monotonic()
-        self._manifest = Manifest(
-            run=self.paths.name,
-            status="running",
-            config=self.config.model_dump(mode="json"),
-            config_hash=self.config.hash,
-            created_at=before.created_at if before else utc_now(),
-            updated_at=utc_now(),
-            steps_done=resume_step,
-            elapsed_seconds=self._seconds_before,
-            **facts,
-        )
+        self._manifest = self._new_manifest(before, resume_step, facts)
         self._writer = RecordWriter(self.paths.csv, keep_through_step=resume_step)
         self._write_manifest()
 
     def fail(self, message: str) -> None:
         """Record that the run raised an error; it is tried again by the next sweep."""
         if self._manifest is None:
-            self.begin({}, 0)
-        assert self._manifest is not None
+            self._manifest = read_manifest(self.paths.folder) or self._new_manifest(None, 0, {})
+            self._seconds_before = self._manifest.elapsed_seconds
         self.update("failed", self._manifest.steps_done, message=message)
 
     def append(self, row: Row) -> None:
@@ -80,6 +70,7 @@ class RunOutput:
     def save(self, state: Checkpoint) -> None:
         """Save a checkpoint, after the rows before it are on disk."""
         assert self._writer is not None
+        # a checkpoint must never claim rows that a power cut can take back
         self._writer.sync()
         checkpoint.save(self.paths.checkpoints, state)
         self.update("running", state.step)
@@ -87,8 +78,10 @@ class RunOutput:
     def update(
         self, status: Status, steps_done: int, *, diverged_at: int | None = None, message: str | None = None
     ) -> None:
-        """Write where the run stands into its manifest."""
+        """Write where the run stands into its manifest, after the rows it speaks of are on disk."""
         assert self._manifest is not None
+        if self._writer is not None:
+            self._writer.sync()
         self._manifest = self._manifest.model_copy(
             update={
                 "status": status,
@@ -107,6 +100,20 @@ class RunOutput:
             self._writer.close()
             self._writer = None
         self._lock.release()
+
+    def _new_manifest(self, before: Manifest | None, steps_done: int, facts: Mapping[str, Any]) -> Manifest:
+        now = utc_now()
+        return Manifest(
+            run=self.paths.name,
+            status="running",
+            config=self.config.model_dump(mode="json"),
+            config_hash=self.config.hash,
+            created_at=before.created_at if before else now,
+            updated_at=now,
+            steps_done=steps_done,
+            elapsed_seconds=self._seconds_before,
+            **facts,
+        )
 
     def _write_manifest(self) -> None:
         assert self._manifest is not None
