@@ -58,7 +58,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -132,9 +132,11 @@ class Composition:
         self._gradients = self._claimant("transform_gradients")
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Apply `configure` of each in turn."""
+        """Apply `configure` of each in turn; raises ConfigError for a config that no recipe could have."""
         for intervention in self.interventions:
-            config = intervention.configure(config)
+            changed = intervention.configure(config)
+            # a frozen config is changed by copying, which checks nothing
+            config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")
         return config
 
     def quantization(self, base: float, step: int, steps: int) -> float:

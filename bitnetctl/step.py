@@ -122,11 +122,12 @@ class Pack:
         loss_R = loss_RN.view_as(targets_RN).mean(-1)
         if not any(member.composition.claims_loss for member in self.members):
             return loss_R.detach(), loss_R
+        # unbind, not indexing: its gradient is stacked once instead of being padded with zeros for every run
         objectives = [
-            member.composition.training_loss(logits_RNV[run], targets_RN[run])
-            if member.composition.claims_loss
-            else loss_R[run]
-            for run, member in enumerate(self.members)
+            member.composition.training_loss(logits_NV, targets_N) if member.composition.claims_loss else loss
+            for member, logits_NV, targets_N, loss in zip(
+                self.members, logits_RNV.unbind(0), targets_RN, loss_R.unbind(0), strict=True
+            )
         ]
         return loss_R.detach(), torch.stack(objectives)
 

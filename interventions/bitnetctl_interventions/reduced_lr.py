@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
 
 
@@ -25,6 +26,8 @@ class ReducedLearningRate(Intervention):
     def configure(self, config: RunConfig) -> RunConfig:
         """Scale both peaks alike, so that the shape of the schedule stays."""
         schedule = config.schedule
+        if not self.settings.factor and not schedule.peak_learning_rate:
+            raise ConfigError("reduced-lr: the recipe's peak learning rate is 0; give a factor")
         factor = self.settings.factor or self.settings.peak / schedule.peak_learning_rate
         scaled = schedule.model_copy(
             update={

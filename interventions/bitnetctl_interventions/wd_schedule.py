@@ -7,8 +7,8 @@ from pydantic import Field
 from bitnetctl.config import RunConfig
 from bitnetctl.intervention import Intervention, InterventionSettings
 
-_PRESETS: dict[str, dict[str, float]] = {
-    "stage1-only": {"boundary_fraction": 1.0},
+_PRESETS: dict[str, dict[str, float | None]] = {
+    "stage1-only": {"boundary_fraction": 1.0, "weight_decay_boundary_fraction": None},
     "before-fix": {"stage2_weight_decay": 0.05},
     "fix": {"stage2_weight_decay": 0.0},
 }

@@ -1,0 +1,1 @@
+"""Benchmarks and tables, each one command."""

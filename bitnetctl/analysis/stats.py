@@ -1,0 +1,214 @@
+"""Intervals and tests for a handful of seeds; no torch here.
+
+None is unknown: too few samples, never a yes. A figure that is not finite is a failed run and is never dropped: it
+counts as worse than every finite one. scipy is imported where it is used, since it takes longer to load than a verdict.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+Better = Literal["higher", "lower"]
+
+EXACT_UP_TO = 15
+"""Pairs up to which every assignment of signs is tried: 2**15 = 32,768."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided interval of a mean.
+
+    `degenerate` is "constant" where all values are equal, so that the interval is one point and says nothing about the
+    spread, and "failures" where a value is not finite: the mean is unbounded, and so is the interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+    degenerate: Literal["constant", "failures"] | None = None
+
+
+def paired_differences(treated: Sequence[float | None], control: Sequence[float | None], better: Better) -> list[float]:
+    """Return treated - control pair by pair, so signed that more is better; pairs with an unknown figure are left out.
+
+    A failed run is infinitely worse than a finished one; two failed runs are equal.
+    """
+    sign = 1.0 if better == "higher" else -1.0
+    differences = []
+    for one, other in zip(treated, control, strict=True):
+        if one is None or other is None:
+            continue
+        if math.isfinite(one) and math.isfinite(other):
+            differences.append(sign * one - sign * other)
+        elif math.isfinite(one) or math.isfinite(other):
+            differences.append(math.inf if math.isfinite(one) else -math.inf)
+        else:
+            differences.append(0.0)
+    return differences
+
+
+def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed: int = 0) -> Interval | None:
+    """Return the bias-corrected and accelerated bootstrap interval of the mean (Efron 1987), of pairs by their
+    differences; None for fewer than two known values.
+
+    With fewer than about ten values it is too narrow: see `mean_bound` for a verdict.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    sample = _array(values)
+    if len(sample) < 2:
+        return None
+    if not np.isfinite(sample).all():
+        mean = float(sample[~np.isfinite(sample)][0])
+        return Interval(mean=mean, low=-math.inf, high=math.inf, confidence=confidence, degenerate="failures")
+    if np.ptp(sample) == 0:
+        point = float(sample[0])
+        return Interval(mean=point, low=point, high=point, confidence=confidence, degenerate="constant")
+    generator = np.random.default_rng(seed)
+    found = bootstrap(
+        (sample,), np.mean, confidence_level=confidence, method="BCa", vectorized=True, rng=generator, n_resamples=9999
+    ).confidence_interval
+    return Interval(mean=float(sample.mean()), low=float(found.low), high=float(found.high), confidence=confidence)
+
+
+def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], confidence: float = 0.95) -> float | None:
+    """Return the one-sided Student-t bound of the mean; None for fewer than two known values.
+
+    low: mean - t(confidence, n-1) s / sqrt(n). Its error rate is 1 - confidence for normal values at any n, where a
+    bootstrap of three to five seeds errs two to three times as often. Infinitely far out where a value is not finite.
+    """
+    import numpy as np
+
+    sample = _array(values)
+    if len(sample) < 2:
+        return None
+    with np.errstate(all="ignore"):
+        bound = float(mean_bounds(sample[None, :], side, confidence)[0])
+    return bound if math.isfinite(bound) else -math.inf if side == "low" else math.inf
+
+
+def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: float) -> "Floats":
+    """Return `mean_bound` of every row of (samples, values)."""
+    from scipy.special import stdtrit
+
+    count = samples_SN.shape[1]
+    reach = float(stdtrit(count - 1, confidence)) * samples_SN.std(axis=1, ddof=1) / math.sqrt(count)
+    bounds: Floats = samples_SN.mean(axis=1) + (reach if side == "high" else -reach)
+    return bounds
+
+
+def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | None:
+    """Return the two-sided p-value of the paired sign-flip test of a zero mean; None for fewer than two known pairs.
+
+    Exact up to 15 pairs, 99,999 random flips beyond. Where a difference is infinite (a failed run), all are replaced by
+    their signed ranks, so that a failure weighs most and not infinitely.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    sample = _array(differences)
+    if len(sample) < 2:
+        return None
+    if np.isnan(sample).any():
+        raise ValueError("a difference is NaN; build differences with paired_differences")
+    if not np.isfinite(sample).all():
+        sample = _signed_ranks(sample)
+    if not sample.any():
+        return 1.0
+    # the scale is of no consequence, and huge figures would overflow in a sum
+    sample = sample / np.abs(sample).max()
+    found = permutation_test(
+        (sample,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if len(sample) <= EXACT_UP_TO else 99_999,
+        alternative="two-sided",
+        rng=np.random.default_rng(seed),
+    )
+    return min(1.0, float(found.pvalue))
+
+
+def sign_flip_floor(pairs: int) -> float | None:
+    """Return the least p-value that the two-sided sign-flip test can give: 2^(1-n); None without pairs."""
+    return 2.0 ** (1 - pairs) if pairs >= 1 else None
+
+
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return p-values adjusted for the whole family (Holm 1979); an unknown one stays unknown and still counts."""
+    count = len(p_values)
+    known = sorted((value, name) for name, value in p_values.items() if value is not None)
+    adjusted: dict[str, float | None] = dict.fromkeys(p_values)
+    running = 0.0
+    for place, (value, name) in enumerate(known):
+        running = max(running, min(1.0, (count - place) * value))
+        adjusted[name] = running
+    return adjusted
+
+
+def rate_upper(failures: int, runs: int, confidence: float = 0.95) -> float | None:
+    """Return the one-sided upper Clopper-Pearson bound on a failure rate; None without runs.
+
+    The rate p at which `failures` or fewer of `runs` still have the chance 1 - confidence; for 0 of n it is
+    1 - (1 - confidence)^(1/n): 63 % at n = 3, 45 % at 5, 26 % at 10.
+    """
+    _check_counts(failures, runs)
+    if runs == 0:
+        return None
+    if failures == runs:
+        return 1.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(failures + 1, runs - failures, confidence))
+
+
+def rate_lower(failures: int, runs: int, confidence: float = 0.95) -> float | None:
+    """Return the one-sided lower Clopper-Pearson bound on a failure rate; None without runs."""
+    upper = rate_upper(runs - failures, runs, confidence)
+    return None if upper is None else 1.0 - upper
+
+
+def smallest_effect(pairs: int, spread: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Return the smallest mean difference that `pairs` seeds would show; None where the spread is unknown.
+
+    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), with s the standard deviation of the paired differences. Infinite
+    where 2^(1-n) > alpha, since the sign-flip test then shows no effect, however large.
+    """
+    if pairs < 1 or not math.isfinite(spread) or spread < 0:
+        return None
+    if 2.0 ** (1 - pairs) > alpha:
+        return math.inf
+    from scipy.special import stdtrit
+
+    quantiles = float(stdtrit(pairs - 1, 1 - alpha / 2)) + float(stdtrit(pairs - 1, power))
+    return quantiles * spread / math.sqrt(pairs)
+
+
+def _check_counts(failures: int, runs: int) -> None:
+    if not 0 <= failures <= runs:
+        raise ValueError(f"{failures} failures of {runs} runs")
+
+
+def _array(values: Sequence[float | None]) -> "Floats":
+    import numpy as np
+
+    return np.array([value for value in values if value is not None], dtype=np.float64)
+
+
+def _signed_ranks(differences: "Floats") -> "Floats":
+    """Replace differences by the mid-rank of their size, with their sign; 0 stays 0."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    sizes = np.abs(differences)
+    ranks: npt.NDArray[Any] = np.sign(differences) * rankdata(sizes)
+    return ranks

@@ -1,0 +1,149 @@
+"""Which facts are shown, what they are called and how they are written, the same in every kind of report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitnetctl.analysis.effects import ArmEffect, Effect
+from bitnetctl.analysis.facts import RunFacts
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class FactColumn:
+    """A fact of a run as a column."""
+
+    header: str
+    fact: str
+    form: str
+    meaning: str
+
+    def value(self, facts: RunFacts) -> float | None:
+        """Return the figure; None is unknown."""
+        value = getattr(facts, self.fact)
+        return None if value is None else float(value)
+
+    def text(self, value: float | None) -> str:
+        """Write a figure, a dash where it is unknown."""
+        return UNKNOWN if value is None else format(value, self.form)
+
+
+COLLAPSE = (
+    FactColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, step 1 left out"),
+    FactColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations"),
+    FactColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations"),
+    FactColumn("share", "share_of_collapsed_evaluations", ".0%", "share of the evaluations that are collapsed"),
+    FactColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
+    FactColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary less after"),
+)
+END = (
+    FactColumn("held-out", "final_held_out_loss", ".3f", "final held-out loss in nats"),
+    FactColumn("skill", "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
+    FactColumn("unique", "final_unique", ",.0f", "final distinct predictions"),
+    FactColumn("volatility", "volatility", ".2f", "mean |log2 ratio| of distinct predictions from one to the next"),
+    FactColumn("zeros", "zero_fraction", ".0%", "share of zeros among the ternary weights, at the end"),
+    FactColumn("flips", "mean_flip_rate", ".1%", "mean share of ternary weights that change between evaluations"),
+)
+
+
+@dataclass(frozen=True)
+class FactRow:
+    """One run, or the runs of one arm and size, as cells of a table."""
+
+    arm: str
+    size: str
+    seed: str
+    state: str
+    failed: bool
+    facts: tuple[RunFacts, ...]
+
+    def value(self, column: FactColumn) -> float | None:
+        """Return a figure, the mean where there are several runs that have it."""
+        known = [value for facts in self.facts if (value := column.value(facts)) is not None]
+        return sum(known) / len(known) if known else None
+
+    def text(self, column: FactColumn) -> str:
+        """Write a figure."""
+        return column.text(self.value(column))
+
+
+def state_of(facts: RunFacts) -> str:
+    """Say how a run stands where that is not simply finished."""
+    if facts.diverged_at is not None:
+        return f"diverged at {facts.diverged_at:,}"
+    if facts.failed:
+        return "failed"
+    if facts.complete is False:
+        return f"{facts.status or 'unfinished'} at {facts.final_step:,} of {facts.planned_steps:,}"
+    return ""
+
+
+def run_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
+    """Return a row for every run."""
+    return [
+        FactRow(
+            arm=fact.arm,
+            size=_whole(fact.size),
+            seed=_whole(fact.seed),
+            state=state_of(fact),
+            failed=fact.failed,
+            facts=(fact,),
+        )
+        for fact in facts
+    ]
+
+
+def arm_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
+    """Return a row for every arm and size, with means over the runs that have the figure."""
+    groups: dict[tuple[str, int | None], list[RunFacts]] = {}
+    for fact in facts:
+        groups.setdefault((fact.arm, fact.size), []).append(fact)
+    rows = []
+    for (arm, size), group in groups.items():
+        failed = sum(fact.failed for fact in group)
+        short = sum(fact.complete is False and not fact.failed for fact in group)
+        parts = [f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short)
+        rows.append(
+            FactRow(
+                arm=arm,
+                size=_whole(size),
+                seed=str(len(group)),
+                state=", ".join(parts),
+                failed=failed > 0,
+                facts=tuple(group),
+            )
+        )
+    return rows
+
+
+def _whole(value: int | None) -> str:
+    return UNKNOWN if value is None else str(value)
+
+
+def signed(value: float | None) -> str:
+    """Write a difference with its sign."""
+    return UNKNOWN if value is None else f"{value:+.3f}"
+
+
+def interval(effect: Effect) -> str:
+    """Write a 95 % interval."""
+    if effect.low is None or effect.high is None:
+        return UNKNOWN
+    return f"{effect.low:+.3f} … {effect.high:+.3f}"
+
+
+def p_text(p: float | None) -> str:
+    """Write a p value."""
+    return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def pairs_text(effect: ArmEffect) -> str:
+    """Say what a comparison stands on."""
+    parts = [f"{effect.pairs} pair{'s' * (effect.pairs != 1)}"]
+    if effect.failures:
+        parts.append(f"{effect.failures} failed")
+    if effect.baseline_failures:
+        parts.append(f"{effect.baseline_failures} of the baseline failed")
+    if effect.unpaired_runs:
+        parts.append(f"{effect.unpaired_runs} without a partner")
+    return ", ".join(parts)

@@ -1,0 +1,116 @@
+"""Curves over the steps for a terminal."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from bitnetctl.analysis import known
+from bitnetctl.analysis.study import Study
+
+MOST_CURVES = 6
+HEIGHT = 14
+_COLORS = (("blue", "blue"), ("orange", "yellow"), ("green", "green"), ("red", "red"), ("magenta", "magenta"))
+_MARKS = "abcdef"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure over the steps, the mean over the runs of one arm and size."""
+
+    label: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def plots(study: Study, *, width: int, color: bool) -> list[Text]:
+    """Return plots of held-out loss (of the training loss where it is unknown) and distinct predictions.
+
+    Without `color` there is no colour code in them, and letters tell the curves apart.
+    """
+    has_held_out = any(run.records.known("HeldOutLoss") for run in study.runs)
+    loss = ("HeldOutLoss", "held-out loss (nats)") if has_held_out else ("Loss", "training loss (nats)")
+    drawn = []
+    for (column, title), logarithmic in ((loss, False), (("UniquePredictions", "distinct predictions"), True)):
+        found = curves(study, column, logarithmic=logarithmic)
+        if found:
+            drawn.append(_plot(title, found, _boundaries(study), width, logarithmic=logarithmic, color=color))
+    return drawn
+
+
+def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
+    """Return a curve for every arm and size, step 1 left out: the mean, geometric if logarithmic, at every step."""
+    sizes = {facts.size for facts in study.facts}
+    groups: dict[str, dict[int, list[float]]] = {}
+    for run, facts in zip(study.runs, study.facts, strict=True):
+        label = f"{facts.arm} h{facts.size}" if len(sizes) > 1 and facts.size is not None else facts.arm
+        points = groups.setdefault(label, {})
+        for step, value in zip(run.steps.tolist(), run.column(column), strict=True):
+            figure = known({column: value}, column)
+            if step > 1 and figure is not None and (figure > 0 or not logarithmic):
+                points.setdefault(step, []).append(math.log(figure) if logarithmic else figure)
+    found = []
+    for label, points in groups.items():
+        if points:
+            means = {step: sum(values) / len(values) for step, values in sorted(points.items())}
+            found.append(Curve(label, tuple(means), tuple(means.values())))
+    return found
+
+
+def _boundaries(study: Study) -> list[int]:
+    steps = dict.fromkeys(facts.boundary_step for facts in study.facts)
+    return [step for step in steps if step]
+
+
+def _plot(
+    title: str, found: Sequence[Curve], boundaries: Sequence[int], width: int, *, logarithmic: bool, color: bool
+) -> Text:
+    import plotext
+
+    figure = plotext.figure
+    figure.clear()
+    figure.theme("colorless")
+    figure.canvas("default")
+    figure.plot_size(width, HEIGHT)
+    shown = found[:MOST_CURVES]
+    for place, curve in enumerate(shown):
+        marker = plotext.marker("hd", _COLORS[place % len(_COLORS)][0]) if color else _MARKS[place]
+        figure.draw(figure.signal(list(curve.steps), list(curve.values), marker=marker).lines())
+    last = max(curve.steps[-1] for curve in shown)
+    first = min(curve.steps[0] for curve in shown)
+    if len(boundaries) == 1 and first <= boundaries[0] <= last:
+        figure.line(boundaries[0], "vertical", style="dotted")
+    lowest = min(min(curve.values) for curve in shown)
+    highest = max(max(curve.values) for curve in shown)
+    _ticks(figure, "x", _spread(first, last, 5), [f"{step:,.0f}" for step in _spread(first, last, 5)])
+    heights = _spread(lowest, highest, 4)
+    _ticks(figure, "y", heights, [_figure(math.exp(value) if logarithmic else value) for value in heights])
+    text = Text.from_ansi(figure.build().string()) if color else Text(plotext.uncolorize(figure.build().string()))
+    figure.clear()
+    return Text("\n").join([Text(title, style="bold"), text, *_legend(found, boundaries, color=color)])
+
+
+def _ticks(figure: "Any", axis: str, positions: Sequence[float], labels: Sequence[str]) -> None:
+    figure.ruler(axis).ticks(list(positions), list(labels))
+
+
+def _spread(low: float, high: float, count: int) -> list[float]:
+    """Return evenly spaced positions, one where there is no range."""
+    return [low + (high - low) * place / (count - 1) for place in range(count)] if high > low else [low]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _legend(found: Sequence[Curve], boundaries: Sequence[int], *, color: bool) -> list[Text]:
+    lines = []
+    for place, curve in enumerate(found[:MOST_CURVES]):
+        mark = Text("━━", style=_COLORS[place % len(_COLORS)][1]) if color else Text(f" {_MARKS[place]}")
+        lines.append(Text("  ").append_text(mark).append(f" {curve.label}"))
+    if len(found) > MOST_CURVES:
+        lines.append(Text(f"  … and {len(found) - MOST_CURVES} more; --html shows all", style="dim"))
+    if len(boundaries) == 1:
+        lines.append(Text(f"   ┊ boundary at step {boundaries[0]:,}", style="dim"))
+    return lines

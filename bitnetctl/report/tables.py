@@ -1,0 +1,178 @@
+"""Tables for a terminal, readable at 80 columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from bitnetctl.analysis.agreement import Agreement
+from bitnetctl.analysis.effects import METRICS, ArmEffect
+from bitnetctl.analysis.factors import OutcomeAnalysis
+from bitnetctl.config import RunConfig
+from bitnetctl.report.columns import COLLAPSE, END, UNKNOWN, FactColumn, FactRow, interval, p_text, pairs_text, signed
+from bitnetctl.verdict import Outcome, Verdict
+
+OUTCOME_STYLES = {
+    Outcome.SUPPORTED: "green",
+    Outcome.REFUTED: "red",
+    Outcome.INCONCLUSIVE: "yellow",
+    Outcome.INVALID: "magenta",
+}
+MOST_TERMS = 10
+
+
+def verdict_table(rows: Sequence[tuple[RunConfig, Verdict]]) -> Table:
+    """Return a table with a line for every judged run."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("size", "step", "unique", "of", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    table.add_column("because")
+    for config, judged in rows:
+        table.add_row(
+            str(config.model.hidden_size),
+            _whole(judged.final_step),
+            _whole(judged.final_unique),
+            _whole(judged.ceiling),
+            f"[{OUTCOME_STYLES[judged.outcome]}]{judged.outcome.value}[/]",
+            judged.reason,
+        )
+    return table
+
+
+def _whole(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with a line for every run of a sweep, as `bitnetctl sweep --json` describes it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("size", "arm", "seed", "status", "unique", "held-out"):
+        table.add_column(name, justify="left" if name in ("arm", "status") else "right", no_wrap=name != "arm")
+    for row in rows:
+        final = row["final"] or {}
+        failed = row["status"] in ("failed", "diverged")
+        table.add_row(
+            str(row["size"]),
+            escape(row["arm"]),
+            str(row["seed"]),
+            f"[red]{row['status']}[/]" if failed else row["status"],
+            _figure(final.get("UniquePredictions"), ",.0f"),
+            _figure(final.get("HeldOutLoss"), ".3f"),
+        )
+    return table
+
+
+def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with a line for every shape of a planned sweep, as `sweep --dry-run --json` describes it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("size", "steps", "runs", "packs", "in a pack", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("arms")
+    for row in rows:
+        table.add_row(
+            str(row["size"]),
+            f"{row['steps']:,}",
+            str(row["runs"]),
+            str(row["packs"]),
+            str(row["runs_in_a_pack"]),
+            f"{row['memory_bytes'] / 2**30:.2f} GiB",
+            f"{row['seconds'] / 60:.1f} min",
+            escape(", ".join(row["arms"])),
+        )
+    return table
+
+
+def _figure(value: float | str | None, form: str) -> str:
+    """Format a figure; unknown is a dash, and what is not finite arrives as text."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else format(value, form)
+
+
+def collapse_table(rows: Sequence[FactRow], *, grouped: bool = False) -> Table:
+    """Return how deep every run fell in stage 1 and whether it came back; `grouped` for rows of whole arms."""
+    return _facts_table("Stage 1 and the boundary", rows, COLLAPSE, grouped=grouped)
+
+
+def end_table(rows: Sequence[FactRow], *, grouped: bool = False) -> Table:
+    """Return where every run ended and how its ternary weights fare."""
+    return _facts_table("The end", rows, END, grouped=grouped)
+
+
+def _facts_table(title: str, rows: Sequence[FactRow], columns: Sequence[FactColumn], *, grouped: bool) -> Table:
+    table = _table(title)
+    table.add_column("arm", overflow="fold")
+    for name in ("size", "runs" if grouped else "seed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for column in columns:
+        # two words stand above each other, so that the arm has room
+        table.add_column(column.header.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in rows:
+        state = f"\n[{'red' if row.failed else 'dim'}]{escape(row.state)}[/]" if row.state else ""
+        table.add_row(escape(row.arm) + state, row.size, row.seed, *(row.text(column) for column in columns))
+    return table
+
+
+def effects_table(effects: Sequence[ArmEffect]) -> Table:
+    """Return every arm's differences from its baseline."""
+    table = _table("Arm minus baseline, paired by size and seed")
+    table.add_column("figure", overflow="fold")
+    for name in ("difference", "95 % interval", "p", "p (Holm)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm in effects:
+        table.add_row(f"[bold]{escape(arm.arm)}[/]\n[dim]− {escape(arm.baseline)}: {pairs_text(arm)}[/]")
+        for metric, name in METRICS.items():
+            effect = arm.effects[metric]
+            missing = f" [dim]({effect.unknown_pairs} unknown)[/]" if effect.unknown_pairs else ""
+            table.add_row(
+                f"  {name}{missing}", signed(effect.mean), interval(effect), p_text(effect.p), p_text(effect.p_holm)
+            )
+    return table
+
+
+def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
+    """Return the share of the variance that each factor and pair of factors explains, the strongest first."""
+    table = _table("Variance explained (η²)")
+    table.add_column("factor", overflow="fold")
+    for name in ("collapsed\nshare", "stage 1\nloss", "final\nloss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shares: dict[str, list[str]] = {}
+    weight: dict[str, float] = {}
+    for place, outcome in enumerate(outcomes):
+        for term in outcome.terms:
+            cells = shares.setdefault(term.name, [UNKNOWN] * len(outcomes))
+            if term.eta_squared is not None:
+                star = "*" if term.p is not None and term.p < 0.05 else " "
+                cells[place] = f"{term.eta_squared:.0%}{star}"
+                weight[term.name] = max(weight.get(term.name, 0.0), term.eta_squared)
+    for name in sorted(shares, key=lambda name: -weight.get(name, 0.0))[:MOST_TERMS]:
+        table.add_row(escape(name), *shares[name])
+    if len(shares) > MOST_TERMS:
+        table.add_row(f"… and {len(shares) - MOST_TERMS} weaker ones")
+    return table
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> Table:
+    """Return how each metric ranks the runs against the held-out loss."""
+    table = _table("Agreement with held-out loss (Kendall τ-b; +1: the same ranking)")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("at", no_wrap=True)
+    for name in ("runs", "τ-b", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in agreements:
+        tau = UNKNOWN if found.tau is None else f"{found.tau:+.2f}"
+        style = "yellow" if found.tau is not None and found.tau < 0 else ""
+        table.add_row(found.metric, found.when, str(found.runs), tau, p_text(found.p), style=style)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
