@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError
 from bitnetctl.files import storage_errors, sync_folder
 
@@ -92,9 +93,11 @@ def verify(path: Path) -> dict[str, Any]:
     """Return `state.json` of a checkpoint whose files match their checksums; raises CheckpointError."""
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        version, sums = state["schema_version"], state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version, sums, own_sum = state["schema_version"], state["sha256"], state.pop("state_sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged") from error
+    if canonical_hash(state) != own_sum:
+        raise CheckpointError(f"checkpoint {path}: state.json is damaged (checksum differs)")
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"checkpoint {path}: written by a newer bitnetctl (schema {version}); update it")
     for name, expected in sums.items():
@@ -127,13 +130,25 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
 
 
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; raises OSError where the system refused."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # the library tells the system's error number in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     sums = {}
     for name in _TENSOR_FILES:
         tensors = dict(getattr(checkpoint, name))
         if tensors:
             path = folder / f"{name}.safetensors"
-            save_file(tensors, path)
+            _save_tensors(tensors, path)
             with path.open("rb") as file:
                 sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
@@ -146,7 +161,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         "sha256": sums,
     }
     with (folder / "state.json").open("w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1, sort_keys=True, allow_nan=False)
+        json.dump({**state, "state_sha256": canonical_hash(state)}, file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)

@@ -159,7 +159,7 @@ class InterventionSpec(Frozen):
     def __str__(self) -> str:
         if not self.settings:
             return self.name
-        return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.settings.items())
+        return self.name + ":" + ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
 
 
 class RunConfig(Frozen):
@@ -320,6 +320,13 @@ def parse_value(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str | list) else stripped
 
 
+def _value_text(value: bool | int | float | str | None) -> str:
+    """Return a value as `parse_value` reads it back."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Say the first problem of a pydantic error in one line, with a near-miss suggestion for unknown fields."""
     first = error.errors()[0]
@@ -369,9 +376,10 @@ def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _unknown_field(path: str, model: type[BaseModel]) -> str:
     known = field_paths(model)
-    hint = near_miss(path, known)
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    same_leaf = by_leaf.get(path.rpartition(".")[2])
+    hint = f"; did you mean {same_leaf!r}?" if same_leaf else near_miss(path, known)
     if not hint:
-        by_leaf = {name.rpartition(".")[2]: name for name in known}
         leaf = difflib.get_close_matches(path.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)
         hint = f"; did you mean {by_leaf[leaf[0]]!r}?" if leaf else f"; known: {', '.join(known)}"
     return f"unknown field {path!r}{hint}"

@@ -51,7 +51,7 @@ class StorageError(BitnetctlError):
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             self.exit_code = ExitCode.USAGE
 
 

@@ -135,8 +135,9 @@ class Composition:
         """Apply `configure` of each in turn; raises ConfigError for a config that no recipe could have."""
         for intervention in self.interventions:
             changed = intervention.configure(config)
-            # a frozen config is changed by copying, which checks nothing
-            config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")
+            if changed is not config:
+                # a frozen config is changed by copying, which checks nothing
+                config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")
         return config
 
     def quantization(self, base: float, step: int, steps: int) -> float:

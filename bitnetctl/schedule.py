@@ -9,7 +9,8 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Return the learning rate of `step`.
 
     All kinds rise linearly to the peak at `warmup_steps`. Then `two-stage` falls linearly to
-    `boundary_learning_rate_fraction` of the peak at the boundary and on to the final fraction at the end;
+    `boundary_learning_rate_fraction` of the peak at the boundary and on to the final fraction at the end, or straight
+    to it where the warm-up takes all of stage 1;
     `paper` follows one line to the final fraction until the boundary and the same line scaled to the stage-2 peak
     after it ("The Era of 1-bit LLMs: Training Tips, Code and FAQ"); `cosine` is half a cosine to the final fraction
     (Loshchilov & Hutter 2017); `constant` stays at the peak.
@@ -22,9 +23,11 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
     match schedule.kind:
         case "two-stage":
             middle = schedule.boundary_learning_rate_fraction
+            if warmup >= boundary:
+                return peak * _line(step, warmup, 1.0, steps, final)
             if step <= boundary:
                 return peak * _line(step, warmup, 1.0, boundary, middle)
-            return peak * _line(step, max(boundary, warmup), middle, steps, final)
+            return peak * _line(step, boundary, middle, steps, final)
         case "paper":
             line_peak = peak if step <= boundary else schedule.stage2_peak_learning_rate
             return line_peak * _line(step, warmup, 1.0, steps, final)

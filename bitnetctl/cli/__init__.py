@@ -48,6 +48,9 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message()} (see bitnetctl --help)", ExitCode.USAGE)
     except BitnetctlError as error:
         return _fail(str(error), error.exit_code)
+    except SystemExit as error:
+        # typer ends a broken pipe this way, with a code that would mean refuted
+        return ExitCode.INTERNAL if error.code == 1 else int(error.code or 0)
     except BrokenPipeError:
         # the reader of stdout has left; nothing more may be written there, not even when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,7 +57,7 @@ def schema() -> None:
 
 
 def config_text(config: "RunConfig") -> str:
-    """Return a config as TOML; what is unset is left out."""
+    """Return a config as TOML; what is unset stands as a comment."""
     tree = config.model_dump(mode="json", exclude={"interventions"})
     lines = [*_plain_lines(tree), f"# arm: {config.arm}"]
     for section, fields in tree.items():
@@ -67,5 +67,8 @@ def config_text(config: "RunConfig") -> str:
 
 
 def _plain_lines(fields: dict[str, Any]) -> list[str]:
-    plain = {key: value for key, value in fields.items() if value is not None and not isinstance(value, dict)}
-    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    return [
+        f"# {key} = none" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in fields.items()
+        if not isinstance(value, dict)
+    ]

@@ -124,6 +124,8 @@ def effective_config(config: RunConfig) -> RunConfig:
 def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
     """Claim the named runs of one shape and open their session; nothing is created if their text is unusable."""
     sessions = Sessions(options)
+    if isinstance(options.resume, Path):
+        checkpoint.verify(options.resume)
     sessions.require_room(effective_config(configs[0]), len(configs))
     outputs: list[RunOutput] = []
     with contextlib.ExitStack() as stack:
