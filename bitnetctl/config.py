@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,6 +27,15 @@ class Frozen(BaseModel):
     """A config node: immutable, no unknown fields, no NaN or infinity, defaults checked too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, tree: Any) -> Any:
+        """Take the text "none" for None where a field can be unset: TOML has no word for it."""
+        if not isinstance(tree, dict):
+            return tree
+        optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {key: None if key in optional and value == "none" else value for key, value in tree.items()}
 
 
 class ModelConfig(Frozen):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bitnetctl.analysis.factors import p_text
 from bitnetctl.analysis.facts import has_failed
 from bitnetctl.analysis.runs import Run
 
@@ -15,7 +16,7 @@ AGREES = 0.3
 
 METRICS = {
     "RandomPromptUnique": ("the random-prompt metric", 1),
-    "UniquePredictions": ("distinct predictions on held-out text", 1),
+    "UniquePredictions": ("the count of distinct predictions", 1),
     "EffectiveVocab": ("the effective vocabulary", 1),
     "TopShare": ("the share of the most frequent prediction", -1),
     "ContextInformation": ("context information", 1),
@@ -111,7 +112,10 @@ def _agreement(metric: str, when: str, pairs: Sequence[tuple[float, float]]) -> 
             words = "says little about which run is healthier by its held-out loss"
         else:
             words = "ranks the runs like the held-out loss does"
-    sentence = f"At the {when}, {called} {words}." if tau is not None else f"At the {when}, {called}: {words}."
+    if tau is None or p is None:
+        sentence = f"At the {when}, {called}: {words}."
+    else:
+        sentence = f"At the {when}, {called} {words} (τ-b {tau:+.2f} over {len(pairs)} runs, p {p_text(p)})."
     return Agreement(metric=metric, when=when, runs=len(pairs), tau=tau, p=p, sentence=sentence)
 
 

@@ -1,22 +1,24 @@
 """What an arm changes: paired differences from its baseline at equal size, seed and steps."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from bitnetctl.analysis.facts import Metric, RunFacts
 from bitnetctl.analysis.factors import find_factors
+from bitnetctl.analysis.facts import Metric, RunFacts
 from bitnetctl.analysis.runs import Run
-from bitnetctl.analysis.stats import holm, paired_effect
+from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect
 from bitnetctl.config import near_miss
 from bitnetctl.errors import ConfigError
 
-METRICS: dict[Metric, str] = {
-    "final_held_out_loss": "held-out loss",
-    "final_skill": "skill",
-    "final_log2_unique": "log2 unique",
+METRICS: dict[Metric, tuple[str, Better]] = {
+    "final_held_out_loss": ("held-out loss", "lower"),
+    "final_skill": ("skill", "higher"),
+    "final_log2_unique": ("log2 unique", "higher"),
 }
-"""What is compared, and what it is called; differences are arm minus baseline."""
+"""What is compared, what it is called and which way is better; differences are arm minus baseline."""
 
 _Place: TypeAlias = tuple[int | None, int | None, int | None]
 
@@ -36,21 +38,29 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """Mean difference over pairs with a 95 % interval and the p of a sign-flip test; None is unknown."""
+    """Mean difference over pairs with a BCa 95 % interval and the p of a sign-flip test; None is unknown.
+
+    A failed run is infinitely worse than one that ended, so a mean with one in it is not finite, and the interval is
+    all numbers; `mean_of_finite` leaves such pairs out, and `failed_pairs` counts them. The p takes them in by rank;
+    `p_floor` is the least that so many pairs can give.
+    """
 
     metric: Metric
     pairs: int
     unknown_pairs: int
+    failed_pairs: int
     mean: float | None
+    mean_of_finite: float | None
     low: float | None
     high: float | None
     p: float | None
+    p_floor: float | None
     p_holm: float | None
     mean_by_size: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
-        return {name: value for name, value in vars(self).items() if name != "metric"}
+        """Return everything by name, infinity as text."""
+        return {name: _plain(value) for name, value in vars(self).items() if name != "metric"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +114,13 @@ def choose_baselines(arms: Sequence[Arm], asked_for: str | None = None) -> dict[
     """Return the label of its baseline for every arm that has one.
 
     By default that is the arm whose interventions every other arm of the same variant contains, the one without any
-    as a rule. `asked_for` names one arm for all the others; raises ConfigError where there is no such arm.
+    as a rule. `asked_for` names one arm for all the others, by its label or by what only its label has; raises
+    ConfigError where there is no such arm.
     """
     by_label = {arm.label: arm for arm in arms}
     if asked_for is not None:
-        if asked_for not in by_label:
-            hint = near_miss(asked_for, by_label) or f"; arms: {', '.join(list(by_label)[:8])}"
-            raise ConfigError(f"--baseline {asked_for!r}: no such arm among the runs{hint}")
-        return {label: asked_for for label in by_label if label != asked_for}
+        named = _named(arms, asked_for)
+        return {label: named for label in by_label if label != named}
     chosen: dict[str, str] = {}
     for variant in {arm.variant for arm in arms}:
         family = {arm.label: arm.parts for arm in by_label.values() if arm.variant == variant and arm.parts is not None}
@@ -122,6 +131,21 @@ def choose_baselines(arms: Sequence[Arm], asked_for: str | None = None) -> dict[
     return {label: chosen[label] for label in by_label if label in chosen}
 
 
+def _named(arms: Sequence[Arm], text: str) -> str:
+    labels = list(dict.fromkeys(arm.label for arm in arms))
+    text = re.sub(r"\s+\+\s*", "+", text)
+    if text in labels:
+        return text
+    matching = list(dict.fromkeys(arm.label for arm in arms if text in (*arm.variant, arm.label.partition(" [")[0])))
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise ConfigError(f"--baseline {text!r} could be any of {', '.join(map(repr, matching[:8]))}")
+    raise ConfigError(
+        f"--baseline {text!r}: no such arm among the runs{near_miss(text, labels)}; arms: {', '.join(labels[:8])}"
+    )
+
+
 def arm_effects(facts: Sequence[RunFacts], baselines: Mapping[str, str]) -> list[ArmEffect]:
     """Compare every arm with its baseline; p values are Holm-adjusted over the arms, metric by metric."""
     by_arm: dict[str, dict[_Place, list[RunFacts]]] = {}
@@ -129,11 +153,9 @@ def arm_effects(facts: Sequence[RunFacts], baselines: Mapping[str, str]) -> list
         by_arm.setdefault(run.arm, {}).setdefault((run.size, run.seed, run.planned_steps), []).append(run)
     found = [_arm_effect(arm, by_arm[arm], baseline, by_arm[baseline]) for arm, baseline in baselines.items()]
     for metric in METRICS:
-        tested = [place for place, effect in enumerate(found) if effect.effects[metric].p is not None]
-        adjusted = holm([effect.p for place in tested if (effect := found[place].effects[metric]).p is not None])
-        for place, p in zip(tested, adjusted, strict=True):
-            effects = found[place].effects
-            effects[metric] = replace(effects[metric], p_holm=float(p))
+        adjusted = holm([effect.effects[metric].p for effect in found])
+        for effect, p in zip(found, adjusted, strict=True):
+            effect.effects[metric] = replace(effect.effects[metric], p_holm=p)
     return found
 
 
@@ -150,33 +172,55 @@ def _arm_effect(
         failures=sum(run.failed for run in paired),
         baseline_failures=sum(run.failed for place in shared for run in others[place]),
         unpaired_runs=sum(map(len, runs.values())) - len(paired),
-        effects={metric: _effect(metric, [(place[0], runs[place], others[place]) for place in shared]) for metric in METRICS},
+        effects={metric: _effect(metric, [(at[0], runs[at], others[at]) for at in shared]) for metric in METRICS},
     )
 
 
 def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunFacts], list[RunFacts]]]) -> Effect:
+    better = METRICS[metric][1]
+    # plus 0.0 makes a positive zero of a negative one
+    sign = 1.0 if better == "higher" else -1.0
     differences: list[float] = []
+    failed_pairs = 0
     by_size: dict[str, list[float]] = {}
     for size, runs, others in pairs:
-        ours, theirs = _mean(runs, metric), _mean(others, metric)
-        if ours is not None and theirs is not None:
-            differences.append(ours - theirs)
-            by_size.setdefault(str(size), []).append(ours - theirs)
-    result = paired_effect(differences) if differences else None
+        one, other = _figure(runs, metric), _figure(others, metric)
+        for difference in paired_differences([one], [other], better):
+            differences.append(sign * difference + 0.0)
+            by_size.setdefault(str(size), []).append(sign * difference + 0.0)
+            failed_pairs += any(run.failed for run in (*runs, *others))
+    result = paired_effect(differences)
+    # equal differences leave no spread to resample, which is not the same as an interval of width zero
+    spread = result is not None and result.degenerate != "constant"
     return Effect(
         metric=metric,
         pairs=len(differences),
         unknown_pairs=len(pairs) - len(differences),
+        failed_pairs=failed_pairs,
         mean=result.mean if result else None,
-        low=result.low if result else None,
-        high=result.high if result else None,
+        mean_of_finite=_mean([value for value in differences if math.isfinite(value)]),
+        low=result.low if result and spread else None,
+        high=result.high if result and spread else None,
         p=result.p if result else None,
+        p_floor=result.p_floor if result else None,
         p_holm=None,
         mean_by_size={size: sum(values) / len(values) for size, values in by_size.items()},
     )
 
 
-def _mean(runs: Sequence[RunFacts], metric: Metric) -> float | None:
-    """Return the mean over copies of a run, as a rule the figure of the one there is."""
-    values = [value for run in runs if (value := run.counted(metric)) is not None]
-    return sum(values) / len(values) if values and len(values) == len(runs) else None
+def _figure(runs: Sequence[RunFacts], metric: Metric) -> float | None:
+    """Return the mean over copies of a run, as a rule the figure of the one there is; NaN where one failed."""
+    if any(run.failed for run in runs):
+        return math.nan
+    values = [run.counted(metric) for run in runs]
+    return _mean([value for value in values if value is not None]) if None not in values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

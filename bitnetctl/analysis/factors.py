@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from bitnetctl.config import RunConfig
@@ -27,7 +27,7 @@ Partition: TypeAlias = tuple[int, ...]
 class Factor:
     """Config fields that take the same side in every run, as one factor.
 
-    `levels` are what is shown, in the order of their first run or by size for numbers; `level_of` is each run's.
+    `levels` are what is shown, numbers by size and the rest in the order of their first run; `level_of` is each run's.
     """
 
     fields: tuple[str, ...]
@@ -82,6 +82,11 @@ class OutcomeAnalysis:
     balanced: bool
     terms: tuple[Term, ...]
     sentence: str
+    form: str
+
+    def means_text(self, term: Term) -> str:
+        """Write the means of a term."""
+        return _means_text(term.means, self.form)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything by name."""
@@ -102,22 +107,20 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
     their settings; those that do leave one are named beside the fields that follow them.
     """
     trees = [dict(flatten(config.model_dump(mode="json"))) for config in configs]
-    by_partition: dict[Partition, tuple[list[str], list[str]]] = {}
-    for field in trees[0] if trees else ():
-        if field.partition(".")[0] not in NOT_FACTORS:
-            _add(by_partition, field, [tree[field] for tree in trees])
-    cells: list[tuple[int, ...]] = list(zip(*by_partition, strict=True)) if by_partition else [()] * len(configs)
+    factors: dict[Partition, Factor] = {}
+    for name in trees[0] if trees else ():
+        if name not in NOT_FACTORS:
+            _add(factors, name, [tree[name] for tree in trees])
     for name in dict.fromkeys(spec.name for config in configs for spec in config.interventions):
         values = [
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
             for config in configs
         ]
-        if len(set(zip(cells, values, strict=True))) > len(set(cells)) or _partition(values) in by_partition:
-            _add(by_partition, name, values)
-    return [
-        Factor(fields=tuple(fields), levels=tuple(levels), level_of=partition)
-        for partition, (fields, levels) in by_partition.items()
-    ]
+        sides = _sides(values)
+        told_apart = max(1, len(set(zip(*factors, strict=True))))
+        if sides in factors or len(set(zip(*factors, sides, strict=True))) > told_apart:
+            _add(factors, name, values)
+    return list(factors.values())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,26 +132,30 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _add(groups: dict[Partition, tuple[list[str], list[str]]], field: str, values: Sequence[Any]) -> None:
-    partition = _partition(values)
-    if len(set(partition)) < 2:
+def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
+    """Make a factor of a field that takes more than one value, or name it beside the one with the same sides."""
+    sides = _sides(values)
+    if len(set(sides)) < 2:
         return
-    if partition in groups:
-        groups[partition][0].append(field)
+    if sides in factors:
+        factors[sides] = replace(factors[sides], fields=(*factors[sides].fields, name))
         return
-    levels: dict[int, str] = {}
-    for level, value in zip(partition, values, strict=True):
-        levels.setdefault(level, _text(value))
-    groups[partition] = ([field], [levels[level] for level in range(len(levels))])
-
-
-def _partition(values: Sequence[Any]) -> Partition:
-    """Number the distinct values: numbers by size, else in the order of their first run."""
-    distinct = list(dict.fromkeys(json.dumps(value, sort_keys=True) for value in values))
+    # numbers stand by size, other values in the order of their first run
+    distinct = sorted(dict(zip(sides, values, strict=True)).items(), key=lambda pair: pair[0])
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        distinct.sort(key=float)
-    places = {text: place for place, text in enumerate(distinct)}
-    return tuple(places[json.dumps(value, sort_keys=True)] for value in values)
+        distinct.sort(key=lambda pair: float(pair[1]))
+    places = {side: place for place, (side, _) in enumerate(distinct)}
+    factors[sides] = Factor(
+        fields=(name,),
+        levels=tuple(_text(value) for _, value in distinct),
+        level_of=tuple(places[side] for side in sides),
+    )
+
+
+def _sides(values: Sequence[Any]) -> Partition:
+    """Number the distinct values in the order of their first run: equal for fields that always change together."""
+    places: dict[str, int] = {}
+    return tuple(places.setdefault(json.dumps(value, sort_keys=True), len(places)) for value in values)
 
 
 def _text(value: Any) -> str:
@@ -165,7 +172,7 @@ def analyze_outcome(
     """Split the variance of an outcome, one value for every run, over factors and pairs of factors.
 
     The sums of squares are exact where every combination of levels has the same number of runs; with one factor any
-    numbers will do. Elsewhere only the means of the levels are given. `form` formats a mean in the sentence.
+    numbers will do. Elsewhere only the means of the levels are given. `form` formats a mean.
     """
     places = [place for place, value in enumerate(values) if value is not None]
     known = [value for value in values if value is not None]
@@ -186,6 +193,7 @@ def analyze_outcome(
         balanced=balanced,
         terms=tuple(terms),
         sentence=sentence,
+        form=form,
     )
 
 
@@ -226,7 +234,7 @@ def _terms(factors: Sequence[Factor], values: Sequence[float], *, interactions: 
 
 def _means(factors: Sequence[Factor], values: Sequence[float]) -> dict[str, float]:
     return {
-        ", ".join(factor.levels[level] for factor, level in zip(factors, cell, strict=True)): sum(group) / len(group)
+        " / ".join(factor.levels[level] for factor, level in zip(factors, cell, strict=True)): sum(group) / len(group)
         for cell, group in sorted(_groups(factors, values).items())
     }
 
@@ -301,13 +309,18 @@ def _sentence(
     if not balanced:
         cells = math.prod(len(factor.levels) for factor in factors)
         return (
-            f"The design is not balanced: {len(counts)} of {cells:,} combinations of {len(factors)} factors have runs, "
-            f"{_range(counts)} each. The means of a level mix the factors, so none can be said to explain the {outcome}."
+            f"The design is not balanced: {len(counts)} of {cells:,} combinations of {len(factors)} factors have runs "
+            f"({_range(counts)} each), so no factor can be said to explain anything."
         )
     best = max(terms, key=lambda term: term.eta_squared or 0.0)
+    means = _means_text(best.means, form)
+    if len(factors) == 1 and max(counts) == 1:
+        return (
+            f"Nothing but {best.name} differs, and there is one run of each level, so chance may explain the {outcome} "
+            f"as well ({means})."
+        )
     share, p = best.eta_squared or 0.0, best.p
-    tested = "" if p is None else f", p {_p_text(p)}"
-    means = ", ".join(f"{level}: {format(mean, form)}" for level, mean in best.means.items())
+    tested = "" if p is None else f", p {p_text(p)}"
     if share < EXPLAINS or (p is not None and p >= SIGNIFICANT):
         return (
             f"No factor explains the {outcome}: the strongest, {best.name}, accounts for {share:.0%} of its "
@@ -317,10 +330,15 @@ def _sentence(
     return f"{best.name} explains {share:.0%} of the variance of the {outcome}{tested} ({means}){caution}."
 
 
+def _means_text(means: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{level}: {format(mean, form)}" for level, mean in means.items())
+
+
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """Write a p value behind the letter."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"

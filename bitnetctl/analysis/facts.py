@@ -1,5 +1,6 @@
 """One run in figures: how deep it fell, whether it came back, where it ended. None is unknown, never zero."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +65,7 @@ class RunFacts:
         return asdict(self)
 
     def counted(self, metric: Metric) -> float | None:
-        """Return the figure that enters a comparison of runs; None is unknown.
+        """Return the finite figure that enters a comparison of runs; None is unknown.
 
         A run that diverged or crashed is a failure and stays in: it counts with the worst held-out loss it ever
         showed, that of its untrained model as a rule, with the skill of that loss and with one distinct prediction.
@@ -215,7 +216,7 @@ def _reason(run: Run, step: int | None) -> str | None:
 
 
 def _volatility(unique: Sequence[float | None]) -> float | None:
-    pairs = zip(unique, unique[1:], strict=False)
+    pairs = itertools.pairwise(unique)
     changes = [abs(math.log2(later / earlier)) for earlier, later in pairs if earlier and later]
     return sum(changes) / len(changes) if changes else None
 

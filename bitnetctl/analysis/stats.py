@@ -5,9 +5,10 @@ counts as worse than every finite one. scipy is imported where it is used, since
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 Better = Literal["higher", "lower"]
 
-EXACT_UP_TO = 15
-"""Pairs up to which every assignment of signs is tried: 2**15 = 32,768."""
+RESAMPLES = 99_999
+"""Assignments of signs to try: all there are up to 16 pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,28 @@ class Interval:
     """A two-sided interval of a mean.
 
     `degenerate` is "constant" where all values are equal, so that the interval is one point and says nothing about the
-    spread, and "failures" where a value is not finite: the mean is unbounded, and so is the interval.
+    spread, "failures" where a value is not finite: the mean is unbounded, and so is the interval, and "bootstrap" where
+    the resamples give none.
     """
 
     mean: float
     low: float
     high: float
     confidence: float
-    degenerate: Literal["constant", "failures"] | None = None
+    degenerate: Literal["constant", "failures", "bootstrap"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedEffect:
+    """Mean of paired differences, its BCa interval, the sign-flip test's p and the least p that so many pairs give."""
+
+    pairs: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_floor: float
+    degenerate: str | None = None
 
 
 def paired_differences(treated: Sequence[float | None], control: Sequence[float | None], better: Better) -> list[float]:
@@ -70,14 +85,45 @@ def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed:
     if not np.isfinite(sample).all():
         mean = float(sample[~np.isfinite(sample)][0])
         return Interval(mean=mean, low=-math.inf, high=math.inf, confidence=confidence, degenerate="failures")
-    if np.ptp(sample) == 0:
+    scale = float(np.abs(sample).max()) or 1.0
+    scaled = sample / scale
+    mean = float(scaled.mean()) * scale
+    if (scaled == scaled[0]).all():
         point = float(sample[0])
         return Interval(mean=point, low=point, high=point, confidence=confidence, degenerate="constant")
-    generator = np.random.default_rng(seed)
-    found = bootstrap(
-        (sample,), np.mean, confidence_level=confidence, method="BCa", vectorized=True, rng=generator, n_resamples=9999
-    ).confidence_interval
-    return Interval(mean=float(sample.mean()), low=float(found.low), high=float(found.high), confidence=confidence)
+    with warnings.catch_warnings():
+        # a degenerate bootstrap warns and gives NaN, which is handled below
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            (scaled,),
+            np.mean,
+            confidence_level=confidence,
+            method="BCa",
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    low, high = float(found.low) * scale, float(found.high) * scale
+    if math.isnan(low) or math.isnan(high):
+        return Interval(mean=mean, low=-math.inf, high=math.inf, confidence=confidence, degenerate="bootstrap")
+    return Interval(mean=mean, low=low, high=high, confidence=confidence)
+
+
+def paired_effect(differences: Sequence[float | None], confidence: float = 0.95) -> PairedEffect | None:
+    """Return everything said about paired differences; None without pairs, one pair has a mean only."""
+    known = [difference for difference in differences if difference is not None]
+    floor = sign_flip_floor(len(known))
+    if floor is None:
+        return None
+    interval = bca_interval(known, confidence)
+    return PairedEffect(
+        pairs=len(known),
+        mean=interval.mean if interval else known[0],
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        p=sign_flip_p(known),
+        p_floor=floor,
+        degenerate=interval.degenerate if interval else "single pair",
+    )
 
 
 def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], confidence: float = 0.95) -> float | None:
@@ -91,9 +137,10 @@ def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], con
     sample = _array(values)
     if len(sample) < 2:
         return None
-    with np.errstate(all="ignore"):
-        bound = float(mean_bounds(sample[None, :], side, confidence)[0])
-    return bound if math.isfinite(bound) else -math.inf if side == "low" else math.inf
+    if not np.isfinite(sample).all():
+        return -math.inf if side == "low" else math.inf
+    scale = float(np.abs(sample).max()) or 1.0
+    return float(mean_bounds(sample[None, :] / scale, side, confidence)[0]) * scale
 
 
 def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: float) -> "Floats":
@@ -109,8 +156,8 @@ def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: 
 def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | None:
     """Return the two-sided p-value of the paired sign-flip test of a zero mean; None for fewer than two known pairs.
 
-    Exact up to 15 pairs, 99,999 random flips beyond. Where a difference is infinite (a failed run), all are replaced by
-    their signed ranks, so that a failure weighs most and not infinitely.
+    Exact up to 16 pairs, 99,999 random flips beyond. Where a difference is not finite (a failed run, NaN counts as
+    infinitely bad), all are replaced by their signed ranks, so that a failure weighs most and not infinitely.
     """
     import numpy as np
     from scipy.stats import permutation_test
@@ -118,10 +165,8 @@ def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | N
     sample = _array(differences)
     if len(sample) < 2:
         return None
-    if np.isnan(sample).any():
-        raise ValueError("a difference is NaN; build differences with paired_differences")
     if not np.isfinite(sample).all():
-        sample = _signed_ranks(sample)
+        sample = _signed_ranks(np.where(np.isnan(sample), -np.inf, sample))
     if not sample.any():
         return 1.0
     # the scale is of no consequence, and huge figures would overflow in a sum
@@ -131,7 +176,7 @@ def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | N
         np.mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=np.inf if len(sample) <= EXACT_UP_TO else 99_999,
+        n_resamples=RESAMPLES,
         alternative="two-sided",
         rng=np.random.default_rng(seed),
     )
@@ -143,15 +188,21 @@ def sign_flip_floor(pairs: int) -> float | None:
     return 2.0 ** (1 - pairs) if pairs >= 1 else None
 
 
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return p-values adjusted for the whole family (Holm 1979); an unknown one stays unknown and still counts."""
-    count = len(p_values)
-    known = sorted((value, name) for name, value in p_values.items() if value is not None)
-    adjusted: dict[str, float | None] = dict.fromkeys(p_values)
+@overload
+def holm(p_values: Sequence[float]) -> list[float]: ...
+@overload
+def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
+def holm(p_values: Sequence[float | None]) -> list[Any]:
+    """Return p-values adjusted for the whole family (Holm 1979), in their order.
+
+    An unknown one stays unknown and still counts as a member of the family.
+    """
+    known = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
     running = 0.0
-    for place, (value, name) in enumerate(known):
-        running = max(running, min(1.0, (count - place) * value))
-        adjusted[name] = running
+    for rank, (value, place) in enumerate(known):
+        running = max(running, min(1.0, (len(p_values) - rank) * value))
+        adjusted[place] = running
     return adjusted
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_of
 from bitnetctl.analysis.effects import ArmEffect, arm_effects, choose_baselines, name_arms
-from bitnetctl.analysis.factors import Factor, OutcomeAnalysis, analyze_outcome, find_factors
+from bitnetctl.analysis.factors import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.facts import Metric, RunFacts, run_facts
 from bitnetctl.analysis.runs import Run
+from bitnetctl.analysis.stats import sign_flip_floor
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
     "share_of_collapsed_evaluations": ("share of collapsed evaluations", ".0%"),
@@ -20,10 +21,11 @@ OUTCOMES: dict[Metric, tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A set of runs and what it shows; `facts` stand in the order of `runs`."""
+    """A set of runs and what it shows; `facts` stand in the order of `runs`, `arms` has the baselines first."""
 
     runs: tuple[Run, ...]
     facts: tuple[RunFacts, ...]
+    arms: tuple[str, ...]
     effects: tuple[ArmEffect, ...]
     factors: tuple[Factor, ...]
     outcomes: tuple[OutcomeAnalysis, ...]
@@ -49,6 +51,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     arms = name_arms(runs)
     facts = [run_facts(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
     baselines = choose_baselines(arms, baseline)
+    effects = arm_effects(facts, baselines)
     configured = [index for index, run in enumerate(runs) if run.effective is not None]
     factors = find_factors([config for run in runs if (config := run.effective) is not None])
     outcomes = [
@@ -59,30 +62,37 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     return Study(
         runs=tuple(runs),
         facts=tuple(facts),
-        effects=tuple(arm_effects(facts, baselines)),
+        arms=tuple(dict.fromkeys([*baselines.values(), *(fact.arm for fact in facts)])),
+        effects=tuple(effects),
         factors=tuple(factors),
         outcomes=tuple(outcomes),
         agreements=tuple(agreements(runs)),
-        notes=(*notes, *_notes(runs, facts, baselines, len(runs) - len(configured))),
+        notes=(*notes, *_notes(runs, facts, effects, len(runs) - len(configured))),
     )
 
 
 def _notes(
-    runs: Sequence[Run], facts: Sequence[RunFacts], baselines: dict[str, str], without_config: int
+    runs: Sequence[Run], facts: Sequence[RunFacts], effects: Sequence[ArmEffect], without_config: int
 ) -> list[str]:
     """Say what a reader of the figures must know."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.records.notes]
     known_arms = dict.fromkeys(fact.arm for run, fact in zip(runs, facts, strict=True) if run.arm is not None)
-    if len(known_arms) > 1 and not baselines:
-        notes.append("no arm is contained in all the others; name one with --baseline to see what the others change")
+    if len(known_arms) > 1 and not effects:
+        notes.append("no arm is the baseline of the others; name one with --baseline to see what the others change")
+    pairs = max((effect.pairs for effect in effects), default=0)
+    floor = sign_flip_floor(pairs)
+    if floor is not None and floor > SIGNIFICANT:
+        notes.append(
+            f"with {pairs} pair{'s' * (pairs > 1)} p cannot fall below {floor:g}; from six pairs on it can show 0.05"
+        )
     short = sum(fact.complete is False and not fact.failed for fact in facts)
     if short:
         notes.append(f"{short} of {len(facts)} runs are short of their plan; their final figures enter no comparison")
     failed = sum(fact.failed for fact in facts)
     if failed:
         notes.append(
-            f"{failed} of {len(facts)} runs failed (diverged or crashed); each counts with the worst held-out loss it "
-            "showed and one distinct prediction, none is dropped"
+            f"{failed} of {len(facts)} runs failed (diverged or crashed) and none is dropped: against a baseline they "
+            "are infinitely worse, in the factors they count with the worst held-out loss that they showed"
         )
     probes = len({probe_of(run) for run in runs})
     if probes > 1:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bitnetctl import __version__
-from bitnetctl.cli import config, interventions, sweep, train, verify
+from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
 from bitnetctl.cli.options import stderr
 from bitnetctl.errors import BitnetctlError, ExitCode
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
+app.command("analyze")(analyze.analyze)
 app.add_typer(interventions.app, name="interventions")
 app.add_typer(config.app, name="config")
 _GROUPS = ("config", "interventions")

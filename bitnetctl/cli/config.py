@@ -57,7 +57,7 @@ def schema() -> None:
 
 
 def config_text(config: "RunConfig") -> str:
-    """Return a config as TOML; what is unset stands as a comment."""
+    """Return a config as TOML; what is unset reads "none"."""
     tree = config.model_dump(mode="json", exclude={"interventions"})
     lines = [*_plain_lines(tree), f"# arm: {config.arm}"]
     for section, fields in tree.items():
@@ -68,7 +68,7 @@ def config_text(config: "RunConfig") -> str:
 
 def _plain_lines(fields: dict[str, Any]) -> list[str]:
     return [
-        f"# {key} = none" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        f"{key} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"
         for key, value in fields.items()
         if not isinstance(value, dict)
     ]

@@ -1,7 +1,11 @@
 """`bitnetctl verify`: train what is missing, then judge."""
 
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,78 +14,240 @@ from bitnetctl.cli.options import (
     DeviceOption,
     DryRunOption,
     JsonOption,
+    PackOption,
     RecipeOption,
     RunsDirOption,
-    SeedOption,
+    SeedsOption,
     SetOption,
     SizesOption,
     StepsOption,
     print_json,
+    stderr,
     stdout,
 )
 from bitnetctl.errors import ExitCode
 
+if TYPE_CHECKING:
+    from bitnetctl.analysis import Run
+    from bitnetctl.config import RunConfig
+    from bitnetctl.verdict import Combined, Criteria, Outcome
+
+FileOption = Path | None
+
 
 def verify(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATHS]", help="CSVs, folders or a bundle: judge these, train nothing."),
+    ] = None,
     sizes: SizesOption = None,
     steps: StepsOption = None,
     recipe: RecipeOption = "origin",
     arm: ArmOption = "",
-    seed: SeedOption = None,
+    seeds: SeedsOption = None,
     overrides: SetOption = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the arm without any.")] = False,
+    criteria: Annotated[
+        list[str] | None,
+        typer.Option("--criteria", metavar="NAME|FILE", help="Built in or FILE.toml; unset: all built in."),
+    ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     device: DeviceOption = "auto",
+    pack: PackOption = "auto",
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
+    report: Annotated[FileOption, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
+    bundle: Annotated[FileOption, typer.Option("--bundle", metavar="FILE.zip", help="Pack all to send back.")] = None,
+    junit: Annotated[FileOption, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Train what is missing and judge the final number of unique predictions by the founding document's thresholds."""
-    from bitnetctl import report, verdict
-    from bitnetctl.cli.sweep import show_plan, train_missing
-    from bitnetctl.grid import make_plan, parse_numbers
-    from bitnetctl.records import RunPaths, read
+    """Train what is missing, then judge the claim that this set-up does not collapse."""
+    from bitnetctl.cli.sweep import parse_pack, show_plan, train_missing
+    from bitnetctl.grid import parse_numbers, parse_seeds
+    from bitnetctl.verdict import criteria_names, load_criteria
 
-    tree: dict[str, Any] = {"recipe": recipe, "steps": steps, "overrides": overrides or (), "arms": (arm,)}
-    tree["baseline"] = False
-    if sizes is not None:
-        tree["sizes"] = parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
-    if seed is not None:
-        tree["seeds"] = (seed,)
-    configs = make_plan(tree, "verify").configs()
+    judged_by = [load_criteria(name) for name in criteria or criteria_names()]
+    wanted_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
+    wanted_seeds = None if seeds is None else parse_seeds(seeds)
+    if paths:
+        with _given_runs(paths) as runs:
+            arms = _normal_arm(arm)
+            return _judge_and_show(
+                runs,
+                judged_by,
+                _Asked(arms=arms, decides=arms, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps),
+                _Outputs(report=report, bundle=bundle, junit=junit, as_json=as_json),
+            )
+
+    configs = _configs(recipe, steps, wanted_sizes, wanted_seeds, overrides or (), arm, baseline=not no_baseline)
     if dry_run:
-        return show_plan(configs, runs_dir, device, None, as_json)
-    if not no_train and train_missing(configs, runs_dir=runs_dir, device=device):
+        return show_plan(configs, runs_dir, device, parse_pack(pack), as_json)
+    if not no_train and train_missing(configs, runs_dir=runs_dir, device=device, pack_size=parse_pack(pack)):
         return ExitCode.STOPPED
+    asked = _Asked(
+        arms=list(dict.fromkeys(config.arm for config in configs)),
+        decides=[configs[-1].arm],
+        sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
+        seeds=list(dict.fromkeys(config.seed for config in configs)),
+        steps=configs[0].steps,
+    )
+    return _judge_and_show(
+        _trained_runs(configs, runs_dir),
+        judged_by,
+        asked,
+        _Outputs(report=report, bundle=bundle, junit=junit, as_json=as_json),
+    )
 
-    thresholds = verdict.Thresholds()
-    rows = []
-    for config in configs:
-        paths = RunPaths(runs_dir, config.run_name)
-        if paths.csv.exists():
-            judged = verdict.judge(read(paths.csv), config.steps, thresholds)
-        else:
-            judged = verdict.Verdict(outcome=verdict.Outcome.INCONCLUSIVE, reason="no run; train it first")
-        rows.append((config, judged))
-    outcome = verdict.overall([judged.outcome for _, judged in rows])
-    if as_json:
-        print_json(
-            {
-                "verdict": outcome.value,
-                "runs": [
-                    {
-                        "run": config.run_name,
-                        "size": config.model.hidden_size,
-                        "verdict": judged.outcome.value,
-                        "reason": judged.reason,
-                        "final_step": judged.final_step,
-                        "final_unique": judged.final_unique,
-                        "ceiling": judged.ceiling,
-                    }
-                    for config, judged in rows
-                ],
-            }
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be judged; None is whatever the runs hold. `decides` are the arms that the exit code follows."""
+
+    arms: Sequence[str] | None
+    decides: Sequence[str] | None
+    sizes: Sequence[int] | None
+    seeds: Sequence[int] | None
+    steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    report: Path | None
+    bundle: Path | None
+    junit: Path | None
+    as_json: bool
+
+
+def _configs(
+    recipe: str,
+    steps: int | None,
+    sizes: Sequence[int] | None,
+    seeds: Sequence[int] | None,
+    overrides: Sequence[str],
+    arm: str,
+    *,
+    baseline: bool,
+) -> "list[RunConfig]":
+    """Return the runs of the baseline and, last, of the arm asked for."""
+    from bitnetctl.grid import make_plan
+
+    tree: dict[str, Any] = {"recipe": recipe, "steps": steps, "overrides": overrides, "arms": (arm,)}
+    tree["baseline"] = baseline
+    if sizes is not None:
+        tree["sizes"] = sizes
+    if seeds is not None:
+        tree["seeds"] = seeds
+    configs = make_plan(tree, "verify").configs()
+    return sorted(configs, key=lambda config: config.arm != "baseline")
+
+
+def _normal_arm(arm: str) -> list[str] | None:
+    """Return the arm asked for as runs call it, None where none is."""
+    if not arm:
+        return None
+    from bitnetctl import plugins
+    from bitnetctl.config import RunConfig, parse_arm
+
+    return [plugins.normalize(RunConfig(interventions=parse_arm(arm))).arm]
+
+
+@contextlib.contextmanager
+def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
+    """Yield the runs of CSVs, folders and bundles; what a bundle holds lives as long as this."""
+    from bitnetctl.analysis import load_runs
+    from bitnetctl.bundle import read_bundle
+    from bitnetctl.cli.analyze import find_csvs
+
+    bundles = [path for path in paths if path.lower().endswith(".zip")]
+    others = [path for path in paths if path not in bundles]
+    with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
+        csvs = find_csvs(others)
+        for index, path in enumerate(bundles):
+            csvs += read_bundle(Path(path), Path(folder) / str(index))
+        yield load_runs(csvs)
+
+
+def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]":
+    """Return the runs of the configs that have rows, and their full-precision twins where they are there."""
+    from bitnetctl.analysis import load_run
+    from bitnetctl.config import InterventionSpec
+    from bitnetctl.records import RunPaths
+
+    twins = [
+        config.model_copy(update={"interventions": (*config.interventions, InterventionSpec(name="full-precision"))})
+        for config in configs
+        if all(spec.name != "full-precision" for spec in config.interventions)
+    ]
+    paths = [RunPaths(runs_dir, config.run_name).csv for config in (*configs, *twins)]
+    return [load_run(path) for path in dict.fromkeys(paths) if path.exists()]
+
+
+def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked: _Asked, outputs: _Outputs) -> int:
+    from bitnetctl import report
+    from bitnetctl.bundle import write_bundle
+    from bitnetctl.files import write_atomic
+    from bitnetctl.verdict import UNKNOWN_ARM, combine, judge_arms, strictest
+
+    arms = asked.arms or list(dict.fromkeys(run.arm or UNKNOWN_ARM for run in runs))
+    by_criteria = [
+        judge_arms(runs, one, arms=arms, sizes=asked.sizes, seeds=asked.seeds, asked_steps=asked.steps)
+        for one in criteria
+    ]
+    judged = {arm: combine([verdicts[arm] for verdicts in by_criteria]) for arm in arms}
+    outcome = strictest(judged[arm].outcome for arm in asked.decides or arms)
+    tree = _json(judged, outcome, asked.decides or arms)
+    if outputs.report is not None:
+        write_atomic(outputs.report, report.handoff(runs, judged, outcome).encode())
+    if outputs.junit is not None:
+        every = [verdict for combined in judged.values() for verdict in combined.verdicts]
+        write_atomic(outputs.junit, report.junit_xml(every).encode())
+    if outputs.bundle is not None:
+        write_bundle(outputs.bundle, runs, [(one.name, one.model_dump_json(indent=2)) for one in criteria], tree)
+    if outputs.as_json:
+        print_json(tree)
     else:
-        stdout().print(report.verdict_table(rows))
-        stdout().print(f"verdict: {outcome.value}", highlight=False)
+        _show(runs, judged, outcome, asked.decides or arms)
+    for path in (outputs.report, outputs.junit, outputs.bundle):
+        if path is not None:
+            stderr().print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     return outcome.exit_code
+
+
+def _json(judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[str]) -> dict[str, Any]:
+    return {
+        "verdict": outcome.value,
+        "decided_by": list(decides),
+        "arms": {arm: {"verdict": combined.outcome.value} for arm, combined in judged.items()},
+        "disagreements": {arm: combined.disagreement for arm, combined in judged.items() if combined.disagreement},
+        "verdicts": [verdict.to_json() for combined in judged.values() for verdict in combined.verdicts],
+    }
+
+
+def _show(runs: "Sequence[Run]", judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[str]) -> None:
+    from bitnetctl import report
+    from bitnetctl.report.columns import printable
+    from bitnetctl.verdict import UNKNOWN_ARM
+
+    console = stdout()
+
+    def line(text: str, style: str = "") -> None:
+        console.print(printable(text), style=style, markup=False, highlight=False)
+
+    for arm, combined in judged.items():
+        of_arm = [run for run in runs if (run.arm or UNKNOWN_ARM) == arm]
+        if of_arm:
+            console.print(report.trajectory_table(arm, of_arm))
+        for verdict in combined.verdicts:
+            console.print()
+            console.print(report.checks_table(verdict))
+            for note in verdict.notes:
+                line(f"note: {note}", "dim")
+        if combined.disagreement:
+            line(combined.disagreement)
+        console.print()
+    if len(judged) > 1:
+        for arm, combined in judged.items():
+            line(f"{arm}: {combined.outcome.value}")
+    told = "" if len(judged) == len(decides) else f" ({', '.join(decides)})"
+    line(f"next: {report.next_step(outcome)}")
+    line(f"verdict{told}: {outcome.value}", "bold")

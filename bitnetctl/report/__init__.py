@@ -1,6 +1,7 @@
 """What was judged and analysed as tables, plots, Markdown and one HTML page; no torch here."""
 
 from bitnetctl.report.html import html_page
+from bitnetctl.report.junit import junit_xml
 from bitnetctl.report.markdown import markdown_report
 from bitnetctl.report.plots import plots
 from bitnetctl.report.tables import (
@@ -11,19 +12,23 @@ from bitnetctl.report.tables import (
     factors_table,
     packs_table,
     sweep_table,
-    verdict_table,
 )
+from bitnetctl.report.verdicts import checks_table, handoff, next_step, trajectory_table
 
 __all__ = [
     "agreement_table",
+    "checks_table",
     "collapse_table",
     "effects_table",
     "end_table",
     "factors_table",
+    "handoff",
     "html_page",
+    "junit_xml",
     "markdown_report",
+    "next_step",
     "packs_table",
     "plots",
     "sweep_table",
-    "verdict_table",
+    "trajectory_table",
 ]

@@ -1,5 +1,6 @@
 """Which facts are shown, what they are called and how they are written, the same in every kind of report."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from bitnetctl.analysis.effects import ArmEffect, Effect
 from bitnetctl.analysis.facts import RunFacts
 
 UNKNOWN = "–"
+MEANS = "Means over the runs that have the figure; a failed run has no final one. Falls and recoveries are counted."
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class FactColumn:
     fact: str
     form: str
     meaning: str
+    is_event: bool = False
+    """Whether it is the step of something that need not happen: several runs are then counted, not averaged."""
 
     def value(self, facts: RunFacts) -> float | None:
         """Return the figure; None is unknown."""
@@ -30,8 +34,8 @@ class FactColumn:
 
 COLLAPSE = (
     FactColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, step 1 left out"),
-    FactColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations"),
-    FactColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations"),
+    FactColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations", True),
+    FactColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations", True),
     FactColumn("share", "share_of_collapsed_evaluations", ".0%", "share of the evaluations that are collapsed"),
     FactColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
     FactColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary less after"),
@@ -40,7 +44,7 @@ END = (
     FactColumn("held-out", "final_held_out_loss", ".3f", "final held-out loss in nats"),
     FactColumn("skill", "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
     FactColumn("unique", "final_unique", ",.0f", "final distinct predictions"),
-    FactColumn("volatility", "volatility", ".2f", "mean |log2 ratio| of distinct predictions from one to the next"),
+    FactColumn("volat.", "volatility", ".2f", "mean |log2 ratio| of distinct predictions from one to the next"),
     FactColumn("zeros", "zero_fraction", ".0%", "share of zeros among the ternary weights, at the end"),
     FactColumn("flips", "mean_flip_rate", ".1%", "mean share of ternary weights that change between evaluations"),
 )
@@ -56,6 +60,7 @@ class FactRow:
     state: str
     failed: bool
     facts: tuple[RunFacts, ...]
+    grouped: bool = False
 
     def value(self, column: FactColumn) -> float | None:
         """Return a figure, the mean where there are several runs that have it."""
@@ -63,7 +68,11 @@ class FactRow:
         return sum(known) / len(known) if known else None
 
     def text(self, column: FactColumn) -> str:
-        """Write a figure."""
+        """Write a figure; of several runs, in how many of those that tell an event happened."""
+        if self.grouped and column.is_event:
+            telling = [facts for facts in self.facts if facts.share_of_collapsed_evaluations is not None]
+            happened = sum(column.value(facts) is not None for facts in telling)
+            return f"{happened}/{len(telling)}" if telling else UNKNOWN
         return column.text(self.value(column))
 
 
@@ -93,10 +102,11 @@ def run_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
     ]
 
 
-def arm_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
-    """Return a row for every arm and size, with means over the runs that have the figure."""
+def arm_rows(facts: Sequence[RunFacts], arms: Sequence[str]) -> list[FactRow]:
+    """Return a row for every arm, in that order, and size, with means over the runs that have the figure."""
+    places = {arm: place for place, arm in enumerate(arms)}
     groups: dict[tuple[str, int | None], list[RunFacts]] = {}
-    for fact in facts:
+    for fact in sorted(facts, key=lambda fact: (places[fact.arm], fact.size or 0)):
         groups.setdefault((fact.arm, fact.size), []).append(fact)
     rows = []
     for (arm, size), group in groups.items():
@@ -111,6 +121,7 @@ def arm_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
                 state=", ".join(parts),
                 failed=failed > 0,
                 facts=tuple(group),
+                grouped=True,
             )
         )
     return rows
@@ -122,14 +133,16 @@ def _whole(value: int | None) -> str:
 
 def signed(value: float | None) -> str:
     """Write a difference with its sign."""
-    return UNKNOWN if value is None else f"{value:+.3f}"
+    if value is None:
+        return UNKNOWN
+    return f"{value:+.3f}" if math.isfinite(value) else "+∞" if value > 0 else "−∞"
 
 
 def interval(effect: Effect) -> str:
-    """Write a 95 % interval."""
-    if effect.low is None or effect.high is None:
-        return UNKNOWN
-    return f"{effect.low:+.3f} … {effect.high:+.3f}"
+    """Write a 95 % interval; with a failed run there is none, and the mean of the pairs that ended stands there."""
+    if effect.failed_pairs and effect.mean is not None and not math.isfinite(effect.mean):
+        return f"ended: {signed(effect.mean_of_finite)}"
+    return UNKNOWN if effect.low is None or effect.high is None else f"{signed(effect.low)} … {signed(effect.high)}"
 
 
 def p_text(p: float | None) -> str:
@@ -147,3 +160,8 @@ def pairs_text(effect: ArmEffect) -> str:
     if effect.unpaired_runs:
         parts.append(f"{effect.unpaired_runs} without a partner")
     return ", ".join(parts)
+
+
+def printable(text: str) -> str:
+    """Return text that cannot steer a terminal: a file's name may hold anything."""
+    return "".join(character if character.isprintable() else "�" for character in text)

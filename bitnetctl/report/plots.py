@@ -8,6 +8,7 @@ from rich.text import Text
 
 from bitnetctl.analysis import known
 from bitnetctl.analysis.study import Study
+from bitnetctl.report.columns import printable
 
 MOST_CURVES = 6
 HEIGHT = 14
@@ -43,7 +44,8 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
     """Return a curve for every arm and size, step 1 left out: the mean, geometric if logarithmic, at every step."""
     sizes = {facts.size for facts in study.facts}
     groups: dict[str, dict[int, list[float]]] = {}
-    for run, facts in zip(study.runs, study.facts, strict=True):
+    runs = zip(study.runs, study.facts, strict=True)
+    for run, facts in sorted(runs, key=lambda pair: (study.arms.index(pair[1].arm), pair[1].size or 0)):
         label = f"{facts.arm} h{facts.size}" if len(sizes) > 1 and facts.size is not None else facts.arm
         points = groups.setdefault(label, {})
         for step, value in zip(run.steps.tolist(), run.column(column), strict=True):
@@ -74,30 +76,33 @@ def _plot(
     figure.canvas("default")
     figure.plot_size(width, HEIGHT)
     shown = found[:MOST_CURVES]
+    last = max(curve.steps[-1] for curve in shown)
+    first = min(curve.steps[0] for curve in shown)
+    lowest = min(min(curve.values) for curve in shown)
+    highest = max(max(curve.values) for curve in shown)
+    if len(boundaries) == 1 and first <= boundaries[0] <= last:
+        marker = plotext.marker("┊", "gray") if color else "┊"
+        figure.draw(figure.segment([boundaries[0]] * 2, [lowest, highest], marker=marker))
     for place, curve in enumerate(shown):
         marker = plotext.marker("hd", _COLORS[place % len(_COLORS)][0]) if color else _MARKS[place]
         figure.draw(figure.signal(list(curve.steps), list(curve.values), marker=marker).lines())
-    last = max(curve.steps[-1] for curve in shown)
-    first = min(curve.steps[0] for curve in shown)
-    if len(boundaries) == 1 and first <= boundaries[0] <= last:
-        figure.line(boundaries[0], "vertical", style="dotted")
-    lowest = min(min(curve.values) for curve in shown)
-    highest = max(max(curve.values) for curve in shown)
-    _ticks(figure, "x", _spread(first, last, 5), [f"{step:,.0f}" for step in _spread(first, last, 5)])
-    heights = _spread(lowest, highest, 4)
-    _ticks(figure, "y", heights, [_figure(math.exp(value) if logarithmic else value) for value in heights])
-    text = Text.from_ansi(figure.build().string()) if color else Text(plotext.uncolorize(figure.build().string()))
+    places = _round_places(first, last)
+    figure.ruler("x").ticks(places, [f"{step:,.0f}" for step in places])
+    heights = [lowest + (highest - lowest) * place / 3 for place in range(4)] if highest > lowest else [lowest]
+    figure.ruler("y").ticks(heights, [_figure(math.exp(value) if logarithmic else value) for value in heights])
+    drawn = figure.build().string().rstrip()
     figure.clear()
+    text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
     return Text("\n").join([Text(title, style="bold"), text, *_legend(found, boundaries, color=color)])
 
 
-def _ticks(figure: "Any", axis: str, positions: Sequence[float], labels: Sequence[str]) -> None:
-    figure.ruler(axis).ticks(list(positions), list(labels))
-
-
-def _spread(low: float, high: float, count: int) -> list[float]:
-    """Return evenly spaced positions, one where there is no range."""
-    return [low + (high - low) * place / (count - 1) for place in range(count)] if high > low else [low]
+def _round_places(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers in a range; its one number where it is none."""
+    if high <= low:
+        return [low]
+    unit = 10.0 ** math.floor(math.log10(high - low))
+    step = next(unit * factor for factor in (0.2, 0.5, 1, 2) if (high - low) / (unit * factor) <= 6)
+    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _figure(value: float) -> str:
@@ -108,7 +113,7 @@ def _legend(found: Sequence[Curve], boundaries: Sequence[int], *, color: bool) -
     lines = []
     for place, curve in enumerate(found[:MOST_CURVES]):
         mark = Text("━━", style=_COLORS[place % len(_COLORS)][1]) if color else Text(f" {_MARKS[place]}")
-        lines.append(Text("  ").append_text(mark).append(f" {curve.label}"))
+        lines.append(Text("  ").append_text(mark).append(f" {printable(curve.label)}"))
     if len(found) > MOST_CURVES:
         lines.append(Text(f"  … and {len(found) - MOST_CURVES} more; --html shows all", style="dim"))
     if len(boundaries) == 1:

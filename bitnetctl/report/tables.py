@@ -1,5 +1,6 @@
 """Tables for a terminal, readable at 80 columns."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,20 @@ from rich.table import Table
 
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.effects import METRICS, ArmEffect
-from bitnetctl.analysis.factors import OutcomeAnalysis
-from bitnetctl.config import RunConfig
-from bitnetctl.report.columns import COLLAPSE, END, UNKNOWN, FactColumn, FactRow, interval, p_text, pairs_text, signed
-from bitnetctl.verdict import Outcome, Verdict
+from bitnetctl.analysis.factors import SIGNIFICANT, OutcomeAnalysis, Term
+from bitnetctl.report.columns import (
+    COLLAPSE,
+    END,
+    UNKNOWN,
+    FactColumn,
+    FactRow,
+    interval,
+    p_text,
+    pairs_text,
+    printable,
+    signed,
+)
+from bitnetctl.verdict import Outcome
 
 OUTCOME_STYLES = {
     Outcome.SUPPORTED: "green",
@@ -19,29 +30,9 @@ OUTCOME_STYLES = {
     Outcome.INCONCLUSIVE: "yellow",
     Outcome.INVALID: "magenta",
 }
+_JOINT = re.compile(r"\+(?=[A-Za-z])")
 MOST_TERMS = 10
-
-
-def verdict_table(rows: Sequence[tuple[RunConfig, Verdict]]) -> Table:
-    """Return a table with a line for every judged run."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("size", "step", "unique", "of", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
-    table.add_column("because")
-    for config, judged in rows:
-        table.add_row(
-            str(config.model.hidden_size),
-            _whole(judged.final_step),
-            _whole(judged.final_unique),
-            _whole(judged.ceiling),
-            f"[{OUTCOME_STYLES[judged.outcome]}]{judged.outcome.value}[/]",
-            judged.reason,
-        )
-    return table
-
-
-def _whole(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.0f}"
+MOST_LEVELS = 8
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -107,10 +98,10 @@ def _facts_table(title: str, rows: Sequence[FactRow], columns: Sequence[FactColu
         table.add_column(name, justify="right", no_wrap=True)
     for column in columns:
         # two words stand above each other, so that the arm has room
-        table.add_column(column.header.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(column.header.replace(" ", "\n").replace("-", "-\n"), justify="right", no_wrap=True)
     for row in rows:
         state = f"\n[{'red' if row.failed else 'dim'}]{escape(row.state)}[/]" if row.state else ""
-        table.add_row(escape(row.arm) + state, row.size, row.seed, *(row.text(column) for column in columns))
+        table.add_row(_label(row.arm) + state, row.size, row.seed, *(row.text(column) for column in columns))
     return table
 
 
@@ -121,8 +112,8 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
     for name in ("difference", "95 % interval", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in effects:
-        table.add_row(f"[bold]{escape(arm.arm)}[/]\n[dim]− {escape(arm.baseline)}: {pairs_text(arm)}[/]")
-        for metric, name in METRICS.items():
+        table.add_row(f"[bold]{_label(arm.arm)}[/]\n[dim]− {_label(arm.baseline)}: {pairs_text(arm)}[/]")
+        for metric, (name, _) in METRICS.items():
             effect = arm.effects[metric]
             missing = f" [dim]({effect.unknown_pairs} unknown)[/]" if effect.unknown_pairs else ""
             table.add_row(
@@ -132,30 +123,46 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
 
 
 def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
-    """Return the share of the variance that each factor and pair of factors explains, the strongest first."""
-    table = _table("Variance explained (η²)")
+    """Return factors, the strongest first, with the variance that each explains and the mean of each of its levels."""
+    table = _table("Factors: η² (* p < 0.05) and means")
     table.add_column("factor", overflow="fold")
     for name in ("collapsed\nshare", "stage 1\nloss", "final\nloss"):
         table.add_column(name, justify="right", no_wrap=True)
-    shares: dict[str, list[str]] = {}
-    weight: dict[str, float] = {}
-    for place, outcome in enumerate(outcomes):
-        for term in outcome.terms:
-            cells = shares.setdefault(term.name, [UNKNOWN] * len(outcomes))
-            if term.eta_squared is not None:
-                star = "*" if term.p is not None and term.p < 0.05 else " "
-                cells[place] = f"{term.eta_squared:.0%}{star}"
-                weight[term.name] = max(weight.get(term.name, 0.0), term.eta_squared)
-    for name in sorted(shares, key=lambda name: -weight.get(name, 0.0))[:MOST_TERMS]:
-        table.add_row(escape(name), *shares[name])
-    if len(shares) > MOST_TERMS:
-        table.add_row(f"… and {len(shares) - MOST_TERMS} weaker ones")
+    names = dict.fromkeys(term.name for outcome in outcomes for term in outcome.terms)
+    terms = {name: [_term(outcome, name) for outcome in outcomes] for name in names}
+    strength = {
+        name: max((term.eta_squared or 0.0 for term in found if term), default=0.0) for name, found in terms.items()
+    }
+    for name in sorted(names, key=lambda name: -strength[name])[:MOST_TERMS]:
+        found = terms[name]
+        table.add_row(f"[bold]{_label(name)}[/]", *(_explained(term) for term in found))
+        if " × " in name:
+            continue
+        levels = dict.fromkeys(level for term in found if term for level in term.means)
+        for level in list(levels)[:MOST_LEVELS]:
+            means = (term.means.get(level) if term else None for term in found)
+            cells = (_figure(mean, outcome.form) for mean, outcome in zip(means, outcomes, strict=True))
+            table.add_row(f"  {_label(level)}", *cells, style="dim")
+        if len(levels) > MOST_LEVELS:
+            table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
+    if len(names) > MOST_TERMS:
+        table.add_row(f"… and {len(names) - MOST_TERMS} weaker ones")
     return table
+
+
+def _term(outcome: OutcomeAnalysis, name: str) -> Term | None:
+    return next((term for term in outcome.terms if term.name == name), None)
+
+
+def _explained(term: Term | None) -> str:
+    if term is None or term.eta_squared is None:
+        return ""
+    return f"[bold]{term.eta_squared:.0%}{'*' if term.p is not None and term.p < SIGNIFICANT else ''}[/]"
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
     """Return how each metric ranks the runs against the held-out loss."""
-    table = _table("Agreement with held-out loss (Kendall τ-b; +1: the same ranking)")
+    table = _table("Agreement with held-out loss (Kendall τ-b)")
     table.add_column("metric", no_wrap=True)
     table.add_column("at", no_wrap=True)
     for name in ("runs", "τ-b", "p"):
@@ -176,3 +183,8 @@ def _table(title: str) -> Table:
         padding=(0, 2, 0, 0),
         header_style="dim",
     )
+
+
+def _label(text: str) -> str:
+    """Write an arm so that it breaks between its interventions."""
+    return escape(_JOINT.sub(" +", printable(text)))

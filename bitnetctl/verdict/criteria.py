@@ -35,6 +35,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitnetctl.config import Fraction, Frozen, Positive, PositiveInt, canonical_hash, near_miss, validation_line
 from bitnetctl.errors import ConfigError
+from bitnetctl.records import NAMES
 from bitnetctl.verdict.measures import MEASURES
 from bitnetctl.verdict.outcome import Outcome, figure_text
 
@@ -128,8 +129,10 @@ class _Threshold(_Measured):
 
 
 class FiniteCheck(_Check):
-    """A crash by the manifest, NaN or infinity in any row refutes; a cell missing in a column that the file has is
-    inconclusive, and so is a column of `columns` that it has not."""
+    """A crash by the manifest refutes, and so do NaN and infinity in a loss, UniquePredictions or one of `columns`.
+
+    An unknown cell of `columns` is inconclusive.
+    """
 
     kind: Literal["finite"] = "finite"
     columns: tuple[str, ...] = Field(("Loss", "UniquePredictions"), min_length=1)
@@ -138,8 +141,8 @@ class FiniteCheck(_Check):
     @classmethod
     def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in MEASURES:
-                raise ValueError(f"columns: unknown {name!r}{near_miss(name, MEASURES)}")
+            if name not in NAMES[1:]:
+                raise ValueError(f"columns: unknown {name!r}{_hint(name)}")
         return value
 
 
@@ -163,14 +166,18 @@ class ProbeCheck(_Check):
 
 
 class LevelCheck(_Threshold):
-    """A measure at the end against two thresholds; one that cannot be reached makes the verdict invalid."""
+    """A measure against two thresholds, at the end or at the end of stage 1 (`at = "boundary"`).
+
+    A supporting threshold that cannot be reached makes the verdict invalid.
+    """
 
     kind: Literal["level"] = "level"
+    at: Literal["end", "boundary"] = "end"
 
 
 class RecoveryCheck(_Measured):
-    """Where the last evaluation of stage 1 is below `collapsed_below`, the first one of stage 2 must be at least
-    `factor` times it."""
+    """The first evaluation of stage 2 must be at least `factor` times the last of stage 1, where that is below
+    `collapsed_below`; a run that stage 1 did not collapse has nothing to recover from."""
 
     kind: Literal["recovery"] = "recovery"
     collapsed_below: Positive
@@ -187,8 +194,7 @@ class LastingCheck(_Measured):
 
 
 class SteadyCheck(_Measured):
-    """Fewer than `reversals` changes of direction within stage 2, counted between extremes that differ by at least
-    `factor`."""
+    """Stage 2 must have fewer than `reversals` turns between extremes that differ by at least `factor`."""
 
     kind: Literal["steady"] = "steady"
     factor: Annotated[float, Field(gt=1.0)] = 2.0
@@ -197,7 +203,7 @@ class SteadyCheck(_Measured):
 
 
 class TwinCheck(_Threshold):
-    """The measure minus that of the twin: the run of the same size, seed and steps whose arm has `intervention` besides.
+    """The measure minus that of the twin: the run of the same size, seed and steps that has `intervention` besides.
 
     A run without a twin is not checked. A twin that fails the other checks makes the verdict invalid, since the set-up
     is at fault; the thresholds are for the difference, run minus twin.
@@ -229,9 +235,9 @@ KINDS: Mapping[str, type[Check]] = {cls.model_fields["kind"].default: cls for cl
 class SeedRule(Frozen):
     """How the seeds of one size make one outcome.
 
-    `every`: the strictest seed decides. `share`: refuted when at least `refuted_share` of the seeds fail; supported when
-    every seed supports, there are `min_seeds`, and for each level the one-sided Student-t bound of the mean over seeds,
-    at `confidence`, is beyond the supporting threshold too.
+    `every`: the strictest seed decides. `share`: refuted when at least `refuted_share` of the seeds fail; supported
+    when every seed supports, there are `min_seeds`, and for each level the one-sided Student-t bound of the mean over
+    seeds, at `confidence`, is beyond the supporting threshold too.
     """
 
     rule: Literal["every", "share"] = "every"
@@ -367,6 +373,10 @@ def _read_text(name: str) -> tuple[str, str]:
         f"unknown criteria {name!r}{near_miss(name, criteria_names())}; "
         f"built in: {', '.join(criteria_names())}; or give a FILE.toml"
     )
+
+
+def _hint(measure: str) -> str:
+    return near_miss(measure, MEASURES) or f"; known: {', '.join(MEASURES)}"
 
 
 def _given(first: float | None, second: float | None) -> float:

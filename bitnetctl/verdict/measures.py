@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from bitnetctl.analysis import Run
 from bitnetctl.records import NAMES
@@ -69,14 +70,16 @@ def values(run: Run, measure: str) -> list[float | None]:
     return [value_at(run, measure, index) for index in range(len(run.steps))]
 
 
-def last_median(run: Run, measure: str, last: int) -> float | None:
-    """Return the median of the last evaluations, the untrained one at step 1 left out.
+def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
+    """Return the median of the last evaluations of the run or of stage 1, the untrained one at step 1 left out.
 
-    Unknown where one of them is unknown or there are too few; not finite where one of them is not.
+    Unknown where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
     """
-    indices = [index for index, step in enumerate(run.steps.tolist()) if step > 1][-last:]
-    found = [value_at(run, measure, index) for index in indices]
-    known = [value for value in found if value is not None]
+    until = run.final_step if at == "end" else run.boundary_step
+    if until is None:
+        return None
+    indices = [index for index, step in enumerate(run.steps.tolist()) if 1 < step <= until][-last:]
+    known = [value for index in indices if (value := value_at(run, measure, index)) is not None]
     if len(known) < last:
         return None
     broken = [value for value in known if not math.isfinite(value)]
@@ -129,7 +132,12 @@ def _unique_limits(run: Run) -> Limits:
             return Limits()
         return Limits(0, ceiling, "inferred from step 1", inferred=True)
     if max(seen, default=0) > ceiling:
-        return Limits(0, ceiling, damaged=f"{figure_text(max(seen))} distinct of {figure_text(ceiling)} ProbePositions")
+        return Limits(
+            0,
+            ceiling,
+            "ProbePositions",
+            damaged=f"{figure_text(max(seen))} distinct of {figure_text(ceiling)} ProbePositions",
+        )
     return Limits(0, ceiling, "ProbePositions")
 
 

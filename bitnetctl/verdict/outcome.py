@@ -57,7 +57,7 @@ class CheckResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return plain({**vars(self), "outcome": self.outcome.value})
+        return {**{name: plain(value) for name, value in vars(self).items()}, "outcome": self.outcome.value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class RunVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return plain({**vars(self), "outcome": self.outcome.value})
+        return {**{name: plain(value) for name, value in vars(self).items()}, "outcome": self.outcome.value}
 
 
 @dataclass(frozen=True, kw_only=True)

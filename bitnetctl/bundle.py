@@ -1,0 +1,73 @@
+"""A zip that holds all a verdict needs: CSVs, manifests, criteria, the verdict itself. No torch here."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bitnetctl.analysis import Run
+from bitnetctl.errors import RecordError
+from bitnetctl.files import storage_errors
+
+MAX_FILES = 10_000
+MAX_BYTES = 2**30
+
+
+def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, str]], verdict: dict[str, Any]) -> None:
+    """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
+
+    `criteria` are names and JSON texts. The old file stays until the new one is whole.
+    """
+    aside = path.with_name(f".{path.name}.aside")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as bundle:
+                for run in runs:
+                    bundle.write(run.path, f"runs/{run.path.name}")
+                    manifest = run.path.with_suffix("") / "run.json"
+                    if manifest.is_file():
+                        bundle.write(manifest, f"runs/{run.path.stem}/run.json")
+                for name, text in criteria:
+                    bundle.writestr(f"criteria/{name}.json", text)
+                bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def read_bundle(path: Path, folder: Path) -> list[Path]:
+    """Unpack the CSVs and manifests of a bundle below `folder` and return the CSVs; raises RecordError.
+
+    Only the files that a bundle holds are taken, by plain names and with bounded size, whatever else the zip says.
+    """
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            members = [member for member in bundle.infolist() if _is_wanted(member)]
+            if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_BYTES:
+                raise RecordError(
+                    f"{path}: larger than a bundle may be ({MAX_FILES:,} files, {MAX_BYTES / 2**30:.0f} GiB)"
+                )
+            csvs = []
+            for member in members:
+                target = folder.joinpath(*PurePosixPath(member.filename).parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with bundle.open(member) as source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
+                if target.suffix == ".csv":
+                    csvs.append(target)
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+        raise RecordError(f"{path}: not a bundle that can be read: {error}") from error
+    if not csvs:
+        raise RecordError(f"{path}: holds no CSV under runs/")
+    return csvs
+
+
+def _is_wanted(member: zipfile.ZipInfo) -> bool:
+    parts = PurePosixPath(member.filename).parts
+    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+    if is_link or not parts or parts[0] != "runs" or any(part in ("..", "/") or "\\" in part for part in parts):
+        return False
+    return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == "run.json")

@@ -1,0 +1,168 @@
+"""`bitnetctl analyze`: what a set of runs shows."""
+
+import glob
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bitnetctl.cli.options import JsonOption, print_json, stderr, stdout
+from bitnetctl.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from bitnetctl.analysis import Run
+    from bitnetctl.analysis.study import Study
+
+MOST_ROWS = 24
+"""Runs up to which a terminal shows each; above, arms and sizes."""
+
+_PLOT_WIDTHS = (40, 120)
+
+
+def analyze(
+    paths: Annotated[list[str], typer.Argument(metavar="PATHS", help="CSVs of runs, folders of them, or patterns.")],
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore.")
+    ] = None,
+    verdicts: Annotated[
+        list[Path] | None,
+        typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
+    judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
+    from bitnetctl import report
+    from bitnetctl.analysis.study import study
+    from bitnetctl.files import write_atomic
+
+    runs, notes = _load(find_csvs(paths))
+    found = study(runs, baseline=baseline, notes=notes)
+    if markdown is not None:
+        write_atomic(markdown, report.markdown_report(found).encode())
+    if html is not None:
+        write_atomic(html, report.html_page(found, judged).encode())
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show(found, stdout())
+    for file in (markdown, html):
+        if file is not None:
+            stderr().print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
+    return ExitCode.SUPPORTED
+
+
+def find_csvs(paths: Sequence[str]) -> list[Path]:
+    """Return the CSVs that files, folders and patterns name, each once, in order; raises ConfigError."""
+    found: dict[Path, Path] = {}
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            files = _ordered(entry for entry in path.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
+            if not files:
+                raise ConfigError(f"{path}: no CSV in this folder")
+        elif path.exists() or not glob.has_magic(text):
+            files = [path]
+        else:
+            # a shell that finds nothing, or does not look, hands the pattern on as it is
+            files = _ordered(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - takes absolute patterns
+            if not files:
+                raise ConfigError(f"{text}: no file matches")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _ordered(files: Iterable[Path]) -> list[Path]:
+    """Sort as a person would: h256 before h1024."""
+    pieces = re.compile(r"(\d+)")
+    return sorted(files, key=lambda file: [part.zfill(20) for part in pieces.split(str(file))])
+
+
+def show(found: "Study", console: Console) -> None:
+    """Print tables, plots and sentences."""
+    from bitnetctl import report
+    from bitnetctl.report.columns import arm_rows, printable, run_rows
+
+    grouped = len(found.facts) > MOST_ROWS
+    rows = arm_rows(found.facts, found.arms) if grouped else run_rows(found.facts)
+
+    def line(text: str, style: str = "") -> None:
+        console.print(printable(text), style=style, markup=False, highlight=False)
+
+    if grouped:
+        line(f"{len(found.facts)} runs; means by arm and size, every run with --json or --html", "dim")
+    console.print(report.collapse_table(rows, grouped=grouped))
+    console.print()
+    console.print(report.end_table(rows, grouped=grouped))
+    if found.effects:
+        console.print()
+        console.print(report.effects_table(found.effects))
+    if found.outcomes:
+        console.print()
+        console.print(report.factors_table(found.outcomes))
+        for sentence in dict.fromkeys(outcome.sentence for outcome in found.outcomes):
+            line(f"• {sentence}")
+    if any(agreement.tau is not None for agreement in found.agreements):
+        console.print()
+        console.print(report.agreement_table(found.agreements))
+        for agreement in found.agreements:
+            if agreement.metric == "RandomPromptUnique" and agreement.tau is not None:
+                line(f"• {agreement.sentence}")
+    low, high = _PLOT_WIDTHS
+    color = console.color_system is not None
+    for plot in report.plots(found, width=max(low, min(high, console.width - 2)), color=color):
+        console.print()
+        console.print(plot, no_wrap=True, overflow="crop")
+    if found.notes:
+        console.print()
+        for note in found.notes:
+            line(f"note: {note}", "dim")
+
+
+def _load(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
+    """Read the runs; one whose training has written no evaluation yet is noted and left out. Raises RecordError."""
+    from bitnetctl.analysis import load_run
+    from bitnetctl.records import read_manifest
+
+    runs, notes = [], []
+    for file in files:
+        if _has_only_a_header(file) and (manifest := read_manifest(file)) is not None:
+            notes.append(f"{manifest.run}: {manifest.status}, no evaluation yet; left out")
+            continue
+        runs.append(load_run(file))
+    if not runs:
+        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
+    return runs, notes
+
+
+def _has_only_a_header(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.readline().startswith(b"Step,") and not stream.read(1)
+    except OSError:
+        return False
+
+
+def _read_verdicts(file: Path) -> list[dict[str, Any]]:
+    """Return the verdicts in a file that `verify --json` wrote; raises ConfigError."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
+    found = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
+    if not isinstance(found, list) or not all(isinstance(verdict, dict) and "verdict" in verdict for verdict in found):
+        raise ConfigError(f"--verdict {file}: not what `bitnetctl verify --json` writes")
+    return found

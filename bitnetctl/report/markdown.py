@@ -1,0 +1,117 @@
+"""The analysis as Markdown that GitHub renders; names of runs stay text."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from bitnetctl.analysis.effects import METRICS
+from bitnetctl.analysis.study import Study
+from bitnetctl.report.columns import (
+    COLLAPSE,
+    END,
+    MEANS,
+    UNKNOWN,
+    FactColumn,
+    FactRow,
+    arm_rows,
+    interval,
+    p_text,
+    pairs_text,
+    printable,
+    run_rows,
+    signed,
+)
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
+
+
+def markdown_report(study: Study) -> str:
+    """Return the whole analysis: arms, effects, factors, agreement of metrics, runs, notes."""
+    count = len(study.runs)
+    lines = ["# bitnetctl analysis", "", f"{count} run{'s' * (count != 1)}.", ""]
+    rows = run_rows(study.facts)
+    grouped = arm_rows(study.facts, study.arms)
+    if len(grouped) < len(rows):
+        lines += [
+            "## Arms",
+            "",
+            MEANS,
+            "",
+        ]
+        lines += _facts_table(grouped, (*COLLAPSE, *END), seed="runs")
+    lines += _effects(study) + _factors(study) + _agreement(study)
+    lines += ["## Runs", "", *_facts_table(rows, (*COLLAPSE, *END), seed="seed")]
+    lines += [f"- {column.header}: {column.meaning}" for column in (*COLLAPSE, *END)] + [""]
+    if study.notes:
+        lines += ["## Notes", "", *(f"- {escape(note)}" for note in study.notes), ""]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table cell too."""
+    return _SPECIAL.sub(r"\\\1", printable(text))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> list[str]:
+    """Return a table whose first `texts` columns are left-aligned."""
+    rule = [":--"] * texts + ["--:"] * (len(header) - texts)
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)] + [""]
+
+
+def _facts_table(rows: Sequence[FactRow], columns: Sequence[FactColumn], *, seed: str) -> list[str]:
+    header = ("arm", "size", seed, *(column.header for column in columns), "state")
+    return _table(
+        header,
+        [
+            (escape(row.arm), row.size, row.seed, *(row.text(column) for column in columns), escape(row.state))
+            for row in rows
+        ],
+    )
+
+
+def _effects(study: Study) -> list[str]:
+    if not study.effects:
+        return []
+    rows = [
+        (
+            escape(arm.arm),
+            escape(arm.baseline),
+            pairs_text(arm),
+            name,
+            signed(arm.effects[metric].mean),
+            interval(arm.effects[metric]),
+            p_text(arm.effects[metric].p),
+            p_text(arm.effects[metric].p_holm),
+        )
+        for arm in study.effects
+        for metric, (name, _) in METRICS.items()
+    ]
+    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)")
+    return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *_table(header, rows, texts=4)]
+
+
+def _factors(study: Study) -> list[str]:
+    if not study.outcomes:
+        return []
+    lines = ["## Factors", "", *(f"- {escape(outcome.sentence)}" for outcome in study.outcomes), ""]
+    rows = [
+        (
+            escape(outcome.outcome),
+            escape(term.name),
+            escape(outcome.means_text(term)),
+            UNKNOWN if term.eta_squared is None else f"{term.eta_squared:.1%}",
+            p_text(term.p),
+        )
+        for outcome in study.outcomes
+        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
+    ]
+    return lines + _table(("outcome", "factor", "means", "η²", "p"), rows, texts=3)
+
+
+def _agreement(study: Study) -> list[str]:
+    if not study.agreements:
+        return []
+    rows = [
+        (found.metric, found.when, str(found.runs), signed(found.tau), p_text(found.p)) for found in study.agreements
+    ]
+    lines = ["## Agreement with held-out loss", "", *_table(("metric", "at", "runs", "τ-b", "p"), rows, texts=2)]
+    return [*lines, *(f"- {escape(found.sentence)}" for found in study.agreements), ""]
