@@ -57,7 +57,7 @@ class Run:
             ]
         return columns
 
-    @property
+    @cached_property
     def steps(self) -> "npt.NDArray[Any]":
         """Steps of the evaluations, ascending, int64."""
         return self.records.frame["Step"].to_numpy()

@@ -36,6 +36,9 @@ from bitnetctl.report.columns import (
 MOST_POINTS = 600
 """Points of a curve; a longer run is thinned evenly, its first and last evaluation stay."""
 
+MOST_REASONS = 5
+"""Reasons of a verdict that are shown outside its checks."""
+
 _FIRST = ("HeldOutLoss", "UniquePredictions", "Loss", "Skill")
 _LOGARITHMIC = frozenset(
     {"UniquePredictions", "EffectiveVocab", "RandomPromptUnique", "GradNorm", "TokensPerSecond", "ContextInformation"}
@@ -191,7 +194,10 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
     by = criteria.get("name") if isinstance(criteria, Mapping) else criteria
     title = " · ".join(str(part) for part in (verdict.get("arm"), by) if part)
     sizes = ", ".join(f"{one['size'] or 'unknown size'}: {one['verdict']}" for one in verdict.get("sizes", ()))
-    lines = [*([sizes] if sizes else []), *verdict.get("reasons", ())]
+    reasons = list(verdict.get("reasons", ()))
+    lines = [*([sizes] if sizes else []), *reasons[:MOST_REASONS]]
+    if len(reasons) > MOST_REASONS:
+        lines.append(f"… and {len(reasons) - MOST_REASONS} more reasons: see the checks")
     lines += [text for text in (verdict.get("confidence"), *verdict.get("notes", ())) if text]
     return (
         f'<article class="card {kind}"><h3><span class="badge">{esc(outcome)}</span> {esc(title)}</h3>{_list(lines)}'
@@ -212,7 +218,7 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
         for check in checks
     ]
     table = _table(("run", "check", "outcome", "because"), rows, texts=4)
-    return f"<details><summary>{len(rows)} checks</summary>{table}</details>"
+    return f"<details><summary>{len(rows)} check{'s' * (len(rows) != 1)}</summary>{table}</details>"
 
 
 def _arms(study: Study, rows: Sequence[FactRow]) -> str:

@@ -49,31 +49,20 @@ def check_run(run: Run, criteria: Criteria, setting: Setting) -> list[CheckResul
     What cannot be reached is found on any run; what a run shows is judged on finished runs only, since in the middle of
     a training a collapse may be part of the claim.
     """
-    found: list[tuple[Check, _Found | None]] = []
+    ends = [(check, _end(run, check, setting)) for check in criteria.checks if isinstance(check, _ENDS)]
+    if _torn(run) is not None:
+        return [_result(run, check, found) for check, found in ends]
+    found: list[tuple[Check, _Found | None]] = [*ends]
+    healthy = all(result.outcome is Outcome.SUPPORTED for _, result in ends)
     for check in criteria.checks:
-        match check:
-            case FiniteCheck():
-                found.append((check, _finite(run, check)))
-            case FinishedCheck():
-                found.append((check, _finished(run, check, setting.asked_steps)))
-            case ProbeCheck():
-                found.append((check, _probe(run, check)))
-            case LevelCheck():
-                found.append((check, _reach(run, check)))
-    judged = {type(check): result for check, result in found}
-    healthy = all(
-        result is None or result.outcome is Outcome.SUPPORTED for result in (judged[FiniteCheck], judged[FinishedCheck])
-    )
-    if healthy:
-        found = [
-            (check, result or (_level(run, check) if isinstance(check, LevelCheck) else None))
-            for check, result in found
-        ]
-        for check in criteria.checks:
-            if isinstance(check, RecoveryCheck | LastingCheck | SteadyCheck):
-                found.append((check, _SHAPES[type(check)](run, check)))
-            elif isinstance(check, TwinCheck):
-                found.append((check, _twin(run, check, criteria, setting)))
+        if isinstance(check, ProbeCheck):
+            found.append((check, _probe(run, check)))
+        elif isinstance(check, LevelCheck):
+            found.append((check, _reach(run, check) or (_level(run, check) if healthy else None)))
+        elif isinstance(check, TwinCheck) and healthy:
+            found.append((check, _twin(run, check, criteria, setting)))
+        elif type(check) in _SHAPES and healthy:
+            found.append((check, _SHAPES[type(check)](run, check)))
     return [_result(run, check, result) for check, result in found if result is not None]
 
 
@@ -99,6 +88,10 @@ def _result(run: Run, check: Check, found: _Found) -> CheckResult:
 
 def _unknown(reason: str, figure: float | None = None) -> _Found:
     return _Found(outcome=Outcome.INCONCLUSIVE, reason=reason, figure=figure)
+
+
+def _end(run: Run, check: FiniteCheck | FinishedCheck, setting: Setting) -> _Found:
+    return _finite(run, check) if isinstance(check, FiniteCheck) else _finished(run, check, setting.asked_steps)
 
 
 def _finite(run: Run, check: FiniteCheck) -> _Found:
@@ -318,8 +311,7 @@ def _twin(run: Run, check: TwinCheck, criteria: Criteria, setting: Setting) -> _
     twin = find_twin(run, check.intervention, setting.candidates)
     if twin is None:
         return None
-    alone = Setting(asked_steps=setting.asked_steps)
-    results = check_run(twin, criteria, alone)
+    results = check_run(twin, criteria, Setting(asked_steps=setting.asked_steps))
     outcome = outcome_of_run(result.outcome for result in results)
     if outcome in (Outcome.REFUTED, Outcome.INVALID):
         why = next(result.reason for result in results if result.outcome is outcome)
@@ -330,18 +322,13 @@ def _twin(run: Run, check: TwinCheck, criteria: Criteria, setting: Setting) -> _
     other, own = last_median(twin, check.measure, check.last), last_median(run, check.measure, check.last)
     if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
         return _unknown(f"{check.measure} of the run or its twin with {check.intervention} is unknown")
-    open_ends = [result.reason for result in results if result.check in _ends(criteria) and not _passed(result)]
+    ends = {end.label for end in criteria.checks if isinstance(end, _ENDS)}
+    open_ends = [
+        result.reason for result in results if result.check in ends and result.outcome is not Outcome.SUPPORTED
+    ]
     if open_ends:
         return _unknown(f"the twin with {check.intervention}: {open_ends[0]}")
     return _compare(check, own - other, f"{check.measure} minus that of the twin with {check.intervention}")
-
-
-def _ends(criteria: Criteria) -> set[str]:
-    return {check.label for check in criteria.checks if isinstance(check, FiniteCheck | FinishedCheck)}
-
-
-def _passed(result: CheckResult) -> bool:
-    return result.outcome is Outcome.SUPPORTED
 
 
 def find_twin(run: Run, intervention: str, candidates: Sequence[Run]) -> Run | None:
@@ -394,6 +381,9 @@ def _parts(arm: str) -> list[str]:
 def _name(part: str) -> str:
     return part.partition(":")[0]
 
+
+_ENDS = (FiniteCheck, FinishedCheck)
+"""How a run ended; nothing it shows is judged unless it ended well."""
 
 _SHAPES: dict[type[Check], Callable[[Run, Any], _Found]] = {
     RecoveryCheck: _recovery,
