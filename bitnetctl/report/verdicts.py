@@ -1,5 +1,6 @@
 """A judgement for a terminal and as the founding document's hand-off. No torch here."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
@@ -24,39 +25,42 @@ _NEXT = {
 }
 
 
-def milestones(run: Run) -> list[tuple[int, int, float | None]]:
-    """Return for each milestone its step, the step of the evaluation nearest to it, and UniquePredictions there."""
+def milestones(run: Run, column: str) -> list[float | None]:
+    """Return a column at each milestone: at the first evaluation at or after it, None where there is none yet."""
     planned = run.planned_steps or run.final_step
-    unique = run.column("UniquePredictions")
-    found = []
-    for share in MILESTONES:
-        wanted = max(1, round(planned * share))
-        # the document's 1k and 6k are evaluations after the beginning and after the boundary: the first at or after
-        later = [index for index, step in enumerate(run.steps) if step >= wanted]
-        if later:
-            found.append((wanted, int(run.steps[later[0]]), unique[later[0]]))
+    values = run.column(column)
+    # an evaluation a little later belongs to the milestone, one beyond the next milestone does not
+    nexts = [*MILESTONES[1:], math.inf]
+    found: list[float | None] = []
+    for share, following in zip(MILESTONES, nexts, strict=True):
+        later = [index for index, step in enumerate(run.steps) if planned * share <= step < planned * following]
+        found.append(values[later[0]] if later else None)
     return found
 
 
 def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
-    """Return the unique predictions of every run of an arm at the milestones."""
-    table = Table(
-        title=escape(f"{printable(arm)}: unique predictions"), title_justify="left", title_style="bold", box=None
-    )
-    table.padding = (0, 2, 0, 0)
+    """Return unique predictions and, where known, held-out loss of every run of an arm at the milestones."""
+    table = Table(title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.title = escape(f"{printable(arm)}: unique predictions · held-out loss")
     table.add_column("size", justify="right")
     table.add_column("seed", justify="right")
     for share in MILESTONES:
-        table.add_column(f"{share:.0%}", justify="right")
+        table.add_column(f"{share:.0%}", justify="right", no_wrap=True)
     table.add_column("of", justify="right")
-    for run in sorted(runs, key=lambda run: (run.size or 0, run.seed or 0)):
-        reached = {wanted: value for wanted, _, value in milestones(run)}
-        planned = run.planned_steps or run.final_step
-        cells = [_whole(reached.get(max(1, round(planned * share)))) for share in MILESTONES]
+    for run in _ordered(runs):
         ceiling = run.ceiling
         limit = UNKNOWN if ceiling is None else f"{ceiling[0]:,.0f}{'?' if ceiling[1] else ''}"
-        table.add_row(_plain(run.size), _plain(run.seed), *cells, limit)
+        table.add_row(_plain(run.size), _plain(run.seed), *_trajectory(run), limit)
     return table
+
+
+def _trajectory(run: Run) -> list[str]:
+    pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
+    return [_whole(unique) + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
+
+
+def _ordered(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: (run.size or 0, run.seed or 0))
 
 
 def checks_table(verdict: Verdict) -> Table:
@@ -102,10 +106,8 @@ def handoff(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcom
         lines += [f"## Arm {_cell(arm)}: {combined.outcome.value}", ""]
         heads = " | ".join(f"{share:.0%}" for share in MILESTONES)
         lines += [f"| size | seed | {heads} | status |", "|---" * (len(MILESTONES) + 3) + "|"]
-        for run in sorted(of_arm, key=lambda run: (run.size or 0, run.seed or 0)):
-            planned = run.planned_steps or run.final_step
-            reached = {wanted: value for wanted, _, value in milestones(run)}
-            cells = " | ".join(_whole(reached.get(max(1, round(planned * share)))) for share in MILESTONES)
+        for run in _ordered(of_arm):
+            cells = " | ".join(_trajectory(run))
             status = run.manifest.status if run.manifest else f"ends at step {run.final_step:,}"
             lines.append(f"| {_plain(run.size)} | {_plain(run.seed)} | {cells} | {status} |")
         lines.append("")
