@@ -175,7 +175,7 @@ class LiveReporter:
                 self._work = None
                 self._begun, self._start_step = time.monotonic(), event.start_step
                 self._step = event.start_step
-                self._pack = []
+                self._leave_pack()
                 for name, config in zip(event.names, event.configs, strict=True):
                     view = self._runs.setdefault(name, _RunView(name, config))
                     view.state, view.step = "training", event.start_step
@@ -195,8 +195,10 @@ class LiveReporter:
             case Diverged() | Failed() | Stopped() | Finished():
                 for text in ended_lines(event, self._pack):
                     self.notice(text)
+                if isinstance(event, Failed) and event.name in self._runs:
+                    self._runs[event.name].state = "failed"
                 if not isinstance(event, Diverged):
-                    self._pack = []
+                    self._leave_pack()
 
     def notice(self, text: str) -> None:
         """Print one line above the view."""
@@ -205,6 +207,13 @@ class LiveReporter:
     def work(self, what: str, done: int, total: int | None) -> None:
         """Show the preparation in the view."""
         self._work = f"{what}: {_amount(done, total)}"
+
+    def _leave_pack(self) -> None:
+        """Let go of the pack; runs of one that broke up wait for their turn again."""
+        for view in self._pack:
+            if view.state == "training":
+                view.state = "waiting"
+        self._pack = []
 
     def _render(self) -> Group:
         lines: list[RenderableType] = [Text(self._work, style="dim")] if self._work and not self._pack else []
@@ -311,8 +320,7 @@ def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[_RunVi
             pack[event.run].state = "diverged"
             return [f"{pack[event.run].name}: diverged at step {event.step:,}; it is not trained any further"]
         case Failed():
-            pack[event.run].state = "failed"
-            return [f"{pack[event.run].name}: failed: {event.message}"]
+            return [f"{event.name}: failed: {event.message}"]
         case Stopped() | Finished():
             ended = [view for view in pack if view.state != "diverged"]
             for view in ended:

@@ -60,7 +60,8 @@ class Probe:
         context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total
         loss_R /= total
         prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), strengths)
-        last_RP = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1].argmax(-1)
+        last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
+        last_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [
             self._columns(counts_V, float(loss), float(context), last_P)
             for counts_V, loss, context, last_P in zip(
@@ -82,7 +83,7 @@ class Probe:
             "UnigramLoss": data.unigram_loss,
             "BigramLoss": data.bigram_loss,
             "BigramUnique": data.bigram_unique,
-            "RandomPromptUnique": int(last_P.unique().numel()) if finite else math.nan,
+            "RandomPromptUnique": int(last_P.unique().numel()) if finite and bool((last_P >= 0).all()) else math.nan,
         }
 
 

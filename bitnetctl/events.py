@@ -52,9 +52,9 @@ class Diverged:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A run raised an error while training; it is recorded and the others go on."""
+    """A run raised an error while training; it is recorded and the others go on, even if its pack never began."""
 
-    run: int
+    name: str
     message: str
 
 

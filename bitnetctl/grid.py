@@ -3,6 +3,7 @@
 import itertools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,7 +45,7 @@ class Plan(Frozen):
         if not self.seeds:
             raise ValueError("no seeds")
         for kind, values in (("size", self.sizes), ("seed", self.seeds), ("arm", self.arms)):
-            twice = [value for index, value in enumerate(values) if value in values[:index]]
+            twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
                 raise ValueError(f"{kind} {twice[0]} is named twice")
         if any(not levels for levels in self.factors.values()):
@@ -125,9 +126,12 @@ def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read `6` as six seeds 0…5 and `0,3,7` as these; `3,` is the one seed 3. Raises ConfigError."""
-    if re.fullmatch(r"\s*[0-9]{1,5}\s*", text) and int(text) > 0:
+    expected = "a number of seeds, or seeds such as 0,3,7"
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
+        if not 0 < int(text) <= MAX_RUNS:
+            raise ConfigError(f"--seeds {text!r}: expected {expected}")
         return tuple(range(int(text)))
-    return parse_numbers(text.rstrip().removesuffix(","), "--seeds", "a number of seeds, or seeds such as 0,3,7")
+    return parse_numbers(text.rstrip().removesuffix(","), "--seeds", expected)
 
 
 def parse_numbers(text: str, option: str, expected: str) -> tuple[int, ...]:

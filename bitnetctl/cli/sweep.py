@@ -205,7 +205,8 @@ def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, A
 
 def _exit_code(rows: Sequence[dict[str, Any]]) -> ExitCode:
     statuses = Counter(row["status"] for row in rows)
-    if statuses["failed"]:
+    # besides those that failed, runs whose worker died
+    if set(statuses) - {"finished", "diverged"}:
         return ExitCode.INTERNAL
     return ExitCode.REFUTED if statuses["diverged"] else ExitCode.SUPPORTED
 

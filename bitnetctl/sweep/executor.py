@@ -1,5 +1,6 @@
 """Train many runs: packs from the ledger, one after the other, until every run has ended."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +8,7 @@ import torch
 
 from bitnetctl import loop
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import StorageError
+from bitnetctl.errors import RunBusyError, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
 from bitnetctl.machine import memory_available, memory_in_use
@@ -69,9 +70,11 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
                 options.notice(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
                 alone.update(output.config.hash for output in outputs)
             else:
-                _record_failure(outputs[0], message)
+                # another process may have taken it at once, and tries it for itself
+                with contextlib.suppress(RunBusyError):
+                    _record_failure(outputs[0], message)
                 given_up.add(outputs[0].config.hash)
-                yield Failed(run=0, message=message)
+                yield Failed(name=outputs[0].paths.name, message=message)
 
 
 def _record_failure(output: RunOutput, message: str) -> None:

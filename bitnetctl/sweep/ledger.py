@@ -4,6 +4,7 @@ A claim is an operating-system lock on `runs/<run>/run.lock`, so it ends when it
 no clock is read. One short lock on the whole folder keeps two sweeps from splitting a pack between them.
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
@@ -35,9 +36,10 @@ class Ledger:
 
         The first free run decides the shape, and the step is the one that most of its kind can resume from.
         """
-        with storage_errors(self._runs_dir):
-            self._runs_dir.mkdir(parents=True, exist_ok=True)
-        with self._guard:
+        with contextlib.ExitStack() as stack:
+            with storage_errors(self._runs_dir):
+                self._runs_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self._guard)
             claimed: list[RunOutput] = []
             try:
                 for config in self.unfinished(configs):
@@ -49,6 +51,10 @@ class Ledger:
                     except RunBusyError:
                         continue
                     claimed.append(output)
+                    if ended(config, self._runs_dir) is not None:
+                        # its owner ended it since we looked
+                        claimed.pop().release()
+                        continue
                     if len(claimed) == limit(claimed[0].config):
                         break
                 return _keep_resumable_together(claimed)

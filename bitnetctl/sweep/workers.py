@@ -50,15 +50,23 @@ def work_on_devices(
         runs = Path(folder) / "runs.json"
         runs.write_text(json.dumps([config.model_dump(mode="json") for config in configs]), encoding="utf-8")
         logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
-        workers = [_start(runs, device, arguments, log) for device, log in zip(devices, logs, strict=True)]
-        notice(f"{len(workers)} workers on {', '.join(devices)}")
+        workers: list[subprocess.Popen[bytes]] = []
         told_to_stop = False
-        while any(worker.poll() is None for worker in workers):
-            if should_stop() and not told_to_stop:
-                told_to_stop = True
-                for worker in workers:
-                    worker.send_signal(signal.SIGTERM)
-            time.sleep(_POLL_SECONDS)
+        try:
+            for device, log in zip(devices, logs, strict=True):
+                workers.append(_start(runs, device, arguments, log))
+            notice(f"{len(workers)} workers on {', '.join(devices)}")
+            while any(worker.poll() is None for worker in workers):
+                if should_stop() and not told_to_stop:
+                    told_to_stop = True
+                    for worker in workers:
+                        worker.send_signal(signal.SIGTERM)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            # only after an error or a second interrupt is one alive; in a session of its own, nothing else would end it
+            for worker in workers:
+                worker.kill()
+                worker.wait()
         for device, worker, log in zip(devices, workers, logs, strict=True):
             if worker.returncode not in (0, 1, 75):
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -1,0 +1,171 @@
+"""What every test stands on: an isolated home, a tiny text and a tiny run made from it."""
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# before transformers is imported: its BitNet layers would be compiled, which takes a compiler and a minute
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+
+from bitnetctl import data, loop
+from bitnetctl.config import RunConfig, build_config, parse_arm
+from bitnetctl.data import ProbeData, TokenData
+from bitnetctl.events import Event
+from bitnetctl.loop import Session
+from bitnetctl.sweep import Options, open_session
+
+# the same examples every time, no files in the checkout, no timing on a shared machine
+settings.register_profile("tests", derandomize=True, database=None, deadline=None)
+settings.load_profile("tests")
+
+
+def pseudo_english(characters: int, seed: int = 0) -> str:
+    """Sentences of made-up words whose frequencies fall like Zipf's law."""
+    generator = random.Random(seed)
+    syllables = [a + b for a in "bcdfglmnprstw" for b in ("a", "e", "i", "o", "u", "en", "ing", "er")]
+    words = ["".join(generator.choices(syllables, k=generator.randint(1, 3))) for _ in range(600)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    lines, length = [], 0
+    while length < characters:
+        line = " ".join(generator.choices(words, weights, k=generator.randint(4, 14))).capitalize() + ".\n"
+        lines.append(line)
+        length += len(line)
+    return "".join(lines)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums in one order, and no fight over the cores of a shared machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of prepared tokens for the whole session: the tiny text is encoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache and the checkout out of reach."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of about 200 KB; never edited."""
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text(pseudo_english(200_000), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_text: Path) -> Callable[..., RunConfig]:
+    """Build the quick recipe at its tiniest; `model__hidden_size=64` overrides `model.hidden_size`."""
+
+    def build(*, arm: str = "", **overrides: Any) -> RunConfig:
+        fields = {
+            "steps": 12,
+            "model__hidden_size": 32,
+            "model__num_layers": 2,
+            "data__source": f"file:{tiny_text}",
+            "data__tokenizer": "bpe:300",
+            "data__order": "sequential",
+            "data__batch_size": 2,
+            "data__sequence_length": 16,
+            "schedule__warmup_steps": 2,
+            "probe__positions": 128,
+            "probe__eval_every_steps": 4,
+        } | overrides
+        texts = []
+        for name, value in fields.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            texts.append(f"{name.replace('__', '.')}={text}")
+        return build_config("quick", overrides=texts, interventions=parse_arm(arm))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_config: Callable[..., RunConfig], shared_cache: Path) -> TokenData:
+    """The tokens of the tiny text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        return data.prepare(tiny_config().data)
+
+
+@pytest.fixture(scope="session")
+def tiny_probe(tiny_tokens: TokenData, shared_cache: Path) -> ProbeData:
+    """The 128 probe positions of the tiny text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        return data.probe_data(tiny_tokens, positions=128, sequence_length=16)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Models in double precision: noise that flips an int8 rounding, and with it the logits by 1e-3, is gone."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Event]]:
+    """Train one pack under `runs/` and return its events.
+
+    `stop_after` and `crash_after` count the steps of this session; `watch` is called with the session and each event.
+    """
+    # half of a tiny run's time, and no test pulls the plug
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+    def run(
+        configs: RunConfig | Sequence[RunConfig],
+        *,
+        names: Sequence[str] | None = None,
+        stop_after: int | None = None,
+        crash_after: int | None = None,
+        watch: Callable[[Session, Event], None] | None = None,
+        runs_dir: Path | str = "runs",
+        **options: Any,
+    ) -> list[Event]:
+        configs = [configs] if isinstance(configs, RunConfig) else configs
+        step = itertools.count(1)
+
+        def should_stop() -> bool:
+            done = next(step)
+            if done == crash_after:
+                raise SystemError("the machine went down")
+            return done == stop_after
+
+        chosen = Options(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
+        with open_session(configs, chosen, names=names or [config.run_name for config in configs]) as session:
+            events = []
+            for event in loop.train(session):
+                events.append(event)
+                if watch is not None:
+                    watch(session, event)
+            return events
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def figures() -> Callable[[Path], list[bytes]]:
+    """Read the lines of a run's CSV without the last column, the measured speed: all that a run decides."""
+
+    def read(csv: Path) -> list[bytes]:
+        header, *rows = csv.read_bytes().splitlines()
+        assert header.endswith(b",TokensPerSecond")
+        return [line.rpartition(b",")[0] for line in (header, *rows)]
+
+    return read

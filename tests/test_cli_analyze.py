@@ -1,0 +1,239 @@
+"""`bitnetctl analyze` from the command line: what it reads, prints, writes and refuses."""
+
+import contextlib
+import io
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from synthetic import curve, quick, simple_run, write_csv, write_run
+
+from bitnetctl import cli
+from bitnetctl.cli.analyze import find_csvs
+from bitnetctl.errors import ConfigError
+from bitnetctl.records.schema import HEADER
+
+ORIGIN = "Hidden 256, 10k steps\nStep,Loss,UniquePredictions,LR,WD\n1,10.9,20,4e-06,0.1\n1000,10.1,16,0.0014,0.1\n"
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        def refuse(name: str) -> None:
+            raise ValueError(name)
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+def analyze(*arguments: str | Path) -> Done:
+    """Run `bitnetctl analyze` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(["analyze", *map(str, arguments)])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "BITNETCTL_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder of two arms with three seeds."""
+    for arm, seed in itertools.product(("", "decoupled-decay:decayed=all"), range(3)):
+        config = quick(arm, seed=seed, optimizer__name="adam")
+        simple_run(tmp_path / "runs", config, loss=(5.0 if arm else 7.0) + seed / 100, prompt=12 - seed)
+    return tmp_path / "runs"
+
+
+def test_a_folder_a_pattern_and_files_are_the_same(runs: Path) -> None:
+    files = sorted(runs.glob("*.csv"))
+    by_folder = analyze(runs, "--json").json
+    assert len(by_folder["runs"]) == 6
+    assert analyze(f"{runs}/*.csv", "--json").json == by_folder
+    assert analyze(*files, "--json").json["agreement"] == by_folder["agreement"]
+    assert len(analyze(files[0], runs, files[0], "--json").json["runs"]) == 6
+
+
+def test_json_has_every_part(runs: Path) -> None:
+    tree = analyze(runs, "--json").json
+    assert set(tree) == {"runs", "arms", "factors", "agreement", "notes"}
+    [arm] = tree["arms"]
+    assert (arm["arm"], arm["baseline"], arm["pairs"]) == ("decoupled-decay:decayed=all", "baseline", 3)
+    assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(-2.0)
+    assert arm["effects"]["final_held_out_loss"]["p"] == 0.25
+    assert tree["factors"]["fields"][0]["fields"][0] == "optimizer.name"
+    assert tree["factors"]["outcomes"][0]["sentence"].startswith("optimizer.name explains 100% of the variance")
+    assert tree["runs"][0]["collapsed_at"] == 200
+
+
+def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
+    done = analyze(runs)
+    assert (done.code, done.err) == (0, "")
+    for text in (
+        "Stage 1 and the boundary",
+        "The end",
+        "Arm minus baseline, paired by size and seed",
+        "Factors: η²",
+        "optimizer.name explains 100% of the variance of the share of collapsed",
+        "Agreement with held-out loss",
+        "held-out loss (nats)",
+        "distinct predictions",
+        "boundary at step 500",
+        "note: with 3 pairs p cannot fall below 0.25",
+    ):
+        assert text in done.out
+    assert "\x1b" not in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_many_runs_are_shown_by_arm(runs: Path) -> None:
+    for seed in range(3, 28):
+        simple_run(runs, quick(seed=seed, optimizer__name="adam"), loss=7.0)
+    done = analyze(runs)
+    assert done.out.startswith("31 runs; means by arm and size, every run with --json or --html")
+    assert "28/28" in done.out
+    assert len(analyze(runs, "--json").json["runs"]) == 31
+
+
+def test_files_are_written(runs: Path, tmp_path: Path) -> None:
+    page, text = tmp_path / "out" / "page.html", tmp_path / "report.md"
+    done = analyze(runs, "--html", page, "--markdown", text, "--json")
+    assert done.json["runs"]
+    assert done.err == f"written: {text}\nwritten: {page}\n"
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert text.read_text(encoding="utf-8").startswith("# bitnetctl analysis")
+
+
+def test_verdicts_reach_the_page(runs: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "verdict.json"
+    verdict = {"verdict": "refuted", "arm": "baseline", "criteria": {"name": "sound"}, "reasons": ["fell at 200"]}
+    judged.write_text(json.dumps({"verdict": "refuted", "verdicts": [verdict]}), encoding="utf-8")
+    page = tmp_path / "page.html"
+    assert analyze(runs, "--html", page, "--verdict", judged).code == 0
+    assert "baseline · sound" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', "NaN", '"x"', '{"verdicts": 3}', "[" * 100_000])
+def test_what_is_no_verdict_is_refused(runs: Path, tmp_path: Path, content: str) -> None:
+    judged = tmp_path / "verdict.json"
+    judged.write_text(content, encoding="utf-8")
+    done = analyze(runs, "--verdict", judged)
+    assert done.code == 2
+    assert done.err.startswith(f"error: --verdict {judged}: not ")
+    assert done.err.count("\n") == 1
+
+
+def test_one_foreign_file(tmp_path: Path) -> None:
+    path = tmp_path / "hidden256.csv"
+    path.write_text(ORIGIN + "10000,7.2,11,1e-6,0.0\n", encoding="utf-8")
+    done = analyze(path)
+    assert done.code == 0
+    assert "hidden256" in done.out
+    assert "training loss (nats)" in done.out
+    [facts] = analyze(path, "--json").json["runs"]
+    assert facts["final_held_out_loss"] is None
+    assert facts["stage1_min_unique"] == 16
+
+
+def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(ORIGIN + "2000,7.", encoding="utf-8")
+    assert "note: x: line 5: torn last row dropped" in analyze(path).out
+
+
+def test_a_run_without_an_evaluation_is_noted_and_left_out(runs: Path, tmp_path: Path) -> None:
+    config = quick(seed=9)
+    path = write_run(tmp_path / "new", config, [], status="running")
+    path.write_bytes(HEADER)
+    done = analyze(runs, path, "--json")
+    assert len(done.json["runs"]) == 6
+    assert f"{config.run_name}: running, no evaluation yet; left out" in done.json["notes"]
+    alone = analyze(path)
+    assert (alone.code, alone.err) == (2, "error: no evaluation in any of 1 runs yet\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "x.csv:1: the file is empty"),
+        (b"Step,Loss,UniquePredictions,LR,WD\n1,a,3,4,5\n", "x.csv:2: Loss is 'a', not a number"),
+        (b"a,b\n1,2\n", "x.csv:1: no header"),
+        (b"\x89PNG\r\n", "x.csv:1: not UTF-8"),
+    ],
+)
+def test_a_damaged_file_is_one_line(runs: Path, content: bytes, message: str) -> None:
+    (runs / "x.csv").write_bytes(content)
+    done = analyze(runs, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {runs}")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_damaged_manifest_is_one_line(runs: Path) -> None:
+    manifest = next(runs.glob("*/run.json"))
+    manifest.write_text("{", encoding="utf-8")
+    done = analyze(runs)
+    assert done.code == 2
+    assert f"{manifest}: damaged manifest" in done.err
+
+
+def test_wrong_paths_and_arms(runs: Path, tmp_path: Path) -> None:
+    assert "no file matches" in analyze(f"{tmp_path}/*.csv").err
+    assert "cannot read: No such file" in analyze(tmp_path / "no.csv").err
+    (tmp_path / "empty").mkdir()
+    assert "no CSV in this folder" in analyze(tmp_path / "empty").err
+    assert (
+        "--baseline 'baselin': no such arm among the runs; did you mean 'baseline'?"
+        in analyze(runs, "--baseline", "baselin").err
+    )
+    assert analyze().code == 2
+
+
+def test_a_baseline_can_be_chosen(runs: Path) -> None:
+    [arm] = analyze(runs, "--baseline", "decoupled-decay:decayed=all", "--json").json["arms"]
+    assert arm["arm"] == "baseline"
+    assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(2.0)
+
+
+def test_files_stand_as_a_person_would_sort_them(tmp_path: Path) -> None:
+    for name in ("h1024.csv", "h256.csv", "H512.CSV", "notes.txt"):
+        write_csv(tmp_path / name, curve((1,)))
+    assert [path.name for path in find_csvs([str(tmp_path)])] == ["H512.CSV", "h256.csv", "h1024.csv"]
+    assert [path.name for path in find_csvs([f"{tmp_path}/h*.csv"])] == ["h256.csv", "h1024.csv"]
+    with pytest.raises(ConfigError):
+        find_csvs([f"{tmp_path}/*.zip"])
+
+
+def test_a_name_with_brackets_is_a_file_first(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "run[1].csv", curve((1, 100)))
+    assert find_csvs([str(path)]) == [path]
+    assert "run[1]" in analyze(path).out
+
+
+def test_analysis_loads_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; from bitnetctl.cli import run; assert run(sys.argv[1:]) == 0; "
+        "print(sorted({'torch', 'tokenizers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "analyze", str(runs), "--html", "page.html"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=runs.parent,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,209 @@
+"""The probe against a naive account in numpy, and at points whose figures are known."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bitnetctl import evaluate
+from bitnetctl.config import ModelConfig, ProbeConfig
+from bitnetctl.data import ProbeData
+from bitnetctl.evaluate import Probe, ternary_health
+from bitnetctl.model import PackedModel
+
+CPU = torch.device("cpu")
+VOCAB = 61
+ROWS, LENGTH = 10, 12
+CONFIG = ProbeConfig(random_prompts=15, random_prompt_tokens=6, seed=3)
+DEPENDENT = ("UniquePredictions", "HeldOutLoss", "TopShare", "EffectiveVocab", "ContextInformation")
+
+
+def build(*seeds: int) -> PackedModel:
+    config = ModelConfig(hidden_size=32, num_layers=1, initialization="default")
+    return PackedModel([config] * len(seeds), VOCAB, seeds, CPU)
+
+
+def probe_data() -> ProbeData:
+    windows = np.random.default_rng(0).integers(0, VOCAB // 2, (ROWS, LENGTH + 1))
+    return ProbeData(
+        inputs_PT=windows[:, :-1].copy(),
+        targets_PT=windows[:, 1:].copy(),
+        unique_targets=29,
+        unigram_loss=3.5,
+        bigram_loss=2.5,
+        bigram_unique=17,
+    )
+
+
+def measure(model: PackedModel, *strengths: float) -> list[dict[str, float | int]]:
+    return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, strengths or [1.0] * model.num_runs)
+
+
+def spy(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return the list that will hold the tokens of every forward pass."""
+    forward, seen = model.forward, []
+
+    def watched(tokens_RBT: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
+        seen.append(tokens_RBT)
+        return forward(tokens_RBT, strengths)
+
+    monkeypatch.setattr(model, "forward", watched)
+    return seen
+
+
+def softmax(logits: Any) -> Any:
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def entropy(p: Any) -> float:
+    return -sum(float(x) * math.log(float(x)) for x in np.ravel(p) if x > 0)
+
+
+def naive(model: PackedModel, run: int, strengths: list[float]) -> dict[str, float]:
+    """One position after the other, in double precision."""
+    data = probe_data()
+
+    def logits(inputs_PT: Any) -> Any:
+        with torch.no_grad():
+            tokens = torch.from_numpy(inputs_PT).expand(model.num_runs, -1, -1)
+            return model.forward(tokens, strengths)[run].double().numpy().reshape(*inputs_PT.shape, VOCAB)
+
+    probabilities = softmax(logits(data.inputs_PT))
+    losses, entropies, predicted = [], [], []
+    for p, target in zip(probabilities.reshape(-1, VOCAB), data.targets_PT.ravel(), strict=True):
+        losses.append(-math.log(p[target]))
+        entropies.append(entropy(p))
+        predicted.append(int(p.argmax()))
+    shares = [count / len(predicted) for count in Counter(predicted).values()]
+    prompts = np.random.default_rng(CONFIG.seed).integers(0, VOCAB, (15, 6))
+    return {
+        "UniquePredictions": len(set(predicted)),
+        "HeldOutLoss": float(np.mean(losses)),
+        "TopShare": max(shares),
+        "EffectiveVocab": math.exp(entropy(shares)),
+        "ContextInformation": entropy(probabilities.reshape(-1, VOCAB).mean(0)) - float(np.mean(entropies)),
+        "RandomPromptUnique": len({int(rows[-1].argmax()) for rows in logits(prompts)}),
+    }
+
+
+@pytest.mark.parametrize("strengths", [[1.0, 1.0], [1.0, 0.0]])
+def test_figures_are_those_of_a_naive_account(strengths: list[float]) -> None:
+    model = build(0, 1)
+    measured = measure(model, *strengths)
+    for run in range(2):
+        expected = naive(model, run, strengths)
+        # a test on a model that says one thing only would pass with many mistakes
+        assert 5 < expected["UniquePredictions"] < 60
+        assert expected["ContextInformation"] > 0.01
+        assert 3 < expected["RandomPromptUnique"] <= 15
+        assert {name: measured[run][name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert measured[0]["HeldOutLoss"] != measured[1]["HeldOutLoss"]
+
+
+def test_facts_of_the_probe_are_passed_on() -> None:
+    (row,) = measure(build(0))
+    facts = {"UniqueTargets": 29, "ProbePositions": 120, "UnigramLoss": 3.5, "BigramLoss": 2.5, "BigramUnique": 17}
+    assert {name: row[name] for name in facts} == facts
+    for name in ("UniquePredictions", "UniqueTargets", "ProbePositions", "BigramUnique", "RandomPromptUnique"):
+        assert type(row[name]) is int
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 3])
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int) -> None:
+    model = build(0, 1)
+    whole = measure(model)
+    calls = spy(model, monkeypatch)
+    monkeypatch.setattr(evaluate, "_CHUNK_BYTES", rows_per_chunk * 4 * 2 * LENGTH * VOCAB)
+    for chunked, expected in zip(measure(model), whole, strict=True):
+        assert chunked == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert [tokens.shape[1] for tokens in calls[:-1]] == {1: [1] * 10, 3: [3, 3, 3, 1]}[rows_per_chunk]
+
+
+def test_a_constant_model_has_the_figures_of_a_uniform_guess() -> None:
+    model = build(0, 1)
+    with torch.no_grad():
+        model.packed["head"][0].zero_()
+    row, other = measure(model)
+    assert row["HeldOutLoss"] == pytest.approx(math.log(VOCAB), rel=1e-6)
+    assert row["ContextInformation"] == pytest.approx(0.0, abs=1e-6)
+    assert (row["UniquePredictions"], row["TopShare"], row["EffectiveVocab"]) == (1, 1.0, 1.0)
+    assert row["RandomPromptUnique"] == 1
+    assert other["UniquePredictions"] > 5
+
+
+def test_a_certain_model_has_all_the_context_information_there_is() -> None:
+    """Copying its input with certainty: what it says is as various as the inputs, and never in doubt."""
+    model = build(0)
+    with torch.no_grad():
+        for key in ("o", "down"):
+            model.packed[key].zero_()
+        model.packed["embed"].copy_(torch.eye(VOCAB, 32))
+        model.packed["head"].copy_(1000 * torch.eye(VOCAB, 32))
+    inputs = probe_data().inputs_PT.ravel()
+    counts = np.bincount(inputs)
+    (row,) = measure(model)
+    assert row["UniquePredictions"] == len(np.unique(inputs))
+    assert row["TopShare"] == pytest.approx(counts.max() / counts.sum())
+    assert row["ContextInformation"] == pytest.approx(entropy(counts / counts.sum()), rel=1e-5)
+    assert row["EffectiveVocab"] == pytest.approx(math.exp(entropy(counts / counts.sum())), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_has_no_figures(bad: float) -> None:
+    model = build(0, 1)
+    (_, healthy) = measure(model)
+    with torch.no_grad():
+        model.packed["final_norm"][0, 0] = bad
+    broken, neighbour = measure(model)
+    for name in (*DEPENDENT, "RandomPromptUnique"):
+        assert math.isnan(broken[name]), name
+    assert broken["UniqueTargets"] == 29
+    assert neighbour == healthy
+
+
+def test_measuring_leaves_no_gradient_behind() -> None:
+    model = build(0)
+    measure(model)
+    assert all(packed.grad is None for packed in model.packed.values())
+
+
+def test_random_prompts_follow_the_probe_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(0)
+    seen = spy(model, monkeypatch)
+
+    def prompts(seed: int) -> Any:
+        probe = Probe(ProbeConfig(seed=seed, random_prompts=15, random_prompt_tokens=6), probe_data(), VOCAB, CPU)
+        probe.measure(model, [1.0])
+        return seen[-1].tolist()
+
+    assert prompts(3) == prompts(3)
+    assert prompts(3) != prompts(4)
+
+
+def test_ternary_health_counts_zeros_and_changes() -> None:
+    generator = np.random.default_rng(0)
+    shapes = {"qkv": (2, 3, 4, 5), "down": (2, 3, 2, 7)}
+    now, before = ({key: generator.integers(-1, 2, shape) for key, shape in shapes.items()} for _ in range(2))
+    now["qkv"][1] = before["qkv"][1]
+    as_tensors = [
+        {key: torch.from_numpy(code).to(torch.int8) for key, code in codes.items()} for codes in (now, before)
+    ]
+    health = ternary_health(as_tensors[0], as_tensors[1])
+    for run in range(2):
+        total = zeros = flips = 0
+        for key in shapes:
+            for a, b in zip(now[key][run].ravel().tolist(), before[key][run].ravel().tolist(), strict=True):
+                total, zeros, flips = total + 1, zeros + (a == 0), flips + (a != b)
+        assert health[run] == pytest.approx({"ZeroFraction": zeros / total, "FlipRate": flips / total})
+    assert health[0]["FlipRate"] != health[1]["FlipRate"]
+
+
+def test_flips_are_unknown_at_first() -> None:
+    codes = {"o": torch.zeros(2, 1, 3, 3, dtype=torch.int8)}
+    assert ternary_health(codes, None) == [{"ZeroFraction": 1.0, "FlipRate": None}] * 2
+    assert ternary_health(codes, codes) == [{"ZeroFraction": 1.0, "FlipRate": 0.0}] * 2

@@ -1,0 +1,212 @@
+"""Imports point one way, and what only judges starts without torch."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bitnetctl
+from bitnetctl.config import build_config
+from bitnetctl.records import NAMES
+
+ROOT = Path(bitnetctl.__file__).parent
+
+# a module, or the modules of a folder, may import what stands in a line above it
+ORDER = (
+    "bitnetctl",
+    "errors signals quant",
+    "files config machine",
+    "records schedule intervention scaffold",
+    "plugins events runs analysis",
+    "grid bundle data model optim checkpoint",
+    "verdict evaluate outputs estimate",
+    "step report console",
+    "loop testing",
+    "sweep",
+    "cli",
+    "__main__",
+)
+# the same for the modules of the command line
+CLI_ORDER = ("options", "config interventions analyze", "train", "sweep", "verify", "__init__")
+RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
+JUDGING = {"analysis", "bundle", "config", "console", "errors", "events", "files", "records", "report", "runs"}
+JUDGING |= {"verdict"}
+TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
+
+
+def unit(module: str) -> str:
+    """Return a module's name in ORDER: its own, or that of its folder."""
+    return module.split(".")[1] if "." in module else module
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Yield full names of what a module imports, in functions too; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = package.rsplit(".", level - 1)[0] if level else ""
+                full = ".".join(part for part in (base, module) if part)
+                yield from (f"{full}.{alias.name}" for alias in names)
+            case ast.Call(
+                func=ast.Name(id="__import__") | ast.Attribute(attr="import_module") | ast.Name(id="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield name
+
+
+def read(root: Path, name: str) -> dict[str, set[str]]:
+    """Return the imports of every module below `root`, a package called `name`."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = [name, *path.relative_to(root).with_suffix("").parts]
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        package = module if is_package else module.rpartition(".")[0]
+        found[module] = set(imported(ast.parse(path.read_text(encoding="utf-8")), package))
+    return found
+
+
+IMPORTS = read(ROOT, "bitnetctl")
+
+
+def units(module: str) -> set[str]:
+    """Return what a module imports of bitnetctl, as names of ORDER."""
+    own = {name for name in IMPORTS[module] if name.partition(".")[0] == "bitnetctl"}
+    # what is no module is an attribute of the package itself, such as its version
+    names = {unit(name) if ".".join(name.split(".")[:2]) in IMPORTS else "bitnetctl" for name in own}
+    return names - {unit(module)}
+
+
+def test_the_walker_sees_every_form_of_import() -> None:
+    code = """
+import a.b, c
+from d.e import f
+from . import g
+from .h import i
+from ..j import k
+def function():
+    import l
+    if x:
+        from m import n
+    importlib.import_module("o.p")
+    __import__("q")
+"""
+    names = set(imported(ast.parse(code), "top.sub"))
+    assert names == {"a.b", "c", "d.e.f", "top.sub.g", "top.sub.h.i", "top.j.k", "l", "m.n", "o.p", "q"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {unit(module) for module in IMPORTS} == set(RANKS)
+    assert len(RANKS) == sum(len(line.split()) for line in ORDER)
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_imports_point_downwards(module: str) -> None:
+    upwards = {name for name in units(module) if RANKS[name] >= RANKS[unit(module)]}
+    assert not upwards, f"{module} may not import {upwards}"
+
+
+def test_every_command_has_its_place() -> None:
+    ranks = {name: rank for rank, line in enumerate(CLI_ORDER) for name in line.split()}
+    modules = {module: module.removeprefix("bitnetctl.cli").strip(".") or "__init__" for module in IMPORTS}
+    modules = {module: name for module, name in modules.items() if unit(module) == "cli"}
+    assert set(modules.values()) == set(ranks)
+    for module, name in modules.items():
+        below = {
+            ".".join(imported.split(".")[:3]) for imported in IMPORTS[module] if imported.startswith("bitnetctl.cli.")
+        }
+        upwards = {modules[one] for one in below & modules.keys() if ranks[modules[one]] >= ranks[name]}
+        assert not upwards, f"{module} may not import {upwards}"
+
+
+def test_commands_that_judge_reach_the_trainer_through_sweep_only() -> None:
+    assert units("bitnetctl.cli.analyze") <= JUDGING
+    assert units("bitnetctl.cli.verify") <= JUDGING | {"grid", "plugins"}
+
+
+def test_the_order_is_that_of_the_design() -> None:
+    chains = (
+        "cli sweep loop outputs checkpoint files errors",
+        "sweep loop step model config errors",
+        "step model quant",
+        "step optim intervention config errors",
+        "step data config errors",
+        "loop evaluate model quant",
+        "evaluate data config",
+        "data records errors",
+        "cli report verdict analysis records errors",
+        "cli bundle analysis files errors",
+    )
+    for chain in chains:
+        ranks = [RANKS[name] for name in chain.split()]
+        assert ranks == sorted(set(ranks), reverse=True), chain
+
+
+def test_the_judging_side_knows_nothing_of_the_trainer() -> None:
+    seen: set[str] = set()
+    for module, names in IMPORTS.items():
+        if unit(module) in JUDGING:
+            seen.add(unit(module))
+            assert units(module) <= JUDGING | {"bitnetctl"}, module
+            assert not {name.partition(".")[0] for name in names} & TRAINER_LIBRARIES, module
+    assert seen == JUDGING
+
+
+def test_core_names_no_concrete_intervention() -> None:
+    for module, names in IMPORTS.items():
+        assert not any(name.partition(".")[0] == "bitnetctl_interventions" for name in names), module
+
+
+def test_interventions_need_no_more_than_the_seams() -> None:
+    import bitnetctl_interventions
+
+    folder = Path(next(iter(bitnetctl_interventions.__path__)))
+    for module, names in read(folder, "bitnetctl_interventions").items():
+        own = {unit(name) for name in names if name.partition(".")[0] == "bitnetctl"}
+        assert own <= {"config", "errors", "intervention"}, module
+
+
+def heavy_after(code: str, *arguments: str, code_expected: int = 0) -> list[str]:
+    """Run code in a fresh interpreter and return which heavy libraries it has loaded."""
+    report = "import sys; print(*sorted({'torch', 'pandas', 'scipy', 'tokenizers'} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("BITNETCTL_")},
+    )
+    assert done.returncode == code_expected, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_the_command_line_starts_light() -> None:
+    assert heavy_after("import bitnetctl.cli") == []
+
+
+def test_the_probe_for_heavy_imports_works() -> None:
+    assert "pandas" in heavy_after("import pandas")
+
+
+def test_judging_loads_no_torch(tmp_path: Path) -> None:
+    config = build_config("quick", steps=20)
+    figures = {"Step": "20", "Loss": "5.0", "UniquePredictions": "90", "LR": "0.1", "WD": "0", "ProbePositions": "256"}
+    row = ",".join(figures.get(name, "") for name in NAMES)
+    (tmp_path / f"{config.run_name}.csv").write_text(f"{','.join(NAMES)}\n{row}\n", encoding="utf-8")
+    code = "import sys; from bitnetctl.cli import run; assert run(sys.argv[1:]) in (0, 1, 4, 5)"
+    arguments = ["verify", "--recipe", "quick", "--steps", "20", "--no-train", "--runs-dir", str(tmp_path)]
+    bundle, junit, csv = str(tmp_path / "all.zip"), str(tmp_path / "junit.xml"), f"{tmp_path / config.run_name}.csv"
+    for command in (
+        arguments,
+        [*arguments, "--json"],
+        ["verify", csv, "--bundle", bundle, "--junit", junit, "--report", str(tmp_path / "report.md")],
+        ["verify", bundle],
+        ["analyze", csv],
+    ):
+        assert not {"torch", "tokenizers"} & set(heavy_after(code, *command))

@@ -1,0 +1,251 @@
+"""The seams: identity by default, composed in order, one claimant each; the worked example works."""
+
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+from pydantic import ValidationError
+
+from bitnetctl import intervention
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.intervention import API_VERSION, Composition, Intervention, InterventionSettings
+
+SEAMS = ("quantization", "learning_rate", "weight_decay")
+
+
+class Scale(Intervention):
+    """Multiplies every figure, and the steps of the run."""
+
+    factor = 2.0
+
+    def configure(self, config: RunConfig) -> RunConfig:
+        return config.model_copy(update={"steps": config.steps * 2})
+
+    def quantization(self, base: float, step: int, steps: int) -> float:
+        return base * self.factor
+
+    learning_rate = weight_decay = quantization
+
+
+class Shift(Intervention):
+    """Adds to every figure, and to the steps of the run."""
+
+    amount = 0.25
+
+    def configure(self, config: RunConfig) -> RunConfig:
+        return config.model_copy(update={"steps": config.steps + 1})
+
+    def quantization(self, base: float, step: int, steps: int) -> float:
+        return base + self.amount
+
+    learning_rate = weight_decay = quantization
+
+
+class Watch(Intervention):
+    """Says what a seam was asked."""
+
+    def quantization(self, base: float, step: int, steps: int) -> float:
+        return float(step) / steps
+
+    learning_rate = weight_decay = quantization
+
+
+class Loss(Intervention):
+    """Claims the loss."""
+
+    def training_loss(self, logits_TV: Any, targets_T: Any) -> Any:
+        return ("objective", logits_TV, targets_T)
+
+
+class OtherLoss(Intervention):
+    """Claims the loss too."""
+
+    def training_loss(self, logits_TV: Any, targets_T: Any) -> Any:
+        return None
+
+
+class Gradients(Intervention):
+    """Claims the gradients."""
+
+    def __init__(self, settings: InterventionSettings) -> None:
+        super().__init__(settings)
+        self.seen: list[Mapping[str, Any]] = []
+
+    def transform_gradients(self, parameters: Mapping[str, Any]) -> None:
+        self.seen.append(parameters)
+
+
+class InheritedGradients(Gradients):
+    """Claims the gradients by inheritance."""
+
+
+class Count(Intervention):
+    """Has a state."""
+
+    count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def new(kind: type[Intervention]) -> Intervention:
+    return kind(kind.Settings())
+
+
+def compose(*kinds: type[Intervention]) -> Composition:
+    return Composition([new(kind) for kind in kinds])
+
+
+@pytest.mark.parametrize("composition", [Composition(), compose(Intervention), compose(Intervention, Intervention)])
+def test_the_identity_by_default(composition: Composition) -> None:
+    config = RunConfig()
+    assert composition.configure(config) is config
+    for seam in SEAMS:
+        assert getattr(composition, seam)(0.3, 1, 10) == 0.3
+    assert not composition.claims_loss
+    assert not composition.claims_gradients
+    assert composition.state_dict() == [{} for _ in composition.interventions]
+
+
+def test_an_unclaimed_seam_is_never_called() -> None:
+    idle = new(Intervention)
+    tensor = cast(Any, None)
+    with pytest.raises(NotImplementedError):
+        idle.training_loss(tensor, tensor)
+    with pytest.raises(NotImplementedError):
+        idle.transform_gradients({})
+    assert Intervention.api_version == API_VERSION == 1
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_seams_compose_in_the_order_given(seam: str) -> None:
+    assert getattr(compose(Scale, Shift), seam)(0.25, 1, 10) == 0.75
+    assert getattr(compose(Shift, Scale), seam)(0.25, 1, 10) == 1.0
+    assert getattr(compose(Scale, Watch), seam)(0.25, 3, 12) == 0.25
+
+
+def test_configure_composes_in_the_order_given() -> None:
+    config = RunConfig(steps=10)
+    assert compose(Scale, Shift).configure(config).steps == 21
+    assert compose(Shift, Scale).configure(config).steps == 22
+
+
+@pytest.mark.parametrize(("base", "strength"), [(-0.75, 0.0), (0.2, 0.45), (0.75, 1.0), (1.5, 1.0)])
+def test_quantization_is_kept_within_bounds(base: float, strength: float) -> None:
+    composition = compose(Shift)
+    assert composition.quantization(base, 1, 10) == pytest.approx(strength)
+    assert composition.learning_rate(base, 1, 10) == base + 0.25
+    assert composition.weight_decay(base, 1, 10) == base + 0.25
+
+
+def test_only_the_composed_strength_is_bounded() -> None:
+    class Halve(Scale):
+        factor = 0.5
+
+    assert compose(Scale, Scale, Halve, Halve).quantization(0.75, 1, 10) == 0.75
+
+
+def test_the_claimant_is_asked() -> None:
+    composition = compose(Scale, Loss, InheritedGradients)
+    assert composition.claims_loss
+    assert composition.claims_gradients
+    assert composition.training_loss(cast(Any, "logits"), cast(Any, "targets")) == cast(
+        Any, ("objective", "logits", "targets")
+    )
+    parameters: dict[str, Any] = {"weight": object()}
+    composition.transform_gradients(parameters)
+    claimant = composition.interventions[2]
+    assert isinstance(claimant, Gradients)
+    assert claimant.seen == [parameters]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "seam"),
+    [
+        ((Loss, OtherLoss), "training_loss"),
+        ((Loss, Shift, Loss), "training_loss"),
+        ((Gradients, InheritedGradients), "transform_gradients"),
+    ],
+)
+def test_a_seam_has_one_claimant(kinds: tuple[type[Intervention], ...], seam: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(*kinds)
+    assert f"both claim {seam}" in str(caught.value)
+    assert f"{kinds[0].__name__} and {kinds[-1].__name__}" in str(caught.value)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_claimants_of_different_seams_go_together() -> None:
+    composition = compose(Loss, Gradients)
+    assert composition.claims_loss
+    assert composition.claims_gradients
+
+
+def test_states_go_back_to_their_owners() -> None:
+    composition = compose(Count, Shift, Count)
+    for number, owner in enumerate(composition.interventions):
+        if isinstance(owner, Count):
+            owner.count = number + 5
+    states = composition.state_dict()
+    assert states == [{"count": 5}, {}, {"count": 7}]
+    restored = compose(Count, Shift, Count)
+    restored.load_state_dict(states)
+    assert restored.state_dict() == states
+    with pytest.raises(ValueError, match="shorter"):
+        restored.load_state_dict(states[:2])
+
+
+def test_settings_are_frozen_and_complete() -> None:
+    settings = Intervention.Settings()
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Intervention.Settings.model_validate({"unknown": 1})
+
+    class Factor(InterventionSettings):
+        factor: float = 1.0
+
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(Factor(), "factor", 2.0)  # noqa: B010 - mypy knows that it is frozen
+    with pytest.raises(ValidationError, match="finite"):
+        Factor(factor=float("nan"))
+    assert new(Intervention).settings == settings
+
+
+def documented() -> tuple[str, str]:
+    """Return the worked example of the docstring: the plug-in's file, and its part of the pyproject.toml."""
+    doc = intervention.__doc__ or ""
+    parts = re.search(r"A worked example.*?:\n\n(.*?)\nand in the pyproject.*?\n\n(.*?)\nafter which", doc, re.DOTALL)
+    assert parts is not None
+    return textwrap.dedent(parts[1]), textwrap.dedent(parts[2])
+
+
+def test_the_worked_example_works() -> None:
+    code, _ = documented()
+    namespace: dict[str, Any] = {"__name__": "my_package.halved_rate"}
+    exec(compile(code, "halved_rate.py", "exec"), namespace)
+    kind = namespace["HalvedRate"]
+    assert issubclass(kind, Intervention)
+    assert kind.summary
+    assert kind.source
+    composition = Composition([kind(kind.Settings())])
+    assert [composition.learning_rate(1.0, step, 10) for step in (1, 5, 6, 10)] == [1.0, 1.0, 0.5, 0.5]
+    assert composition.weight_decay(1.0, 10, 10) == 1.0
+    assert not composition.claims_loss
+    tenth = kind(kind.Settings.model_validate({"factor": 0.1, "after": 0.0}))
+    assert tenth.learning_rate(1.0, 1, 10) == 0.1
+    for bad in ({"factor": 0.0}, {"after": 1.5}, {"speed": 1}):
+        with pytest.raises(ValidationError):
+            kind.Settings.model_validate(bad)
+
+
+def test_the_worked_examples_entry_point_names_it() -> None:
+    code, toml = documented()
+    points = tomllib.loads(toml)["project"]["entry-points"]["bitnetctl.interventions"]
+    assert points == {"halved-rate": "my_package.halved_rate:HalvedRate"}
+    assert "class HalvedRate(Intervention):" in code

@@ -1,0 +1,90 @@
+"""Devices by name and facts about the machine."""
+
+import sys
+
+import pytest
+import torch
+
+from bitnetctl import machine
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.machine import resolve_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pretend that there are two cards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return 2
+
+
+@pytest.fixture
+def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that there is no card."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.usefixtures("no_cards")
+def test_without_a_card_it_is_the_processor() -> None:
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+
+
+@pytest.mark.usefixtures("no_cards")
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("cuda", "is not available on this machine; take --device cpu"),
+        ("cuda:0", "is not available"),
+        ("foo", "is unknown; take auto, cpu, cuda or cuda:N"),
+        ("", "is unknown"),
+        ("CPU", "is unknown"),
+        ("cuda:-1", "is unknown"),
+        ("cuda:x", "is unknown"),
+        ("meta", "is not supported; take auto, cpu, cuda or cuda:N"),
+        ("mps", "is not supported"),
+    ],
+)
+def test_a_bad_device_is_one_line(name: str, fragment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_device(name)
+    assert str(caught.value).startswith(f"device {name!r} ")
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_cards_are_taken_by_number(cards: int) -> None:
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda", cards - 1)
+    assert resolve_device("cpu") == CPU
+    with pytest.raises(ConfigError, match="'cuda:2' is not available"):
+        resolve_device(f"cuda:{cards}")
+
+
+def test_facts_of_the_processor() -> None:
+    assert machine.device_name(CPU).startswith("cpu (")
+    assert machine.device_name(CPU).endswith("cores)")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_memory_is_known_on_linux() -> None:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # torch alone takes more than 50 MB
+    assert 50e6 < machine.memory_in_use(CPU) <= peak * 1.1
+    assert 2**20 < machine.memory_available(CPU) < 2**50
+
+
+def test_rates_are_measured() -> None:
+    flops, traffic = machine.measure_rates(CPU)
+    # between a toy and a supercomputer: the units are right
+    assert 1e8 < flops < 1e15
+    assert 1e8 < traffic < 1e14
+
+
+def test_freed_memory_is_kept_where_glibc_is() -> None:
+    assert machine.keep_freed_memory() is (sys.platform == "linux")

@@ -1,0 +1,137 @@
+"""A run's optimizer against torch's own on independent copies."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitnetctl.config import OptimizerConfig, ParameterGroup
+from bitnetctl.optim import RunOptimizer, clip_gradients
+
+GROUPS: dict[str, ParameterGroup | None] = {"embed": "embeddings", "qkv": None, "head": "head", "final_norm": "norms"}
+SHAPES = {"embed": (11, 4), "qkv": (2, 12, 4), "head": (11, 4), "final_norm": (4,)}
+# (learning rate, weight decay) of five steps, both changing
+STEPS = [(1e-3, 0.1), (2e-3, 0.1), (3e-3, 0.05), (1e-3, 0.0), (5e-4, 0.2)]
+
+
+def random_leaves(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator).requires_grad_() for name, shape in SHAPES.items()}
+
+
+def set_gradients(leaves: Mapping[str, Tensor], seed: int) -> None:
+    for name, gradient in random_leaves(seed).items():
+        leaves[name].grad = gradient.detach()
+
+
+def config(name: str, *exempt: str) -> OptimizerConfig:
+    return OptimizerConfig.model_validate({"name": name, "exempt": exempt, "betas": (0.8, 0.95), "eps": 1e-2})
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize("exempt", [(), ("norms",), ("embeddings", "head", "norms")])
+def test_five_steps_are_those_of_torch(
+    name: str, reference: type[torch.optim.Adam] | type[torch.optim.AdamW], exempt: tuple[str, ...]
+) -> None:
+    leaves, copies = random_leaves(), random_leaves()
+    ours = RunOptimizer(config(name, *exempt), leaves, GROUPS)
+    # one group a tensor, so that no grouping of ours is taken over
+    theirs = reference([{"params": [copy]} for copy in copies.values()], betas=(0.8, 0.95), eps=1e-2)
+    for step, (learning_rate, weight_decay) in enumerate(STEPS):
+        set_gradients(leaves, 10 + step)
+        set_gradients(copies, 10 + step)
+        ours.step(learning_rate, weight_decay)
+        for leaf, group in zip(SHAPES, theirs.param_groups, strict=True):
+            decayed = GROUPS[leaf] not in exempt
+            group.update(lr=learning_rate, weight_decay=weight_decay if decayed else 0.0)
+        theirs.step()
+        for leaf in SHAPES:
+            torch.testing.assert_close(leaves[leaf], copies[leaf], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_exempt_groups_are_not_decayed(name: str) -> None:
+    leaves, before = random_leaves(), random_leaves()
+    optimizer = RunOptimizer(config(name, "embeddings", "norms"), leaves, GROUPS)
+    for weight in leaves.values():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step(0.1, 0.5)
+    for leaf in ("embed", "final_norm"):
+        assert torch.equal(leaves[leaf], before[leaf])
+    for leaf in ("qkv", "head"):
+        if name == "adamw":
+            torch.testing.assert_close(leaves[leaf], before[leaf] * (1 - 0.1 * 0.5))
+        else:
+            # coupled: the decay is all of the gradient g, and the first step is that of g / (|g| + eps)
+            decay = 0.5 * before[leaf]
+            torch.testing.assert_close(leaves[leaf], before[leaf] - 0.1 * decay / (decay.abs() + 1e-2))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_restored_optimizer_goes_on_as_if_nothing_happened(name: str) -> None:
+    leaves = random_leaves()
+    optimizer = RunOptimizer(config(name, "norms"), leaves, GROUPS)
+    for step in range(3):
+        set_gradients(leaves, step)
+        optimizer.step(1e-2, 0.1)
+    saved = {path: value.clone() for path, value in optimizer.state().items()}
+    keys = {f"{leaf}/{key}" for leaf in SHAPES for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert saved.keys() == keys
+    assert saved["qkv/exp_avg"].shape == SHAPES["qkv"]
+
+    copies = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    restored = RunOptimizer(config(name, "norms"), copies, GROUPS)
+    # the order of tensors in a file is not the order of leaves
+    restored.load_state(dict(sorted(saved.items(), reverse=True)))
+    for step in range(3, 6):
+        for each in (leaves, copies):
+            set_gradients(each, step)
+        optimizer.step(1e-2, 0.1)
+        restored.step(1e-2, 0.1)
+        for leaf in SHAPES:
+            assert torch.equal(copies[leaf], leaves[leaf])
+    assert all(torch.equal(restored.state()[path], value) for path, value in optimizer.state().items())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_an_optimizer_with_forgotten_moments_is_a_fresh_one(name: str) -> None:
+    leaves = random_leaves()
+    optimizer = RunOptimizer(config(name, "norms"), leaves, GROUPS)
+    for step in range(3):
+        set_gradients(leaves, step)
+        optimizer.step(1e-2, 0.1)
+    optimizer.reset_moments()
+    copies = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    fresh = RunOptimizer(config(name, "norms"), copies, GROUPS)
+    for step in range(3, 5):
+        for each, taking in ((leaves, optimizer), (copies, fresh)):
+            set_gradients(each, step)
+            taking.step(1e-2, 0.1)
+        for leaf in SHAPES:
+            assert torch.equal(copies[leaf], leaves[leaf])
+
+
+def test_an_optimizer_without_a_step_has_no_state() -> None:
+    assert RunOptimizer(config("adamw"), random_leaves(), GROUPS).state() == {}
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.999, 1.0, 1.0000001, 1.001, 10.0])
+def test_clipping_is_that_of_torch(factor: float) -> None:
+    leaves, copies = random_leaves(), random_leaves()
+    for each in (leaves, copies):
+        set_gradients(each, 1)
+    norm = torch.nn.utils.get_total_norm([copy.grad for copy in copies.values() if copy.grad is not None])
+    max_norm = factor * norm.item()
+    clip_gradients(leaves, norm, max_norm)
+    torch.nn.utils.clip_grad_norm_(copies.values(), max_norm)
+    for leaf in SHAPES:
+        ours, theirs = leaves[leaf].grad, copies[leaf].grad
+        assert ours is not None
+        assert theirs is not None
+        # at the limit the two may round the factor to different sides of 1
+        torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=0)
+        if factor > 1.0001:
+            assert torch.equal(ours, random_leaves(1)[leaf])
+    clipped = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+    assert clipped.item() == pytest.approx(min(norm.item(), max_norm), rel=1e-5)

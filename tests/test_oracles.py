@@ -1,0 +1,277 @@
+"""What is known beforehand: predictors of known worth, null data, and damaged files."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from judging import CURED, LEVELS, table
+
+from bitnetctl.analysis import Run, load_run
+from bitnetctl.errors import RecordError
+from bitnetctl.verdict import Outcome, combine, judge, load_criteria
+
+ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
+
+Probabilities = npt.NDArray[np.float64]
+
+# a text whose every token has a favourite successor; V: vocabulary, N: probe positions
+VOCABULARY, TRAINING, PROBE = 300, 120_000, 4096
+
+
+@cache
+def text() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training and probe tokens."""
+    generator = np.random.default_rng(0)
+    frequencies = 1 / (10 + np.arange(VOCABULARY))
+    frequencies /= frequencies.sum()
+    favourite = generator.permutation(VOCABULARY)
+    fresh = generator.choice(VOCABULARY, TRAINING + PROBE + 1, p=frequencies)
+    follows = generator.random(len(fresh)) < 0.5
+    tokens = fresh.copy()
+    for place in range(1, len(tokens)):
+        if follows[place]:
+            tokens[place] = favourite[tokens[place - 1]]
+    return tokens[:TRAINING], tokens[TRAINING:]
+
+
+@cache
+def references() -> tuple[Probabilities, Probabilities]:
+    """Unigram (V,) and bigram (V, V) probabilities, counted on the training tokens and smoothed."""
+    training, _ = text()
+    unigram = np.bincount(training, minlength=VOCABULARY) + 0.5
+    pairs = np.zeros((VOCABULARY, VOCABULARY))
+    np.add.at(pairs, (training[:-1], training[1:]), 1)
+    unigram = unigram / unigram.sum()
+    bigram = pairs + 5 * unigram
+    return unigram, bigram / bigram.sum(axis=1, keepdims=True)
+
+
+def oracle(name: str, generator: np.random.Generator) -> Probabilities:
+    """A predictor's probabilities at the probe positions (N, V); noise of a millionth stands for a seed."""
+    unigram, bigram = references()
+    contexts, targets = text()[1][:-1], text()[1][1:]
+    flat = np.ones((PROBE, VOCABULARY)) / VOCABULARY
+    if name == "uniform":
+        found = flat
+    elif name == "unigram":
+        found = np.tile(unigram, (PROBE, 1))
+    elif name == "two-token":
+        # alternates between two tokens with the context, and is sure of neither
+        found = np.tile(unigram, (PROBE, 1))
+        found[np.arange(PROBE), contexts % 2] += 0.1
+    elif name == "bigram":
+        found = bigram[contexts]
+    else:
+        found = flat * 0.01
+        found[np.arange(PROBE), targets] += 0.99
+    found = found * (1 + 1e-6 * generator.random(found.shape))
+    return np.asarray(found / found.sum(axis=1, keepdims=True))
+
+
+def entropy(probabilities: Probabilities) -> Probabilities:
+    logs = np.log(np.where(probabilities > 0, probabilities, 1))
+    return np.asarray(-(probabilities * logs).sum(axis=-1))
+
+
+def loss(probabilities: Probabilities) -> float:
+    return float(-np.log(probabilities[np.arange(PROBE), text()[1][1:]]).mean())
+
+
+def oracle_run(folder: Path, name: str, seed: int) -> Run:
+    """A run that ends as this predictor, as its CSV tells it."""
+    generator = np.random.default_rng(seed)
+    _, bigram = references()
+    probabilities = oracle(name, generator)
+    chosen = probabilities.argmax(axis=1)
+    histogram = np.bincount(chosen, minlength=VOCABULARY) / PROBE
+    information = entropy(probabilities.mean(axis=0)) - entropy(probabilities).mean()
+    columns = {
+        "Loss": loss(probabilities) + 0.001 * generator.random(),
+        "HeldOutLoss": loss(probabilities),
+        "UniqueTargets": len(np.unique(text()[1][1:])),
+        "ProbePositions": PROBE,
+        "TopShare": histogram.max(),
+        "EffectiveVocab": float(np.exp(entropy(histogram))),
+        "ContextInformation": float(information),
+        "UnigramLoss": loss(oracle("unigram", np.random.default_rng(9))),
+        "BigramLoss": loss(oracle("bigram", np.random.default_rng(9))),
+        "BigramUnique": len(np.unique(bigram[text()[1][:-1]].argmax(axis=1))),
+    }
+    path = folder / f"h256-20000-{name}-s{seed}-abcdef.csv"
+    path.write_text(table([len(np.unique(chosen))] * 11, **columns), encoding="utf-8")
+    return load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_count", "by_both", "why"),
+    [
+        # noise among equals shows every token there is: a count passes it
+        ("uniform", Outcome.SUPPORTED, Outcome.REFUTED, "Skill"),
+        ("unigram", Outcome.REFUTED, Outcome.REFUTED, "DiversityRatio"),
+        ("two-token", Outcome.REFUTED, Outcome.REFUTED, "DiversityRatio"),
+        ("bigram", Outcome.SUPPORTED, Outcome.SUPPORTED, "skill"),
+        ("perfect", Outcome.SUPPORTED, Outcome.SUPPORTED, "skill"),
+    ],
+)
+def test_oracles_get_what_they_are_worth(
+    tmp_path: Path, name: str, by_count: Outcome, by_both: Outcome, why: str
+) -> None:
+    runs = [oracle_run(tmp_path, name, seed) for seed in range(3)]
+    assert judge(runs, ORIGIN).outcome is by_count
+    verdict = judge(runs, SOUND)
+    assert verdict.outcome is by_both
+    assert why in " ".join(verdict.reasons)
+    assert (combine([judge(runs, ORIGIN), verdict]).disagreement is not None) == (by_count is not by_both)
+
+
+# null data
+
+TRIALS = 1_000
+ALPHA = 0.05
+MARGIN = ALPHA + 3.1 * (ALPHA * (1 - ALPHA) / TRIALS) ** 0.5
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Callable[..., list[Run]]:
+    """Healthy runs in memory, one for each value that a column gets."""
+    path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
+    path.write_text(table([8000, *[200] * 10], **LEVELS), encoding="utf-8")
+    template = load_run(path)
+
+    def with_values(column: str, values: npt.NDArray[np.float64]) -> list[Run]:
+        runs = []
+        for seed, value in enumerate(values.tolist()):
+            frame = template.records.frame.assign(**{column: value, "Loss": 6.0 + seed})
+            runs.append(replace(template, seed=seed, records=replace(template.records, frame=frame)))
+        return runs
+
+    return with_values
+
+
+def test_a_recipe_at_the_threshold_is_rarely_supported(fleet: Callable[..., list[Run]]) -> None:
+    """The mean of TopShare is at the supporting threshold, so that every support is false."""
+    generator = np.random.default_rng(3)
+    shares = 0.25 + 0.02 * generator.standard_normal((TRIALS, 3))
+    found = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
+    assert found.count(Outcome.SUPPORTED) / TRIALS < MARGIN
+    assert found.count(Outcome.REFUTED) == 0
+
+
+def test_a_recipe_at_the_threshold_is_rarely_refuted(fleet: Callable[..., list[Run]]) -> None:
+    """One seed, the most easily misled; seeds spread by half of the distance between the thresholds."""
+    generator = np.random.default_rng(1)
+    shares = 0.25 + 0.125 * generator.standard_normal((TRIALS, 1))
+    found = [judge(fleet("TopShare", np.clip(row, 0.001, 1)), SOUND).outcome for row in shares]
+    assert found.count(Outcome.REFUTED) / TRIALS < MARGIN
+
+
+def test_a_good_recipe_is_supported_as_a_rule(fleet: Callable[..., list[Run]]) -> None:
+    """Power: what never supports would pass the tests above."""
+    generator = np.random.default_rng(0)
+    shares = 0.15 + 0.02 * generator.standard_normal((100, 3))
+    found = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
+    assert found.count(Outcome.SUPPORTED) >= 95
+
+
+# damaged files
+
+WHOLE = {
+    "origin": table(CURED, ProbePositions=8192),
+    "sound": table([8000, *[200] * 10], **LEVELS),
+}
+DECIDING = {
+    "origin": ("Loss", "UniquePredictions"),
+    "sound": ("Loss", "UniquePredictions", "HeldOutLoss", "TopShare", "ContextInformation"),
+}
+REFERENCES = ("ProbePositions", "UnigramLoss", "BigramLoss", "BigramUnique")
+
+
+def outcome(folder: Path, name: str, damaged: str) -> Outcome | None:
+    """The outcome where one run of the least number is damaged; None where its file is refused."""
+    criteria = {"origin": ORIGIN, "sound": SOUND}[name]
+    runs = []
+    for seed in range(criteria.seeds.min_seeds):
+        text = damaged if seed == 0 else WHOLE[name].replace(",7.0,", f",{5 + seed}.5,")
+        path = folder / f"h256-20000-baseline-s{seed}-abcdef.csv"
+        path.write_text(text, encoding="utf-8")
+        try:
+            runs.append(load_run(path))
+        except RecordError:
+            return None
+    return judge(runs, criteria).outcome
+
+
+def with_cell(text: str, row: int, column: str, value: str) -> str:
+    lines = text.splitlines()
+    cells = lines[1 + row].split(",")
+    cells[lines[0].split(",").index(column)] = value
+    lines[1 + row] = ",".join(cells)
+    return "\n".join([*lines, ""])
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_files_are_supported(tmp_path: Path, name: str) -> None:
+    assert outcome(tmp_path, name, WHOLE[name]) is Outcome.SUPPORTED
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(data=st.data())
+def test_a_missing_cell_or_a_nan_supports_nothing(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    row, value = data.draw(st.integers(0, 10)), data.draw(st.sampled_from(["", "nan", "inf", "-inf"]))
+    column = data.draw(st.sampled_from(DECIDING[name]))
+    found = outcome(tmp_path_factory.getbasetemp(), name, with_cell(WHOLE[name], row, column, value))
+    assert found in (Outcome.REFUTED, Outcome.INCONCLUSIVE)
+    # one failed seed of three is too few to refute
+    assert name == "sound" or (found is Outcome.REFUTED) == (value != "")
+
+
+@given(row=st.integers(8, 10), column=st.sampled_from(REFERENCES), value=st.sampled_from(["", "nan", "inf", "-inf"]))
+def test_without_references_nothing_is_supported(
+    tmp_path_factory: pytest.TempPathFactory, row: int, column: str, value: str
+) -> None:
+    # the size of a probe is one number, known from any row
+    assume(not (column == "ProbePositions" and value == ""))
+    damaged = with_cell(WHOLE["sound"], row, column, value)
+    assert outcome(tmp_path_factory.getbasetemp(), "sound", damaged) is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(data=st.data())
+def test_a_truncated_file_supports_nothing(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    text = WHOLE[name]
+    cut = data.draw(st.integers(0, len(text) - 1))
+    assert outcome(tmp_path_factory.getbasetemp(), name, text[:cut]) in (None, Outcome.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("column", sorted({*DECIDING["sound"], *REFERENCES}))
+def test_a_missing_column_supports_nothing(tmp_path: Path, name: str, column: str) -> None:
+    if column not in WHOLE[name].splitlines()[0] or (name, column) == ("origin", "ProbePositions"):
+        return
+    renamed = re.sub(rf"\b{column}\b", "Other", WHOLE[name], count=1)
+    assert outcome(tmp_path, name, renamed) in (None, Outcome.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(data=st.data())
+def test_any_figure_is_judged_and_none_raises(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    text = WHOLE[name]
+    columns = text.splitlines()[0].split(",")
+    for _ in range(data.draw(st.integers(1, 12))):
+        column = data.draw(st.sampled_from(columns[1:]))
+        figure = data.draw(st.floats().map(repr) | st.sampled_from(["0", "-0.0", "1e308", "-1e308", "5e-324", ""]))
+        text = with_cell(text, data.draw(st.integers(0, 10)), column, figure)
+    assert outcome(tmp_path_factory.getbasetemp(), name, text) in (None, *Outcome)

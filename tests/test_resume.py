@@ -1,0 +1,343 @@
+"""A run that was stopped or killed and goes on is the run that was left alone, bit for bit."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitnetctl import checkpoint, plugins, sweep
+from bitnetctl.checkpoint import Checkpoint
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import CheckpointError, ConfigError, RecordError
+from bitnetctl.events import Event, Failed, Started, Stopped
+from bitnetctl.intervention import Composition, Intervention, InterventionSettings
+from bitnetctl.records import read_manifest, write_manifest
+
+TinyConfig = Callable[..., RunConfig]
+Train = Callable[..., list[Event]]
+Figures = Callable[[Path], list[bytes]]
+
+RUNS, UNDISTURBED = Path("runs"), Path("undisturbed")
+
+
+def saved(folder: Path, name: str, step: int) -> Checkpoint:
+    return checkpoint.load(checkpoint.path_of(folder / name / "checkpoints", step))
+
+
+def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+@pytest.fixture
+def assert_undisturbed(figures: Figures) -> Callable[..., None]:
+    """Compare finished runs with the undisturbed ones: every byte of the figures, every bit of the weights."""
+
+    def check(*names: str, steps: int = 12) -> None:
+        for name in names:
+            assert figures(RUNS / f"{name}.csv") == figures(UNDISTURBED / f"{name}.csv")
+            assert_equal(saved(RUNS, name, steps).model, saved(UNDISTURBED, name, steps).model)
+            found = read_manifest(RUNS / name)
+            assert found is not None
+            assert (found.status, found.steps_done) == ("finished", steps)
+
+    return check
+
+
+def start_of(events: list[Event]) -> int:
+    assert isinstance(events[0], Started)
+    return events[0].start_step
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# stopped and resumed
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_a_stop_after_any_step_changes_nothing(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], stop: int
+) -> None:
+    config = tiny_config(data__order="shuffled", seed=4)
+    train(config, names=["a"], runs_dir=UNDISTURBED)
+    events = train(config, names=["a"], stop_after=stop)
+    assert events[-1] == Stopped(step=stop)
+    assert start_of(train(config, names=["a"])) == stop
+    assert_undisturbed("a")
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+def test_a_pack_of_two_resumes_alike(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], stop: int
+) -> None:
+    configs = [tiny_config(seed=4), tiny_config(seed=5, data__order="shuffled", optimizer__name="adamw")]
+    train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
+    train(configs, names=["a", "b"], stop_after=stop)
+    assert start_of(train(configs, names=["a", "b"])) == stop
+    assert_undisturbed("a", "b")
+
+
+def test_a_run_stopped_at_every_step_arrives(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    config = tiny_config(arm="adaptive-clipping+momentum-reset:every=5+label-smoothing")
+    train(config, names=["a"], runs_dir=UNDISTURBED)
+    for step in range(12):
+        assert start_of(train(config, names=["a"], stop_after=1)) == step
+    assert_undisturbed("a")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_moments_and_codes_in_between_are_the_same(train: Train, tiny_config: TinyConfig, name: str) -> None:
+    config = tiny_config(optimizer__name=name)
+    train(config, names=["a"], runs_dir=UNDISTURBED, stop_after=9)
+    for steps in (2, 4, 3):
+        train(config, names=["a"], stop_after=steps)
+    ours, theirs = saved(RUNS, "a", 9), saved(UNDISTURBED, "a", 9)
+    assert {path.rpartition("/")[2] for path in theirs.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
+    assert theirs.optimizer["head/step"] == 9
+    assert_equal(ours.optimizer, theirs.optimizer)
+    assert_equal(ours.model, theirs.model)
+    assert_equal(ours.codes, theirs.codes)
+
+
+class Tiring(Intervention):
+    """Gradients that shrink with every call: state that the step alone does not tell."""
+
+    def __init__(self, settings: InterventionSettings) -> None:
+        super().__init__(settings)
+        self.calls = 0
+
+    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        self.calls += 1
+        for parameter in parameters.values():
+            assert parameter.grad is not None
+            parameter.grad.div_(self.calls)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+def test_the_state_of_interventions_is_restored(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compose(specs: object) -> Composition:
+        return Composition([Tiring(InterventionSettings()), Intervention(InterventionSettings())])
+
+    monkeypatch.setattr(plugins, "compose", compose)
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=5)
+    assert saved(RUNS, "a", 5).interventions == [{"calls": 5}, {}]
+    train(tiny_config(), names=["a"])
+    assert_undisturbed("a")
+
+
+def test_a_finished_run_is_left_as_it_is(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    for folder in (RUNS, UNDISTURBED):
+        train(tiny_config(), names=["a"], runs_dir=folder)
+    csv = (RUNS / "a.csv").read_bytes()
+    train(tiny_config(), names=["a"])
+    assert (RUNS / "a.csv").read_bytes() == csv
+    assert_undisturbed("a")
+
+
+# killed and resumed
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"9", b"9,3.5,17,0.001", b"9,3.5,17,0.001,0.1,\xff"], ids=["none", "step", "half", "bytes"]
+)
+def test_rows_after_the_checkpoint_are_made_again(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], figures: Figures, torn: bytes
+) -> None:
+    config = tiny_config(probe__eval_every_steps=2)
+    train(config, names=["a"], runs_dir=UNDISTURBED, checkpoint_every=5)
+    with pytest.raises(SystemError):
+        train(config, names=["a"], crash_after=9, checkpoint_every=5)
+    # rows at 6 and 8, the last checkpoint at 5
+    assert len(figures(RUNS / "a.csv")) == 1 + 5
+    with (RUNS / "a.csv").open("ab") as file:
+        file.write(torn)
+    events = train(config, names=["a"], stop_after=1, checkpoint_every=5)
+    assert start_of(events) == 5
+    assert figures(RUNS / "a.csv") == figures(UNDISTURBED / "a.csv")[: 1 + 4]
+    train(config, names=["a"], checkpoint_every=5)
+    assert_undisturbed("a")
+
+
+def test_a_kill_before_the_first_checkpoint_starts_over(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    with pytest.raises(SystemError):
+        train(tiny_config(), names=["a"], crash_after=3)
+    assert (RUNS / "a.csv").read_bytes().count(b"\n") == 2
+    assert start_of(train(tiny_config(), names=["a"])) == 0
+    assert_undisturbed("a")
+
+
+def test_a_pack_resumes_where_all_its_runs_can(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    configs = [tiny_config(seed=4), tiny_config(seed=5)]
+    train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
+    # killed between the saves of its members
+    shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
+    notices: list[str] = []
+    assert start_of(train(configs, names=["a", "b"], notice=notices.append)) == 6
+    assert notices == []
+    assert_undisturbed("a", "b")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "codes.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], file: str
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 7) / file)
+    notices: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], notice=notices.append)) == 6
+    (notice,) = notices
+    assert "step-00000007" in notice
+    assert file in notice
+    assert_undisturbed("a")
+
+
+def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    for step in (6, 7):
+        damage(checkpoint.path_of(RUNS / "a" / "checkpoints", step) / "model.safetensors")
+    csv = (RUNS / "a.csv").read_bytes()
+    notices: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
+        train(tiny_config(), names=["a"], notice=notices.append)
+    assert len(notices) == 2
+    assert (RUNS / "a.csv").read_bytes() == csv
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
+
+
+def test_rows_that_are_gone_are_missed(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=7)
+    (RUNS / "a.csv").unlink()
+    with pytest.raises(RecordError, match="rows up to step 7 are gone"):
+        train(tiny_config(), names=["a"])
+
+
+# refused
+
+
+def test_another_text_is_refused(train: Train, tiny_config: TinyConfig, tiny_text: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    words = tiny_text.read_text(encoding="utf-8")[:40_000]
+    text.write_text(words, encoding="utf-8")
+    config = tiny_config(data__source=f"file:{text}")
+    train(config, names=["a"], stop_after=5)
+    csv = (RUNS / "a.csv").read_bytes()
+    text.write_text(words[:20_000] + "X" + words[20_001:], encoding="utf-8")
+    with pytest.raises(CheckpointError, match="text or tokenizer changed"):
+        train(config, names=["a"])
+    assert (RUNS / "a.csv").read_bytes() == csv
+    # restored, it goes on
+    text.write_text(words, encoding="utf-8")
+    assert start_of(train(config, names=["a"])) == 5
+
+
+def test_a_given_checkpoint_is_where_the_run_goes_on(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    path = checkpoint.path_of(RUNS / "a" / "checkpoints", 6)
+    assert start_of(train(tiny_config(), names=["a"], resume=path)) == 6
+    assert_undisturbed("a")
+
+
+def test_a_checkpoint_of_another_config_is_refused(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=4)
+    path = checkpoint.path_of(RUNS / "a" / "checkpoints", 4)
+    with pytest.raises(CheckpointError, match="belongs to another config"):
+        train(tiny_config(seed=1), names=["b"], resume=path)
+    assert not (RUNS / "b.csv").exists()
+
+
+def test_a_checkpoint_of_a_finished_run_is_refused(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"])
+    path = checkpoint.path_of(RUNS / "a" / "checkpoints", 12)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train(tiny_config(), names=["a"], resume=path)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(train: Train, tiny_config: TinyConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: state\.json is missing"):
+        train(tiny_config(), names=["a"], resume=tmp_path / "nowhere")
+
+
+def test_never_resume_refuses_what_is_there(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=4, resume="never")
+    csv = (RUNS / "a.csv").read_bytes()
+    with pytest.raises(ConfigError, match="run a exists"):
+        train(tiny_config(), names=["a"], resume="never")
+    # either half of it is enough
+    for away in (RUNS / "a.csv", RUNS / "a" / "checkpoints"):
+        away.rename("elsewhere")
+        with pytest.raises(ConfigError, match="run a exists"):
+            train(tiny_config(), names=["a"], resume="never")
+        Path("elsewhere").rename(away)
+    assert (RUNS / "a.csv").read_bytes() == csv
+
+
+def test_an_interrupted_preparation_claims_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    config = tiny_config(data__source=f"file:{tmp_path / 'none.txt'}")
+    with pytest.raises(ConfigError), sweep.open_session([config], sweep.Options(runs_dir=RUNS), names=["a"]):
+        pass
+    assert not RUNS.exists()
+
+
+def test_a_sweep_that_cannot_resume_keeps_what_is_there(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    config = tiny_config()
+    name = config.run_name
+    train(config, runs_dir=UNDISTURBED)
+    train(config, stop_after=5)
+    csv = (RUNS / f"{name}.csv").read_bytes()
+    before = read_manifest(RUNS / name)
+    assert before is not None
+    write_manifest(RUNS / name, before.model_copy(update={"elapsed_seconds": 1000.0}))
+    folder = checkpoint.path_of(RUNS / name / "checkpoints", 4)
+    for step in (4, 5):
+        checkpoint.path_of(RUNS / name / "checkpoints", step).rename(RUNS / name / f"away-{step}")
+    # a checkpoint that is there and cannot be used
+    folder.mkdir()
+    events = list(sweep.sweep_runs([config], sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    assert isinstance(events[-1], Failed)
+    found = read_manifest(RUNS / name)
+    assert found is not None
+    assert found.status == "failed"
+    assert "no checkpoint" in (found.message or "")
+    assert 1000 <= found.elapsed_seconds < 1600
+    assert (RUNS / f"{name}.csv").read_bytes() == csv
+
+    # mended, it goes on
+    folder.rmdir()
+    (RUNS / name / "away-5").rename(checkpoint.path_of(RUNS / name / "checkpoints", 5))
+    list(sweep.sweep_runs([config], sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    assert_undisturbed(name)

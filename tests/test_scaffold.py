@@ -1,0 +1,492 @@
+"""`bitnetctl interventions`: new, check, list, show, and the project that `new` writes."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bitnetctl import cli, plugins
+from bitnetctl.errors import ConfigError, ExitCode, StorageError
+from bitnetctl.scaffold import write_project
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error."""
+        assert self.out == ""
+        [line] = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A wide screen, and neither modules nor caches left behind."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "BITNETCTL_TRACEBACK", "BITNETCTL_DISABLE_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    modules, path = dict(sys.modules), list(sys.path)
+    forget()
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - set(modules):
+        if name.startswith(("made_up", "bitnetctl_")):
+            del sys.modules[name]
+    sys.modules.update(modules)
+    forget()
+
+
+def forget() -> None:
+    plugins.discover.cache_clear()
+    plugins.load.cache_clear()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run `bitnetctl interventions …` in this process."""
+
+    def run(*arguments: str | Path) -> Done:
+        code = cli.run(["interventions", *(str(argument) for argument in arguments)])
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+SOUND = """
+    from bitnetctl.intervention import Intervention, InterventionSettings
+
+    class {name}(Intervention):
+        summary = "half the rate"
+
+        class Settings(InterventionSettings):
+            factor: float = 0.5
+
+        def learning_rate(self, base, step, steps):
+            return base * self.settings.factor
+"""
+IMPURE = """
+    import itertools
+    from bitnetctl.intervention import Intervention
+
+    class {name}(Intervention):
+        summary = "not the same twice"
+        count = itertools.count()
+
+        def learning_rate(self, base, step, steps):
+            return base + next(self.count)
+"""
+
+
+def write(path: Path, code: str, name: str = "Halved") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(code).replace("{name}", name), encoding="utf-8")
+    return path
+
+
+def project(path: Path, *targets: str) -> Path:
+    points = "".join(f'made-up-{index} = "{target}"\n' for index, target in enumerate(targets))
+    write(path / "pyproject.toml", f'[project.entry-points."bitnetctl.interventions"]\n{points}')
+    return path
+
+
+# new
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written project; never edited."""
+    return write_project("twice-as-slow2", tmp_path_factory.mktemp("projects"))
+
+
+def test_a_project_passes_its_own_tests(written: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(written),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(written)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+def test_a_project_is_complete(written: Path) -> None:
+    assert written.name == "bitnetctl-twice-as-slow2"
+    assert sorted(str(path.relative_to(written)) for path in written.rglob("*") if path.suffix in (".py", ".md")) == [
+        "README.md",
+        "bitnetctl_twice_as_slow2.py",
+        "tests/test_bitnetctl_twice_as_slow2.py",
+    ]
+    tree = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))
+    assert tree["project"]["name"] == "bitnetctl-twice-as-slow2"
+    assert "bitnetctl" in tree["project"]["dependencies"]
+    points = tree["project"]["entry-points"][plugins.GROUP]
+    assert points == {"twice-as-slow2": "bitnetctl_twice_as_slow2:TwiceAsSlow2"}
+    assert tree["tool"]["setuptools"]["py-modules"] == ["bitnetctl_twice_as_slow2"]
+    assert not [path for path in written.rglob("*") if path.is_file() and "$" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("format", "--check"),
+        ("check", "--select", "E,F,W,N,UP,B"),
+        pytest.param(
+            ("check", "--select", "I"),
+            marks=pytest.mark.xfail(raises=AssertionError, reason="to a plug-in's project bitnetctl is a third party"),
+        ),
+    ],
+)
+def test_a_project_is_clean(arguments: tuple[str, ...], written: Path) -> None:
+    ruff = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--no-cache", "--line-length", "120"]
+    done = subprocess.run([*ruff, "."], cwd=written, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -> None:
+    info = written.parent / "bitnetctl_twice_as_slow2-0.1.0.dist-info"
+    info.mkdir()
+    points = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    [(name, target)] = points[plugins.GROUP].items()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bitnetctl-twice-as-slow2\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{name} = {target}\n")
+    sys.path += [str(written), str(written.parent)]
+    forget()
+    shown = call("show", "twice-as-slow2")
+    assert shown.code == 0
+    assert "bitnetctl-twice-as-slow2 0.1.0" in shown.out
+    assert "factor" in shown.out
+    assert plugins.load("twice-as-slow2").seams == ["learning_rate"]
+
+
+def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
+    done = call("new", "halved-rate", "--path", tmp_path / "not" / "there")
+    folder = tmp_path / "not" / "there" / "bitnetctl-halved-rate"
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out.splitlines()[0] == str(folder)
+    assert f"pip install -e {folder} && bitnetctl interventions show halved-rate" in done.out
+    assert (folder / "bitnetctl_halved_rate.py").is_file()
+
+
+def test_new_writes_here_unless_told_otherwise(call: Call, tmp_path: Path) -> None:
+    assert call("new", "x").code == 0
+    assert (tmp_path / "bitnetctl-x" / "bitnetctl_x.py").is_file()
+    assert call("check", "bitnetctl-x").code == 0
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="long lines are wrapped, and a command in them broken")
+def test_new_prints_a_command_to_copy(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = tmp_path / "bitnetctl-halved-rate"
+    assert call("new", "halved-rate", "--path", tmp_path).out.splitlines() == [
+        str(folder),
+        f"next: pip install -e {folder} && bitnetctl interventions show halved-rate",
+    ]
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="the path is printed as markup")
+def test_new_in_a_folder_with_brackets(call: Call, tmp_path: Path) -> None:
+    done = call("new", "halved-rate", "--path", tmp_path / "a[" / "b]")
+    assert done.code == 0
+    assert done.out.splitlines()[0] == str(tmp_path / "a[" / "b]" / "bitnetctl-halved-rate")
+
+
+@pytest.mark.parametrize("name", ["x", "con", "a1-b2", "x" * 64])
+def test_good_names(name: str, tmp_path: Path) -> None:
+    folder = write_project(name, tmp_path)
+    assert folder.parent == tmp_path
+    [module] = folder.glob("*.py")
+    assert module.stem.isidentifier()
+    compile(module.read_text(encoding="utf-8"), str(module), "exec")
+
+
+BAD_NAMES = ["../x", "/x", "a/b", "a\\b", "A", "Ab", "", " ", "a b", "a\n", "-a", "a-", "a--b", "a_b", "1a", "a.b", "é"]
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "x" * 65, "x" * 300])
+def test_bad_names(name: str, call: Call, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    with pytest.raises(ConfigError, match="lower-case letters and digits joined by '-'"):
+        write_project(name, parent)
+    assert not parent.exists()
+    done = call("new", "--path", parent, "--", name)
+    assert done.code == ExitCode.USAGE
+    assert "intervention name" in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.xfail(
+    raises=pytest.fail.Exception, reason="the class would be called None; the module shadows the built-ins"
+)
+@pytest.mark.parametrize("name", ["none", "true", "false", "interventions"])
+def test_names_that_make_no_project(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        write_project(name, tmp_path)
+
+
+def test_nothing_is_written_over(call: Call, tmp_path: Path) -> None:
+    folder = write_project("halved", tmp_path)
+    module = folder / "bitnetctl_halved.py"
+    module.write_text("mine", encoding="utf-8")
+    done = call("new", "halved")
+    assert done.code == ExitCode.USAGE
+    assert "bitnetctl-halved exists already" in done.error
+    assert module.read_text(encoding="utf-8") == "mine"
+    (tmp_path / "bitnetctl-other").write_text("a file", encoding="utf-8")
+    assert "exists already" in call("new", "other").error
+
+
+def test_new_where_nothing_can_be_written(call: Call, tmp_path: Path) -> None:
+    blocked = write(tmp_path / "file", "")
+    with pytest.raises(StorageError):
+        write_project("halved", blocked)
+    done = call("new", "halved", "--path", blocked)
+    assert done.code == ExitCode.USAGE
+    assert "cannot write" in done.error
+
+
+# check
+
+
+def test_check_a_project(written: Path, call: Call) -> None:
+    done = call("check", written)
+    assert done == Done(0, "TwiceAsSlow2: keeps the contract\n", "")
+    assert call("check", written, "--settings", '{"factor": 0.1, "after": 1}').code == 0
+    bad = call("check", written, "--settings", '{"factor": 0}')
+    assert bad.code == ExitCode.USAGE
+    assert bad.out.startswith("TwiceAsSlow2: broken: ")
+    assert "factor" in bad.out
+    assert bad.out.count("\n") == 1
+
+
+def test_check_a_file(call: Call, tmp_path: Path) -> None:
+    file = write(tmp_path / "made_up_file.py", SOUND)
+    assert call("check", file) == Done(0, "Halved: keeps the contract\n", "")
+
+
+def test_check_tells_the_sound_from_the_broken(call: Call, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "made_up_both.py", textwrap.dedent(SOUND) + textwrap.dedent(IMPURE).replace("{name}", "Bad")
+    )
+    done = call("check", file)
+    assert done.code == ExitCode.USAGE
+    assert done.err == ""
+    assert done.out.splitlines() == [
+        "Halved: keeps the contract",
+        "Bad: broken: learning_rate is not a pure function of the step",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "src"])
+def test_check_every_entry_point_of_a_project(folder: str, call: Call, tmp_path: Path) -> None:
+    project(tmp_path / "p", "made_up_a:A", "made_up_pack.b:B")
+    write(tmp_path / "p" / folder / "made_up_a.py", SOUND, "A")
+    write(tmp_path / "p" / folder / "made_up_pack" / "b.py", SOUND, "B")
+    done = call("check", tmp_path / "p")
+    assert done.code == 0
+    assert done.out == "A: keeps the contract\nB: keeps the contract\n"
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="a project is not on sys.path while it is checked")
+@pytest.mark.parametrize("folder", ["", "src"])
+@pytest.mark.parametrize("statement", ["from made_up_pack.common import FACTOR", "from .common import FACTOR"])
+def test_check_a_package_of_several_files(statement: str, folder: str, call: Call, tmp_path: Path) -> None:
+    package = tmp_path / "p" / folder / "made_up_pack"
+    project(tmp_path / "p", "made_up_pack.halved:Halved")
+    write(package / "__init__.py", "")
+    write(package / "common.py", "FACTOR = 0.5\n")
+    write(package / "halved.py", f"{statement}\n{textwrap.dedent(SOUND)}")
+    assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="an entry point to a package is looked for as a file")
+def test_check_a_package_itself(call: Call, tmp_path: Path) -> None:
+    project(tmp_path / "p", "made_up_pack:Halved")
+    write(tmp_path / "p" / "made_up_pack" / "__init__.py", SOUND)
+    assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="the file takes the place of the module of its name")
+def test_check_leaves_the_modules_of_others_alone(call: Call, tmp_path: Path) -> None:
+    import colorsys
+
+    assert call("check", write(tmp_path / "colorsys.py", SOUND)).code == 0
+    assert sys.modules["colorsys"] is colorsys
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("def broken(:\n", "SyntaxError"),
+        ("import no_such_module_anywhere\n", "no_such_module_anywhere"),
+        ("import sys\nsys.exit(0)\n", "SystemExit"),
+        ("1 / 0\n", "ZeroDivisionError"),
+        ("X = 1\n", "no subclass of bitnetctl.intervention.Intervention"),
+        ("from bitnetctl.intervention import Intervention\n", "no subclass of bitnetctl.intervention.Intervention"),
+    ],
+)
+def test_check_a_file_that_is_none(code: str, problem: str, call: Call, tmp_path: Path) -> None:
+    file = write(tmp_path / "made_up_bad.py", code)
+    done = call("check", file)
+    assert done.code == ExitCode.USAGE
+    assert problem in done.error
+    assert str(file) in done.error
+
+
+def test_check_what_is_not_there(call: Call, tmp_path: Path) -> None:
+    def refused(path: Path, *parts: str) -> None:
+        done = call("check", path)
+        assert done.code == ExitCode.USAGE
+        for part in (*parts, str(path)):
+            assert part in done.error
+
+    refused(tmp_path / "nowhere", "neither a Python file nor a project")
+    refused(write(tmp_path / "text.txt", "hello"), "not a Python file")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "neither a Python file nor a project")
+    write(tmp_path / "toml" / "pyproject.toml", "no = = toml")
+    refused(tmp_path / "toml", "not valid TOML")
+    write(tmp_path / "none" / "pyproject.toml", "[project]\nname = 'x'\n")
+    refused(tmp_path / "none", "no entry points of the group bitnetctl.interventions")
+    refused(project(tmp_path / "missing", "made_up_gone.x:X"), "'made_up_gone.x:X'", "made_up_gone/x.py is not there")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"), [("{", "not JSON"), ("[1]", "expected a JSON object"), ("5", "expected a JSON object")]
+)
+def test_check_with_settings_that_are_none(settings: str, problem: str, call: Call, tmp_path: Path) -> None:
+    done = call("check", write(tmp_path / "made_up_file.py", SOUND), "--settings", settings)
+    assert done.code == ExitCode.USAGE
+    assert problem in done.error
+
+
+# list and show
+
+
+def install(site: Path, name: str, code: str) -> None:
+    module = f"made_up_{name}"
+    write(site / f"{module}.py", code)
+    info = site / f"{name}-2.5.dist-info"
+    write(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
+    write(info / "entry_points.txt", f"[{plugins.GROUP}]\n{name} = {module}:Halved\n")
+    sys.path.append(str(site))
+    forget()
+
+
+def test_list(call: Call, tmp_path: Path) -> None:
+    install(tmp_path / "one", "sound", SOUND)
+    install(tmp_path / "two", "unwell", "raise RuntimeError('so\\nbroken [red]')")
+    done = call("list")
+    assert done.code == 0
+    assert done.err == ""
+    header, *lines = done.out.splitlines()
+    assert header.split() == ["name", "from", "what", "it", "does"]
+    names = [line.split()[0] for line in lines]
+    assert names == sorted(found.name for found in plugins.discover())
+    assert len(names) == 14
+    rows = dict(zip(names, lines, strict=True))
+    assert rows["sound"].split(maxsplit=3)[1:3] == ["sound", "2.5"]
+    assert "broken: RuntimeError: so broken [red]" in rows["unwell"]
+    assert plugins.load("reduced-lr").intervention is not None
+    assert "scale the learning-rate schedule to a lower peak" in rows["reduced-lr"]
+
+
+def test_list_as_json(call: Call, tmp_path: Path) -> None:
+    install(tmp_path / "one", "sound", SOUND)
+    install(tmp_path / "two", "unwell", "raise RuntimeError('broken')")
+    done = call("list", "--json")
+    assert done.code == 0
+    assert done.err == ""
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(done.out)}
+    assert len(rows) == 14
+    assert rows["sound"] == {
+        "name": "sound",
+        "distribution": "sound",
+        "version": "2.5",
+        "target": "made_up_sound:Halved",
+        "problem": None,
+        "summary": "half the rate",
+        "source": "",
+        "seams": ["learning_rate"],
+        "settings": {"factor": {"default": 0.5, "title": "Factor", "type": "number"}},
+    }
+    assert rows["unwell"]["problem"] == "RuntimeError: broken"
+    assert (rows["unwell"]["summary"], rows["unwell"]["settings"], rows["unwell"]["seams"]) == (None, {}, [])
+    assert rows["no-decay"]["settings"] == {}
+    assert set(rows["wd-schedule"]["settings"]) == {"preset", "stage1", "stage2", "boundary"}
+
+
+def test_show(call: Call) -> None:
+    done = call("show", "reduced-lr")
+    assert done.code == 0
+    assert done.err == ""
+    for part in (
+        "reduced-lr",
+        "founding document, phase 3",
+        "changes  configure",
+        "bitnetctl_interventions.reduced_lr",
+    ):
+        assert part in done.out
+    rows = [" ".join(line.split()) for line in done.out.splitlines()[-3:]]
+    assert rows == [
+        "setting default meaning",
+        "peak 0.0005 new peak learning rate",
+        "factor unset factor on the peak; wins over `peak`",
+    ]
+    assert "setting" not in call("show", "no-decay").out
+    shown = json.loads(call("show", "reduced-lr", "--json").out)
+    assert shown in json.loads(call("list", "--json").out)
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_show_what_there_is_not(extra: tuple[str, ...], call: Call) -> None:
+    done = call("show", "reduced-rl", *extra)
+    assert done.code == ExitCode.USAGE
+    assert "unknown intervention 'reduced-rl'; did you mean 'reduced-lr'?" in done.error
+
+
+def test_show_what_is_broken(call: Call, tmp_path: Path) -> None:
+    install(tmp_path / "one", "unwell", "raise RuntimeError('so\\nbroken')")
+    done = call("show", "unwell")
+    assert done.code == ExitCode.USAGE
+    assert "intervention 'unwell' of unwell 2.5 cannot be used: RuntimeError: so broken" in done.error
+    assert call("show", "reduced-lr").code == 0
+
+
+def test_list_show_and_new_need_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from bitnetctl import cli; "
+        "codes = [cli.run(['interventions', *line.split()]) for line in ('list', 'show reduced-lr', 'new halved')]; "
+        "assert codes == [0, 0, 0], codes; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

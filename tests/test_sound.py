@@ -1,0 +1,384 @@
+"""The built-in criteria `sound`: two keys over three seeds, and full-precision twins; several verdicts as one."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judging import CURED, LEVELS, manifested, write_run, write_sound_run
+
+from bitnetctl.analysis import Run
+from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
+from bitnetctl.verdict.outcome import figure_text, outcome_of_run, plain, strictest
+
+ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
+SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
+    Outcome.SUPPORTED,
+    Outcome.REFUTED,
+    Outcome.INCONCLUSIVE,
+    Outcome.INVALID,
+)
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable[..., Run]:
+    """Write a run into the test's folder."""
+    return partial(write_run, tmp_path)
+
+
+@pytest.fixture
+def sound_run(tmp_path: Path) -> Callable[..., Run]:
+    """Write a healthy run into the test's folder."""
+    return partial(write_sound_run, tmp_path)
+
+
+def sound(*runs: Run, **options: Any) -> Verdict:
+    return judge(runs, SOUND, **options)
+
+
+def test_three_healthy_seeds_are_supported(sound_run: Callable[..., Run]) -> None:
+    verdict = sound(*(sound_run(seed) for seed in range(3)))
+    assert verdict.outcome is SUPPORTED
+    assert [reason.split(":")[1].strip() for reason in verdict.reasons] == [
+        "diversity",
+        "top share",
+        "skill",
+        "context",
+        "skill at the boundary",
+    ]
+    assert verdict.confidence.startswith("low: no failure in 3 seeds leaves a failure rate of up to 63 %")
+    (figures,) = verdict.figures
+    assert (figures["seeds"], figures["failed"]) == (3, 0)
+    assert figures["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 3))
+    assert figures["levels"]["skill"]["bound"] < figures["levels"]["skill"]["mean"]
+
+
+def test_two_seeds_are_too_few(sound_run: Callable[..., Run]) -> None:
+    verdict = sound(sound_run(0), sound_run(1))
+    assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: 2 of at least 3 seeds",))
+    twice = sound(sound_run(0), sound_run(1), sound_run(2), sound_run(1, Loss=6.5))
+    assert "hidden 256: several different runs claim the same seed" in twice.reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "reason"),
+    [
+        ({"unique": [8000, *[15] * 10]}, REFUTED, "DiversityRatio 0.03807 < 0.05"),
+        ({"unique": [8000, *[40] * 10]}, INCONCLUSIVE, "DiversityRatio 0.1015 is between 0.05 and 0.15"),
+        ({"TopShare": 0.6}, REFUTED, "TopShare 0.6 > 0.5"),
+        ({"TopShare": 0.3}, INCONCLUSIVE, "TopShare 0.3 is between 0.25 and 0.5"),
+        ({"TopShare": -1}, INCONCLUSIVE, "TopShare -1 is impossible: the file is damaged"),
+        ({"TopShare": 1.5}, INCONCLUSIVE, "TopShare 1.5 is impossible: the file is damaged"),
+        ({"TopShare": "nan"}, REFUTED, "TopShare is nan at step 1"),
+        ({"TopShare": None}, INCONCLUSIVE, "TopShare is unknown in 11 of 11 rows"),
+        ({"HeldOutLoss": 6.5}, REFUTED, "Skill -0.06009 < 0"),
+        ({"HeldOutLoss": 6.0}, INCONCLUSIVE, "Skill 0.1545 is between 0 and 0.5"),
+        ({"HeldOutLoss": [9.0] * 6 + [4.7] * 5}, REFUTED, "Skill at the boundary -1.133 < -0.25"),
+        ({"HeldOutLoss": [6.5] * 6 + [4.7] * 5}, INCONCLUSIVE, "Skill at the boundary -0.06009 is between -0.25 and 0"),
+        ({"HeldOutLoss": [9.0] + [4.7] * 10}, SUPPORTED, ""),
+        # one bad evaluation of three is noise, two are not
+        ({"HeldOutLoss": [4.7] * 10 + [7.0]}, SUPPORTED, ""),
+        ({"HeldOutLoss": [4.7] * 9 + [7.0] * 2}, REFUTED, "Skill -0.2747 < 0"),
+        ({"HeldOutLoss": [4.7] * 10 + ["nan"]}, REFUTED, "diverged at step 20,000"),
+        ({"HeldOutLoss": None}, INCONCLUSIVE, "HeldOutLoss is unknown in 11 of 11 rows"),
+        ({"ContextInformation": 0.05}, REFUTED, "ContextInformation 0.05 < 0.1"),
+        ({"ContextInformation": 0.3}, INCONCLUSIVE, "ContextInformation 0.3 is between 0.1 and 0.5"),
+        ({"UnigramLoss": None}, INCONCLUSIVE, "Skill is unknown in the last 3 evaluations"),
+        ({"UnigramLoss": "nan"}, INCONCLUSIVE, "UnigramLoss is nan, BigramLoss 4.03"),
+        ({"BigramLoss": [4.03] * 10 + [""]}, INCONCLUSIVE, "Skill is unknown in the last 3 evaluations"),
+        (
+            {"BigramLoss": 6.36},
+            INVALID,
+            "the bigram predictor (6.36 nats) is no better than the unigram predictor (6.36)",
+        ),
+        ({"BigramUnique": None}, INCONCLUSIVE, "BigramUnique is unknown"),
+        ({"BigramUnique": "inf"}, INCONCLUSIVE, "BigramUnique is unknown"),
+        ({"BigramUnique": 99}, INVALID, "BigramUnique 99 is less than 100: too small a probe to tell"),
+        ({"BigramUnique": 9000}, INCONCLUSIVE, "BigramUnique is 9,000 of 8,192 ProbePositions"),
+        ({"ProbePositions": 1023}, INVALID, "ProbePositions 1,023 is less than 1,024: too small a probe to tell"),
+        ({"ProbePositions": None}, INCONCLUSIVE, "ProbePositions is unknown"),
+    ],
+)
+def test_sound_by_its_figures(
+    sound_run: Callable[..., Run], changes: dict[str, Any], outcome: Outcome, reason: str
+) -> None:
+    verdict = sound(*(sound_run(seed, Loss=6 + seed, **changes) for seed in range(3)))
+    assert verdict.outcome is outcome
+    assert not reason or f"hidden 256, seed 0: {reason}" in " ".join(verdict.reasons)
+
+
+def test_one_failed_seed_of_three_decides_nothing_and_two_refute(sound_run: Callable[..., Run]) -> None:
+    bad = [sound_run(seed, HeldOutLoss=7 + seed) for seed in range(2)]
+    good = [sound_run(seed) for seed in range(2, 5)]
+    one = sound(bad[0], *good[:2])
+    assert one.outcome is INCONCLUSIVE
+    assert "hidden 256: 1 of 3 seeds failed" in one.reasons
+    assert sound(*bad, good[0]).outcome is REFUTED
+    assert sound(*bad, *good).outcome is INCONCLUSIVE
+    assert sound(bad[0]).outcome is REFUTED
+
+
+def test_a_spread_over_seeds_may_leave_the_mean_open(sound_run: Callable[..., Run]) -> None:
+    verdict = sound(*(sound_run(seed, TopShare=share) for seed, share in enumerate((0.05, 0.1, 0.24))))
+    assert verdict.outcome is INCONCLUSIVE
+    assert verdict.reasons == ("hidden 256: top share: mean 0.13 over 3 seeds, bound 0.296 not < 0.25",)
+
+
+def test_shorter_runs_are_no_replicas(sound_run: Callable[..., Run], run_of: Callable[..., Run]) -> None:
+    short = run_of([8000, *[2] * 10], steps=2_000, seed=9, **LEVELS)
+    verdict = sound(*(sound_run(seed) for seed in range(3)), short)
+    assert verdict.outcome is SUPPORTED
+    assert "1 runs of hidden 256 with fewer than 20,000 steps are left out" in verdict.notes
+
+
+def test_a_plan_nobody_knows_must_be_asked_for(run_of: Callable[..., Run]) -> None:
+    runs = [
+        run_of([8000, *[200 + seed] * 10], name=f"mine-{seed}.csv", **{**LEVELS, "HeldOutLoss": 4.7 + seed / 100})
+        for seed in range(3)
+    ]
+    assert sound(*runs).reasons[0].startswith("mine-0: the planned steps are unknown: ask for steps")
+    assert sound(*runs, asked_steps=20_000).outcome is SUPPORTED
+    assert sound(*runs, asked_steps=20_001).outcome is INCONCLUSIVE
+
+
+# twins
+
+
+def with_twins(
+    sound_run: Callable[..., Run], loss: float = 4.6, arm: str = "full-precision", **changes: Any
+) -> list[Run]:
+    """Three runs and, at a held-out loss of their own, three twins."""
+    runs = [sound_run(seed) for seed in range(3)]
+    return [*runs, *(sound_run(seed, arm=arm, **{"HeldOutLoss": loss + seed / 1000} | changes) for seed in range(3))]
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "outcome", "reason"),
+    [
+        (4.6, {}, SUPPORTED, ""),
+        (4.3, {}, INCONCLUSIVE, "HeldOutLoss minus that of the twin with full-precision 0.4 is between 0.3 and 1"),
+        (3.6, {}, REFUTED, "HeldOutLoss minus that of the twin with full-precision 1.1 > 1"),
+        # a twin that is worse shows no loss through quantization
+        (4.9, {}, SUPPORTED, ""),
+        (7.0, {}, INVALID, "the twin with full-precision fails as well (Skill -0.2747 < 0): the set-up is at fault"),
+        (4.6, {"TopShare": 0.9}, INVALID, "the twin with full-precision fails as well (TopShare 0.9 > 0.5)"),
+        (4.6, {"Loss": "nan"}, INVALID, "the twin with full-precision fails as well (diverged at step 1)"),
+        (4.6, {"Loss": ""}, INCONCLUSIVE, "the twin with full-precision: Loss is unknown in 11 of 11 rows"),
+        (4.6, {"HeldOutLoss": [4.6] * 10 + [""]}, INCONCLUSIVE, "HeldOutLoss of the run or its twin with"),
+        # a twin that is merely not good enough still serves as a reference
+        (4.6, {"TopShare": 0.3}, SUPPORTED, ""),
+    ],
+)
+def test_the_twin_tells_what_quantization_costs(
+    sound_run: Callable[..., Run], loss: float, changes: dict[str, Any], outcome: Outcome, reason: str
+) -> None:
+    runs = with_twins(sound_run, loss, **changes)
+    verdict = judge_arms(runs, SOUND)["baseline"]
+    assert verdict.outcome is outcome
+    assert not reason or reason in verdict.reasons[0]
+    without = sound(*runs[:3])
+    assert without.outcome is SUPPORTED
+    assert not any(result.check == "gap to full precision" for result in without.results)
+
+
+def test_an_unfinished_twin_leaves_it_open(sound_run: Callable[..., Run], run_of: Callable[..., Run]) -> None:
+    runs = [sound_run(seed) for seed in range(3)]
+    short = run_of([8000, *[200] * 5], steps=10_000, name="h256-20000-full-precision-s0-abcdef.csv", **LEVELS)
+    verdict = judge_arms([*runs, short], SOUND)["baseline"]
+    assert verdict.outcome is INCONCLUSIVE
+    assert "hidden 256, seed 0: the twin with full-precision: ends at step 10,000 of 20,000" in verdict.reasons
+
+
+def twin_gaps(verdict: Verdict) -> list[str | None]:
+    return [result.run for result in verdict.results if result.check == "gap to full precision"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "twin", "found"),
+    [
+        ("reduced-lr", "full-precision+reduced-lr", True),
+        ("reduced-lr", "reduced-lr+full-precision", True),
+        ("reduced-lr:peak=5e-4", "reduced-lr:peak=5e-4+full-precision", True),
+        ("reduced-lr", "full-precision", False),
+        ("baseline", "full-precision+reduced-lr", False),
+        ("baseline", "full-precision-ish", False),
+        ("full-precision", "full-precision", False),
+    ],
+)
+def test_a_twin_differs_in_nothing_else(sound_run: Callable[..., Run], arm: str, twin: str, found: bool) -> None:
+    run, other = sound_run(0, arm=arm), sound_run(0, arm=twin, HeldOutLoss=4.6)
+    assert bool(twin_gaps(judge([run], SOUND, twins=[run, other]))) == found
+
+
+@pytest.mark.parametrize("changes", [{"size": 512}, {"seed": 1}, {"steps": 10_000}, {"name": "twin.csv"}])
+def test_a_twin_has_the_same_size_seed_and_steps(sound_run: Callable[..., Run], changes: dict[str, Any]) -> None:
+    run, other = sound_run(0), sound_run(**{"seed": 0, "arm": "full-precision", "HeldOutLoss": 4.6} | changes)
+    assert not twin_gaps(judge([run], SOUND, twins=[run, other]))
+
+
+def test_a_twin_of_other_settings_is_none(tmp_path: Path) -> None:
+    run = manifested(tmp_path, CURED, "finished")
+    twins = [
+        manifested(tmp_path, [*CURED[:-1], 70], "finished", arm="full-precision", overrides=[f"optimizer.name={name}"])
+        for name in ("adamw", "adam")
+    ]
+    assert not twin_gaps(judge([run], SOUND, twins=twins[:1]))
+    assert twin_gaps(judge([run], SOUND, twins=twins)) == [run.name]
+
+
+# criteria of one's own
+
+FLOOR = {"checks": [{"kind": "finite"}, {"kind": "finished"}]}
+
+
+def own(**level: Any) -> Criteria:
+    return parse_criteria({"checks": [*FLOOR["checks"], {"kind": "level", **level}]})
+
+
+@pytest.mark.parametrize(
+    ("measure", "direction", "supporting", "reason"),
+    [
+        ("EffectiveVocab", "above", 8192, "> 8,192 of at most 8,192 (8,192 probe positions)"),
+        ("TopShare", "below", 0.0001, "< 0.0001 of at least 0.0001221 (8,192 probe positions)"),
+        ("TopShare", "above", 1, "> 1 of at most 1 (8,192 probe positions)"),
+        ("ContextInformation", "above", 9.1, "> 9.1 of at most 9.011 (ln of 8,192 probe positions)"),
+        ("DiversityRatio", "above", 21, "> 21 of at most 20.79 (8,192 probe positions over BigramUnique)"),
+        ("Coverage", "above", 7, "> 7 of at most 6.311 (8,192 probe positions over UniqueTargets)"),
+        ("Skill", "above", 2.8, "> 2.8 of at most 2.73 (at a loss of 0)"),
+        ("HeldOutLoss", "below", 0, "< 0 of at least 0 (a loss is never below 0)"),
+    ],
+)
+def test_every_measure_knows_its_range(
+    sound_run: Callable[..., Run], measure: str, direction: str, supporting: float, reason: str
+) -> None:
+    other = {"refuted_below": -9} if direction == "above" else {"refuted_above": 9}
+    verdict = judge([sound_run(0)], own(measure=measure, **{f"supported_{direction}": supporting}, **other))
+    assert (verdict.outcome, verdict.reasons) == (INVALID, (f"{measure} {reason} cannot be met",))
+
+
+def test_random_prompts_have_a_ceiling_too(tmp_path: Path) -> None:
+    run = manifested(tmp_path, CURED, "finished", columns={"RandomPromptUnique": 20})
+    verdict = judge([run], own(measure="RandomPromptUnique", supported_above=50, refuted_below=10))
+    assert verdict.reasons == ("RandomPromptUnique > 50 of at most 20 (20 prompts) cannot be met",)
+    assert judge([run], own(measure="RandomPromptUnique", supported_above=19, refuted_below=10)).outcome is SUPPORTED
+    other = judge([run], own(measure="ContextInformation", supported_above=9.1, refuted_below=0))
+    assert "of at most 9.011" in other.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unique", "outcome", "reason"),
+    [
+        ("lasting", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
+        ("lasting", [60, 60, 60, 60, 60], SUPPORTED, "Skill 0.7124 > 0"),
+        ("steady", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
+        # one cell more could only add a reversal
+        ("steady", [60, 20, 60, "", 20], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
+        ("steady", [20, 60, "", 20, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
+        ("recovery", ["", 60, 60, 60, 60], INCONCLUSIVE, "UniquePredictions around step 10,000 is unknown"),
+    ],
+)
+def test_shapes_need_every_row_of_stage_2(
+    sound_run: Callable[..., Run], kind: str, unique: list[Any], outcome: Outcome, reason: str
+) -> None:
+    extra = {"collapsed_below": 10} if kind == "recovery" else {}
+    checks = [
+        {"kind": "finite", "columns": ["Loss"]},
+        {"kind": "finished"},
+        {"kind": "level", "measure": "Skill", "supported_above": 0, "refuted_below": 0},
+        {"kind": kind, "measure": "UniquePredictions", **extra},
+    ]
+    verdict = judge([sound_run(0, unique=[8000, 60, 60, 60, 60, 60, *unique])], parse_criteria({"checks": checks}))
+    assert (verdict.outcome, verdict.reasons) == (outcome, (reason,))
+
+
+def test_a_mean_over_seeds_takes_all_of_them(sound_run: Callable[..., Run]) -> None:
+    runs = [sound_run(0), sound_run(1), sound_run(2, BigramLoss=None)]
+    verdict = sound(*runs)
+    levels = verdict.figures[0]["levels"]
+    assert levels["skill"]["values"][2] is None
+    assert (levels["skill"]["mean"], levels["skill"]["bound"]) == (None, None)
+    assert levels["context"]["mean"] == pytest.approx(1.3)
+    assert "hidden 256: skill: no bound over seeds, since one is unknown" in verdict.reasons
+
+
+def test_a_run_tells_its_own_outcome_and_why(sound_run: Callable[..., Run]) -> None:
+    good, bad = sound(sound_run(0), sound_run(1, TopShare=0.6, ContextInformation=0.05)).runs
+    assert (good.outcome, bad.outcome) == (SUPPORTED, REFUTED)
+    assert good.reason.startswith("DiversityRatio 0.5076 > 0.15; TopShare 0.08 < 0.25; Skill ")
+    assert bad.reason == "TopShare 0.6 > 0.5; ContextInformation 0.05 < 0.1"
+    assert (bad.run, bad.size, bad.seed, bad.final_step) == ("h256-20000-baseline-s1-abcdef", 256, 1, 20_000)
+
+
+def test_the_least_number_of_seeds_holds_for_either_rule(sound_run: Callable[..., Run]) -> None:
+    tree = {**FLOOR, "seeds": {"min_seeds": 2}}
+    tree["checks"] = [*FLOOR["checks"], {"kind": "level", "measure": "Skill", "supported_above": 0, "refuted_below": 0}]
+    criteria = parse_criteria(tree)
+    assert judge([sound_run(0)], criteria).reasons == ("hidden 256: 1 of at least 2 seeds",)
+    assert judge([sound_run(0), sound_run(1)], criteria).outcome is SUPPORTED
+
+
+# several verdicts, and JSON
+
+
+def test_the_strictest_outcome_stands_for_all() -> None:
+    order = [REFUTED, INVALID, INCONCLUSIVE, SUPPORTED]
+    for count in (1, 2, 3):
+        for outcomes in product(Outcome, repeat=count):
+            assert strictest(outcomes) is min(outcomes, key=order.index)
+            of_run = [INVALID, REFUTED, INCONCLUSIVE, SUPPORTED]
+            assert outcome_of_run(outcomes) is min(outcomes, key=of_run.index)
+    assert strictest([]) is INCONCLUSIVE
+    assert {outcome.value: int(outcome.exit_code) for outcome in Outcome} == {
+        "supported": 0,
+        "refuted": 1,
+        "inconclusive": 5,
+        "invalid": 4,
+    }
+
+
+def test_a_dead_model_that_the_count_passes(sound_run: Callable[..., Run]) -> None:
+    dead = sound_run(0, unique=[8000, *[60, 70] * 5], HeldOutLoss=7.62, ContextInformation=1e-7, TopShare=0.2)
+    by_count, by_both = judge([dead], ORIGIN), judge([dead], SOUND)
+    found = combine([by_count, by_both])
+    assert (by_count.outcome, by_both.outcome, found.outcome) == (SUPPORTED, REFUTED, REFUTED)
+    assert found.disagreement is not None
+    assert "origin says supported (UniquePredictions 70 > 50)" in found.disagreement
+    assert "sound says refuted (hidden 256, seed 0: Skill -0.5408 < 0" in found.disagreement
+    assert found.disagreement.endswith("sound decides by Skill, ContextInformation, which origin does not look at")
+    assert combine([by_both, by_both]).disagreement is None
+    assert combine([]).outcome is INCONCLUSIVE
+
+
+def test_arms_disagree_with_themselves_only(sound_run: Callable[..., Run]) -> None:
+    runs = [sound_run(0), sound_run(0, arm="no-decay", HeldOutLoss=7.0)]
+    by_arm = [verdict for criteria in (ORIGIN, SOUND) for verdict in judge_arms(runs, criteria).values()]
+    found = combine(by_arm)
+    assert found.outcome is REFUTED
+    assert found.disagreement is not None
+    assert found.disagreement.startswith("arm baseline: the criteria disagree: origin says supported")
+    assert "; arm no-decay: the criteria disagree: " in found.disagreement
+    assert combine(by_arm[:2]).disagreement is None
+
+
+def test_json_keeps_nan_and_unknown_apart(sound_run: Callable[..., Run]) -> None:
+    runs = [sound_run(0, HeldOutLoss=[4.7] * 10 + ["nan"]), sound_run(1, TopShare=None, unique=[8000, *[200] * 9, ""])]
+    for criteria in (ORIGIN, SOUND):
+        tree = json.loads(json.dumps(judge(runs, criteria).to_json(), allow_nan=False))
+        assert tree["verdict"] == "refuted"
+        assert tree["criteria"] == {"name": criteria.name, "hash": criteria.hash}
+        assert tree["runs"][1]["final_unique"] is None
+        assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "figures"} < set(tree)
+    assert json.loads(json.dumps(combine([judge(runs, SOUND)]).to_json(), allow_nan=False))["verdict"] == "refuted"
+    assert plain({"a": (math.nan, None, math.inf)}) == {"a": ["nan", None, "inf"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "unknown"), (8192.0, "8,192"), (0.123456, "0.1235"), (math.nan, "nan"), (-math.inf, "-inf")],
+)
+def test_figures_in_reasons(value: float | None, text: str) -> None:
+    assert figure_text(value) == text

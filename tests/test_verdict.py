@@ -1,0 +1,418 @@
+"""Verdicts: what each kind of check finds in CSVs, what seeds and sizes make of it, and what cannot be supported."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from judging import CURED, STAGE_1, manifested, table, write_run, write_sound_run
+
+from bitnetctl.analysis import Run, load_run
+from bitnetctl.errors import ConfigError
+from bitnetctl.verdict import Outcome, Verdict, judge, judge_arms, load_criteria
+from bitnetctl.verdict.checks import swings
+
+ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
+SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
+    Outcome.SUPPORTED,
+    Outcome.REFUTED,
+    Outcome.INCONCLUSIVE,
+    Outcome.INVALID,
+)
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable[..., Run]:
+    """Write a run into the test's folder."""
+    return partial(write_run, tmp_path)
+
+
+@pytest.fixture
+def sound_run(tmp_path: Path) -> Callable[..., Run]:
+    """Write a healthy run into the test's folder."""
+    return partial(write_sound_run, tmp_path)
+
+
+def origin(*runs: Run, **options: Any) -> Verdict:
+    return judge(runs, ORIGIN, **options)
+
+
+def sound(*runs: Run, **options: Any) -> Verdict:
+    return judge(runs, SOUND, **options)
+
+
+# the founding document's own figures
+
+REPORTED = {
+    256: [20, 16, 8, 2, 2, 2, 10, 14, 13],
+    512: [20, 14, 8, 4, 2, 2, 10, 12, 11],
+    768: [20, 18, 14, 4, 2, 2, 8, 11, 12],
+    1024: [20, 13, 8, 5, 2, 2, 11, 11, 11],
+}
+REPORTED_STEPS = [1, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 10_000]
+
+
+def reported(folder: Path, size: int, final: int | None = None, first: int = 20) -> Run:
+    unique = [first, *REPORTED[size][1:-1], REPORTED[size][-1] if final is None else final]
+    losses = [10.98, 10.3, 10.5, 10.6, 10.7, 10.8, 7.2, 7.0, 6.8]
+    rows = [
+        f"{step},{loss},{count},0.001,{0.1 if step <= 5000 else 0.0}"
+        for step, loss, count in zip(REPORTED_STEPS, losses, unique, strict=True)
+    ]
+    path = folder / f"results_{size}.csv"
+    title = f"BitNet b1.58, hidden {size}, 10k steps, WD 0.1 -> 0.0"
+    path.write_text("\n".join([title, "Step,Loss,UniquePredictions,LR,WD", *rows, ""]), encoding="utf-8")
+    return load_run(path)
+
+
+@pytest.mark.parametrize("size", REPORTED)
+def test_the_reported_trajectories_are_invalid(tmp_path: Path, size: int) -> None:
+    run = reported(tmp_path, size)
+    assert (run.size, run.arm) == (size, None)
+    for options in ({}, {"asked_steps": 10_000}, {"sizes": [size]}):
+        verdict = origin(run, **options)
+        assert (verdict.outcome, int(verdict.outcome.exit_code)) == (INVALID, 4)
+        assert verdict.reasons == ("UniquePredictions > 50 of at most 20 (inferred from step 1) cannot be met",)
+        assert verdict.arm == "unknown"
+        (row,) = verdict.runs
+        assert (row.final_unique, row.ceiling, row.ceiling_inferred) == (REPORTED[size][-1], 20, True)
+
+
+def test_all_four_together_are_invalid(tmp_path: Path) -> None:
+    verdict = origin(*(reported(tmp_path, size) for size in REPORTED), asked_steps=10_000)
+    assert verdict.sizes == dict.fromkeys(REPORTED, INVALID)
+    assert len(verdict.reasons) == 4
+
+
+@pytest.mark.parametrize(
+    ("final", "outcome", "code"), [(55, SUPPORTED, 0), (5, REFUTED, 1), (13, INCONCLUSIVE, 5), (50, INCONCLUSIVE, 5)]
+)
+def test_a_larger_probe_makes_them_decidable(tmp_path: Path, final: int, outcome: Outcome, code: int) -> None:
+    verdict = origin(reported(tmp_path, 256, final, first=500), asked_steps=10_000)
+    assert (verdict.outcome, verdict.outcome.exit_code) == (outcome, code)
+    assert verdict.evidence == "scaled"
+    assert "judged at 10,000 steps instead of origin's 20,000: scaled replica" in verdict.notes
+    assert origin(reported(tmp_path, 256, final, first=500)).outcome is INCONCLUSIVE
+
+
+# origin, one run after another
+
+
+def test_a_cure_is_supported(run_of: Callable[..., Run]) -> None:
+    verdict = origin(run_of())
+    assert verdict.outcome is SUPPORTED
+    assert verdict.reasons == ("UniquePredictions 60 > 50",)
+    assert (verdict.evidence, verdict.sizes) == ("minimum", {256: SUPPORTED})
+    assert verdict.confidence.startswith("low: no failure in 1 seed leaves a failure rate of up to 95 %")
+    assert verdict.criteria_hash == ORIGIN.hash
+
+
+@pytest.mark.parametrize(
+    ("unique", "outcome", "reason"),
+    [
+        ([*STAGE_1, 10, 30, 60, 62, 51], SUPPORTED, "UniquePredictions 51 > 50"),
+        ([*STAGE_1, 10, 30, 60, 62, 50], INCONCLUSIVE, "UniquePredictions 50 is between 10 and 50"),
+        ([*STAGE_1, 10, 10, 11, 12, 10], INCONCLUSIVE, "UniquePredictions 10 is between 10 and 50"),
+        ([*STAGE_1, 10, 10, 11, 12, 9], REFUTED, "UniquePredictions 9 < 10"),
+        (
+            [*STAGE_1, 100, 200, 200, 200, 99],
+            REFUTED,
+            "temporary recovery: UniquePredictions 99 at the end, median 200 in stage 2",
+        ),
+        ([*STAGE_1, 100, 200, 200, 200, 100], SUPPORTED, "UniquePredictions 100 > 50"),
+        (
+            [*STAGE_1, 60, 180, 80, 170, 81],
+            REFUTED,
+            "erratic: 3 reversals by a factor of 2 or more in stage 2 (60→180→80→170→81)",
+        ),
+        ([*STAGE_1, 60, 180, 80, 170, 86], SUPPORTED, "UniquePredictions 86 > 50"),
+        ([*STAGE_1, 60, 180, 91, 170, 80], SUPPORTED, "UniquePredictions 80 > 50"),
+        (
+            [*STAGE_1, 3, 30, 60, 62, 60],
+            INCONCLUSIVE,
+            "UniquePredictions 2 → 3 at step 10,000: no recovery, less than 2 times",
+        ),
+        ([*STAGE_1, 4, 30, 60, 62, 60], SUPPORTED, "UniquePredictions 60 > 50"),
+        (
+            [4000, 40, 40, 40, 40, 9, 10, 30, 60, 62, 60],
+            INCONCLUSIVE,
+            "UniquePredictions 9 → 10 at step 10,000: no rec",
+        ),
+        ([4000, 40, 40, 40, 40, 10, 10, 30, 60, 62, 60], SUPPORTED, "UniquePredictions 60 > 50"),
+        ([4000, 0, 0, 0, 0, 0, 0, 30, 60, 62, 60], INCONCLUSIVE, "UniquePredictions 0 → 0 at step 10,000: no recovery"),
+        ([*STAGE_1, 10, 30, 60, "nan", 60], REFUTED, "diverged at step 18,000"),
+        ([*STAGE_1, 10, 30, 60, 62, "inf"], REFUTED, "diverged at step 20,000"),
+        ([*STAGE_1, 10, 30, 60, 62, ""], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 11 rows"),
+        ([*STAGE_1, 10, "", 60, 62, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 11 rows"),
+    ],
+)
+def test_origin_by_its_figures(run_of: Callable[..., Run], unique: list[Any], outcome: Outcome, reason: str) -> None:
+    verdict = origin(run_of(unique))
+    assert verdict.outcome is outcome
+    assert verdict.reasons[0].startswith(reason)
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_refutes_even_where_it_recovers(run_of: Callable[..., Run], loss: str) -> None:
+    verdict = origin(run_of(Loss=[7.0] * 4 + [loss] + [7.0] * 6))
+    assert (verdict.outcome, verdict.reasons) == (REFUTED, ("diverged at step 8,000",))
+
+
+def test_an_unknown_loss_may_hide_a_divergence(run_of: Callable[..., Run]) -> None:
+    verdict = origin(run_of(Loss=[7.0] * 10 + [""]))
+    assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("Loss is unknown in 1 of 11 rows",))
+
+
+@pytest.mark.parametrize("final", [60, 2])
+def test_an_unfinished_run_decides_nothing(run_of: Callable[..., Run], final: int) -> None:
+    short = run_of([4000, 40, 20, final], steps=6_000, name="h256-20000-baseline-s0-abcdef.csv")
+    for options, steps in (({}, "20,000"), ({"asked_steps": 6_000}, "20,000"), ({"asked_steps": 30_000}, "30,000")):
+        verdict = origin(short, **options)
+        assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, (f"ends at step 6,000 of {steps}",))
+        assert verdict.evidence == "none"
+
+
+def test_a_finished_run_of_too_few_steps_is_judged_only_where_asked(run_of: Callable[..., Run]) -> None:
+    run = run_of(steps=2_000)
+    assert origin(run).reasons == ("ends at step 2,000 of 20,000",)
+    scaled = origin(run, asked_steps=2_000)
+    assert (scaled.outcome, scaled.evidence) == (SUPPORTED, "scaled")
+    assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: scaled replica",)
+    assert origin(run_of(), asked_steps=20_000).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("positions", "first", "outcome", "reason"),
+    [
+        (50, 40, INVALID, "UniquePredictions > 50 of at most 50 (ProbePositions) cannot be met"),
+        (51, 40, INCONCLUSIVE, "62 distinct of 51 ProbePositions"),
+        (62, 40, SUPPORTED, "UniquePredictions 60 > 50"),
+        (None, 62, SUPPORTED, "UniquePredictions 60 > 50"),
+        # a value above it shows that the first row was no ceiling
+        (None, 45, SUPPORTED, "UniquePredictions 60 > 50"),
+        ("nan", 4000, INCONCLUSIVE, "ProbePositions is nan"),
+        (0, 4000, INCONCLUSIVE, "ProbePositions is 0"),
+    ],
+)
+def test_the_ceiling_comes_first(
+    run_of: Callable[..., Run], positions: Any, first: int, outcome: Outcome, reason: str
+) -> None:
+    verdict = origin(run_of([first, *CURED[1:]], ProbePositions=positions))
+    assert (verdict.outcome, verdict.reasons[0]) == (outcome, reason)
+    told = "the ceiling of UniquePredictions is unknown, and so is whether its threshold can be met"
+    assert any(told in note for note in verdict.notes) == (positions is None and first == 45)
+
+
+def test_an_unreachable_threshold_comes_before_all_a_run_shows(run_of: Callable[..., Run]) -> None:
+    low = [20, 16, 8, 2, 2, 2, 10, 14, 13, 12, 2]
+    for changes in ({}, {"Loss": "nan"}, {"unique": [*low[:-1], "nan"]}):
+        columns: dict[str, Any] = {"unique": low, "ProbePositions": 20} | changes
+        assert origin(run_of(columns.pop("unique"), **columns)).outcome is INVALID
+
+
+def test_without_a_boundary_recovery_is_unknown(run_of: Callable[..., Run]) -> None:
+    verdict = origin(run_of(WD=0.1, name="mine.csv"))
+    assert verdict.outcome is INCONCLUSIVE
+    assert verdict.reasons == ("the boundary of the stages is unknown: WD never changes and no plan is known",)
+
+
+def test_a_stage_without_evaluations_is_unknown(run_of: Callable[..., Run]) -> None:
+    verdict = origin(run_of([4000, 60], Step=[1, 20_000], WD=[0.1, 0.0]))
+    assert "UniquePredictions around step 10,000 is unknown" in verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("figures", "extremes"),
+    [
+        ([2, 10, 3, 15, 2], [2, 10, 3, 15, 2]),
+        ([2, 10, 6, 15, 8], [2, 15]),
+        ([10, 9, 8, 11, 9], []),
+        ([10, 6, 12, 5], [6, 12, 5]),
+        ([8, 4, 2, 1, 3], [8, 1, 3]),
+        ([0, 0, 5, 0, 5], [0, 5, 0, 5]),
+        ([10, 20, 10], [10, 20, 10]),
+        ([10, 19, 10], []),
+        ([7], []),
+        ([], []),
+    ],
+)
+def test_swings_by_hand(figures: list[float], extremes: list[float]) -> None:
+    assert swings(figures, 2.0) == extremes
+
+
+@given(figures=st.lists(st.integers(0, 100), max_size=12))
+def test_swings_alternate_by_the_factor(figures: list[float]) -> None:
+    found = swings(figures, 2.0)
+    changes = [after - before for before, after in pairwise(found)]
+    assert all(max(pair) >= 2 * min(pair) for pair in pairwise(found))
+    assert all(before * after < 0 for before, after in pairwise(changes))
+    assert len(found) != 1
+
+
+# torn files
+
+
+def test_a_torn_end_supports_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
+    whole = table(CURED, ProbePositions=8192)
+    path.write_text(whole.removesuffix("\n"), encoding="utf-8")
+    verdict = origin(load_run(path))
+    assert verdict.outcome is INCONCLUSIVE
+    assert "its last cell may have been cut short; end a whole file with a newline" in verdict.reasons[0]
+    path.write_text(whole + "22000,7", encoding="utf-8")
+    assert "torn last row" in origin(load_run(path)).reasons[0]
+
+
+def test_the_documents_format_may_lack_its_last_newline(tmp_path: Path) -> None:
+    path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
+    path.write_text(table(CURED).removesuffix("\n"), encoding="utf-8")
+    verdict = origin(load_run(path))
+    assert verdict.outcome is SUPPORTED
+    assert any("no newline" in note for note in verdict.notes)
+
+
+# manifests
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "outcome", "reason"),
+    [
+        ("finished", {}, SUPPORTED, "UniquePredictions 60 > 50"),
+        ("failed", {"message": "out of memory", "steps_done": 900}, REFUTED, "crashed after step 900: out of memory"),
+        ("failed", {}, REFUTED, "crashed after step 0"),
+        ("diverged", {"diverged_at": 17}, REFUTED, "diverged at step 17"),
+        ("diverged", {}, REFUTED, "diverged at step 20,000"),
+    ],
+)
+def test_the_manifest_tells_of_crashes(
+    tmp_path: Path, status: str, fields: dict[str, Any], outcome: Outcome, reason: str
+) -> None:
+    for criteria in (ORIGIN, SOUND):
+        folder = tmp_path / criteria.name
+        folder.mkdir()
+        verdict = judge([manifested(folder, CURED, status, **fields)], criteria)
+        if criteria is ORIGIN or outcome is REFUTED:
+            assert (verdict.outcome, verdict.reasons[0].removeprefix("hidden 256, seed 0: ")) == (outcome, reason)
+
+
+def test_runs_of_different_settings_are_no_seeds(tmp_path: Path) -> None:
+    runs = [
+        manifested(tmp_path, [*CURED[:-1], 60 + seed], "finished", seed=seed, overrides=[f"optimizer.name={name}"])
+        for seed, name in enumerate(("adam", "adamw"))
+    ]
+    for criteria in (ORIGIN, SOUND):
+        verdict = judge(runs, criteria)
+        assert verdict.outcome is INVALID
+        assert (
+            "runs of different settings are no seeds of one arm: optimizer.name adam and adamw" in verdict.reasons[-1]
+        )
+    assert origin(runs[0]).outcome is origin(runs[1]).outcome is SUPPORTED
+
+
+# sizes and seeds
+
+
+def test_evidence_grows_with_sizes_and_steps(run_of: Callable[..., Run]) -> None:
+    h256, h512, h768 = run_of(), run_of(size=512), run_of(size=768, steps=30_000, Loss=6.5)
+    assert origin(h256).evidence == "minimum"
+    assert origin(h256, h512).evidence == "strong"
+    assert origin(h256, h512, run_of(size=768, Loss=6.4)).evidence == "strong"
+    assert origin(h256, h512, h768).evidence == "comprehensive"
+    assert origin(h512).evidence == "scaled"
+    assert origin(run_of(size=64)).notes[0] == "none of the sizes that origin names (256, 512, 768) is judged"
+    assert sound(h256).evidence is None
+
+
+def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(run_of: Callable[..., Run]) -> None:
+    good, bad = run_of(), run_of([*STAGE_1, 4, 4, 4, 4, 4], size=512)
+    assert origin(good, sizes=[256]).outcome is SUPPORTED
+    both = origin(good, bad)
+    assert (both.outcome, both.sizes) == (REFUTED, {256: SUPPORTED, 512: REFUTED})
+    assert both.reasons == ("hidden 512, seed 0: UniquePredictions 4 < 10",)
+    missing = origin(good, sizes=[256, 768])
+    assert (missing.outcome, missing.sizes) == (INCONCLUSIVE, {256: SUPPORTED, 768: INCONCLUSIVE})
+    assert missing.reasons == ("hidden 768: no run",)
+    left_out = origin(good, bad, sizes=[256])
+    assert left_out.outcome is SUPPORTED
+    assert "hidden 512 was not asked for and is left out" in left_out.notes[0]
+
+
+def test_a_size_nobody_knows_counts_only_where_none_is_asked_for(run_of: Callable[..., Run]) -> None:
+    run = run_of(name="mine.csv")
+    assert (run.size, origin(run).sizes) == (None, {None: SUPPORTED})
+    asked = origin(run, sizes=[256])
+    assert (asked.outcome, asked.sizes) == (INCONCLUSIVE, {256: INCONCLUSIVE})
+    assert "its size is unknown" in asked.notes[0]
+    assert "h256-run.csv" in asked.notes[0]
+
+
+def test_reasons_name_the_run_as_far_as_it_is_known(run_of: Callable[..., Run]) -> None:
+    low = [*STAGE_1, 4, 4, 4, 4, 4]
+    runs = [run_of(low, name="hidden-256.csv"), run_of(low, name="mine.csv"), run_of(low, name="hidden-512.csv")]
+    assert origin(*runs, asked_steps=20_000).reasons == (
+        "hidden 256: UniquePredictions 4 < 10",
+        "mine: UniquePredictions 4 < 10",
+        "hidden 512: UniquePredictions 4 < 10",
+    )
+
+
+@pytest.mark.parametrize(("seeds", "word"), [(1, "low"), (4, "low"), (5, "moderate"), (8, "moderate"), (9, "high")])
+def test_confidence_grows_with_seeds(run_of: Callable[..., Run], seeds: int, word: str) -> None:
+    for unique in (CURED, [*STAGE_1, 4, 4, 4, 4, 4]):
+        runs = [run_of(unique, seed=seed, Loss=6.5 + seed) for seed in range(seeds)]
+        assert origin(*runs).confidence.startswith(f"{word}: ")
+
+
+def test_one_failing_seed_refutes_by_the_letter(run_of: Callable[..., Run]) -> None:
+    good = [run_of(seed=seed, Loss=6 + seed) for seed in range(2)]
+    bad = run_of([*STAGE_1, 4, 4, 4, 4, 4], seed=2)
+    assert origin(*good).outcome is SUPPORTED
+    verdict = origin(*good, bad)
+    assert verdict.outcome is REFUTED
+    assert verdict.confidence.startswith("low: 1 of 3 seeds failed, a failure rate of at least 2 %")
+
+
+def test_seeds_asked_for_must_be_there(run_of: Callable[..., Run]) -> None:
+    runs = [run_of(seed=seed, Loss=6 + seed) for seed in range(3)]
+    assert origin(*runs, seeds=[0, 1, 2]).outcome is SUPPORTED
+    verdict = origin(*runs[:2], seeds=[0, 1, 2, 3])
+    assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: no run of seed 2, 3",))
+    assert "seed 2 was not asked for" in origin(*runs, seeds=[0, 1]).notes[0]
+
+
+def test_the_same_run_twice_is_no_second_seed(run_of: Callable[..., Run], sound_run: Callable[..., Run]) -> None:
+    once, again = sound_run(0), sound_run(1, unique=[8000, *[200] * 10], HeldOutLoss=4.7)
+    verdict = sound(once, again, once)
+    assert len(verdict.runs) == 1
+    assert sum("holds the same figures as" in note for note in verdict.notes) == 2
+    assert "hidden 256: 1 of at least 3 seeds" in verdict.reasons
+    assert [row.size for row in origin(run_of(), run_of(size=512)).runs] == [256, 512]
+
+
+def test_no_run_decides_nothing() -> None:
+    choices: list[dict[str, Any]] = [{}, {"sizes": [256]}, {"arm": "x"}]
+    for criteria, options in product((ORIGIN, SOUND), choices):
+        verdict = judge([], criteria, **options)
+        assert verdict.outcome is INCONCLUSIVE
+        assert verdict.reasons
+        assert verdict.confidence == "none: nothing was decided"
+
+
+def test_a_verdict_is_of_one_arm(run_of: Callable[..., Run]) -> None:
+    runs = [run_of(), run_of(arm="reduced-lr", Loss=6.0), run_of(name="mine.csv", Loss=5.0)]
+    with pytest.raises(ConfigError, match="several arms cannot share a verdict: baseline, reduced-lr, unknown"):
+        judge(runs, ORIGIN)
+    found = judge_arms(runs, ORIGIN)
+    assert {arm: verdict.outcome for arm, verdict in found.items()} == dict.fromkeys(
+        ("baseline", "reduced-lr", "unknown"), SUPPORTED
+    )
+    chosen = judge_arms(runs, ORIGIN, arms=["reduced-lr", "no-decay"])
+    assert {arm: verdict.outcome for arm, verdict in chosen.items()} == {
+        "reduced-lr": SUPPORTED,
+        "no-decay": INCONCLUSIVE,
+    }
+    assert [verdict.arm for verdict in chosen.values()] == ["reduced-lr", "no-decay"]

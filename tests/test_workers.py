@@ -1,0 +1,462 @@
+"""Processes: two sweeps of one folder, sweeps that are killed, a worker for each device.
+
+The runs stand still at a gate, so that every process is caught where the test wants it, on a slow machine too.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bitnetctl import checkpoint
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.records import Manifest, RunPaths, read, read_manifest
+from bitnetctl.sweep import workers
+
+Figures = Callable[[Path], list[bytes]]
+
+SEEDS, STEPS = 4, 12
+RUNS = Path("runs")
+PATIENCE_SECONDS = 120.0
+
+# an intervention of another distribution that changes nothing: seed k stands still before step n of its training for
+# as long as the file `k-n` is in the folder of gates, and leaves its process number there
+GATE = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from bitnetctl.intervention import Intervention
+
+
+class Gate(Intervention):
+    summary = "stand still while a file says so"
+
+    def configure(self, config):
+        self.seed = config.seed
+        return config
+
+    def quantization(self, base, step, steps):
+        hold = Path(os.environ["GATES"]) / f"{self.seed}-{step}"
+        stop = getattr(signal.getsignal(signal.SIGTERM), "__self__", lambda: False)
+        while hold.exists() and not stop():
+            hold.with_name(f"{hold.name}-reached").write_text(str(os.getpid()))
+            time.sleep(0.01)
+        return base
+"""
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with the plug-in `gate`, installed as far as Python can tell."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "gate_plugin.py").write_text(GATE, encoding="utf-8")
+    info = folder / "gate_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gate-plugin\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[bitnetctl.interventions]\ngate = gate_plugin:Gate\n", encoding="utf-8")
+    return folder
+
+
+class Commands:
+    """Starts `bitnetctl sweep` of four runs in packs of two; its output goes to files."""
+
+    def __init__(self, folder: Path, gate: Path, text: Path, cache: Path) -> None:
+        self.folder = folder
+        self.gates = folder / "gates"
+        self.gates.mkdir()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        path = os.pathsep.join(filter(None, (str(gate), os.environ.get("PYTHONPATH"))))
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "GATES": str(self.gates),
+            "XDG_CACHE_HOME": str(cache),
+            "OMP_NUM_THREADS": "1",
+            # a table is as wide as its terminal
+            "COLUMNS": "200",
+        }
+        values = {
+            "data.source": f"file:{text}",
+            "data.tokenizer": "bpe:300",
+            "data.batch_size": 2,
+            "data.sequence_length": 16,
+            "model.num_layers": 1,
+            "schedule.warmup_steps": 2,
+            "probe.positions": 128,
+            "probe.eval_every_steps": 4,
+        }
+        self.arguments = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+        self.arguments += ["--recipe", "quick", "--sizes", "16", "--steps", str(STEPS), "--seeds", str(SEEDS)]
+        self.arguments += ["-i", "gate", "--no-baseline", "--pack", "2"]
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        number = len(self.processes)
+        command = [sys.executable, "-m", "bitnetctl", "sweep", *self.arguments, *more]
+        with (self.folder / f"{number}.out").open("wb") as out, (self.folder / f"{number}.err").open("wb") as err:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+        self.processes.append(process)
+        return process
+
+    def said(self, process: subprocess.Popen[bytes]) -> str:
+        """What it wrote to stderr so far."""
+        return (self.folder / f"{self.processes.index(process)}.err").read_text(encoding="utf-8")
+
+    def end(self, process: subprocess.Popen[bytes]) -> int:
+        return process.wait(PATIENCE_SECONDS)
+
+    def hold(self, seed: int, step: int) -> None:
+        (self.gates / f"{seed}-{step}").touch()
+
+    def let_go(self, seed: int, step: int) -> None:
+        (self.gates / f"{seed}-{step}").unlink()
+
+    def reached(self, seed: int, step: int) -> int:
+        """Wait until a run stands at a gate; return the number of the process that trains it."""
+        file = self.gates / f"{seed}-{step}-reached"
+        self.wait_until(lambda: file.exists() and file.read_text(encoding="utf-8") != "")
+        return int(file.read_text(encoding="utf-8"))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            alive = [process for process in self.processes if process.poll() is None]
+            assert alive or condition(), [self.said(process) for process in self.processes]
+            assert time.monotonic() < deadline, [self.said(process) for process in self.processes]
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        for file in self.gates.iterdir():
+            file.unlink()
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def commands(tmp_path: Path, gate: Path, tiny_text: Path, shared_cache: Path) -> Iterator[Commands]:
+    commands = Commands(tmp_path, gate, tiny_text, shared_cache)
+    yield commands
+    commands.close()
+
+
+class Undisturbed:
+    """The same four runs, trained by one process that nobody disturbed."""
+
+    def __init__(self, runs_dir: Path, figures: Figures) -> None:
+        self.runs_dir = runs_dir
+        self.names = sorted((path.stem for path in runs_dir.glob("*.csv")), key=self.seed)
+        self._figures = figures
+
+    def seed(self, name: str) -> int:
+        return int(name.split("-s")[-1].split("-")[0])
+
+    def check(self, runs_dir: Path) -> None:
+        """Compare all four: the rows, every byte of the figures, how it ended."""
+        assert sorted(path.stem for path in runs_dir.glob("*.csv")) == sorted(self.names)
+        for name in self.names:
+            assert read(runs_dir / f"{name}.csv", partial=False).frame["Step"].to_list() == [1, 4, 8, 12]
+            assert self._figures(runs_dir / f"{name}.csv") == self._figures(self.runs_dir / f"{name}.csv")
+            assert (manifest(name).status, manifest(name).steps_done) == ("finished", STEPS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, gate: Path, tiny_text: Path, shared_cache: Path, figures: Figures
+) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    commands = Commands(folder, gate, tiny_text, shared_cache)
+    process = commands.start()
+    assert commands.end(process) == ExitCode.SUPPORTED, commands.said(process)
+    undisturbed = Undisturbed(folder / "runs", figures)
+    assert [undisturbed.seed(name) for name in undisturbed.names] == [0, 1, 2, 3]
+    return undisturbed
+
+
+def manifest(name: str) -> Manifest:
+    found = read_manifest(RUNS / name)
+    assert found is not None
+    return found
+
+
+def rows_told(said: str, name: str) -> list[int]:
+    """Steps of the rows that a process said it wrote."""
+    lines = [line.split() for line in said.splitlines() if line.startswith(f"{name}  step ")]
+    return [int(line[2].split("/")[0]) for line in lines]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+# two sweeps, and sweeps that are killed
+
+
+def test_two_sweeps_share_a_folder(commands: Commands, undisturbed: Undisturbed) -> None:
+    commands.hold(0, 2)
+    first = commands.start()
+    assert commands.reached(0, 2) == first.pid
+    second = commands.start()
+    # out of work, the second waits for the first
+    waiting = "waiting for runs that another process trains"
+    commands.wait_until(lambda: waiting in commands.said(second))
+    assert second.poll() is None
+    commands.let_go(0, 2)
+    assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
+    told = [[rows_told(commands.said(process), name) for name in undisturbed.names] for process in (first, second)]
+    everything: list[int] = [1, 4, 8, 12]
+    assert told == [[everything, everything, [], []], [[], [], everything, everything]]
+    assert commands.said(second).count(waiting) == 1
+    assert waiting not in commands.said(first)
+    undisturbed.check(RUNS)
+
+
+def test_runs_of_a_sweep_that_is_killed_are_taken_over(commands: Commands, undisturbed: Undisturbed) -> None:
+    commands.hold(0, 6)
+    first = commands.start()
+    commands.reached(0, 6)
+    second = commands.start()
+    commands.wait_until(lambda: "waiting for runs" in commands.said(second))
+    first.kill()
+    commands.end(first)
+    commands.let_go(0, 6)
+    assert commands.end(second) == ExitCode.SUPPORTED
+    told = [rows_told(commands.said(second), name) for name in undisturbed.names]
+    # from the checkpoint of step 4
+    assert told == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
+    undisturbed.check(RUNS)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturbed) -> None:
+    # between two checkpoints of the first pack, then before the first checkpoint of the second
+    processes = []
+    for seed, step in ((0, 6), (2, 3)):
+        commands.hold(seed, step)
+        processes.append(commands.start())
+        commands.reached(seed, step)
+        assert {manifest(name).status for name in undisturbed.names[seed : seed + 2]} == {"running"}
+        processes[-1].send_signal(signal.SIGKILL)
+        assert commands.end(processes[-1]) == -signal.SIGKILL
+        commands.let_go(seed, step)
+    processes.append(commands.start())
+    assert commands.end(processes[-1]) == ExitCode.SUPPORTED
+    told = [[rows_told(commands.said(process), name) for process in processes] for name in undisturbed.names]
+    assert told[0] == told[1] == [[1, 4], [8, 12], []]
+    assert told[2] == told[3] == [[], [1], [1, 4, 8, 12]]
+    undisturbed.check(RUNS)
+
+
+# a worker for each device
+
+
+def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed) -> None:
+    for seed in (0, 2):
+        commands.hold(seed, 2)
+    parent = commands.start("--device", "cpu,cpu")
+    owners = {commands.reached(0, 2), commands.reached(2, 2)}
+    assert len(owners - {parent.pid}) == 2
+    for seed in (0, 2):
+        commands.let_go(seed, 2)
+    assert commands.end(parent) == ExitCode.SUPPORTED
+    assert commands.said(parent) == "2 workers on cpu, cpu\n"
+    undisturbed.check(RUNS)
+    # the parent sums up what its workers did
+    table = (commands.folder / "0.out").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 1 + SEEDS
+    assert all("finished" in line for line in table[1:])
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_every_worker(commands: Commands, undisturbed: Undisturbed) -> None:
+    for seed in (0, 2):
+        commands.hold(seed, 6)
+    parent = commands.start("--device", "cpu,cpu")
+    owners = [commands.reached(0, 6), commands.reached(2, 6)]
+    parent.send_signal(signal.SIGTERM)
+    assert commands.end(parent) == ExitCode.STOPPED
+    assert not any(map(is_alive, owners))
+    for name in undisturbed.names:
+        assert (manifest(name).status, manifest(name).steps_done) == ("stopped", 6)
+        assert checkpoint.steps(RunPaths(RUNS, name).checkpoints) == [4, 6]
+    for seed in (0, 2):
+        commands.let_go(seed, 6)
+    again = commands.start("--device", "cpu,cpu")
+    assert commands.end(again) == ExitCode.SUPPORTED
+    undisturbed.check(RUNS)
+
+
+# the parent, with workers that only play their part
+
+
+class Cast:
+    """Starts small programs in place of workers, one for each device."""
+
+    def __init__(self, *programs: str) -> None:
+        self.programs = list(programs)
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, runs: Path, device: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        program = self.programs[len(self.started)]
+        with log.open("wb") as file:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-S", "-c", program],
+                    stdout=file,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+        return self.started[-1]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
+    """Let programs play the workers; none outlives the test."""
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    casts: list[Cast] = []
+
+    def start(*programs: str) -> Cast:
+        casts.append(Cast(*programs))
+        monkeypatch.setattr(workers, "_start", casts[-1].start)
+        return casts[-1]
+
+    yield start
+    for cast in casts:
+        for process in cast.started:
+            process.kill()
+            process.wait()
+
+
+def work(
+    cast: Cast, tiny_config: Callable[..., RunConfig], should_stop: Callable[[], bool] = lambda: False
+) -> tuple[bool, list[str]]:
+    notices: list[str] = []
+    devices = [f"cpu:{index}" for index in range(len(cast.programs))]
+    stopped = workers.work_on_devices(devices, [tiny_config()], [], should_stop, notices.append)
+    return stopped, notices
+
+
+WAITS = """
+import pathlib, signal, sys, time
+count = 0
+def stop(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready-{index}").touch()
+while not count:
+    time.sleep(0.005)
+time.sleep(0.2)
+sys.exit(75 if count == 1 else 9)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_workers_that_did_their_part_are_not_mentioned(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
+) -> None:
+    stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
+    assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
+
+
+def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
+    cast = play(
+        "pass",
+        "import sys; print('loading'); print('error: no card'); sys.exit(2)",
+        "import os; os.kill(os.getpid(), 9)",
+    )
+    stopped, notices = work(cast, tiny_config)
+    assert not stopped
+    assert notices[1:] == [
+        "worker on cpu:1 ended with exit code 2: error: no card",
+        "worker on cpu:2 ended with exit code -9: ",
+    ]
+
+
+def test_no_worker_that_could_start_is_an_error(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play(*["import sys; print('error: no card'); sys.exit(2)"] * 2)
+    with pytest.raises(ConfigError, match="no worker could start"):
+        work(cast, tiny_config)
+
+
+def test_a_stop_is_passed_on_once(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cast = play(WAITS.format(index=0), WAITS.format(index=1))
+    stopped, notices = work(
+        cast, tiny_config, lambda: all((tmp_path / f"ready-{index}").exists() for index in range(2))
+    )
+    assert (stopped, notices[1:]) == (True, [])
+    assert [process.returncode for process in cast.started] == [75, 75]
+
+
+def test_an_impatient_interrupt_leaves_no_worker_behind(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play(*["import time; time.sleep(600)"] * 2)
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(cast, tiny_config, interrupt)
+    for process in cast.started:
+        process.wait(10)
+
+
+def test_a_real_worker_gets_runs_device_and_arguments(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def popen(command: list[str], **named: object) -> None:
+        commands.append(command)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    workers._start(tmp_path / "runs.json", "cuda:1", ["--pack", "3"], tmp_path / "log")
+    runs = ["--configs", str(tmp_path / "runs.json")]
+    assert commands == [[sys.executable, "-m", "bitnetctl", "sweep", *runs, "--device", "cuda:1", "--pack", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [("cpu", ["cpu"]), ("cpu,cpu", ["cpu", "cpu"]), (" cpu , cpu ", ["cpu", "cpu"]), ("cpu,cpu,cpu", ["cpu"] * 3)],
+)
+def test_devices_of_a_list(text: str, devices: list[str]) -> None:
+    assert workers.split_devices(text) == devices
+
+
+@pytest.mark.parametrize("text", ["", "cpu,", ",", "cpu,tpu", "cpu;cpu", "cpu cpu"])
+def test_devices_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="is unknown"):
+        workers.split_devices(text)
+
+
+@pytest.mark.parametrize("text", ["auto", "cuda"])
+@pytest.mark.parametrize(("cards", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
+def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, cards: int, expected: list[str] | None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
+    assert workers.split_devices(text) == (expected or [text])
