@@ -184,13 +184,14 @@ def test_an_arm_is_found_however_it_is_written(tmp_path: Path) -> None:
     manifested(tmp_path, OPEN, "finished", arm="reduced-lr")
     manifested(tmp_path, FAILED, "finished")
     assert verify(tmp_path, "-i", "reduced-lr:peak=4e-4").code == ExitCode.SUPPORTED
-    # its default
-    open_arm = verify(tmp_path, "-i", "reduced-lr:peak=5e-4", "--json")
-    assert open_arm.json["verdicts"][0]["reasons"] == ["UniquePredictions 30 is between 10 and 50"]
-    # no run of it
-    assert verify(tmp_path, "-i", "reduced-lr:peak=6e-4", "--json").json["verdicts"][0]["reasons"] == [
-        "no run to judge"
-    ]
+    for arm, found, reason in (
+        ("reduced-lr:peak=5e-4", "reduced-lr", "UniquePredictions 30 is between 10 and 50"),
+        ("reduced-lr:peak=6e-4", "reduced-lr:peak=0.0006", "no run to judge"),
+    ):
+        done = verify(tmp_path, "-i", arm, "--json")
+        assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
+        (verdict,) = [verdict for verdict in done.json["verdicts"] if verdict["arm"] == found]
+        assert verdict["reasons"] == [reason]
 
 
 @pytest.mark.xfail(reason="with -i the other arms of the files are left out")
