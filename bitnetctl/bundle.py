@@ -1,8 +1,11 @@
 """A zip that holds all a verdict needs: CSVs, manifests, criteria, the verdict itself. No torch here."""
 
+import itertools
 import json
+import lzma
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,12 +27,14 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as bundle:
+            with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
+                taken: set[str] = set()
                 for run in runs:
-                    bundle.write(run.path, f"runs/{run.path.name}")
+                    stem = _free(run.path.stem, taken)
+                    bundle.write(run.path, f"runs/{stem}.csv")
                     manifest = run.path.with_suffix("") / "run.json"
                     if manifest.is_file():
-                        bundle.write(manifest, f"runs/{run.path.stem}/run.json")
+                        bundle.write(manifest, f"runs/{stem}/run.json")
                 for name, text in criteria:
                     bundle.writestr(f"criteria/{name}.json", text)
                 bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
@@ -58,11 +63,19 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
                     shutil.copyfileobj(source, file)
                 if target.suffix == ".csv":
                     csvs.append(target)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError) as error:
         raise RecordError(f"{path}: not a bundle that can be read: {error}") from error
     if not csvs:
         raise RecordError(f"{path}: holds no CSV under runs/")
     return csvs
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """Return the stem, or for files of one name in several folders one with a number; adds it to `taken`."""
+    names = itertools.chain((stem,), (f"{stem}~{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name.casefold() not in taken)
+    taken.add(name.casefold())
+    return name
 
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:

@@ -1,6 +1,7 @@
 """Grids and named plans: from arms, sizes and seeds to the configs of runs. No torch here."""
 
 import itertools
+import math
 import re
 import tomllib
 from collections import Counter
@@ -29,7 +30,7 @@ class Plan(Frozen):
     recipe: str = "origin"
     steps: Annotated[int | None, Field(gt=0)] = None
     sizes: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     arms: tuple[str, ...] = ()
     factors: dict[str, dict[str, str]] = Field(default_factory=dict)
     baseline: bool = Field(True, description="add the baseline arm where no arm is empty")
@@ -38,18 +39,24 @@ class Plan(Frozen):
     @field_validator("seeds", mode="before")
     @classmethod
     def _expand_seeds(cls, value: object) -> object:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value > MAX_RUNS:
+            raise ValueError(f"{value} seeds are more than {MAX_RUNS:,}")
+        return tuple(range(value))
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
         if not self.seeds:
             raise ValueError("no seeds")
         for kind, values in (("size", self.sizes), ("seed", self.seeds), ("arm", self.arms)):
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                raise ValueError(f"{kind} {twice[0]} is named twice")
+            for value, count in Counter[int | str](values).items():
+                if count > 1:
+                    raise ValueError(f"{kind} {value} is named twice")
         if any(not levels for levels in self.factors.values()):
             raise ValueError("a factor has no levels")
+        if math.prod(len(levels) for levels in self.factors.values()) > MAX_RUNS:
+            raise ValueError(f"the factors span more than {MAX_RUNS:,} arms")
         return self
 
     def all_arms(self) -> list[str]:
@@ -112,7 +119,9 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"plan {name}: not valid TOML: {error}") from error
-    tree["overrides"] = [*tree.get("overrides", ()), *changes.get("overrides", ())]
+    own = tree.get("overrides", [])
+    # what is no list is refused with the rest of the plan
+    tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
     return make_plan({**tree, **{key: value for key, value in changes.items() if key != "overrides"}}, f"plan {name}")
 
 
@@ -129,7 +138,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     expected = "a number of seeds, or seeds such as 0,3,7"
     if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
         if not 0 < int(text) <= MAX_RUNS:
-            raise ConfigError(f"--seeds {text!r}: expected {expected}")
+            raise ConfigError(
+                f"--seeds {text!r}: expected {expected}; the one seed {text.strip()} is '{text.strip()},'"
+            )
         return tuple(range(int(text)))
     return parse_numbers(text.rstrip().removesuffix(","), "--seeds", expected)
 

@@ -135,6 +135,9 @@ class Composition:
         """Apply `configure` of each in turn; raises ConfigError for a config that no recipe could have."""
         for intervention in self.interventions:
             changed = intervention.configure(config)
+            if not isinstance(changed, RunConfig):
+                name, kind = type(intervention).__name__, type(changed).__name__
+                raise ConfigError(f"{name}: configure returned {kind}, not a RunConfig")
             if changed is not config:
                 # a frozen config is changed by copying, which checks nothing
                 config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")

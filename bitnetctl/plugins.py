@@ -1,7 +1,8 @@
 """Interventions by name: discover → load → check. Built-ins come in through the same door as everybody's."""
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -66,19 +67,31 @@ def discover() -> tuple[Found, ...]:
     With BITNETCTL_DISABLE_PLUGINS=1 only those of this distribution.
     """
     own_only = os.environ.get("BITNETCTL_DISABLE_PLUGINS", "") not in ("", "0")
-    found = {
-        (entry.name, dist.name, entry.value): Found(
-            name=entry.name,
-            distribution=dist.name,
-            version=dist.version,
-            target=entry.value,
-            entry_point=entry,
-        )
-        for dist in metadata.distributions()
-        for entry in dist.entry_points
-        if entry.group == GROUP and dist.name and (dist.name == OWN_DISTRIBUTION or not own_only)
-    }
-    return tuple(found[key] for key in sorted(found))
+    found = [
+        Found(name=entry.name, distribution=dist.name, version=dist.version, target=entry.value, entry_point=entry)
+        for dist, entries in _distributions()
+        for entry in entries
+        if dist.name == OWN_DISTRIBUTION or not own_only
+    ]
+    return tuple(sorted(found, key=lambda each: (each.name, each.distribution, each.target)))
+
+
+def _distributions() -> Iterator[tuple[metadata.Distribution, metadata.EntryPoints]]:
+    """Yield every readable distribution with its entry points of the group.
+
+    Of several versions of one distribution only the first on sys.path, which is the one that is imported.
+    """
+    seen: set[str] = set()
+    for dist in metadata.distributions():
+        try:
+            name, entries = dist.name, dist.entry_points.select(group=GROUP)
+        # the metadata of others may be damaged in any way
+        except Exception:
+            continue
+        normal = re.sub(r"[-_.]+", "-", name or "").lower()
+        if normal and normal not in seen:
+            seen.add(normal)
+            yield dist, entries
 
 
 def load_all() -> list[Plugin]:

@@ -1,5 +1,6 @@
 """A ready plug-in project, for `bitnetctl interventions new`."""
 
+import keyword
 import re
 from pathlib import Path
 from string import Template
@@ -36,9 +37,8 @@ _MODULE = Template('''\
 
 from typing import Annotated
 
-from pydantic import Field
-
 from bitnetctl.intervention import Intervention, InterventionSettings
+from pydantic import Field
 
 
 class $class_name(Intervention):
@@ -63,9 +63,9 @@ class $class_name(Intervention):
 _TEST = Template('''\
 """Tests of the intervention `$name`."""
 
-from $module import $class_name
-
 from bitnetctl.testing import check_contract
+
+from $module import $class_name
 
 
 def test_contract() -> None:
@@ -97,11 +97,14 @@ def write_project(name: str, parent: Path) -> Path:
     """
     if not _NAME.fullmatch(name) or len(name) > 64:
         raise ConfigError(f"intervention name {name!r}: take lower-case letters and digits joined by '-'")
+    module = "bitnetctl_" + name.replace("-", "_")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
+    if keyword.iskeyword(class_name) or module == "bitnetctl_interventions":
+        raise ConfigError(f"intervention name {name!r} is taken by Python or bitnetctl itself; choose another")
     folder = parent / f"bitnetctl-{name}"
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another name or --path")
-    module = "bitnetctl_" + name.replace("-", "_")
-    words = {"name": name, "module": module, "class_name": "".join(part.capitalize() for part in name.split("-"))}
+    words = {"name": name, "module": module, "class_name": class_name}
     with storage_errors(folder):
         (folder / "tests").mkdir(parents=True)
         files = {

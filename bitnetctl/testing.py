@@ -98,8 +98,6 @@ def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any
 def _check_schedules(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
     composition = build(intervention, settings)
     config = composition.configure(tiny_config())
-    assert isinstance(config, RunConfig), f"configure returned {type(config).__name__}, not a RunConfig"
-    RunConfig.model_validate(config.model_dump())
     again = build(intervention, settings)
     assert again.configure(tiny_config()) == config, "configure is not the same for the same config"
     for seam, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):

@@ -126,7 +126,6 @@ def test_two_bundles_and_a_csv_are_judged_together(make: Callable[..., Path], tm
     assert sorted(run["final_unique"] for run in done.json["verdicts"][0]["runs"]) == [6, 60, 61]
 
 
-@pytest.mark.xfail(reason="both are written as runs/h256.csv")
 def test_two_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
     for seed, folder in enumerate((tmp_path / "a", tmp_path / "b")):
         folder.mkdir()
@@ -139,7 +138,6 @@ def test_two_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
         assert [run["final_unique"] for run in done.json["verdicts"][0]["runs"]] == [60, 61]
 
 
-@pytest.mark.xfail(reason="read_bundle takes *.csv only")
 @pytest.mark.parametrize("name", ["h256.CSV", "h256.txt"])
 def test_a_csv_by_another_suffix_comes_back(tmp_path: Path, name: str) -> None:
     csv = write_run(tmp_path, CURED, name=name).path
@@ -147,7 +145,6 @@ def test_a_csv_by_another_suffix_comes_back(tmp_path: Path, name: str) -> None:
     assert verify(tmp_path / "all.zip", "--steps", "20000").out == made.out
 
 
-@pytest.mark.xfail(reason="zip knows no time before 1980")
 def test_a_csv_without_a_time_is_bundled(tmp_path: Path) -> None:
     csv = write_run(tmp_path, CURED).path
     os.utime(csv, (0, 0))
@@ -253,7 +250,6 @@ def test_a_zip_cut_short(make: Callable[..., Path], temporary: Path, share: floa
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="zlib.error is not caught")
 @pytest.mark.parametrize("value", [0x00, 0xFF])
 def test_a_zip_with_a_byte_changed(make: Callable[..., Path], temporary: Path, value: int) -> None:
     path = make((f"runs/{RUN}.csv", CSV))

@@ -19,7 +19,7 @@ from bitnetctl.records import Row
 STEPS = 20_000
 CONFIG = build_config("origin", size=1024, steps=STEPS)
 NAME = CONFIG.run_name
-FAILED = Failed(run=0, message="the disk is gone")
+FAILED = Failed(name=NAME, message="the disk is gone")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-7]|9[0-7])m")
 

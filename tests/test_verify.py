@@ -194,19 +194,16 @@ def test_an_arm_is_found_however_it_is_written(tmp_path: Path) -> None:
         assert verdict["reasons"] == [reason]
 
 
-@pytest.mark.xfail(reason="with -i the other arms of the files are left out")
 def test_arms_beside_the_one_asked_for_are_shown(arms: Path) -> None:
     done = verify(arms, "-i", "decoupled-decay", "--json")
     assert done.json["decided_by"] == ["decoupled-decay"]
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}
 
 
-@pytest.mark.xfail(reason="letters are padded with zeros too, so that shorter names come first")
 def test_arms_are_shown_in_the_order_of_their_files(arms: Path) -> None:
     assert verify(arms, "--json").json["decided_by"] == ["baseline", "decoupled-decay", "no-decay"]
 
 
-@pytest.mark.xfail(reason="lines that are read by scripts wrap at the width of the terminal")
 def test_the_last_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     RUNS.mkdir()
@@ -216,7 +213,6 @@ def test_the_last_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (done.code, done.last_line) == (ExitCode.SUPPORTED, f"verdict ({arm}): supported")
 
 
-@pytest.mark.xfail(reason="a run that has no evaluation yet ends in an error")
 def test_a_run_that_has_just_begun_is_inconclusive(tmp_path: Path) -> None:
     RUNS.mkdir()
     csv = manifested(RUNS, CURED, "running").path

@@ -158,9 +158,27 @@ def load_run(path: Path) -> Run:
     )
 
 
-def load_runs(paths: Iterable[Path]) -> list[Run]:
-    """Read many CSVs; raises RecordError at the first that cannot be trusted."""
-    return [load_run(path) for path in paths]
+def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read many CSVs; a run whose training has written no evaluation yet is left out with a note.
+
+    Raises RecordError at the first that cannot be trusted.
+    """
+    runs, notes = [], []
+    for path in paths:
+        manifest = read_manifest(path) if _has_only_a_header(path) else None
+        if manifest is not None:
+            notes.append(f"{manifest.run}: {manifest.status}, no evaluation yet; left out")
+        else:
+            runs.append(load_run(path))
+    return runs, notes
+
+
+def _has_only_a_header(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.readline().startswith(b"Step,") and not stream.read(1)
+    except OSError:
+        return False
 
 
 def _config(tree: dict[str, Any], path: Path) -> RunConfig:

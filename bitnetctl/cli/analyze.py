@@ -14,7 +14,6 @@ from bitnetctl.cli.options import JsonOption, print_json, stderr, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from bitnetctl.analysis import Run
     from bitnetctl.analysis.study import Study
 
 MOST_ROWS = 24
@@ -43,10 +42,14 @@ def analyze(
     """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import report
+    from bitnetctl.analysis import load_runs
     from bitnetctl.analysis.study import study
     from bitnetctl.files import write_atomic
 
-    runs, notes = _load(find_csvs(paths))
+    files = find_csvs(paths)
+    runs, notes = load_runs(files)
+    if not runs:
+        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
     found = study(runs, baseline=baseline, notes=notes)
     if markdown is not None:
         write_atomic(markdown, report.markdown_report(found).encode())
@@ -86,7 +89,9 @@ def find_csvs(paths: Sequence[str]) -> list[Path]:
 def _ordered(files: Iterable[Path]) -> list[Path]:
     """Sort as a person would: h256 before h1024."""
     pieces = re.compile(r"(\d+)")
-    return sorted(files, key=lambda file: [part.zfill(20) for part in pieces.split(str(file))])
+    return sorted(
+        files, key=lambda file: [part.zfill(20) if part.isdigit() else part for part in pieces.split(str(file))]
+    )
 
 
 def show(found: "Study", console: Console) -> None:
@@ -128,30 +133,6 @@ def show(found: "Study", console: Console) -> None:
         console.print()
         for note in found.notes:
             line(f"note: {note}", "dim")
-
-
-def _load(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
-    """Read the runs; one whose training has written no evaluation yet is noted and left out. Raises RecordError."""
-    from bitnetctl.analysis import load_run
-    from bitnetctl.records import read_manifest
-
-    runs, notes = [], []
-    for file in files:
-        if _has_only_a_header(file) and (manifest := read_manifest(file)) is not None:
-            notes.append(f"{manifest.run}: {manifest.status}, no evaluation yet; left out")
-            continue
-        runs.append(load_run(file))
-    if not runs:
-        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
-    return runs, notes
-
-
-def _has_only_a_header(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return stream.readline().startswith(b"Step,") and not stream.read(1)
-    except OSError:
-        return False
 
 
 def _read_verdicts(file: Path) -> list[dict[str, Any]]:

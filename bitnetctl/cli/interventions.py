@@ -6,13 +6,14 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bitnetctl.cli.options import JsonOption, print_json, stdout
+from bitnetctl.cli.options import JsonOption, print_json, print_lines, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def new(
     from bitnetctl.scaffold import write_project
 
     folder = write_project(name, path)
-    stdout().print(f"{folder}\nnext: pip install -e {folder} && bitnetctl interventions show {name}", highlight=False)
+    print_lines(folder, f"next: pip install -e {folder} && bitnetctl interventions show {name}")
 
 
 @app.command("check")
@@ -104,9 +105,9 @@ def check(
         except Exception as error:
             broken += 1
             problem = " ".join(str(error).split()) or type(error).__name__
-            stdout().print(f"{intervention.__name__}: broken: {problem}", highlight=False, markup=False, soft_wrap=True)
+            print_lines(f"{intervention.__name__}: broken: {problem}")
         else:
-            stdout().print(f"{intervention.__name__}: keeps the contract", highlight=False)
+            print_lines(f"{intervention.__name__}: keeps the contract")
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
 
 
@@ -128,35 +129,38 @@ def _describe(plugin: "Plugin") -> dict[str, Any]:
 
 
 def _classes_in(path: Path) -> "list[type[Intervention]]":
-    """Import the Python files that `path` names and return the interventions they define; raises ConfigError."""
+    """Import a Python file, or what the entry points of a project name; raises ConfigError."""
     from bitnetctl.intervention import Intervention
 
-    classes: list[type[Intervention]] = []
-    for file in _files_of(path):
-        name = file.stem
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"{file}: not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
-        classes += [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == name
-        ]
+    if not path.is_file():
+        return [_entry_point(path, target) for target in _targets(path)]
+    # a name of its own, so that no file takes the place of a module that others import
+    module = _import(f"bitnetctl_checked_{path.stem}", path)
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == module.__name__
+    ]
     if not classes:
         raise ConfigError(f"{path}: no subclass of bitnetctl.intervention.Intervention in it")
     return classes
 
 
-def _files_of(path: Path) -> list[Path]:
-    """Return a Python file itself, or the files behind the entry points of a project."""
-    if path.is_file():
-        return [path]
+def _import(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _targets(path: Path) -> list[str]:
+    """Return the entry points of a project, such as `module:Class`."""
     project = path / "pyproject.toml"
     try:
         tree = tomllib.loads(project.read_text(encoding="utf-8"))
@@ -165,13 +169,25 @@ def _files_of(path: Path) -> list[Path]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{project}: not valid TOML: {error}") from error
     points = tree.get("project", {}).get("entry-points", {}).get("bitnetctl.interventions", {})
-    files = []
-    for target in points.values():
-        relative = Path(*str(target).partition(":")[0].split(".")).with_suffix(".py")
-        found = [folder / relative for folder in (path, path / "src") if (folder / relative).is_file()]
-        if not found:
-            raise ConfigError(f"{project}: entry point {target!r}: {relative} is not there")
-        files.append(found[0])
-    if not files:
+    if not points:
         raise ConfigError(f"{project}: no entry points of the group bitnetctl.interventions")
-    return files
+    return [str(target) for target in points.values()]
+
+
+def _entry_point(path: Path, target: str) -> "type[Intervention]":
+    """Import one entry point from the files of a project, its own packages included."""
+    name, _, attribute = target.partition(":")
+    stem = Path(*name.strip().split("."))
+    roots = [path.resolve(), path.resolve() / "src"]
+    files = [(root, root / file) for root in roots for file in (stem.with_suffix(".py"), stem / "__init__.py")]
+    for root, file in files:
+        if file.is_file():
+            sys.path.insert(0, str(root))
+            module = _import(name.strip(), file)
+            break
+    else:
+        raise ConfigError(f"{path}: entry point {target!r}: {stem.with_suffix('.py')} is not there")
+    value = getattr(module, attribute.strip(), None)
+    if not isinstance(value, type):
+        raise ConfigError(f"{path}: entry point {target!r}: no such class")
+    return value

@@ -61,6 +61,12 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_lines(*lines: object) -> None:
+    """Print lines to stdout as they are: no markup, no wrapping."""
+    for line in lines:
+        stdout().print(str(line), markup=False, highlight=False, soft_wrap=True)
+
+
 def duration(seconds: float) -> str:
     """Return seconds as a person would say them."""
     if seconds < 90:

@@ -64,18 +64,20 @@ def verify(
     """Train what is missing, then judge the claim that this set-up does not collapse."""
     from bitnetctl.cli.sweep import parse_pack, show_plan, train_missing
     from bitnetctl.grid import parse_numbers, parse_seeds
-    from bitnetctl.verdict import criteria_names, load_criteria
+    from bitnetctl.verdict import UNKNOWN_ARM, criteria_names, load_criteria
 
     judged_by = [load_criteria(name) for name in criteria or criteria_names()]
     wanted_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
     wanted_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
         with _given_runs(paths) as runs:
-            arms = _normal_arm(arm)
+            decides = _normal_arm(arm)
+            found = [run.arm or UNKNOWN_ARM for run in runs]
+            arms = list(dict.fromkeys([*found, *(decides or ())]))
             return _judge_and_show(
                 runs,
                 judged_by,
-                _Asked(arms=arms, decides=arms, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps),
+                _Asked(arms=arms, decides=decides, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps),
                 _Outputs(report=report, bundle=bundle, junit=junit, as_json=as_json),
             )
 
@@ -164,12 +166,12 @@ def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
             csvs += read_bundle(Path(path), Path(folder) / str(index))
-        yield load_runs(csvs)
+        yield _noting(load_runs(csvs))
 
 
 def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]":
     """Return the runs of the configs that have rows, and their full-precision twins where they are there."""
-    from bitnetctl.analysis import load_run
+    from bitnetctl.analysis import load_runs
     from bitnetctl.config import InterventionSpec
     from bitnetctl.records import RunPaths
 
@@ -179,7 +181,14 @@ def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]"
         if all(spec.name != "full-precision" for spec in config.interventions)
     ]
     paths = [RunPaths(runs_dir, config.run_name).csv for config in (*configs, *twins)]
-    return [load_run(path) for path in dict.fromkeys(paths) if path.exists()]
+    return _noting(load_runs(path for path in dict.fromkeys(paths) if path.exists()))
+
+
+def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
+    """Tell the notes of loading and return the runs."""
+    for note in loaded[1]:
+        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+    return loaded[0]
 
 
 def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked: _Asked, outputs: _Outputs) -> int:
@@ -231,7 +240,7 @@ def _show(runs: "Sequence[Run]", judged: "dict[str, Combined]", outcome: "Outcom
     console = stdout()
 
     def line(text: str, style: str = "") -> None:
-        console.print(printable(text), style=style, markup=False, highlight=False)
+        console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     for arm, combined in judged.items():
         of_arm = [run for run in runs if (run.arm or UNKNOWN_ARM) == arm]
