@@ -158,7 +158,12 @@ def load_run(path: Path) -> Run:
     )
 
 
-def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def load_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read many CSVs; raises RecordError at the first that cannot be trusted."""
+    return [load_run(path) for path in paths]
+
+
+def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Read many CSVs; a run whose training has written no evaluation yet is left out with a note.
 
     Raises RecordError at the first that cannot be trusted.

@@ -42,12 +42,12 @@ def analyze(
     """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import report
-    from bitnetctl.analysis import load_runs
+    from bitnetctl.analysis import load_begun_runs
     from bitnetctl.analysis.study import study
     from bitnetctl.files import write_atomic
 
     files = find_csvs(paths)
-    runs, notes = load_runs(files)
+    runs, notes = load_begun_runs(files)
     if not runs:
         raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
     found = study(runs, baseline=baseline, notes=notes)

@@ -156,7 +156,7 @@ def _normal_arm(arm: str) -> list[str] | None:
 @contextlib.contextmanager
 def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
     """Yield the runs of CSVs, folders and bundles; what a bundle holds lives as long as this."""
-    from bitnetctl.analysis import load_runs
+    from bitnetctl.analysis import load_begun_runs
     from bitnetctl.bundle import read_bundle
     from bitnetctl.cli.analyze import find_csvs
 
@@ -166,12 +166,12 @@ def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
             csvs += read_bundle(Path(path), Path(folder) / str(index))
-        yield _noting(load_runs(csvs))
+        yield _noting(load_begun_runs(csvs))
 
 
 def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]":
     """Return the runs of the configs that have rows, and their full-precision twins where they are there."""
-    from bitnetctl.analysis import load_runs
+    from bitnetctl.analysis import load_begun_runs
     from bitnetctl.config import InterventionSpec
     from bitnetctl.records import RunPaths
 
@@ -181,7 +181,7 @@ def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]"
         if all(spec.name != "full-precision" for spec in config.interventions)
     ]
     paths = [RunPaths(runs_dir, config.run_name).csv for config in (*configs, *twins)]
-    return _noting(load_runs(path for path in dict.fromkeys(paths) if path.exists()))
+    return _noting(load_begun_runs(path for path in dict.fromkeys(paths) if path.exists()))
 
 
 def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
