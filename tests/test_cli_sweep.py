@@ -28,7 +28,7 @@ from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Sav
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins import Plugin
 from bitnetctl.records import NAMES, Manifest, Row, RunPaths, Status, read, read_manifest, utc_now, write_manifest
-from bitnetctl.sweep import executor, workers
+from bitnetctl.sweep import costs, workers
 
 RUNS = Path("runs")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -260,7 +260,7 @@ def test_a_dry_run_knows_the_packs_that_memory_takes(
     together: int,
 ) -> None:
     one = pack_member_bytes(tiny_config(steps=8, model__num_layers=1, model__hidden_size=16), 300)
-    monkeypatch.setattr(executor, "memory_available", lambda device: int(free * one))
+    monkeypatch.setattr(costs, "memory_available", lambda device: int(free * one))
     (shape,) = sweep("--dry-run", "--json", "--seeds", "5").json["shapes"]
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 

@@ -215,3 +215,15 @@ def test_copies_and_other_probes_are_noted(tmp_path: Path) -> None:
     assert "copy repeats h64-1000-baseline-s0-" in notes
     assert "2 different probes" in notes
     assert "1 of 3 runs have no manifest" in notes
+
+
+def test_the_smallest_effect_that_the_pairs_could_show(tmp_path: Path) -> None:
+    from bitnetctl.analysis.stats import smallest_effect
+
+    differences = [0.1, 0.3, 0.2, 0.5, 0.4, 0.3]
+    spread = (sum((value - 0.3) ** 2 for value in differences) / 5) ** 0.5
+    expected = smallest_effect(6, spread)
+    assert expected is not None
+    # t(0.975, 5) + t(0.8, 5) from a table
+    assert expected == pytest.approx((2.5706 + 0.9195) * spread / 6**0.5, rel=1e-4)
+    assert smallest_effect(5, spread) == math.inf

@@ -21,7 +21,7 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import Plugin
 from bitnetctl.records import NAMES, Manifest, RunPaths, read, read_manifest
-from bitnetctl.sweep import Options, executor, sweep_runs
+from bitnetctl.sweep import Options, costs, executor, sweep_runs
 
 TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
@@ -241,19 +241,19 @@ def test_memory_decides_how_many_train_together(
 ) -> None:
     member_bytes = 10**13
     # half of the free memory is left to others
-    monkeypatch.setattr(executor, "memory_available", lambda device: int(free * member_bytes))
+    monkeypatch.setattr(costs, "memory_available", lambda device: int(free * member_bytes))
     monkeypatch.setattr(executor, "pack_member_bytes", lambda config, vocab_size: member_bytes)
     assert [len(members) for members in packs(sweep(grid(5)))] == sizes
 
 
 def test_a_pack_on_the_processor_has_at_most_sixteen(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "memory_available", lambda device: 2**60)
+    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
     events = sweep(grid(18, steps=2, probe__eval_every_steps=2))
     assert [len(members) for members in packs(events)] == [16, 2]
 
 
 def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "memory_available", lambda device: 10**13)
+    monkeypatch.setattr(costs, "memory_available", lambda device: 10**13)
     monkeypatch.setattr(
         executor, "pack_member_bytes", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
     )
@@ -578,7 +578,7 @@ def test_what_another_process_holds_is_waited_for(sweep: Sweep, grid: Grid) -> N
     polls: list[None] = []
 
     def leave_it_after_a_while() -> bool:
-        if notices:
+        if "waiting for runs that another process trains" in notices:
             polls.append(None)
         if len(polls) == 5:
             theirs.release()
@@ -588,7 +588,7 @@ def test_what_another_process_holds_is_waited_for(sweep: Sweep, grid: Grid) -> N
     events = sweep(configs, pack=3, notice=notices.append, should_stop=leave_it_after_a_while)
     # its owner left it: taken over
     assert packs(events) == [[configs[0].run_name, configs[2].run_name], [configs[1].run_name]]
-    assert notices == ["waiting for runs that another process trains"]
+    assert notices == ["3 runs to train on cpu, about 0 s", "waiting for runs that another process trains"]
     assert [manifest(config).status for config in configs] == ["finished"] * 3
 
 

@@ -4,12 +4,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import stdev
 from typing import Any, TypeAlias
 
 from bitnetctl.analysis.factors import find_factors
 from bitnetctl.analysis.facts import Metric, RunFacts
 from bitnetctl.analysis.runs import Run
-from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect
+from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
 from bitnetctl.config import near_miss
 from bitnetctl.errors import ConfigError
 
@@ -42,7 +43,8 @@ class Effect:
 
     A failed run is infinitely worse than one that ended, so a mean with one in it is not finite, and the interval is
     all numbers; `mean_of_finite` leaves such pairs out, and `failed_pairs` counts them. The p takes them in by rank;
-    `p_floor` is the least that so many pairs can give.
+    `p_floor` is the least that so many pairs can give, `smallest_effect` the least mean difference that so many pairs
+    of this spread would show four times in five.
     """
 
     metric: Metric
@@ -56,6 +58,7 @@ class Effect:
     p: float | None
     p_floor: float | None
     p_holm: float | None
+    smallest_effect: float | None
     mean_by_size: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunFacts], li
             by_size.setdefault(str(size), []).append(sign * difference + 0.0)
             failed_pairs += any(run.failed for run in (*runs, *others))
     result = paired_effect(differences)
+    finite = [value for value in differences if math.isfinite(value)]
     # equal differences leave no spread to resample, which is not the same as an interval of width zero
     spread = result is not None and result.degenerate != "constant"
     return Effect(
@@ -198,12 +202,13 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunFacts], li
         unknown_pairs=len(pairs) - len(differences),
         failed_pairs=failed_pairs,
         mean=result.mean if result else None,
-        mean_of_finite=_mean([value for value in differences if math.isfinite(value)]),
+        mean_of_finite=_mean(finite),
         low=result.low if result and spread else None,
         high=result.high if result and spread else None,
         p=result.p if result else None,
         p_floor=result.p_floor if result else None,
         p_holm=None,
+        smallest_effect=smallest_effect(len(finite), stdev(finite)) if len(finite) > 1 else None,
         mean_by_size={size: sum(values) / len(values) for size, values in by_size.items()},
     )
 

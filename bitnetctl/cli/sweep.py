@@ -27,7 +27,7 @@ from bitnetctl.cli.options import (
     stderr,
     stdout,
 )
-from bitnetctl.cli.train import final_row, follow, known_vocabularies
+from bitnetctl.cli.train import final_row, follow
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -215,47 +215,18 @@ def show_plan(
     configs: "Sequence[RunConfig]", runs_dir: Path, device_name: str, pack_size: int | None, as_json: bool
 ) -> int:
     """Show runs, packs, estimated memory and time."""
-    from bitnetctl.estimate import estimate, pack_member_bytes
     from bitnetctl.machine import memory_available, resolve_device
     from bitnetctl.report import packs_table
     from bitnetctl.runs import ended
-    from bitnetctl.step import pack_key
-    from bitnetctl.sweep.executor import largest_pack
-    from bitnetctl.sweep.session import effective_config
+    from bitnetctl.sweep.costs import plan_costs
     from bitnetctl.sweep.workers import split_devices
 
     devices = split_devices(device_name)
     device = resolve_device(devices[0])
-    groups: dict[object, list[tuple[RunConfig, RunConfig]]] = {}
-    done = 0
-    for config in configs:
-        if ended(config, runs_dir) is not None:
-            done += 1
-            continue
-        effective = effective_config(config)
-        groups.setdefault(pack_key(effective), []).append((config, effective))
-    rows, total_seconds = [], 0.0
-    for members in groups.values():
-        effective = members[0][1]
-        [vocab_size] = known_vocabularies([effective])
-        limit = pack_size or largest_pack(device, pack_member_bytes(effective, vocab_size))
-        size = min(limit, len(members))
-        packs = -(-len(members) // size)
-        cost = estimate(effective, vocab_size, device, size)
-        total_seconds += packs * cost.total_seconds / len(devices)
-        arms = Counter(config.arm for config, _ in members)
-        rows.append(
-            {
-                "size": effective.model.hidden_size,
-                "steps": effective.steps,
-                "runs": len(members),
-                "arms": list(arms),
-                "packs": packs,
-                "runs_in_a_pack": size,
-                "memory_bytes": cost.memory_bytes,
-                "seconds": round(packs * cost.total_seconds, 1),
-            }
-        )
+    missing = [config for config in configs if ended(config, runs_dir) is None]
+    done = len(configs) - len(missing)
+    rows = plan_costs(missing, device, pack_size)
+    total_seconds = sum(row["seconds"] for row in rows) / len(devices)
     if as_json:
         print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})
         return ExitCode.SUPPORTED

@@ -1,7 +1,7 @@
 """`bitnetctl train`: one run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,7 @@ from bitnetctl.cli.options import (
     stderr,
     stdout,
 )
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import ExitCode
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
@@ -123,27 +123,17 @@ def final_row(csv: Path) -> dict[str, Any]:
     return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
 
 
-def known_vocabularies(configs: "Sequence[RunConfig]") -> list[int]:
-    """Return the vocabulary size of each config; raises ConfigError where only fetching would tell."""
-    from bitnetctl.data import vocab_size_of
-
-    sizes = {config.data: vocab_size_of(config.data) for config in configs}
-    for data, vocab_size in sizes.items():
-        if vocab_size is None:
-            raise ConfigError(f"the vocabulary of {data.tokenizer} is not known without fetching it")
-    return [sizes[config.data] or 0 for config in configs]
-
-
 def _dry_run(config: "RunConfig", name: str, device_name: str, as_json: bool) -> int:
     """Show the config, parameters, estimated memory and time."""
     from bitnetctl.console import facts_table
     from bitnetctl.estimate import estimate
     from bitnetctl.machine import memory_available, resolve_device
+    from bitnetctl.sweep.costs import known_vocabulary
     from bitnetctl.sweep.session import effective_config
 
     device = resolve_device(device_name)
     effective = effective_config(config)
-    [vocab_size] = known_vocabularies([effective])
+    vocab_size = known_vocabulary(effective)
     cost = estimate(effective, vocab_size, device)
     if as_json:
         print_json(

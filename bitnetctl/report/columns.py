@@ -145,6 +145,13 @@ def interval(effect: Effect) -> str:
     return UNKNOWN if effect.low is None or effect.high is None else f"{signed(effect.low)} … {signed(effect.high)}"
 
 
+def reach_text(effect: Effect) -> str:
+    """Write the smallest difference that so many pairs could show."""
+    if effect.smallest_effect is None:
+        return UNKNOWN
+    return f"±{effect.smallest_effect:.3f}" if math.isfinite(effect.smallest_effect) else "none"
+
+
 def p_text(p: float | None) -> str:
     """Write a p value."""
     return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

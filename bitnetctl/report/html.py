@@ -29,6 +29,7 @@ from bitnetctl.report.columns import (
     p_text,
     pairs_text,
     printable,
+    reach_text,
     run_rows,
     signed,
 )
@@ -248,13 +249,17 @@ def _effects(study: Study) -> str:
             interval(effect),
             p_text(effect.p),
             p_text(effect.p_holm),
+            reach_text(effect),
         ]
         for arm in study.effects
         for metric, (name, _) in METRICS.items()
         for effect in [arm.effects[metric]]
     ]
-    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)")
-    hint = "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval."
+    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")
+    hint = (
+        "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
+        "so many pairs would show four times in five."
+    )
     return _section("Effects", hint, _table(header, rows, texts=4)) if rows else ""
 
 

@@ -17,6 +17,7 @@ from bitnetctl.report.columns import (
     p_text,
     pairs_text,
     printable,
+    reach_text,
     run_rows,
     signed,
 )
@@ -81,11 +82,12 @@ def _effects(study: Study) -> list[str]:
             interval(arm.effects[metric]),
             p_text(arm.effects[metric].p),
             p_text(arm.effects[metric].p_holm),
+            reach_text(arm.effects[metric]),
         )
         for arm in study.effects
         for metric, (name, _) in METRICS.items()
     ]
-    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)")
+    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")
     return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *_table(header, rows, texts=4)]
 
 

@@ -11,16 +11,15 @@ from bitnetctl.config import RunConfig
 from bitnetctl.errors import RunBusyError, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
-from bitnetctl.machine import memory_available, memory_in_use
+from bitnetctl.machine import memory_in_use
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import compose
+from bitnetctl.runs import ended
 from bitnetctl.step import Pack, pack_key
+from bitnetctl.sweep.costs import announcement, largest_pack, plan_costs
 from bitnetctl.sweep.ledger import Ledger
 from bitnetctl.sweep.session import Options, Sessions, effective_config
 
-# beyond these a pack is bound by arithmetic and only takes memory
-_LARGEST_PACK = {"cpu": 16, "cuda": 64}
-_MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.85}
 _WAIT_SECONDS = 1.0
 
 
@@ -35,6 +34,9 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
     sessions = Sessions(options)
     for config in effective.values():
         sessions.require_room(config, 1)
+    missing = [config for config in configs if ended(config, options.runs_dir) is None]
+    costs = plan_costs(missing, sessions.device, pack, lambda config: sessions.prepare(config)[0].vocab_size)
+    options.notice(announcement(costs, sessions.device))
     limits = _PackLimits(sessions, pack)
     alone: set[str] = set()
     given_up: set[str] = set()
@@ -83,12 +85,6 @@ def _record_failure(output: RunOutput, message: str) -> None:
         output.fail(message)
     finally:
         output.release()
-
-
-def largest_pack(device: torch.device, member_bytes: int) -> int:
-    """Return how many runs of `member_bytes` each fit into the free memory, with room left for others."""
-    fits = int(memory_available(device) * _MEMORY_SHARE[device.type] / member_bytes)
-    return max(1, min(fits, _LARGEST_PACK[device.type]))
 
 
 class _PackLimits:
