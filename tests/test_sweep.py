@@ -394,7 +394,7 @@ def test_a_run_that_raises_fails_alone(
     assert starts(events) == [0, resumed, resumed, resumed]
     message = "RuntimeError: two lines [bold]"
     assert [event.message for event in events if isinstance(event, Failed)] == [message]
-    (notice,) = notices
+    _, notice = notices
     assert notice == f"a pack of 3 failed ({message}); its runs go on one by one"
     assert [manifest(config).status for config in configs] == ["finished", "failed", "finished"]
     assert manifest(bad).message == message
