@@ -1,10 +1,11 @@
 """Which facts are shown, what they are called and how they are written, the same in every kind of report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bitnetctl.analysis.effects import ArmEffect, Effect
+from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
+from bitnetctl.analysis.factors import OutcomeAnalysis
 from bitnetctl.analysis.facts import RunFacts
 
 UNKNOWN = "–"
@@ -172,3 +173,41 @@ def pairs_text(effect: ArmEffect) -> str:
 def printable(text: str) -> str:
     """Return text that cannot steer a terminal: a file's name may hold anything."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+EFFECT_HEADER = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")
+FACTOR_HEADER = ("outcome", "factor", "means", "η²", "p")
+
+
+def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
+    """Return the cells under EFFECT_HEADER, a row for each arm and figure; `escape` makes a foreign text harmless."""
+    return [
+        (
+            escape(arm.arm),
+            escape(arm.baseline),
+            pairs_text(arm),
+            name,
+            signed(arm.effects[metric].mean),
+            interval(arm.effects[metric]),
+            p_text(arm.effects[metric].p),
+            p_text(arm.effects[metric].p_holm),
+            reach_text(arm.effects[metric]),
+        )
+        for arm in effects
+        for metric, (name, _) in METRICS.items()
+    ]
+
+
+def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
+    """Return the cells under FACTOR_HEADER, for each outcome the strongest factor first."""
+    return [
+        (
+            escape(outcome.outcome),
+            escape(term.name),
+            escape(outcome.means_text(term)),
+            UNKNOWN if term.eta_squared is None else f"{term.eta_squared:.1%}",
+            p_text(term.p),
+        )
+        for outcome in outcomes
+        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
+    ]

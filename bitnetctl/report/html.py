@@ -13,23 +13,22 @@ from typing import Any
 
 from bitnetctl import __version__
 from bitnetctl.analysis import Run
-from bitnetctl.analysis.effects import METRICS
 from bitnetctl.analysis.factors import flatten
 from bitnetctl.analysis.facts import skill
 from bitnetctl.analysis.study import Study
 from bitnetctl.records import COLUMNS
 from bitnetctl.report.columns import (
     COLLAPSE,
+    EFFECT_HEADER,
     END,
+    FACTOR_HEADER,
     MEANS,
-    UNKNOWN,
     FactRow,
     arm_rows,
-    interval,
+    effect_cells,
+    factor_cells,
     p_text,
-    pairs_text,
     printable,
-    reach_text,
     run_rows,
     signed,
 )
@@ -239,44 +238,18 @@ def _arms(study: Study, rows: Sequence[FactRow]) -> str:
 
 
 def _effects(study: Study) -> str:
-    rows = [
-        [
-            esc(arm.arm),
-            esc(arm.baseline),
-            esc(pairs_text(arm)),
-            name,
-            signed(effect.mean),
-            interval(effect),
-            p_text(effect.p),
-            p_text(effect.p_holm),
-            reach_text(effect),
-        ]
-        for arm in study.effects
-        for metric, (name, _) in METRICS.items()
-        for effect in [arm.effects[metric]]
-    ]
-    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")
+    rows = effect_cells(study.effects, esc)
     hint = (
         "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
         "so many pairs would show four times in five."
     )
-    return _section("Effects", hint, _table(header, rows, texts=4)) if rows else ""
+    return _section("Effects", hint, _table(EFFECT_HEADER, rows, texts=4)) if rows else ""
 
 
 def _factors(study: Study) -> str:
-    rows = [
-        [
-            esc(outcome.outcome),
-            esc(term.name),
-            esc(outcome.means_text(term)),
-            UNKNOWN if term.eta_squared is None else f"{term.eta_squared:.1%}",
-            p_text(term.p),
-        ]
-        for outcome in study.outcomes
-        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
-    ]
+    rows = factor_cells(study.outcomes, esc)
     hint = "η² is the share of the variance between runs that a factor, or a pair of factors, explains."
-    return _section("Factors", hint, _table(("outcome", "factor", "means", "η²", "p"), rows, texts=3)) if rows else ""
+    return _section("Factors", hint, _table(FACTOR_HEADER, rows, texts=3)) if rows else ""
 
 
 def _agreement(study: Study) -> str:

@@ -3,21 +3,20 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from bitnetctl.analysis.effects import METRICS
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
     COLLAPSE,
+    EFFECT_HEADER,
     END,
+    FACTOR_HEADER,
     MEANS,
-    UNKNOWN,
     FactColumn,
     FactRow,
     arm_rows,
-    interval,
+    effect_cells,
+    factor_cells,
     p_text,
-    pairs_text,
     printable,
-    reach_text,
     run_rows,
     signed,
 )
@@ -72,41 +71,15 @@ def _facts_table(rows: Sequence[FactRow], columns: Sequence[FactColumn], *, seed
 def _effects(study: Study) -> list[str]:
     if not study.effects:
         return []
-    rows = [
-        (
-            escape(arm.arm),
-            escape(arm.baseline),
-            pairs_text(arm),
-            name,
-            signed(arm.effects[metric].mean),
-            interval(arm.effects[metric]),
-            p_text(arm.effects[metric].p),
-            p_text(arm.effects[metric].p_holm),
-            reach_text(arm.effects[metric]),
-        )
-        for arm in study.effects
-        for metric, (name, _) in METRICS.items()
-    ]
-    header = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")
-    return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *_table(header, rows, texts=4)]
+    rows = effect_cells(study.effects, escape)
+    return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *_table(EFFECT_HEADER, rows, texts=4)]
 
 
 def _factors(study: Study) -> list[str]:
     if not study.outcomes:
         return []
     lines = ["## Factors", "", *(f"- {escape(outcome.sentence)}" for outcome in study.outcomes), ""]
-    rows = [
-        (
-            escape(outcome.outcome),
-            escape(term.name),
-            escape(outcome.means_text(term)),
-            UNKNOWN if term.eta_squared is None else f"{term.eta_squared:.1%}",
-            p_text(term.p),
-        )
-        for outcome in study.outcomes
-        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
-    ]
-    return lines + _table(("outcome", "factor", "means", "η²", "p"), rows, texts=3)
+    return lines + _table(FACTOR_HEADER, factor_cells(study.outcomes, escape), texts=3)
 
 
 def _agreement(study: Study) -> list[str]:
