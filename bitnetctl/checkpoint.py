@@ -3,11 +3,13 @@
     checkpoints/step-00001000/model.safetensors      weights, named as in `transformers`
                               optimizer.safetensors  moments, `parameter/key`
                               codes.safetensors      ternary values at the last evaluation, for the flip rate
+                              records.csv            the run's rows up to here
                               state.json             step, hashes, states of interventions, SHA-256 of the others
 
-The checkpoint of a finished run holds model and state only.
+The checkpoint of a finished run holds model, records and state only.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,11 +33,12 @@ SCHEMA_VERSION = 1
 KEPT = 2
 _STEP = re.compile(r"step-(\d{8,})")
 _TENSOR_FILES = ("model", "optimizer", "codes")
+_RECORDS = "records.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The whole state of a run after `step`; tensors by name."""
+    """The whole state of a run after `step`: tensors by name, `records` the content of its CSV."""
 
     step: int
     config_hash: str
@@ -44,36 +47,52 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     interventions: list[dict[str, Any]] = field(default_factory=list)
+    records: bytes = b""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `folder` and drop all but the last two; raises StorageError, leaving the old ones."""
-    target = folder / f"step-{checkpoint.step:08d}"
+    """Write a checkpoint below `folder` and drop all but the last two; raises StorageError, leaving the old ones.
+
+    A sound checkpoint that says the same is left where it is: it may be the only one.
+    """
+    target = path_of(folder, checkpoint.step)
     with storage_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".aside-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        aside = folder / f".aside-{secrets.token_hex(4)}"
+        aside = _name_aside(folder)
         aside.mkdir()
         try:
-            _write_files(aside, checkpoint)
-            if target.exists():
-                shutil.rmtree(target)
-            aside.rename(target)
+            state = _write_files(aside, checkpoint)
+            if _says(target, state):
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                _put_in_place(aside, target)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_folder(folder)
-        for step in steps(folder)[:-KEPT]:
-            shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+    for step in steps(folder)[:-KEPT]:
+        _drop_if_possible(path_of(folder, step))
     return target
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Drop every checkpoint but the one of `step`."""
+    """Drop every checkpoint but the one of `step`; one that cannot be dropped stays."""
     for other in steps(folder):
         if other != step:
-            shutil.rmtree(folder / f"step-{other:08d}", ignore_errors=True)
+            _drop_if_possible(path_of(folder, other))
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Drop the checkpoints after `step`, from which nothing goes on any more; raises StorageError.
+
+    Left there, they would outlive the good ones: only the last two are kept.
+    """
+    for other in reversed(steps(folder)):
+        if other > step:
+            with storage_errors(path_of(folder, other)):
+                _drop(path_of(folder, other))
 
 
 def steps(folder: Path) -> list[int]:
@@ -112,9 +131,14 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises CheckpointError if it is missing, damaged or too new."""
+    """Read a checkpoint to go on from.
+
+    Raises CheckpointError if it is missing, damaged or too new, or if its run's CSV is there without its rows.
+    """
     state = verify(path)
     try:
+        records = (path / _RECORDS).read_bytes() if _RECORDS in state["sha256"] else b""
+        _check_records(path, records)
         tensors = {
             name: load_file(path / f"{name}.safetensors") if f"{name}.safetensors" in state["sha256"] else {}
             for name in _TENSOR_FILES
@@ -124,10 +148,64 @@ def load(path: Path) -> Checkpoint:
             config_hash=state["config_hash"],
             data_fingerprint=state["data_fingerprint"],
             interventions=state["interventions"],
+            records=records,
             **tensors,
         )
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
+
+
+def _check_records(path: Path, records: bytes) -> None:
+    run = path.absolute().parents[1]
+    csv = run.with_name(f"{run.name}.csv")
+    if not csv.exists():
+        return
+    with csv.open("rb") as file:
+        if file.read(len(records)) != records:
+            raise CheckpointError(
+                f"checkpoint {path}: the rows of {csv} are not those that were saved with it, which "
+                f"{path / _RECORDS} holds"
+            )
+
+
+def _name_aside(folder: Path) -> Path:
+    return folder / f".aside-{secrets.token_hex(4)}"
+
+
+def _says(path: Path, state: dict[str, Any]) -> bool:
+    """Whether a sound checkpoint is there with this very state."""
+    try:
+        return verify(path) == state
+    except CheckpointError:
+        return False
+
+
+def _put_in_place(aside: Path, target: Path) -> None:
+    old = None
+    if target.exists():
+        old = _name_aside(target.parent)
+        target.rename(old)
+    try:
+        aside.rename(target)
+    except BaseException:
+        if old is not None:
+            with contextlib.suppress(OSError):
+                old.rename(target)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop(path: Path) -> None:
+    # out of sight at once: half a checkpoint would look like a damaged one
+    aside = _name_aside(path.parent)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _drop_if_possible(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _drop(path)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -142,7 +220,15 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Write and sync all files; returns what `verify` will return."""
     sums = {}
     for name in _TENSOR_FILES:
         tensors = dict(getattr(checkpoint, name))
@@ -152,7 +238,10 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
             with path.open("rb") as file:
                 sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-    state = {
+    if checkpoint.records:
+        sums[_RECORDS] = hashlib.sha256(checkpoint.records).hexdigest()
+        _write_synced(folder / _RECORDS, checkpoint.records)
+    state: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "step": checkpoint.step,
         "config_hash": checkpoint.config_hash,
@@ -160,8 +249,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         "interventions": checkpoint.interventions,
         "sha256": sums,
     }
-    with (folder / "state.json").open("w", encoding="utf-8") as file:
-        json.dump({**state, "state_sha256": canonical_hash(state)}, file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    sealed = {**state, "state_sha256": canonical_hash(state)}
+    _write_synced(folder / "state.json", json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode())
     sync_folder(folder)
+    return state

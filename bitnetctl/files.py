@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import secrets
@@ -52,9 +53,19 @@ def write_atomic(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             aside.replace(path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            # the first error is the one to tell
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed `write_atomic` of `path` left aside; for the one process that may write `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        # a leftover takes room and does no other harm
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

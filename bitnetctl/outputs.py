@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Checkpoint
-from bitnetctl.config import RunConfig
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import RunBusyError
-from bitnetctl.files import storage_errors
+from bitnetctl.files import remove_leftovers, storage_errors
 from bitnetctl.records import (
     Manifest,
     RecordWriter,
@@ -21,6 +22,7 @@ from bitnetctl.records import (
     utc_now,
     write_manifest,
 )
+from bitnetctl.records.manifest import figures_sum
 
 
 class RunOutput:
@@ -47,12 +49,21 @@ class RunOutput:
                 ) from error
 
     def begin(self, facts: Mapping[str, Any], resume_step: int) -> None:
-        """Open the CSV, dropping rows after `resume_step`, and write the manifest with the given facts."""
+        """Open the CSV, dropping rows and checkpoints after `resume_step`, and write the manifest with the given facts.
+
+        Raises RecordError where a row up to `resume_step` is missing.
+        """
+        for path in (self.paths.csv, self.paths.manifest):
+            remove_leftovers(path)
         before = read_manifest(self.paths.folder) if resume_step else None
         self._seconds_before = before.elapsed_seconds if before else 0.0
         self._started = time.monotonic()
         self._manifest = self._new_manifest(before, resume_step, facts)
-        self._writer = RecordWriter(self.paths.csv, keep_through_step=resume_step)
+        # before the rows that they count on are cut
+        checkpoint.drop_after(self.paths.checkpoints, resume_step)
+        self._writer = RecordWriter(
+            self.paths.csv, keep_through_step=resume_step, last_kept_step=self._last_row(facts, resume_step)
+        )
         self._write_manifest()
 
     def fail(self, message: str) -> None:
@@ -72,7 +83,9 @@ class RunOutput:
         assert self._writer is not None
         # a checkpoint must never claim rows that a power cut can take back
         self._writer.sync()
-        checkpoint.save(self.paths.checkpoints, state)
+        with storage_errors(self.paths.csv):
+            records = self.paths.csv.read_bytes()
+        checkpoint.save(self.paths.checkpoints, replace(state, records=records))
         self.update("running", state.step)
 
     def update(
@@ -82,12 +95,14 @@ class RunOutput:
         assert self._manifest is not None
         if self._writer is not None:
             self._writer.sync()
+        csv_sha256 = figures_sum(self.paths.csv) if status in ("finished", "diverged") else None
         self._manifest = self._manifest.model_copy(
             update={
                 "status": status,
                 "steps_done": steps_done,
                 "diverged_at": diverged_at,
                 "message": message,
+                "csv_sha256": csv_sha256,
                 "updated_at": utc_now(),
                 "elapsed_seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
             }
@@ -96,10 +111,18 @@ class RunOutput:
 
     def release(self) -> None:
         """Close the CSV and let the run go."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._lock.release()
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            self._lock.release()
+
+    def _last_row(self, facts: Mapping[str, Any], step: int) -> int | None:
+        """Return the step of the last row up to `step`."""
+        effective = facts.get("effective_config")
+        config = self.config if effective is None else parse_config(effective)
+        return next((at for at in range(step, 0, -1) if config.is_evaluated(at)), None)
 
     def _new_manifest(self, before: Manifest | None, steps_done: int, facts: Mapping[str, Any]) -> Manifest:
         now = utc_now()

@@ -1,5 +1,6 @@
 """The manifest beside a run's CSV: what was asked for, with what, and how it ended."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from bitnetctl.config import canonical_hash
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.files import safe_name, write_atomic
 from bitnetctl.records.schema import SCHEMA_VERSION
@@ -78,13 +80,16 @@ class Manifest(_Document):
     command: list[_Text] | None = None
     elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
     pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
+    csv_sha256: str | None = Field(None, description="of the CSV of a run that ended")
+    sha256: str | None = Field(None, description="of the rest of this file")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/run.json`; raises StorageError, RecordError for NaN or values that JSON cannot hold."""
     path = folder / _FILE
     try:
-        tree = manifest.model_dump(mode="json")
+        tree = manifest.model_dump(mode="json", exclude={"sha256"})
+        tree["sha256"] = canonical_hash(tree)
         text = json.dumps(tree, indent=2, sort_keys=True, allow_nan=False)
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise RecordError(f"{path}: the manifest holds what JSON cannot: {_one_line(error)}") from error
@@ -109,13 +114,38 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     try:
-        return Manifest.model_validate(json.loads(text, parse_constant=_refuse_constant))
+        return Manifest.model_validate(_unsealed(json.loads(text, parse_constant=_refuse_constant)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise RecordError(f"{path}: damaged manifest: {where}: {_one_line(first['msg'])}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: damaged manifest: {_one_line(error)}") from error
+
+
+def figures_sum(csv: Path) -> str:
+    """Return the SHA-256 of a CSV; raises RecordError."""
+    try:
+        return hashlib.sha256(csv.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecordError(f"{csv}: cannot read: {error.strerror or error}") from error
+
+
+def check_figures(csv: Path, manifest: Manifest) -> None:
+    """Raise RecordError if a run ended with other figures than its CSV has now."""
+    if manifest.csv_sha256 is not None and figures_sum(csv) != manifest.csv_sha256:
+        raise RecordError(
+            f"{csv}: damaged or edited since the run ended (checksum differs); put it back (a checkpoint's records.csv "
+            "is a copy), or remove it and the run's folder to train again"
+        )
+
+
+def _unsealed(tree: Any) -> Any:
+    """Return the tree without its checksum, which must match; older files have none."""
+    expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
+    if expected is not None and canonical_hash(tree) != expected:
+        raise ValueError("checksum differs; remove it and the run goes on from its checkpoints, or anew if it has none")
+    return tree
 
 
 def _refuse_constant(name: str) -> NoReturn:

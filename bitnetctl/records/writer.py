@@ -19,19 +19,25 @@ class RecordWriter:
 
     A new file gets the header. An old one is first brought to the state after `keep_through_step`: later rows
     and a torn last row are cut, atomically, so that the finished file equals that of an undisturbed run byte
-    for byte. `last_step` is the step of the last row in the file, None without rows.
+    for byte. `last_step` is the step of the last row in the file, None without rows; `last_kept_step` is the one
+    that it must have after the cut.
 
     Raises RecordError when the file is not this tool's, is damaged, or is gone although rows are to be kept;
     StorageError when the disk refuses, with all complete rows intact.
     """
 
-    def __init__(self, path: Path | str, keep_through_step: int = 0) -> None:
+    def __init__(self, path: Path | str, keep_through_step: int = 0, *, last_kept_step: int | None = None) -> None:
         self.path = Path(path)
         self.last_step: int | None = None
         self._descriptor: int | None = None
         self._torn = False
         old = self._old_content()
         kept = self._repair(old, keep_through_step)
+        if last_kept_step is not None and self.last_step != last_kept_step:
+            raise RecordError(
+                f"{self.path}: the row of step {last_kept_step} is missing; put it back (a checkpoint's records.csv "
+                "is a copy), or start the run afresh"
+            )
         if kept != old:
             write_atomic(self.path, kept)
         self._end = len(kept)
@@ -146,7 +152,8 @@ class RecordWriter:
                 raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
             if keep_through_step > 0:
                 raise RecordError(
-                    f"{self.path}:1: the rows up to step {keep_through_step} are gone; start the run afresh"
+                    f"{self.path}:1: the rows up to step {keep_through_step} are gone; put them back (a checkpoint's "
+                    "records.csv is a copy), or start the run afresh"
                 )
             return HEADER
         end = len(HEADER)
