@@ -4,11 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnetctl.analysis.factors import p_text
 from bitnetctl.analysis.facts import has_failed
 from bitnetctl.analysis.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 MINIMUM_RUNS = 3
 AGREES = 0.3
@@ -63,8 +69,7 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
 
 def probe_of(run: Run) -> tuple[float | None, ...]:
     """Return what tells one probe from another: positions, targets and the unigram predictor's loss on them."""
-    columns = (run.column(name) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
-    return tuple(next((value for value in reversed(column) if value is not None), None) for column in columns)
+    return tuple(_last_finite(run.finite(name)) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
 
 
 def _same_probe(runs: Sequence[Run]) -> list[Run]:
@@ -77,7 +82,7 @@ def _same_probe(runs: Sequence[Run]) -> list[Run]:
 
 def _figures(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
     """Return metric and held-out loss at a time; the loss of a run that failed is infinite at the end."""
-    figures, losses = run.column(metric), run.column("HeldOutLoss")
+    figures, losses = run.finite(metric), run.finite("HeldOutLoss")
     if when == "end":
         if has_failed(run):
             return _last_finite(figures), math.inf
@@ -85,16 +90,16 @@ def _figures(run: Run, metric: str, when: str) -> tuple[float | None, float | No
             return None, None
         place = len(losses) - 1
     else:
-        boundary = run.boundary_step
-        places = [index for index, step in enumerate(run.steps.tolist()) if boundary and 1 < step <= boundary]
-        if not places:
+        places = ((run.steps > 1) & (run.steps <= (run.boundary_step or 0))).nonzero()[0]
+        if not len(places):
             return None, None
-        place = places[-1]
+        place = int(places[-1])
     return _last_finite(figures[place : place + 1]), _last_finite(losses[place : place + 1])
 
 
-def _last_finite(values: Sequence[float | None]) -> float | None:
-    return next((value for value in reversed(values) if value is not None and math.isfinite(value)), None)
+def _last_finite(column: "Floats") -> float | None:
+    known = column[column == column]
+    return float(known[-1]) if len(known) else None
 
 
 def _agreement(metric: str, when: str, pairs: Sequence[tuple[float, float]]) -> Agreement:

@@ -2,8 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from bitnetctl.records import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 COLLAPSED_BELOW = 10
 """Distinct predictions under which the founding document calls a model collapsed."""
@@ -23,6 +30,12 @@ def collapse(row: Row) -> str | None:
     if loss is not None and unigram is not None and loss > unigram:
         reasons.append(f"held-out loss {loss:.2f} above the unigram predictor's {unigram:.2f}")
     return " and ".join(reasons) or None
+
+
+def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "npt.NDArray[np.bool_]":
+    """Return for every row whether `collapse` has a reason; NaN is unknown."""
+    # nothing is smaller or larger than NaN
+    return ((unique < COLLAPSED_BELOW) & ~(targets < COLLAPSED_BELOW)) | (loss > unigram)
 
 
 def known(row: Mapping[str, float | int | None], column: str) -> float | None:

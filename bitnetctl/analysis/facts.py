@@ -1,13 +1,19 @@
 """One run in figures: how deep it fell, whether it came back, where it ended. None is unknown, never zero."""
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bitnetctl.analysis.collapse import collapse
+from bitnetctl.analysis.collapse import collapse, collapsed_rows
 from bitnetctl.analysis.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Integers = npt.NDArray[np.int64]
+    Booleans = npt.NDArray[np.bool_]
 
 LASTING_EVALUATIONS = 3
 """Evaluations in a row that make a collapse, or a recovery, a lasting one."""
@@ -84,7 +90,7 @@ class RunFacts:
         if self.complete is False:
             return None
         if metric == "final_log2_unique":
-            return math.log2(self.final_unique) if self.final_unique else None
+            return math.log2(self.final_unique) if self.final_unique and self.final_unique > 0 else None
         return self.final_held_out_loss if metric == "final_held_out_loss" else self.final_skill
 
 
@@ -94,27 +100,27 @@ def run_facts(run: Run, arm: str | None = None) -> RunFacts:
     Volatility is the mean of |log2(u[i+1] / u[i])| over the distinct predictions u of neighbouring evaluations after
     step 1 and the warm-up: doublings or halvings from one evaluation to the next, 0 for a constant count.
     """
-    steps: list[int] = run.steps.tolist()
-    loss, unique, held_out = (_finite(run.column(name)) for name in ("Loss", "UniquePredictions", "HeldOutLoss"))
-    unigram, bigram = (_last(run.column(name)) for name in ("UnigramLoss", "BigramLoss"))
-    warmup = run.effective.schedule.warmup_steps if run.effective is not None else 0
-    trained = [index for index, step in enumerate(steps) if step > max(1, warmup)]
+    steps = run.steps
+    loss, unique, held_out = (run.finite(name) for name in ("Loss", "UniquePredictions", "HeldOutLoss"))
+    unigram, bigram = (_last(run.finite(name)) for name in ("UnigramLoss", "BigramLoss"))
+    trained = steps > max(1, run.effective.schedule.warmup_steps if run.effective is not None else 0)
 
     boundary = run.boundary_step
-    stage1 = [index for index, step in enumerate(steps) if boundary is not None and 1 < step <= boundary]
-    before = stage1[-1] if stage1 else None
-    after = next((index for index, step in enumerate(steps) if boundary is not None and step > boundary), None)
-    shown = [(value, steps[index]) for index in stage1 if (value := unique[index]) is not None]
-    lowest = min(shown, default=(None, None))
+    stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
+    before = _last_place(stage1)
+    after = None if boundary is None else _first_place(steps > boundary)
+    lowest = _lowest_place(unique, stage1)
 
-    states = _states(run, trained)
+    places, collapsed_states, healthy_states = _states(run, trained)
     endless = run.diverged_at is not None
-    collapsed = _first_lasting([(step, state is True) for step, state in states], endless=endless)
+    collapsed = _first_lasting(places, collapsed_states, endless=endless)
     recovered = None
     if collapsed is not None:
-        recovered = _first_lasting([(step, state is False) for step, state in states if step > collapsed])
+        later = places > collapsed
+        recovered = _first_lasting(places[later], healthy_states[later])
+    bad = int(collapsed_states.sum()) + _missed(run)
+    judged = bad + int(healthy_states.sum())
     manifest = run.manifest
-    judged = [state for _, state in [*states, *_missed(run)] if state is not None]
     return RunFacts(
         name=run.name,
         path=str(run.path),
@@ -129,26 +135,26 @@ def run_facts(run: Run, arm: str | None = None) -> RunFacts:
         boundary_step=boundary,
         final_step=run.final_step,
         unique_ceiling=run.ceiling[0] if run.ceiling else None,
-        stage1_min_unique=lowest[0],
-        stage1_min_unique_step=lowest[1],
+        stage1_min_unique=_pick(unique, lowest),
+        stage1_min_unique_step=None if lowest is None else int(steps[lowest]),
         collapsed_at=collapsed,
         collapse_reason=_reason(run, collapsed),
         recovered_at=recovered,
-        share_of_collapsed_evaluations=sum(judged) / len(judged) if judged else None,
+        share_of_collapsed_evaluations=bad / judged if judged else None,
         boundary_recovery_factor=_ratio(_pick(unique, after), _pick(unique, before)),
         boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
         boundary_training_loss_drop=_difference(_pick(loss, before), _pick(loss, after)),
         stage1_held_out_loss=_pick(held_out, before),
-        final_held_out_loss=held_out[-1],
-        final_training_loss=loss[-1],
-        final_unique=unique[-1],
-        final_skill=skill(held_out[-1], unigram, bigram),
-        volatility=_volatility([unique[index] for index in trained]),
-        zero_fraction=_last(run.column("ZeroFraction")),
-        mean_flip_rate=_mean(run.column("FlipRate")),
+        final_held_out_loss=_pick(held_out, -1),
+        final_training_loss=_pick(loss, -1),
+        final_unique=_pick(unique, -1),
+        final_skill=skill(_pick(held_out, -1), unigram, bigram),
+        volatility=_volatility(unique[trained]),
+        zero_fraction=_last(run.finite("ZeroFraction")),
+        mean_flip_rate=_mean(run.finite("FlipRate")),
         unigram_loss=unigram,
         bigram_loss=bigram,
-        worst_held_out_loss=max((value for value in held_out if value is not None), default=None),
+        worst_held_out_loss=_largest(held_out),
     )
 
 
@@ -162,85 +168,111 @@ def skill(loss: float | None, unigram: float | None, bigram: float | None) -> fl
     """Return (unigram - loss) / (unigram - bigram): 0 as good as a unigram predictor, 1 as a bigram predictor."""
     if loss is None or unigram is None or bigram is None or unigram <= bigram:
         return None
-    return (unigram - loss) / (unigram - bigram)
+    return _sane((unigram - loss) / (unigram - bigram))
 
 
-def _states(run: Run, trained: Sequence[int]) -> list[tuple[int, bool | None]]:
-    """Return step and whether it is collapsed for every trained evaluation; None where no figure decides it."""
-    steps: list[int] = run.steps.tolist()
-    states: list[tuple[int, bool | None]] = []
-    for index in trained:
-        row = run.row(index)
-        known = {name for name in ("UniquePredictions", "HeldOutLoss", "UnigramLoss") if row[name] is not None}
-        values = [row[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions")]
-        if any(value is not None and not math.isfinite(value) for value in values) or collapse(row) is not None:
-            states.append((steps[index], True))
-        elif "UniquePredictions" in known or {"HeldOutLoss", "UnigramLoss"} <= known:
-            states.append((steps[index], False))
-        else:
-            states.append((steps[index], None))
+def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Booleans]":
+    """Return the step of every trained evaluation, whether it is collapsed, and whether healthy; neither is unknown."""
+    import numpy as np
+
+    known = {name: ~run.records.unknown[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions", "UnigramLoss")}
+    collapsed = collapsed_rows(*map(run.finite, ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")))
+    for name in ("Loss", "HeldOutLoss", "UniquePredictions"):
+        collapsed |= known[name] & ~np.isfinite(run.figures(name))
+    healthy = ~collapsed & (known["UniquePredictions"] | (known["HeldOutLoss"] & known["UnigramLoss"]))
+    steps, collapsed, healthy = run.steps[trained], collapsed[trained], healthy[trained]
     if run.diverged_at is not None:
         # a diverged run stays diverged, although it is not evaluated any further
         last = max(run.diverged_at, run.final_step)
-        if not states or states[-1][0] != last or states[-1][1] is not True:
-            states.append((last, True))
-    return states
+        if not len(steps) or steps[-1] != last or not collapsed[-1]:
+            steps, collapsed, healthy = np.append(steps, last), np.append(collapsed, True), np.append(healthy, False)
+    return steps, collapsed, healthy
 
 
-def _missed(run: Run) -> Iterator[tuple[int, bool]]:
-    """Yield the evaluations that a failed run was to have after its last row: nothing healthy comes from them."""
+def _missed(run: Run) -> int:
+    """Count the evaluations that a failed run was to have after its last row: nothing healthy comes from them."""
     config = run.effective
     if config is None or not has_failed(run):
-        return
-    every, done = config.eval_every_steps, max(run.final_step, run.diverged_at or 0)
-    planned = [*range(every, config.steps + 1, every), *([config.steps] if config.steps % every else [])]
-    yield from ((step, True) for step in planned if step > max(done, config.schedule.warmup_steps))
+        return 0
+    every, steps = config.eval_every_steps, config.steps
+    done = max(run.final_step, run.diverged_at or 0, config.schedule.warmup_steps)
+    return max(0, steps // every - done // every + (steps % every > 0)) if done < steps else 0
 
 
-def _first_lasting(states: Sequence[tuple[int, bool]], *, endless: bool = False) -> int | None:
+def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = False) -> int | None:
     """Return the first step of LASTING_EVALUATIONS in a row, or of the streak at the end that would go on for ever."""
-    streak: list[int] = []
-    for step, holds in states:
-        streak = [*streak, step] if holds else []
-        if len(streak) >= LASTING_EVALUATIONS:
-            return streak[0]
-    return streak[0] if streak and endless else None
+    import numpy as np
+
+    count = len(holds)
+    breaks = np.append(np.flatnonzero(~holds), count)
+    # a streak stands between two breaks
+    starts = np.append(0, breaks[:-1] + 1)
+    lasting = starts[breaks - starts >= LASTING_EVALUATIONS]
+    if len(lasting):
+        return int(steps[lasting[0]])
+    return int(steps[starts[-1]]) if endless and starts[-1] < count else None
 
 
 def _reason(run: Run, step: int | None) -> str | None:
     if step is None:
         return None
-    places = (run.steps == step).nonzero()[0]
-    reason = run.collapse_reasons()[int(places[0])] if len(places) else None
+    place = _first_place(run.steps == step)
+    names = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
+    reason = None if place is None else collapse({name: run.records.value(name, place) for name in names})
     return reason or f"diverged at step {run.diverged_at}"
 
 
-def _volatility(unique: Sequence[float | None]) -> float | None:
-    pairs = itertools.pairwise(unique)
-    changes = [abs(math.log2(later / earlier)) for earlier, later in pairs if earlier and later]
-    return sum(changes) / len(changes) if changes else None
+def _volatility(unique: "Floats") -> float | None:
+    import numpy as np
+
+    earlier, later = unique[:-1], unique[1:]
+    usable = (earlier > 0) & (later > 0)
+    # a quotient could overflow
+    return _mean(np.abs(np.log2(later[usable]) - np.log2(earlier[usable])))
 
 
-def _finite(column: Sequence[float | None]) -> list[float | None]:
-    return [value if value is not None and math.isfinite(value) else None for value in column]
+def _last(column: "Floats") -> float | None:
+    return _pick(column, _last_place(column == column))
 
 
-def _last(column: Sequence[float | None]) -> float | None:
-    return next((value for value in reversed(_finite(column)) if value is not None), None)
+def _mean(column: "Floats") -> float | None:
+    values = column[column == column]
+    # divided first, so that no sum overflows
+    return float((values / len(values)).sum()) if len(values) else None
 
 
-def _mean(column: Sequence[float | None]) -> float | None:
-    values = [value for value in _finite(column) if value is not None]
-    return sum(values) / len(values) if values else None
+def _largest(column: "Floats") -> float | None:
+    values = column[column == column]
+    return float(values.max()) if len(values) else None
 
 
-def _pick(column: Sequence[float | None], index: int | None) -> float | None:
-    return None if index is None else column[index]
+def _pick(column: "Floats", index: int | None) -> float | None:
+    value = math.nan if index is None else float(column[index])
+    return None if math.isnan(value) else value
+
+
+def _first_place(holds: "Booleans") -> int | None:
+    return int(holds.argmax()) if holds.any() else None
+
+
+def _last_place(holds: "Booleans") -> int | None:
+    return len(holds) - 1 - int(holds[::-1].argmax()) if holds.any() else None
+
+
+def _lowest_place(column: "Floats", among: "Booleans") -> int | None:
+    """Return the first place of the smallest known figure."""
+    places = (among & (column == column)).nonzero()[0]
+    return int(places[column[places].argmin()]) if len(places) else None
 
 
 def _ratio(after: float | None, before: float | None) -> float | None:
-    return after / before if after is not None and before else None
+    return _sane(after / before) if after is not None and before else None
 
 
 def _difference(before: float | None, after: float | None) -> float | None:
-    return before - after if before is not None and after is not None else None
+    return _sane(before - after) if before is not None and after is not None else None
+
+
+def _sane(value: float) -> float | None:
+    """Return a figure that did not overflow."""
+    return value if math.isfinite(value) else None

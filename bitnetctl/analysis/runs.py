@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnetctl.analysis.collapse import collapse
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records import NAMES, Manifest, Records, Row, read, read_manifest
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 _RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
 _SIZE_HINT = re.compile(
@@ -43,23 +45,17 @@ class Run:
 
     @cached_property
     def _columns(self) -> dict[str, list[float | None]]:
-        """Every column as a list; reading cell by cell from a frame would take a second for a hundred runs."""
-        frame, count = self.records.frame, len(self.records.frame)
-        columns: dict[str, list[float | None]] = {}
-        for name in NAMES:
-            if name not in frame:
-                columns[name] = [None] * count
-                continue
-            unknown = self.records.unknown[name]
-            columns[name] = [
-                None if missing else float(value)
-                for value, missing in zip(frame[name].tolist(), unknown.tolist(), strict=True)
-            ]
-        return columns
+        """Columns asked for so far; all of them at once would fill the memory for a long run."""
+        return {}
 
     @cached_property
-    def steps(self) -> "npt.NDArray[Any]":
-        """Steps of the evaluations, ascending, int64."""
+    def _arrays(self) -> "dict[str, Floats]":
+        """Columns asked for so far; asking the frame each time would take seconds for a thousand runs."""
+        return {}
+
+    @cached_property
+    def steps(self) -> "npt.NDArray[np.int64]":
+        """Steps of the evaluations, ascending."""
         return self.records.frame["Step"].to_numpy()
 
     @property
@@ -67,29 +63,29 @@ class Run:
         """Step of the last row."""
         return int(self.steps[-1])
 
-    @property
+    @cached_property
     def boundary_step(self) -> int | None:
         """Last step of stage 1: from the config, else where the WD column changes, else half of the plan."""
         if self.effective is not None:
             return self.effective.boundary_step
-        decay = self.column("WD")
-        for before, (step, value) in zip(self.steps, list(zip(self.steps, decay, strict=True))[1:], strict=False):
-            if value is not None and decay[0] is not None and value != decay[0]:
-                return self._round_boundary(int(before), int(step))
+        decay, known = self.figures("WD"), ~self.records.unknown["WD"]
+        changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
+        if len(changed):
+            return self._round_boundary(int(self.steps[changed[0] - 1]), int(self.steps[changed[0]]))
         return self.planned_steps // 2 if self.planned_steps else None
 
-    @property
+    @cached_property
     def diverged_at(self) -> int | None:
         """First step known to be not finite, in the figures or by the manifest."""
+        import numpy as np
+
         if self.manifest is not None and self.manifest.diverged_at is not None:
             return self.manifest.diverged_at
         found = self.records.diverged_at()
         if found is not None:
             return found
-        for step, value in zip(self.steps, self.column("UniquePredictions"), strict=True):
-            if value is not None and not math.isfinite(value):
-                return int(step)
-        return None
+        counts = ~np.isfinite(self.figures("UniquePredictions")) & ~self.records.unknown["UniquePredictions"]
+        return int(self.steps[counts.argmax()]) if counts.any() else None
 
     @property
     def is_complete(self) -> bool | None:
@@ -103,28 +99,45 @@ class Run:
         It is ProbePositions or, where that is unknown, the value of the first row: an untrained model predicts almost
         one token for each prompt.
         """
-        positions = [value for value in self.column("ProbePositions") if value is not None]
-        if positions:
-            return min(positions), False
-        first = self.column("UniquePredictions")[0]
+        positions = self.figures("ProbePositions")[~self.records.unknown["ProbePositions"]]
+        if len(positions):
+            return float(positions.min()), False
+        first = self.records.value("UniquePredictions", 0)
         return (first, True) if first is not None and math.isfinite(first) and self.steps[0] == 1 else None
+
+    def figures(self, name: str) -> "Floats":
+        """Return a column as it is in the records: NaN is unknown or a fact, as `records.unknown` tells."""
+        import numpy as np
+
+        if name not in self._arrays:
+            frame = self.records.frame
+            self._arrays[name] = frame[name].to_numpy(np.float64) if name in frame else np.full(len(frame), np.nan)
+        return self._arrays[name]
+
+    def finite(self, name: str) -> "Floats":
+        """Return a column with NaN for whatever is unknown or not finite."""
+        import numpy as np
+
+        figures = self.figures(name)
+        return np.where(np.isfinite(figures), figures, np.nan)
 
     def column(self, name: str) -> list[float | None]:
         """Return a column with a value for every row: None is unknown, NaN and infinity are facts."""
+        if name not in self._columns:
+            unknown = self.records.unknown[name].tolist()
+            self._columns[name] = [
+                None if missing else value for value, missing in zip(self.figures(name).tolist(), unknown, strict=True)
+            ]
         return self._columns[name]
 
     def row(self, index: int) -> Row:
         """Return one row by column name."""
-        return {name: self._columns[name][index] for name in NAMES}
+        return {name: self.column(name)[index] for name in NAMES}
 
     def at(self, column: str, step: int) -> float | None:
         """Return the figure at exactly `step`."""
         places = (self.steps == step).nonzero()[0]
-        return self._columns[column][int(places[0])] if len(places) else None
-
-    def collapse_reasons(self) -> list[str | None]:
-        """Return for every row why it counts as collapsed, None where it does not or, at step 1, is untrained."""
-        return [None if step == 1 else collapse(self.row(index)) for index, step in enumerate(self.steps)]
+        return self.records.value(column, int(places[0])) if len(places) else None
 
     @staticmethod
     def _round_boundary(before: int, after: int) -> int:

@@ -21,6 +21,9 @@ Better = Literal["higher", "lower"]
 RESAMPLES = 99_999
 """Assignments of signs to try: all there are up to 16 pairs."""
 
+_BATCH_VALUES = 1 << 20
+"""Values resampled at once, some 64 MiB; the result is the same for any number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -100,6 +103,7 @@ def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed:
             confidence_level=confidence,
             method="BCa",
             vectorized=True,
+            batch=_batch(len(sample)),
             rng=np.random.default_rng(seed),
         ).confidence_interval
     low, high = float(found.low) * scale, float(found.high) * scale
@@ -177,6 +181,7 @@ def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | N
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=_batch(len(sample)),
         alternative="two-sided",
         rng=np.random.default_rng(seed),
     )
@@ -247,6 +252,10 @@ def smallest_effect(pairs: int, spread: float, alpha: float = 0.05, power: float
 def _check_counts(failures: int, runs: int) -> None:
     if not 0 <= failures <= runs:
         raise ValueError(f"{failures} failures of {runs} runs")
+
+
+def _batch(values: int) -> int:
+    return max(1, _BATCH_VALUES // values)
 
 
 def _array(values: Sequence[float | None]) -> "Floats":

@@ -9,6 +9,9 @@ from bitnetctl.analysis.factors import OutcomeAnalysis
 from bitnetctl.analysis.facts import RunFacts
 
 UNKNOWN = "–"
+MOST_POINTS = 600
+"""Points of a curve; a longer run is thinned evenly, its first and last evaluation stay."""
+
 MEANS = "Means over the runs that have the figure; a failed run has no final one. Falls and recoveries are counted."
 
 
@@ -168,6 +171,13 @@ def pairs_text(effect: ArmEffect) -> str:
     if effect.unpaired_runs:
         parts.append(f"{effect.unpaired_runs} without a partner")
     return ", ".join(parts)
+
+
+def kept_places(count: int) -> list[int]:
+    """Return which of a run's evaluations are points of its curve."""
+    if count <= MOST_POINTS:
+        return list(range(count))
+    return [round(place * (count - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)]
 
 
 def printable(text: str) -> str:

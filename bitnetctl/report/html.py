@@ -23,18 +23,17 @@ from bitnetctl.report.columns import (
     END,
     FACTOR_HEADER,
     MEANS,
+    MOST_POINTS,
     FactRow,
     arm_rows,
     effect_cells,
     factor_cells,
+    kept_places,
     p_text,
     printable,
     run_rows,
     signed,
 )
-
-MOST_POINTS = 600
-"""Points of a curve; a longer run is thinned evenly, its first and last evaluation stay."""
 
 MOST_REASONS = 5
 """Reasons of a verdict that are shown outside its checks."""
@@ -95,7 +94,7 @@ def page_data(study: Study) -> dict[str, Any]:
     runs, known, thinned = [], set(), False
     for run, facts in zip(study.runs, study.facts, strict=True):
         steps = run.steps.tolist()
-        kept = _kept(len(steps))
+        kept = kept_places(len(steps))
         thinned = thinned or len(kept) < len(steps)
         values = _values(run, kept)
         known |= set(values)
@@ -123,23 +122,17 @@ def page_data(study: Study) -> dict[str, Any]:
     }
 
 
-def _kept(count: int) -> list[int]:
-    if count <= MOST_POINTS:
-        return list(range(count))
-    return [round(place * (count - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)]
-
-
 def _values(run: Run, kept: Sequence[int]) -> dict[str, list[float | None]]:
     """Return every column that has a figure, to five digits; what is not finite is a gap."""
     values = {}
     for column in COLUMNS[1:]:
         if column.name not in _CONSTANT and run.records.known(column.name):
-            figures = run.column(column.name)
-            values[column.name] = [_short(figures[index]) for index in kept]
-    losses = zip(*(run.column(name) for name in ("HeldOutLoss", "UnigramLoss", "BigramLoss")), strict=True)
+            values[column.name] = [_short(value) for value in run.figures(column.name)[kept].tolist()]
+    names = ("HeldOutLoss", "UnigramLoss", "BigramLoss")
+    losses = zip(*(run.figures(name)[kept].tolist() for name in names), strict=True)
     skills = [_short(skill(*row)) for row in losses]
     if any(value is not None for value in skills):
-        values["Skill"] = [skills[index] for index in kept]
+        values["Skill"] = skills
     return values
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from bitnetctl.analysis import known
 from bitnetctl.analysis.study import Study
-from bitnetctl.report.columns import printable
+from bitnetctl.report.columns import kept_places, printable
 
 MOST_CURVES = 6
 HEIGHT = 14
@@ -44,14 +43,16 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
     """Return a curve for every arm and size, step 1 left out: the mean, geometric if logarithmic, at every step."""
     sizes = {facts.size for facts in study.facts}
     groups: dict[str, dict[int, list[float]]] = {}
+    places = {arm: place for place, arm in enumerate(study.arms)}
     runs = zip(study.runs, study.facts, strict=True)
-    for run, facts in sorted(runs, key=lambda pair: (study.arms.index(pair[1].arm), pair[1].size or 0)):
+    for run, facts in sorted(runs, key=lambda pair: (places[pair[1].arm], pair[1].size or 0)):
         label = f"{facts.arm} h{facts.size}" if len(sizes) > 1 and facts.size is not None else facts.arm
         points = groups.setdefault(label, {})
-        for step, value in zip(run.steps.tolist(), run.column(column), strict=True):
-            figure = known({column: value}, column)
-            if step > 1 and figure is not None and (figure > 0 or not logarithmic):
-                points.setdefault(step, []).append(math.log(figure) if logarithmic else figure)
+        kept = kept_places(len(run.steps))
+        for step, value in zip(run.steps[kept].tolist(), run.finite(column)[kept].tolist(), strict=True):
+            # a comparison with NaN does not hold
+            if step > 1 and (value > 0 if logarithmic else value == value):
+                points.setdefault(step, []).append(math.log(value) if logarithmic else value)
     found = []
     for label, points in groups.items():
         if points:

@@ -28,13 +28,13 @@ _NEXT = {
 def milestones(run: Run, column: str) -> list[float | None]:
     """Return a column at each milestone: at the first evaluation at or after it, None where there is none yet."""
     planned = run.planned_steps or run.final_step
-    values = run.column(column)
     # an evaluation a little later belongs to the milestone, one beyond the next milestone does not
     nexts = [*MILESTONES[1:], math.inf]
     found: list[float | None] = []
     for share, following in zip(MILESTONES, nexts, strict=True):
-        later = [index for index, step in enumerate(run.steps) if planned * share <= step < planned * following]
-        found.append(values[later[0]] if later else None)
+        place = int(run.steps.searchsorted(planned * share))
+        reached = place < len(run.steps) and run.steps[place] < planned * following
+        found.append(run.records.value(column, place) if reached else None)
     return found
 
 
