@@ -3,6 +3,8 @@
 import itertools
 import json
 import lzma
+import re
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -17,20 +19,25 @@ from bitnetctl.files import storage_errors
 MAX_FILES = 10_000
 MAX_BYTES = 2**30
 
+# what some system takes for more than a letter of a name, and names that it takes for a device
+_ODD = re.compile(r'[\\/:*?"<>|]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
+
 
 def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, str]], verdict: dict[str, Any]) -> None:
     """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
 
     `criteria` are names and JSON texts. The old file stays until the new one is whole.
     """
-    aside = path.with_name(f".{path.name}.aside")
+    # a name that nobody can foresee, and so nobody can have put a link there
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
+            with zipfile.ZipFile(aside, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
                 taken: set[str] = set()
                 for run in runs:
-                    stem = _free(run.path.stem, taken)
+                    stem = _free(_plain(run.path.stem), taken)
                     bundle.write(run.path, f"runs/{stem}.csv")
                     manifest = run.path.with_suffix("") / "run.json"
                     if manifest.is_file():
@@ -78,9 +85,21 @@ def _free(stem: str, taken: set[str]) -> str:
     return name
 
 
+def _plain(stem: str) -> str:
+    """Return a file's stem with what a plain name cannot hold replaced, so that it can be unpacked anywhere."""
+    letters = (letter if letter.isprintable() else "_" for letter in stem[:200])
+    stem = _ODD.sub("_", "".join(letters)).rstrip(". ") or "_"
+    return f"_{stem}" if _DEVICE.fullmatch(stem) else stem
+
+
+def _is_plain(part: str) -> bool:
+    cut_off = part.endswith((".", " "))
+    return part.isprintable() and not (cut_off or _ODD.search(part) or _DEVICE.fullmatch(part))
+
+
 def _is_wanted(member: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(member.filename).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    if is_link or not parts or parts[0] != "runs" or any(part in ("..", "/") or "\\" in part for part in parts):
+    if is_link or not parts or parts[0] != "runs" or not all(map(_is_plain, parts)):
         return False
     return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == "run.json")

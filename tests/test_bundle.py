@@ -152,6 +152,61 @@ def test_a_csv_without_a_time_is_bundled(tmp_path: Path) -> None:
     assert verify(tmp_path / "all.zip").code == ExitCode.SUPPORTED
 
 
+ODD_NAMES = {
+    "a:b": "a_b",
+    "CON": "_CON",
+    "aux.x": "_aux.x",
+    "=1+1": "=1+1",
+    "x\x1b[31m": "x_[31m",
+    "new\nline": "new_line",
+    "...": "_",
+    "a\\b": "a_b",
+    "my results": "my results",
+    "größe-64": "größe-64",
+    "\udcff": "_",
+    "x" * 249: "x" * 200,
+    "..": "_",
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_are_bundled_as_plain_ones(tmp_path: Path, temporary: Path, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    try:
+        csv = write_run(tmp_path / "runs", CURED, name=f"{name}.csv").path
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    path = tmp_path / "all.zip"
+    made = verify(csv, "--sizes", "256", "--bundle", path, "--report", tmp_path / "x.md", "--junit", tmp_path / "x.xml")
+    assert made.code == ExitCode.INCONCLUSIVE, made.err
+    with zipfile.ZipFile(path) as file:
+        assert file.namelist()[0] == f"runs/{ODD_NAMES[name]}.csv"
+    assert verify(path, "--sizes", "256").code == made.code
+
+
+def test_names_that_differ_in_case_only_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in ("H256.csv", "h256.csv"):
+        write_run(tmp_path / "runs", CURED, name=name)
+    if len(files(tmp_path / "runs")) == 1:
+        pytest.skip("this file system takes them for one")
+    verify(tmp_path / "runs", "--steps", "20000", "--bundle", tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as file:
+        assert file.namelist()[:2] == ["runs/H256.csv", "runs/h256~2.csv"]
+
+
+def test_a_bundle_is_not_written_through_a_link(tmp_path: Path) -> None:
+    csv = write_run(tmp_path, CURED).path
+    precious = tmp_path / "precious"
+    precious.write_text("precious", encoding="utf-8")
+    for name in ("all.zip", ".all.zip.aside"):
+        (tmp_path / name).symlink_to(precious)
+    assert verify(csv, "--bundle", tmp_path / "all.zip").code == ExitCode.SUPPORTED
+    assert precious.read_text(encoding="utf-8") == "precious"
+    assert zipfile.is_zipfile(tmp_path / "all.zip")
+    assert not (tmp_path / "all.zip").is_symlink()
+
+
 # hostile ones
 
 
@@ -173,6 +228,16 @@ HOSTILE: dict[str, str | zipfile.ZipInfo] = {
     "too deep": "runs/a/b/x.csv",
     "link": link("runs/x.csv"),
     "not a csv": "runs/x.txt",
+    "drive": "C:\\runs\\x.csv",
+    "drive below": "runs/C:x.csv",
+    "stream": "runs/x:y.csv",
+    "device": "runs/CON.csv",
+    "device as folder": "runs/nul/run.json",
+    "device with a space": "runs/aux .csv",
+    "end that is cut off": "runs/x./run.json",
+    "control character": "runs/x\x1b[31m.csv",
+    "text that runs backwards": "runs/\u202evsc.csv",
+    "wildcard": "runs/*.csv",
 }
 
 
