@@ -32,13 +32,14 @@ def state(step: int, **fields: Any) -> Checkpoint:
             optimizer={"q/exp_avg": torch.randn(3, 4, generator=generator), "q/step": torch.tensor(float(step))},
             codes={"qkv": torch.randint(-1, 2, (1, 6, 4), generator=generator, dtype=torch.int8)},
             interventions=[{}, {"momentum": [1.5, None], "name": "é"}],
+            records=b"Step,Loss\n1,7.5\n",
         ),
         **fields,
     )
 
 
 def assert_same(ours: Checkpoint, theirs: Checkpoint) -> None:
-    for name in ("step", "config_hash", "data_fingerprint", "interventions"):
+    for name in ("step", "config_hash", "data_fingerprint", "interventions", "records"):
         assert getattr(ours, name) == getattr(theirs, name)
     for name in ("model", "optimizer", "codes"):
         left, right = getattr(ours, name), getattr(theirs, name)
@@ -73,7 +74,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
 def test_a_finished_run_keeps_the_model_alone(folder: Path) -> None:
     path = checkpoint.save(folder, state(7, optimizer={}, codes={}))
-    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "state.json"]
+    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "records.csv", "state.json"]
     loaded = checkpoint.load(path)
     assert loaded.optimizer == {}
     assert loaded.codes == {}
@@ -100,6 +101,66 @@ def test_saving_a_step_again_replaces_it(folder: Path) -> None:
     assert checkpoint.load(checkpoint.path_of(folder, 3)).config_hash == "e" * 64
 
 
+def test_a_sound_checkpoint_is_not_replaced_by_its_like(folder: Path) -> None:
+    """A kill in between would leave a finished run without its only checkpoint."""
+    path = checkpoint.save(folder, state(3))
+    before = path.stat().st_ino
+    checkpoint.save(folder, state(3))
+    assert path.stat().st_ino == before
+    assert sorted(entry.name for entry in folder.iterdir()) == ["step-00000003"]
+    # a damaged one is
+    (path / "codes.safetensors").write_bytes(b"")
+    checkpoint.save(folder, state(3))
+    assert path.stat().st_ino != before
+    assert_same(checkpoint.load(path), state(3))
+    assert sorted(entry.name for entry in folder.iterdir()) == ["step-00000003"]
+
+
+def test_the_old_one_comes_back_if_the_new_one_cannot_take_its_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(folder, state(3))
+    rename = Path.rename
+
+    def refuse_the_new(path: Path, target: Path) -> Path:
+        if target.name == "step-00000003" and json.loads((path / "state.json").read_text())["config_hash"][0] == "e":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_new)
+        with pytest.raises(StorageError, match="Input/output error"):
+            checkpoint.save(folder, state(3, config_hash="e" * 64))
+    assert_same(checkpoint.load(checkpoint.path_of(folder, 3)), state(3))
+    assert [entry.name for entry in folder.iterdir()] == ["step-00000003"]
+
+
+def test_checkpoints_after_a_step_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (3, 4):
+        checkpoint.save(folder, state(step))
+    with monkeypatch.context() as patch:
+        # one that is half deleted must not look like a damaged one
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoint.drop_after(folder, 3)
+    assert checkpoint.steps(folder) == [3]
+    checkpoint.drop_after(folder, 3)
+    checkpoint.drop_after(folder / "nowhere", 0)
+    assert checkpoint.steps(folder) == [3]
+
+
+def test_the_rows_must_be_those_that_were_saved(folder: Path) -> None:
+    path = checkpoint.save(folder, state(3, records=b"Step\n1\n"))
+    csv = folder.parents[1] / "run.csv"
+    for content in (None, b"Step\n1\n", b"Step\n1\n4\n", b"Step\n1\n4"):
+        if content is not None:
+            csv.write_bytes(content)
+        assert checkpoint.load(path).records == b"Step\n1\n"
+    for content in (b"", b"Step\n1", b"Step\n2\n", b"step\n1\n4\n"):
+        csv.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"step-00000003: the rows of .*run\.csv are not those"):
+            checkpoint.load(path)
+
+
 def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
     leftover = folder / ".aside-0123abcd"
     leftover.mkdir(parents=True)
@@ -112,7 +173,7 @@ def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
     assert not list(folder.glob(".aside-*"))
 
 
-FILES = ["model.safetensors", "optimizer.safetensors", "codes.safetensors", "state.json"]
+FILES = ["model.safetensors", "optimizer.safetensors", "codes.safetensors", "records.csv", "state.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -131,7 +192,7 @@ def test_a_truncated_file_is_named(folder: Path, name: str, kept: float) -> None
     assert name in refused(path)
 
 
-@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("name", FILES[:4])
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.999])
 def test_a_flipped_bit_is_found(folder: Path, name: str, place: float) -> None:
     path = checkpoint.save(folder, state(3))

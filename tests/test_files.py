@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
-from bitnetctl.files import require_space, safe_name, storage_errors, sync_folder, write_atomic
+from bitnetctl.files import remove_leftovers, require_space, safe_name, storage_errors, sync_folder, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,30 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         write_atomic(path, b"new")
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
+
+
+def test_the_first_error_is_the_one_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: refuse(errno.ENOSPC))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: refuse(errno.EIO))
+    with pytest.raises(StorageError, match="No space left") as caught:
+        write_atomic(tmp_path / "run.json", b"new")
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_leftovers_of_one_file_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ["a[b].csv", ".a[b].csv", ".ab.csv.0123abcd", ".a[b].csv.long-name", "a[b].csv.0123abcd"]
+    for name in (*kept, ".a[b].csv.0123abcd", ".a[b].csv.fedc9876"):
+        (tmp_path / name).write_bytes(b"")
+    with monkeypatch.context() as patch:
+        # what cannot be deleted is left
+        patch.setattr(Path, "unlink", lambda path: (_ for _ in ()).throw(PermissionError))
+        remove_leftovers(tmp_path / "a[b].csv")
+    remove_leftovers(tmp_path / "a[b].csv")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+    remove_leftovers(tmp_path / "nowhere" / "a.csv")
 
 
 def test_content_is_synced_before_it_is_renamed_and_the_folder_after(

@@ -1,21 +1,24 @@
 """A run that was stopped or killed and goes on is the run that was left alone, bit for bit."""
 
+import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bitnetctl import checkpoint, plugins, sweep
 from bitnetctl.checkpoint import Checkpoint
-from bitnetctl.config import RunConfig
-from bitnetctl.errors import CheckpointError, ConfigError, RecordError
+from bitnetctl.config import InterventionSpec, RunConfig
+from bitnetctl.errors import CheckpointError, ConfigError, RecordError, StorageError
 from bitnetctl.events import Event, Failed, Started, Stopped
 from bitnetctl.intervention import Composition, Intervention, InterventionSettings
-from bitnetctl.records import read_manifest, write_manifest
+from bitnetctl.records import RecordWriter, read, read_manifest, write_manifest
+from bitnetctl.runs import ended
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -48,6 +51,17 @@ def assert_undisturbed(figures: Figures) -> Callable[..., None]:
             assert (found.status, found.steps_done) == ("finished", steps)
 
     return check
+
+
+def assert_same_state(ours: Checkpoint, theirs: Checkpoint) -> None:
+    """Compare all that a run goes on from; of the rows, all but the measured speed."""
+    assert_equal(ours.model, theirs.model)
+    assert_equal(ours.optimizer, theirs.optimizer)
+    assert_equal(ours.codes, theirs.codes)
+    assert (ours.step, ours.interventions) == (theirs.step, theirs.interventions)
+    rows = [[line.rpartition(b",")[0] for line in state.records.splitlines()] for state in (ours, theirs)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) > 1
 
 
 def start_of(events: list[Event]) -> int:
@@ -145,6 +159,62 @@ def test_the_state_of_interventions_is_restored(
     assert_undisturbed("a")
 
 
+# what a run may be made of: every optimizer and order, interventions with and without state
+ARMS = ("", "adaptive-clipping+momentum-reset:every=5+label-smoothing", "fp-first+wd-schedule:stage2=0.05")
+
+
+# in the warm-up (1, 2), at a row (4), at the boundary of the stages (6) and around it, before the last step
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_the_whole_state_after_a_cut_is_that_without_one(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """A pack with state of every kind: moments, codes, an intervention that counts, the place in shuffled data."""
+    compose = plugins.compose
+
+    def with_counter(specs: Sequence[InterventionSpec]) -> Composition:
+        return compose(specs) if specs else Composition([Tiring(InterventionSettings())])
+
+    monkeypatch.setattr(plugins, "compose", with_counter)
+    orders, optimizers = ("shuffled", "sequential", "shuffled"), ("adamw", "adam", "adam")
+    configs = [
+        tiny_config(arm=arm, seed=seed, data__order=order, optimizer__name=name)
+        for seed, (arm, order, name) in enumerate(zip(ARMS, orders, optimizers, strict=True))
+    ]
+    assert configs[0].boundary_step == 6
+    names = ["a", "b", "c"]
+    train(configs, names=names, runs_dir=UNDISTURBED, stop_after=11)
+    train(configs, names=names, stop_after=cut)
+    # what others draw from the global generators in between is nothing to the run
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(cut)
+    assert start_of(train(configs, names=names, stop_after=11 - cut)) == cut
+    for name in names:
+        assert_same_state(saved(RUNS, name, 11), saved(UNDISTURBED, name, 11))
+    assert saved(RUNS, "a", 11).interventions == [{"calls": 11}]
+
+
+# figures of single precision, in another pack or none: int8 roundings may fall differently
+OTHER_PACK = 1e-2
+
+
+@pytest.mark.parametrize("cut", [2, 6, 9])
+def test_another_pack_agrees_within_a_tolerance(train: Train, tiny_config: TinyConfig, cut: int) -> None:
+    configs = [tiny_config(seed=seed, data__order="shuffled") for seed in (4, 5, 6)]
+    names = ["a", "b", "c"]
+    train(configs, names=names, runs_dir=UNDISTURBED)
+    train(configs, names=names, stop_after=cut)
+    train(configs[:1], names=["a"])
+    train(configs[1:], names=["b", "c"])
+    for name in names:
+        ours, theirs = (read(folder / f"{name}.csv").frame for folder in (RUNS, UNDISTURBED))
+        assert ours["Step"].tolist() == theirs["Step"].tolist() == [1, 4, 8, 12]
+        for column in ("Loss", "HeldOutLoss", "GradNorm"):
+            assert np.abs(ours[column] - theirs[column]).max() < OTHER_PACK
+        weights = saved(RUNS, name, 12).model
+        for key, weight in saved(UNDISTURBED, name, 12).model.items():
+            assert (weights[key] - weight).abs().max() < OTHER_PACK
+
+
 def test_a_finished_run_is_left_as_it_is(
     train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
 ) -> None:
@@ -219,6 +289,149 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert "step-00000007" in notice
     assert file in notice
     assert_undisturbed("a")
+
+
+def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    folder = RUNS / "a" / "checkpoints"
+    damage(checkpoint.path_of(folder, 9) / "model.safetensors")
+    # two more saves before the damaged step: it must not push out the good ones
+    assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 6
+    assert checkpoint.steps(folder) == [6, 7]
+    assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 7
+    assert checkpoint.steps(folder) == [7, 8]
+    train(tiny_config(), names=["a"])
+    assert_undisturbed("a")
+
+
+def test_a_run_set_back_with_its_pack_misses_no_row_alone(
+    train: Train, tiny_config: TinyConfig, figures: Figures
+) -> None:
+    configs = [tiny_config(seed=seed, probe__eval_every_steps=2) for seed in (4, 5)]
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
+    shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
+    # the pack goes on from 6, and dies before it saves again
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=1, checkpoint_every=3)
+    assert start_of(train(configs[:1], names=["a"])) == 6
+    steps = [int(row.partition(b",")[0]) for row in figures(RUNS / "a.csv")[1:]]
+    assert steps == [1, 2, 4, 6, 8, 10, 12]
+
+
+def change(csv: Path, step: int) -> None:
+    """Change a digit of a row's loss to another one: still a number, and nothing that a reader can see."""
+    lines = csv.read_bytes().splitlines(keepends=True)
+    (place,) = [place for place, line in enumerate(lines) if line.startswith(b"%d," % step)]
+    line = bytearray(lines[place])
+    line[line.index(b".") + 1] ^= 1
+    csv.write_bytes(b"".join([*lines[:place], line, *lines[place + 1 :]]))
+
+
+def test_a_changed_row_gives_way_to_the_checkpoint_before_it(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    change(RUNS / "a.csv", 8)
+    notices: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], notice=notices.append)) == 6
+    (notice,) = notices
+    assert "step-00000009: the rows of " in notice
+    assert_undisturbed("a")
+
+
+def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    change(RUNS / "a.csv", 1)
+    csv = (RUNS / "a.csv").read_bytes()
+    notices: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
+        train(tiny_config(), names=["a"], notice=notices.append)
+    assert (RUNS / "a.csv").read_bytes() == csv
+    # the copy that the notice names makes it good
+    copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
+    assert str(copy) in notices[0]
+    shutil.copy(copy, RUNS / "a.csv")
+    assert start_of(train(tiny_config(), names=["a"])) == 9
+    assert_undisturbed("a")
+
+
+def test_a_missing_row_is_missed_beside_a_checkpoint_from_elsewhere(
+    train: Train, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    elsewhere = tmp_path / "backup" / "a" / "step-00000009"
+    shutil.copytree(checkpoint.path_of(RUNS / "a" / "checkpoints", 9), elsewhere)
+    csv = RUNS / "a.csv"
+    rows = csv.read_bytes()
+    csv.write_bytes(b"".join(rows.splitlines(keepends=True)[:-1]))
+    with pytest.raises(RecordError, match="the row of step 8 is missing"):
+        train(tiny_config(), names=["a"], resume=elsewhere)
+    csv.write_bytes(rows)
+    assert start_of(train(tiny_config(), names=["a"], resume=elsewhere)) == 9
+
+
+def test_figures_that_changed_after_the_end_are_told(train: Train, tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    train(config, names=["a"])
+    assert ended(config, RUNS, "a") is not None
+    change(RUNS / "a.csv", 8)
+    with pytest.raises(RecordError, match=r"a\.csv: damaged or edited since the run ended"):
+        ended(config, RUNS, "a")
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"])
+    sound, path = read_manifest(RUNS / "a"), RUNS / "a" / "run.json"
+    content = path.read_bytes()
+    refusals = 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            # white space between the tokens of JSON means nothing
+            assert read_manifest(RUNS / "a") == sound
+        except RecordError:
+            refusals += 1
+    assert refusals > 0.7 * len(content)
+
+
+def test_leftovers_of_a_kill_are_swept(
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=5)
+    leftovers = [RUNS / ".a.csv.0123abcd", RUNS / "a" / ".run.json.0123abcd", RUNS / "a" / "checkpoints" / ".aside-1"]
+    for leftover in leftovers[:2]:
+        leftover.write_bytes(b"half")
+    leftovers[2].mkdir()
+    theirs = RUNS / ".ab.csv.0123abcd"
+    theirs.write_bytes(b"of another run")
+    train(tiny_config(), names=["a"])
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert theirs.exists()
+    assert_undisturbed("a")
+
+
+def test_a_run_is_let_go_even_if_its_csv_cannot_be_closed(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(writer: RecordWriter) -> None:
+        raise StorageError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "close", refuse)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            train(tiny_config(), names=["a"], stop_after=4)
+    assert start_of(train(tiny_config(), names=["a"])) == 4
 
 
 def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_config: TinyConfig) -> None:

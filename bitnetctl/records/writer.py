@@ -60,7 +60,8 @@ class RecordWriter:
             self._torn = True
             try:
                 written = os.write(descriptor, line)
-                if written < len(line):
+                # a disk that is full takes what it can and says why at the next try only
+                if written < len(line) and written + os.write(descriptor, line[written:]) < len(line):
                     raise StorageError(f"{self.path}: cannot write: the disk took part of a row only")
             except BaseException:
                 self._try_cut(descriptor)
