@@ -1,7 +1,9 @@
 """Interventions by name: discover → load → check. Built-ins come in through the same door as everybody's."""
 
+import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,7 @@ from bitnetctl.records import PluginRecord
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
+ALLOWED = "BITNETCTL_ALLOWED_PLUGINS"
 SEAMS = (
     "configure",
     "quantization",
@@ -36,11 +39,16 @@ class Found:
     version: str
     target: str
     entry_point: metadata.EntryPoint
+    allowed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """A loaded and checked intervention class, or the one line that says why it cannot be used."""
+    """A loaded and checked intervention class, or the one line that says why it cannot be used.
+
+    `module` is where the class was defined and `source_sha256` the hash of that module's file, for what was imported;
+    nothing of a `refused` one was.
+    """
 
     name: str
     distribution: str
@@ -48,6 +56,9 @@ class Plugin:
     target: str
     intervention: type[Intervention] | None
     problem: str | None
+    module: str | None = None
+    source_sha256: str | None = None
+    refused: bool = False
 
     @property
     def refusal(self) -> str:
@@ -64,11 +75,22 @@ class Plugin:
 def discover() -> tuple[Found, ...]:
     """Return every registered entry point, sorted by name and distribution.
 
-    With BITNETCTL_DISABLE_PLUGINS=1 only those of this distribution.
+    With BITNETCTL_DISABLE_PLUGINS=1 only those of this distribution; with BITNETCTL_ALLOWED_PLUGINS, names of
+    distributions or interventions with commas between them, the others are marked as not allowed.
     """
     own_only = os.environ.get("BITNETCTL_DISABLE_PLUGINS", "") not in ("", "0")
+    allowed = _allowed()
     found = [
-        Found(name=entry.name, distribution=dist.name, version=dist.version, target=entry.value, entry_point=entry)
+        Found(
+            name=entry.name,
+            distribution=dist.name,
+            version=dist.version,
+            target=entry.value,
+            entry_point=entry,
+            allowed=allowed is None
+            or dist.name == OWN_DISTRIBUTION
+            or bool({entry.name, _normal(dist.name)} & allowed),
+        )
         for dist, entries in _distributions()
         for entry in entries
         if dist.name == OWN_DISTRIBUTION or not own_only
@@ -88,10 +110,24 @@ def _distributions() -> Iterator[tuple[metadata.Distribution, metadata.EntryPoin
         # the metadata of others may be damaged in any way
         except Exception:
             continue
-        normal = re.sub(r"[-_.]+", "-", name or "").lower()
+        normal = _normal(name or "")
         if normal and normal not in seen:
             seen.add(normal)
             yield dist, entries
+
+
+def _normal(distribution: str) -> str:
+    """Return a distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _allowed() -> set[str] | None:
+    """Return the names in BITNETCTL_ALLOWED_PLUGINS, None where it is unset; where it is empty, none is allowed."""
+    text = os.environ.get(ALLOWED)
+    if text is None:
+        return None
+    names = {name.strip() for name in text.split(",")} - {""}
+    return names | {_normal(name) for name in names}
 
 
 def load_all() -> list[Plugin]:
@@ -104,19 +140,26 @@ def load(name: str) -> Plugin:
     """Load one plug-in by name; what is wrong with it stands in `problem`. Raises ConfigError if there is none."""
     claims = [found for found in discover() if found.name == name]
     if not claims:
-        known = sorted({found.name for found in discover()})
+        known = sorted({found.name for found in discover() if _is_usable(found.name)})
         hint = near_miss(name, known) or f"; there are: {', '.join(known)}"
         raise ConfigError(f"unknown intervention {name!r}{hint}")
-    intervention, problem = None, None
-    if len(claims) > 1:
-        problem = "claimed by " + " and ".join(f"{found.distribution} {found.version}" for found in claims)
+    # what is not allowed must not take a name away either
+    allowed = [found for found in claims if found.allowed]
+    first = (allowed or claims)[0]
+    intervention, problem, module, digest = None, None, None, None
+    if not _is_usable(name):
+        problem = "its name is not one that -i takes: lower-case letters, digits and '-', at most 64"
+    elif not allowed:
+        problem = f"not allowed; {_how_to_allow(first)}"
+    elif len(allowed) > 1:
+        problem = "claimed by " + " and ".join(f"{found.distribution} {found.version}" for found in allowed)
     else:
         try:
-            intervention = check_class(claims[0].entry_point.load())
+            intervention = check_class(first.entry_point.load())
+            module, digest = intervention.__module__, _source_hash(intervention.__module__)
         # a plug-in may fail to import in any way, and must not take the command down with it
         except (Exception, SystemExit) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    first = claims[0]
     return Plugin(
         name=name,
         distribution=first.distribution,
@@ -124,7 +167,35 @@ def load(name: str) -> Plugin:
         target=first.target,
         intervention=intervention,
         problem=problem,
+        module=module,
+        source_sha256=digest,
+        refused=not allowed,
     )
+
+
+def _is_usable(name: str) -> bool:
+    try:
+        InterventionSpec(name=name)
+    except ValidationError:
+        return False
+    return True
+
+
+def _how_to_allow(found: Found) -> str:
+    alone = "" if found.name == _normal(found.distribution) else f", or {found.name} for this one alone,"
+    return f"add {_normal(found.distribution)}{alone} to {ALLOWED}"
+
+
+def _source_hash(module: str) -> str | None:
+    """Return the SHA-256 of the file that a loaded module came from, None where it came from no file."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    read = getattr(getattr(spec, "loader", None), "get_data", None)
+    if spec is None or spec.origin is None or read is None:
+        return None
+    try:
+        return hashlib.sha256(read(spec.origin)).hexdigest()
+    except OSError:
+        return None
 
 
 def check_class(candidate: Any) -> type[Intervention]:
@@ -165,14 +236,17 @@ def compose(specs: Sequence[InterventionSpec]) -> Composition:
 
 def plugin_records(specs: Iterable[InterventionSpec]) -> list[PluginRecord]:
     """Say which code ran with which settings, for the manifest."""
+    plugins = [(load(spec.name), _settings_of(spec)) for spec in specs]
     return [
         PluginRecord(
-            name=spec.name,
-            version=load(spec.name).version,
-            distribution=load(spec.name).distribution,
-            settings=_settings_of(spec).model_dump(mode="json"),
+            name=plugin.name,
+            version=plugin.version,
+            distribution=plugin.distribution,
+            settings=settings.model_dump(mode="json"),
+            module=plugin.module,
+            source_sha256=plugin.source_sha256,
         )
-        for spec in specs
+        for plugin, settings in plugins
     ]
 
 

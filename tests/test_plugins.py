@@ -1,5 +1,6 @@
 """Discovery, loading and checking of interventions, with distributions made up for the test; the contract's check."""
 
+import hashlib
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from calling import call
 from torch import Tensor
 
 from bitnetctl import __version__, plugins
@@ -44,7 +46,8 @@ HALVED = """
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing remembered from before, nothing left behind: caches, modules, sys.path."""
-    monkeypatch.delenv("BITNETCTL_DISABLE_PLUGINS", raising=False)
+    for name in ("BITNETCTL_DISABLE_PLUGINS", "BITNETCTL_ALLOWED_PLUGINS", "BITNETCTL_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
     modules, path = set(sys.modules), list(sys.path)
     forget()
     yield
@@ -167,6 +170,93 @@ def test_an_unknown_name(name: str, hint: str) -> None:
     assert repr(name) in str(caught.value)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# the refused
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        (None, {"halved", "thirded"}),
+        ("", set()),
+        (" , ", set()),
+        ("halved", {"halved"}),
+        ("my-plugins", {"thirded"}),
+        ("My.Plugins", {"thirded"}),
+        ("thirded , halved,", {"halved", "thirded"}),
+        ("third", set()),
+        ("no-decay", set()),
+        ("*", set()),
+    ],
+)
+def test_plugins_can_be_allowed_by_name(
+    value: str | None, allowed: set[str], distribution: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = built_ins()
+    if value is not None:
+        monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", value)
+    distribution()
+    distribution("my_plugins", points={"thirded": "made_up_my_plugins:Halved"})
+    found = {plugin.name: plugin for plugin in plugins.load_all()}
+    assert {name for name, plugin in found.items() if plugin.intervention is not None} == ours | allowed
+    assert {name for name, plugin in found.items() if plugin.refused} == {"halved", "thirded"} - allowed
+    imported = {"halved": "made_up_halved" in sys.modules, "thirded": "made_up_my_plugins" in sys.modules}
+    assert imported == {name: name in allowed for name in imported}
+
+
+def test_a_refused_plugin_is_listed_and_named_when_asked_for(
+    distribution: Distribution, monkeypatch: pytest.MonkeyPatch, tiny_config: TinyConfig
+) -> None:
+    monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "others")
+    monkeypatch.setenv("COLUMNS", "200")
+    distribution("my_plugins", points={"thirded": "made_up_my_plugins:Halved"})
+    distribution()
+    listed = call("interventions", "list")
+    assert (listed.code, listed.err) == (0, "")
+    assert "refused: not allowed; add halved to BITNETCTL_ALLOWED_PLUGINS" in listed.out
+    hint = "add my-plugins, or thirded for this one alone, to BITNETCTL_ALLOWED_PLUGINS"
+    for command in (("interventions", "show", "thirded"), ("train", "-i", "thirded", "--dry-run")):
+        done = call(*command)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == f"error: intervention 'thirded' of my_plugins 1.2 cannot be used: not allowed; {hint}\n"
+    assert not {"made_up_halved", "made_up_my_plugins"} & sys.modules.keys()
+
+
+def test_a_refused_plugin_takes_no_name_away(distribution: Distribution, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "good")
+    for name in ("good", "evil"):
+        distribution(name, points={"no-decay": f"made_up_{name}:Halved", "halved": f"made_up_{name}:Halved"})
+    monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "nobody")
+    forget()
+    assert plugins.load("no-decay").distribution == "bitnetctl"
+    assert plugins.load("no-decay").problem is None
+    monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "good")
+    forget()
+    assert plugins.load("halved").problem is None
+    assert plugins.load("halved").distribution == "good"
+    assert plugins.load("no-decay").problem == f"claimed by bitnetctl {__version__} and good 1.2"
+
+
+NAMES = ("../x", "/x", "CON", "Halved", "halved_too", "a" * 65, "[/red]", "\x1b[31m", "half\u202edev")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_no_command_line_takes_are_never_imported(
+    name: str, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    distribution(points={name: "made_up_halved:Halved"})
+    listed = call("interventions", "list")
+    assert (listed.code, listed.err) == (0, "")
+    assert "broken: its name is not one that -i takes" in listed.out
+    assert "\x1b" not in listed.out
+    assert "\u202e" not in listed.out
+    assert call("interventions", "list", "--json").code == 0
+    for command in (("interventions", "show", name), ("train", "--dry-run", "-i", name)):
+        done = call(*command)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "made_up_halved" not in sys.modules
 
 
 # the broken
@@ -354,16 +444,35 @@ def test_a_bad_setting_is_one_line(arm: str, parts: list[str], tiny_config: Tiny
 def test_records_name_code_and_settings(distribution: Distribution) -> None:
     distribution()
     records = plugins.plugin_records(parse_arm("reduced-lr:peak=1e-3+halved:factor=2+no-decay"))
+    places = {"reduced-lr": "bitnetctl_interventions.reduced_lr", "no-decay": "bitnetctl_interventions.no_decay"}
+
+    def record(name: str, **fields: Any) -> PluginRecord:
+        module = places.get(name, "made_up_halved")
+        content = Path(str(sys.modules[module].__file__)).read_bytes()
+        return PluginRecord(name=name, module=module, source_sha256=hashlib.sha256(content).hexdigest(), **fields)
+
+    ours = {"version": __version__, "distribution": "bitnetctl"}
     assert records == [
-        PluginRecord(
-            name="reduced-lr", version=__version__, distribution="bitnetctl", settings={"peak": 1e-3, "factor": None}
-        ),
-        PluginRecord(
-            name="halved", version="1.2", distribution="halved", settings={"factor": 2.0, "label": "none given"}
-        ),
-        PluginRecord(name="no-decay", version=__version__, distribution="bitnetctl", settings={}),
+        record("reduced-lr", settings={"peak": 1e-3, "factor": None}, **ours),
+        record("halved", version="1.2", distribution="halved", settings={"factor": 2.0, "label": "none given"}),
+        record("no-decay", settings={}, **ours),
     ]
     assert plugins.plugin_records(()) == []
+
+
+def test_code_from_elsewhere_is_hashed_where_it_is_defined(distribution: Distribution, tmp_path: Path) -> None:
+    distribution(code="from made_up_inner import Halved\n")
+    inner = tmp_path / "site" / "made_up_inner.py"
+    inner.write_text(textwrap.dedent(HALVED), encoding="utf-8")
+    [record] = plugins.plugin_records(parse_arm("halved"))
+    assert record.module == "made_up_inner"
+    assert record.source_sha256 == hashlib.sha256(inner.read_bytes()).hexdigest()
+
+
+def test_code_from_no_file_has_no_hash(distribution: Distribution) -> None:
+    distribution(code=textwrap.dedent(HALVED) + "Halved.__module__ = 'nowhere'\n")
+    assert plugins.load("halved").problem is None
+    assert plugins.load("halved").source_sha256 is None
 
 
 def test_composing_gives_every_run_its_own(distribution: Distribution) -> None:
@@ -439,6 +548,9 @@ def test_the_manifest_names_the_plugins(
         ("counting", "counting", "1.2", {"factor": 0.0}),
         ("reduced-lr", "bitnetctl", __version__, {"peak": 1e-3, "factor": None}),
     ]
+    source = tmp_path / "site" / "made_up_counting.py"
+    assert manifest.plugins[0].module == "made_up_counting"
+    assert manifest.plugins[0].source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert manifest.config["interventions"] == [
         {"name": "counting", "settings": {}},
         {"name": "reduced-lr", "settings": {"peak": 1e-3}},

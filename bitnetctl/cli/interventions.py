@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -27,6 +28,7 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 def list_all(as_json: JsonOption = False) -> None:
     """List every intervention, the broken ones with what is wrong."""
     from bitnetctl import plugins
+    from bitnetctl.report.columns import printable
 
     found = plugins.load_all()
     if as_json:
@@ -37,9 +39,11 @@ def list_all(as_json: JsonOption = False) -> None:
     table.add_column("from", no_wrap=True)
     table.add_column("what it does")
     for plugin in found:
-        what = plugin.intervention.summary if plugin.intervention else f"broken: {plugin.problem}"
-        style = "red" if plugin.problem else ""
-        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", escape(what), style=style)
+        state, style = ("refused", "dim") if plugin.refused else ("broken", "red")
+        what = plugin.intervention.summary if plugin.intervention else f"{state}: {plugin.problem}"
+        cells = (plugin.name, f"{plugin.distribution} {plugin.version}", what)
+        # a name that nobody has checked may hold anything
+        table.add_row(*(escape(printable(cell)) for cell in cells), style=style if plugin.problem else "")
     stdout().print(table)
 
 
@@ -57,7 +61,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
     console = stdout()
     console.print(f"[bold]{name}[/]  {escape(inspect.getdoc(plugin.intervention) or '')}", highlight=False)
     console.print(f"source   {escape(plugin.intervention.source)}", highlight=False)
-    console.print(f"from     {plugin.distribution} {plugin.version} ({plugin.target})", highlight=False)
+    console.print(f"from     {escape(f'{plugin.distribution} {plugin.version} ({plugin.target})')}", highlight=False)
+    if plugin.source_sha256:
+        console.print(f"sha256   {plugin.source_sha256}", highlight=False, soft_wrap=True)
     console.print(f"changes  {', '.join(plugin.seams)}", highlight=False)
     fields = plugin.intervention.Settings.model_fields
     if fields:
@@ -132,7 +138,8 @@ def _classes_in(path: Path) -> "list[type[Intervention]]":
     """Import a Python file, or what the entry points of a project name; raises ConfigError."""
     from bitnetctl.intervention import Intervention
 
-    if not path.is_file():
+    # Path.is_file raises for a long name
+    if not os.path.isfile(path):  # noqa: PTH113
         return [_entry_point(path, target) for target in _targets(path)]
     # a name of its own, so that no file takes the place of a module that others import
     module = _import(f"bitnetctl_checked_{path.stem}", path)

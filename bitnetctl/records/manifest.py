@@ -55,6 +55,8 @@ class PluginRecord(_Document):
     version: str | None = None
     distribution: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    module: str | None = Field(None, description="where its class is defined")
+    source_sha256: str | None = Field(None, description="hash of that module's file")
 
 
 class Manifest(_Document):
