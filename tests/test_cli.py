@@ -645,7 +645,7 @@ OPTIONS = {
     "--no-keep-weights --configs --runs-dir --device --eval-every --checkpoint-every --dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
     "--device --pack --no-train --report --bundle --junit --dry-run --json",
-    "analyze": "paths --baseline --markdown --html --verdict --json",
+    "analyze": "paths --baseline --markdown --html --csv --verdict --json",
     "interventions": "",
     "interventions list": "--json",
     "interventions show": "name --json",

@@ -194,7 +194,8 @@ def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _has_only_a_header(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            return stream.readline().startswith(b"Step,") and not stream.read(1)
+            # a file without line ends must not fill the memory
+            return stream.readline(1 << 20).startswith(b"Step,") and not stream.read(1)
     except OSError:
         return False
 

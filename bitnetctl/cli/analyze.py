@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ def analyze(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the facts of every run as CSV.")
+    ] = None,
     verdicts: Annotated[
         list[Path] | None,
         typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
@@ -47,6 +51,11 @@ def analyze(
     from bitnetctl.files import write_atomic
 
     files = find_csvs(paths)
+    outputs = [file for file in (markdown, html, csv) if file is not None]
+    inputs = {os.path.realpath(file) for file in files}
+    for file in outputs:
+        if os.path.realpath(file) in inputs:
+            raise ConfigError(f"{file}: is one of the files to analyse; write to another")
     runs, notes = load_begun_runs(files)
     if not runs:
         raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
@@ -55,26 +64,30 @@ def analyze(
         write_atomic(markdown, report.markdown_report(found).encode())
     if html is not None:
         write_atomic(html, report.html_page(found, judged).encode())
+    if csv is not None:
+        write_atomic(csv, report.facts_csv(found).encode())
     if as_json:
         print_json(found.to_json())
     else:
         show(found, stdout())
-    for file in (markdown, html):
-        if file is not None:
-            stderr().print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
+    for file in outputs:
+        stderr().print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
     return ExitCode.SUPPORTED
 
 
 def find_csvs(paths: Sequence[str]) -> list[Path]:
     """Return the CSVs that files, folders and patterns name, each once, in order; raises ConfigError."""
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
-        if path.is_dir():
-            files = _ordered(entry for entry in path.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
+        if "\0" in text:
+            raise ConfigError(f"{text!r}: no path can hold a NUL byte")
+        # Path.is_dir and Path.exists raise for a long name
+        if os.path.isdir(text):  # noqa: PTH112
+            files = _ordered(entry for entry in _entries(path) if entry.suffix.lower() == ".csv" and entry.is_file())
             if not files:
                 raise ConfigError(f"{path}: no CSV in this folder")
-        elif path.exists() or not glob.has_magic(text):
+        elif os.path.exists(text) or not glob.has_magic(text):  # noqa: PTH110
             files = [path]
         else:
             # a shell that finds nothing, or does not look, hands the pattern on as it is
@@ -82,8 +95,16 @@ def find_csvs(paths: Sequence[str]) -> list[Path]:
             if not files:
                 raise ConfigError(f"{text}: no file matches")
         for file in files:
-            found.setdefault(file.resolve(), file)
+            # Path.resolve raises for a link in a circle
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot read: {error.strerror or error}") from error
 
 
 def _ordered(files: Iterable[Path]) -> list[Path]:
@@ -144,6 +165,20 @@ def _read_verdicts(file: Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
     found = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
-    if not isinstance(found, list) or not all(isinstance(verdict, dict) and "verdict" in verdict for verdict in found):
+    if not isinstance(found, list) or not all(map(_is_verdict, found)):
         raise ConfigError(f"--verdict {file}: not what `bitnetctl verify --json` writes")
     return found
+
+
+def _is_verdict(tree: Any) -> bool:
+    """Whether a tree has the shape that the page shows."""
+
+    def lists(kind: type, *names: str) -> bool:
+        parts = [tree.get(name, []) for name in names]
+        return all(isinstance(part, list) and all(isinstance(one, kind) for one in part) for part in parts)
+
+    if not isinstance(tree, dict) or not isinstance(tree.get("verdict"), str):
+        return False
+    if not lists(str, "reasons", "notes") or not lists(dict, "sizes", "checks", "runs"):
+        return False
+    return all({"size", "verdict"} <= one.keys() for one in tree.get("sizes", []))

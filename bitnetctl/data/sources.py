@@ -39,6 +39,24 @@ def one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
+def expand(text: str) -> Path:
+    """Return a path with `~` expanded; a user that does not exist is part of the name."""
+    try:
+        return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    except ValueError:
+        return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, also for names that no file system can hold."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a long name
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, also for names that no file system can hold."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a long name
+
+
 class Piece(NamedTuple):
     """A stretch of a document; `ends` says that the document is over."""
 
@@ -124,7 +142,7 @@ def open_source(spec: str) -> Source:
         return _hub(spec, rest)
     if colon and scheme in ("file", "hf"):
         raise DataError(f"data source {spec!r} names nothing after the colon: expected {_FORMS}")
-    if not colon and Path(spec).expanduser().exists():
+    if not colon and (is_file(expand(spec)) or is_folder(expand(spec))):
         raise DataError(f"unknown data source {spec!r}; did you mean 'file:{spec}'?")
     hint = near_miss(scheme, ["stdlib", "file", "hf"])
     raise DataError(f"unknown data source {spec!r}{hint or ':'} expected {_FORMS}")
@@ -215,13 +233,12 @@ def _stdlib() -> Source:
 
 
 def _files(spec: str, pattern: str) -> Source:
-    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a glob is not a path
-    literal = Path(expanded)
-    if literal.is_dir():
+    literal = expand(pattern)
+    if is_folder(literal):
         raise DataError(f"data source {spec}: is a folder; use 'file:{pattern.rstrip('/')}/**/*.txt' or the like")
     # Path.glob takes no absolute pattern
-    names = [expanded] if literal.is_file() else glob.glob(expanded, recursive=True)  # noqa: PTH207
-    paths = sorted({path for path in map(Path, names) if path.is_file()}, key=Path.as_posix)
+    names = [literal] if is_file(literal) else map(Path, glob.glob(str(literal), recursive=True))  # noqa: PTH207
+    paths = sorted({path for path in names if is_file(path)}, key=Path.as_posix)
     if not paths:
         is_glob = glob.has_magic(pattern)
         raise DataError(f"data source {spec}: {'the glob matches no file' if is_glob else 'there is no such file'}")

@@ -90,10 +90,10 @@ def cache_folder() -> Path:
 def prepare(config: DataConfig, *, progress: Progress = ignore) -> TokenData:
     """Return the tokens of a config's text, from the cache or built into it.
 
-    The text is read and hashed every time, so an edited text is never served from the cache. Without
-    `held_out_source`, blocks of about 64 Ki characters, spread evenly over the text, are held out and the
-    tokenizer is trained on the rest. Every document, and every part of one that the split leaves, is followed
-    by the end-of-text token. Raises DataError for what the user can mend, StorageError when the disk refuses.
+    Text and cached tokens are read and hashed every time, so neither an edited text nor altered tokens come from the
+    cache. Without `held_out_source`, blocks of about 64 Ki characters, spread evenly over the text, are held out and
+    the tokenizer is trained on the rest. Every document, and every part of one that the split leaves, is followed by
+    the end-of-text token. Raises DataError for what the user can mend, StorageError when the disk refuses.
     """
     plan = open_tokenizer(config.tokenizer)
     text = _Text.open(config, progress)
@@ -356,17 +356,19 @@ def _read_meta(folder: Path) -> _Meta:
         for name, file in meta.files.items():
             if (folder / name).stat().st_size != file.bytes:
                 raise _DamagedError(f"{name} has another size than in meta.json")
-        tokenizer_fingerprint = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+            with (folder / name).open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                    raise _DamagedError(f"{name} is not the one of meta.json")
     except ValidationError as error:
         raise _DamagedError("meta.json is not readable") from error
     except OSError as error:
         raise _DamagedError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from error
-    if {meta.tokenizer_fingerprint, meta.files["tokenizer.json"].sha256} != {tokenizer_fingerprint}:
-        raise _DamagedError("tokenizer.json is not the tokenizer of these tokens")
     width = np.dtype(meta.dtype).itemsize
     counted = {"train.bin": meta.train_tokens, "held_out.bin": meta.held_out_tokens}
-    if meta.fingerprint != _fingerprint(meta.files, meta.dtype) or any(
-        meta.files[name].bytes != count * width for name, count in counted.items()
+    if (
+        meta.fingerprint != _fingerprint(meta.files, meta.dtype)
+        or meta.tokenizer_fingerprint != meta.files["tokenizer.json"].sha256
+        or any(meta.files[name].bytes != count * width for name, count in counted.items())
     ):
         raise _DamagedError("meta.json contradicts itself")
     return meta

@@ -9,11 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bitnetctl.config import DataConfig, near_miss
-from bitnetctl.data.sources import one_line
+from bitnetctl.data.sources import expand, is_file, is_folder, one_line
 from bitnetctl.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 _BPE_SIZES = range(257, (1 << 20) + 1)  # from 256 bytes and the end of text
+_MOST_TOKENS = 1 << 22
 _FORMS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 
@@ -36,12 +37,17 @@ def open_tokenizer(spec: str) -> TokenizerPlan:
     scheme, _, rest = spec.partition(":")
     known = {"bpe": _open_bpe, "gpt2-files": _open_gpt2, "file": _open_file, "hf": _open_hub}
     if scheme in known and rest:
-        return known[scheme](spec, rest)
+        plan = known[scheme](spec, rest)
+        if plan.ready is not None and vocab_size(plan.ready) > _MOST_TOKENS:
+            raise DataError(
+                f"tokenizer {spec}: token ids up to {vocab_size(plan.ready) - 1}, beyond {_MOST_TOKENS - 1}"
+            )
+        return plan
     if scheme in known:
         raise DataError(f"tokenizer {spec!r} names nothing after the scheme: expected {_FORMS}")
-    if Path(spec).expanduser().is_file():
+    if is_file(expand(spec)):
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'file:{spec}'?")
-    if Path(spec).expanduser().is_dir():
+    if is_folder(expand(spec)):
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'gpt2-files:{spec}'?")
     raise DataError(f"unknown tokenizer {spec!r}{near_miss(scheme, known) or ':'} expected {_FORMS}")
 
@@ -89,9 +95,9 @@ def _open_bpe(spec: str, rest: str) -> TokenizerPlan:
 
 
 def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
-    folder = Path(rest).expanduser()
+    folder = expand(rest)
     paths = [folder / "vocab.json", folder / "merges.txt"]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not is_file(path)]
     if missing:
         raise DataError(f"tokenizer {spec}: no {' and no '.join(missing)} in {folder}")
     contents = [_read(path, spec) for path in paths]
@@ -116,8 +122,8 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
 
 
 def _open_file(spec: str, rest: str) -> TokenizerPlan:
-    path = Path(rest).expanduser()
-    if not path.is_file():
+    path = expand(rest)
+    if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
     content = _read(path, spec)
     return TokenizerPlan(spec=spec, identity=f"file:{_digest(content)}", size=None, ready=load_tokenizer(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BLOCK = 1 << 20
+_LONGEST_LINE = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t"
 _MAX_STEP = 2**63 - 1
@@ -241,7 +243,7 @@ class _Reader:
         title, names = self._read_header(file)
         layout = Layout.of(names)
         # a block ends at a line's end, except at the file's
-        while block := file.read(_BLOCK) + file.readline():
+        while block := self._next_block(file):
             cut = block.rfind(b"\n") + 1
             if cut:
                 self._read_block(block[:cut], layout)
@@ -252,10 +254,21 @@ class _Reader:
             raise self._error(max(self.at.line, 1), f"a header and no rows{reason}")
         return self._collect(title, names, layout)
 
+    def _next_block(self, file: BinaryIO) -> bytes:
+        block = file.read(_BLOCK)
+        return block + self._read_line(file, self.at.line + block.count(b"\n") + 1)
+
+    def _read_line(self, file: BinaryIO, number: int) -> bytes:
+        """Read up to the line's end; no file fills the memory with a line that has none."""
+        line = file.readline(_LONGEST_LINE + 1)
+        if len(line) > _LONGEST_LINE:
+            raise self._error(number, f"a line of more than {_LONGEST_LINE:,} bytes; this is no file of figures")
+        return line
+
     def _read_header(self, file: BinaryIO) -> tuple[str | None, list[str]]:
-        first = file.readline().removeprefix(_BOM)
+        first = self._read_line(file, 1).removeprefix(_BOM)
         if not first.strip():
-            rest = file.readline()
+            rest = self._read_line(file, 2)
             if not rest.strip():
                 raise self._error(1, "the file is empty")
             raise self._error(1, "a blank first line; a title or the header belongs there")
@@ -265,7 +278,7 @@ class _Reader:
         if not set(REQUIRED) <= set(names):
             # the title may hold commas and even "Step", so the second line decides
             here = file.tell()
-            second = file.readline()
+            second = self._read_line(file, 2)
             if _mentions_step(second, b"[,;\t]"):
                 title = first_text.strip()
                 self.at.line = 2
@@ -299,7 +312,7 @@ class _Reader:
                         "and points in decimals",
                     )
             raise self._error(where, f"no header: expected a line with {','.join(REQUIRED)}")
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise self._error(where, f"duplicate columns: {', '.join(map(_quote, repeated))}")
         missing = [name for name in REQUIRED if name not in names]

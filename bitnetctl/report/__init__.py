@@ -4,6 +4,7 @@ from bitnetctl.report.html import html_page
 from bitnetctl.report.junit import junit_xml
 from bitnetctl.report.markdown import markdown_report
 from bitnetctl.report.plots import plots
+from bitnetctl.report.table import facts_csv
 from bitnetctl.report.tables import (
     agreement_table,
     collapse_table,
@@ -22,6 +23,7 @@ __all__ = [
     "effects_table",
     "end_table",
     "factors_table",
+    "facts_csv",
     "handoff",
     "html_page",
     "junit_xml",

@@ -1,6 +1,7 @@
 """Which facts are shown, what they are called and how they are written, the same in every kind of report."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -178,6 +179,16 @@ def kept_places(count: int) -> list[int]:
     if count <= MOST_POINTS:
         return list(range(count))
     return [round(place * (count - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)]
+
+
+# what spreadsheets take for the beginning of a formula, also in full width, and plain numbers, which they may
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def defused(text: str) -> str:
+    """Return the text of a cell with an apostrophe in front where a spreadsheet would run it; a number stays one."""
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def printable(text: str) -> str:

@@ -26,6 +26,7 @@ from bitnetctl.report.columns import (
     MOST_POINTS,
     FactRow,
     arm_rows,
+    defused,
     effect_cells,
     factor_cells,
     kept_places,
@@ -79,6 +80,11 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
 def esc(text: object) -> str:
     """Return text for an element or a quoted attribute."""
     return html.escape(printable(str(text)))
+
+
+def cell(text: object) -> str:
+    """Return text for a cell of a table, which a spreadsheet may open too."""
+    return esc(defused(str(text)))
 
 
 def embed(value: Any) -> str:
@@ -203,10 +209,10 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
         return ""
     rows = [
         [
-            esc(check.get("run") or f"size {check.get('size')}"),
-            esc(check.get("check", "")),
-            esc(check.get("outcome", check.get("verdict", ""))),
-            esc(check.get("reason", "")),
+            cell(check.get("run") or f"size {check.get('size')}"),
+            cell(check.get("check", "")),
+            cell(check.get("outcome", check.get("verdict", ""))),
+            cell(check.get("reason", "")),
         ]
         for check in checks
     ]
@@ -221,7 +227,8 @@ def _arms(study: Study, rows: Sequence[FactRow]) -> str:
     columns = (*COLLAPSE, *END)
     header = ("arm", "state", "size", "runs", *(column.header for column in columns))
     cells = [
-        [esc(row.arm), esc(row.state), row.size, row.seed, *(row.text(column) for column in columns)] for row in grouped
+        [cell(row.arm), cell(row.state), row.size, row.seed, *(row.text(column) for column in columns)]
+        for row in grouped
     ]
     return _section(
         "Arms",
@@ -231,7 +238,7 @@ def _arms(study: Study, rows: Sequence[FactRow]) -> str:
 
 
 def _effects(study: Study) -> str:
-    rows = effect_cells(study.effects, esc)
+    rows = effect_cells(study.effects, cell)
     hint = (
         "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
         "so many pairs would show four times in five."
@@ -240,7 +247,7 @@ def _effects(study: Study) -> str:
 
 
 def _factors(study: Study) -> str:
-    rows = factor_cells(study.outcomes, esc)
+    rows = factor_cells(study.outcomes, cell)
     hint = "η² is the share of the variance between runs that a factor, or a pair of factors, explains."
     return _section("Factors", hint, _table(FACTOR_HEADER, rows, texts=3)) if rows else ""
 
@@ -279,7 +286,7 @@ def _runs(rows: Sequence[FactRow]) -> str:
 
 
 def _word(text: str) -> str:
-    return f'<td class="t" data-v="{esc(text)}">{esc(text)}</td>'
+    return f'<td class="t" data-v="{esc(text)}">{cell(text)}</td>'
 
 
 def _scroll(table: str) -> str:
@@ -307,7 +314,9 @@ def _manifests(runs: Sequence[Run]) -> str:
 
 
 def _details(title: str, fields: Mapping[str, str]) -> str:
-    rows = "".join(f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>' for name, value in fields.items())
+    rows = "".join(
+        f'<tr><th scope="row">{cell(name)}</th><td>{cell(value)}</td></tr>' for name, value in fields.items()
+    )
     table = _scroll(f'<table class="kv">{rows}</table>')
     return f"<details><summary>{esc(title)}</summary>{table}</details>"
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from bitnetctl.report.columns import defused
 from bitnetctl.verdict import Outcome, Verdict
 
 # XML 1.0 has no way to write these, escaped or not
@@ -37,4 +38,5 @@ def junit_xml(verdicts: Sequence[Verdict]) -> str:
 
 
 def _text(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)
+    """Return text that XML can hold and that no spreadsheet runs, should one open the file."""
+    return _NOT_XML.sub("\ufffd", defused(text))

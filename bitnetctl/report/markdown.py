@@ -13,6 +13,7 @@ from bitnetctl.report.columns import (
     FactColumn,
     FactRow,
     arm_rows,
+    defused,
     effect_cells,
     factor_cells,
     p_text,
@@ -51,6 +52,11 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", printable(text))
 
 
+def _cell(text: str) -> str:
+    """Return text for a cell, which may be pasted into a spreadsheet."""
+    return escape(defused(text))
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> list[str]:
     """Return a table whose first `texts` columns are left-aligned."""
     rule = [":--"] * texts + ["--:"] * (len(header) - texts)
@@ -62,7 +68,7 @@ def _facts_table(rows: Sequence[FactRow], columns: Sequence[FactColumn], *, seed
     return _table(
         header,
         [
-            (escape(row.arm), row.size, row.seed, *(row.text(column) for column in columns), escape(row.state))
+            (_cell(row.arm), row.size, row.seed, *(row.text(column) for column in columns), _cell(row.state))
             for row in rows
         ],
     )
@@ -71,7 +77,7 @@ def _facts_table(rows: Sequence[FactRow], columns: Sequence[FactColumn], *, seed
 def _effects(study: Study) -> list[str]:
     if not study.effects:
         return []
-    rows = effect_cells(study.effects, escape)
+    rows = effect_cells(study.effects, _cell)
     return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *_table(EFFECT_HEADER, rows, texts=4)]
 
 
@@ -79,7 +85,7 @@ def _factors(study: Study) -> list[str]:
     if not study.outcomes:
         return []
     lines = ["## Factors", "", *(f"- {escape(outcome.sentence)}" for outcome in study.outcomes), ""]
-    return lines + _table(FACTOR_HEADER, factor_cells(study.outcomes, escape), texts=3)
+    return lines + _table(FACTOR_HEADER, factor_cells(study.outcomes, _cell), texts=3)
 
 
 def _agreement(study: Study) -> list[str]:
