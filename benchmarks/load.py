@@ -130,7 +130,7 @@ def sweep_command(home: Path, folder: str, runs: int, *options: str) -> list[str
         words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(400)]
         text.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(2000)), encoding="utf-8")
     settings = [f"--set={name}={value}" for name, value in {**_TINY, "data.source": f"file:{text}"}.items()]
-    places = ["--runs-dir", home / folder, "--device", "cpu"]
+    places: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
     return [_tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *places, *options]
 
 
@@ -168,8 +168,7 @@ def measure_all(home: Path, scale: int) -> list[Measured]:
         write_runs(home / f"runs-{count}", count, rng)
     for what, command in kinds.items():
         if what != "records.read":
-            for count in counts:
-                found.append(measure(what, "CSVs", count, command(home / f"runs-{count}"), cache))
+            found += [measure(what, "CSVs", count, command(home / f"runs-{count}"), cache) for count in counts]
     return found
 
 
