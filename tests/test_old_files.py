@@ -1,0 +1,154 @@
+"""Files of every released schema version stay readable, and a run goes on from them.
+
+`tests/fixtures/schema-N` was written by `tests/fixtures/make.py` of that version and is never written again.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import call
+
+from bitnetctl import checkpoint, loop, plugins
+from bitnetctl.analysis import load_run
+from bitnetctl.config import parse_config
+from bitnetctl.errors import ExitCode
+from bitnetctl.events import Event
+from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginRecord, RunPaths, read, read_manifest
+from bitnetctl.runs import ended
+from bitnetctl.sweep import Options, open_session
+
+FIXTURES = Path(__file__).parent / "fixtures"
+VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
+
+
+class Old:
+    """A copy of the files of one version, with what must be found in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+        self.finished, self.stopped = (
+            RunPaths(folder / "runs", self.expected[name]) for name in ("finished", "stopped")
+        )
+
+    def manifest(self, paths: RunPaths) -> Manifest:
+        found = read_manifest(paths.folder)
+        assert found is not None
+        return found
+
+
+@pytest.fixture(params=VERSIONS)
+def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Old:
+    """The files where a run finds its text, tokenizer and token cache again."""
+    folder = tmp_path / "old"
+    shutil.copytree(FIXTURES / request.param, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    return Old(folder)
+
+
+def test_every_version_has_its_files() -> None:
+    assert f"schema-{SCHEMA_VERSION}" in VERSIONS
+    assert f"schema-{checkpoint.SCHEMA_VERSION}" in VERSIONS
+
+
+def test_the_figures_are_read(old: Old) -> None:
+    for paths in (old.finished, old.stopped):
+        records = read(paths.csv)
+        assert records.notes == ()
+        assert records.extra == ()
+        assert records.frame["Loss"].tolist() == old.expected["losses"][paths.name]
+
+
+def test_the_manifests_are_read(old: Old) -> None:
+    for paths, status, steps in ((old.finished, "finished", 12), (old.stopped, "stopped", 6)):
+        manifest = old.manifest(paths)
+        assert (manifest.run, manifest.status, manifest.steps_done) == (paths.name, status, steps)
+        run = load_run(paths.csv)
+        assert (run.size, run.seed, run.planned_steps, run.is_complete) == (4, 0, 12, steps == 12)
+    assert [plugin.name for plugin in old.manifest(old.stopped).plugins] == ["reduced-lr", "label-smoothing"]
+
+
+def test_a_config_has_the_hash_it_had(old: Old) -> None:
+    for name, expected in old.expected["hashes"].items():
+        manifest = old.manifest(RunPaths(old.folder / "runs", name))
+        config = parse_config(manifest.config)
+        assert config.hash == manifest.config_hash == expected
+        assert config.run_name == name
+        # the settings that it left at their default are still the default
+        assert plugins.normalize(config) == config
+
+
+def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:
+    assert checkpoint.steps(old.stopped.checkpoints) == [6]
+    state = checkpoint.load(checkpoint.path_of(old.stopped.checkpoints, 6))
+    assert state.step == 6
+    assert state.config_hash == old.expected["hashes"][old.stopped.name]
+    assert state.data_fingerprint == old.expected["data_fingerprint"]
+    for kind, expected in old.expected["tensors"].items():
+        found = {
+            name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
+            for name, tensor in getattr(state, kind).items()
+        }
+        assert found == expected
+
+
+def go_on(old: Old) -> list[Event]:
+    """Train the stopped run to its end and return what happened."""
+    config = parse_config(old.manifest(old.stopped).config)
+    steps: list[str] = []
+    options = Options(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
+    with open_session([config], options, names=[old.stopped.name]) as session:
+        assert session.start_step == 6
+        events = list(loop.train(session))
+    # tokens and references came from the old cache
+    assert not any("rebuilding" in step or "recounting" in step or "training tokenizer" in step for step in steps)
+    return events
+
+
+def test_a_stopped_run_goes_on(old: Old) -> None:
+    before = old.stopped.csv.read_bytes()
+    assert go_on(old)
+    after = old.stopped.csv.read_bytes()
+    assert after.startswith(before)
+    assert read(old.stopped.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
+    manifest = old.manifest(old.stopped)
+    assert (manifest.status, manifest.steps_done) == ("finished", 12)
+    assert ended(parse_config(manifest.config), old.folder / "runs") is not None
+
+
+def test_a_finished_run_is_found_finished(old: Old) -> None:
+    config = parse_config(old.manifest(old.finished).config)
+    assert ended(config, old.folder / "runs") == old.manifest(old.finished)
+
+
+@pytest.mark.parametrize("command", ["analyze", "verify"])
+def test_old_files_are_judged(command: str, old: Old) -> None:
+    done = call(command, "runs", "origin.csv", "--json")
+    assert done.code not in (ExitCode.USAGE, ExitCode.INTERNAL), done.err
+    assert json.loads(done.out)
+
+
+def test_the_origins_five_columns(old: Old) -> None:
+    records = read(old.folder / "origin.csv")
+    assert records.title == "BitNet scaling test: hidden=256, 10000 steps, WD 0.1 -> 0.0, Step 5000"
+    assert records.frame["UniquePredictions"].tolist() == [20, 5, 2, 6, 11]
+    assert not records.known("HeldOutLoss")
+    run = load_run(old.folder / "origin.csv")
+    assert (run.size, run.boundary_step, run.ceiling) == (256, 5000, (20, True))
+
+
+def test_a_plugin_of_an_old_manifest_has_no_code(old: Old) -> None:
+    known = {"name": "reduced-lr", "version": "0.1.0", "distribution": "bitnetctl", "settings": {"peak": 1e-3}}
+    record = PluginRecord.model_validate(known)
+    assert (record.module, record.source_sha256) == (None, None)
+
+
+def test_the_files_are_small() -> None:
+    for version in VERSIONS:
+        assert sum(path.stat().st_size for path in (FIXTURES / version).rglob("*") if path.is_file()) < 60_000
