@@ -137,7 +137,7 @@ def _save(session: Session, step: int) -> None:
 def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpoint:
     pack, output = session.pack, session.outputs[run]
     member = pack.members[run]
-    weights = {name: view.detach() for name, view in pack.model.parameters(member.leaves).items()}
+    weights = {name: view.detach() for name, view in pack.model.parameters(run).items()}
     codes = {key: code[run].contiguous() for key, code in (session.codes or {}).items()}
     return Checkpoint(
         step=step,

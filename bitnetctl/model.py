@@ -7,17 +7,19 @@ The layout is that of `BitNetForCausalLM` in `transformers` (BitNet b1.58 2B4T, 
 of attention and feed-forward, SubLN before the output and down projections, rotary embeddings, no biases.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnetctl import kernels
 from bitnetctl.config import ModelConfig, ParameterGroup
-from bitnetctl.quant import int8_activations, ternary_codes, ternary_weights
+from bitnetctl.products import Operand, Precision, Products, Quantization
+from bitnetctl.quant import ternary_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,47 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     return sum(math.prod(storage.shape) for storage in storages(config, vocab_size).values())
 
 
-class PackedModel:
-    """The weights of R runs of one shape and their forward pass.
+# one tensor for each: what the optimizer updates, and what may be exempt from decay
+_LEAVES: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 
-    `packed[name]` has shape [R, *storages[name].shape]; run r is initialised from `seeds[r]` alone, so it has the
-    same weights in every pack.
+# up to this many positions plain products beat the fused attention of the CPU
+_SHORT = 64
+
+
+@dataclass(kw_only=True)
+class _Layer:
+    """What a layer's way back needs."""
+
+    input_saved: list[tuple[Tensor, Tensor]]
+    qkv_input: Operand
+    attention: tuple[Tensor, ...]
+    sub_saved: list[tuple[Tensor, Tensor]]
+    o_input: Operand
+    post_saved: list[tuple[Tensor, Tensor]]
+    gate_up_input: Operand
+    gate_up_RNF: Tensor
+    ffn_saved: list[tuple[Tensor, Tensor]]
+    down_input: Operand
+
+
+@dataclass(kw_only=True)
+class Tape:
+    """What a forward pass leaves for the way back; `hidden_RNH` is what the head multiplies."""
+
+    tokens_RN: Tensor
+    positions: int
+    hidden_RNH: Tensor
+    final_saved: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    weights: Mapping[str, Sequence[Operand]] = field(default_factory=dict)
+    layers: list[_Layer] = field(default_factory=list)
+
+
+class PackedModel:
+    """The weights of R runs of one shape, their forward pass and their gradients.
+
+    `packed[name]` and `gradients[name]` have shape [R, *storages[name].shape] and are views of a few large tensors;
+    run r is initialised from `seeds[r]` alone, so it has the same weights in every pack. A training step is
+    `record`, then `head_loss`, then `backward`.
     """
 
     def __init__(
@@ -104,20 +142,48 @@ class PackedModel:
         vocab_size: int,
         seeds: Sequence[int],
         device: torch.device,
+        precision: Precision = "fp32",
     ) -> None:
         self.config = configs[0]
         self.vocab_size = vocab_size
         self.device = device
+        self.products = Products(precision, device)
         self.storages = storages(self.config, vocab_size)
-        self.packed = {
-            name: torch.empty((len(configs), *storage.shape), device=device) for name, storage in self.storages.items()
-        }
+        self._leaves = self._allocate(len(configs))
+        self._leaf_gradients = {key: torch.zeros_like(leaf) for key, leaf in self._leaves.items()}
+        self.packed = self._storage_views(self._leaves)
+        self.gradients = self._storage_views(self._leaf_gradients)
         for run, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
             self._initialize(run, config, seed)
-        for tensor in self.packed.values():
-            tensor.requires_grad_()
+        # per layer, made once: [R, 1, F] weights of the norms, gradients of the matrices
+        self._norm_layers = self._layer_views(self.packed, norms=True)
+        self._gradient_layers = self._layer_views(self.gradients, norms=False)
+        self._masks: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._offsets_R1 = torch.arange(len(configs), device=device).unsqueeze(-1) * vocab_size
+
+    def _allocate(self, runs: int) -> dict[str, Tensor]:
+        sizes: dict[str, int] = {}
+        for storage in self.storages.values():
+            leaf = _LEAVES[storage.group]
+            sizes[leaf] = sizes.get(leaf, 0) + math.prod(storage.shape)
+        return {leaf: torch.zeros(runs, size, device=self.device) for leaf, size in sizes.items()}
+
+    def _storage_views(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return every storage as a view [..., *shape] of the leaves [..., size]."""
+        views, starts = {}, dict.fromkeys(leaves, 0)
+        for key, storage in self.storages.items():
+            leaf, size = _LEAVES[storage.group], math.prod(storage.shape)
+            views[key] = leaves[leaf][..., starts[leaf] : starts[leaf] + size].unflatten(-1, storage.shape)
+            starts[leaf] += size
+        return views
+
+    def _layer_views(self, tensors: Mapping[str, Tensor], *, norms: bool) -> dict[str, list[Tensor]]:
+        return {
+            key: [layer.unsqueeze(1) if norms else layer for layer in tensors[key].unbind(1)]
+            for key, storage in self.storages.items()
+            if storage.per_layer and (storage.group == "norms") == norms
+        }
 
     @property
     def num_runs(self) -> int:
@@ -130,27 +196,33 @@ class PackedModel:
         return num_parameters(self.config, self.vocab_size)
 
     def leaves(self, run: int) -> dict[str, Tensor]:
-        """Return row `run` of every storage as leaf tensors that share its memory: what an optimizer updates.
+        """Return row `run` of the large tensors as leaves that share their memory, `.grad` included.
 
-        One leaf for all layers of a kind, since updates are element by element and each tensor costs host time.
+        They are what an optimizer updates: few, since updates are element by element and each tensor costs host time.
         """
-        return {key: packed.detach()[run].requires_grad_() for key, packed in self.packed.items()}
-
-    def set_gradients(self, run: int, leaves: Mapping[str, Tensor]) -> None:
-        """Point the `.grad` of the leaves at the gradients of the last backward pass."""
+        leaves = {key: packed[run].requires_grad_() for key, packed in self._leaves.items()}
         for key, leaf in leaves.items():
-            gradient = self.packed[key].grad
-            leaf.grad = None if gradient is None else gradient[run]
+            leaf.grad = self._leaf_gradients[key][run]
+        return leaves
 
-    def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters of a run by name: two-dimensional views of its leaves, `.grad` included."""
+    def leaf_groups(self) -> dict[str, ParameterGroup | None]:
+        """Return the parameter group of every leaf."""
+        return {leaf: group for group, leaf in _LEAVES.items() if leaf in self._leaves}
+
+    def gradient_norms(self) -> Tensor:
+        """Return the global norm of every run's gradients: [R]."""
+        norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._leaf_gradients.values()]
+        norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
+        return norm_R
+
+    def parameters(self, run: int) -> dict[str, Tensor]:
+        """Return the parameters of a run by name: views of its leaves, `.grad` included."""
         parameters: dict[str, Tensor] = {}
         for key, storage in self.storages.items():
-            gradient = leaves[key].grad
-            parameters.update((name, view.requires_grad_()) for name, view in storage.parameters(leaves[key].detach()))
-            if gradient is not None:
-                for name, view in storage.parameters(gradient):
-                    parameters[name].grad = view
+            gradients = storage.parameters(self.gradients[key][run])
+            for (name, view), (_, gradient) in zip(storage.parameters(self.packed[key][run]), gradients, strict=True):
+                parameters[name] = view.detach().requires_grad_()
+                parameters[name].grad = gradient
         return parameters
 
     def segments(self, key: str) -> list[int]:
@@ -160,7 +232,6 @@ class PackedModel:
             return [storage.shape[1]]
         return [height for _, height in storage.blocks]
 
-    @torch.no_grad()
     def ternary_codes(self) -> dict[str, Tensor]:
         """Return the ternary values of every matrix storage: int8, [R, L, O, I]."""
         return {
@@ -171,63 +242,240 @@ class PackedModel:
 
     def forward(self, tokens_RBT: Tensor, strengths: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `strengths` are the quantization λ of the runs."""
-        runs, rows, positions = tokens_RBT.shape
-        config = self.config
-        blend = _Blend(strengths, self.device)
-        weights = self._layer_weights(blend)
+        return self.logits(self._run(tokens_RBT, self._quantization(strengths), keep=False).hidden_RNH)
 
-        x_RNH = self._embed(tokens_RBT.reshape(runs, -1))
-        for layer in range(config.num_layers):
-            w = {key: per_layer[layer] for key, per_layer in weights.items()}
+    def record(self, tokens_RBT: Tensor, quantization: "Quantization | Sequence[float]") -> Tape:
+        """Run up to the head and keep what the way back needs."""
+        if not isinstance(quantization, Quantization):
+            quantization = self._quantization(quantization)
+        return self._run(tokens_RBT, quantization, keep=True)
 
-            h_RNH = rms_norm(x_RNH, w["input_norm"], config.rms_norm_eps)
-            if config.inner_norms:
-                h_RNH = rms_norm(h_RNH, w["qkv_norm"], config.rms_norm_eps)
-            qkv_RNO = torch.bmm(blend.activations(h_RNH), w["qkv"].mT)
-            a_RNH = self._attention(qkv_RNO, rows, positions)
-            a_RNH = rms_norm(a_RNH, w["attn_sub_norm"], config.rms_norm_eps)
-            x_RNH = torch.baddbmm(x_RNH, blend.activations(a_RNH), w["o"].mT)
+    def logits(self, hidden_RNH: Tensor) -> Tensor:
+        """Return logits [R, N, V]."""
+        with self.products.scope():
+            return torch.bmm(self.products.cast(hidden_RNH), self.products.cast(self._head(self.packed)).mT)
 
-            h_RNH = rms_norm(x_RNH, w["post_norm"], config.rms_norm_eps)
-            if config.inner_norms:
-                h_RNH = rms_norm(h_RNH, w["gate_up_norm"], config.rms_norm_eps)
-            gate_RNF, up_RNF = torch.bmm(blend.activations(h_RNH), w["gate_up"].mT).chunk(2, dim=-1)
-            if config.activation == "relu2":
-                f_RNF = F.relu(gate_RNF).square() * up_RNF
-            else:
-                f_RNF = F.silu(gate_RNF) * up_RNF
-            f_RNF = rms_norm(f_RNF, w["ffn_sub_norm"], config.rms_norm_eps)
-            x_RNH = torch.baddbmm(x_RNH, blend.activations(f_RNF), w["down"].mT)
+    @torch.no_grad()
+    def head_loss(
+        self, hidden_RNH: Tensor, targets_RN: Tensor, claim: Callable[[Tensor, Tensor], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of every run [R] and its gradient by `hidden_RNH`; write the head's gradient.
 
-        x_RNH = rms_norm(x_RNH, self.packed["final_norm"], config.rms_norm_eps)
-        head_RVH = self.packed["embed" if config.tie_word_embeddings else "head"]
-        return torch.bmm(x_RNH, head_RVH.mT)
+        Where there are more tokens than features the logits are made, used and dropped in chunks of tokens.
+        `claim(logits_RNV, gradient_RNV)` may replace the gradient of a run by N times that of another objective; it
+        sees all tokens at once.
+        """
+        products, tokens = self.products, hidden_RNH.shape[1]
+        head_RVH, head_gradient_RVH = products.cast(self._head(self.packed)), self._head(self.gradients)
+        whole = claim is not None or tokens <= max(2 * self.config.hidden_size, 256)
+        chunk = tokens if whole else self.config.hidden_size
+        loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
+        for start in range(0, tokens, chunk):
+            part = slice(start, start + chunk)
+            x_RNH = products.cast(hidden_RNH[:, part])
+            with products.scope():
+                logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
+            loss_RN, grad_RNV = kernels.cross_entropy(logits_RNV, targets_RN[:, part])
+            loss_R += loss_RN.sum(-1) / tokens
+            if claim is not None:
+                claim(logits_RNV, grad_RNV)
+            grad_RNV = products.cast(grad_RNV)
+            with products.scope():
+                # the mean's 1 / N goes to the narrow factor of each product, not to the logits
+                grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
+                self._add_product(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens, first=start == 0)
+        return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
 
-    def _layer_weights(self, blend: "_Blend") -> dict[str, tuple[Tensor, ...]]:
-        weights = {}
-        for key, storage in self.storages.items():
-            if storage.per_layer:
-                packed = self.packed[key]
-                if storage.is_matrix:
-                    packed = blend.weights(packed, self.segments(key))
-                weights[key] = packed.unbind(1)
-        return weights
+    def _add_product(self, target: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+        if first and target.dtype == a.dtype:
+            torch.bmm(a, b, out=target)
+        elif first:
+            target.copy_(torch.bmm(a, b))
+        else:
+            target += torch.bmm(a, b)
 
-    def _embed(self, tokens_RN: Tensor) -> Tensor:
-        table_RVH = self.packed["embed"]
-        return F.embedding(tokens_RN + self._offsets_R1, table_RVH.flatten(0, 1))
+    def _head(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["embed" if self.config.tie_word_embeddings else "head"]
 
-    def _attention(self, qkv_RNO: Tensor, rows: int, positions: int) -> Tensor:
-        config = self.config
-        query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        # rotary embeddings turn queries and keys alike, so both go through in one piece
-        heads = qkv_RNO.view(-1, positions, query_heads + 2 * kv_heads, config.head_size).transpose(1, 2)
+    def _quantization(self, strengths: Sequence[float]) -> Quantization:
+        if all(strength == 1.0 for strength in strengths):
+            return Quantization(off=False, strength_R=None)
+        off = all(strength == 0.0 for strength in strengths)
+        return Quantization(off=off, strength_R=None if off else torch.tensor(strengths, device=self.device))
+
+    @torch.no_grad()
+    def _run(self, tokens_RBT: Tensor, q: Quantization, *, keep: bool) -> Tape:
+        runs, _, positions = tokens_RBT.shape
+        config, products = self.config, self.products
+        tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
+        x_RNH = F.embedding(tokens_RN, self.packed["embed"].flatten(0, 1))
+        layers = []
+        with products.scope():
+            weights = {
+                key: products.weights(self.packed[key], self.segments(key), q)
+                for key, storage in self.storages.items()
+                if storage.is_matrix
+            }
+            for layer in range(config.num_layers):
+                qkv_input, input_saved = self._enter(x_RNH, self._norms("input_norm", "qkv_norm", layer=layer), q)
+                qkv_RNO = products.multiply(qkv_input, weights["qkv"][layer])
+                a_RNH, attention = self._attend(qkv_RNO, positions)
+                o_input, sub_saved = self._enter(a_RNH, self._norms("attn_sub_norm", layer=layer), q)
+                x_RNH = x_RNH + products.multiply(o_input, weights["o"][layer])
+
+                norms = self._norms("post_norm", "gate_up_norm", layer=layer)
+                gate_up_input, post_saved = self._enter(x_RNH, norms, q)
+                gate_up_RNF = products.multiply(gate_up_input, weights["gate_up"][layer])
+                f_RNF = kernels.gate(gate_up_RNF, config.activation)
+                down_input, ffn_saved = self._enter(f_RNF, self._norms("ffn_sub_norm", layer=layer), q)
+                x_RNH = x_RNH + products.multiply(down_input, weights["down"][layer])
+                if keep:
+                    layers.append(
+                        _Layer(
+                            input_saved=input_saved,
+                            qkv_input=qkv_input,
+                            attention=attention,
+                            sub_saved=sub_saved,
+                            o_input=o_input,
+                            post_saved=post_saved,
+                            gate_up_input=gate_up_input,
+                            gate_up_RNF=gate_up_RNF,
+                            ffn_saved=ffn_saved,
+                            down_input=down_input,
+                        )
+                    )
+        final = self.packed["final_norm"].unsqueeze(1)
+        hidden_RNH, final_saved = kernels.normalize(x_RNH, (final,), config.rms_norm_eps)
+        if not keep:
+            return Tape(tokens_RN=tokens_RN, positions=positions, hidden_RNH=hidden_RNH)
+        return Tape(
+            tokens_RN=tokens_RN,
+            positions=positions,
+            hidden_RNH=hidden_RNH,
+            final_saved=final_saved,
+            weights=weights,
+            layers=layers,
+        )
+
+    @torch.no_grad()
+    def backward(self, tape: Tape, grad_RNH: Tensor) -> None:
+        """Write the gradients of everything but the head, `grad_RNH` being that of `tape.hidden_RNH`.
+
+        The head's must be there already where it is tied to the embeddings.
+        """
+        products, weights = self.products, tape.weights
+        norms: dict[str, list[Tensor]] = {key: [] for key in self._norm_layers}
+        final = self.packed["final_norm"].unsqueeze(1)
+        grad_RNH, (final_RH,) = kernels.normalize_backward(grad_RNH, tape.final_saved, (final,))
+        self.gradients["final_norm"].copy_(final_RH)
+        with products.scope():
+            for layer in range(self.config.num_layers - 1, -1, -1):
+                saved = tape.layers[layer]
+
+                def matrix(grad: Tensor, key: str, operand: Operand, layer: int = layer) -> Tensor:
+                    return products.backward(grad, operand, weights[key][layer], self._gradient_layers[key][layer])
+
+                leave = functools.partial(self._leave, layer=layer, norms=norms)
+                grad_RNF = matrix(grad_RNH, "down", saved.down_input)
+                grad_RNF = leave(grad_RNF, saved.ffn_saved, "ffn_sub_norm")
+                grad_RNF = kernels.gate_backward(grad_RNF, saved.gate_up_RNF, self.config.activation)
+                grad_RNF = matrix(grad_RNF, "gate_up", saved.gate_up_input)
+                grad_RNH = leave(grad_RNF, saved.post_saved, "post_norm", "gate_up_norm").add_(grad_RNH)
+
+                grad_a_RNH = matrix(grad_RNH, "o", saved.o_input)
+                grad_a_RNH = leave(grad_a_RNH, saved.sub_saved, "attn_sub_norm")
+                grad_qkv_RNO = self._attend_backward(grad_a_RNH, saved.attention, tape.positions)
+                grad_qkv_RNO = matrix(grad_qkv_RNO, "qkv", saved.qkv_input)
+                grad_RNH = leave(grad_qkv_RNO, saved.input_saved, "input_norm", "qkv_norm").add_(grad_RNH)
+        for key, grads_RF in norms.items():
+            torch.stack(grads_RF, dim=1, out=self.gradients[key])
+        embed_gradient = self.gradients["embed"]
+        if not self.config.tie_word_embeddings:
+            embed_gradient.zero_()
+        table, tokens_N = embed_gradient.flatten(0, 1), tape.tokens_RN.flatten()
+        if self.device.type == "cuda":
+            # sorts, where index_add_ adds in the order of arrival
+            table.index_put_((tokens_N,), grad_RNH.flatten(0, 1), accumulate=True)
+        else:
+            table.index_add_(0, tokens_N, grad_RNH.flatten(0, 1))
+
+    def _norms(self, *keys: str, layer: int) -> tuple[Tensor, ...]:
+        """Return the weights [R, 1, F] of the norms that this model has of `keys`."""
+        return tuple(self._norm_layers[key][layer] for key in keys if key in self._norm_layers)
+
+    def _enter(
+        self, x_RNF: Tensor, norms: tuple[Tensor, ...], q: Quantization
+    ) -> tuple[Operand, list[tuple[Tensor, Tensor]]]:
+        normed_RNF, saved = kernels.normalize(x_RNF, norms, self.config.rms_norm_eps)
+        return self.products.activations(normed_RNF, q), saved
+
+    def _leave(
+        self,
+        grad_RNF: Tensor,
+        saved: list[tuple[Tensor, Tensor]],
+        *keys: str,
+        layer: int,
+        norms: dict[str, list[Tensor]],
+    ) -> Tensor:
+        """Go back through the norms `keys`; their weights' gradients are put in front of the lists in `norms`."""
+        grad_RNF, grads_RF = kernels.normalize_backward(grad_RNF, saved, self._norms(*keys, layer=layer))
+        for key, grad_RF in zip((key for key in keys if key in self._norm_layers), grads_RF, strict=True):
+            norms[key].insert(0, grad_RF)
+        return grad_RNF
+
+    def _attend(self, qkv_RNO: Tensor, positions: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the heads' output [R, N, A·D] and what the way back needs."""
+        config, runs = self.config, qkv_RNO.shape[0]
+        queries, groups = config.num_attention_heads, config.num_key_value_heads
+        heads = qkv_RNO.view(-1, positions, queries + 2 * groups, config.head_size).transpose(1, 2)
         cos_TD, sin_TD = self._rotary_tables(positions)
-        turned, value = heads.split([query_heads + kv_heads, kv_heads], dim=1)
-        turned = turned * cos_TD + turned.roll(config.head_size // 2, dims=-1) * sin_TD
-        query, key = turned.split([query_heads, kv_heads], dim=1)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query_heads != kv_heads)
-        return out.transpose(1, 2).reshape(self.num_runs, rows * positions, query_heads * config.head_size)
+        # rotary embeddings turn queries and keys alike, so both go through in one piece
+        turned, value = heads.split([queries + groups, groups], dim=1)
+        query, key = kernels.rotate(turned, cos_TD, sin_TD).split([queries, groups], dim=1)
+        with self.products.outside():
+            if self._attends_plainly(positions):
+                q, k, v = (t.reshape(-1, positions, config.head_size) for t in (query, key, value))
+                out, p = kernels.attend(q, k, v, self._causal_mask(positions))
+                flat = out.view(-1, queries, positions, config.head_size).transpose(1, 2)
+                return flat.reshape(runs, -1, queries * config.head_size), (q, k, v, p)
+            q, k, v = (self._attention_input(t).requires_grad_() for t in (query, key, value))
+            # the one piece whose gradient torch records: its kernels differ by device
+            with torch.enable_grad():
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=queries != groups)
+        flat = out.detach().transpose(1, 2).reshape(runs, -1, queries * config.head_size)
+        return flat.to(self.packed["embed"].dtype), (q, k, v, out)
+
+    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...], positions: int) -> Tensor:
+        config, runs = self.config, grad_RNH.shape[0]
+        queries, groups = config.num_attention_heads, config.num_key_value_heads
+        q, k, v, last = saved
+        grad_out = grad_RNH.view(-1, positions, queries, config.head_size).transpose(1, 2).to(last.dtype)
+        with self.products.outside():
+            if self._attends_plainly(positions):
+                flat = grad_out.reshape(-1, positions, config.head_size)
+                grads = kernels.attend_backward(flat, q, k, v, last)
+                grad_q, grad_k, grad_value = (grad.view(grad_out.shape) for grad in grads)
+            else:
+                grad_q, grad_k, grad_value = torch.autograd.grad(last, (q, k, v), grad_out)
+        grad_turned = torch.cat((grad_q, grad_k), dim=1).to(grad_RNH.dtype)
+        grad_turned = kernels.rotate_backward(grad_turned, *self._rotary_tables(positions))
+        grad_heads = torch.cat((grad_turned, grad_value), dim=1)
+        return grad_heads.transpose(1, 2).reshape(runs, -1, (queries + 2 * groups) * config.head_size)
+
+    def _attends_plainly(self, positions: int) -> bool:
+        same_heads = self.config.num_attention_heads == self.config.num_key_value_heads
+        return self.device.type == "cpu" and same_heads and positions <= _SHORT
+
+    def _causal_mask(self, positions: int) -> Tensor:
+        if positions not in self._masks:
+            hidden = torch.full((positions, positions), -math.inf, device=self.device)
+            self._masks[positions] = hidden.triu(1)
+        return self._masks[positions]
+
+    def _attention_input(self, heads: Tensor) -> Tensor:
+        """Detach; on a card in the type that its fast kernels take."""
+        dtype = self.products.dtype if self.device.type == "cuda" else self.packed["embed"].dtype
+        return heads.detach().to(dtype)
 
     def _rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine [T, D]; the sign of rotate-half is folded into the sine."""
@@ -262,49 +510,5 @@ class PackedModel:
     def load(self, run: int, weights: Mapping[str, Tensor]) -> None:
         """Copy named weights into one run; raises KeyError for a missing name."""
         with torch.no_grad():
-            for name, parameter in self.parameters(self.leaves(run)).items():
+            for name, parameter in self.parameters(run).items():
                 parameter.copy_(weights[name])
-
-
-class _Blend:
-    """Quantizers at the strengths of the pack; skipped where all runs are at full precision."""
-
-    def __init__(self, strengths: Sequence[float], device: torch.device) -> None:
-        self._off = all(strength == 0.0 for strength in strengths)
-        ternary = all(strength == 1.0 for strength in strengths)
-        self._strength_R = None if ternary else torch.tensor(strengths, dtype=torch.float, device=device)
-
-    def weights(self, weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
-        return weight_RLOI if self._off else ternary_weights(weight_RLOI, segments, self._strength_R)
-
-    def activations(self, x: Tensor) -> Tensor:
-        return x if self._off else int8_activations(x, self._strength_R)
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_RNF: Tensor, weight_R1F: Tensor, eps: float) -> Tensor:
-        inverse_RN1 = torch.linalg.vector_norm(x_RNF, dim=-1, keepdim=True).square_()
-        inverse_RN1 = inverse_RN1.div_(x_RNF.shape[-1]).add_(eps).rsqrt_()
-        normed_RNF: Tensor = x_RNF * inverse_RN1
-        ctx.save_for_backward(normed_RNF, inverse_RN1, weight_R1F)
-        return normed_RNF * weight_R1F
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed_RNF, inverse_RN1, weight_R1F = ctx.saved_tensors
-        grad_RNF = grads[0]
-        grad_weight_R1F = (grad_RNF * normed_RNF).sum(1, keepdim=True)
-        grad_normed = grad_RNF * weight_R1F
-        radial_RN1 = torch.linalg.vecdot(grad_normed, normed_RNF).unsqueeze(-1).div_(normed_RNF.shape[-1])
-        grad_x = grad_normed.addcmul_(normed_RNF, radial_RN1, value=-1).mul_(inverse_RN1)
-        return grad_x, grad_weight_R1F, None
-
-
-def rms_norm(x_RNF: Tensor, weight_RF: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), per run.
-
-    One autograd node: on the CPU it costs a third of the composed operations for a pack of nine.
-    """
-    result: Tensor = _RMSNorm.apply(x_RNF, weight_RF.unsqueeze(1), eps)  # type: ignore[no-untyped-call]
-    return result

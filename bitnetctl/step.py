@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitnetctl import schedule
@@ -26,8 +25,7 @@ class Member:
         self.config = config
         self.composition = composition
         self.leaves = model.leaves(run)
-        groups = {key: storage.group for key, storage in model.storages.items()}
-        self.optimizer = RunOptimizer(config.optimizer, self.leaves, groups)
+        self.optimizer = RunOptimizer(config.optimizer, self.leaves, model.leaf_groups())
         self.diverged_at: int | None = None
 
     def learning_rate(self, step: int) -> float:
@@ -78,6 +76,7 @@ class Pack:
             for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
         ]
         self.steps = configs[0].steps
+        self._claims_loss = any(member.composition.claims_loss for member in self.members)
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         self.loss_R = torch.full((len(configs),), torch.nan, device=device)
         self.objective_R = self.loss_R
@@ -96,14 +95,12 @@ class Pack:
     def step(self, step: int) -> None:
         """Train one step; loss, objective and gradient norm of each run stay on the device until they are read."""
         inputs_RBT, targets_RN = self._batch(step)
-        logits_RNV = self.model.forward(inputs_RBT, self.strengths(step))
-        self.loss_R, objective_R = self._objectives(logits_RNV, targets_RN)
-
-        for packed in self.model.packed.values():
-            packed.grad = None
-        objective_R.backward(torch.ones_like(objective_R))
-        self.objective_R = objective_R.detach()
-        self.grad_norm_R = self._grad_norms()
+        tape = self.model.record(inputs_RBT, self.strengths(step))
+        claims = _Claims(self.members, targets_RN) if self._claims_loss else None
+        self.loss_R, grad_RNH = self.model.head_loss(tape.hidden_RNH, targets_RN, claims)
+        self.objective_R = self.loss_R if claims is None else claims.objectives(self.loss_R)
+        self.model.backward(tape, grad_RNH)
+        self.grad_norm_R = self.model.gradient_norms()
 
         self._mark_diverged(step)
         for run, member in enumerate(self.members):
@@ -116,37 +113,11 @@ class Pack:
             rows_RBT1 = rows_RBT1.pin_memory().to(self.device, non_blocking=True)
         return rows_RBT1[..., :-1], rows_RBT1[..., 1:].flatten(1)
 
-    def _objectives(self, logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain cross-entropy, detached, and what is minimised: the same unless a seam is claimed."""
-        loss_RN = F.cross_entropy(logits_RNV.flatten(0, 1), targets_RN.flatten(), reduction="none")
-        loss_R = loss_RN.view_as(targets_RN).mean(-1)
-        if not any(member.composition.claims_loss for member in self.members):
-            return loss_R.detach(), loss_R
-        # unbind, not indexing: its gradient is stacked once instead of being padded with zeros for every run
-        objectives = [
-            member.composition.training_loss(logits_NV, targets_N) if member.composition.claims_loss else loss
-            for member, logits_NV, targets_N, loss in zip(
-                self.members, logits_RNV.unbind(0), targets_RN, loss_R.unbind(0), strict=True
-            )
-        ]
-        return loss_R.detach(), torch.stack(objectives)
-
-    @torch.no_grad()
-    def _grad_norms(self) -> Tensor:
-        norms_R = [
-            torch.linalg.vector_norm(packed.grad.flatten(1), dim=1)
-            for packed in self.model.packed.values()
-            if packed.grad is not None
-        ]
-        norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
-        return norm_R
-
     def _update(self, run: int, member: Member, step: int) -> None:
-        self.model.set_gradients(run, member.leaves)
         norm = self.grad_norm_R[run]
         if member.composition.claims_gradients:
             with torch.no_grad():
-                member.composition.transform_gradients(self.model.parameters(member.leaves))
+                member.composition.transform_gradients(self.model.parameters(run))
             norm = torch.nn.utils.get_total_norm(
                 [leaf.grad for leaf in member.leaves.values() if leaf.grad is not None]
             )
@@ -169,3 +140,30 @@ class Pack:
         for member, is_finite in zip(self.members, finite, strict=True):
             if not is_finite and member.diverged_at is None:
                 member.diverged_at = step
+
+
+class _Claims:
+    """The objectives of the runs whose intervention claims the training loss."""
+
+    def __init__(self, members: Sequence[Member], targets_RN: Tensor) -> None:
+        self._members = members
+        self._targets_RN = targets_RN
+        self._objectives: dict[int, Tensor] = {}
+
+    def __call__(self, logits_RNV: Tensor, grad_RNV: Tensor) -> None:
+        """Replace the gradients of the claimed runs."""
+        for run, member in enumerate(self._members):
+            if member.composition.claims_loss:
+                logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
+                with torch.enable_grad():
+                    objective = member.composition.training_loss(logits_NV, self._targets_RN[run])
+                    (grad_NV,) = torch.autograd.grad(objective, logits_NV)
+                torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
+                self._objectives[run] = objective.detach()
+
+    def objectives(self, loss_R: Tensor) -> Tensor:
+        """Return what is minimised: the plain loss but for the claimed runs."""
+        objective_R = loss_R.clone()
+        for run, objective in self._objectives.items():
+            objective_R[run] = objective
+        return objective_R

@@ -19,8 +19,8 @@ ROOT = Path(bitnetctl.__file__).parent
 ORDER = (
     "bitnetctl",
     "errors signals quant",
-    "files config machine",
-    "records schedule intervention scaffold",
+    "files config machine kernels",
+    "records schedule intervention scaffold products",
     "plugins events runs analysis",
     "grid bundle data model optim checkpoint",
     "verdict evaluate outputs estimate",

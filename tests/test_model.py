@@ -1,7 +1,7 @@
 """The packed model against `transformers`, against a plain reference, and against itself in packs of other sizes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnetctl import kernels
 from bitnetctl.config import ModelConfig
-from bitnetctl.model import PackedModel, num_parameters, rms_norm
+from bitnetctl.model import PackedModel, num_parameters
 
 CPU = torch.device("cpu")
 VOCAB = 101
@@ -27,7 +28,7 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 def named(model: PackedModel, run: int) -> dict[str, Tensor]:
-    return model.parameters(model.leaves(run))
+    return model.parameters(run)
 
 
 def perturb_norms(model: PackedModel) -> None:
@@ -41,20 +42,21 @@ def perturb_norms(model: PackedModel) -> None:
 
 def gradients(model: PackedModel, tokens_RBT: Tensor, strengths: list[float]) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Logits, and the gradients by name of every run's mean cross-entropy against the next token."""
-    for packed in model.packed.values():
-        packed.grad = None
-    logits_RNV = model.forward(tokens_RBT, strengths)
+    for gradient in model.gradients.values():
+        gradient.fill_(torch.nan)
+    tape = model.record(tokens_RBT, strengths)
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
+    loss_R, grad_RNH = model.head_loss(tape.hidden_RNH, targets_RN)
+    model.backward(tape, grad_RNH)
+    logits_RNV = model.logits(tape.hidden_RNH)
     losses = [F.cross_entropy(logits, targets) for logits, targets in zip(logits_RNV, targets_RN, strict=True)]
-    torch.stack(losses).sum().backward()
+    torch.testing.assert_close(loss_R, torch.stack(losses))
     result = []
     for run in range(model.num_runs):
-        leaves = model.leaves(run)
-        model.set_gradients(run, leaves)
-        parameters = model.parameters(leaves)
-        result.append({name: p.grad for name, p in parameters.items() if p.grad is not None})
+        parameters = model.parameters(run)
+        result.append({name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
         assert result[-1].keys() == parameters.keys()
-    return logits_RNV.detach(), result
+    return logits_RNV, result
 
 
 # against transformers
@@ -244,6 +246,23 @@ def test_logits_and_gradients_are_those_of_a_plain_reference(fields: dict[str, A
             torch.testing.assert_close(grads[run][name], weight.grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
+def checked(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Make one differentiable function of a forward that returns (out, *saved) and its hand-written backward."""
+
+    class Checked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+            out, *ctx.saved = forward(*inputs)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return backward(grads[0], *ctx.saved)
+
+    apply: Callable[..., Tensor] = Checked.apply
+    return apply
+
+
 def test_rms_norm_has_the_right_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
@@ -251,10 +270,79 @@ def test_rms_norm_has_the_right_gradient() -> None:
     x[0, 0] = 0
     x[1] *= 1e-2
     weight = torch.randn(2, 7, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x, weight: rms_norm(x, weight, 1e-3), (x.requires_grad_(), weight.requires_grad_())
+    weight = weight[:, None]
+
+    def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return *kernels.rms_norm(x, weight, 1e-3), weight
+
+    def backward(grad: Tensor, normed: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        grad_x, grad_weight = kernels.rms_norm_backward(grad, normed, inverse, weight)
+        return grad_x, grad_weight[:, None]
+
+    inputs = (x.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(checked(forward, backward), inputs)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-3)[0], plain_norm(x, weight, 1e-3))
+
+
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+def test_the_gate_has_the_right_gradient(activation: str) -> None:
+    gate_up = torch.randn(2, 5, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    function = checked(
+        lambda x: (kernels.gate(x, activation), x), lambda grad, x: kernels.gate_backward(grad, x, activation)
     )
-    torch.testing.assert_close(rms_norm(x, weight, 1e-3), plain_norm(x, weight[:, None], 1e-3))
+    assert torch.autograd.gradcheck(function, (gate_up.requires_grad_(),))
+
+
+def test_plain_attention_is_the_fused_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 6, 9, 4, generator=generator, dtype=torch.float64).unbind(0)
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    mask = torch.full((9, 9), -math.inf, dtype=torch.float64).triu(1)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    expected_grads = torch.autograd.grad(expected, (q, k, v), grad)
+    with torch.no_grad():
+        out, p = kernels.attend(q, k, v, mask)
+        grads = kernels.attend_backward(grad, q, k, v, p)
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_cross_entropy_is_that_of_torch(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(2, 5, 50, generator=generator)).requires_grad_()
+    targets = torch.randint(50, (2, 5), generator=generator)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 5)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
+    loss, grad = kernels.cross_entropy(logits.detach(), targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_in_chunks_gives_the_same(tied: bool) -> None:
+    # 384 tokens are more than twice the hidden size
+    model, tokens_RBT = build([0, 1], tie_word_embeddings=tied), tokens(2, 8, 48)
+    hidden_RNH = model.record(tokens_RBT, [1.0, 1.0]).hidden_RNH
+    targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
+    loss_R, grad_RNH = model.head_loss(hidden_RNH, targets_RN)
+    chunked = model.gradients["embed" if tied else "head"].clone()
+    seen: list[torch.Size] = []
+    whole_R, whole_RNH = model.head_loss(hidden_RNH, targets_RN, lambda logits, _: seen.append(logits.shape))
+    assert seen == [(2, 384, VOCAB)]
+    torch.testing.assert_close(loss_R, whole_R)
+    torch.testing.assert_close(grad_RNH, whole_RNH)
+    torch.testing.assert_close(chunked, model.gradients["embed" if tied else "head"])
+
+
+def gradient_norms(model: PackedModel) -> list[float]:
+    """Train nothing, but leave the gradients of a batch; return their norms."""
+    gradients(model, tokens(2, 2, 12), [1.0, 1.0])
+    norms: list[float] = model.gradient_norms().tolist()
+    return norms
 
 
 # packs
@@ -350,33 +438,35 @@ def test_no_two_matrices_are_initialised_alike() -> None:
 
 def test_parameters_and_leaves_are_the_packed_storage() -> None:
     model = build([0, 1])
-    before = {key: packed.detach().clone() for key, packed in model.packed.items()}
+    before = {key: packed.clone() for key, packed in model.packed.items()}
     leaves = model.leaves(1)
+    total = sum(leaf.detach().sum().item() for leaf in leaves.values())
     with torch.no_grad():
-        for parameter in model.parameters(leaves).values():
+        for parameter in model.parameters(1).values():
             parameter.add_(1)
     for key, packed in model.packed.items():
         assert torch.equal(packed[0], before[key][0])
         assert torch.equal(packed[1], before[key][1] + 1)
-        assert torch.equal(packed[1], leaves[key])
-        assert leaves[key].is_leaf
+    after = sum(leaf.detach().sum().item() for leaf in leaves.values())
+    assert after - total == pytest.approx(model.num_parameters, rel=1e-4)
+    assert all(leaf.is_leaf for leaf in leaves.values())
+    assert leaves.keys() == model.leaf_groups().keys()
 
 
 def test_gradients_by_name_are_those_of_the_leaves() -> None:
     model = build([0, 1])
-    leaves = model.leaves(1)
-    assert all(parameter.grad is None for parameter in model.parameters(leaves).values())
-    model.forward(tokens(2, 2, 12), [1.0, 1.0]).square().sum().backward()
-    model.set_gradients(1, leaves)
-    for parameter in model.parameters(leaves).values():
+    leaves, (norm, neighbour) = model.leaves(1), gradient_norms(model)
+    assert torch.nn.utils.get_total_norm(
+        [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    ).item() == pytest.approx(neighbour)
+    for parameter in model.parameters(1).values():
         assert parameter.grad is not None
+        assert parameter.grad.count_nonzero() > 0
         parameter.grad.zero_()
-    for key, packed in model.packed.items():
-        assert packed.grad is not None
-        assert leaves[key].grad is not None
-        assert packed.grad[1].count_nonzero() == 0
-        assert packed.grad[0].count_nonzero() > 0
-        assert leaves[key].grad.count_nonzero() == 0  # type: ignore[union-attr]
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert leaf.grad.count_nonzero() == 0
+    assert model.gradient_norms().tolist() == [norm, 0.0]
 
 
 def test_weights_load_by_name_into_one_run() -> None:

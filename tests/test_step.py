@@ -118,11 +118,8 @@ def test_a_pack_trains_what_its_runs_train_alone(pack: Callable[..., Pack], thre
             for figure in ("loss_R", "objective_R", "grad_norm_R"):
                 ours, theirs = getattr(together, figure)[run].item(), getattr(solo, figure).item()
                 assert ours == pytest.approx(theirs, rel=1e-9), (figure, step)
-            for key, packed in together.model.packed.items():
-                theirs = solo.model.packed[key].grad
-                assert packed.grad is not None
-                assert theirs is not None
-                torch.testing.assert_close(packed.grad[run], theirs[0], rtol=1e-7, atol=1e-9)
+            for key, gradient in together.model.gradients.items():
+                torch.testing.assert_close(gradient[run], solo.model.gradients[key][0], rtol=1e-7, atol=1e-9)
     for run, solo in enumerate(alone):
         start = weights(pack([three[run]]), 0)
         for key, weight in weights(solo, 0).items():
@@ -153,16 +150,22 @@ def test_a_step_is_what_torch_does_by_hand(
 ) -> None:
     config = tiny_config(seed=3, data__order="shuffled", optimizer__max_norm=0.5)
     ours, model = pack([config]), pack([config]).model
-    leaves = list(model.packed.values())
+    leaves = list(model.leaves(0).values())
     optimizer = torch.optim.Adam(leaves, betas=config.optimizer.betas, eps=config.optimizer.eps)
     batches = Batches(tiny_tokens, config.data, config.seed)
     # a warm-up of two steps to the peak, stage 1 up to step 6
     for step, rate in ((1, 0.75e-3), (2, 1.5e-3), (3, 1.5e-3 * (1 - 1 / 12))):
         rows = torch.from_numpy(batches.rows_BT1(step))
-        logits = model.forward(rows[None, :, :-1], [1.0])
-        loss = F.cross_entropy(logits[0], rows[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
+        tape = model.record(rows[None, :, :-1], [1.0])
+        targets_N = rows[:, 1:].flatten()
+        logits = model.logits(tape.hidden_RNH).requires_grad_()
+        loss = F.cross_entropy(logits[0], targets_N)
+        (expected,) = torch.autograd.grad(loss, logits)
+
+        def by_hand(_: Tensor, grad_RNV: Tensor, expected: Tensor = expected) -> None:
+            grad_RNV.copy_(expected * expected.shape[1])
+
+        model.backward(tape, model.head_loss(tape.hidden_RNH, targets_N[None], by_hand)[1])
         norm = torch.nn.utils.clip_grad_norm_(leaves, 0.5)
         for group in optimizer.param_groups:
             group.update(lr=rate, weight_decay=0.1)

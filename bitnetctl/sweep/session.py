@@ -21,7 +21,7 @@ from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
 from bitnetctl.files import require_space
 from bitnetctl.loop import Session
-from bitnetctl.machine import device_name, keep_freed_memory, resolve_device
+from bitnetctl.machine import device_name, prepare_processor, resolve_device
 from bitnetctl.model import num_parameters
 from bitnetctl.outputs import RunOutput
 from bitnetctl.records import RunPaths
@@ -53,7 +53,7 @@ class Sessions:
         self.device = resolve_device(options.device)
         self._tokens: dict[DataConfig, data.TokenData] = {}
         self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
-        keep_freed_memory()
+        prepare_processor()
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
         """Return tokens and probe of a run's effective config; raises DataError before anything is created."""

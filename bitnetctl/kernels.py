@@ -1,0 +1,127 @@
+"""The pieces of a step that are not matrix products, forward and backward written out.
+
+Gradients are written by hand because a recorded graph costs more than the arithmetic of a small model, and because a
+step that records nothing can be captured and fused as it stands. Each function takes and returns plain tensors.
+
+Shapes: R runs, N tokens, F features, V vocabulary, B·R rows of T positions, A heads, D head size.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a number as a tensor: made once, where a plain number would be made into one at every use."""
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def rms_norm(x_RNF: Tensor, weight_R1F: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019), the unweighted figures and 1 / sqrt(…)."""
+    norm_RN1 = torch.linalg.vector_norm(x_RNF, dim=-1, keepdim=True)
+    floor = constant(eps, x_RNF.dtype, x_RNF.device)
+    inverse_RN1 = torch.addcmul(floor, norm_RN1, norm_RN1, value=1 / x_RNF.shape[-1]).rsqrt_()
+    normed_RNF = x_RNF * inverse_RN1
+    return normed_RNF * weight_R1F, normed_RNF, inverse_RN1
+
+
+def rms_norm_backward(
+    grad_RNF: Tensor, normed_RNF: Tensor, inverse_RN1: Tensor, weight_R1F: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the input [R, N, F] and of the weight [R, F]."""
+    grad_weight_RF = (grad_RNF * normed_RNF).sum(1)
+    grad_RNF = grad_RNF * weight_R1F
+    radial_RN1 = torch.linalg.vecdot(grad_RNF, normed_RNF).unsqueeze(-1)
+    grad_RNF = grad_RNF.addcmul_(normed_RNF, radial_RN1, value=-1 / normed_RNF.shape[-1]).mul_(inverse_RN1)
+    return grad_RNF, grad_weight_RF
+
+
+def rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Turn heads [R·B, A, T, D] by their position (RoPE, Su et al. 2021); the sine carries rotate-half's sign."""
+    return torch.addcmul(x * cos_TD, x.roll(x.shape[-1] // 2, dims=-1), sin_TD)
+
+
+def rotate_backward(grad: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Return the gradient of what was turned."""
+    return (grad * sin_TD).roll(-(grad.shape[-1] // 2), dims=-1).addcmul_(grad, cos_TD)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask_TT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(q · kᵀ / √D + mask) · v and the softmax, for heads [R·B·A, T, D]: faster than SDPA if short."""
+    p = torch.baddbmm(mask_TT, q, k.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    return torch.bmm(p, v), p
+
+
+def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v."""
+    grad_s = torch._softmax_backward_data(torch.bmm(grad, v.mT), p, -1, p.dtype)
+    scale = q.shape[-1] ** -0.5
+    grad_q = torch.baddbmm(q, grad_s, k, beta=0, alpha=scale)
+    grad_k = torch.baddbmm(k, grad_s.mT, q, beta=0, alpha=scale)
+    return grad_q, grad_k, torch.bmm(p.mT, grad)
+
+
+def gate(gate_up_RNF: Tensor, activation: str) -> Tensor:
+    """Return act(gate) · up of the fused projection [R, N, 2F], act being ReLU² or SiLU."""
+    gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
+    if activation == "relu2":
+        gate_RNF = F.relu(gate_RNF)
+        return (gate_RNF * gate_RNF).mul_(up_RNF)
+    return F.silu(gate_RNF).mul_(up_RNF)
+
+
+def gate_backward(grad_RNF: Tensor, gate_up_RNF: Tensor, activation: str) -> Tensor:
+    """Return the gradient of the fused projection."""
+    gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
+    result = torch.empty_like(gate_up_RNF, dtype=grad_RNF.dtype)
+    grad_gate_RNF, grad_up_RNF = result.chunk(2, dim=-1)
+    if activation == "relu2":
+        gate_RNF = F.relu(gate_RNF)
+        torch.mul(grad_RNF, gate_RNF * gate_RNF, out=grad_up_RNF)
+        half_RNF = grad_RNF * up_RNF
+        torch.mul(half_RNF.add_(half_RNF), gate_RNF, out=grad_gate_RNF)
+        return result
+    sigmoid_RNF = torch.sigmoid(gate_RNF)
+    silu_RNF = gate_RNF * sigmoid_RNF
+    torch.mul(grad_RNF, silu_RNF, out=grad_up_RNF)
+    # d silu(g) = σ + silu·(1 − σ)
+    slope_RNF = torch.addcmul(sigmoid_RNF, silu_RNF, 1 - sigmoid_RNF)
+    torch.mul(grad_RNF * up_RNF, slope_RNF, out=grad_gate_RNF)
+    return result
+
+
+def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of every token [R, N] in fp32 and softmax − one-hot [R, N, V]: its gradient, token by token.
+
+    One pass of softmax serves both: log Σ exp is read off at the largest logit, where it loses nothing.
+    """
+    targets_RN1 = targets_RN.unsqueeze(-1)
+    p_RNV = torch.softmax(logits_RNV, -1, dtype=torch.promote_types(logits_RNV.dtype, torch.float32))
+    below_RN = logits_RNV.amax(-1).to(p_RNV.dtype) - logits_RNV.gather(-1, targets_RN1).squeeze(-1)
+    loss_RN = below_RN - p_RNV.amax(-1).log_()
+    minus_one = constant(-1.0, p_RNV.dtype, p_RNV.device)
+    p_RNV.scatter_add_(-1, targets_RN1, minus_one.expand(targets_RN1.shape))
+    return loss_RN, p_RNV
+
+
+def normalize(x_RNF: Tensor, weights: tuple[Tensor, ...], eps: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Apply one RMSNorm after the other; return the result and what the way back needs."""
+    saved = []
+    for weight_R1F in weights:
+        x_RNF, normed_RNF, inverse_RN1 = rms_norm(x_RNF, weight_R1F, eps)
+        saved.append((normed_RNF, inverse_RN1))
+    return x_RNF, saved
+
+
+def normalize_backward(
+    grad_RNF: Tensor, saved: list[tuple[Tensor, Tensor]], weights: tuple[Tensor, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of the input and of each weight [R, F]."""
+    grads = []
+    for (normed_RNF, inverse_RN1), weight_R1F in zip(reversed(saved), reversed(weights), strict=True):
+        grad_RNF, grad_RF = rms_norm_backward(grad_RNF, normed_RNF, inverse_RN1, weight_R1F)
+        grads.append(grad_RF)
+    return grad_RNF, grads[::-1]
