@@ -322,21 +322,22 @@ def test_a_run_set_back_with_its_pack_misses_no_row_alone(
     assert steps == [1, 2, 4, 6, 8, 10, 12]
 
 
-def change(csv: Path, step: int) -> None:
-    """Change a digit of a row's loss to another one: still a number, and nothing that a reader can see."""
+def change(csv: Path, step: int, bit: int = 1) -> None:
+    """Change a digit of a row's loss: with the lowest bit to another one, which no reader can see."""
     lines = csv.read_bytes().splitlines(keepends=True)
     (place,) = [place for place, line in enumerate(lines) if line.startswith(b"%d," % step)]
     line = bytearray(lines[place])
-    line[line.index(b".") + 1] ^= 1
+    line[line.index(b".") + 1] ^= bit
     csv.write_bytes(b"".join([*lines[:place], line, *lines[place + 1 :]]))
 
 
+@pytest.mark.parametrize("bit", [1, 64], ids=["digit", "letter"])
 def test_a_changed_row_gives_way_to_the_checkpoint_before_it(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
+    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], bit: int
 ) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
-    change(RUNS / "a.csv", 8)
+    change(RUNS / "a.csv", 8, bit)
     notices: list[str] = []
     assert start_of(train(tiny_config(), names=["a"], notice=notices.append)) == 6
     (notice,) = notices

@@ -32,7 +32,7 @@ class RecordWriter:
         self._descriptor: int | None = None
         self._torn = False
         old = self._old_content()
-        kept = self._repair(old, keep_through_step)
+        kept = self._repair(old, keep_through_step, last_kept_step)
         if last_kept_step is not None and self.last_step != last_kept_step:
             raise RecordError(
                 f"{self.path}: the row of step {last_kept_step} is missing; put it back (a checkpoint's records.csv "
@@ -147,7 +147,7 @@ class RecordWriter:
         except OSError as error:
             raise RecordError(f"{self.path}: cannot read: {error.strerror or error}") from error
 
-    def _repair(self, old: bytes, keep_through_step: int) -> bytes:
+    def _repair(self, old: bytes, keep_through_step: int, last_kept_step: int | None) -> bytes:
         if not old.startswith(HEADER):
             if not HEADER.startswith(old):
                 raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
@@ -164,6 +164,9 @@ class RecordWriter:
         # the last piece has no newline: empty, or the start of a row
         lines = old[end:].split(b"\n")[:-1]
         for number, line in enumerate(lines, start=2):
+            if last_kept_step is not None and self.last_step == last_kept_step:
+                # whatever comes after is made again, damaged or not
+                break
             try:
                 step, _, _ = parse_row(line, layout)
             except BadRowError as error:

@@ -1,0 +1,112 @@
+"""Kill, damage and starve a training at every place, and see whether anything is lost.
+
+    python -m benchmarks.faults [--quick] [--json FILE] [--seed 0]
+
+A tiny run and a tiny sweep are trained by the command line over and over, each time with one fault; then they are
+started again, and must end with the CSV (but for the measured speed), the weights and the files of an undisturbed
+training. Write calls are those that Python and the safetensors library make below the runs folder: open for writing,
+mkdir, write, fsync, ftruncate, rename, unlink, rmdir. Needs Linux and a C compiler; exits 1 if anything is lost, 2
+where it cannot run. Moments drawn for kills depend on the machine's speed, all else on the seed alone.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.faults import hook
+
+if TYPE_CHECKING:
+    from benchmarks.faults.bench import Tally
+
+_FOLDER = "FAULTS_FOLDER"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is tried: one of so many write calls, damages or bytes; so many kills, places, KiB from size to size."""
+
+    share: int = 1
+    disk_share: int = 1
+    random_kills: int = 300
+    side_by_side: int = 24
+    places: int = 12
+    damage_share: int = 1
+    bytes_share: int = 1
+    tmpfs_kib: int = 16
+
+
+QUICK = Extent(
+    share=83, disk_share=166, random_kills=3, side_by_side=1, places=2, damage_share=20, bytes_share=997, tmpfs_kib=512
+)
+
+
+def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
+    """Try every fault and yield the rows of the table."""
+    # torch is loaded in the process that tries, not in the one that starts it
+    from benchmarks.faults import damage, disk, kills
+    from benchmarks.faults.bench import Bench, Truth
+
+    bench = Bench(folder)
+    run = Truth.of(bench, bench.train, "run")
+    runs = Truth.of(bench, bench.sweep(1), "sweep")
+    late = damage.stopped_late(bench, run)
+    yield from kills.at_every_call(bench, run, extent.share)
+    yield from kills.at_random(bench, run, extent.random_kills, seed)
+    yield from kills.sweeps(bench, runs, 3 * extent.share)
+    yield from kills.packs(bench, runs, 6 * extent.share, seed)
+    yield from kills.side_by_side(bench, runs, extent.side_by_side, seed)
+    yield from damage.of_checkpoints(bench, run, late, extent.places, extent.damage_share, seed)
+    yield from damage.of_the_rest(bench, run, late, extent.places, extent.damage_share, seed)
+    yield from damage.when_read(late, extent.bytes_share)
+    yield from damage.killed_on_the_way_back(bench, run, late, extent.share)
+    yield from disk.at_every_call(bench, run, extent.disk_share)
+    yield from disk.real(bench, run, extent.tmpfs_kib)
+
+
+def main() -> None:
+    """Start again with the library preloaded; there, try and count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a share of the cases, in some twenty seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and every loss to a file")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if _FOLDER in os.environ:
+        raise SystemExit(_try_all(Path(os.environ[_FOLDER]), arguments))
+    if not sys.platform.startswith("linux") or hook.compiler() is None:
+        print("error: needs Linux and a C compiler (cc)", file=sys.stderr)
+        raise SystemExit(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = hook.environment(hook.build(folder)) | {_FOLDER: name, "XDG_CACHE_HOME": str(folder / "cache")}
+        command = [sys.executable, "-m", "benchmarks.faults", *sys.argv[1:]]
+        raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+def _try_all(folder: Path, arguments: argparse.Namespace) -> int:
+    started = time.monotonic()
+    rows = []
+    print(f"{'fault':<64}{'cases':>8}{'survived':>10}{'lost':>6}", flush=True)
+    for row in tallies(folder, QUICK if arguments.quick else Extent(), arguments.seed):
+        rows.append(row)
+        print(f"{row.fault:<64}{row.tried:>8,}{row.tried - len(row.lost):>10,}{len(row.lost):>6,}", flush=True)
+        for loss in row.lost[:5]:
+            print(f"  {loss}", file=sys.stderr, flush=True)
+    tried, lost = sum(row.tried for row in rows), sum(len(row.lost) for row in rows)
+    print(f"{'all':<64}{tried:>8,}{tried - lost:>10,}{lost:>6,}")
+    print(f"{time.monotonic() - started:.0f} s")
+    if arguments.json is not None:
+        table = [{"fault": row.fault, "cases": row.tried, "lost": row.lost} for row in rows]
+        arguments.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    main()

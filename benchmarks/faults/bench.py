@@ -1,0 +1,295 @@
+"""A tiny run and a tiny sweep, trained by the command line in forked children, and what must be true of their files."""
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.faults.hook import NONE, Call, Fault, Hook
+from bitnetctl import checkpoint, cli
+from bitnetctl.errors import CheckpointError, ExitCode
+from bitnetctl.records import read_manifest
+
+_Case = TypeVar("_Case")
+
+STEPS, EVERY, SAVED_EVERY = 12, 4, 3
+RUN = "run"
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: exit code (minus the signal), all that it said, the write calls that it counted."""
+
+    code: int
+    said: str
+    calls: list[Call]
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that tell an error."""
+        return [line for line in self.said.splitlines() if line.startswith("error: ")]
+
+
+@dataclass
+class Tally:
+    """One row of the table: how many cases were tried, and what was lost in which."""
+
+    fault: str
+    tried: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def count(self, case: str, loss: str | None) -> None:
+        """Count a case; `loss` says what was lost, None is nothing."""
+        self.tried += 1
+        if loss is not None:
+            self.lost.append(f"{case}: {loss}")
+
+
+class Bench:
+    """Children of this process train below `folder`, with the preloaded library armed as each case wants it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.disk = folder / "disk"
+        self.runs = self.disk / "runs"
+        self._hook = Hook()
+        self._text = folder / "text.txt"
+        self._text.write_text(_words(60_000), encoding="utf-8")
+        self.disk.mkdir()
+        # a child takes a tenth of a second where what it needs is loaded already
+        for module in ("torch._dynamo", "bitnetctl.console", "bitnetctl.report", "bitnetctl.sweep"):
+            importlib.import_module(module)
+
+    def arguments(self, command: str, *more: str) -> list[str]:
+        """Return the command line of the tiny run or sweep."""
+        settings = {
+            "steps": STEPS,
+            "model.hidden_size": 16,
+            "model.num_layers": 1,
+            "data.source": f"file:{self._text}",
+            "data.tokenizer": "bpe:300",
+            "data.batch_size": 2,
+            "data.sequence_length": 16,
+            "schedule.warmup_steps": 2,
+            "probe.positions": 64,
+            "probe.eval_every_steps": EVERY,
+        }
+        texts = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        common = ["--recipe", "quick", "--device", "cpu", "--checkpoint-every", str(SAVED_EVERY), *texts, *more]
+        return [command, *common, "--runs-dir", str(self.runs)]
+
+    @cached_property
+    def train(self) -> list[str]:
+        """The command line of the tiny run: shuffled order, an intervention of each kind."""
+        arm = "adaptive-clipping+momentum-reset:every=5+label-smoothing"
+        return self.arguments("train", "--name", RUN, "--set", "data.order=shuffled", "-i", arm)
+
+    def sweep(self, pack: int) -> list[str]:
+        """Return the command line of the tiny sweep."""
+        return self.arguments("sweep", "--seeds", str(SEEDS), "--pack", str(pack), "--keep-weights")
+
+    def call(self, arguments: Sequence[str], fault: Fault = NONE, kill_after: float | None = None) -> Ended:
+        """Run a command line in a child and wait for it; kill it after so many seconds if it is still there."""
+        return self.start(arguments, fault).wait(kill_after)
+
+    def start(self, arguments: Sequence[str], fault: Fault = NONE, name: str = "child") -> "Child":
+        """Start a command line in a child."""
+        files = self.folder / f"{name}.txt", self.folder / f"{name}.json"
+        for file in files:
+            file.unlink(missing_ok=True)
+        # a thread would not be there in the child, and what it held would be held for ever; so nothing is trained here
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
+            raise RuntimeError("a process with threads cannot be forked")
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(arguments, fault, *files)
+        return Child(pid, *files)
+
+    def _be_child(self, arguments: Sequence[str], fault: Fault, said: Path, calls: Path) -> None:
+        code: int = ExitCode.INTERNAL
+        try:
+            with said.open("wb", buffering=0) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            self._hook.arm(self.runs, fault)
+            code = cli.run(list(arguments))
+            counted = self._hook.disarm()
+            calls.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def clear(self) -> None:
+        """Remove all runs."""
+        shutil.rmtree(self.runs, ignore_errors=True)
+
+    def keep(self, name: str) -> Path:
+        """Move all runs to a folder of that name."""
+        kept = self.folder / name
+        self.runs.rename(kept)
+        return kept
+
+    def put(self, kept: Path) -> None:
+        """Copy runs that were kept to where they are trained."""
+        self.clear()
+        shutil.copytree(kept, self.runs)
+
+
+class Child:
+    """A command line that runs in a process of its own."""
+
+    def __init__(self, pid: int, said: Path, calls: Path) -> None:
+        self.pid = pid
+        self._said = said
+        self._calls = calls
+        self._started = time.monotonic()
+
+    def wait(self, kill_after: float | None = None) -> Ended:
+        """Wait for its end, and kill it after so many seconds."""
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        seconds = time.monotonic() - self._started
+        said, calls = "", []
+        # one that was killed early has said nothing
+        with contextlib.suppress(FileNotFoundError):
+            said = self._said.read_text(encoding="utf-8")
+            calls = [Call(*call) for call in json.loads(self._calls.read_text(encoding="utf-8"))]
+        return Ended(os.waitstatus_to_exitcode(status), said, calls, seconds)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What undisturbed runs left behind, and what the files of disturbed ones must therefore be."""
+
+    folder: Path
+    calls: list[Call]
+    seconds: float
+
+    @classmethod
+    def of(cls, bench: Bench, arguments: Sequence[str], name: str) -> "Truth":
+        """Train undisturbed, twice: the first time prepares the text."""
+        for _ in range(2):
+            bench.clear()
+            ended = bench.call(arguments)
+            if ended.code:
+                raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
+        return cls(bench.keep(name), ended.calls, ended.seconds)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the runs."""
+        return sorted(path.stem for path in self.folder.glob("*.csv"))
+
+    def saved(self, name: str, at: int) -> list[int]:
+        """Steps of the checkpoints of a run that were in place before call `at`."""
+        start = f"/{name}/checkpoints/step-"
+        renames = [call.path for call in self.calls[: at - 1] if call.name == "rename" and call.path.startswith(start)]
+        return [int(path.removeprefix(start)) for path in renames]
+
+    def finished(self, runs: Path, *, leftovers: bool = False) -> str | None:
+        """Say how finished runs differ from the undisturbed ones; None if in nothing but, maybe, `leftovers`."""
+        for name in self.names:
+            if figures(runs / f"{name}.csv") != figures(self.folder / f"{name}.csv"):
+                return f"{name}: the CSV differs"
+            weights = Path(name, "checkpoints", f"step-{STEPS:08d}", "model.safetensors")
+            if (runs / weights).read_bytes() != (self.folder / weights).read_bytes():
+                return f"{name}: the weights differ"
+            if not is_finished(runs, name):
+                return f"{name}: run.json does not say finished"
+        ours, theirs = files_below(runs), files_below(self.folder)
+        if ours == theirs or (leftovers and ours > theirs):
+            return None
+        return f"other files are there: {sorted(ours ^ theirs)}"
+
+    def intact(self, runs: Path, name: str, at: int | None = None) -> str | None:
+        """Say what of a run that went wrong, at call `at` if that is known, is not as it must be."""
+        csv = runs / f"{name}.csv"
+        if csv.exists():
+            # the piece after the last newline is the row that was being written
+            rows = [line.rpartition(b",")[0] for line in csv.read_bytes().split(b"\n")[:-1]]
+            if rows != figures(self.folder / f"{name}.csv")[: len(rows)]:
+                return f"{name}: rows in the CSV are not those of the undisturbed run"
+        there = checkpoint.steps(runs / name / "checkpoints")
+        for step in there:
+            try:
+                checkpoint.load(checkpoint.path_of(runs / name / "checkpoints", step))
+            except CheckpointError as error:
+                return f"{name}: {error}"
+        if at is not None:
+            saved = self.saved(name, at)
+            # the finished run keeps the last alone
+            needed = saved[-1:] if STEPS in saved else saved[-checkpoint.KEPT :]
+            if not set(needed) <= set(there):
+                return f"{name}: of the checkpoints {needed}, {there} are left"
+        return None
+
+
+def figures(csv: Path) -> list[bytes]:
+    """Return the lines of a CSV without the last column, the measured speed."""
+    return [line.rpartition(b",")[0] for line in csv.read_bytes().splitlines()]
+
+
+def files_below(folder: Path) -> set[str]:
+    """Return the paths of all files below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def sound_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints that can be used."""
+    sound = []
+    for step in checkpoint.steps(folder):
+        with contextlib.suppress(CheckpointError):
+            checkpoint.load(checkpoint.path_of(folder, step))
+            sound.append(step)
+    return sound
+
+
+def is_finished(runs: Path, name: str) -> bool:
+    """Whether a run's manifest says so."""
+    manifest = read_manifest(runs / name)
+    return manifest is not None and manifest.status == "finished"
+
+
+def goes_on(bench: Bench, truth: Truth) -> str | None:
+    """Train on after a fault: say what was lost if the run does not go on from its last good state to the same end."""
+    there = sound_steps(bench.runs / RUN / "checkpoints")
+    expected = f"resumed after step {there[-1]}\n" if there else "parameters on cpu\n"
+    if is_finished(bench.runs, RUN):
+        expected = "already finished"
+    ended = bench.call(bench.train)
+    if ended.code:
+        return f"started again, it ends with {ended.code}: {ended.said[-300:]}"
+    if expected not in ended.said:
+        return f"it did not go on from {there}: {ended.said[:300]}"
+    return truth.finished(bench.runs)
+
+
+def each(cases: Sequence[_Case], share: int, seed: int = 0) -> Sequence[_Case]:
+    """Return every `share`-th of the cases, at least one, from one that `seed` draws."""
+    share = min(share, len(cases))
+    return cases[random.Random(seed).randrange(share) :: share]
+
+
+def _words(characters: int) -> str:
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghiklmnorstu", k=generator.randint(2, 8))) for _ in range(500)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    lines: list[str] = []
+    while sum(map(len, lines)) < characters:
+        lines.append(" ".join(generator.choices(words, weights, k=12)).capitalize() + ".\n")
+    return "".join(lines)

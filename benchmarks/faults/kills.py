@@ -1,0 +1,133 @@
+"""Processes that are killed: a training at every write call and at random moments, sweeps alone and side by side."""
+
+import csv
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.faults.bench import RUN, Bench, Child, Tally, Truth, each, files_below, goes_on, is_finished
+from benchmarks.faults.hook import Call, Fault, Mode
+
+# how far a figure may be from that of another pack composition
+TOLERANCE = 1e-2
+_MODES = {Mode.KILL_BEFORE: "killed before a write call", Mode.KILL_AFTER: "killed in the middle of, or after, one"}
+
+
+def place_of(call: Call) -> str:
+    """Return what a write call is about."""
+    if "/checkpoints" in call.path:
+        return "a checkpoint"
+    return "the CSV" if ".csv" in call.path else "run.json, lock, folders"
+
+
+def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
+    """Kill a training at every `share`-th of its write calls."""
+    for mode, what in _MODES.items():
+        tallies = {place_of(call): Tally(f"{what}: {place_of(call)}") for call in truth.calls}
+        for at in each(range(1, len(truth.calls) + 1), share, seed=mode):
+            bench.clear()
+            ended = bench.call(bench.train, Fault(mode, at))
+            loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
+            call = truth.calls[at - 1]
+            tallies[place_of(call)].count(
+                f"{at} {call.name} {call.path}", loss or truth.intact(bench.runs, RUN, at) or goes_on(bench, truth)
+            )
+        yield from tallies.values()
+
+
+def at_random(bench: Bench, truth: Truth, kills: int, seed: int = 0) -> Iterator[Tally]:
+    """Kill trainings at random moments, each up to three times before it may go on to its end."""
+    rng = random.Random(seed)
+    tally = Tally("killed at a random moment")
+    while tally.tried < kills:
+        bench.clear()
+        for _ in range(3):
+            ended = bench.call(bench.train, kill_after=rng.uniform(0, 1.1 * truth.seconds))
+            loss = None if ended.code in (0, -9) else f"ended with {ended.code}: {ended.said[-300:]}"
+            tally.count(f"kill {tally.tried}", loss or truth.intact(bench.runs, RUN))
+        loss = goes_on(bench, truth)
+        if loss is not None:
+            tally.lost.append(f"after kill {tally.tried}: {loss}")
+    yield tally
+
+
+def sweeps(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
+    """Kill a sweep at every `share`-th of its write calls."""
+    tally = Tally("sweep killed before a write call")
+    for at in each(range(1, len(truth.calls) + 1), share):
+        bench.clear()
+        ended = bench.call(bench.sweep(1), Fault(Mode.KILL_BEFORE, at))
+        loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
+        for name in truth.names:
+            loss = loss or truth.intact(bench.runs, name, at)
+        done = {name for name in truth.names if is_finished(bench.runs, name)}
+        again = bench.call(bench.sweep(1))
+        tally.count(f"{at} {truth.calls[at - 1]}", loss or _all_once(done, again.said, truth, bench.runs))
+    yield tally
+
+
+def side_by_side(bench: Bench, truth: Truth, cases: int, seed: int = 0) -> Iterator[Tally]:
+    """Let two sweeps share a folder and kill one of them."""
+    rng = random.Random(seed)
+    tally = Tally("one of two sweeps of a folder killed")
+    for _ in range(cases):
+        bench.clear()
+        at = rng.randrange(1, len(truth.calls) // 2)
+        children: list[Child] = [
+            bench.start(bench.sweep(1), Fault(Mode.KILL_BEFORE, at), "first"),
+            bench.start(bench.sweep(1), name="second"),
+        ]
+        first, second = [child.wait() for child in children]
+        told = [name for name in truth.names for ended in (first, second) if f"{name}: finished" in ended.said]
+        loss = None if second.code == 0 else f"the other ended with {second.code}: {second.said[-300:]}"
+        if len(told) > len(set(told)):
+            loss = loss or f"trained twice: {told}"
+        tally.count(f"at {at}", loss or truth.finished(bench.runs))
+    yield tally
+
+
+def packs(bench: Bench, truth: Truth, share: int, seed: int = 0) -> Iterator[Tally]:
+    """Kill packs of two, kill them again soon after they went on, and let the runs end one by one."""
+    rng = random.Random(seed)
+    tally = Tally(f"pack killed twice, then one by one (within {TOLERANCE:g})")
+    for at in each(range(1, len(truth.calls) + 1), share):
+        bench.clear()
+        for place in (at, rng.randrange(1, 60)):
+            bench.call(bench.sweep(2), Fault(Mode.KILL_BEFORE, place))
+        done = {name for name in truth.names if is_finished(bench.runs, name)}
+        again = bench.call(bench.sweep(1))
+        loss = None if again.code == 0 else f"ended with {again.code}: {again.said[-300:]}"
+        for name in truth.names:
+            loss = loss or _difference(bench.runs / f"{name}.csv", truth.folder / f"{name}.csv")
+            if (name in done) == (name in _started(again.said)):
+                loss = loss or f"{name}: {'trained twice' if name in done else 'forgotten'}"
+        if files_below(bench.runs) != files_below(truth.folder):
+            loss = loss or "other files are there"
+        tally.count(f"at {at}", loss)
+    yield tally
+
+
+def _started(said: str) -> list[str]:
+    return re.findall(r"^(\S+): \d+ steps, ", said, re.MULTILINE)
+
+
+def _all_once(done: set[str], said: str, truth: Truth, runs: Path) -> str | None:
+    """Say which runs were trained twice or forgotten by a sweep that found some done."""
+    started = _started(said)
+    if sorted([*done, *started]) != truth.names:
+        return f"done before: {sorted(done)}, trained now: {started}"
+    return truth.finished(runs)
+
+
+def _difference(ours: Path, theirs: Path) -> str | None:
+    """Say what differs by more than the tolerance between two CSVs; the steps may not differ at all."""
+    with ours.open(newline="") as one, theirs.open(newline="") as other:
+        rows = [list(csv.DictReader(file)) for file in (one, other)]
+    steps, expected = ([row["Step"] for row in part] for part in rows)
+    if steps != expected:
+        return f"{ours.name}: steps {steps} instead of {expected}"
+    for column in ("Loss", "HeldOutLoss"):
+        if any(abs(float(a[column]) - float(b[column])) > TOLERANCE for a, b in zip(*rows, strict=True)):
+            return f"{ours.name}: {column} differs"
+    return None
