@@ -322,7 +322,7 @@ def test_a_report_never_replaces_a_run(option: str, tmp_path: Path) -> None:
 
 NAMES = {
     "parent": "../x",
-    "absolute": "/tmp/x",
+    "absolute": "/nowhere-at-all/x",
     "NUL": "a\0b",
     "device": "CON",
     "device with an end": "nul.txt",
