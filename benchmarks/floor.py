@@ -1,0 +1,155 @@
+"""What a step cannot do without: its products and its traffic, at the speed this machine was measured to do them.
+
+Counted are the three products of every matrix and of the head (6 FLOPs a multiplied parameter and token), attention
+over half of the positions, 28 bytes a parameter for Adam in fp32, and one reading and one writing of the logits
+between their products. Left out are norms, quantization, activations and the host: a floor, not an estimate. Rates are
+those of `torch.bmm` on the very shapes, operands in the cache if they fit there.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bitnetctl.config import RunConfig
+from bitnetctl.machine import measure_rates, multiplies_bf16
+from bitnetctl.model import num_parameters, storages
+from bitnetctl.products import Precision, Products
+
+ADAM_BYTES = 28
+LOGITS_BYTES = 8
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` products of [N, I] with [O, I] and the two of their way back; N is the tokens of a step."""
+
+    name: str
+    count: int
+    height: int
+    width: int
+
+    def flops(self, tokens: int) -> int:
+        """Operations of all three, over all layers."""
+        return 6 * self.count * tokens * self.height * self.width
+
+
+def products(config: RunConfig, vocab_size: int) -> list[Product]:
+    """Return every product of a step of one run."""
+    model = config.model
+    found = [
+        Product(key, storage.shape[0], storage.shape[1], storage.shape[2])
+        for key, storage in storages(model, vocab_size).items()
+        if storage.is_matrix
+    ]
+    return [*found, Product("head", 1, vocab_size, model.hidden_size)]
+
+
+def attention_flops(config: RunConfig) -> int:
+    """Operations of the causal half of attention, there and back."""
+    positions, width = config.data.sequence_length, config.model.num_attention_heads * config.model.head_size
+    return 6 * config.model.num_layers * config.data.batch_size * positions * positions * width
+
+
+class Floor:
+    """Measures the floor of a step of `runs` runs."""
+
+    def __init__(self, config: RunConfig, vocab_size: int, runs: int, device: torch.device) -> None:
+        self._config = config
+        self._products = products(config, vocab_size)
+        self._vocab_size = vocab_size
+        self._runs = runs
+        self._device = device
+        self._tokens = config.data.batch_size * config.data.sequence_length
+        self._parameters = num_parameters(config.model, vocab_size)
+
+    @property
+    def flops(self) -> int:
+        """Operations of a step of all runs."""
+        one = sum(product.flops(self._tokens) for product in self._products) + attention_flops(self._config)
+        return self._runs * one
+
+    def measure(self) -> dict[str, Any]:
+        """Return seconds of a step in each precision, and the rates that they rest on."""
+        adam_bytes = ADAM_BYTES * self._parameters * self._runs
+        logits_bytes = LOGITS_BYTES * self._tokens * self._vocab_size * self._runs
+        adam_rate = self._traffic_rate(16 * self._parameters * self._runs)
+        logits_rate = self._traffic_rate(logits_bytes)
+        traffic = adam_bytes / adam_rate + logits_bytes / logits_rate
+        mkl_flops, memory_rate = measure_rates(self._device)
+        rates = {
+            "GFLOP a step": self.flops / 1e9,
+            "GB a step": (adam_bytes + logits_bytes) / 1e9,
+            "GB/s at the size of the parameters": adam_rate / 1e9,
+            "GB/s at the size of the logits": logits_rate / 1e9,
+            "GB/s of memory": memory_rate / 1e9,
+            "GFLOP/s, fp32 1024 x 1024 x 1024, default library": mkl_flops / 1e9,
+        }
+        seconds: dict[str, float] = {}
+        for precision in PRECISIONS:
+            if precision == "bf16" and not multiplies_bf16(self._device):
+                continue
+            taken = {product: self._seconds(product, precision) for product in self._products}
+            flops = sum(product.flops(self._tokens) for product in taken) * self._runs
+            rate = flops / sum(taken.values())
+            seconds[precision] = self.flops / rate + traffic
+            rates[f"GFLOP/s, {precision}, all products"] = rate / 1e9
+            for product, spent in taken.items():
+                label = f"GFLOP/s, {precision}, {product.name} {self._tokens} x {product.width} x {product.height}"
+                rates[label] = self._runs * product.flops(self._tokens) / spent / 1e9
+        return {**seconds, "traffic": traffic, "rates": rates}
+
+    def _seconds(self, product: Product, precision: Precision) -> float:
+        """Return the time of a product there and back over all layers, with the faster of the libraries."""
+        multiply = Products(precision, self._device)
+        x, weight, grad = (
+            multiply.cast(torch.randn(self._runs, *shape, device=self._device))
+            for shape in (
+                (self._tokens, product.width),
+                (product.height, product.width),
+                (self._tokens, product.height),
+            )
+        )
+
+        def there_and_back() -> None:
+            torch.bmm(x, weight.mT)
+            torch.bmm(grad, weight)
+            torch.bmm(grad.mT, x)
+
+        plain = self._time(there_and_back)
+        with multiply.scope():
+            return product.count * min(plain, self._time(there_and_back))
+
+    def _traffic_rate(self, footprint: int) -> float:
+        """Return bytes a second of reading two arrays, together of this size, and writing one of them again."""
+        count = max(1, footprint // 8)
+        a, b = (torch.zeros(count, device=self._device) for _ in range(2))
+        return 12 * count / self._time(lambda: a.add_(b))
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """Return the shortest of five measured times."""
+        once = self._total(work, 1)
+        times = max(1, int(_SECONDS / 5 / max(once, 1e-9)))
+        return min(self._total(work, times) / times for _ in range(5))
+
+    def _total(self, work: Callable[[], object], times: int) -> float:
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def median_rates(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the median of every rate over the turns of a floor."""
+    return {name: statistics.median(turn["rates"][name] for turn in turns) for name in turns[0]["rates"]}

@@ -1,0 +1,202 @@
+"""Contenders side by side: each in a process of its own, taking turns; medians, a table, JSON.
+
+A process each, because an allocator's thresholds, thread settings and a compiler's caches belong to a process; taking
+turns, because a shared machine is not equally fast all the time. The others sleep while one works.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.worker import Job
+from bitnetctl.errors import ConfigError
+from bitnetctl.machine import device_name, resolve_device
+
+Turn = dict[str, Any]
+_CLI_ENVIRONMENT = """
+import json, os
+from bitnetctl.cli import run
+run(["--version"])
+print(json.dumps(dict(os.environ)))
+"""
+
+
+class Contender:
+    """Something that takes turns; `note` says why it cannot, and is empty where it can."""
+
+    def __init__(self, name: str, take: Callable[[int], Turn], *, note: str = "", failed: bool = False) -> None:
+        self.name = name
+        self.note = note
+        self.failed = failed
+        self.turns: list[Turn] = []
+        self._take = take
+
+    def take_turn(self, steps: int) -> None:
+        """Let it work for `steps` steps and keep its answer; an error ends its part in the race."""
+        if self.note:
+            return
+        answer = self._take(steps)
+        if "error" in answer:
+            self.note, self.failed = answer["error"], True
+        else:
+            self.turns.append(answer)
+
+    def median(self, figure: str, skip: int = 1) -> float | None:
+        """Return the median of a figure a step, the first `skip` turns left out as warm-up; None where it has none."""
+        values = [turn[figure] / turn["steps"] for turn in self.turns[skip:]]
+        return None if self.note or not values else statistics.median(values)
+
+    def milliseconds(self) -> float | None:
+        """Return the median time of a step."""
+        seconds = self.median("seconds")
+        return None if seconds is None else 1000 * seconds
+
+    def losses(self) -> list[float]:
+        """Return the loss of every step of the first run, in order."""
+        return [loss for turn in self.turns for loss in turn["losses"]]
+
+    def peak_bytes(self) -> int | None:
+        """Return the most memory it held."""
+        return max((turn["peak_bytes"] for turn in self.turns), default=None)
+
+
+@contextlib.contextmanager
+def contenders(jobs: Mapping[str, Job]) -> Iterator[list[Contender]]:
+    """Start a process for every job, one after the other; ends them all."""
+    with contextlib.ExitStack() as stack:
+        yield [_start(name, job, stack) for name, job in jobs.items()]
+
+
+def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
+    environment = cli_environment() if job.as_command_line else dict(os.environ)
+    if job.kind == "transformers" and job.device == "cpu":
+        # its quantizers are decorated with torch.compile, which takes a minute and a compiler on a processor
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(job))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    stack.callback(process.communicate)
+    stack.callback(process.kill)
+
+    def answer() -> Turn:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found: Turn = json.loads(line) if line else {"error": f"its process ended with {process.wait()}"}
+        return found
+
+    def take(steps: int) -> Turn:
+        assert process.stdin is not None
+        process.stdin.write(f"{steps}\n")
+        process.stdin.flush()
+        return answer()
+
+    ready = answer()
+    note = ready.get("missing") or ready.get("error") or ""
+    return Contender(name, take, note=note, failed="error" in ready)
+
+
+def alternate(racing: Sequence[Contender], *, rounds: int, steps: int) -> None:
+    """Let the contenders take turns of `steps` steps, one round more for warming up."""
+    for _ in range(rounds + 1):
+        for contender in racing:
+            contender.take_turn(steps)
+
+
+def ratio(reference: float | None, value: float | None) -> float | None:
+    """Return how many times `value` goes into `reference`; None where either is unknown."""
+    return None if reference is None or value is None else reference / value
+
+
+@functools.cache
+def cli_environment() -> dict[str, str]:
+    """Return the environment that the command line trains in, thread settings included, by asking it."""
+    asked = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
+    environment: dict[str, str] = json.loads(asked.stdout.splitlines()[-1])
+    return environment
+
+
+def enter_cli_environment() -> None:
+    """Start this process over in the environment of the command line, unless it is there already."""
+    environment = cli_environment()
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--quick", action="store_true", help="just enough to see that it works")
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, resolved."""
+
+    def known(name: str) -> torch.device:
+        try:
+            return resolve_device(name)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser.add_argument("--device", type=known, default="cpu", help="cpu (the default), auto, cuda or cuda:N")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the figures belong to."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+    }
+
+
+def report(title: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], json_path: Path | None) -> None:
+    """Print the rows as a table with the facts below it; write both as JSON if asked to."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(rows[0]):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    console = Console(width=140)
+    console.print(table)
+    for name, value in facts.items():
+        console.print(f"{name}: {cell(value)}", highlight=False, markup=False)
+    if json_path is not None:
+        content = {"title": title, "rows": list(rows), **facts}
+        json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def notes(racing: Sequence[Contender]) -> dict[str, str]:
+    """Return what is to be said of the contenders that did not run to the end."""
+    return {one.name: one.note for one in racing if one.note}
+
+
+def cell(value: Any) -> str:
+    """Return a figure as a person reads it; – is unknown."""
+    if value is None:
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,67 @@
+"""Runs trained side by side in one pack, against the same runs one after the other.
+
+    python -m benchmarks.pack [--sizes 1,3,9,16] [--rounds N] [--steps N] [--device cpu] [--quick] [--json FILE]
+
+The time is that of one step of one run. The runs of a serial sweep, each alone, take the time of the pack of one. The
+share of the possible is against the floor of a whole pack: its products and its memory traffic as measured here.
+"""
+
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.step import VOCABULARIES, floor_ms
+from benchmarks.worker import Job
+
+
+def main() -> int:
+    """Measure and print; 1 if a contender broke."""
+    parser = harness.argument_parser(__doc__)
+    harness.add_device(parser)
+    parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="quick")
+    parser.add_argument("--sizes", default="1,3,9,16", metavar="LIST", help="runs of each pack; 1 is always measured")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--steps", type=int, help="steps a turn")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (1 if arguments.quick else 9)
+    steps = arguments.steps or (2 if arguments.quick else 30)
+    sizes = sorted({1, *(int(size) for size in arguments.sizes.split(","))})
+
+    common: dict[str, Any] = {
+        "recipe": arguments.recipe,
+        "vocab_size": VOCABULARIES[arguments.recipe],
+        "device": str(arguments.device),
+    }
+    jobs = {"reference, serial": Job(kind="reference", **common)}
+    jobs |= {f"pack of {size}": Job(kind="ours", runs=size, **common) for size in sizes}
+    floors = {f"floor of {size}": Job(kind="floor", runs=size, **common) for size in sizes}
+    with harness.contenders({**jobs, **floors}) as racing:
+        harness.alternate(racing, rounds=rounds, steps=steps)
+    by_name = {one.name: one for one in racing}
+    reference, solo = by_name["reference, serial"].milliseconds(), by_name["pack of 1"].milliseconds()
+    rows = []
+    for name, job in jobs.items():
+        step_ms = by_name[name].milliseconds()
+        run_ms = None if step_ms is None else step_ms / job.runs
+        floor = floor_ms(by_name[f"floor of {job.runs}"], "fp32")
+        rows.append(
+            {
+                "runs": name,
+                "ms a step of one run": run_ms,
+                "times the serial speed": harness.ratio(solo, run_ms) if job.kind == "ours" else None,
+                "times the reference's speed": harness.ratio(reference, run_ms),
+                "page faults a step": by_name[name].median("faults"),
+                "share of the possible": harness.ratio(floor, step_ms),
+            }
+        )
+    facts = {
+        **harness.machine(arguments.device),
+        "measured": f"median of {rounds} turns of {steps} steps, after one turn to warm up",
+        **{f"floor of {size}, ms a step": floor_ms(by_name[f"floor of {size}"], "fp32") for size in sizes},
+        **harness.notes(racing),
+    }
+    harness.report(f"pack: recipe {arguments.recipe}", rows, facts, arguments.json)
+    return int(any(one.failed for one in racing))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
