@@ -82,6 +82,8 @@ class Intervention:
     """One line for `bitnetctl interventions list`."""
     source: ClassVar[str] = ""
     """Where the idea comes from: a paper and section, or a document."""
+    capturable: ClassVar[bool] = False
+    """Whether `training_loss` may be recorded once and replayed: it reads no figure and no state of Python."""
 
     class Settings(InterventionSettings):
         """No settings."""
@@ -170,6 +172,11 @@ class Composition:
     def claims_gradients(self) -> bool:
         """Whether an intervention transforms the gradients."""
         return self._gradients is not None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the claimed loss may be recorded and replayed."""
+        return self._loss is not None and type(self._loss).capturable
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Ask the claimant for the objective."""

@@ -60,7 +60,7 @@ def train(session: Session) -> Iterator[Event]:
         must_stop = session.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
-            pack.mark_diverged(step)
+            pack.mark_diverged()
         yield from _report_diverged(session, step, reported)
         if is_evaluated:
             for run, row in _evaluate(session, step, clock.tokens_per_second()):
@@ -144,7 +144,7 @@ def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpo
         config_hash=output.config.hash,
         data_fingerprint=session.data_fingerprint,
         model=weights,
-        optimizer=member.optimizer.state() if resumable else {},
+        optimizer=pack.model.by_storage(member.optimizer.state()) if resumable else {},
         codes=codes if resumable else {},
         interventions=member.composition.state_dict(),
     )

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,7 @@ _LEAVES: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "hea
 
 # up to this many positions plain products beat the fused attention of the CPU
 _SHORT = 64
+_TABLES = ("embed", "head")
 
 
 @dataclass(kw_only=True)
@@ -128,6 +130,33 @@ class Tape:
     layers: list[_Layer] = field(default_factory=list)
 
 
+class _Ops:
+    """What is not a matrix product, each as one function, so that a compiler may fuse it."""
+
+    def __init__(self, config: ModelConfig, products: Products, *, compiled: bool) -> None:
+        self._config = config
+        self._products = products
+
+        def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(function, dynamic=False) if compiled else function
+
+        self.enter = fused(self._enter)
+        self.normalize = fused(functools.partial(kernels.normalize, eps=config.rms_norm_eps))
+        self.normalize_backward = fused(kernels.normalize_backward)
+        self.gate = fused(functools.partial(kernels.gate, activation=config.activation))
+        self.gate_backward = fused(functools.partial(kernels.gate_backward, activation=config.activation))
+        self.rotate, self.rotate_backward = fused(kernels.rotate), fused(kernels.rotate_backward)
+        self.cross_entropy = fused(kernels.cross_entropy)
+        self.weights = fused(products.weights)
+
+    def _enter(
+        self, x_RNF: Tensor, norms: tuple[Tensor, ...], q: Quantization
+    ) -> tuple[Operand, list[tuple[Tensor, Tensor]]]:
+        """Normalize and quantize what a matrix multiplies."""
+        normed_RNF, saved = kernels.normalize(x_RNF, norms, self._config.rms_norm_eps)
+        return self._products.activations(normed_RNF, q), saved
+
+
 class PackedModel:
     """The weights of R runs of one shape, their forward pass and their gradients.
 
@@ -142,13 +171,20 @@ class PackedModel:
         vocab_size: int,
         seeds: Sequence[int],
         device: torch.device,
+        *,
         precision: Precision = "fp32",
+        compiled: bool = False,
+        pad_vocabulary_to: int | None = None,
     ) -> None:
         self.config = configs[0]
         self.vocab_size = vocab_size
         self.device = device
         self.products = Products(precision, device)
         self.storages = storages(self.config, vocab_size)
+        # matrix products on a card want multiples of 64; the additional rows are never seen from outside
+        multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
+        self._padded_vocab = -(-vocab_size // multiple) * multiple
+        self._ops = _Ops(self.config, self.products, compiled=compiled)
         self._leaves = self._allocate(len(configs))
         self._leaf_gradients = {key: torch.zeros_like(leaf) for key, leaf in self._leaves.items()}
         self.packed = self._storage_views(self._leaves)
@@ -160,13 +196,14 @@ class PackedModel:
         self._gradient_layers = self._layer_views(self.gradients, norms=False)
         self._masks: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
-        self._offsets_R1 = torch.arange(len(configs), device=device).unsqueeze(-1) * vocab_size
+        self._offsets_R1 = torch.arange(len(configs), device=device).unsqueeze(-1) * self._padded_vocab
 
     def _allocate(self, runs: int) -> dict[str, Tensor]:
         sizes: dict[str, int] = {}
         for storage in self.storages.values():
             leaf = _LEAVES[storage.group]
-            sizes[leaf] = sizes.get(leaf, 0) + math.prod(storage.shape)
+            rows = self._padded_vocab if leaf in _TABLES else storage.shape[0]
+            sizes[leaf] = sizes.get(leaf, 0) + rows * math.prod(storage.shape[1:])
         return {leaf: torch.zeros(runs, size, device=self.device) for leaf, size in sizes.items()}
 
     def _storage_views(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -200,9 +237,11 @@ class PackedModel:
 
         They are what an optimizer updates: few, since updates are element by element and each tensor costs host time.
         """
-        leaves = {key: packed[run].requires_grad_() for key, packed in self._leaves.items()}
-        for key, leaf in leaves.items():
-            leaf.grad = self._leaf_gradients[key][run]
+        leaves = {}
+        for key, packed in self._leaves.items():
+            size = self.vocab_size * self.config.hidden_size if key in _TABLES else packed.shape[1]
+            leaves[key] = packed[run, :size].requires_grad_()
+            leaves[key].grad = self._leaf_gradients[key][run, :size]
         return leaves
 
     def leaf_groups(self) -> dict[str, ParameterGroup | None]:
@@ -214,6 +253,35 @@ class PackedModel:
         norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._leaf_gradients.values()]
         norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
         return norm_R
+
+    def scale_gradients(self, factor_R: Tensor) -> None:
+        """Multiply the gradients of every run by a factor of its own."""
+        for gradient in self._leaf_gradients.values():
+            gradient.mul_(factor_R.unsqueeze(-1))
+
+    def by_storage(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return an optimizer's tensors, `leaf/key`, as `storage/key`: how files name them, whatever memory is like."""
+        result = {}
+        for key in dict.fromkeys(path.partition("/")[2] for path in state):
+            tensors = {leaf: state[f"{leaf}/{key}"] for leaf in self._leaves}
+            if all(tensor.dim() == 0 for tensor in tensors.values()):
+                views = {name: tensors[_LEAVES[storage.group]].clone() for name, storage in self.storages.items()}
+            else:
+                views = self._storage_views(tensors)
+            result |= {f"{name}/{key}": view.contiguous() for name, view in views.items()}
+        return result
+
+    def by_leaf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take back what `by_storage` returned."""
+        result = {}
+        for key in dict.fromkeys(path.partition("/")[2] for path in state):
+            parts: dict[str, list[Tensor]] = {leaf: [] for leaf in self._leaves}
+            for name, storage in self.storages.items():
+                parts[_LEAVES[storage.group]].append(state[f"{name}/{key}"])
+            for leaf, tensors in parts.items():
+                whole = tensors[0] if tensors[0].dim() == 0 else torch.cat([tensor.flatten() for tensor in tensors])
+                result[f"{leaf}/{key}"] = whole
+        return result
 
     def parameters(self, run: int) -> dict[str, Tensor]:
         """Return the parameters of a run by name: views of its leaves, `.grad` included."""
@@ -242,18 +310,17 @@ class PackedModel:
 
     def forward(self, tokens_RBT: Tensor, strengths: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `strengths` are the quantization λ of the runs."""
-        return self.logits(self._run(tokens_RBT, self._quantization(strengths), keep=False).hidden_RNH)
+        return self.logits(self._run(tokens_RBT, self.quantization(strengths), keep=False).hidden_RNH)
 
-    def record(self, tokens_RBT: Tensor, quantization: "Quantization | Sequence[float]") -> Tape:
+    def record(self, tokens_RBT: Tensor, quantization: Quantization) -> Tape:
         """Run up to the head and keep what the way back needs."""
-        if not isinstance(quantization, Quantization):
-            quantization = self._quantization(quantization)
         return self._run(tokens_RBT, quantization, keep=True)
 
     def logits(self, hidden_RNH: Tensor) -> Tensor:
         """Return logits [R, N, V]."""
         with self.products.scope():
-            return torch.bmm(self.products.cast(hidden_RNH), self.products.cast(self._head(self.packed)).mT)
+            head_RVH = self.products.cast(self._head(self._leaves))
+            return torch.bmm(self.products.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
     def head_loss(
@@ -266,7 +333,7 @@ class PackedModel:
         sees all tokens at once.
         """
         products, tokens = self.products, hidden_RNH.shape[1]
-        head_RVH, head_gradient_RVH = products.cast(self._head(self.packed)), self._head(self.gradients)
+        head_RVH, head_gradient_RVH = products.cast(self._head(self._leaves)), self._head(self._leaf_gradients)
         whole = claim is not None or tokens <= max(2 * self.config.hidden_size, 256)
         chunk = tokens if whole else self.config.hidden_size
         loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
@@ -275,10 +342,12 @@ class PackedModel:
             x_RNH = products.cast(hidden_RNH[:, part])
             with products.scope():
                 logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
-            loss_RN, grad_RNV = kernels.cross_entropy(logits_RNV, targets_RN[:, part])
+            if self._padded_vocab > self.vocab_size:
+                logits_RNV[..., self.vocab_size :] = -math.inf
+            loss_RN, grad_RNV = self._ops.cross_entropy(logits_RNV, targets_RN[:, part])
             loss_R += loss_RN.sum(-1) / tokens
             if claim is not None:
-                claim(logits_RNV, grad_RNV)
+                claim(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = products.cast(grad_RNV)
             with products.scope():
                 # the mean's 1 / N goes to the narrow factor of each product, not to the logits
@@ -294,10 +363,12 @@ class PackedModel:
         else:
             target += torch.bmm(a, b)
 
-    def _head(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return tensors["embed" if self.config.tie_word_embeddings else "head"]
+    def _head(self, leaves: Mapping[str, Tensor]) -> Tensor:
+        table = leaves["embed" if self.config.tie_word_embeddings else "head"]
+        return table.view(self.num_runs, self._padded_vocab, self.config.hidden_size)
 
-    def _quantization(self, strengths: Sequence[float]) -> Quantization:
+    def quantization(self, strengths: Sequence[float]) -> Quantization:
+        """Return the strengths λ of the runs as a step takes them."""
         if all(strength == 1.0 for strength in strengths):
             return Quantization(off=False, strength_R=None)
         off = all(strength == 0.0 for strength in strengths)
@@ -308,26 +379,26 @@ class PackedModel:
         runs, _, positions = tokens_RBT.shape
         config, products = self.config, self.products
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
-        x_RNH = F.embedding(tokens_RN, self.packed["embed"].flatten(0, 1))
+        x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, config.hidden_size))
         layers = []
         with products.scope():
             weights = {
-                key: products.weights(self.packed[key], self.segments(key), q)
+                key: self._ops.weights(self.packed[key], self.segments(key), q)
                 for key, storage in self.storages.items()
                 if storage.is_matrix
             }
             for layer in range(config.num_layers):
-                qkv_input, input_saved = self._enter(x_RNH, self._norms("input_norm", "qkv_norm", layer=layer), q)
+                qkv_input, input_saved = self._ops.enter(x_RNH, self._norms("input_norm", "qkv_norm", layer=layer), q)
                 qkv_RNO = products.multiply(qkv_input, weights["qkv"][layer])
                 a_RNH, attention = self._attend(qkv_RNO, positions)
-                o_input, sub_saved = self._enter(a_RNH, self._norms("attn_sub_norm", layer=layer), q)
+                o_input, sub_saved = self._ops.enter(a_RNH, self._norms("attn_sub_norm", layer=layer), q)
                 x_RNH = x_RNH + products.multiply(o_input, weights["o"][layer])
 
                 norms = self._norms("post_norm", "gate_up_norm", layer=layer)
-                gate_up_input, post_saved = self._enter(x_RNH, norms, q)
+                gate_up_input, post_saved = self._ops.enter(x_RNH, norms, q)
                 gate_up_RNF = products.multiply(gate_up_input, weights["gate_up"][layer])
-                f_RNF = kernels.gate(gate_up_RNF, config.activation)
-                down_input, ffn_saved = self._enter(f_RNF, self._norms("ffn_sub_norm", layer=layer), q)
+                f_RNF = self._ops.gate(gate_up_RNF)
+                down_input, ffn_saved = self._ops.enter(f_RNF, self._norms("ffn_sub_norm", layer=layer), q)
                 x_RNH = x_RNH + products.multiply(down_input, weights["down"][layer])
                 if keep:
                     layers.append(
@@ -345,7 +416,7 @@ class PackedModel:
                         )
                     )
         final = self.packed["final_norm"].unsqueeze(1)
-        hidden_RNH, final_saved = kernels.normalize(x_RNH, (final,), config.rms_norm_eps)
+        hidden_RNH, final_saved = self._ops.normalize(x_RNH, (final,))
         if not keep:
             return Tape(tokens_RN=tokens_RN, positions=positions, hidden_RNH=hidden_RNH)
         return Tape(
@@ -366,7 +437,7 @@ class PackedModel:
         products, weights = self.products, tape.weights
         norms: dict[str, list[Tensor]] = {key: [] for key in self._norm_layers}
         final = self.packed["final_norm"].unsqueeze(1)
-        grad_RNH, (final_RH,) = kernels.normalize_backward(grad_RNH, tape.final_saved, (final,))
+        grad_RNH, (final_RH,) = self._ops.normalize_backward(grad_RNH, tape.final_saved, (final,))
         self.gradients["final_norm"].copy_(final_RH)
         with products.scope():
             for layer in range(self.config.num_layers - 1, -1, -1):
@@ -378,7 +449,7 @@ class PackedModel:
                 leave = functools.partial(self._leave, layer=layer, norms=norms)
                 grad_RNF = matrix(grad_RNH, "down", saved.down_input)
                 grad_RNF = leave(grad_RNF, saved.ffn_saved, "ffn_sub_norm")
-                grad_RNF = kernels.gate_backward(grad_RNF, saved.gate_up_RNF, self.config.activation)
+                grad_RNF = self._ops.gate_backward(grad_RNF, saved.gate_up_RNF)
                 grad_RNF = matrix(grad_RNF, "gate_up", saved.gate_up_input)
                 grad_RNH = leave(grad_RNF, saved.post_saved, "post_norm", "gate_up_norm").add_(grad_RNH)
 
@@ -389,10 +460,10 @@ class PackedModel:
                 grad_RNH = leave(grad_qkv_RNO, saved.input_saved, "input_norm", "qkv_norm").add_(grad_RNH)
         for key, grads_RF in norms.items():
             torch.stack(grads_RF, dim=1, out=self.gradients[key])
-        embed_gradient = self.gradients["embed"]
         if not self.config.tie_word_embeddings:
-            embed_gradient.zero_()
-        table, tokens_N = embed_gradient.flatten(0, 1), tape.tokens_RN.flatten()
+            self._leaf_gradients["embed"].zero_()
+        table = self._leaf_gradients["embed"].view(-1, self.config.hidden_size)
+        tokens_N = tape.tokens_RN.flatten()
         if self.device.type == "cuda":
             # sorts, where index_add_ adds in the order of arrival
             table.index_put_((tokens_N,), grad_RNH.flatten(0, 1), accumulate=True)
@@ -403,12 +474,6 @@ class PackedModel:
         """Return the weights [R, 1, F] of the norms that this model has of `keys`."""
         return tuple(self._norm_layers[key][layer] for key in keys if key in self._norm_layers)
 
-    def _enter(
-        self, x_RNF: Tensor, norms: tuple[Tensor, ...], q: Quantization
-    ) -> tuple[Operand, list[tuple[Tensor, Tensor]]]:
-        normed_RNF, saved = kernels.normalize(x_RNF, norms, self.config.rms_norm_eps)
-        return self.products.activations(normed_RNF, q), saved
-
     def _leave(
         self,
         grad_RNF: Tensor,
@@ -418,7 +483,7 @@ class PackedModel:
         norms: dict[str, list[Tensor]],
     ) -> Tensor:
         """Go back through the norms `keys`; their weights' gradients are put in front of the lists in `norms`."""
-        grad_RNF, grads_RF = kernels.normalize_backward(grad_RNF, saved, self._norms(*keys, layer=layer))
+        grad_RNF, grads_RF = self._ops.normalize_backward(grad_RNF, saved, self._norms(*keys, layer=layer))
         for key, grad_RF in zip((key for key in keys if key in self._norm_layers), grads_RF, strict=True):
             norms[key].insert(0, grad_RF)
         return grad_RNF
@@ -431,7 +496,7 @@ class PackedModel:
         cos_TD, sin_TD = self._rotary_tables(positions)
         # rotary embeddings turn queries and keys alike, so both go through in one piece
         turned, value = heads.split([queries + groups, groups], dim=1)
-        query, key = kernels.rotate(turned, cos_TD, sin_TD).split([queries, groups], dim=1)
+        query, key = self._ops.rotate(turned, cos_TD, sin_TD).split([queries, groups], dim=1)
         with self.products.outside():
             if self._attends_plainly(positions):
                 q, k, v = (t.reshape(-1, positions, config.head_size) for t in (query, key, value))
@@ -458,7 +523,7 @@ class PackedModel:
             else:
                 grad_q, grad_k, grad_value = torch.autograd.grad(last, (q, k, v), grad_out)
         grad_turned = torch.cat((grad_q, grad_k), dim=1).to(grad_RNH.dtype)
-        grad_turned = kernels.rotate_backward(grad_turned, *self._rotary_tables(positions))
+        grad_turned = self._ops.rotate_backward(grad_turned, *self._rotary_tables(positions))
         grad_heads = torch.cat((grad_turned, grad_value), dim=1)
         return grad_heads.transpose(1, 2).reshape(runs, -1, (queries + 2 * groups) * config.head_size)
 

@@ -26,6 +26,7 @@ class RunOptimizer:
         decayed = [name for name in leaves if groups[name] not in config.exempt]
         exempt = [name for name in leaves if groups[name] in config.exempt]
         self._names = decayed + exempt
+        device = next(iter(leaves.values())).device
         self._optimizer = _CLASSES[config.name](
             [
                 {"params": [leaves[name] for name in decayed]},
@@ -36,18 +37,26 @@ class RunOptimizer:
             eps=config.eps,
             weight_decay=0.0,
             fused=True,
+            capturable=device.type == "cuda",
         )
 
-    def step(self, learning_rate: float, weight_decay: float) -> None:
-        """Update the leaves from their `.grad`; the exempt group is never decayed."""
+    def step(self, learning_rate: float | Tensor, weight_decay: float, skip: Tensor | None = None) -> None:
+        """Update the leaves from their `.grad`; the exempt group is never decayed.
+
+        On a card the rate may be a tensor there, so that a captured step reads it anew. `skip`, a float of 1, leaves
+        weights and moments as they are without anybody waiting for its value.
+        """
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate
         decayed["weight_decay"] = weight_decay
+        self._optimizer.found_inf = skip  # type: ignore[attr-defined]
         self._optimizer.step()
 
     def reset_moments(self) -> None:
         """Forget both moments and the step count, as if the next update were the first."""
-        self._optimizer.state.clear()
+        for entry in self._optimizer.state.values():
+            for tensor in entry.values():
+                tensor.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer's tensors as `leaf/key`, such as `head/exp_avg`."""

@@ -16,6 +16,7 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Composition
 from bitnetctl.model import PackedModel
 from bitnetctl.optim import RunOptimizer, clip_gradients
+from bitnetctl.products import Precision, Quantization
 
 
 class Member:
@@ -38,6 +39,11 @@ class Member:
         base = schedule.weight_decay(self.config.schedule, step, self.config.steps)
         return self.composition.weight_decay(base, step, self.config.steps)
 
+    def resets_moments(self, step: int) -> bool:
+        """Whether the moments are forgotten before the update of `step`."""
+        every = self.config.optimizer.reset_moments_every_steps
+        return every is not None and step > 1 and (step - 1) % every == 0
+
     def strength(self, step: int) -> float:
         """Quantization strength λ of `step` after all interventions."""
         return self.composition.quantization(self.config.model.quantization, step, self.config.steps)
@@ -56,7 +62,7 @@ def pack_key(config: RunConfig) -> tuple[object, ...]:
 
 
 class Pack:
-    """R runs of one shape in training."""
+    """R runs of one shape in training, step by step from the host."""
 
     def __init__(
         self,
@@ -64,12 +70,20 @@ class Pack:
         compositions: Sequence[Composition],
         data: TokenData,
         device: torch.device,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
         if len({pack_key(config) for config in configs}) != 1:
             raise ConfigError("runs of different shape cannot train in one pack")
         self.device = device
         self.model = PackedModel(
-            [config.model for config in configs], data.vocab_size, [config.seed for config in configs], device
+            [config.model for config in configs],
+            data.vocab_size,
+            [config.seed for config in configs],
+            device,
+            precision=precision,
+            compiled=compiled,
         )
         self.members = [
             Member(config, composition, self.model, run)
@@ -78,9 +92,29 @@ class Pack:
         self.steps = configs[0].steps
         self._claims_loss = any(member.composition.claims_loss for member in self.members)
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
-        self.loss_R = torch.full((len(configs),), torch.nan, device=device)
-        self.objective_R = self.loss_R
-        self.grad_norm_R = self.loss_R
+        self._figures_3R = torch.full((3, len(configs)), torch.nan, device=device)
+        # the first step that was not finite, 0 while all were; kept on the device, where it takes effect at once
+        self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
+        self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
+        self._guards_on_device = device.type != "cpu"
+
+    @property
+    def loss_R(self) -> Tensor:
+        """Plain cross-entropy of the last step's batch, in nats."""
+        return self._last_figures()[0]
+
+    @property
+    def objective_R(self) -> Tensor:
+        """What the last step minimised: the loss, unless a seam is claimed."""
+        return self._last_figures()[1]
+
+    @property
+    def grad_norm_R(self) -> Tensor:
+        """Global norm of the last step's gradients, before seams and clipping."""
+        return self._last_figures()[2]
+
+    def _last_figures(self) -> Tensor:
+        return self._figures_3R
 
     @property
     def tokens_per_step(self) -> int:
@@ -93,25 +127,46 @@ class Pack:
         return [member.strength(step) for member in self.members]
 
     def step(self, step: int) -> None:
-        """Train one step; loss, objective and gradient norm of each run stay on the device until they are read."""
-        inputs_RBT, targets_RN = self._batch(step)
-        tape = self.model.record(inputs_RBT, self.strengths(step))
-        claims = _Claims(self.members, targets_RN) if self._claims_loss else None
-        self.loss_R, grad_RNH = self.model.head_loss(tape.hidden_RNH, targets_RN, claims)
-        self.objective_R = self.loss_R if claims is None else claims.objectives(self.loss_R)
-        self.model.backward(tape, grad_RNH)
-        self.grad_norm_R = self.model.gradient_norms()
-
-        self._mark_diverged(step)
+        """Train one step; its figures stay on the device until they are read."""
+        self._compute(self._rows(step), self.model.quantization(self.strengths(step)))
+        self._guard(step)
         for run, member in enumerate(self.members):
             if member.diverged_at is None:
                 self._update(run, member, step)
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def _rows(self, step: int) -> Tensor:
         rows_RBT1 = torch.from_numpy(np.stack([batches.rows_BT1(step) for batches in self._batches]))
         if self.device.type == "cuda":
-            rows_RBT1 = rows_RBT1.pin_memory().to(self.device, non_blocking=True)
-        return rows_RBT1[..., :-1], rows_RBT1[..., 1:].flatten(1)
+            return rows_RBT1.pin_memory().to(self.device, non_blocking=True)
+        return rows_RBT1
+
+    def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
+        """Write the gradients of a batch and its figures."""
+        targets_RN = rows_RBT1[..., 1:].flatten(1)
+        tape = self.model.record(rows_RBT1[..., :-1], quantization)
+        claims = _Claims(self.members, targets_RN) if self._claims_loss else None
+        loss_R, grad_RNH = self.model.head_loss(tape.hidden_RNH, targets_RN, claims)
+        self.model.backward(tape, grad_RNH)
+        objective_R = loss_R if claims is None else claims.objectives(loss_R)
+        torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._figures_3R)
+
+    def _guard(self, step: int | Tensor) -> None:
+        """Remember the runs whose objective or gradient is not finite; they are not updated any more."""
+        bad_R = ~self._figures_3R[1:].isfinite().all(0)
+        if not self._guards_on_device:
+            # reading a figure costs nothing here, a pass over a diverged run's memory does
+            for member, is_bad in zip(self.members, bad_R.tolist(), strict=True):
+                if is_bad and member.diverged_at is None:
+                    member.diverged_at = int(step)
+            return
+        self._failed_at_R.copy_(torch.where(bad_R & (self._failed_at_R == 0), step, self._failed_at_R))
+        self._skip_R.copy_(self._failed_at_R > 0)
+
+    def mark_diverged(self) -> None:
+        """Read from the device which runs diverged, and when."""
+        for member, failed_at in zip(self.members, self._failed_at_R.tolist(), strict=True):
+            if failed_at and member.diverged_at is None:
+                member.diverged_at = failed_at
 
     def _update(self, run: int, member: Member, step: int) -> None:
         norm = self.grad_norm_R[run]
@@ -124,22 +179,10 @@ class Pack:
         max_norm = member.config.optimizer.max_norm
         if max_norm is not None:
             clip_gradients(member.leaves, norm, max_norm)
-        reset_every = member.config.optimizer.reset_moments_every_steps
-        if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
+        if member.resets_moments(step):
             member.optimizer.reset_moments()
-        member.optimizer.step(member.learning_rate(step), member.weight_decay(step))
-
-    def _mark_diverged(self, step: int) -> None:
-        # reading a GPU's figures waits for it, so there the loop asks at its log points
-        if self.device.type == "cpu":
-            self.mark_diverged(step)
-
-    def mark_diverged(self, step: int) -> None:
-        """Mark the runs whose objective or gradient is not finite; they are not updated any more."""
-        finite = (self.objective_R.isfinite() & self.grad_norm_R.isfinite()).tolist()
-        for member, is_finite in zip(self.members, finite, strict=True):
-            if not is_finite and member.diverged_at is None:
-                member.diverged_at = step
+        skip = self._skip_R[run] if self._guards_on_device else None
+        member.optimizer.step(member.learning_rate(step), member.weight_decay(step), skip)
 
 
 class _Claims:

@@ -83,6 +83,12 @@ def gradients(pack: Pack, run: int = 0) -> dict[str, Tensor]:
     return {key: gradient[run].clone() for key, gradient in pack.model.gradients.items()}
 
 
+def batch(pack: Pack, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs [R, B, T] and targets [R, N] of a step."""
+    rows_RBT1 = pack._rows(step)
+    return rows_RBT1[..., :-1], rows_RBT1[..., 1:].flatten(1)
+
+
 def first_moments(pack: Pack) -> dict[str, Tensor]:
     """The first moments of run 0 by storage."""
     state = pack.members[0].optimizer.state()
@@ -233,7 +239,7 @@ def test_label_smoothing_is_its_formula(epsilon: float) -> None:
 
 def test_label_smoothing_leaves_the_measured_loss_alone(tiny_config: TinyConfig, pack: PackOf) -> None:
     both = pack(tiny_config(), "", "label-smoothing:epsilon=0.5")
-    inputs_RBT, targets_RN = both._batch(1)
+    inputs_RBT, targets_RN = batch(both, 1)
     with torch.no_grad():
         log_p_NV = both.model.forward(inputs_RBT, [1.0, 1.0])[0].log_softmax(-1)
     nll = -log_p_NV.gather(-1, targets_RN[0][:, None]).mean().item()
@@ -249,8 +255,8 @@ def test_label_smoothing_leaves_the_measured_loss_alone(tiny_config: TinyConfig,
 def test_label_smoothing_trains_on_the_smoothed_loss(tiny_config: TinyConfig, pack: PackOf) -> None:
     config = tiny_config(optimizer__max_norm="none")
     both = pack(config, "label-smoothing:epsilon=0.3", "")
-    inputs_RBT, targets_RN = both._batch(1)
-    hidden_NH = both.model.record(inputs_RBT, [1.0, 1.0]).hidden_RNH[0]
+    inputs_RBT, targets_RN = batch(both, 1)
+    hidden_NH = both.model.record(inputs_RBT, both.model.quantization([1.0, 1.0])).hidden_RNH[0]
     head_VH = both.model.packed["head"][0].clone().requires_grad_()
     log_p_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
     nll = -log_p_NV.gather(-1, targets_RN[0][:, None]).mean()
@@ -494,7 +500,7 @@ def test_fp_first_is_the_twin_and_then_ternary(tiny_config: TinyConfig, pack: Pa
         twin.step(step)
         assert run.loss_R.item() == twin.loss_R.item()
     before, moments = weights(run), first_moments(run)
-    inputs_RBT, targets_RN = run._batch(4)
+    inputs_RBT, targets_RN = batch(run, 4)
     with torch.no_grad():
         ternary_NV = run.model.forward(inputs_RBT, [1.0])[0]
     run.step(4)

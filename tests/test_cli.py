@@ -640,11 +640,12 @@ CONFIG_OPTIONS = "--recipe -r --size --steps --seed --set --intervention -i"
 # the command line is a contract with scripts: a change here is a change for CHANGELOG.md
 OPTIONS = {
     "": "--version",
-    "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --eval-every --checkpoint-every --resume --dry-run --json",
+    "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
+    "--checkpoint-every --resume --dry-run --json",
     "sweep": "--recipe -r --sizes --steps --seeds --set --intervention -i --plan --no-baseline --pack --keep-weights "
-    "--no-keep-weights --configs --runs-dir --device --eval-every --checkpoint-every --dry-run --json",
+    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every --dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
-    "--device --pack --no-train --report --bundle --junit --dry-run --json",
+    "--device --engine --precision --pack --no-train --report --bundle --junit --dry-run --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --json",
     "interventions": "",
     "interventions list": "--json",

@@ -44,7 +44,7 @@ def gradients(model: PackedModel, tokens_RBT: Tensor, strengths: list[float]) ->
     """Logits, and the gradients by name of every run's mean cross-entropy against the next token."""
     for gradient in model.gradients.values():
         gradient.fill_(torch.nan)
-    tape = model.record(tokens_RBT, strengths)
+    tape = model.record(tokens_RBT, model.quantization(strengths))
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
     loss_R, grad_RNH = model.head_loss(tape.hidden_RNH, targets_RN)
     model.backward(tape, grad_RNH)
@@ -252,8 +252,9 @@ def checked(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callab
     class Checked(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-            out, *ctx.saved = forward(*inputs)
-            return out
+            result: tuple[Tensor, ...] = forward(*inputs)
+            ctx.saved = result[1:]
+            return result[0]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -326,7 +327,7 @@ def test_cross_entropy_is_that_of_torch(scale: float) -> None:
 def test_a_head_in_chunks_gives_the_same(tied: bool) -> None:
     # 384 tokens are more than twice the hidden size
     model, tokens_RBT = build([0, 1], tie_word_embeddings=tied), tokens(2, 8, 48)
-    hidden_RNH = model.record(tokens_RBT, [1.0, 1.0]).hidden_RNH
+    hidden_RNH = model.record(tokens_RBT, model.quantization([1.0, 1.0])).hidden_RNH
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
     loss_R, grad_RNH = model.head_loss(hidden_RNH, targets_RN)
     chunked = model.gradients["embed" if tied else "head"].clone()

@@ -156,7 +156,7 @@ def test_a_step_is_what_torch_does_by_hand(
     # a warm-up of two steps to the peak, stage 1 up to step 6
     for step, rate in ((1, 0.75e-3), (2, 1.5e-3), (3, 1.5e-3 * (1 - 1 / 12))):
         rows = torch.from_numpy(batches.rows_BT1(step))
-        tape = model.record(rows[None, :, :-1], [1.0])
+        tape = model.record(rows[None, :, :-1], model.quantization([1.0]))
         targets_N = rows[:, 1:].flatten()
         logits = model.logits(tape.hidden_RNH).requires_grad_()
         loss = F.cross_entropy(logits[0], targets_N)

@@ -30,6 +30,12 @@ ArmsOption = Annotated[
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
+]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a card).")
+]
 EvalEveryOption = Annotated[
     int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")
 ]

@@ -12,10 +12,12 @@ from bitnetctl.cli.options import (
     ArmsOption,
     CheckpointEveryOption,
     DryRunOption,
+    EngineOption,
     EvalEveryOption,
     JsonOption,
     KeepWeightsOption,
     PackOption,
+    PrecisionOption,
     RunsDirOption,
     SeedsOption,
     SetOption,
@@ -52,6 +54,8 @@ def sweep(
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, or a list such as cuda:0,cuda:1: one worker process each.")
     ] = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
     keep_weights: KeepWeightsOption = False,
@@ -73,6 +77,8 @@ def sweep(
         configs,
         runs_dir=runs_dir,
         device=device,
+        engine=engine,
+        precision=precision,
         pack_size=pack_size,
         checkpoint_every=checkpoint_every,
         keep_weights=keep_weights,
@@ -147,6 +153,8 @@ def train_missing(
     *,
     runs_dir: Path,
     device: str,
+    engine: str = "auto",
+    precision: str = "auto",
     pack_size: int | None = None,
     checkpoint_every: int | None = None,
     keep_weights: bool = False,
@@ -167,12 +175,15 @@ def train_missing(
     with StopRequest() as stop, make_reporter(stderr(), configs, runs_dir) as reporter:
         if len(devices) > 1:
             arguments = ["--runs-dir", str(runs_dir), "--pack", str(pack_size or "auto")]
+            arguments += ["--engine", engine, "--precision", precision]
             arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
             arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
             return work_on_devices(devices, missing, arguments, stop, reporter.notice)
         options = Options(
             runs_dir=runs_dir,
             device=devices[0],
+            engine=engine,
+            precision=precision,
             checkpoint_every=checkpoint_every,
             keep_weights=keep_weights,
             should_stop=stop,

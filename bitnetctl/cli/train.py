@@ -13,8 +13,10 @@ from bitnetctl.cli.options import (
     CheckpointEveryOption,
     DeviceOption,
     DryRunOption,
+    EngineOption,
     EvalEveryOption,
     JsonOption,
+    PrecisionOption,
     RecipeOption,
     RunsDirOption,
     SeedOption,
@@ -45,6 +47,8 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; unset: made from the config.")] = None,
     runs_dir: RunsDirOption = Path("runs"),
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
@@ -83,6 +87,8 @@ def train(
             options = sweep.Options(
                 runs_dir=runs_dir,
                 device=device,
+                engine=engine,
+                precision=precision,
                 checkpoint_every=checkpoint_every,
                 resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
                 should_stop=stop,

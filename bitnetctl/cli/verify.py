@@ -13,8 +13,10 @@ from bitnetctl.cli.options import (
     ArmOption,
     DeviceOption,
     DryRunOption,
+    EngineOption,
     JsonOption,
     PackOption,
+    PrecisionOption,
     RecipeOption,
     RunsDirOption,
     SeedsOption,
@@ -53,6 +55,8 @@ def verify(
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     pack: PackOption = "auto",
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
     report: Annotated[FileOption, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
@@ -84,7 +88,9 @@ def verify(
     configs = _configs(recipe, steps, wanted_sizes, wanted_seeds, overrides or (), arm, baseline=not no_baseline)
     if dry_run:
         return show_plan(configs, runs_dir, device, parse_pack(pack), as_json)
-    if not no_train and train_missing(configs, runs_dir=runs_dir, device=device, pack_size=parse_pack(pack)):
+    if not no_train and train_missing(
+        configs, runs_dir=runs_dir, device=device, engine=engine, precision=precision, pack_size=parse_pack(pack)
+    ):
         return ExitCode.STOPPED
     asked = _Asked(
         arms=list(dict.fromkeys(config.arm for config in configs)),

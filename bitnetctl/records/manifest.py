@@ -76,6 +76,8 @@ class Manifest(_Document):
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, Any] | None = None
     device: str | None = None
+    engine: str | None = Field(None, description="eager, graph or compile")
+    precision: str | None = Field(None, description="of the matrix products: fp32, bf16 or int8")
     threads: int | None = None
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")
     plugins: list[PluginRecord] = Field(default_factory=list)

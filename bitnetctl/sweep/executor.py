@@ -11,11 +11,12 @@ from bitnetctl.config import RunConfig
 from bitnetctl.errors import RunBusyError, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
+from bitnetctl.execution import make_pack
 from bitnetctl.machine import memory_in_use
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import compose
 from bitnetctl.runs import ended
-from bitnetctl.step import Pack, pack_key
+from bitnetctl.step import pack_key
 from bitnetctl.sweep.costs import announcement, largest_pack, plan_costs
 from bitnetctl.sweep.ledger import Ledger
 from bitnetctl.sweep.session import Options, Sessions, effective_config
@@ -108,7 +109,7 @@ class _PackLimits:
         device = self._sessions.device
         tokens, _ = self._sessions.prepare(config)
         before = memory_in_use(device)
-        pack = Pack([config], [compose(())], tokens, device)
+        pack = make_pack([config], [compose(())], tokens, device, self._sessions.execution(config))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         pack.step(1)

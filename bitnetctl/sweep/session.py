@@ -19,12 +19,13 @@ from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
+from bitnetctl.execution import Execution, choose, make_pack
 from bitnetctl.files import require_space
 from bitnetctl.loop import Session
 from bitnetctl.machine import device_name, prepare_processor, resolve_device
 from bitnetctl.model import num_parameters
 from bitnetctl.outputs import RunOutput
-from bitnetctl.records import RunPaths
+from bitnetctl.records import Manifest, RunPaths, read_manifest
 from bitnetctl.step import Pack
 
 Resume = Literal["auto", "never"] | Path
@@ -33,10 +34,12 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How runs are carried out; nothing here changes a figure of a run."""
+    """How runs are carried out: nothing here changes a figure of a run beyond rounding."""
 
     runs_dir: Path = Path("runs")
     device: str = "auto"
+    engine: str = "auto"
+    precision: str = "auto"
     checkpoint_every: int | None = None
     resume: Resume = "auto"
     keep_weights: bool = True
@@ -71,6 +74,16 @@ class Sessions:
             self._probes[key] = Probe(config.probe, references, tokens.vocab_size, self.device)
         return tokens, self._probes[key]
 
+    def execution(self, config: RunConfig, before: Manifest | None = None) -> Execution:
+        """Return how a run with this effective config is carried out; a resumed one as before, unless asked for."""
+        asked = self.options
+        tokens, _ = self.prepare(config)
+        if before is not None and asked.precision == "auto" and before.precision is not None:
+            with contextlib.suppress(ConfigError):
+                return choose(config, tokens.vocab_size, self.device, asked.engine, before.precision)
+            asked.notice(f"{before.run}: goes on in another precision, this device has no {before.precision}")
+        return choose(config, tokens.vocab_size, self.device, asked.engine, asked.precision)
+
     @contextlib.contextmanager
     def open(self, outputs: Sequence[RunOutput]) -> Iterator[Session]:
         """Yield the session of claimed runs of one shape, resumed where they were; releases them at the end."""
@@ -82,14 +95,18 @@ class Sessions:
                 composition.configure(output.config) for composition, output in zip(compositions, outputs, strict=True)
             ]
             tokens, probe = self.prepare(effective[0])
-            pack = Pack(effective, compositions, tokens, self.device)
             start_step, saved = _resume_point(outputs, self.options)
+            before = read_manifest(outputs[0].paths.folder) if saved else None
+            execution = self.execution(effective[0], before)
+            pack = make_pack(effective, compositions, tokens, self.device, execution)
             codes = _restore(pack, saved, tokens.fingerprint) if saved else None
             for output, config in zip(outputs, effective, strict=True):
                 facts = {
                     **_environment(),
                     "effective_config": config.model_dump(mode="json"),
                     "device": device_name(self.device),
+                    "engine": execution.engine,
+                    "precision": execution.precision,
                     "threads": torch.get_num_threads(),
                     "data": _data_facts(tokens),
                     "plugins": plugins.plugin_records(output.config.interventions),
@@ -184,7 +201,7 @@ def _restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> 
                 "restore it, or start over under another --name"
             )
         pack.model.load(run, state.model)
-        member.optimizer.load_state(state.optimizer)
+        member.optimizer.load_state(pack.model.by_leaf(state.optimizer))
         member.composition.load_state_dict(state.interventions)
     keys = saved[0].codes.keys()
     return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in keys}

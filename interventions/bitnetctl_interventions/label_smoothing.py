@@ -14,6 +14,7 @@ class LabelSmoothing(Intervention):
     """Minimise the cross-entropy against targets mixed with the uniform distribution."""
 
     summary = "cross-entropy against targets mixed with the uniform distribution"
+    capturable = True
     source = "Szegedy et al. 2016, arXiv 1512.00567, section 7; founding document, phase 4"
 
     class Settings(InterventionSettings):

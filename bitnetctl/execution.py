@@ -1,0 +1,90 @@
+"""How a pack is carried out on a device: engine and precision, chosen unless asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+
+from bitnetctl.capture import CapturedPack, can_be_captured
+from bitnetctl.config import RunConfig
+from bitnetctl.data import TokenData
+from bitnetctl.errors import ConfigError
+from bitnetctl.intervention import Composition
+from bitnetctl.machine import multiplies_bf16
+from bitnetctl.model import num_parameters
+from bitnetctl.products import Precision, int8_sum_is_exact
+from bitnetctl.step import Pack
+
+Engine: TypeAlias = Literal["eager", "graph", "compile"]
+
+# below this the products are too small for bf16 to pay for its casts
+_BF16_FROM_PARAMETERS = 2_000_000
+# from this width on a step is bound by its kernels, not by their number
+_COMPILE_FROM_HIDDEN = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What `run.json` names as the way a run was computed."""
+
+    engine: Engine
+    precision: Precision
+
+
+def choose(
+    config: RunConfig, vocab_size: int, device: torch.device, engine: str = "auto", precision: str = "auto"
+) -> Execution:
+    """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
+
+    Automatically: on the processor eager, and bf16 only for models above 2 M parameters where the processor has
+    bf16 products; on a card bf16, the step as a CUDA graph, compiled too from hidden size 1024 on.
+    """
+    return Execution(
+        engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
+    )
+
+
+def _engine(asked: str, config: RunConfig, device: torch.device) -> Engine:
+    match asked:
+        case "auto" if device.type == "cpu":
+            return "eager"
+        case "auto":
+            return "compile" if config.model.hidden_size >= _COMPILE_FROM_HIDDEN else "graph"
+        case "graph" if device.type == "cpu":
+            raise ConfigError("--engine graph records CUDA kernels; on the processor take eager or compile")
+        case "eager" | "graph" | "compile":
+            return asked
+    raise ConfigError(f"--engine {asked!r} is unknown; take auto, {', '.join(get_args(Engine))}")
+
+
+def _precision(asked: str, config: RunConfig, vocab_size: int, device: torch.device) -> Precision:
+    has_bf16 = multiplies_bf16(device)
+    match asked:
+        case "auto":
+            large = device.type == "cuda" or num_parameters(config.model, vocab_size) >= _BF16_FROM_PARAMETERS
+            return "bf16" if has_bf16 and large else "fp32"
+        case "bf16" | "int8" if not has_bf16:
+            raise ConfigError(f"--precision {asked}: {device} has no bf16 products; take --precision fp32")
+        case "int8" if device.type == "cpu":
+            raise ConfigError("--precision int8 is for the int8 tensor cores of a card; take fp32 or bf16")
+        case "int8" if not int8_sum_is_exact(max(config.model.hidden_size, config.model.intermediate_size)):
+            raise ConfigError("--precision int8: the model is too wide for exact sums; take bf16")
+        case "fp32" | "bf16" | "int8":
+            return asked
+    raise ConfigError(f"--precision {asked!r} is unknown; take auto, {', '.join(get_args(Precision))}")
+
+
+def make_pack(
+    configs: Sequence[RunConfig],
+    compositions: Sequence[Composition],
+    data: TokenData,
+    device: torch.device,
+    execution: Execution,
+) -> Pack:
+    """Return a pack that is carried out so; on a card captured, unless an intervention needs the host."""
+    compiled = execution.engine == "compile"
+    kind = Pack
+    if device.type == "cuda" and execution.engine != "eager" and can_be_captured(compositions):
+        kind = CapturedPack
+    return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
