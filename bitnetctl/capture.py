@@ -19,6 +19,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.intervention import Composition
 from bitnetctl.products import Quantization
+from bitnetctl.optim import clip_divisor
 from bitnetctl.step import Pack
 
 # steps whose tables are made at once
@@ -149,18 +150,13 @@ class CapturedPack(Pack):
         strength_R = self._at_slot(self._strengths_SR) if blended and not off else None
         self._compute(rows_RBT1, Quantization(off=off, strength_R=strength_R))
         self._guard(self._at_slot(self._steps_S))
-        self._clip()
+        divisor_R = clip_divisor(self._figures_3R[2], self._limits_R)
         rates_R = self._at_slot(self._rates_SR)
         for run, (member, rate) in enumerate(zip(self.members, self._rates, strict=True)):
             rate.copy_(rates_R[run])
-            member.optimizer.step(rate, decays[run], self._skip_R[run])
+            member.optimizer.step(rate, decays[run], divisor=divisor_R[run], skip=self._skip_R[run])
         self._ring_S3R.index_copy_(0, self._slot_1, self._figures_3R.unsqueeze(0))
         self._slot_1.add_(1)
 
     def _at_slot(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._slot_1)[0]
-
-    def _clip(self) -> None:
-        """Scale the gradients of all runs at once, as `clip_gradients` does for one."""
-        factor_R = (self._limits_R / (self._figures_3R[2] + 1e-6)).clamp_(max=1.0)
-        self.model.scale_gradients(factor_R)

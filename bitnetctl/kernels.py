@@ -65,8 +65,9 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) ->
 
 
 def gate(gate_up_RNF: Tensor, activation: str) -> Tensor:
-    """Return act(gate) · up of the fused projection [R, N, 2F], act being ReLU² or SiLU."""
+    """Return act(gate) · up of the fused projection [R, N, 2F] in at least fp32, act being ReLU² or SiLU."""
     gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
+    gate_RNF = gate_RNF.to(torch.promote_types(gate_RNF.dtype, torch.float32))
     if activation == "relu2":
         gate_RNF = F.relu(gate_RNF)
         return (gate_RNF * gate_RNF).mul_(up_RNF)
@@ -76,6 +77,7 @@ def gate(gate_up_RNF: Tensor, activation: str) -> Tensor:
 def gate_backward(grad_RNF: Tensor, gate_up_RNF: Tensor, activation: str) -> Tensor:
     """Return the gradient of the fused projection."""
     gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
+    gate_RNF = gate_RNF.to(grad_RNF.dtype)
     result = torch.empty_like(gate_up_RNF, dtype=grad_RNF.dtype)
     grad_gate_RNF, grad_up_RNF = result.chunk(2, dim=-1)
     if activation == "relu2":

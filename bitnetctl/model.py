@@ -254,14 +254,9 @@ class PackedModel:
         norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
         return norm_R
 
-    def scale_gradients(self, factor_R: Tensor) -> None:
-        """Multiply the gradients of every run by a factor of its own."""
-        for gradient in self._leaf_gradients.values():
-            gradient.mul_(factor_R.unsqueeze(-1))
-
     def by_storage(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return an optimizer's tensors, `leaf/key`, as `storage/key`: how files name them, whatever memory is like."""
-        result = {}
+        result: dict[str, Tensor] = {}
         for key in dict.fromkeys(path.partition("/")[2] for path in state):
             tensors = {leaf: state[f"{leaf}/{key}"] for leaf in self._leaves}
             if all(tensor.dim() == 0 for tensor in tensors.values()):
@@ -499,7 +494,8 @@ class PackedModel:
         query, key = self._ops.rotate(turned, cos_TD, sin_TD).split([queries, groups], dim=1)
         with self.products.outside():
             if self._attends_plainly(positions):
-                q, k, v = (t.reshape(-1, positions, config.head_size) for t in (query, key, value))
+                dtype = self._leaves["embed"].dtype
+                q, k, v = (t.reshape(-1, positions, config.head_size).to(dtype) for t in (query, key, value))
                 out, p = kernels.attend(q, k, v, self._causal_mask(positions))
                 flat = out.view(-1, queries, positions, config.head_size).transpose(1, 2)
                 return flat.reshape(runs, -1, queries * config.head_size), (q, k, v, p)
@@ -508,7 +504,7 @@ class PackedModel:
             with torch.enable_grad():
                 out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=queries != groups)
         flat = out.detach().transpose(1, 2).reshape(runs, -1, queries * config.head_size)
-        return flat.to(self.packed["embed"].dtype), (q, k, v, out)
+        return flat.to(self._leaves["embed"].dtype), (q, k, v, out)
 
     def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...], positions: int) -> Tensor:
         config, runs = self.config, grad_RNH.shape[0]
@@ -539,7 +535,7 @@ class PackedModel:
 
     def _attention_input(self, heads: Tensor) -> Tensor:
         """Detach; on a card in the type that its fast kernels take."""
-        dtype = self.products.dtype if self.device.type == "cuda" else self.packed["embed"].dtype
+        dtype = self.products.dtype if self.device.type == "cuda" else self._leaves["embed"].dtype
         return heads.detach().to(dtype)
 
     def _rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:

@@ -40,15 +40,24 @@ class RunOptimizer:
             capturable=device.type == "cuda",
         )
 
-    def step(self, learning_rate: float | Tensor, weight_decay: float, skip: Tensor | None = None) -> None:
+    def step(
+        self,
+        learning_rate: float | Tensor,
+        weight_decay: float,
+        *,
+        divisor: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> None:
         """Update the leaves from their `.grad`; the exempt group is never decayed.
 
-        On a card the rate may be a tensor there, so that a captured step reads it anew. `skip`, a float of 1, leaves
-        weights and moments as they are without anybody waiting for its value.
+        `divisor` divides the gradients in the pass over memory that the update is. `skip`, a float of 1, leaves
+        weights and moments as they are without anybody waiting for its value. On a card the rate may be a tensor
+        there, so that a captured step reads it anew.
         """
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate
         decayed["weight_decay"] = weight_decay
+        self._optimizer.grad_scale = divisor  # type: ignore[attr-defined]
         self._optimizer.found_inf = skip  # type: ignore[attr-defined]
         self._optimizer.step()
 
@@ -73,12 +82,6 @@ class RunOptimizer:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
 
-@torch.no_grad()
-def clip_gradients(leaves: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale the gradients to a global norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
-
-    On the CPU a factor of 1 is not multiplied out: reading the norm costs nothing there, a pass over memory does.
-    """
-    if norm.device.type == "cpu" and max_norm / (norm.item() + 1e-6) >= 1.0:
-        return
-    torch.nn.utils.clip_grads_with_norm_(list(leaves.values()), max_norm, norm)
+def clip_divisor(norm: Tensor, max_norm: float | Tensor) -> Tensor:
+    """Return what gradients are divided by for a global norm of at most `max_norm`, as `clip_grad_norm_` does."""
+    return ((norm + 1e-6) / max_norm).clamp_(min=1.0).to(torch.float32)

@@ -15,7 +15,7 @@ from bitnetctl.data import Batches, TokenData
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Composition
 from bitnetctl.model import PackedModel
-from bitnetctl.optim import RunOptimizer, clip_gradients
+from bitnetctl.optim import RunOptimizer, clip_divisor
 from bitnetctl.products import Precision, Quantization
 
 
@@ -177,12 +177,12 @@ class Pack:
                 [leaf.grad for leaf in member.leaves.values() if leaf.grad is not None]
             )
         max_norm = member.config.optimizer.max_norm
-        if max_norm is not None:
-            clip_gradients(member.leaves, norm, max_norm)
+        divisor = None if max_norm is None else clip_divisor(norm, max_norm)
         if member.resets_moments(step):
             member.optimizer.reset_moments()
         skip = self._skip_R[run] if self._guards_on_device else None
-        member.optimizer.step(member.learning_rate(step), member.weight_decay(step), skip)
+        rate, decay = member.learning_rate(step), member.weight_decay(step)
+        member.optimizer.step(rate, decay, divisor=divisor, skip=skip)
 
 
 class _Claims:
