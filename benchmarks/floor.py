@@ -21,7 +21,6 @@ from bitnetctl.products import Precision, Products
 
 ADAM_BYTES = 28
 LOGITS_BYTES = 8
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 _SECONDS = 0.02
 
 
@@ -57,14 +56,23 @@ def attention_flops(config: RunConfig) -> int:
 
 
 class Floor:
-    """Measures the floor of a step of `runs` runs."""
+    """Measures the floor of a step of `runs` runs in the given precisions, as far as the device has them."""
 
-    def __init__(self, config: RunConfig, vocab_size: int, runs: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        runs: int = 1,
+        precisions: Sequence[Precision] = ("fp32", "bf16"),
+    ) -> None:
         self._config = config
         self._products = products(config, vocab_size)
         self._vocab_size = vocab_size
         self._runs = runs
         self._device = device
+        self._precisions = [one for one in precisions if one == "fp32" or multiplies_bf16(device)]
         self._tokens = config.data.batch_size * config.data.sequence_length
         self._parameters = num_parameters(config.model, vocab_size)
 
@@ -91,9 +99,7 @@ class Floor:
             "GFLOP/s, fp32 1024 x 1024 x 1024, default library": mkl_flops / 1e9,
         }
         seconds: dict[str, float] = {}
-        for precision in PRECISIONS:
-            if precision == "bf16" and not multiplies_bf16(self._device):
-                continue
+        for precision in self._precisions:
             taken = {product: self._seconds(product, precision) for product in self._products}
             flops = sum(product.flops(self._tokens) for product in taken) * self._runs
             rate = flops / sum(taken.values())

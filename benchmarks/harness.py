@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,9 +61,9 @@ class Contender:
         values = [turn[figure] / turn["steps"] for turn in self.turns[skip:]]
         return None if self.note or not values else statistics.median(values)
 
-    def milliseconds(self) -> float | None:
+    def milliseconds(self, skip: int = 1) -> float | None:
         """Return the median time of a step."""
-        seconds = self.median("seconds")
+        seconds = self.median("seconds", skip)
         return None if seconds is None else 1000 * seconds
 
     def losses(self) -> list[float]:
@@ -113,9 +114,34 @@ def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
     return Contender(name, take, note=note, failed="error" in ready)
 
 
-def alternate(racing: Sequence[Contender], *, rounds: int, steps: int) -> None:
-    """Let the contenders take turns of `steps` steps, one round more for warming up."""
-    for _ in range(rounds + 1):
+def command(name: str, make: Callable[[], Sequence[str | Path]], *, cache: Callable[[], Path]) -> Contender:
+    """Return a contender that runs a command of `bitnetctl` from start to end, whatever its verdict.
+
+    `make` gives the arguments and `cache` the folder of the token cache for each run anew.
+    """
+
+    def take(steps: int) -> Turn:
+        arguments = [str(argument) for argument in make()]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache()), "COLUMNS": "120"}
+        start = time.perf_counter()
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+        seconds = time.perf_counter() - start
+        if done.returncode in (0, 1, 4, 5):
+            return {"steps": 1, "seconds": seconds}
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"error": f"ended with {done.returncode}: {last}"}
+
+    return Contender(name, take)
+
+
+def tool() -> Path:
+    """Return the `bitnetctl` of this Python."""
+    return Path(sys.executable).with_name("bitnetctl")
+
+
+def alternate(racing: Sequence[Contender], *, rounds: int, steps: int = 1, warm_up: int = 1) -> None:
+    """Let the contenders take turns of `steps` steps, `warm_up` rounds more in front."""
+    for _ in range(rounds + warm_up):
         for contender in racing:
             contender.take_turn(steps)
 
@@ -149,7 +175,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
     """Add `--device`, resolved."""
 
     def known(name: str) -> torch.device:
@@ -158,7 +184,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    parser.add_argument("--device", type=known, default="cpu", help="cpu (the default), auto, cuda or cuda:N")
+    parser.add_argument("--device", type=known, default=default, help=f"auto, cpu, cuda or cuda:N; unset: {default}")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -174,13 +200,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], json_path: Path | None) -> None:
     """Print the rows as a table with the facts below it; write both as JSON if asked to."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(rows[0]):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
     console = Console(width=140)
-    console.print(table)
+    if rows:
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(rows[0]):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*(cell(value) for value in row.values()))
+        console.print(table)
     for name, value in facts.items():
         console.print(f"{name}: {cell(value)}", highlight=False, markup=False)
     if json_path is not None:

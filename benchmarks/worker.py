@@ -26,6 +26,7 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.execution import choose, make_pack
 from bitnetctl.intervention import Composition
 from bitnetctl.machine import prepare_processor
+from bitnetctl.products import Precision
 
 Train = Callable[[int], Any]
 _answers = sys.stdout
@@ -214,7 +215,8 @@ def _tuned_loop(job: Job, model: torch.nn.Module, device: torch.device) -> Train
 
 def _floor(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
     prepare_processor()
-    floor = Floor(job.config, job.vocab_size, job.runs, device)
+    precisions: list[Precision] = ["bf16"] if job.precision == "bf16" else ["fp32", "bf16"]
+    floor = Floor(job.config, job.vocab_size, device, runs=job.runs, precisions=precisions)
     return lambda steps: {"steps": 1, **floor.measure()}
 
 

@@ -1,0 +1,119 @@
+"""Tokens a second of a model above 100 M parameters on a card, against the same model compiled from stock parts.
+
+    python -m benchmarks.large [--set model.num_layers=24] [--rounds N] [--steps N] [--device auto] [--json FILE]
+    python -m benchmarks.large --device cpu --tiny
+
+The contenders train in processes of their own and take turns; all of them hold their memory meanwhile. The stock loops
+have what an expert adds: forward and loss in one compiled program, fused AdamW, no waiting for the loss. Without a card
+nothing is measured, but for `--tiny`: a scaled-down form, not compiled, that shows that this program works.
+"""
+
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.floor import median_rates
+from benchmarks.step import floor_ms
+from benchmarks.worker import Job, tokens_of
+from bitnetctl.model import num_parameters
+
+_VOCABULARY, _TINY_VOCABULARY = 50257, 512
+_LARGE = {
+    "model.hidden_size": 1024,
+    "model.num_layers": 12,
+    "model.num_attention_heads": 16,
+    "model.num_key_value_heads": 16,
+    "data.batch_size": 32,
+    "data.sequence_length": 1024,
+}
+_TINY = {
+    "model.hidden_size": 64,
+    "model.num_layers": 2,
+    "model.num_attention_heads": 4,
+    "model.num_key_value_heads": 4,
+    "data.batch_size": 2,
+    "data.sequence_length": 64,
+}
+
+
+def main() -> int:
+    """Measure and print; 1 if a contender broke."""
+    parser = harness.argument_parser(__doc__)
+    harness.add_device(parser, default="auto")
+    parser.add_argument(
+        "--tiny", action="store_true", help="scaled down and not compiled, for a machine without a card"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the model or batch")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--steps", type=int, help="steps a turn")
+    arguments = parser.parse_args()
+    facts = harness.machine(arguments.device)
+    if arguments.device.type != "cuda" and not arguments.tiny:
+        harness.report("large", [], {"large": "no GPU: nothing measured", **facts}, arguments.json)
+        return 0
+    is_short = arguments.quick or arguments.tiny
+    rounds = arguments.rounds or (1 if is_short else 7)
+    steps = arguments.steps or (2 if is_short else 10)
+    fields = [f"{name}={value}" for name, value in (_TINY if arguments.tiny else _LARGE).items()]
+    vocab_size = _TINY_VOCABULARY if arguments.tiny else _VOCABULARY
+    jobs = _jobs(tuple(fields + arguments.set), vocab_size, arguments.device, compiled=not arguments.tiny)
+    with harness.contenders(jobs) as racing:
+        harness.alternate(racing, rounds=rounds, steps=steps)
+
+    *trained, floor = racing
+    config = jobs["floor"].config
+    possible, first = floor_ms(floor, "bf16"), trained[0].milliseconds()
+    rows = []
+    for one in trained:
+        step_ms, peak = one.milliseconds(), one.peak_bytes()
+        rows.append(
+            {
+                "large": one.name,
+                "tokens/s": None if step_ms is None else 1000 * tokens_of(config) / step_ms,
+                "ms a step": step_ms,
+                "times the first": harness.ratio(first, step_ms),
+                "peak memory, GiB": None if peak is None else peak / 2**30,
+                "share of the possible": harness.ratio(possible, step_ms),
+            }
+        )
+    facts |= {
+        "model": f"{num_parameters(config.model, vocab_size):,} parameters, {config.data.batch_size} x "
+        f"{config.data.sequence_length} tokens a step",
+        "measured": f"median of {rounds} turns of {steps} steps, after one turn to warm up",
+        "floor bf16, ms": possible,
+        **(median_rates(floor.turns) if floor.turns else {}),
+        **harness.notes(racing),
+    }
+    harness.report(
+        "large, scaled down: these figures say nothing" if arguments.tiny else "large", rows, facts, arguments.json
+    )
+    return int(any(one.failed for one in racing))
+
+
+def _jobs(overrides: tuple[str, ...], vocab_size: int, device: torch.device, *, compiled: bool) -> dict[str, Job]:
+    common: dict[str, Any] = {
+        "recipe": "b158",
+        "overrides": overrides,
+        "vocab_size": vocab_size,
+        "device": str(device),
+        "uses_compiler": compiled,
+    }
+    engines = ("graph", "compile") if device.type == "cuda" else ("eager",)
+    how = "compiled" if compiled else "not compiled"
+    return {
+        f"nn.Linear, all in bf16, {how}": Job(kind="tuned", linear="full", precision="bf16", **common),
+        f"nn.Linear, bf16 autocast, {how}": Job(kind="tuned", linear="full", precision="autocast", **common),
+        f"fake-quantized, bf16 autocast, {how}": Job(kind="tuned", precision="autocast", **common),
+        f"torchao bitnet_training, all in bf16, {how}": Job(kind="torchao", precision="bf16", **common),
+        **{
+            f"ours, {engine}, {precision}": Job(kind="ours", engine=engine, precision=precision, **common)
+            for engine in engines
+            for precision in ("bf16", "int8")
+        },
+        "floor": Job(kind="floor", precision="bf16", **common),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
