@@ -18,8 +18,8 @@ from torch import Tensor
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.intervention import Composition
-from bitnetctl.products import Quantization
 from bitnetctl.optim import clip_divisor
+from bitnetctl.products import Quantization
 from bitnetctl.step import Pack
 
 # steps whose tables are made at once

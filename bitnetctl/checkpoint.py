@@ -34,6 +34,7 @@ KEPT = 2
 _STEP = re.compile(r"step-(\d{8,})")
 _TENSOR_FILES = ("model", "optimizer", "codes")
 _RECORDS = "records.csv"
+_FILES = {_RECORDS, *(f"{name}.safetensors" for name in _TENSOR_FILES)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,10 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         version, sums, own_sum = state["schema_version"], state["sha256"], state.pop("state_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # no other file is opened, whatever the list says
+        if not isinstance(version, int) or not isinstance(sums, dict) or not sums.keys() <= _FILES:
+            raise ValueError("another shape")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged") from error
     if canonical_hash(state) != own_sum:
         raise CheckpointError(f"checkpoint {path}: state.json is damaged (checksum differs)")
@@ -136,6 +140,8 @@ def load(path: Path) -> Checkpoint:
     Raises CheckpointError if it is missing, damaged or too new, or if its run's CSV is there without its rows.
     """
     state = verify(path)
+    if not _has_shape(state):
+        raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged")
     try:
         records = (path / _RECORDS).read_bytes() if _RECORDS in state["sha256"] else b""
         _check_records(path, records)
@@ -206,6 +212,14 @@ def _drop(path: Path) -> None:
 def _drop_if_possible(path: Path) -> None:
     with contextlib.suppress(OSError):
         _drop(path)
+
+
+def _has_shape(state: Mapping[str, Any]) -> bool:
+    step, states = state.get("step"), state.get("interventions")
+    if not isinstance(step, int) or step < 1 or not isinstance(states, list):
+        return False
+    hashes = (state.get("config_hash"), state.get("data_fingerprint"))
+    return all(isinstance(one, dict) for one in states) and all(isinstance(one, str) for one in hashes)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

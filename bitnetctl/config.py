@@ -235,12 +235,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     """Return the tree of a built-in recipe or of a `FILE.toml`; raises ConfigError."""
     if name.endswith(".toml"):
         path = Path(name)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"recipe file {name}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"recipe file {name}: not UTF-8") from error
+        text = read_text(path, f"recipe file {name}")
         label = path.stem
     elif name in recipe_names():
         text = (resources.files("bitnetctl") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
@@ -250,11 +245,29 @@ def load_recipe(name: str) -> dict[str, Any]:
             f"unknown recipe {name!r}{near_miss(name, recipe_names())}; "
             f"built in: {', '.join(recipe_names())}; or give a FILE.toml"
         )
+    return {"recipe": label, **parse_toml(text, f"recipe {name}")}
+
+
+def read_text(path: Path, source: str) -> str:
+    """Return the text of a file that the user names; raises ConfigError that begins with `source`."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name}: not valid TOML: {error}") from error
-    return {"recipe": label, **tree}
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror or error}") from error
+    except ValueError as error:
+        # a name with a NUL byte
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML; raises ConfigError that begins with `source`."""
+    try:
+        return tomllib.loads(text)
+    # ValueError also for thousands of digits, RecursionError for thousands of brackets
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
 
 
 def build_config(
@@ -324,7 +337,7 @@ def parse_value(text: str) -> Any:
         return None
     try:
         value = tomllib.loads(f"value = {stripped}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return stripped
     return value if isinstance(value, bool | int | float | str | list) else stripped
 

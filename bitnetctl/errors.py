@@ -51,7 +51,16 @@ class StorageError(BitnetctlError):
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if number in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.ELOOP,
+        ):
             self.exit_code = ExitCode.USAGE
 
 

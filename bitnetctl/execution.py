@@ -1,5 +1,6 @@
-"""How a pack is carried out on a device: engine and precision, chosen unless asked for."""
+"""How a pack is carried out on a device: engine, precision and threads, chosen unless asked for."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -20,6 +21,8 @@ Engine: TypeAlias = Literal["eager", "graph", "compile"]
 
 # below this the products are too small for bf16 to pay for its casts
 _BF16_FROM_PARAMETERS = 2_000_000
+# a forward pass that takes longer is not held up by threads that wait for each other
+_LONG_SECONDS = 0.03
 # from this width on a step is bound by its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
 
@@ -88,3 +91,35 @@ def make_pack(
     if device.type == "cuda" and execution.engine != "eager" and can_be_captured(compositions):
         kind = CapturedPack
     return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
+
+
+def choose_threads(pack: Pack, most: int) -> int:
+    """Return `most` threads or one, whichever runs the pack's forward pass faster now.
+
+    Small products gain little from a second thread and lose everything where it has to share its core: measured beside
+    one busy process, two threads took 40 ms for a step that takes one thread 7.
+    """
+    if most == 1 or pack.device.type != "cpu":
+        return most
+    seconds = {}
+    try:
+        for threads in (most, 1):
+            torch.set_num_threads(threads)
+            seconds[threads] = _forward_seconds(pack)
+            if seconds[threads] > _LONG_SECONDS:
+                return most
+    finally:
+        torch.set_num_threads(most)
+    return min(seconds, key=lambda threads: seconds[threads])
+
+
+def _forward_seconds(pack: Pack) -> float:
+    """Median of a few forward passes, after one to warm up."""
+    data = pack.members[0].config.data
+    tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        pack.model.forward(tokens_RBT, pack.strengths(1))
+        taken.append(time.perf_counter() - start)
+    return sorted(taken[1:])[2]

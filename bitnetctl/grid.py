@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -13,7 +12,16 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitnetctl import plugins
-from bitnetctl.config import Frozen, RunConfig, build_config, near_miss, parse_arm, validation_line
+from bitnetctl.config import (
+    Frozen,
+    RunConfig,
+    build_config,
+    near_miss,
+    parse_arm,
+    parse_toml,
+    read_text,
+    validation_line,
+)
 from bitnetctl.errors import ConfigError
 
 MAX_RUNS = 100_000
@@ -102,12 +110,7 @@ def plan_names() -> list[str]:
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"plan file {name}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"plan file {name}: not UTF-8") from error
+        text = read_text(Path(name), f"plan file {name}")
     elif name in plan_names():
         text = (resources.files("bitnetctl") / "plans" / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -115,10 +118,7 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
             f"unknown plan {name!r}{near_miss(name, plan_names())}; built in: {', '.join(plan_names())}; "
             "or give a FILE.toml"
         )
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"plan {name}: not valid TOML: {error}") from error
+    tree = parse_toml(text, f"plan {name}")
     own = tree.get("overrides", [])
     # what is no list is refused with the rest of the plan
     tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own

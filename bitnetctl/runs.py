@@ -1,11 +1,29 @@
 """Which runs are on disk already; no torch here."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Manifest, RunPaths, read_manifest
 from bitnetctl.records.manifest import check_figures
+
+
+def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
+    """Raise ConfigError where names of runs differ from one another, or from what is there, in letter case only.
+
+    On some file systems they would be one run, and a folder copied there would lose one of them.
+    """
+    entries = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
+    there = {entry[:-4] if entry.lower().endswith(".csv") else entry for entry in entries}
+    known = {name.casefold(): name for name in sorted(there)}
+    for name in names:
+        # what is there under its very name takes no other's place
+        other = name if name in there else known.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"run {name!r} differs from {other!r} in {runs_dir} in letter case only; choose another --name"
+            )
 
 
 def ended(config: RunConfig, runs_dir: Path, name: str | None = None) -> Manifest | None:

@@ -41,6 +41,13 @@ def pseudo_english(characters: int, seed: int = 0) -> str:
     return "".join(lines)
 
 
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """A session flushes them for its whole process; hypothesis cannot make any then."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Sums in one order, and no fight over the cores of a shared machine."""

@@ -274,7 +274,7 @@ def test_the_lock_of_a_sweep_is_no_link(outside: Path, tmp_path: Path, tiny_conf
     (tmp_path / "runs" / ".claims.lock").symlink_to(outside / "run.lock")
     before = everything(outside)
     done = call("sweep", *settings(tiny_config()), "--runs-dir", tmp_path / "runs")
-    assert done.code in (ExitCode.USAGE, ExitCode.INTERNAL)
+    assert done.code == ExitCode.USAGE
     assert "cannot write" in done.err.splitlines()[-1]
     assert everything(outside) == before
 
@@ -346,6 +346,18 @@ def test_names_of_runs(kind: str, tmp_path: Path, tiny_config: TinyConfig) -> No
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("there", ["Mine", "MINE.csv", "mINE.CSV"])
+def test_names_that_differ_in_case_only(there: str, tmp_path: Path, tiny_config: TinyConfig) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / there).touch()
+    line = refused(call("train", *settings(tiny_config()), "--runs-dir", tmp_path / "runs", "--name", "mine"))
+    assert f"run 'mine' differs from {there[:4]!r}" in line
+    config = tiny_config()
+    (tmp_path / "runs" / config.run_name.upper()).mkdir()
+    assert "in letter case only" in refused(call("sweep", *settings(config), "--runs-dir", tmp_path / "runs"))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted([there, config.run_name.upper()])
+
+
 NAMED: dict[str, list[str]] = {
     "plan": ["sweep", "--dry-run", "--plan"],
     "recipe": ["config", "show", "--recipe"],
@@ -358,6 +370,31 @@ NAMED: dict[str, list[str]] = {
     "criteria": ["verify", "x.csv", "--criteria"],
     "verdict": ["analyze", "x.csv", "--verdict"],
 }
+FILES = {"plan file": NAMED["plan"], "recipe file": NAMED["recipe"], "criteria file": NAMED["criteria"]}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("what", FILES)
+def test_names_of_toml_files(what: str, kind: str) -> None:
+    refused(call(*FILES[what], NAMES[kind] + ".toml"))
+
+
+def test_a_plan_may_not_name_what_no_file_is_called() -> None:
+    Path("x.toml").write_text('recipe = "y\\u0000.toml"\n', encoding="utf-8")
+    refused(call("sweep", "--dry-run", "--plan", "x.toml"))
+
+
+TOML = {"brackets": "a = " + "[" * 100_000, "tables": "a = " + "{a=" * 100_000, "digits": "seed = " + "1" * 5000}
+
+
+@pytest.mark.parametrize("content", TOML)
+@pytest.mark.parametrize("what", FILES)
+def test_toml_that_is_too_deep_or_too_long(what: str, content: str) -> None:
+    Path("x.toml").write_text(TOML[content], encoding="utf-8")
+    assert "not valid TOML" in refused(call(*FILES[what], "x.toml"))
+    value = TOML[content].partition(" = ")[2]
+    refused(call("config", "show", "--set", f"seed={value}"))
+    refused(call("config", "show", "-i", f"reduced-lr:peak={value}"))
 
 
 @pytest.mark.parametrize("kind", NAMES)

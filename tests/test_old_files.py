@@ -6,16 +6,18 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from calling import call
 
 from bitnetctl import checkpoint, loop, plugins
 from bitnetctl.analysis import load_run
-from bitnetctl.config import parse_config
-from bitnetctl.errors import ExitCode
+from bitnetctl.config import canonical_hash, parse_config
+from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.events import Event
 from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginRecord, RunPaths, read, read_manifest
 from bitnetctl.runs import ended
@@ -152,3 +154,45 @@ def test_a_plugin_of_an_old_manifest_has_no_code(old: Old) -> None:
 def test_the_files_are_small() -> None:
     for version in VERSIONS:
         assert sum(path.stat().st_size for path in (FIXTURES / version).rglob("*") if path.is_file()) < 60_000
+
+
+STATES: dict[str, Any] = {
+    "version as text": {"schema_version": "1"},
+    "list of sums": {"sha256": ["a"]},
+    "sum of another file": {"sha256": {"../../../../text.txt": "a"}},
+    "sum of an endless file": {"sha256": {"/dev/zero": "a"}},
+    "step as text": {"step": "6"},
+    "step before the first": {"step": -1},
+    "interventions as a number": {"interventions": 5},
+    "interventions of another shape": {"interventions": [[], {}]},
+    "too few interventions": {"interventions": []},
+    "hash as a number": {"config_hash": 5},
+}
+
+
+@pytest.mark.parametrize("change", STATES)
+def test_a_state_of_another_shape_is_refused(change: str, old: Old) -> None:
+    path = checkpoint.path_of(old.stopped.checkpoints, 6) / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8")) | STATES[change]
+    del state["state_sha256"]
+    path.write_text(json.dumps({**state, "state_sha256": canonical_hash(state)}), encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        go_on(old)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "5", "null", "[]", "{}"])
+def test_a_state_that_is_none_is_refused(content: str, old: Old) -> None:
+    path = checkpoint.path_of(old.stopped.checkpoints, 6)
+    (path / "state.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="missing or damaged"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("harm", ["empty", "shape"])
+def test_weights_of_another_model_are_refused(harm: str, old: Old) -> None:
+    path = checkpoint.path_of(old.stopped.checkpoints, 6)
+    state = checkpoint.load(path)
+    model = {} if harm == "empty" else {name: torch.zeros(3) for name in state.model}
+    checkpoint.save(old.stopped.checkpoints, replace(state, model=model))
+    with pytest.raises(CheckpointError, match="does not fit the run"):
+        go_on(old)

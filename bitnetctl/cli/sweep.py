@@ -98,8 +98,10 @@ def _read_configs(path: Path) -> "list[RunConfig]":
 
     try:
         trees = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--configs {path}: {error}") from error
+    if not isinstance(trees, list):
+        raise ConfigError(f"--configs {path}: not a list of configs")
     return [parse_config(tree, source=str(path)) for tree in trees]
 
 
@@ -160,8 +162,9 @@ def train_missing(
     keep_weights: bool = False,
 ) -> bool:
     """Train the runs that have not ended; True if a signal stopped it."""
-    from bitnetctl.runs import ended
+    from bitnetctl.runs import ended, refuse_case_twins
 
+    refuse_case_twins([config.run_name for config in configs], runs_dir)
     missing = [config for config in configs if ended(config, runs_dir) is None]
     if not missing:
         stderr().print(f"all {len(configs)} runs are there already, nothing to train", highlight=False)

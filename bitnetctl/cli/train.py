@@ -59,7 +59,7 @@ def train(
     from bitnetctl import plugins
     from bitnetctl.config import build_config, parse_arm
     from bitnetctl.records import RunPaths
-    from bitnetctl.runs import ended
+    from bitnetctl.runs import ended, refuse_case_twins
 
     config = plugins.normalize(
         build_config(
@@ -77,6 +77,7 @@ def train(
     if dry_run:
         return _dry_run(config, name, device, as_json)
 
+    refuse_case_twins([name], runs_dir)
     manifest = ended(config, runs_dir, name)
     if manifest is None:
         from bitnetctl import sweep

@@ -40,15 +40,14 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
     options.notice(announcement(costs, sessions.device))
     limits = _PackLimits(sessions, pack)
     alone: set[str] = set()
-    given_up: set[str] = set()
 
     def shape(config: RunConfig) -> tuple[object, ...]:
         return (*pack_key(effective[config.hash]), config.hash if config.hash in alone else None)
 
     ledger = Ledger(options.runs_dir, shape)
+    candidates = list(configs)
     waiting = False
     while not options.should_stop():
-        candidates = [config for config in configs if config.hash not in given_up]
         outputs = ledger.claim(candidates, lambda config: limits.of(effective[config.hash]))
         if not outputs:
             if not ledger.unfinished(candidates):
@@ -76,7 +75,8 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
                 # another process may have taken it at once, and tries it for itself
                 with contextlib.suppress(RunBusyError):
                     _record_failure(outputs[0], message)
-                given_up.add(outputs[0].config.hash)
+                failed = outputs[0].config.hash
+                candidates = [config for config in candidates if config.hash != failed]
                 yield Failed(name=outputs[0].paths.name, message=message)
 
 

@@ -5,7 +5,7 @@ no clock is read. One short lock on the whole folder keeps two sweeps from split
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -25,11 +25,22 @@ class Ledger:
     def __init__(self, runs_dir: Path, shape_of: Callable[[RunConfig], Hashable]) -> None:
         self._runs_dir = runs_dir
         self._shape_of = shape_of
+        # by identity: hashing every config again for every claim would make a sweep's cost quadratic
+        self._ended: dict[int, RunConfig] = {}
         self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False)
 
     def unfinished(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return the runs that have not ended, whoever holds them."""
-        return [config for config in configs if ended(config, self._runs_dir) is None]
+        return list(self._unfinished(configs))
+
+    def _unfinished(self, configs: Sequence[RunConfig]) -> Iterator[RunConfig]:
+        for config in configs:
+            if id(config) in self._ended:
+                continue
+            if ended(config, self._runs_dir) is None:
+                yield config
+            else:
+                self._ended[id(config)] = config
 
     def claim(self, configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> list[RunOutput]:
         """Claim a pack of at most `limit` runs of one shape that resume from the same step; empty if none is free.
@@ -42,7 +53,7 @@ class Ledger:
                 stack.enter_context(self._guard)
             claimed: list[RunOutput] = []
             try:
-                for config in self.unfinished(configs):
+                for config in self._unfinished(configs):
                     if claimed and self._shape_of(config) != self._shape_of(claimed[0].config):
                         continue
                     output = RunOutput(RunPaths(self._runs_dir, config.run_name), config)

@@ -19,7 +19,7 @@ from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
-from bitnetctl.execution import Execution, choose, make_pack
+from bitnetctl.execution import Execution, choose, choose_threads, make_pack
 from bitnetctl.files import require_space
 from bitnetctl.loop import Session
 from bitnetctl.machine import device_name, prepare_processor, resolve_device
@@ -57,6 +57,7 @@ class Sessions:
         self._tokens: dict[DataConfig, data.TokenData] = {}
         self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
         prepare_processor()
+        self._threads = torch.get_num_threads()
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
         """Return tokens and probe of a run's effective config; raises DataError before anything is created."""
@@ -99,6 +100,11 @@ class Sessions:
             before = read_manifest(outputs[0].paths.folder) if saved else None
             execution = self.execution(effective[0], before)
             pack = make_pack(effective, compositions, tokens, self.device, execution)
+            # a resumed run keeps its number of threads: sums must come out to the last bit
+            known = before.threads if before is not None else None
+            threads = min(known, self._threads) if known else choose_threads(pack, self._threads)
+            torch.set_num_threads(threads)
+            stack.callback(torch.set_num_threads, self._threads)
             codes = _restore(pack, saved, tokens.fingerprint) if saved else None
             for output, config in zip(outputs, effective, strict=True):
                 facts = {
@@ -107,7 +113,7 @@ class Sessions:
                     "device": device_name(self.device),
                     "engine": execution.engine,
                     "precision": execution.precision,
-                    "threads": torch.get_num_threads(),
+                    "threads": threads,
                     "data": _data_facts(tokens),
                     "plugins": plugins.plugin_records(output.config.interventions),
                     "pack": [member.paths.name for member in outputs],
@@ -200,9 +206,14 @@ def _restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> 
                 "the training text or tokenizer changed since the checkpoint was saved; "
                 "restore it, or start over under another --name"
             )
-        pack.model.load(run, state.model)
-        member.optimizer.load_state(pack.model.by_leaf(state.optimizer))
-        member.composition.load_state_dict(state.interventions)
+        # a checkpoint may come from anyone, and a plug-in's state may not fit its code any more
+        try:
+            pack.model.load(run, state.model)
+            member.optimizer.load_state(pack.model.by_leaf(state.optimizer))
+            member.composition.load_state_dict(state.interventions)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {text}") from error
     keys = saved[0].codes.keys()
     return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in keys}
 

@@ -25,7 +25,6 @@ The kinds and their fields are the classes below; measures are the CSV's columns
 `Coverage`. A run is supported when every check that applies supports it.
 """
 
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -33,7 +32,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bitnetctl.config import Fraction, Frozen, Positive, PositiveInt, canonical_hash, near_miss, validation_line
+from bitnetctl.config import (
+    Fraction,
+    Frozen,
+    Positive,
+    PositiveInt,
+    canonical_hash,
+    near_miss,
+    parse_toml,
+    read_text,
+    validation_line,
+)
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import NAMES
 from bitnetctl.verdict.measures import MEASURES
@@ -324,11 +333,7 @@ def criteria_names() -> list[str]:
 def load_criteria(name: str | Path) -> Criteria:
     """Read built-in criteria or a `FILE.toml`; raises ConfigError with one line that names file and field."""
     text, label = _read_text(str(name))
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"criteria {name}: not valid TOML: {error}") from error
-    return parse_criteria(tree, name=label, source=f"criteria {name}")
+    return parse_criteria(parse_toml(text, f"criteria {name}"), name=label, source=f"criteria {name}")
 
 
 def parse_criteria(tree: Mapping[str, Any], *, name: str = "custom", source: str = "criteria") -> Criteria:
@@ -361,12 +366,7 @@ def _parse_check(tree: Any, source: str) -> Check:
 def _read_text(name: str) -> tuple[str, str]:
     if name.endswith(".toml"):
         path = Path(name)
-        try:
-            return path.read_text(encoding="utf-8"), path.stem
-        except OSError as error:
-            raise ConfigError(f"criteria file {name}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"criteria file {name}: not UTF-8") from error
+        return read_text(path, f"criteria file {name}"), path.stem
     if name in criteria_names():
         return (resources.files("bitnetctl") / "criteria" / f"{name}.toml").read_text(encoding="utf-8"), name
     raise ConfigError(

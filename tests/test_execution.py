@@ -1,0 +1,186 @@
+"""How a pack is carried out: what is chosen, what is refused, and how far the fast ways are from the plain one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bitnetctl import execution
+from bitnetctl.capture import CapturedPack
+from bitnetctl.config import RunConfig, build_config
+from bitnetctl.data import TokenData
+from bitnetctl.errors import ConfigError
+from bitnetctl.execution import Execution, choose, choose_threads, make_pack
+from bitnetctl.intervention import Composition
+from bitnetctl.products import Operand, Precision, Products, Quantization, int8_sum_is_exact
+from bitnetctl.step import Pack
+
+TinyConfig = Callable[..., RunConfig]
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
+TERNARY = Quantization(off=False, strength_R=None)
+
+# largest distance from fp32 of what 20 steps of the tiny run show: loss in nats, gradient norm relative
+TOLERANCES: dict[Precision, tuple[float, float]] = {"fp32": (0.0, 0.0), "bf16": (0.03, 0.1), "int8": (0.03, 0.1)}
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Say whether devices multiply bf16."""
+
+    def say(has: bool) -> None:
+        monkeypatch.setattr(execution, "multiplies_bf16", lambda device: has)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "has_bf16", "engine", "precision"),
+    [
+        (64, CPU, True, "eager", "fp32"),
+        (256, CPU, True, "eager", "bf16"),
+        (256, CPU, False, "eager", "fp32"),
+        (64, CARD, True, "graph", "bf16"),
+        (256, CARD, False, "graph", "fp32"),
+        (1024, CARD, True, "compile", "bf16"),
+    ],
+)
+def test_what_is_chosen(
+    bf16: Any, size: int, device: torch.device, has_bf16: bool, engine: str, precision: str
+) -> None:
+    bf16(has_bf16)
+    config = build_config("origin", size=size)
+    vocab_size = 2048 if size == 64 else 50257
+    assert choose(config, vocab_size, device) == Execution(engine=engine, precision=precision)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "has_bf16", "message"),
+    [
+        ({"engine": "graph"}, CPU, True, "take eager or compile"),
+        ({"engine": "fast"}, CPU, True, "unknown; take auto, eager, graph, compile"),
+        ({"precision": "bf16"}, CPU, False, "has no bf16 products; take --precision fp32"),
+        ({"precision": "int8"}, CPU, True, "take fp32 or bf16"),
+        ({"precision": "fp8"}, CPU, True, "unknown; take auto, fp32, bf16, int8"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    bf16: Any, asked: dict[str, str], device: torch.device, has_bf16: bool, message: str
+) -> None:
+    bf16(has_bf16)
+    with pytest.raises(ConfigError, match=message):
+        choose(build_config("quick"), 2048, device, **asked)
+
+
+def test_what_is_asked_for_is_taken(bf16: Any) -> None:
+    bf16(True)
+    chosen = choose(build_config("quick"), 2048, CPU, "compile", "bf16")
+    assert chosen == Execution(engine="compile", precision="bf16")
+    chosen = choose(build_config("quick"), 2048, CARD, "eager", "int8")
+    assert chosen == Execution(engine="eager", precision="int8")
+
+
+def test_only_a_card_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    graph = Execution(engine="graph", precision="fp32")
+    pack = make_pack([tiny_config()], [Composition()], tiny_tokens, CPU, graph)
+    assert not isinstance(pack, CapturedPack)
+
+
+@pytest.mark.parametrize(("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (9.0, 1.0, 2), (1e-3, 9.0, 2)])
+def test_threads_are_chosen_by_measurement(
+    one: float,
+    two: float,
+    expected: int,
+    tiny_config: TinyConfig,
+    tiny_tokens: TokenData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(execution, "_forward_seconds", lambda pack: {1: one, 2: two}[counts[-1]])
+    pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
+    assert choose_threads(pack, 2) == expected
+    assert counts[-1] == 2
+    assert choose_threads(pack, 1) == 1
+
+
+def train(config: RunConfig, tokens: TokenData, precision: Precision, steps: int = 20) -> list[tuple[float, float]]:
+    pack = Pack([config], [Composition()], tokens, CPU, precision=precision)
+    figures = []
+    for step in range(1, steps + 1):
+        pack.step(step)
+        figures.append((pack.loss_R.item(), pack.grad_norm_R.item()))
+    return figures
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_precisions_agree_within_their_tolerance(
+    precision: Precision, tiny_config: TinyConfig, tiny_tokens: TokenData
+) -> None:
+    # widths in multiples of 8 and more than 16 tokens, as int8 products want them
+    config = tiny_config(steps=20, model__hidden_size=64, data__batch_size=4)
+    loss_tolerance, norm_tolerance = TOLERANCES[precision]
+    plain, fast = (train(config, tiny_tokens, each) for each in ("fp32", precision))
+    assert fast != plain
+    for (loss, norm), (fast_loss, fast_norm) in zip(plain, fast, strict=True):
+        assert fast_loss == pytest.approx(loss, abs=loss_tolerance)
+        assert fast_norm == pytest.approx(norm, rel=norm_tolerance)
+    assert plain[-1][0] < plain[0][0] - 0.2
+
+
+def operands(precision: Precision, width: int = 96) -> tuple[Products, Operand, Operand]:
+    generator = torch.Generator().manual_seed(0)
+    products = Products(precision, CPU)
+    x = products.activations(torch.randn(2, 40, width, generator=generator), TERNARY)
+    (weight,) = products.weights(torch.randn(2, 1, 48, width, generator=generator), [24, 24], TERNARY)
+    return products, x, weight
+
+
+def test_sums_of_int8_times_ternary_are_exact() -> None:
+    products, x, weight = operands("int8")
+    assert x.values.dtype == weight.values.dtype == torch.int8
+    whole = torch.bmm(x.values.double(), weight.values.double().mT)
+    assert torch.equal(torch.bmm(x.values.float(), weight.values.float().mT).double(), whole)
+    # bf16 holds every code, and its products are summed in fp32
+    assert torch.equal(x.values.to(torch.bfloat16).double(), x.values.double())
+    assert torch.equal(torch.stack([torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values)]).double(), whole)
+    assert int8_sum_is_exact(132_000)
+    assert not int8_sum_is_exact(133_000)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-2), ("int8", 1e-6)])
+def test_products_are_those_of_double_precision(precision: Precision, tolerance: float) -> None:
+    exact_products, exact_x, exact_weight = operands("fp32")
+    expected = torch.bmm(exact_x.values.double(), exact_weight.values.double().mT)
+    products, x, weight = operands(precision)
+    out = products.multiply(x, weight).double()
+    assert (out - expected).abs().max() < tolerance * expected.abs().max()
+
+    grad = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(1))
+    grad_weight, grad_weight_expected = torch.empty(2, 48, 96), torch.empty(2, 48, 96)
+    grad_x = products.backward(grad, x, weight, grad_weight)
+    grad_x_expected = exact_products.backward(grad, exact_x, exact_weight, grad_weight_expected)
+    for ours, theirs in ((grad_x, grad_x_expected), (grad_weight, grad_weight_expected)):
+        assert (ours - theirs).abs().max() < max(tolerance, 0.0 if precision == "fp32" else 1e-2) * theirs.abs().max()
+
+
+def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    from bitnetctl.model import PackedModel
+
+    config = tiny_config().model
+    plain = PackedModel([config, config], 300, [0, 1], CPU)
+    padded = PackedModel([config, config], 300, [0, 1], CPU, pad_vocabulary_to=64)
+    tokens_RBT = torch.randint(300, (2, 2, 9), generator=torch.Generator().manual_seed(0))
+    inputs, targets = tokens_RBT[..., :-1], tokens_RBT[..., 1:].flatten(1)
+    assert padded.num_parameters == plain.num_parameters
+    torch.testing.assert_close(padded.forward(inputs, [1.0, 1.0]), plain.forward(inputs, [1.0, 1.0]))
+    for model in (plain, padded):
+        tape = model.record(inputs, TERNARY)
+        loss_R, grad_RNH = model.head_loss(tape.hidden_RNH, targets)
+        model.backward(tape, grad_RNH)
+    torch.testing.assert_close(padded.gradient_norms(), plain.gradient_norms())
+    for key, gradient in plain.gradients.items():
+        assert padded.gradients[key].shape == gradient.shape
+        torch.testing.assert_close(padded.gradients[key], gradient, rtol=1e-4, atol=1e-6)
+    for key, leaf in plain.leaves(1).items():
+        assert torch.equal(padded.leaves(1)[key], leaf)
