@@ -93,6 +93,7 @@ def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=Path(__file__).parents[1],
     )
     stack.callback(process.communicate)
     stack.callback(process.kill)

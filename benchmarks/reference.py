@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnetctl import schedule
-from bitnetctl.config import ModelConfig, RunConfig
+from bitnetctl.config import ModelConfig, ParameterGroup, RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.model import PackedModel
 
@@ -150,7 +150,10 @@ class StockLoop:
         self._model, self._config, self._device = model, config, device
         self._batches = Batches(tokens, config.data, config.seed)
         stock = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer.name]
-        self._optimizer = stock(model.parameters(), betas=config.optimizer.betas, fused=True if tuned else None)
+        decayed = [tensor for name, tensor in model.named_parameters() if group_of(name) not in config.optimizer.exempt]
+        exempt = [tensor for name, tensor in model.named_parameters() if group_of(name) in config.optimizer.exempt]
+        groups = [{"params": decayed}, {"params": exempt}] if exempt else decayed
+        self._optimizer = stock(groups, weight_decay=0.0, betas=config.optimizer.betas, fused=True if tuned else None)
         self._loss = torch.compile(stock_loss) if compiles else stock_loss
         self._tuned = tuned
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
@@ -160,7 +163,8 @@ class StockLoop:
         config = self._config
         for group in self._optimizer.param_groups:
             group["lr"] = schedule.learning_rate(config.schedule, step, config.steps)
-            group["weight_decay"] = schedule.weight_decay(config.schedule, step, config.steps)
+        decayed = self._optimizer.param_groups[0]
+        decayed["weight_decay"] = schedule.weight_decay(config.schedule, step, config.steps)
         rows_BT1 = torch.from_numpy(self._batches.rows_BT1(step)).to(self._device)
         self._optimizer.zero_grad()
         with self._autocast:
@@ -173,8 +177,18 @@ class StockLoop:
 
 
 def stock_loss(model: nn.Module, inputs_BT: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the mean cross-entropy in fp32."""
+    """Return the mean cross-entropy, in fp32 at least."""
     output = model(inputs_BT)
     # models of `transformers` return an object
     logits_BTV: Tensor = getattr(output, "logits", output)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_N)
+    logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_N)
+
+
+def group_of(name: str) -> ParameterGroup | None:
+    """Return the group of a parameter by its name, None for matrices."""
+    if "embed" in name:
+        return "embeddings"
+    if "head" in name:
+        return "head"
+    return "norms" if "norm" in name else None

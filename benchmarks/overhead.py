@@ -1,0 +1,224 @@
+"""What a run costs beyond its training steps: probe, ternary health, rows, checkpoints, the loop itself, the view.
+
+    python -m benchmarks.overhead [--recipe quick|origin] [--rounds N] [--steps N] [--quick] [--json FILE]
+
+A run of a few hundred steps has the 21 evaluations and 20 saves of one of 20,000, so these are timed in it, piece by
+piece, and counted once, with what is left around them; what the loop does at every step is timed with steps that do
+nothing and taken 20,000 times. The views follow the clock and draw beside the training: their share is the processor
+time that they add while steps only sleep. Bare steps and whole runs take turns in this process, on the processor;
+opening a run is not in it.
+"""
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from rich.console import Console
+
+from benchmarks import harness
+from benchmarks.step import VOCABULARIES
+from bitnetctl import loop
+from bitnetctl.config import RunConfig, build_config
+from bitnetctl.console import LiveReporter, PlainReporter, Reporter
+from bitnetctl.loop import Session
+from bitnetctl.sweep import Options, open_session
+
+_STEPS = 20_000
+_LIMIT = 0.03
+_PIECES = ("probe", "ternary codes", "ternary health", "CSV row", "checkpoint", "manifest", "view: events")
+
+
+class Watch:
+    """Times calls by name; one inside another belongs to the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._is_busy = False
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `work` under the clock."""
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if self._is_busy:
+                return work(*arguments, **named)
+            self._is_busy, start = True, time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+                self._is_busy = False
+
+        return call
+
+    def total(self) -> float:
+        """Return the seconds of all calls."""
+        return sum(sum(taken) for taken in self.seconds.values())
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = harness.argument_parser(__doc__)
+    parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="quick")
+    parser.add_argument("--rounds", type=int, help="turns of bare steps and of whole runs")
+    parser.add_argument("--steps", type=int, help="steps of a run, 40 or more")
+    arguments = parser.parse_args()
+    harness.enter_cli_environment()
+    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    steps = arguments.steps or (40 if arguments.quick or arguments.recipe == "origin" else 400)
+    if steps < 40:
+        parser.error("--steps: fewer than 40 have fewer evaluations than a run of 20,000")
+    config = build_config(arguments.recipe, steps=steps)
+
+    watch = Watch()
+    racing = [
+        harness.Contender("bare steps", lambda _: _bare(config)),
+        harness.Contender("run, plain lines", lambda _: _run(config, plain_lines(), watch)),
+        harness.Contender("run, live view", lambda _: _run(config, live_view(), Watch())),
+    ]
+    harness.alternate(racing, rounds=rounds, warm_up=0)
+    bare, plain, live = (one.median("seconds", skip=0) or 0.0 for one in racing)
+    whole = sum(turn["seconds"] for turn in racing[1].turns)
+    each_step = _loop_seconds(config)
+    around = (whole - watch.total()) / rounds - steps * each_step
+    views = _view_shares(config, bare, 1.0 if arguments.quick else 4.0)
+
+    training = _STEPS * bare
+    rows = [_row("bare steps", 1000 * bare, _STEPS, training, training)]
+    for name in _PIECES:
+        taken = watch.seconds[name]
+        rows.append(_row(name, 1000 * statistics.median(taken), len(taken) // rounds, sum(taken) / rounds, training))
+    rows.append(_row("around these", None, None, around, training))
+    rows.append(_row("the loop, every step", 1000 * each_step, _STEPS, _STEPS * each_step, training))
+    pieces = sum(row["seconds"] for row in rows[1:])
+    rows += [_row(f"view: {name}", None, None, share * training, training) for name, share in views.items()]
+    rows += [_row(f"all, {name}", None, None, pieces + share * training, training) for name, share in views.items()]
+    facts = {
+        **harness.machine(torch.device("cpu")),
+        "limit of the share": _LIMIT,
+        "measured": f"{rounds} turns of {steps} steps; seconds and shares are those of {_STEPS:,} steps",
+        f"bare, {steps} steps, seconds": steps * bare,
+        f"plain lines, {steps} steps, seconds": steps * plain,
+        f"live view, {steps} steps, seconds": steps * live,
+        f"bare and all pieces, {steps} steps, seconds": steps * bare + pieces - (_STEPS - steps) * each_step,
+    }
+    harness.report(f"overhead: recipe {arguments.recipe}, {_STEPS:,} steps", rows, facts, arguments.json)
+    return 0
+
+
+def _row(name: str, each: float | None, times: int | None, seconds: float, training: float) -> dict[str, Any]:
+    return {"overhead": name, "ms each": each, "times": times, "seconds": seconds, "share": seconds / training}
+
+
+def _bare(config: RunConfig) -> harness.Turn:
+    """Train steps of a new pack with nothing around them."""
+    with _session(config) as session:
+        start = time.perf_counter()
+        for step in range(1, config.steps + 1):
+            session.pack.step(step)
+        return {"steps": config.steps, "seconds": time.perf_counter() - start}
+
+
+def _run(config: RunConfig, reporter: Reporter, watch: Watch) -> harness.Turn:
+    """Train with everything on."""
+    with _session(config) as session, reporter, _watching(session, reporter, watch):
+        start = time.perf_counter()
+        for event in loop.train(session):
+            reporter.event(event)
+        return {"steps": config.steps, "seconds": time.perf_counter() - start}
+
+
+@contextlib.contextmanager
+def _session(config: RunConfig) -> Iterator[Session]:
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(runs_dir=Path(folder), device="cpu")
+        with open_session([config], options, names=[config.run_name]) as session:
+            yield session
+
+
+@contextlib.contextmanager
+def _watching(session: Session, reporter: Reporter, watch: Watch) -> Iterator[None]:
+    """Put the pieces of a session under the clock."""
+    output, model = session.outputs[0], session.pack.model
+    calls = (
+        ("steps", session.pack, "step"),
+        ("probe", session.probe, "measure"),
+        ("ternary codes", model, "ternary_codes"),
+        ("ternary health", loop, "ternary_health"),
+        ("CSV row", output, "append"),
+        ("checkpoint", output, "save"),
+        ("manifest", output, "update"),
+        ("view: events", reporter, "event"),
+    )
+    with contextlib.ExitStack() as stack:
+        for name, owner, method in calls:
+            stack.enter_context(mock.patch.object(owner, method, watch.timed(name, getattr(owner, method))))
+        yield
+
+
+def _loop_seconds(config: RunConfig, steps: int = 2000) -> float:
+    """Return what the loop itself takes at a step, by a run whose steps do nothing."""
+    start, end = _idle(_evaluated_at_the_ends(config, steps), None, lambda: None)
+    return (end.wall - start.wall) / (steps - 2)
+
+
+def _view_shares(config: RunConfig, step_seconds: float, seconds: float) -> dict[str, float]:
+    """Return the processor time that each view adds to a run whose steps only sleep, over the time it takes."""
+    idle = _evaluated_at_the_ends(config, max(3, round(seconds / step_seconds)))
+
+    def share(reporter: Reporter | None) -> float:
+        start, end = _idle(idle, reporter, lambda: time.sleep(step_seconds))
+        return (end.processor - start.processor) / (end.wall - start.wall)
+
+    nobody = share(None)
+    return {"plain lines": share(plain_lines()) - nobody, "live view": share(live_view()) - nobody}
+
+
+def _evaluated_at_the_ends(config: RunConfig, steps: int) -> RunConfig:
+    probe = config.probe.model_copy(update={"eval_every_steps": steps})
+    return config.model_copy(update={"steps": steps, "probe": probe})
+
+
+class _Mark(NamedTuple):
+    processor: float
+    wall: float
+
+
+def _idle(config: RunConfig, reporter: Reporter | None, work: Callable[[], None]) -> list[_Mark]:
+    """Train with `work` in place of a step; return the times at steps 2 and last: nothing is evaluated between."""
+    marks: list[_Mark] = []
+
+    def pretend(step: int) -> None:
+        if step in (2, config.steps):
+            marks.append(_Mark(time.process_time(), time.perf_counter()))
+        work()
+
+    with (
+        _session(config) as session,
+        reporter or contextlib.nullcontext(),
+        mock.patch.object(session.pack, "step", pretend),
+    ):
+        for event in loop.train(session):
+            if reporter is not None:
+                reporter.event(event)
+    return marks
+
+
+def plain_lines() -> PlainReporter:
+    """Return the view of a log file."""
+    return PlainReporter(Console(file=io.StringIO(), width=120))
+
+
+def live_view() -> LiveReporter:
+    """Return the view of a terminal."""
+    return LiveReporter(Console(file=io.StringIO(), width=120, height=40, force_terminal=True))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""How long a command takes to begin, and to end where it has little to do.
+
+    python -m benchmarks.start [--rounds N] [--quick] [--json FILE]
+
+Every start is a process of its own; they take turns, and the figure is the median. The floor of all of them is Python
+itself, and that of training is Python with torch. The first step of a training is there when its first row is printed:
+step 1 is trained and measured by then. The text has been tokenized before.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+from benchmarks.load import write_runs
+
+_CSVS = 6
+_LIMITS = {"bitnetctl --help": 0.5, "bitnetctl verify on CSVs": 1.5}
+_TRAIN = "bitnetctl train --recipe quick, to its first row"
+
+
+def main() -> int:
+    """Measure and print; 1 if a command broke."""
+    parser = harness.argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, help="starts of every command")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (1 if arguments.quick else 7)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_runs(folder / "runs", _CSVS, random.Random(0))
+        csvs = sorted((folder / "runs").glob("*.csv"))
+        commands: dict[str, Sequence[str | Path]] = {
+            "python -c pass": [sys.executable, "-c", "pass"],
+            "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+            "bitnetctl --help": [harness.tool(), "--help"],
+            "bitnetctl train --help": [harness.tool(), "train", "--help"],
+            "bitnetctl interventions list": [harness.tool(), "interventions", "list"],
+            "bitnetctl config show": [harness.tool(), "config", "show"],
+            "bitnetctl analyze on CSVs": [harness.tool(), "analyze", *csvs],
+            "bitnetctl verify on CSVs": [harness.tool(), "verify", *csvs],
+        }
+        racing = [
+            harness.command(what, partial(tuple, command), cache=lambda: folder / "cache")
+            for what, command in commands.items()
+        ]
+        racing.append(harness.Contender(_TRAIN, lambda steps: _first_row(folder)))
+        harness.alternate(racing, rounds=rounds)
+    python = racing[0].median("seconds")
+    rows = [
+        {
+            "start": one.name,
+            "seconds": seconds,
+            "times python's": harness.ratio(seconds, python),
+            "limit, seconds": _LIMITS.get(one.name),
+            "share of the limit": harness.ratio(seconds, _LIMITS.get(one.name)),
+        }
+        for one in racing
+        for seconds in [one.median("seconds")]
+    ]
+    facts = {
+        **harness.machine(torch.device("cpu")),
+        "measured": f"median of {rounds} starts after one to warm up, {_CSVS} CSVs",
+        **harness.notes(racing),
+    }
+    harness.report("start", rows, facts, arguments.json)
+    return int(any(one.failed for one in racing))
+
+
+def _first_row(folder: Path) -> harness.Turn:
+    """Start a training and wait for its first row; end it."""
+    command = [str(harness.tool()), "train", "--recipe", "quick", "--device", "cpu", "--runs-dir"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    with tempfile.TemporaryDirectory(dir=folder) as runs:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, runs], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stderr is not None
+        try:
+            seen = any("  step " in line for line in process.stderr)
+            seconds = time.perf_counter() - start
+        finally:
+            process.kill()
+            process.communicate()
+    return {"steps": 1, "seconds": seconds} if seen else {"error": "it ended without a row"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
