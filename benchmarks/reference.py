@@ -83,8 +83,8 @@ class PlainModel(nn.Module):
         self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.head.weight = self.embed.weight
-        half = config.head_size // 2
-        frequency = 1.0 / (config.rope_theta ** (torch.arange(half) / half))
+        exponent_D = torch.arange(0, config.head_size, 2, dtype=torch.float) / config.head_size
+        frequency = 1.0 / config.rope_theta**exponent_D
         self.register_buffer("frequency_D", torch.cat((frequency, frequency)))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
