@@ -8,11 +8,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Checkpoint
+from bitnetctl.config import RunConfig
 from bitnetctl.evaluate import Probe, ternary_health
 from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.machine import memory_in_use
@@ -20,7 +22,13 @@ from bitnetctl.outputs import RunOutput
 from bitnetctl.records import Row
 from bitnetctl.step import Pack
 
+OnDivergence: TypeAlias = Literal["stop", "rollback"]
+
+MOST_ROLLBACKS = 3
 _TICK_SECONDS = 0.25
+# without a wish, a checkpoint is due when saving takes no more than this share of the time since the last one
+_SAVING_SHARE = 0.005
+_LONGEST_UNSAVED_SECONDS = 900
 
 
 @dataclass(kw_only=True)
@@ -32,8 +40,10 @@ class Session:
     outputs: Sequence[RunOutput]
     data_fingerprint: str
     start_step: int = 0
-    checkpoint_every: int
+    checkpoint_every: int | None = None
     keep_weights: bool = True
+    on_divergence: OnDivergence = "stop"
+    notice: Callable[[str], None] = lambda text: None
     should_stop: Callable[[], bool] = lambda: False
     codes: dict[str, Tensor] | None = None
 
@@ -50,24 +60,25 @@ def train(session: Session) -> Iterator[Event]:
         device=str(pack.device),
     )
     reported: set[int] = set()
+    saving = _Saving(session, config)
     clock = _Clock(pack.tokens_per_step)
     for step in range(session.start_step + 1, steps + 1):
         clock.start()
         pack.step(step)
         is_tick = clock.stop()
         is_evaluated = config.is_evaluated(step)
-        is_saved = step % session.checkpoint_every == 0 and step < steps
+        is_saved = saving.is_due(step) and step < steps
         must_stop = session.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
-            pack.mark_diverged()
+            pack.mark_diverged(step)
         yield from _report_diverged(session, step, reported)
         if is_evaluated:
             for run, row in _evaluate(session, step, clock.tokens_per_second()):
                 session.outputs[run].append(row)
                 yield Evaluated(run=run, row=row)
         if is_saved or must_stop:
-            _save(session, step)
+            saving.save(step)
             yield Saved(step=step)
         if len(reported) == len(pack.members):
             break
@@ -120,18 +131,26 @@ def _report_diverged(session: Session, step: int, reported: set[int]) -> Iterato
     for run, member in enumerate(session.pack.members):
         if member.diverged_at is not None and run not in reported:
             reported.add(run)
+            tensor = session.pack.first_bad_tensor(run)
+            if session.on_divergence == "rollback" and len(session.outputs[run].rollbacks) < MOST_ROLLBACKS:
+                _roll_back(session, run, member.diverged_at, tensor)
+                continue
             row = {**_figures(session.pack, run, step), "UniquePredictions": math.nan}
             session.outputs[run].append(row)
-            message = f"loss or gradient not finite at step {member.diverged_at}"
+            message = f"{tensor} not finite at step {member.diverged_at}"
             session.outputs[run].update("diverged", step, diverged_at=member.diverged_at, message=message)
             yield Evaluated(run=run, row=row)
             yield Diverged(run=run, step=member.diverged_at)
 
 
-def _save(session: Session, step: int) -> None:
-    for run, member in enumerate(session.pack.members):
-        if member.diverged_at is None:
-            session.outputs[run].save(_state(session, run, step, resumable=True))
+def _roll_back(session: Session, run: int, diverged_at: int, tensor: str) -> None:
+    """Leave a run that diverged to be taken up again from its last checkpoint; the pack goes on without it."""
+    output = session.outputs[run]
+    resumed_from = output.roll_back(diverged_at, tensor)
+    session.notice(
+        f"{output.paths.name}: {tensor} not finite at step {diverged_at:,}; it goes on from step {resumed_from:,} "
+        f"with half the learning rate ({len(output.rollbacks)} of {MOST_ROLLBACKS} times)"
+    )
 
 
 def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpoint:
@@ -168,6 +187,34 @@ def _mark_stopped(session: Session, step: int) -> None:
     for run, member in enumerate(session.pack.members):
         if member.diverged_at is None:
             session.outputs[run].update("stopped", step)
+
+
+class _Saving:
+    """When a checkpoint is due: at the steps asked for, or at evaluations as often as it costs next to nothing."""
+
+    def __init__(self, session: Session, config: RunConfig) -> None:
+        self._session = session
+        self._config = config
+        self._cost_seconds = 0.0
+        self._saved_at = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        every = self._session.checkpoint_every
+        if every is not None:
+            return step % every == 0
+        if step == 1 or not self._config.is_evaluated(step):
+            return False
+        wait_seconds = min(self._cost_seconds / _SAVING_SHARE, _LONGEST_UNSAVED_SECONDS)
+        return time.perf_counter() - self._saved_at >= wait_seconds
+
+    def save(self, step: int) -> None:
+        """Save every run that has not diverged."""
+        start = time.perf_counter()
+        for run, member in enumerate(self._session.pack.members):
+            if member.diverged_at is None:
+                self._session.outputs[run].save(_state(self._session, run, step, resumable=True))
+        self._saved_at = time.perf_counter()
+        self._cost_seconds = self._saved_at - start
 
 
 class _Clock:

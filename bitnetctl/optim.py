@@ -57,8 +57,8 @@ class RunOptimizer:
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate
         decayed["weight_decay"] = weight_decay
-        self._optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-        self._optimizer.found_inf = skip  # type: ignore[attr-defined]
+        self._optimizer.grad_scale = divisor
+        self._optimizer.found_inf = skip
         self._optimizer.step()
 
     def reset_moments(self) -> None:

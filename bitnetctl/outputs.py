@@ -15,6 +15,7 @@ from bitnetctl.files import remove_leftovers, storage_errors
 from bitnetctl.records import (
     Manifest,
     RecordWriter,
+    Rollback,
     Row,
     RunPaths,
     Status,
@@ -55,7 +56,9 @@ class RunOutput:
         """
         for path in (self.paths.csv, self.paths.manifest):
             remove_leftovers(path)
-        before = read_manifest(self.paths.folder) if resume_step else None
+        before = read_manifest(self.paths.folder)
+        if resume_step == 0 and before is not None and not before.rollbacks:
+            before = None
         self._seconds_before = before.elapsed_seconds if before else 0.0
         self._started = time.monotonic()
         self._manifest = self._new_manifest(before, resume_step, facts)
@@ -109,6 +112,21 @@ class RunOutput:
         )
         self._write_manifest()
 
+    @property
+    def rollbacks(self) -> list[Rollback]:
+        """What the run was set back from so far."""
+        assert self._manifest is not None
+        return self._manifest.rollbacks
+
+    def roll_back(self, diverged_at: int, tensor: str) -> int:
+        """Record that the run is to go on from its newest checkpoint with half the learning rate; return its step."""
+        resumed_from = max(checkpoint.steps(self.paths.checkpoints), default=0)
+        rollback = Rollback(diverged_at=diverged_at, resumed_from=resumed_from, tensor=tensor)
+        assert self._manifest is not None
+        self._manifest = self._manifest.model_copy(update={"rollbacks": [*self._manifest.rollbacks, rollback]})
+        self.update("stopped", resumed_from, message=f"{tensor} not finite at step {diverged_at}; set back")
+        return resumed_from
+
     def release(self) -> None:
         """Close the CSV and let the run go."""
         writer, self._writer = self._writer, None
@@ -135,6 +153,7 @@ class RunOutput:
             updated_at=now,
             steps_done=steps_done,
             elapsed_seconds=self._seconds_before,
+            rollbacks=before.rollbacks if before else [],
             **facts,
         )
 

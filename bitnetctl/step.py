@@ -28,11 +28,13 @@ class Member:
         self.leaves = model.leaves(run)
         self.optimizer = RunOptimizer(config.optimizer, self.leaves, model.leaf_groups())
         self.diverged_at: int | None = None
+        self.halved_after: Sequence[int] = ()
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of `step` after all interventions."""
+        """Learning rate of `step` after all interventions, halved for every rollback that lies before it."""
         base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
-        return self.composition.learning_rate(base, step, self.config.steps)
+        rate = self.composition.learning_rate(base, step, self.config.steps)
+        return rate * 0.5 ** sum(step > after for after in self.halved_after)
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of `step` after all interventions."""
@@ -162,11 +164,35 @@ class Pack:
         self._failed_at_R.copy_(torch.where(bad_R & (self._failed_at_R == 0), step, self._failed_at_R))
         self._skip_R.copy_(self._failed_at_R > 0)
 
-    def mark_diverged(self) -> None:
-        """Read from the device which runs diverged, and when."""
-        for member, failed_at in zip(self.members, self._failed_at_R.tolist(), strict=True):
-            if failed_at and member.diverged_at is None:
+    def mark_diverged(self, step: int) -> None:
+        """Read from the device which runs diverged, and when; after `step`, look at weights and moments too."""
+        for run, (member, failed_at) in enumerate(zip(self.members, self._failed_at_R.tolist(), strict=True)):
+            if member.diverged_at is None and failed_at:
                 member.diverged_at = failed_at
+            if member.diverged_at is None and self._bad_state(run) is not None:
+                member.diverged_at = step
+
+    @torch.no_grad()
+    def first_bad_tensor(self, run: int) -> str:
+        """Name what of a diverged run is not finite: a weight or moment first, since the rest follows from it."""
+        bad = self._bad_state(run)
+        if bad is not None:
+            return bad
+        if not self.objective_R[run].isfinite():
+            return "the loss"
+        gradients = {name: parameter.grad for name, parameter in self.model.parameters(run).items()}
+        finite = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
+        return f"the gradient of {next(finite, 'all parameters together')}"
+
+    @torch.no_grad()
+    def _bad_state(self, run: int) -> str | None:
+        member = self.members[run]
+        if not all(leaf.isfinite().all() for leaf in member.leaves.values()):
+            weights = self.model.parameters(run).items()
+            return "the weight " + next(name for name, weight in weights if not weight.isfinite().all())
+        moments = member.optimizer.state().items()
+        name = next((name for name, moment in moments if not moment.isfinite().all()), None)
+        return None if name is None else f"the moment {name}"
 
     def _update(self, run: int, member: Member, step: int) -> None:
         norm = self.grad_norm_R[run]

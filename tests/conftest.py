@@ -154,6 +154,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
                 raise SystemError("the machine went down")
             return done == stop_after
 
+        # at every evaluation: by default the clock decides
+        options.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = Options(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
         with open_session(configs, chosen, names=names or [config.run_name for config in configs]) as session:
             events = []

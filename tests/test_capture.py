@@ -107,7 +107,7 @@ def test_a_run_that_diverges_keeps_its_weights_unasked(tiny_config: TinyConfig, 
         if kept is None and program._failed_at_R[1]:
             failed_at, kept = step, program.model.packed["qkv"][1].clone()
     # nobody asked in between: the first step that failed is known all the same, and nothing was updated since
-    program.mark_diverged()
+    program.mark_diverged(6)
     assert kept is not None
     assert program.members[1].diverged_at == failed_at
     assert torch.equal(program.model.packed["qkv"][1], kept)

@@ -137,13 +137,14 @@ def operands(precision: Precision, width: int = 96) -> tuple[Products, Operand, 
 
 
 def test_sums_of_int8_times_ternary_are_exact() -> None:
-    products, x, weight = operands("int8")
+    _, x, weight = operands("int8")
     assert x.values.dtype == weight.values.dtype == torch.int8
     whole = torch.bmm(x.values.double(), weight.values.double().mT)
     assert torch.equal(torch.bmm(x.values.float(), weight.values.float().mT).double(), whole)
     # bf16 holds every code, and its products are summed in fp32
     assert torch.equal(x.values.to(torch.bfloat16).double(), x.values.double())
-    assert torch.equal(torch.stack([torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values)]).double(), whole)
+    sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
+    assert torch.equal(torch.stack(sums).double(), whole)
     assert int8_sum_is_exact(132_000)
     assert not int8_sum_is_exact(133_000)
 
@@ -176,7 +177,7 @@ def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens:
     torch.testing.assert_close(padded.forward(inputs, [1.0, 1.0]), plain.forward(inputs, [1.0, 1.0]))
     for model in (plain, padded):
         tape = model.record(inputs, TERNARY)
-        loss_R, grad_RNH = model.head_loss(tape.hidden_RNH, targets)
+        _, grad_RNH = model.head_loss(tape.hidden_RNH, targets)
         model.backward(tape, grad_RNH)
     torch.testing.assert_close(padded.gradient_norms(), plain.gradient_norms())
     for key, gradient in plain.gradients.items():

@@ -79,6 +79,9 @@ class Run:
         """First step known to be not finite, in the figures or by the manifest."""
         import numpy as np
 
+        if self.manifest is not None and self.manifest.rollbacks:
+            # it went on with another learning rate than its config's: what the config does is to diverge
+            return self.manifest.rollbacks[0].diverged_at
         if self.manifest is not None and self.manifest.diverged_at is not None:
             return self.manifest.diverged_at
         found = self.records.diverged_at()

@@ -7,6 +7,7 @@ about the run) or empty (unknown); the reader keeps the two apart.
 from bitnetctl.records.manifest import (
     Manifest,
     PluginRecord,
+    Rollback,
     RunPaths,
     Status,
     read_manifest,
@@ -27,6 +28,7 @@ __all__ = [
     "PluginRecord",
     "RecordWriter",
     "Records",
+    "Rollback",
     "Row",
     "RunPaths",
     "Status",

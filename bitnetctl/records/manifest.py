@@ -59,6 +59,14 @@ class PluginRecord(_Document):
     source_sha256: str | None = Field(None, description="hash of that module's file")
 
 
+class Rollback(_Document):
+    """A run that diverged, was set back to a checkpoint and went on with half the learning rate."""
+
+    diverged_at: _Count
+    resumed_from: _Count
+    tensor: str
+
+
 class Manifest(_Document):
     """Everything about a run that is not a figure; fields of newer versions are ignored when read."""
 
@@ -73,6 +81,7 @@ class Manifest(_Document):
     steps_done: _Count = 0
     diverged_at: _Count | None = Field(None, description="first step with a loss that is not finite")
     message: _Text | None = None
+    rollbacks: list[Rollback] = Field(default_factory=list, description="divergences that the run was set back from")
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, Any] | None = None
     device: str | None = None

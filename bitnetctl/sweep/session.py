@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
 from bitnetctl.execution import Execution, choose, choose_threads, make_pack
 from bitnetctl.files import require_space
-from bitnetctl.loop import Session
+from bitnetctl.loop import OnDivergence, Session
 from bitnetctl.machine import device_name, prepare_processor, resolve_device
 from bitnetctl.model import num_parameters
 from bitnetctl.outputs import RunOutput
@@ -43,6 +43,7 @@ class Options:
     checkpoint_every: int | None = None
     resume: Resume = "auto"
     keep_weights: bool = True
+    on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
     progress: data.Progress = data.ignore
     notice: Notice = field(default=lambda text: None)
@@ -119,14 +120,18 @@ class Sessions:
                     "pack": [member.paths.name for member in outputs],
                 }
                 output.begin(facts, start_step)
+            for member, output in zip(pack.members, outputs, strict=True):
+                member.halved_after = [rollback.resumed_from for rollback in output.rollbacks]
             yield Session(
                 pack=pack,
                 probe=probe,
                 outputs=outputs,
                 data_fingerprint=tokens.fingerprint,
                 start_step=start_step,
-                checkpoint_every=self.options.checkpoint_every or effective[0].eval_every_steps,
+                checkpoint_every=self.options.checkpoint_every,
                 keep_weights=self.options.keep_weights,
+                on_divergence=self.options.on_divergence,
+                notice=self.options.notice,
                 should_stop=self.options.should_stop,
                 codes=codes,
             )
@@ -166,11 +171,18 @@ def train_runs(
     """Train the runs one after the other, yielding what happens; ends after a stop."""
     for index, config in enumerate(configs):
         name = names[index] if names else config.run_name
-        with open_session([config], options, names=[name]) as session:
-            for event in loop.train(session):
-                yield event
-        if isinstance(event, Stopped):
-            return
+        resume = options
+        while True:
+            with open_session([config], resume, names=[name]) as session:
+                rollbacks = len(session.outputs[0].rollbacks)
+                for event in loop.train(session):
+                    yield event
+                was_set_back = len(session.outputs[0].rollbacks) > rollbacks
+            if isinstance(event, Stopped):
+                return
+            if not was_set_back:
+                break
+            resume = replace(options, resume="auto")
 
 
 def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:

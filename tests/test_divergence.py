@@ -1,0 +1,151 @@
+"""Figures that are not finite: found wherever they are, never saved, never applied; set back if asked to."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitnetctl import checkpoint
+from bitnetctl.analysis import load_run
+from bitnetctl.config import RunConfig
+from bitnetctl.events import Diverged, Event, Saved
+from bitnetctl.loop import MOST_ROLLBACKS, Session
+from bitnetctl.records import Manifest, read_manifest
+from bitnetctl.step import Pack
+from bitnetctl.sweep import Options, sweep_runs, train_runs
+
+TinyConfig = Callable[..., RunConfig]
+Train = Callable[..., list[Event]]
+RUNS = Path("runs")
+
+ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
+
+
+def manifest(name: str) -> Manifest:
+    found = read_manifest(RUNS / name)
+    assert found is not None
+    return found
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (RUNS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def after(step: int, spoil: Callable[[Session], None]) -> Callable[[Session, Event], None]:
+    """Spoil something once the checkpoint of `step` is written."""
+
+    def watch(session: Session, event: Event) -> None:
+        if isinstance(event, Saved) and event.step == step:
+            with torch.no_grad():
+                spoil(session)
+
+    return watch
+
+
+def weight(session: Session) -> None:
+    # a token that the tiny text never has: no forward pass meets it
+    session.pack.model.packed["embed"][1, 299, 3] = math.inf
+
+
+def moment(session: Session) -> None:
+    state = session.pack.members[1].optimizer.state()
+    state["matrices/exp_avg_sq"][7] = math.nan
+
+
+def head(session: Session) -> None:
+    session.pack.model.packed["head"][1, 5, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        (weight, "the weight model.embed_tokens.weight"),
+        (moment, "the weight model.layers.0.self_attn.q_proj.weight"),
+        (head, "the weight lm_head.weight"),
+    ],
+)
+def test_nothing_poisoned_is_saved_or_measured(
+    spoil: Callable[[Session], None], name: str, train: Train, tiny_config: TinyConfig
+) -> None:
+    configs = [tiny_config(seed=seed) for seed in range(3)]
+    events = train(configs, names=["a", "b", "c"], watch=after(4, spoil))
+    assert [manifest(run).status for run in "abc"] == ["finished", "diverged", "finished"]
+    bad = manifest("b")
+    assert bad.diverged_at is not None
+    assert 5 <= bad.diverged_at <= 8
+    assert bad.message == f"{name} not finite at step {bad.diverged_at}"
+    assert [event.run for event in events if isinstance(event, Diverged)] == [1]
+    for step in checkpoint.steps(RUNS / "b" / "checkpoints"):
+        saved = checkpoint.load(checkpoint.path_of(RUNS / "b" / "checkpoints", step))
+        for tensor in (*saved.model.values(), *saved.optimizer.values()):
+            assert tensor.isfinite().all()
+    # what the neighbours do is what they do without it
+    train([configs[0], configs[2]], names=["a2", "c2"])
+    for run in "ac":
+        for ours, theirs in zip(rows(run), rows(f"{run}2"), strict=True):
+            for column in ("Loss", "HeldOutLoss", "GradNorm"):
+                assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=1e-3)
+
+
+def test_the_last_checkpoint_before_it_stays(train: Train, tiny_config: TinyConfig) -> None:
+    train([tiny_config(), tiny_config(seed=1)], names=["a", "b"], watch=after(4, weight))
+    assert checkpoint.steps(RUNS / "b" / "checkpoints") == [4]
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [12]
+
+
+def options(said: list[str] | None = None, **named: Any) -> Options:
+    notice = (lambda text: None) if said is None else said.append
+    return Options(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", notice=notice, **named)
+
+
+def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, said = tiny_config(), list[str]()
+    spoiled: list[int] = []
+    step = Pack.step
+
+    def spoil_once(pack: Any, at: int) -> None:
+        step(pack, at)
+        if at == 7 and not spoiled:
+            spoiled.append(at)
+            pack.model.packed["head"][0, 0, 0] = math.nan
+
+    monkeypatch.setattr(Pack, "step", spoil_once)
+    list(train_runs([config], options(said), names=["a"]))
+    found = manifest("a")
+    assert found.status == "finished"
+    (rollback,) = found.rollbacks
+    assert (rollback.diverged_at, rollback.resumed_from, rollback.tensor) == (8, 6, "the weight lm_head.weight")
+    assert "goes on from step 6 with half the learning rate (1 of 3 times)" in said[-1]
+
+    list(train_runs([config], Options(runs_dir=RUNS, device="cpu"), names=["plain"]))
+    for ours, theirs in zip(rows("a"), rows("plain"), strict=True):
+        factor = 0.5 if int(ours["Step"]) > 6 else 1.0
+        assert float(ours["LR"]) == pytest.approx(factor * float(theirs["LR"]))
+        if int(ours["Step"]) <= 6:
+            assert ours["HeldOutLoss"] == theirs["HeldOutLoss"]
+    # its config diverges, so it is no evidence for it
+    assert load_run(RUNS / "a.csv").diverged_at == 8
+
+
+def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
+    config, said = tiny_config(**ABSURD), list[str]()
+    events = list(train_runs([config], options(said), names=["a"]))
+    found = manifest("a")
+    assert found.status == "diverged"
+    assert len(found.rollbacks) == MOST_ROLLBACKS
+    assert sum("half the learning rate" in text for text in said) == MOST_ROLLBACKS
+    assert sum(isinstance(event, Diverged) for event in events) == 1
+
+
+def test_a_sweep_takes_a_rolled_back_run_up_again(tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(), tiny_config(seed=1, **ABSURD), tiny_config(seed=2)]
+    events = list(sweep_runs(configs, options(), pack=3))
+    statuses = [manifest(config.run_name).status for config in configs]
+    assert statuses == ["finished", "diverged", "finished"]
+    assert len(manifest(configs[1].run_name).rollbacks) == MOST_ROLLBACKS
+    assert any(isinstance(event, Saved) for event in events)
