@@ -70,6 +70,10 @@ class Contender:
         """Return the loss of every step of the first run, in order."""
         return [loss for turn in self.turns for loss in turn["losses"]]
 
+    def threads(self) -> int | None:
+        """Return the number of threads that it computes with."""
+        return None if self.note or not self.turns else self.turns[-1]["threads"]
+
     def peak_bytes(self) -> int | None:
         """Return the most memory it held."""
         return max((turn["peak_bytes"] for turn in self.turns), default=None)

@@ -49,6 +49,7 @@ def main() -> int:
                 "ms a step of one run": run_ms,
                 "times the serial speed": harness.ratio(solo, run_ms) if job.kind == "ours" else None,
                 "times the reference's speed": harness.ratio(reference, run_ms),
+                "threads": by_name[name].threads(),
                 "page faults a step": by_name[name].median("faults"),
                 "share of the possible": harness.ratio(floor, step_ms),
             }

@@ -50,6 +50,7 @@ def main() -> int:
             "one run": one.name,
             "ms a step": one.milliseconds(),
             "times the reference's speed": harness.ratio(reference.milliseconds(), one.milliseconds()),
+            "threads": one.threads(),
             "page faults a step": one.median("faults"),
             "loss difference": _difference(one, reference) if jobs[one.name].kind == "ours" else None,
             "share of the possible": harness.ratio(floor_ms(floor, job.precision), one.milliseconds()),

@@ -23,7 +23,7 @@ from benchmarks.reference import BitLinear, StockLoop, plain_model
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.data import TokenData
 from bitnetctl.errors import ConfigError
-from bitnetctl.execution import choose, make_pack
+from bitnetctl.execution import choose, choose_threads, make_pack
 from bitnetctl.intervention import Composition
 from bitnetctl.machine import prepare_processor
 from bitnetctl.products import Precision
@@ -111,6 +111,7 @@ def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
             "faults": _faults() - faults,
             "losses": [float(loss) for loss in losses],
             "peak_bytes": peak,
+            "threads": torch.get_num_threads(),
         }
 
     return take
@@ -142,6 +143,7 @@ def _ours(job: Job, device: torch.device) -> Train:
     configs = [job.config.model_copy(update={"seed": seed}) for seed in range(job.runs)]
     tokens = zipf_tokens(job.vocab_size, configs[0])
     pack = make_pack(configs, [Composition() for _ in configs], tokens, device, execution)
+    torch.set_num_threads(choose_threads(pack, torch.get_num_threads()))
 
     def train(step: int) -> torch.Tensor:
         pack.step(step)
