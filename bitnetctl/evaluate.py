@@ -14,7 +14,9 @@ from bitnetctl.config import ProbeConfig
 from bitnetctl.data import ProbeData
 from bitnetctl.model import PackedModel
 
-_CHUNK_BYTES = 32 * 2**20  # logits of a chunk; larger ones leave the cache and only cost memory
+# logits made at once, and looked at at once: the product wants many rows, the passes over them a cache that holds them
+_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
 
 
 class Probe:
@@ -39,7 +41,9 @@ class Probe:
         """
         runs = model.num_runs
         rows, positions = self._inputs_PT.shape
-        rows_per_chunk = max(1, _CHUNK_BYTES // (4 * runs * positions * self._vocab_size))
+        kind, token_bytes = model.device.type, 4 * runs * self._vocab_size
+        rows_per_chunk = max(1, _CHUNK_BYTES[kind] // (positions * token_bytes))
+        tokens_per_pass = max(1, _PASS_BYTES[kind] // token_bytes)
         loss_R = torch.zeros(runs, dtype=torch.double, device=model.device)
         entropy_R = torch.zeros_like(loss_R)
         softmax_RV = torch.zeros(runs, self._vocab_size, dtype=torch.double, device=model.device)
@@ -48,13 +52,18 @@ class Probe:
             inputs_PT = self._inputs_PT[start : start + rows_per_chunk]
             targets_N = self._targets_PT[start : start + rows_per_chunk].flatten()
             logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), strengths)
-            argmax_RN = logits_RNV.argmax(-1)
-            counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
-            log_p_RNV = logits_RNV.log_softmax(-1)
-            loss_R -= log_p_RNV.gather(-1, targets_N.expand(runs, -1).unsqueeze(-1)).sum((1, 2), dtype=torch.double)
-            p_RNV = log_p_RNV.exp()
-            entropy_R -= torch.linalg.vecdot(p_RNV, log_p_RNV).sum(-1, dtype=torch.double)
-            softmax_RV += p_RNV.sum(1)
+            for start_N in range(0, len(targets_N), tokens_per_pass):
+                part = slice(start_N, start_N + tokens_per_pass)
+                x_RNV = logits_RNV[:, part].float()
+                argmax_RN = x_RNV.argmax(-1)
+                counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
+                p_RNV = x_RNV.softmax(-1)
+                # log Σ exp, read off at the largest logit
+                total_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
+                target_RN = x_RNV.gather(-1, targets_N[part].expand(runs, -1).unsqueeze(-1)).squeeze(-1)
+                loss_R += (total_RN - target_RN).sum(1, dtype=torch.double)
+                entropy_R += (total_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
+                softmax_RV += p_RNV.sum(1)
         total = rows * positions
         mean_RV = softmax_RV / total
         context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total

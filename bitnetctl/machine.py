@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -137,17 +138,16 @@ def onednn_keeps_fp32() -> bool:
     return True
 
 
-def measure_rates(device: torch.device) -> tuple[float, float]:
-    """Return multiply-add throughput in FLOP/s and memory traffic in bytes/s, measured in about 0.2 s."""
-    a = torch.randn(1024, 1024, device=device)
+def measure_rates(device: torch.device, multiply: Callable[[torch.Tensor], object]) -> tuple[float, float]:
+    """Return throughput of `multiply(a)`, a · a, in FLOP/s and memory traffic in bytes/s, measured in about 0.2 s."""
+    a = torch.randn(1, 1024, 1024, device=device)
     big = torch.zeros(32 * 2**20, device=device)
-    flops = 2 * 1024**3 / _best_seconds(lambda: a @ a, device)
+    flops = 2 * 1024**3 / _best_seconds(lambda: multiply(a), device)
     traffic = 2 * big.numel() * big.element_size() / _best_seconds(lambda: big.add_(1.0), device)
     return flops, traffic
 
 
-def _best_seconds(work: object, device: torch.device) -> float:
-    assert callable(work)
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()

@@ -65,7 +65,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # a table is as wide as its terminal
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr(estimate, "measure_rates", lambda device: (1e10, 1e9))
+    monkeypatch.setattr(estimate, "measure_rates", lambda device, multiply: (1e10, 1e9))
 
 
 @pytest.fixture

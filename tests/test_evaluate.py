@@ -118,7 +118,10 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: i
     model = build(0, 1)
     whole = measure(model)
     calls = spy(model, monkeypatch)
-    monkeypatch.setattr(evaluate, "_CHUNK_BYTES", rows_per_chunk * 4 * 2 * LENGTH * VOCAB)
+    token_bytes = 4 * 2 * VOCAB
+    monkeypatch.setitem(evaluate._CHUNK_BYTES, "cpu", rows_per_chunk * LENGTH * token_bytes)
+    # as many tokens a pass as leave a rest
+    monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
         assert chunked == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert [tokens.shape[1] for tokens in calls[:-1]] == {1: [1] * 10, 3: [3, 3, 3, 1]}[rows_per_chunk]

@@ -10,6 +10,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.data import vocab_size_of
 from bitnetctl.errors import ConfigError
 from bitnetctl.estimate import estimate, pack_member_bytes
+from bitnetctl.execution import choose
 from bitnetctl.machine import memory_available
 from bitnetctl.step import pack_key
 from bitnetctl.sweep.session import effective_config
@@ -61,7 +62,7 @@ def _cost(
     limit = pack_size or largest_pack(device, pack_member_bytes(effective, vocab_size))
     size = min(limit, len(members))
     packs = -(-len(members) // size)
-    cost = estimate(effective, vocab_size, device, size)
+    cost = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)
     return {
         "size": effective.model.hidden_size,
         "steps": effective.steps,
