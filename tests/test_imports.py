@@ -32,7 +32,7 @@ ORDER = (
     "__main__",
 )
 # the same for the modules of the command line
-CLI_ORDER = ("options", "config interventions analyze", "train", "sweep", "verify", "__init__")
+CLI_ORDER = ("options", "config interventions analyze slurm", "train", "sweep", "verify", "__init__")
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "bundle", "config", "console", "errors", "events", "files", "records", "report", "runs"}
 JUDGING |= {"verdict"}
