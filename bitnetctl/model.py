@@ -7,6 +7,7 @@ The layout is that of `BitNetForCausalLM` in `transformers` (BitNet b1.58 2B4T, 
 of attention and feed-forward, SubLN before the output and down projections, rotary embeddings, no biases.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -313,7 +314,7 @@ class PackedModel:
 
     def logits(self, hidden_RNH: Tensor) -> Tensor:
         """Return logits [R, N, V]."""
-        with self.products.scope():
+        with self.products.scope(hidden_RNH.numel() * self.vocab_size):
             head_RVH = self.products.cast(self._head(self._leaves))
             return torch.bmm(self.products.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
@@ -335,7 +336,7 @@ class PackedModel:
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             x_RNH = products.cast(hidden_RNH[:, part])
-            with products.scope():
+            with products.scope(x_RNH.numel() * self.vocab_size):
                 logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
             if self._padded_vocab > self.vocab_size:
                 logits_RNV[..., self.vocab_size :] = -math.inf
@@ -344,7 +345,7 @@ class PackedModel:
             if claim is not None:
                 claim(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = products.cast(grad_RNV)
-            with products.scope():
+            with products.scope(x_RNH.numel() * self.vocab_size):
                 # the mean's 1 / N goes to the narrow factor of each product, not to the logits
                 grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
                 self._add_product(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens, first=start == 0)
@@ -376,7 +377,7 @@ class PackedModel:
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, config.hidden_size))
         layers = []
-        with products.scope():
+        with self._layer_scope(tokens_RN):
             weights = {
                 key: self._ops.weights(self.packed[key], self.segments(key), q)
                 for key, storage in self.storages.items()
@@ -434,7 +435,7 @@ class PackedModel:
         final = self.packed["final_norm"].unsqueeze(1)
         grad_RNH, (final_RH,) = self._ops.normalize_backward(grad_RNH, tape.final_saved, (final,))
         self.gradients["final_norm"].copy_(final_RH)
-        with products.scope():
+        with self._layer_scope(tape.tokens_RN):
             for layer in range(self.config.num_layers - 1, -1, -1):
                 saved = tape.layers[layer]
 
@@ -464,6 +465,10 @@ class PackedModel:
             table.index_put_((tokens_N,), grad_RNH.flatten(0, 1), accumulate=True)
         else:
             table.index_add_(0, tokens_N, grad_RNH.flatten(0, 1))
+
+    def _layer_scope(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
+        sizes = (storage.shape[1] * storage.shape[2] for storage in self.storages.values() if storage.is_matrix)
+        return self.products.scope(tokens_RN.numel() * max(sizes))
 
     def _norms(self, *keys: str, layer: int) -> tuple[Tensor, ...]:
         """Return the weights [R, 1, F] of the norms that this model has of `keys`."""

@@ -22,6 +22,9 @@ from torch import Tensor
 from bitnetctl.machine import onednn_keeps_fp32
 from bitnetctl.quant import INT8_MAX, int8_activations, int8_scale, ternary_codes, ternary_scale, ternary_weights
 
+# up to this many multiplications MKL's shorter way in makes up for its slower arithmetic
+_SMALL_PRODUCT = 2**21
+
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 
@@ -50,9 +53,10 @@ class Products:
         self._int8 = precision == "int8"
         self._through_onednn = device.type == "cpu" and precision == "fp32" and onednn_keeps_fp32()
 
-    def scope(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which fp32 products take the fastest library that keeps fp32."""
-        return _onednn("bf16") if self._through_onednn else contextlib.nullcontext()
+    def scope(self, multiplications: int) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which fp32 products of this size take the fastest library that keeps fp32."""
+        through_onednn = self._through_onednn and multiplications > _SMALL_PRODUCT
+        return _onednn("bf16") if through_onednn else contextlib.nullcontext()
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """Return a context for products that torch's own kernels make: many small ones, which oneDNN is slow at."""
