@@ -13,9 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a number as a tensor: made once, where a plain number would be made into one at every use."""
+    if torch.compiler.is_compiling():
+        return torch.full((), value, dtype=dtype, device=device)
+    return _kept_constant(value, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 

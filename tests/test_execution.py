@@ -1,6 +1,12 @@
 """How a pack is carried out: what is chosen, what is refused, and how far the fast ways are from the plain one."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +132,39 @@ def test_precisions_agree_within_their_tolerance(
         assert fast_loss == pytest.approx(loss, abs=loss_tolerance)
         assert fast_norm == pytest.approx(norm, rel=norm_tolerance)
     assert plain[-1][0] < plain[0][0] - 0.2
+
+
+COMPILED = """
+import json, sys, warnings
+warnings.simplefilter("error", UserWarning)
+import torch
+torch.set_num_threads(1)
+from bitnetctl.intervention import Composition
+from bitnetctl.step import Pack
+from bitnetctl.testing import tiny_config, tiny_tokens
+
+losses = []
+for compiled in (False, True):
+    config = tiny_config()
+    pack = Pack([config] * 2, [Composition()] * 2, tiny_tokens(config), torch.device("cpu"), compiled=compiled)
+    for step in range(1, 6):
+        pack.step(step)
+    losses.append(pack.loss_R.tolist())
+json.dump(losses, sys.stdout)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_kernels_do_what_the_plain_ones_do(tmp_path: Path) -> None:
+    # a process of its own: this one has switched the compiler off before torch was loaded
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain, compiled = json.loads(done.stdout)
+    assert compiled == pytest.approx(plain, abs=1e-3)
 
 
 def operands(precision: Precision, width: int = 96) -> tuple[Products, Operand, Operand]:
