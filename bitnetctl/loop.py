@@ -65,8 +65,11 @@ def train(session: Session) -> Iterator[Event]:
     for step in range(session.start_step + 1, steps + 1):
         clock.start()
         pack.step(step)
-        is_tick = clock.stop()
         is_evaluated = config.is_evaluated(step)
+        is_tick = clock.is_tick()
+        if is_evaluated or is_tick:
+            pack.wait()
+        clock.stop()
         is_saved = saving.is_due(step) and step < steps
         must_stop = session.should_stop() and step < steps
 
@@ -230,11 +233,14 @@ class _Clock:
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def stop(self) -> bool:
-        """Count the step; return whether a display is due."""
-        now = time.perf_counter()
-        self._since_row += now - self._started
+    def stop(self) -> None:
+        """Count the step."""
+        self._since_row += time.perf_counter() - self._started
         self._steps_since_row += 1
+
+    def is_tick(self) -> bool:
+        """Return whether a display is due."""
+        now = time.perf_counter()
         if now - self._last_tick < _TICK_SECONDS:
             return False
         self._last_tick = now

@@ -39,6 +39,8 @@ class RunOptimizer:
             fused=True,
             capturable=device.type == "cuda",
         )
+        # steps that are not captured are meant: those before a recording, and all of the eager engine
+        self._optimizer._warned_capturable_if_run_uncaptured = True
 
     def step(
         self,

@@ -136,6 +136,11 @@ class Pack:
             if member.diverged_at is None:
                 self._update(run, member, step)
 
+    def wait(self) -> None:
+        """Wait until the device has done the steps so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def _rows(self, step: int) -> Tensor:
         rows_RBT1 = torch.from_numpy(np.stack([batches.rows_BT1(step) for batches in self._batches]))
         if self.device.type == "cuda":

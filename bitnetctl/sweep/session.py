@@ -57,6 +57,8 @@ class Sessions:
         self.device = resolve_device(options.device)
         self._tokens: dict[DataConfig, data.TokenData] = {}
         self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         prepare_processor()
         self._threads = torch.get_num_threads()
 
