@@ -10,7 +10,8 @@ _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 class StopRequest:
     """While active, a stop signal only sets a flag; a second SIGINT interrupts at once.
 
-    Nothing is saved in the handler: saving there can hang, so the loop saves at its next step boundary.
+    Nothing is saved in the handler: saving there can hang, so the loop saves at its next step boundary. A SIGHUP that
+    was ignored before, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -22,10 +23,11 @@ class StopRequest:
         return self.signal_name is not None
 
     def __enter__(self) -> Self:
-        for name in _STOPPING:
-            number = getattr(signal, name, None)
-            if number is not None:
-                self._previous[number] = signal.signal(number, self._handle)
+        for number in _numbers():
+            before = signal.getsignal(number)
+            if number.name != "SIGHUP" or before != signal.SIG_IGN:
+                self._previous[number] = before
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -39,3 +41,13 @@ class StopRequest:
         if self.signal_name == name == "SIGINT":
             raise KeyboardInterrupt
         self.signal_name = name
+
+
+def ignore_stops() -> None:
+    """Ignore stop signals from now on: for a process that has stopped and only has to tell its exit code."""
+    for number in _numbers():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]

@@ -351,7 +351,7 @@ def test_a_run_that_diverges_is_told_and_refuted(tmp_path: Path, corpus: Path) -
     assert done.code == ExitCode.REFUTED
     assert done.json["status"] == "diverged"
     assert done.json["final"]["UniquePredictions"] == "nan"
-    assert "diverged at step 2; it is not trained any further" in done.err
+    assert "diverged at step 1; it is not trained any further" in done.err
     again = call(*training(corpus, "--runs-dir", tmp_path / "runs", **fields))
     assert (again.code, "already diverged" in again.err) == (ExitCode.REFUTED, True)
 
@@ -641,11 +641,12 @@ CONFIG_OPTIONS = "--recipe -r --size --steps --seed --set --intervention -i"
 OPTIONS = {
     "": "--version",
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
-    "--checkpoint-every --resume --dry-run --json",
+    "--checkpoint-every --resume --requeue --dry-run --json",
     "sweep": "--recipe -r --sizes --steps --seeds --set --intervention -i --plan --no-baseline --pack --keep-weights "
-    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every --dry-run --json",
+    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every --requeue "
+    "--dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
-    "--device --engine --precision --pack --no-train --report --bundle --junit --dry-run --json",
+    "--device --engine --precision --pack --no-train --report --bundle --junit --requeue --dry-run --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --json",
     "interventions": "",
     "interventions list": "--json",

@@ -2,12 +2,15 @@
 
 import errno
 import gzip
+import io
 import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections import Counter
@@ -25,10 +28,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl import data
 from bitnetctl.config import DataConfig
-from bitnetctl.data import sources, store
+from bitnetctl.data import bpe, sources, store
 from bitnetctl.data import tokenizer as tokenizer_module
 from bitnetctl.data.probe import count_references
-from bitnetctl.errors import ConfigError, DataError, ExitCode, StorageError
+from bitnetctl.errors import ConfigError, DataError, ExitCode, StoppedBySignal, StorageError
 
 END = "<|endoftext|>"
 
@@ -691,7 +694,13 @@ def test_text_that_changes_while_it_is_read_is_refused(
     assert not list(cache.iterdir())
 
 
-def test_a_build_that_comes_second_uses_the_first(corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_a_build_that_comes_second_uses_the_first(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **named: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     publish = store._publish
     inner: list[data.TokenData] = []
 
@@ -724,6 +733,99 @@ def test_two_processes_at_once(corpus: Path, cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
     tokens = data.prepare(config(corpus))
     assert results[0] == (f"{tokens.fingerprint} {tokens.train_N.sum(dtype='i8')} False\n", "")
+
+
+def test_one_builds_and_the_other_waits(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_WAIT_SECONDS", 0.01)
+    encode, said = store._encode, threading.Event()
+    waited: list[str] = []
+    others: list[data.TokenData] = []
+
+    def wait(what: str, done: int, total: int | None) -> None:
+        waited.append(what)
+        if what.startswith("waiting"):
+            said.set()
+
+    second = threading.Thread(target=lambda: others.append(data.prepare(config(corpus), progress=wait)))
+
+    def hold(*arguments: Any) -> None:
+        second.start()
+        assert said.wait(30)
+        encode(*arguments)
+
+    monkeypatch.setattr(store, "_encode", hold)
+    tokens = data.prepare(config(corpus))
+    second.join(30)
+    assert others[0].fingerprint == tokens.fingerprint
+    assert set(waited) == {"reading text", "waiting for another process that prepares the same text"}
+
+
+def test_what_a_killed_process_left_does_not_hold_up(corpus: Path, cache: Path) -> None:
+    program = (
+        "import os, sys; from bitnetctl.config import DataConfig; from bitnetctl import data;"
+        "from bitnetctl.data import store;"
+        "store._encode = lambda *_: os.kill(os.getpid(), 9);"
+        "data.prepare(DataConfig(source=sys.argv[1], tokenizer='bpe:300'))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, f"file:{corpus}"], check=False)
+    assert killed.returncode == -9
+    (aside,) = cache.glob(".aside-*")
+    steps: list[str] = []
+    # stamps of another clock: a lock is held by a process, not by a date
+    for stamp in (0, 1 << 33):
+        for path in (cache.parent / "locks").iterdir():
+            os.utime(path, (stamp, stamp))
+        data.prepare(config(corpus), progress=lambda what, done, total: steps.append(what))
+        shutil.rmtree(next(path for path in cache.iterdir() if path != aside))
+    assert aside.exists()
+    assert not [step for step in steps if step.startswith("waiting")]
+
+
+def test_leftovers_are_aged_by_the_clock_that_stamps_files(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the machine is a year ahead of its file server; another process is at work
+    aside = cache / ".aside-living"
+    aside.mkdir(parents=True)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 365 * 24 * 3600)
+    data.prepare(config(corpus))
+    assert aside.exists()
+
+
+# a stop
+
+
+@pytest.mark.parametrize("at", ["reading text", "training tokenizer", "encoding text"])
+def test_what_the_progress_raises_ends_the_build(corpus: Path, cache: Path, at: str) -> None:
+    def stop(what: str, done: int, total: int | None) -> None:
+        if what == at:
+            raise StoppedBySignal
+
+    with pytest.raises(StoppedBySignal):
+        data.prepare(config(corpus), progress=stop)
+    assert not cache.exists() or not list(cache.iterdir())
+    assert data.prepare(config(corpus)).vocab_size == 300
+
+
+def test_a_training_apart_that_dies_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bpe.py"
+    monkeypatch.setattr("bitnetctl.data.bpe.__file__", str(program))
+    program.write_text("raise MemoryError('too much')")
+    assert "bpe:300: its training ended with exit code 1: MemoryError: too much" in failure(corpus)
+    program.write_text("import os; os.kill(os.getpid(), 9)")
+    assert failure(corpus).endswith("its training ended with exit code -9")
+
+
+def test_a_training_apart_writes_nothing_when_its_sender_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "bpe.json"
+    file = io.BytesIO()
+    bpe.send([prose(200)], file)
+    for content, made in ((file.getvalue()[:-8], False), (file.getvalue(), True)):
+        command = [sys.executable, "-P", bpe.__file__, "270", str(path)]
+        done = subprocess.run(command, input=content, capture_output=True, check=False)
+        assert (done.returncode == 0, path.exists()) == (made, made)
+    assert path.read_text() == bpe.train_bpe(270, [prose(200)]).to_str(pretty=True)
 
 
 # batches

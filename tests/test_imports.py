@@ -128,7 +128,7 @@ def test_every_command_has_its_place() -> None:
 
 def test_commands_that_judge_reach_the_trainer_through_sweep_only() -> None:
     assert units("bitnetctl.cli.analyze") <= JUDGING
-    assert units("bitnetctl.cli.verify") <= JUDGING | {"grid", "plugins"}
+    assert units("bitnetctl.cli.verify") <= JUDGING | {"grid", "plugins", "signals"}
 
 
 def test_the_order_is_that_of_the_design() -> None:

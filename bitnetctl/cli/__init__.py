@@ -8,8 +8,9 @@ import typer
 
 from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
-from bitnetctl.cli.options import stderr
+from bitnetctl.cli.options import discard, stderr
 from bitnetctl.errors import BitnetctlError, ExitCode
+from bitnetctl.signals import ignore_stops
 
 app = typer.Typer(
     name="bitnetctl",
@@ -30,7 +31,16 @@ _GROUPS = ("config", "interventions")
 
 def main() -> None:
     """Run the command line and exit with the code of its outcome."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == ExitCode.STOPPED:
+        # a scheduler may repeat itself, and Python takes a moment to leave
+        ignore_stops()
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard(sys.stdout)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +64,7 @@ def run(arguments: list[str]) -> int:
         return ExitCode.INTERNAL if error.code == 1 else int(error.code or 0)
     except BrokenPipeError:
         # the reader of stdout has left; nothing more may be written there, not even when Python exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return ExitCode.INTERNAL
     except Exception as error:
         if os.environ.get("BITNETCTL_TRACEBACK"):

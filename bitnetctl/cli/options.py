@@ -1,8 +1,11 @@
 """Options and output that commands share."""
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -48,6 +51,9 @@ PackOption = Annotated[
 KeepWeightsOption = Annotated[
     bool, typer.Option("--keep-weights/--no-keep-weights", help="Keep the final weights of every run.")
 ]
+RequeueOption = Annotated[
+    bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
 
@@ -59,7 +65,48 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """Return the console for everything else."""
-    return Console(stderr=True)
+    return Console(file=cast(IO[str], _Stderr()), stderr=True)
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error that falls silent when its reader is gone: a lost connection must not end a training."""
+
+    def __init__(self) -> None:
+        # a live view puts itself in place of the stream that it writes to
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding or "utf-8" if self._stream is not None else "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):
+                discard(self._stream)
+                self._stream = None
+        return len(text)
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what is left in a stream, and all that follows, nowhere; else Python's exit would fail over it."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        # closed, or no file of the system: there is nothing to fail
+        pass
 
 
 def print_json(value: Any) -> None:

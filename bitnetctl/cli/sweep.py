@@ -1,5 +1,6 @@
 """`bitnetctl sweep`: many runs."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from bitnetctl.cli.options import (
     KeepWeightsOption,
     PackOption,
     PrecisionOption,
+    RequeueOption,
     RunsDirOption,
     SeedsOption,
     SetOption,
@@ -29,8 +31,10 @@ from bitnetctl.cli.options import (
     stderr,
     stdout,
 )
-from bitnetctl.cli.train import final_row, follow
+from bitnetctl.cli.slurm import requeue_job, slurm_job
+from bitnetctl.cli.train import final_row, follow, stopping
 from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.signals import StopRequest
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
@@ -60,6 +64,7 @@ def sweep(
     checkpoint_every: CheckpointEveryOption = None,
     keep_weights: KeepWeightsOption = False,
     configs_file: Annotated[Path | None, typer.Option("--configs", hidden=True, help="Runs for a worker.")] = None,
+    requeue: RequeueOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -73,24 +78,37 @@ def sweep(
     pack_size = parse_pack(pack)
     if dry_run:
         return show_plan(configs, runs_dir, device, pack_size, as_json)
-    stopped = train_missing(
-        configs,
-        runs_dir=runs_dir,
-        device=device,
-        engine=engine,
-        precision=precision,
-        pack_size=pack_size,
-        checkpoint_every=checkpoint_every,
-        keep_weights=keep_weights,
-    )
+    job = slurm_job() if requeue else None
+    with StopRequest() as stop:
+        if train_missing(
+            configs,
+            stop,
+            runs_dir=runs_dir,
+            device=device,
+            engine=engine,
+            precision=precision,
+            pack_size=pack_size,
+            checkpoint_every=checkpoint_every,
+            keep_weights=keep_weights,
+        ):
+            if job is not None:
+                requeue_job(job)
+            # the reader of the table may be gone with the terminal; that it was saved is what counts
+            with contextlib.suppress(OSError, SystemExit):
+                _show(_summary(configs, runs_dir), as_json)
+            return ExitCode.STOPPED
     rows = _summary(configs, runs_dir)
+    _show(rows, as_json)
+    return _exit_code(rows)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json({"runs": rows})
     else:
         from bitnetctl.report import sweep_table
 
         stdout().print(sweep_table(rows))
-    return ExitCode.STOPPED if stopped else _exit_code(rows)
 
 
 def _read_configs(path: Path) -> "list[RunConfig]":
@@ -152,6 +170,7 @@ def parse_pack(text: str) -> int | None:
 
 def train_missing(
     configs: "Sequence[RunConfig]",
+    stop: StopRequest,
     *,
     runs_dir: Path,
     device: str,
@@ -161,7 +180,7 @@ def train_missing(
     checkpoint_every: int | None = None,
     keep_weights: bool = False,
 ) -> bool:
-    """Train the runs that have not ended; True if a signal stopped it."""
+    """Train the runs that have not ended; True if a signal stopped it before all of them had."""
     from bitnetctl.runs import ended, refuse_case_twins
 
     refuse_case_twins([config.run_name for config in configs], runs_dir)
@@ -170,30 +189,36 @@ def train_missing(
         stderr().print(f"all {len(configs)} runs are there already, nothing to train", highlight=False)
         return False
     from bitnetctl.console import make_reporter
-    from bitnetctl.signals import StopRequest
     from bitnetctl.sweep import Options, sweep_runs
     from bitnetctl.sweep.workers import split_devices, work_on_devices
 
     devices = split_devices(device)
-    with StopRequest() as stop, make_reporter(stderr(), configs, runs_dir) as reporter:
+    with make_reporter(stderr(), configs, runs_dir) as reporter:
         if len(devices) > 1:
             arguments = ["--runs-dir", str(runs_dir), "--pack", str(pack_size or "auto")]
             arguments += ["--engine", engine, "--precision", precision]
             arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
             arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
-            return work_on_devices(devices, missing, arguments, stop, reporter.notice)
-        options = Options(
-            runs_dir=runs_dir,
-            device=devices[0],
-            engine=engine,
-            precision=precision,
-            checkpoint_every=checkpoint_every,
-            keep_weights=keep_weights,
-            should_stop=stop,
-            progress=reporter.work,
-            notice=reporter.notice,
-        )
-        return follow(sweep_runs(missing, options, pack=pack_size), reporter) or stop()
+            work_on_devices(devices, missing, arguments, stop, reporter.notice)
+        else:
+            options = Options(
+                runs_dir=runs_dir,
+                device=devices[0],
+                engine=engine,
+                precision=precision,
+                checkpoint_every=checkpoint_every,
+                keep_weights=keep_weights,
+                should_stop=stop,
+                progress=stopping(reporter.work, stop),
+                notice=reporter.notice,
+            )
+            if follow(sweep_runs(missing, options, pack=pack_size), reporter):
+                return True
+        # between two runs, or in a worker; in the last step of all there is nothing left to go on with
+        if stop() and any(ended(config, runs_dir) is None for config in missing):
+            reporter.notice(f"stopped by {stop.signal_name}; the same command goes on from there")
+            return True
+        return False
 
 
 def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from bitnetctl.cli.options import (
     JsonOption,
     PrecisionOption,
     RecipeOption,
+    RequeueOption,
     RunsDirOption,
     SeedOption,
     SetOption,
@@ -29,11 +30,14 @@ from bitnetctl.cli.options import (
     stderr,
     stdout,
 )
-from bitnetctl.errors import ExitCode
+from bitnetctl.cli.slurm import requeue_job, slurm_job
+from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.signals import StopRequest
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
     from bitnetctl.console import Reporter
+    from bitnetctl.data import Progress
     from bitnetctl.events import Event
 
 
@@ -52,6 +56,7 @@ def train(
     eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
+    requeue: RequeueOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -77,26 +82,31 @@ def train(
     if dry_run:
         return _dry_run(config, name, device, as_json)
 
+    job = slurm_job() if requeue else None
     refuse_case_twins([name], runs_dir)
     manifest = ended(config, runs_dir, name)
     if manifest is None:
-        from bitnetctl import sweep
-        from bitnetctl.console import make_reporter
-        from bitnetctl.signals import StopRequest
+        # before what takes seconds to import
+        with StopRequest() as stop:
+            from bitnetctl import sweep
+            from bitnetctl.console import make_reporter
 
-        with StopRequest() as stop, make_reporter(stderr()) as reporter:
-            options = sweep.Options(
-                runs_dir=runs_dir,
-                device=device,
-                engine=engine,
-                precision=precision,
-                checkpoint_every=checkpoint_every,
-                resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
-                should_stop=stop,
-                progress=reporter.work,
-                notice=reporter.notice,
-            )
-            if follow(sweep.train_runs([config], options, names=[name]), reporter):
+            with make_reporter(stderr()) as reporter:
+                options = sweep.Options(
+                    runs_dir=runs_dir,
+                    device=device,
+                    engine=engine,
+                    precision=precision,
+                    checkpoint_every=checkpoint_every,
+                    resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
+                    should_stop=stop,
+                    progress=stopping(reporter.work, stop),
+                    notice=reporter.notice,
+                )
+                stopped = follow(sweep.train_runs([config], options, names=[name]), reporter)
+            if stopped:
+                if job is not None:
+                    requeue_job(job)
                 return ExitCode.STOPPED
         manifest = ended(config, runs_dir, name)
         assert manifest is not None
@@ -113,12 +123,29 @@ def follow(events: "Iterator[Event]", reporter: "Reporter") -> bool:
     """Train under the eyes of a reporter; True if a signal stopped it."""
     from bitnetctl.events import Stopped
 
-    for event in events:
-        reporter.event(event)
-        if isinstance(event, Stopped):
-            reporter.notice("the same command goes on from there")
-            return True
+    try:
+        for event in events:
+            reporter.event(event)
+            if isinstance(event, Stopped):
+                reporter.notice("the same command goes on from there")
+                return True
+    except StoppedBySignal as error:
+        reporter.notice(str(error))
+        return True
     return False
+
+
+def stopping(progress: "Progress", stop: StopRequest) -> "Progress":
+    """Return `progress` that raises StoppedBySignal once a stop was asked for: there is nothing to save yet."""
+
+    def report(what: str, done: int, total: int | None) -> None:
+        if stop():
+            raise StoppedBySignal(
+                f"stopped by {stop.signal_name} before the first step: {what}; the same command starts again"
+            )
+        progress(what, done, total)
+
+    return report
 
 
 def final_row(csv: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bitnetctl.cli.options import (
     PackOption,
     PrecisionOption,
     RecipeOption,
+    RequeueOption,
     RunsDirOption,
     SeedsOption,
     SetOption,
@@ -27,7 +28,9 @@ from bitnetctl.cli.options import (
     stderr,
     stdout,
 )
+from bitnetctl.cli.slurm import requeue_job, slurm_job
 from bitnetctl.errors import ExitCode
+from bitnetctl.signals import StopRequest
 
 if TYPE_CHECKING:
     from bitnetctl.analysis import Run
@@ -62,6 +65,7 @@ def verify(
     report: Annotated[FileOption, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
     bundle: Annotated[FileOption, typer.Option("--bundle", metavar="FILE.zip", help="Pack all to send back.")] = None,
     junit: Annotated[FileOption, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
+    requeue: RequeueOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -88,10 +92,21 @@ def verify(
     configs = _configs(recipe, steps, wanted_sizes, wanted_seeds, overrides or (), arm, baseline=not no_baseline)
     if dry_run:
         return show_plan(configs, runs_dir, device, parse_pack(pack), as_json)
-    if not no_train and train_missing(
-        configs, runs_dir=runs_dir, device=device, engine=engine, precision=precision, pack_size=parse_pack(pack)
-    ):
-        return ExitCode.STOPPED
+    if not no_train:
+        job = slurm_job() if requeue else None
+        with StopRequest() as stop:
+            if train_missing(
+                configs,
+                stop,
+                runs_dir=runs_dir,
+                device=device,
+                engine=engine,
+                precision=precision,
+                pack_size=parse_pack(pack),
+            ):
+                if job is not None:
+                    requeue_job(job)
+                return ExitCode.STOPPED
     asked = _Asked(
         arms=list(dict.fromkeys(config.arm for config in configs)),
         decides=[configs[-1].arm],

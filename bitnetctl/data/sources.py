@@ -120,6 +120,10 @@ class Meter:
             self._progress(self._what, self._done, self._total)
             self._next = self._done + (1 << 20)
 
+    def again(self) -> None:
+        """Report what was reported last."""
+        self._progress(self._what, self._done, self._total)
+
     def finish(self) -> None:
         """Report the end."""
         self._progress(self._what, self._done, self._done)

@@ -5,7 +5,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
@@ -40,6 +40,7 @@ Tokens = npt.NDArray[np.uint16 | np.uint32]
 _FORMAT = 1
 _ENCODE_CHARACTERS = 1 << 20
 _STALE_SECONDS = 24 * 3600.0
+_WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,11 @@ def prepare(config: DataConfig, *, progress: Progress = ignore) -> TokenData:
         pass
     except _DamagedError as damage:
         progress(f"rebuilding the damaged token cache ({damage})", 0, None)
-    _build(folder, text, plan, config, progress)
+    with _sole_builder(folder, progress):
+        with contextlib.suppress(FileNotFoundError, _DamagedError):
+            # another process may have built it while we waited
+            return _open(folder, config)
+        _build(folder, text, plan, config, progress)
     try:
         return _open(folder, config)
     except (FileNotFoundError, _DamagedError) as error:
@@ -165,14 +170,12 @@ class _Text:
         if self.held_out is not None and self.held_out_hash is not None:
             yield from self._side(self.held_out, self.held_out_hash, 1.0)
 
-    def training_blocks(self, progress: Progress) -> Iterator[str]:
+    def training_blocks(self, meter: Meter) -> Iterator[str]:
         """Read what a tokenizer may be trained on."""
-        meter = Meter(progress, "training tokenizer", self.characters)
         for block in self.blocks():
             meter.add(len(block.text))
             if not block.held_out:
                 yield block.text
-        meter.finish()
 
     def _side(self, source: Source, known: TextHash, fraction: float) -> Iterator[Block]:
         size = block_characters(known.characters, fraction)
@@ -211,14 +214,37 @@ class _TokenFile:
         self._file.close()
 
 
+@contextlib.contextmanager
+def _sole_builder(folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait while another process builds the same tokens.
+
+    Where locks do not work each process builds apart; that only takes longer, the first to be done counts.
+    """
+    locks = folder.parent.parent / "locks"
+    with storage_errors(folder):
+        locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.name}.lock", thread_local=False)
+    with contextlib.suppress(OSError):
+        while not lock.is_locked:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=_WAIT_SECONDS)
+                break
+            progress("waiting for another process that prepares the same text", 0, None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _build(folder: Path, text: _Text, plan: TokenizerPlan, config: DataConfig, progress: Progress) -> None:
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
         aside = folder.parent / f".aside-{secrets.token_hex(8)}"
         aside.mkdir()
+        _sweep(folder.parent, aside.stat().st_mtime)
         try:
-            tokenizer = plan.build(text.training_blocks(progress))
+            meter = Meter(progress, "training tokenizer", text.characters)
+            tokenizer = plan.build(text.training_blocks(meter), aside, meter.again)
             content = tokenizer.to_str().encode()
             tokenizer_file = _write(aside / "tokenizer.json", content)
             dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
@@ -336,12 +362,13 @@ def _publish(aside: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _sweep(folder: Path) -> None:
-    # what a killed process left; a living one writes more often than once a day
+def _sweep(folder: Path, now: float) -> None:
+    """Drop what killed processes left; `now` is by the clock that stamps the files, whosever that is."""
+    # a living process writes more often than once a day
     for aside in folder.glob(".aside-*"):
         with contextlib.suppress(OSError):
             newest = max(path.stat().st_mtime for path in (aside, *aside.iterdir()))
-            if time.time() - newest > _STALE_SECONDS:
+            if now - newest > _STALE_SECONDS:
                 shutil.rmtree(aside, ignore_errors=True)
 
 

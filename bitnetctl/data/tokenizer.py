@@ -1,20 +1,28 @@
 """Byte-level BPE trained on the training text, or a tokenizer from files or the hub."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl.config import DataConfig, near_miss
+from bitnetctl.data import bpe
+from bitnetctl.data.bpe import END_OF_TEXT
 from bitnetctl.data.sources import expand, is_file, is_folder, one_line
 from bitnetctl.errors import DataError
 
-END_OF_TEXT = "<|endoftext|>"
 _BPE_SIZES = range(257, (1 << 20) + 1)  # from 256 bytes and the end of text
 _MOST_TOKENS = 1 << 22
+_TICK_SECONDS = 0.1
 _FORMS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 
@@ -27,9 +35,12 @@ class TokenizerPlan:
     size: int | None
     ready: Tokenizer | None
 
-    def build(self, texts: Iterable[str]) -> Tokenizer:
-        """Return the tokenizer, trained on `texts` if it has to be; raises DataError."""
-        return self.ready if self.ready is not None else _train(self.spec, self.size or 0, texts)
+    def build(self, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
+        """Return the tokenizer, trained on `texts` if it has to be, in `folder`; raises DataError.
+
+        `tick` is called several times a second meanwhile; what it raises ends the training at once.
+        """
+        return self.ready if self.ready is not None else _train(self.spec, self.size or 0, texts, folder, tick)
 
 
 def open_tokenizer(spec: str) -> TokenizerPlan:
@@ -115,7 +126,7 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
     absent = sum(symbol not in vocabulary for symbol in pre_tokenizers.ByteLevel.alphabet())
     if absent:
         raise DataError(f"tokenizer {spec}: not byte-level BPE: vocab.json lacks {absent} of the 256 byte symbols")
-    _byte_level(tokenizer)
+    bpe.byte_level(tokenizer)
     if END_OF_TEXT in vocabulary:
         tokenizer.add_special_tokens([END_OF_TEXT])
     return TokenizerPlan(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", size=None, ready=tokenizer)
@@ -140,17 +151,11 @@ def _open_hub(spec: str, rest: str) -> TokenizerPlan:
     return TokenizerPlan(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", size=None, ready=tokenizer)
 
 
-def _train(spec: str, size: int, texts: Iterable[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    _byte_level(tokenizer)
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    # the marker may stand in the text; it must not be learnt as letters
-    tokenizer.train_from_iterator((part for text in texts for part in text.split(END_OF_TEXT)), trainer)
+def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
+    path = folder / "bpe.json"
+    _train_apart(spec, size, texts, path, tick)
+    tokenizer = load_tokenizer(path)
+    path.unlink()
     supported = vocab_size(tokenizer)
     if supported < size:
         raise DataError(
@@ -159,9 +164,44 @@ def _train(spec: str, size: int, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(tokenizer: Tokenizer) -> None:
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+def _train_apart(spec: str, size: int, texts: Iterable[str], path: Path, tick: Callable[[], None]) -> None:
+    """Train in a process of its own: inside ours, a signal would wait until the library is done."""
+    command = [sys.executable, "-P", bpe.__file__, str(size), str(path)]
+    errors: list[BaseException] = []
+
+    def feed(file: BinaryIO) -> None:
+        try:
+            with file:
+                bpe.send(texts, file)
+        except BrokenPipeError:
+            pass  # how it ended says more
+        except BaseException as error:
+            errors.append(error)
+
+    with tempfile.TemporaryFile() as said:
+        # a session of its own: Ctrl-C at a terminal is ours to pass on
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        assert process.stdin is not None
+        feeder = threading.Thread(target=feed, args=(process.stdin,), daemon=True)
+        try:
+            feeder.start()
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_TICK_SECONDS)
+                tick()
+        finally:
+            process.kill()
+            process.wait()
+            feeder.join()
+        if errors:
+            raise errors[0]
+        if process.returncode != 0:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            reason = f": {lines[-1][:300]}" if lines else ""
+            raise DataError(f"tokenizer {spec}: its training ended with exit code {process.returncode}{reason}")
 
 
 def _whole_texts(tokenizer: Tokenizer, name: str) -> Tokenizer:

@@ -68,7 +68,8 @@ def work_on_devices(
                 worker.kill()
                 worker.wait()
         for device, worker, log in zip(devices, workers, logs, strict=True):
-            if worker.returncode not in (0, 1, 75):
+            # one that was stopped while it started had nothing to save
+            if worker.returncode not in (0, 1, 75) and not (told_to_stop and worker.returncode == -signal.SIGTERM):
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 notice(f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}")
         if all(worker.returncode == 2 for worker in workers):
