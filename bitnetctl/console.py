@@ -157,7 +157,7 @@ class LiveReporter:
         self._folder_read = 0.0
         self._memory_bytes = 0
         self._work: str | None = None
-        self._live = Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._render)
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> Self:
         self._live.start()

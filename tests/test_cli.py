@@ -641,10 +641,10 @@ CONFIG_OPTIONS = "--recipe -r --size --steps --seed --set --intervention -i"
 OPTIONS = {
     "": "--version",
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
-    "--checkpoint-every --resume --requeue --dry-run --json",
+    "--checkpoint-every --on-divergence --resume --requeue --dry-run --json",
     "sweep": "--recipe -r --sizes --steps --seeds --set --intervention -i --plan --no-baseline --pack --keep-weights "
-    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every --requeue "
-    "--dry-run --json",
+    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every "
+    "--on-divergence --requeue --dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
     "--device --engine --precision --pack --no-train --report --bundle --junit --requeue --dry-run --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --json",

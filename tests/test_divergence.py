@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from calling import call
 
 from bitnetctl import checkpoint
 from bitnetctl.analysis import load_run
 from bitnetctl.config import RunConfig
+from bitnetctl.errors import ExitCode
 from bitnetctl.events import Diverged, Event, Saved
 from bitnetctl.loop import MOST_ROLLBACKS, Session
 from bitnetctl.records import Manifest, read_manifest
@@ -149,3 +151,25 @@ def test_a_sweep_takes_a_rolled_back_run_up_again(tiny_config: TinyConfig) -> No
     assert statuses == ["finished", "diverged", "finished"]
     assert len(manifest(configs[1].run_name).rollbacks) == MOST_ROLLBACKS
     assert any(isinstance(event, Saved) for event in events)
+
+
+def test_the_command_line_rolls_back(tiny_text: Path) -> None:
+    arguments = ["train", "--recipe", "quick", "--steps", "6", "--name", "a", "--checkpoint-every", "2"]
+    settings = {
+        "data.source": f"file:{tiny_text}",
+        "data.tokenizer": "bpe:300",
+        "model.hidden_size": 32,
+        "probe.positions": 128,
+        "schedule.peak_learning_rate": "1e38",
+        "schedule.warmup_steps": 0,
+        "optimizer.max_norm": "none",
+    }
+    for name, value in settings.items():
+        arguments += ["--set", f"{name}={value}"]
+    done = call(*arguments, "--on-divergence", "rollback")
+    assert done.code == ExitCode.REFUTED
+    assert done.err.count("half the learning rate") == MOST_ROLLBACKS
+    assert manifest("a").status == "diverged"
+    refused = call(*arguments, "--on-divergence", "ignore")
+    assert refused.code == ExitCode.USAGE
+    assert "take stop or rollback" in refused.err

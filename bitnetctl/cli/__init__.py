@@ -46,8 +46,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line with `arguments`; errors end in one line on stderr. Returns the exit code."""
     # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
-    # share a processor then train five times slower than they need to
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    # share a processor then train up to twenty times slower than they need to
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
     except typer.Abort:

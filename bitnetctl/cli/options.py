@@ -5,10 +5,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
+
+from bitnetctl.errors import ConfigError
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")]
 SizeOption = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
@@ -39,6 +41,14 @@ EngineOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a card).")
 ]
+OnDivergenceOption = Annotated[
+    str,
+    typer.Option(
+        "--on-divergence",
+        metavar="stop|rollback",
+        help="rollback: from the last checkpoint on with half the learning rate, at most three times.",
+    ),
+]
 EvalEveryOption = Annotated[
     int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")
 ]
@@ -56,6 +66,14 @@ RequeueOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
+
+
+def parse_on_divergence(text: str) -> Literal["stop", "rollback"]:
+    """Return the choice; raises ConfigError for another."""
+    match text:
+        case "stop" | "rollback":
+            return text
+    raise ConfigError(f"--on-divergence {text!r} is unknown; take stop or rollback")
 
 
 def stdout() -> Console:

@@ -17,6 +17,7 @@ from bitnetctl.cli.options import (
     EvalEveryOption,
     JsonOption,
     KeepWeightsOption,
+    OnDivergenceOption,
     PackOption,
     PrecisionOption,
     RequeueOption,
@@ -27,6 +28,7 @@ from bitnetctl.cli.options import (
     StepsOption,
     duration,
     gibibytes,
+    parse_on_divergence,
     print_json,
     stderr,
     stdout,
@@ -38,6 +40,7 @@ from bitnetctl.signals import StopRequest
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
+    from bitnetctl.loop import OnDivergence
 
 
 def sweep(
@@ -62,6 +65,7 @@ def sweep(
     precision: PrecisionOption = "auto",
     eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
+    on_divergence: OnDivergenceOption = "stop",
     keep_weights: KeepWeightsOption = False,
     configs_file: Annotated[Path | None, typer.Option("--configs", hidden=True, help="Runs for a worker.")] = None,
     requeue: RequeueOption = False,
@@ -89,6 +93,7 @@ def sweep(
             precision=precision,
             pack_size=pack_size,
             checkpoint_every=checkpoint_every,
+            on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
         ):
             if job is not None:
@@ -178,6 +183,7 @@ def train_missing(
     precision: str = "auto",
     pack_size: int | None = None,
     checkpoint_every: int | None = None,
+    on_divergence: "OnDivergence" = "stop",
     keep_weights: bool = False,
 ) -> bool:
     """Train the runs that have not ended; True if a signal stopped it before all of them had."""
@@ -197,6 +203,7 @@ def train_missing(
         if len(devices) > 1:
             arguments = ["--runs-dir", str(runs_dir), "--pack", str(pack_size or "auto")]
             arguments += ["--engine", engine, "--precision", precision]
+            arguments += ["--on-divergence", on_divergence]
             arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
             arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
             work_on_devices(devices, missing, arguments, stop, reporter.notice)
@@ -207,6 +214,7 @@ def train_missing(
                 engine=engine,
                 precision=precision,
                 checkpoint_every=checkpoint_every,
+                on_divergence=on_divergence,
                 keep_weights=keep_weights,
                 should_stop=stop,
                 progress=stopping(reporter.work, stop),

@@ -16,6 +16,7 @@ from bitnetctl.cli.options import (
     EngineOption,
     EvalEveryOption,
     JsonOption,
+    OnDivergenceOption,
     PrecisionOption,
     RecipeOption,
     RequeueOption,
@@ -26,6 +27,7 @@ from bitnetctl.cli.options import (
     StepsOption,
     duration,
     gibibytes,
+    parse_on_divergence,
     print_json,
     stderr,
     stdout,
@@ -55,6 +57,7 @@ def train(
     precision: PrecisionOption = "auto",
     eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
+    on_divergence: OnDivergenceOption = "stop",
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
     requeue: RequeueOption = False,
     dry_run: DryRunOption = False,
@@ -82,6 +85,7 @@ def train(
     if dry_run:
         return _dry_run(config, name, device, as_json)
 
+    when_diverged = parse_on_divergence(on_divergence)
     job = slurm_job() if requeue else None
     refuse_case_twins([name], runs_dir)
     manifest = ended(config, runs_dir, name)
@@ -98,6 +102,7 @@ def train(
                     engine=engine,
                     precision=precision,
                     checkpoint_every=checkpoint_every,
+                    on_divergence=when_diverged,
                     resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
                     should_stop=stop,
                     progress=stopping(reporter.work, stop),
