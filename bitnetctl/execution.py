@@ -1,5 +1,6 @@
 """How a pack is carried out on a device: engine, precision and threads, chosen unless asked for."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ Engine: TypeAlias = Literal["eager", "graph", "compile"]
 
 # below this the products are too small for bf16 to pay for its casts
 _BF16_FROM_PARAMETERS = 2_000_000
-# a forward pass that takes longer is not held up by threads that wait for each other
-_LONG_SECONDS = 0.03
+# a forward pass that takes longer gains from threads even where they wait for each other
+_LONG_SECONDS = 0.003
+_TRIALS = 9
 # from this width on a step is bound by its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
 
@@ -101,25 +103,28 @@ def choose_threads(pack: Pack, most: int) -> int:
     """
     if most == 1 or pack.device.type != "cpu":
         return most
-    seconds = {}
+    taken: dict[int, list[float]] = {most: [], 1: []}
     try:
-        for threads in (most, 1):
-            torch.set_num_threads(threads)
-            seconds[threads] = _forward_seconds(pack)
-            if seconds[threads] > _LONG_SECONDS:
+        # in turns: what comes first pays for memory that is touched for the first time
+        for _ in range(_TRIALS):
+            for threads, seconds in taken.items():
+                torch.set_num_threads(threads)
+                seconds.append(_forward_seconds(pack))
+            if min(taken[most]) > _LONG_SECONDS:
                 return most
     finally:
         torch.set_num_threads(most)
-    return min(seconds, key=lambda threads: seconds[threads])
+    several, one = (statistics.median(seconds[2:]) for seconds in taken.values())
+    # the way back and the optimizer gain more from threads than the forward pass that is measured
+    return 1 if one < 0.9 * several else most
 
 
 def _forward_seconds(pack: Pack) -> float:
-    """Median of a few forward passes, after one to warm up."""
+    """Time a forward pass, after one that wakes the threads up."""
     data = pack.members[0].config.data
     tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
-    taken = []
-    for _ in range(6):
-        start = time.perf_counter()
-        pack.model.forward(tokens_RBT, pack.strengths(1))
-        taken.append(time.perf_counter() - start)
-    return sorted(taken[1:])[2]
+    strengths = pack.strengths(1)
+    pack.model.forward(tokens_RBT, strengths)
+    start = time.perf_counter()
+    pack.model.forward(tokens_RBT, strengths)
+    return time.perf_counter() - start

@@ -92,7 +92,9 @@ def test_only_a_card_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -
     assert not isinstance(pack, CapturedPack)
 
 
-@pytest.mark.parametrize(("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (9.0, 1.0, 2), (1e-3, 9.0, 2)])
+@pytest.mark.parametrize(
+    ("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (1.9e-3, 2e-3, 2), (9.0, 1.0, 2), (1e-3, 4e-3, 2)]
+)
 def test_threads_are_chosen_by_measurement(
     one: float,
     two: float,
