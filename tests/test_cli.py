@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from bitnetctl import __version__, cli
 from bitnetctl.config import build_config, field_paths
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import NAMES, RunPaths, read, read_manifest
+
+ROOT = Path(__file__).parents[1]
 
 
 class Done(NamedTuple):
@@ -293,6 +296,41 @@ def test_a_reader_that_left_refutes_nothing() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (ExitCode.INTERNAL, "")
+
+
+# Slurm
+
+
+SCRIPTS = re.findall(r"```bash\n(#!.*?)```", (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_scripts_for_slurm_run_and_pass_the_signal_on(tmp_path: Path, script: str) -> None:
+    path = tmp_path / "job.sh"
+    path.write_text(script, encoding="utf-8")
+    subprocess.run(["bash", "-n", path], check=True)
+    # one that plays its part: it says what it was given, and is sent the signal of the scheduler
+    stand_in = tmp_path / "bitnetctl"
+    stand_in.write_text(
+        "#!/bin/bash\ntrap 'sleep 0.1; exit 75' USR1\nprintf '%s\\n' \"$@\"\nkill -USR1 \"$JOB\"\n"
+        "while :; do sleep 0.05; done\n",
+        encoding="utf-8",
+    )
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": "there"}
+    # the shell that becomes the job has its number
+    done = subprocess.run(
+        ["bash", "-c", f"JOB=$$ exec bash {path}"], env=environment, stdout=subprocess.PIPE, timeout=60, check=False
+    )
+    command, *arguments = done.stdout.decode().splitlines()
+    assert done.returncode == ExitCode.STOPPED
+    assert {argument for argument in arguments if argument.startswith("-")} <= set(OPTIONS[command].split())
+    assert arguments[arguments.index("--runs-dir") + 1] == "there/runs"
+    assert "--requeue" in arguments
+
+
+def test_there_are_scripts_for_slurm() -> None:
+    assert len(SCRIPTS) == 2
 
 
 # train

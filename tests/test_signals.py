@@ -1,11 +1,21 @@
-"""A stop asked for by a signal: a flag, a way out, and the handlers of before."""
+"""A stop asked for by a signal: a flag, a way out, and the handlers of before; then real processes that meet one."""
 
+import json
+import os
+import random
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from bitnetctl import checkpoint
+from bitnetctl.errors import ExitCode
+from bitnetctl.records import RunPaths, read_manifest
 from bitnetctl.signals import StopRequest
 
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
@@ -67,3 +77,302 @@ def test_handlers_are_restored(number: signal.Signals, earlier: Callable[[int, o
         assert signal.getsignal(number) is earlier
     finally:
         signal.signal(number, original)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, original)
+
+
+# real processes
+
+STEPS = 12
+MOMENTS = ["building", "step", "evaluation", "saving"]
+NAMES = [number.name for number in STOPPING]
+
+
+class Case(NamedTuple):
+    """A command line that met something."""
+
+    code: int
+    out: str
+    err: str
+    runs_dir: Path
+
+
+class Processes:
+    """Command lines in processes of their own, all started from one."""
+
+    def __init__(self, folder: Path, text: Path, cache: Path) -> None:
+        self.folder = folder
+        values = {
+            "data.source": f"file:{text}",
+            "data.tokenizer": "bpe:300",
+            "data.batch_size": 2,
+            "data.sequence_length": 16,
+            "model.num_layers": 1,
+            "schedule.warmup_steps": 2,
+            "probe.positions": 128,
+            "probe.eval_every_steps": 4,
+        }
+        self.config = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+        self.config += ["--recipe", "quick", "--steps", str(STEPS), "--device", "cpu"]
+        # no threads in what is forked
+        environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("signalled.py"))],
+            env={name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._tell(self.case("train", "warm"))
+
+    def case(self, command: str, name: str, **fields: Any) -> dict[str, Any]:
+        """Describe a command line in the runs folder `name`."""
+        size = ["--size", "16"] if command == "train" else ["--sizes", "16"]
+        arguments = [command, *self.config, *size, "--runs-dir", str(self.folder / name), *fields.pop("more", [])]
+        return {"arguments": arguments, "name": name, **fields}
+
+    def run(self, cases: list[dict[str, Any]]) -> list[Case]:
+        """Run the cases, one after the other."""
+        done = []
+        assert self.process.stdout is not None
+        for case in cases:
+            out, err = (self.folder / f"case.{kind}" for kind in ("out", "err"))
+            for path in (out, err):
+                path.unlink(missing_ok=True)
+            self._tell({**case, "out": str(out), "err": str(err)})
+            code = int(self.process.stdout.readline())
+            said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
+            done.append(Case(code, *said, self.folder / case["name"]))
+        return done
+
+    def _tell(self, case: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, shared_cache: Path) -> Iterator[Processes]:
+    server = Processes(tmp_path_factory.mktemp("warm"), tiny_text, shared_cache)
+    with server.process:
+        yield server
+        server.process.kill()
+
+
+@pytest.fixture
+def processes(server: Processes, tmp_path: Path) -> Processes:
+    server.folder = tmp_path
+    return server
+
+
+def csvs(runs_dir: Path, figures: Callable[[Path], list[bytes]]) -> dict[str, list[bytes]]:
+    return {path.name: figures(path) for path in sorted(runs_dir.glob("*.csv"))}
+
+
+def status(runs_dir: Path) -> list[tuple[str, int]]:
+    found = [read_manifest(path) for path in sorted(runs_dir.glob("*.csv"))]
+    return [(manifest.status, manifest.steps_done) for manifest in found if manifest is not None]
+
+
+def test_every_signal_at_every_moment_of_a_training(
+    processes: Processes, figures: Callable[[Path], list[bytes]]
+) -> None:
+    met = [(at, name) for at in MOMENTS for name in NAMES]
+    cases = [processes.case("train", "undisturbed")]
+    cases += [processes.case("train", f"{at}-{name}", at=at, signals=[name]) for at, name in met]
+    undisturbed, *done = processes.run(cases)
+    assert undisturbed.code == ExitCode.SUPPORTED
+    expected = csvs(undisturbed.runs_dir, figures)
+    # a stop that is asked for while step n is measured or saved is honoured after step n + 1
+    stopped_after = {"building": 1, "step": 5, "evaluation": 5, "saving": 5}
+    for (at, name), stopped in zip(met, done, strict=True):
+        assert (stopped.code, stopped.out) == (ExitCode.STOPPED, ""), (at, name)
+        assert stopped.err.endswith(
+            f"stopped at step {stopped_after[at]}, checkpoint saved\nthe same command goes on from there\n"
+        )
+        assert status(stopped.runs_dir) == [("stopped", stopped_after[at])]
+    # one of each moment, each of another signal
+    chosen = [(at, NAMES[index]) for index, at in enumerate(MOMENTS)]
+    for (at, name), again in zip(
+        chosen, processes.run([processes.case("train", f"{at}-{name}") for at, name in chosen]), strict=True
+    ):
+        assert again.code == ExitCode.SUPPORTED
+        assert f"resumed after step {stopped_after[at]}" in again.err
+        assert status(again.runs_dir) == [("finished", STEPS)]
+        assert csvs(again.runs_dir, figures) == expected, (at, name)
+
+
+def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+    once = ["SIGTERM", "SIGTERM"], ["SIGUSR1", "SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"]
+    twice = [(at, ["SIGINT", "SIGINT"]) for at in MOMENTS]
+    cases = [
+        processes.case("train", "undisturbed"),
+        *(processes.case("train", f"once-{i}", at="step", signals=names) for i, names in enumerate(once)),
+        # a scheduler that repeats itself while Python leaves
+        processes.case("train", "leaving", at="step", signals=["SIGTERM"], at_exit="SIGTERM"),
+        *(processes.case("train", f"twice-{at}", at=at, signals=names) for at, names in twice),
+        *(processes.case("train", f"twice-{at}") for at, _ in twice),
+        # at the last step there is nothing left to stop
+        processes.case("train", "last", at="finishing", signals=["SIGTERM"]),
+        processes.case("train", "nohup", at="step", signals=["SIGHUP"], nohup=True),
+    ]
+    done = processes.run(cases)
+    expected = csvs(done[0].runs_dir, figures)
+    assert [case.code for case in done[1:5]] == [ExitCode.STOPPED] * 4
+    interrupted, again = done[5:9], done[9:13]
+    assert [case.code for case in interrupted] == [ExitCode.INTERRUPTED] * 4
+    assert [case.out for case in interrupted] == [""] * 4
+    for case in [*again, *done[13:]]:
+        assert case.code == ExitCode.SUPPORTED
+        assert csvs(case.runs_dir, figures) == expected
+    for case in again:
+        (csv,) = case.runs_dir.glob("*.csv")
+        assert checkpoint.steps(RunPaths(case.runs_dir, csv.stem).checkpoints) == [STEPS]
+
+
+def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+    sweep = ["--seeds", "2", "--pack", "1"]
+    both = [("sweep", [*sweep, "--json"]), ("verify", sweep)]
+    cases = []
+    for command, more in both:
+        cases += [
+            processes.case(command, f"{command}-undisturbed", more=more),
+            processes.case(command, command, more=more, at="finishing", signals=["SIGUSR1"]),
+            processes.case(command, command, more=more, at="step", signals=["SIGUSR2"]),
+            processes.case(command, command, more=more, at="finishing", signals=["SIGTERM"]),
+        ]
+    done = processes.run(cases)
+    for undisturbed, between, within, last in (done[:4], done[4:]):
+        assert [between.code, within.code] == [ExitCode.STOPPED] * 2
+        assert between.err.endswith("stopped by SIGUSR1; the same command goes on from there\n")
+        assert within.err.endswith("checkpoint saved\nthe same command goes on from there\n")
+        # asked for when everything was trained already
+        assert last.code == undisturbed.code
+        assert len(last.out.splitlines()) == len(undisturbed.out.splitlines())
+        assert csvs(last.runs_dir, figures) == csvs(undisturbed.runs_dir, figures)
+        assert len(csvs(last.runs_dir, figures)) == 2
+    assert [run["status"] for run in json.loads(done[1].out)["runs"]] == ["finished", "missing"]
+
+
+def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> None:
+    met = [("train", name) for name in NAMES] + [("sweep", "SIGTERM"), ("verify", "SIGUSR1")]
+    cold = {"XDG_CACHE_HOME": str(tmp_path / "cold")}
+    cases = [
+        processes.case(command, f"{command}-{name}", at="encoding", signals=[name], environment=cold)
+        for command, name in met
+    ]
+    done = processes.run([*cases, processes.case("train", "again", environment=cold)])
+    for case, meets in zip(done, cases, strict=False):
+        (name,) = meets["signals"]
+        assert case.code == ExitCode.STOPPED
+        assert f"stopped by {name} before the first step: encoding text; the same command starts again\n" in case.err
+        assert not list(case.runs_dir.glob("*.csv"))
+    assert done[-1].code == ExitCode.SUPPORTED
+    assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
+
+
+def test_a_reader_of_stderr_that_leaves_ends_no_training(
+    processes: Processes, figures: Callable[[Path], list[bytes]]
+) -> None:
+    kinds = ["pipe", "terminal", "closed"]
+    cases = [processes.case("train", "undisturbed"), *(processes.case("train", kind, stderr=kind) for kind in kinds)]
+    # the terminal takes its own with it
+    cases.append(processes.case("sweep", "hangup", stderr="terminal", at="evaluation", signals=["SIGHUP"]))
+    *done, hangup = processes.run(cases)
+    for case in done:
+        assert case.code == ExitCode.SUPPORTED
+        assert case.out.endswith(".csv\n")
+        assert csvs(case.runs_dir, figures) == csvs(done[0].runs_dir, figures)
+    assert hangup.code == ExitCode.STOPPED
+    assert status(hangup.runs_dir) == [("stopped", 5)]
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> "$CALLS"
+[ -z "$REFUSED" ] || { echo "$REFUSED" >&2; exit 1; }
+"""
+
+
+def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(SCONTROL, encoding="utf-8")
+    scontrol.chmod(0o755)
+    calls = tmp_path / "calls"
+    path = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls)}
+    job = {**path, "SLURM_JOB_ID": "41"}
+    array = {**job, "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "7"}
+    refused = {**job, "REFUSED": "Requested operation\nis presently disabled"}
+    missing = {**job, "PATH": str(tmp_path / "runs")}
+    meets: dict[str, Any] = {"at": "step", "signals": ["SIGUSR1"], "more": ["--requeue"]}
+    cases = [
+        processes.case("train", "job", environment=job, **meets),
+        processes.case("sweep", "array", environment=array, **meets),
+        processes.case("verify", "refused", environment=refused, **meets),
+        processes.case("train", "missing", environment=missing, **meets),
+        # not stopped
+        processes.case("train", "whole", environment=job, more=["--requeue"]),
+        # not asked for
+        processes.case("train", "plain", environment=job, at="step", signals=["SIGUSR1"]),
+        # no job
+        processes.case("train", "none", **meets),
+    ]
+    done = processes.run(cases)
+    codes = [ExitCode.STOPPED] * 4 + [ExitCode.SUPPORTED, ExitCode.STOPPED, ExitCode.USAGE]
+    assert [case.code for case in done] == codes
+    said = [case.err.splitlines()[-1] for case in done[:4]]
+    assert said[:3] == [
+        "job 41 is requeued and goes on by itself",
+        "job 40_7 is requeued and goes on by itself",
+        "job 41 could not be requeued: Requested operation is presently disabled; submit it again to go on",
+    ]
+    assert said[3].startswith("job 41 could not be requeued: [Errno 2] No such file or directory")
+    assert calls.read_text(encoding="utf-8").splitlines() == ["requeue 41", "requeue 40_7", "requeue 41"]
+    assert done[6].err.splitlines() == [
+        "error: --requeue needs a Slurm job, and SLURM_JOB_ID is not set; leave it out, or use sbatch"
+    ]
+    assert not done[6].runs_dir.exists()
+
+
+@pytest.fixture
+def slow_text(tmp_path: Path) -> Path:
+    """Words that hardly repeat: a tokenizer takes long to learn them."""
+    letters = random.Random(0).randbytes(4_000_000).hex()
+    path = tmp_path / "slow.txt"
+    path.write_text("\n".join(letters[start : start + 9] for start in range(0, len(letters), 9)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_tokenizer_in_training_is_given_up_at_once(tmp_path: Path, slow_text: Path, name: str) -> None:
+    arguments = ["train", "--recipe", "quick", "--set", f"data.source=file:{slow_text}", "--runs-dir", "runs"]
+    arguments += ["--set", "data.tokenizer=bpe:20000"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold"), "OMP_NUM_THREADS": "1"}
+    tokens = tmp_path / "cold" / "bitnetctl" / "tokens"
+    with subprocess.Popen(
+        [sys.executable, "-m", "bitnetctl", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while not list(tokens.glob(".aside-*")):
+                assert process.poll() is None
+                time.sleep(0.02)
+            time.sleep(1.0)
+            start = time.monotonic()
+            process.send_signal(getattr(signal, name))
+            assert process.wait(60) == ExitCode.STOPPED
+            assert time.monotonic() - start < 5.0
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        said = process.stderr.read().splitlines()
+    assert said[-1] == f"stopped by {name} before the first step: training tokenizer; the same command starts again"
+    assert not list(tokens.iterdir())
+    assert not (tmp_path / "runs").exists()

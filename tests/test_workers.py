@@ -238,11 +238,29 @@ def test_runs_of_a_sweep_that_is_killed_are_taken_over(commands: Commands, undis
     commands.wait_until(lambda: "waiting for runs" in commands.said(second))
     first.kill()
     commands.end(first)
+    # stamps of clocks that are wrong by decades: claims end with their owner, not with time
+    for path in RUNS.rglob("*"):
+        os.utime(path, (1 << 33, 1 << 33) if path.is_dir() else (0, 0))
     commands.let_go(0, 6)
     assert commands.end(second) == ExitCode.SUPPORTED
     told = [rows_told(commands.said(second), name) for name in undisturbed.names]
     # from the checkpoint of step 4
     assert told == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
+    undisturbed.check(RUNS)
+
+
+def test_another_name_of_the_folder_is_the_same_folder(commands: Commands, undisturbed: Undisturbed) -> None:
+    commands.hold(0, 2)
+    first = commands.start()
+    commands.reached(0, 2)
+    (commands.folder / "mount").symlink_to(RUNS)
+    second = commands.start("--runs-dir", "mount")
+    commands.wait_until(lambda: "waiting for runs that another process trains" in commands.said(second))
+    commands.let_go(0, 2)
+    assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
+    told = [[rows_told(commands.said(process), name) for process in (first, second)] for name in undisturbed.names]
+    everything = [1, 4, 8, 12]
+    assert told == [[everything, []]] * 2 + [[[], everything]] * 2
     undisturbed.check(RUNS)
 
 
@@ -411,6 +429,15 @@ def test_a_stop_is_passed_on_once(
     )
     assert (stopped, notices[1:]) == (True, [])
     assert [process.returncode for process in cast.started] == [75, 75]
+
+
+def test_a_worker_that_is_stopped_while_it_starts_is_not_told(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play("import time; time.sleep(600)", "import sys; sys.exit(75)")
+    stopped, notices = work(cast, tiny_config, lambda: True)
+    assert (stopped, notices[1:]) == (True, [])
+    assert cast.started[0].returncode == -signal.SIGTERM
 
 
 def test_an_impatient_interrupt_leaves_no_worker_behind(
