@@ -140,7 +140,7 @@ class PlainReporter:
         now = time.monotonic()
         if now - self._work_shown >= _REPEAT_SECONDS:
             self._work_shown = now
-            self.notice(f"{what}: {_amount(done, total)}")
+            self.notice(_work_line(what, done, total))
 
 
 class LiveReporter:
@@ -206,7 +206,7 @@ class LiveReporter:
 
     def work(self, what: str, done: int, total: int | None) -> None:
         """Show the preparation in the view."""
-        self._work = f"{what}: {_amount(done, total)}"
+        self._work = _work_line(what, done, total)
 
     def _leave_pack(self) -> None:
         """Let go of the pack; runs of one that broke up wait for their turn again."""
@@ -371,8 +371,10 @@ def _figure(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _amount(done: int, total: int | None) -> str:
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+def _work_line(what: str, done: int, total: int | None) -> str:
+    if total is not None:
+        return f"{what}: {done:,} of {total:,}"
+    return f"{what}: {done:,}" if done else what
 
 
 def _memory(count: int) -> str:

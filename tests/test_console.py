@@ -151,7 +151,9 @@ def test_plain_preparation_is_reported_every_two_seconds(clock: SimpleNamespace)
         for now, done in ((100.5, 1), (102.1, 1_000_000), (103.0, 3), (104.2, 2_000_000)):
             clock.now = now
             reporter.work("reading text", done, None if done < 2_000_000 else 3_000_000)
-    assert screen.lines == ["reading text: 1,000,000", "reading text: 2,000,000 of 3,000,000"]
+        clock.now += 2.1
+        reporter.work("waiting", 0, None)
+    assert screen.lines == ["reading text: 1,000,000", "reading text: 2,000,000 of 3,000,000", "waiting"]
 
 
 # collapse
