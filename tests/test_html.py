@@ -17,7 +17,8 @@ from bitnetctl.analysis import load_runs
 from bitnetctl.analysis.study import study
 from bitnetctl.records import Manifest, write_manifest
 from bitnetctl.report import html_page
-from bitnetctl.report.html import MOST_POINTS, embed, esc, page_data
+from bitnetctl.report.columns import MOST_POINTS
+from bitnetctl.report.html import embed, esc, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "br"}

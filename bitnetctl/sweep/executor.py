@@ -8,7 +8,7 @@ import torch
 
 from bitnetctl import loop
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import RunBusyError, StorageError
+from bitnetctl.errors import RunBusyError, StoppedBySignal, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
 from bitnetctl.execution import make_pack
@@ -64,7 +64,7 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
                     yield event
                     if isinstance(event, Stopped):
                         return
-        except (StorageError, KeyboardInterrupt, GeneratorExit):
+        except (StorageError, StoppedBySignal, KeyboardInterrupt, GeneratorExit):
             raise
         except Exception as error:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
