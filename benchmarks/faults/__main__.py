@@ -44,7 +44,7 @@ class Extent:
 
 
 QUICK = Extent(
-    share=83, disk_share=166, random_kills=3, side_by_side=1, places=2, damage_share=20, bytes_share=997, tmpfs_kib=512
+    share=166, disk_share=166, random_kills=3, side_by_side=1, places=2, damage_share=40, bytes_share=997, tmpfs_kib=512
 )
 
 
@@ -55,7 +55,7 @@ def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
     from benchmarks.faults.bench import Bench, Truth
 
     bench = Bench(folder)
-    run = Truth.of(bench, bench.train, "run")
+    run = Truth.of(bench, bench.train, "run", times=5)
     runs = Truth.of(bench, bench.sweep(1), "sweep")
     late = damage.stopped_late(bench, run)
     yield from kills.at_every_call(bench, run, extent.share)

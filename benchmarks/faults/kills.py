@@ -37,15 +37,17 @@ def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
 
 
 def at_random(bench: Bench, truth: Truth, kills: int, seed: int = 0) -> Iterator[Tally]:
-    """Kill trainings at random moments, each up to three times before it may go on to its end."""
+    """Kill trainings at random moments, each up to three times before it goes on to its end."""
     rng = random.Random(seed)
     tally = Tally("killed at a random moment")
     while tally.tried < kills:
         bench.clear()
         for _ in range(3):
             ended = bench.call(bench.train, kill_after=rng.uniform(0, 1.1 * truth.seconds))
-            loss = None if ended.code in (0, -9) else f"ended with {ended.code}: {ended.said[-300:]}"
-            tally.count(f"kill {tally.tried}", loss or truth.intact(bench.runs, RUN))
+            if ended.code == 0:
+                break
+            loss = None if ended.code == -9 else f"ended with {ended.code}: {ended.said[-300:]}"
+            tally.count(f"kill {tally.tried + 1}", loss or truth.intact(bench.runs, RUN))
         loss = goes_on(bench, truth)
         if loss is not None:
             tally.lost.append(f"after kill {tally.tried}: {loss}")
