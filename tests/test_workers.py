@@ -124,8 +124,16 @@ class Commands:
     def reached(self, seed: int, step: int) -> int:
         """Wait until a run stands at a gate; return the number of the process that trains it."""
         file = self.gates / f"{seed}-{step}-reached"
-        self.wait_until(lambda: file.exists() and file.read_text(encoding="utf-8") != "")
-        return int(file.read_text(encoding="utf-8"))
+        seen: list[str] = []
+
+        def is_told() -> bool:
+            # one reading decides: the gate may be writing it again
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+            seen[:] = [text] if text else []
+            return bool(seen)
+
+        self.wait_until(is_told)
+        return int(seen[0])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

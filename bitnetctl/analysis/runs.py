@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records import NAMES, Manifest, Records, Row, read, read_manifest
+from bitnetctl.records.manifest import check_figures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,9 +155,14 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Read a CSV and the manifest beside it; raises RecordError naming file and line."""
+    """Read a CSV and the manifest beside it.
+
+    Raises RecordError naming file and line, and where the CSV was changed after its run ended.
+    """
     records = read(path)
     manifest = read_manifest(path)
+    if manifest is not None:
+        check_figures(path, manifest)
     config = _config(manifest.config, path) if manifest else None
     effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
     named = _RUN_NAME.fullmatch(path.stem)

@@ -203,13 +203,26 @@ def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, 
         return 0, None
     for step in sorted(set.intersection(*available), reverse=True):
         try:
-            return step, [checkpoint.load(checkpoint.path_of(output.paths.checkpoints, step)) for output in outputs]
+            found = [checkpoint.load(checkpoint.path_of(output.paths.checkpoints, step)) for output in outputs]
         except CheckpointError as error:
             options.notice(str(error))
+            continue
+        for output, state in zip(outputs, found, strict=True):
+            if state.config_hash != output.config.hash:
+                raise CheckpointError(
+                    f"run {output.paths.name} holds checkpoints of another config ({state.config_hash[:12]}); "
+                    "choose another --name"
+                )
+        return step, found
     if any(available):
         raise CheckpointError(
             f"no checkpoint of run {outputs[0].paths.name} can be used; remove {outputs[0].paths.folder} to start over"
         )
+    for output in outputs:
+        before = read_manifest(output.paths.folder)
+        if before is not None and before.steps_done:
+            name, done = output.paths.name, before.steps_done
+            options.notice(f"{name}: {done} steps were done, but its checkpoints are gone; it starts over")
     return 0, None
 
 
