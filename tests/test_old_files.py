@@ -36,6 +36,7 @@ class Old:
         self.finished, self.stopped = (
             RunPaths(folder / "runs", self.expected[name]) for name in ("finished", "stopped")
         )
+        self.packed = [RunPaths(folder / "runs", name) for name in self.expected["packed"]]
 
     def manifest(self, paths: RunPaths) -> Manifest:
         found = read_manifest(paths.folder)
@@ -60,7 +61,7 @@ def test_every_version_has_its_files() -> None:
 
 
 def test_the_figures_are_read(old: Old) -> None:
-    for paths in (old.finished, old.stopped):
+    for paths in (old.finished, old.stopped, *old.packed):
         records = read(paths.csv)
         assert records.notes == ()
         assert records.extra == ()
@@ -100,12 +101,13 @@ def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:
         assert found == expected
 
 
-def go_on(old: Old) -> list[Event]:
-    """Train the stopped run to its end and return what happened."""
-    config = parse_config(old.manifest(old.stopped).config)
+def go_on(old: Old, *paths: RunPaths) -> list[Event]:
+    """Train the stopped runs, as one pack, to their end and return what happened."""
+    paths = paths or (old.stopped,)
+    configs = [parse_config(old.manifest(of_run).config) for of_run in paths]
     steps: list[str] = []
     options = Options(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
-    with open_session([config], options, names=[old.stopped.name]) as session:
+    with open_session(configs, options, names=[of_run.name for of_run in paths]) as session:
         assert session.start_step == 6
         events = list(loop.train(session))
     # tokens and references came from the old cache
@@ -113,15 +115,41 @@ def go_on(old: Old) -> list[Event]:
     return events
 
 
+def assert_went_on(old: Old, paths: RunPaths, before: bytes) -> None:
+    assert paths.csv.read_bytes().startswith(before)
+    assert read(paths.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
+    manifest = old.manifest(paths)
+    assert (manifest.status, manifest.steps_done) == ("finished", 12)
+    assert ended(parse_config(manifest.config), old.folder / "runs") is not None
+
+
 def test_a_stopped_run_goes_on(old: Old) -> None:
     before = old.stopped.csv.read_bytes()
     assert go_on(old)
-    after = old.stopped.csv.read_bytes()
-    assert after.startswith(before)
-    assert read(old.stopped.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
-    manifest = old.manifest(old.stopped)
-    assert (manifest.status, manifest.steps_done) == ("finished", 12)
-    assert ended(parse_config(manifest.config), old.folder / "runs") is not None
+    assert_went_on(old, old.stopped, before)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["pack", "alone"])
+def test_a_stopped_pack_goes_on(together: bool, old: Old) -> None:
+    for paths in old.packed:
+        assert old.manifest(paths).pack == [each.name for each in old.packed]
+    before = [paths.csv.read_bytes() for paths in old.packed]
+    for group in [old.packed] if together else [[paths] for paths in old.packed]:
+        assert go_on(old, *group)
+    for paths, rows in zip(old.packed, before, strict=True):
+        assert_went_on(old, paths, rows)
+
+
+def test_a_run_that_was_set_back_keeps_its_lower_rate(old: Old) -> None:
+    plain, set_back = old.packed
+    (rollback,) = old.manifest(set_back).rollbacks
+    assert (rollback.diverged_at, rollback.resumed_from) == (4, 3)
+    assert rollback.tensor == "the weight model.embed_tokens.weight"
+    assert load_run(set_back.csv).diverged_at == 4
+    go_on(old, *old.packed)
+    assert old.manifest(set_back).rollbacks == [rollback]
+    rates = [read(paths.csv).frame["LR"].tolist() for paths in (plain, set_back)]
+    assert rates[1] == [rate * factor for rate, factor in zip(rates[0], [1, 1, 0.5, 0.5, 0.5], strict=True)]
 
 
 def test_a_finished_run_is_found_finished(old: Old) -> None:
@@ -153,7 +181,7 @@ def test_a_plugin_of_an_old_manifest_has_no_code(old: Old) -> None:
 
 def test_the_files_are_small() -> None:
     for version in VERSIONS:
-        assert sum(path.stat().st_size for path in (FIXTURES / version).rglob("*") if path.is_file()) < 60_000
+        assert sum(path.stat().st_size for path in (FIXTURES / version).rglob("*") if path.is_file()) < 110_000
 
 
 STATES: dict[str, Any] = {
