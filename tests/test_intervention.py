@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from bitnetctl import intervention
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.intervention import API_VERSION, Composition, Intervention, InterventionSettings
 
 SEAMS = ("quantization", "learning_rate", "weight_decay")
@@ -200,6 +200,28 @@ def test_states_go_back_to_their_owners() -> None:
     assert restored.state_dict() == states
     with pytest.raises(ValueError, match="shorter"):
         restored.load_state_dict(states[:2])
+
+
+@pytest.mark.parametrize("value", [b"x", {1: 2}, {1, 2}, (1, 2), float("nan"), float("inf"), object()])
+def test_a_state_that_json_cannot_hold_is_refused(value: Any) -> None:
+    composition = compose(Count, Count)
+    cast(Count, composition.interventions[1]).count = value
+    with pytest.raises(ConfigError, match="Count: state_dict returned .* not made of finite JSON values"):
+        composition.state_dict()
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit()])
+@pytest.mark.parametrize("seam", ["configure", *SEAMS, "training_loss", "transform_gradients", "state_dict"])
+def test_no_seam_ends_the_process(seam: str, error: BaseException) -> None:
+    def leave(*arguments: object) -> None:
+        raise error
+
+    composition = compose(cast(type[Intervention], type("Leaves", (Intervention,), {seam: leave})))
+    arguments: dict[str, tuple[Any, ...]] = {"configure": (RunConfig(),), "training_loss": (None, None)}
+    arguments |= {"transform_gradients": ({},), "state_dict": ()}
+    with pytest.raises(BitnetctlError, match="Leaves raised .*; no seam may end the process") as caught:
+        getattr(composition, seam)(*arguments.get(seam, (0.5, 1, 10)))
+    assert caught.value.exit_code == ExitCode.INTERNAL
 
 
 def test_settings_are_frozen_and_complete() -> None:
