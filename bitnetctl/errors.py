@@ -60,12 +60,17 @@ class StorageError(BitnetctlError):
             errno.ENOTDIR,
             errno.EEXIST,
             errno.ELOOP,
+            errno.ESTALE,
         ):
             self.exit_code = ExitCode.USAGE
 
 
 class RunBusyError(ConfigError):
     """Another process holds the run."""
+
+
+class CaptureError(BitnetctlError):
+    """A step could not be recorded as a CUDA graph; only a new process can use the card again."""
 
 
 class StoppedBySignal(BitnetctlError):  # noqa: N818 - not a failure: the run can be resumed

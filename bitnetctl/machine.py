@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import platform
 import sys
@@ -27,7 +28,8 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r} is not supported; take auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise ConfigError(f"device {name!r} is not available on this machine; take --device cpu")
-    return device
+    # torch.cuda.set_device wants a number
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def device_name(device: torch.device) -> str:
@@ -56,12 +58,22 @@ def memory_in_use(device: torch.device) -> int:
 def memory_available(device: torch.device) -> int:
     """Return free bytes on the card, or in the machine without swapping; 0 where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch keeps for itself it hands to the next who asks
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def release_unused(device: torch.device) -> None:
+    """Give a card back the memory of what nobody uses any more, recorded graphs with it."""
+    if device.type == "cuda":
+        # objects that only hold each other hold their memory too
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def prepare_processor() -> None:

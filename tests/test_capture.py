@@ -1,16 +1,26 @@
-"""The step as a program on the device: run uncaptured here, it does what the host does step by step."""
+"""The step as a program on the device: run here as it is, or recorded and replayed, it does what the host does."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bitnetctl import capture
-from bitnetctl.capture import CapturedPack, can_be_captured
+from bitnetctl.capture import CapturedPack, Recorder, can_be_captured
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
+from bitnetctl.errors import CaptureError
 from bitnetctl.intervention import Composition, Intervention
+from bitnetctl.optim import RunOptimizer
 from bitnetctl.plugins import compose
 from bitnetctl.step import Pack
 
@@ -19,14 +29,18 @@ CPU = torch.device("cpu")
 
 
 def both(
-    configs: Sequence[RunConfig], tokens: TokenData, arms: Sequence[str] = (), device: torch.device = CPU
+    configs: Sequence[RunConfig],
+    tokens: TokenData,
+    arms: Sequence[str] = (),
+    device: torch.device = CPU,
+    **options: Any,
 ) -> tuple[Pack, CapturedPack]:
     """The same runs twice: stepped by the host, and as a program."""
 
     def built(kind: type[Pack]) -> Pack:
         compositions = [compose(parse_arm(arm)) for arm in arms or [""] * len(configs)]
         effective = [each.configure(config) for each, config in zip(compositions, configs, strict=True)]
-        return kind(effective, compositions, tokens, device)
+        return kind(effective, compositions, tokens, device, **options)
 
     program = built(CapturedPack)
     assert isinstance(program, CapturedPack)
@@ -53,7 +67,7 @@ def test_the_program_trains_as_the_host_does(tiny_config: TinyConfig, tiny_token
         for figure in ("loss_R", "objective_R", "grad_norm_R"):
             torch.testing.assert_close(getattr(program, figure), getattr(host, figure), rtol=1e-9, atol=1e-9)
     assert_alike(host, program, 1e-8)
-    assert len(program._warm) > 2
+    assert len(set(program._keys)) > 2
 
 
 def test_tables_are_made_anew_where_they_end(
@@ -128,6 +142,327 @@ def test_what_needs_the_host_is_not_captured() -> None:
     assert can_be_captured([Composition([Broken(Broken.Settings())])])
 
 
+def test_gradients_without_a_limit_are_not_divided(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divided: list[bool] = []
+    monkeypatch.setattr(
+        RunOptimizer, "step", lambda optimizer, *rates, divisor, skip: divided.append(divisor is not None)
+    )
+    configs = [tiny_config(optimizer__max_norm="none"), tiny_config(optimizer__max_norm=1.0)]
+    both(configs, tiny_tokens)[1].step(1)
+    assert divided == [False, True]
+
+
+def test_everything_is_done_on_the_card_of_the_pack(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def device(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    second = torch.device("cuda", 1)
+    with capture._on(second):
+        assert current == [second]
+    with capture._on(CPU):
+        assert current == []
+
+    monkeypatch.setattr(capture, "_on", device)
+    compute = Pack._compute
+    seen: list[torch.device] = []
+
+    def watched(pack: Pack, *arguments: Any) -> None:
+        seen.extend(current)
+        compute(pack, *arguments)
+
+    monkeypatch.setattr(Pack, "_compute", watched)
+    both([tiny_config()], tiny_tokens)[1].step(1)
+    assert (seen, current) == ([CPU], [])
+
+
+# recording, with a card that is played by the processor
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph is: the operations of a program, with the memory they worked in, to be done again."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[tuple[Any, tuple[Any, ...], Mapping[str, Any], Any]] = []
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        values = {**dict(zip((each.name for each in func._schema.arguments), args, strict=False)), **kwargs}
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_leaves(values[argument.name]):
+                    storage = tensor.untyped_storage()
+                    self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        out = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, out))
+        return out
+
+    def undo(self) -> None:
+        """Put back what was written: a card does nothing while it records."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do the operations again, out of the same memory and into it."""
+        for func, args, kwargs, out in self.operations:
+            again = func(*args, **kwargs)
+            for kept, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(kept, Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+class Stream:
+    """A CUDA stream, as far as a recorder asks for one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Play torch.cuda: streams made, recordings alive now and at each recording, the debug mode, an error to raise."""
+    card = SimpleNamespace(streams=[], alive=weakref.WeakSet(), recordings=[], mode=0, error=None)
+
+    def make_stream(device: torch.device) -> Stream:
+        stream = Stream(device)
+        card.streams.append(stream)
+        return stream
+
+    def make_graph() -> Recording:
+        recording = Recording()
+        card.alive.add(recording)
+        return recording
+
+    @contextlib.contextmanager
+    def graph(recording: Recording, *, pool: object, stream: Stream) -> Iterator[None]:
+        assert (pool, stream) == ("the pool", card.streams[0])
+        card.recordings.append(len(card.alive))
+        with recording:
+            yield
+        recording.undo()
+        if isinstance(card.error, Warning):
+            warnings.warn(card.error, stacklevel=1)
+        elif card.error is not None:
+            raise card.error
+
+    fakes = {
+        "Stream": make_stream,
+        "current_stream": Stream,
+        "stream": contextlib.nullcontext,
+        "graph_pool_handle": lambda: "the pool",
+        "CUDAGraph": make_graph,
+        "graph": graph,
+        "get_sync_debug_mode": lambda: card.mode,
+        "set_sync_debug_mode": lambda mode: setattr(card, "mode", mode),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return card
+
+
+class Program:
+    """Counts on the device, and how often the host went through it."""
+
+    def __init__(self) -> None:
+        self.done = torch.zeros(())
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.done.add_(1)
+
+
+def test_a_program_is_recorded_after_three_runs(card: SimpleNamespace) -> None:
+    recorder, program = Recorder(CPU), Program()
+    calls = []
+    for _ in range(6):
+        recorder.run("a", program)
+        calls.append(program.calls)
+    # the fourth time it is recorded, and done by the recording
+    assert calls == [1, 2, 3, 4, 4, 4]
+    assert program.done == 6
+    assert len(card.streams) == 1
+    # each key is warmed up and recorded by itself
+    other = Program()
+    for _ in range(5):
+        recorder.run("b", other)
+        recorder.run("a", program)
+    assert (other.calls, int(other.done)) == (4, 5)
+    assert (program.calls, int(program.done)) == (4, 11)
+    assert len(card.streams) == 1
+
+
+def test_the_recording_that_was_used_least_recently_makes_room(
+    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_MOST_GRAPHS", 2)
+    recorder, programs = Recorder(CPU), {key: Program() for key in "abc"}
+    for key in "aaaabbbbacccc":
+        recorder.run(key, programs[key])
+    assert list(recorder._graphs) == ["a", "c"]
+    # what it takes to record one is not paid at every turn
+    for key in "bbba":
+        recorder.run(key, programs[key])
+    assert list(recorder._graphs) == ["c", "a"]
+    recorder.run("b", programs["b"])
+    assert list(recorder._graphs) == ["a", "b"]
+    assert {key: (program.calls, int(program.done)) for key, program in programs.items()} == {
+        "a": (4, 6),
+        "b": (8, 8),
+        "c": (4, 4),
+    }
+
+
+def test_the_pool_of_the_recordings_is_never_without_one(
+    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_MOST_GRAPHS", 1)
+    recorder = Recorder(CPU)
+    for key in "aaaabbbbaaaa":
+        recorder.run(key, Program())
+    # the new one beside the old one
+    assert (card.recordings, len(card.alive)) == ([1, 2, 2], 1)
+
+
+def test_a_step_in_which_the_host_waits_is_never_recorded(card: SimpleNamespace) -> None:
+    class Waiting(Program):
+        def __call__(self) -> None:
+            super().__call__()
+            warnings.warn("something else", stacklevel=1)
+            if card.mode == "warn":
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    recorder, program = Recorder(CPU), Waiting()
+    told: list[str] = []
+    recorder.on_error = told.append
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="something else")
+        for _ in range(8):
+            recorder.run("a", program)
+        for _ in range(8):
+            recorder.run("b", program)
+    assert (program.calls, int(program.done)) == (16, 16)
+    assert told == [recorder.error]
+    assert told[0].startswith(f"the host waits for the device in {__file__}:")
+    assert (card.recordings, card.mode) == ([], 0)
+
+
+def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(card: SimpleNamespace) -> None:
+    def fail() -> None:
+        if card.mode:
+            raise ValueError("a plug-in's own")
+
+    recorder = Recorder(CPU)
+    recorder.run("a", fail)
+    recorder.run("a", fail)
+    with pytest.raises(ValueError, match="own"):
+        recorder.run("a", fail)
+    assert card.mode == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: operation not permitted\nCompile with TORCH_USE_CUDA_DSA"),
+        UserWarning("The CUDA Graph is empty. This usually means that the graph was attempted on a wrong device"),
+    ],
+)
+def test_a_recording_that_fails_ends_in_one_line(card: SimpleNamespace, error: Exception) -> None:
+    recorder = Recorder(CPU)
+    for _ in range(3):
+        recorder.run("a", Program())
+    card.error = error
+    with pytest.raises(CaptureError) as caught:
+        recorder.run("a", Program())
+    assert str(error).splitlines()[0] in str(caught.value)
+    assert str(caught.value).endswith("; take --engine eager")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_that_is_full_is_not_blamed_on_the_recording(card: SimpleNamespace) -> None:
+    recorder = Recorder(CPU)
+    for _ in range(3):
+        recorder.run("a", Program())
+    card.error = torch.OutOfMemoryError("full")
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder.run("a", Program())
+
+
+@pytest.mark.usefixtures("double", "card")
+def test_recorded_steps_are_those_of_the_host(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [
+        tiny_config(seed=0, steps=24, optimizer__max_norm=0.1, optimizer__reset_moments_every_steps=10),
+        tiny_config(seed=1, steps=24, data__order="shuffled", optimizer__name="adamw", optimizer__max_norm="none"),
+        tiny_config(seed=2, steps=24, schedule__kind="cosine", schedule__peak_learning_rate=1e-2),
+    ]
+    host, program = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
+    program.recorder = recorder = Recorder(CPU)
+    passes: Counter[object] = Counter()
+    go_through = program._program
+
+    def counted(key: Any) -> None:
+        passes[key] += 1
+        go_through(key)
+
+    monkeypatch.setattr(program, "_program", counted)
+    for step in range(1, 25):
+        host.step(step)
+        program.step(step)
+        for figure in ("loss_R", "objective_R", "grad_norm_R"):
+            torch.testing.assert_close(getattr(program, figure), getattr(host, figure), rtol=1e-9, atol=1e-9)
+    assert_alike(host, program, 1e-8)
+    # two stages of eleven and twelve steps, with one step between them: rates and strengths go on changing
+    assert list(passes.values()) == [4, 1, 4]
+    assert list(recorder._graphs) == [key for key, count in passes.items() if count == 4]
+
+
+def waits(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation's outcome must be known to the host, or comes from there."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    needs = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    return bool(needs & set(func.tags)) or func is torch.ops.aten.lift_fresh.default
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_nothing_in_a_step_waits_for_the_host(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, card: SimpleNamespace, precision: str
+) -> None:
+    sizes = {"model__hidden_size": 64, "data__batch_size": 4}
+    configs = [tiny_config(**sizes), tiny_config(optimizer__max_norm="none", optimizer__name="adamw", **sizes)]
+    _, program = both(configs, tiny_tokens, ["", "label-smoothing"], precision=precision)
+    program.recorder = recorder = Recorder(CPU)
+    for step in range(1, 5):
+        program.step(step)
+    (recording,) = recorder._graphs.values()
+    assert isinstance(recording, Recording)
+    assert len(recording.operations) > 100
+    assert [str(func) for func, args, _, _ in recording.operations if waits(func, args)] == []
+    # the check finds what it is for
+    with (other := Recording()):
+        torch.ones(2)[torch.tensor([True, False])].sum().item()
+    assert sum(waits(func, args) for func, args, _, _ in other.operations) == 3
+
+
 @pytest.mark.gpu
 def test_a_captured_step_is_the_host_s_on_a_card(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     if not torch.cuda.is_available():
@@ -137,6 +472,7 @@ def test_a_captured_step_is_the_host_s_on_a_card(tiny_config: TinyConfig, tiny_t
     for step in range(1, 25):
         host.step(step)
         program.step(step)
-    assert program.capture_error is None
-    assert program._graphs
+    assert program.recorder is not None
+    assert program.recorder.error is None
+    assert program.recorder._graphs
     torch.testing.assert_close(program.loss_R, host.loss_R, rtol=1e-3, atol=1e-3)

@@ -1,6 +1,7 @@
 """Devices by name and facts about the machine."""
 
 import sys
+import weakref
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def test_a_bad_device_is_one_line(name: str, fragment: str) -> None:
 
 
 def test_cards_are_taken_by_number(cards: int) -> None:
-    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    # numbered, as torch.cuda.set_device wants them
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
     assert resolve_device("cuda:1") == torch.device("cuda", cards - 1)
     assert resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match="'cuda:2' is not available"):
@@ -77,6 +79,31 @@ def test_memory_is_known_on_linux() -> None:
     # torch alone takes more than 50 MB
     assert 50e6 < machine.memory_in_use(CPU) <= peak * 1.1
     assert 2**20 < machine.memory_available(CPU) < 2**50
+
+
+def test_what_torch_keeps_on_a_card_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert machine.memory_available(torch.device("cuda", 0)) == 10 + 30 - 25
+
+
+def test_unused_memory_of_a_card_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holder:
+        """Holds what a card would keep, and is held by itself only."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    held: list[bool] = []
+    holder = Holder()
+    reference = weakref.ref(holder)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(reference() is not None))
+    machine.release_unused(CPU)
+    assert held == []
+    del holder
+    machine.release_unused(torch.device("cuda", 0))
+    assert held == [False]
 
 
 def test_rates_are_measured() -> None:
