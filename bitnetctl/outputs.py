@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig, parse_config
-from bitnetctl.errors import RunBusyError
+from bitnetctl.errors import RecordError, RunBusyError
 from bitnetctl.files import remove_leftovers, storage_errors
 from bitnetctl.records import (
     Manifest,
@@ -52,11 +52,21 @@ class RunOutput:
     def begin(self, facts: Mapping[str, Any], resume_step: int) -> None:
         """Open the CSV, dropping rows and checkpoints after `resume_step`, and write the manifest with the given facts.
 
-        Raises RecordError where a row up to `resume_step` is missing.
+        Raises RecordError, with everything as it was, where a row up to `resume_step` is missing, and for rows that
+        nothing says whose they are.
         """
         for path in (self.paths.csv, self.paths.manifest):
             remove_leftovers(path)
         before = read_manifest(self.paths.folder)
+        writer = RecordWriter(
+            self.paths.csv, keep_through_step=resume_step, last_kept_step=self._last_row(facts, resume_step)
+        )
+        # a manifest without an effective config is of a run that failed before it began
+        if resume_step == 0 and writer.had_rows and (before is None or before.effective_config is None):
+            raise RecordError(
+                f"{self.paths.csv}: has rows, but {self.paths.manifest}, which says whose, is gone; put it back, or "
+                "move the CSV away"
+            )
         if resume_step == 0 and before is not None and not before.rollbacks:
             before = None
         self._seconds_before = before.elapsed_seconds if before else 0.0
@@ -64,9 +74,8 @@ class RunOutput:
         self._manifest = self._new_manifest(before, resume_step, facts)
         # before the rows that they count on are cut
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
-        self._writer = RecordWriter(
-            self.paths.csv, keep_through_step=resume_step, last_kept_step=self._last_row(facts, resume_step)
-        )
+        writer.open()
+        self._writer = writer
         self._write_manifest()
 
     def fail(self, message: str) -> None:

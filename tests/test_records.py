@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bitnetctl import records
-from bitnetctl.errors import ConfigError, RecordError, StorageError
+from bitnetctl.errors import ConfigError, ExitCode, RecordError, StorageError
 from bitnetctl.records import NAMES, REQUIRED, Manifest, PluginRecord, RecordWriter, RunPaths, read, reader
 from bitnetctl.records.schema import HEADER
 
@@ -315,13 +315,47 @@ def test_a_short_write_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert path.read_bytes() == before
 
 
+def _replace(path: Path) -> None:
+    # as an editor does that keeps a copy
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(path.with_suffix(".old").read_bytes())
+
+
+TAMPERING: dict[str, Callable[[Path], object]] = {
+    "removed": Path.unlink,
+    "replaced": _replace,
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 5),
+    "emptied": lambda path: os.truncate(path, 0),
+    "continued": lambda path: path.write_bytes(path.read_bytes() + b"7,"),
+}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed")
-def test_a_removed_file_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", TAMPERING)
+def test_a_file_in_other_hands_is_noticed(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    with RecordWriter(path) as writer:
-        path.unlink()
-        with pytest.raises(StorageError, match=r"x\.csv: was removed or replaced"):
-            writer.append(row_at(1))
+    writer = RecordWriter(path)
+    writer.open()
+    writer.append(row_at(1))
+    writer.sync()
+    TAMPERING[what](path)
+    noticed = r"x\.csv: was removed, replaced or changed"
+    with pytest.raises(StorageError, match=noticed) as caught:
+        writer.append(row_at(2))
+    assert caught.value.exit_code == ExitCode.USAGE
+    with pytest.raises(StorageError, match=noticed):
+        writer.sync()
+    writer.close()
+
+
+def test_nothing_is_changed_before_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    before = write_rows(path, [row_at(1), row_at(2)])
+    writer = RecordWriter(path, 1)
+    assert (writer.last_step, writer.had_rows, path.read_bytes()) == (1, True, before)
+    writer.close()
+    assert not RecordWriter(tmp_path / "new.csv").had_rows
+    assert not (tmp_path / "new.csv").exists()
 
 
 def test_a_closed_writer_stays_closed(tmp_path: Path) -> None:
@@ -351,7 +385,7 @@ def test_a_failed_repair_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     before = write_rows(path, [row_at(1), row_at(2)])
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="No space left"):
-        RecordWriter(path, 1)
+        RecordWriter(path, 1).open()
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.csv"]
 

@@ -157,7 +157,9 @@ def _unsealed(tree: Any) -> Any:
     """Return the tree without its checksum, which must match; older files have none."""
     expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
     if expected is not None and canonical_hash(tree) != expected:
-        raise ValueError("checksum differs; remove it and the run goes on from its checkpoints, or anew if it has none")
+        raise ValueError(
+            "checksum differs; remove it and the run goes on from its checkpoints; without any, remove the run"
+        )
     return tree
 
 

@@ -1,5 +1,6 @@
 """Append rows to a run's CSV so that a crash at any byte costs at most the row being written."""
 
+import errno
 import operator
 import os
 from pathlib import Path
@@ -17,13 +18,12 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O
 class RecordWriter:
     """The one writer of a run's CSV (hold the run's lock); use it as a context manager.
 
-    A new file gets the header. An old one is first brought to the state after `keep_through_step`: later rows
-    and a torn last row are cut, atomically, so that the finished file equals that of an undisturbed run byte
-    for byte. `last_step` is the step of the last row in the file, None without rows; `last_kept_step` is the one
-    that it must have after the cut.
+    The file is read and checked at once, and changed by `open` only. A new one gets the header. An old one is first
+    brought to the state after `keep_through_step`: later rows and a torn last row are cut, atomically, so that the
+    finished file equals that of an undisturbed run byte for byte. `last_step` is the step of the last row, None
+    without rows; `last_kept_step` is the one that it must have after the cut. `had_rows`: whether anything was there.
 
-    Raises RecordError when the file is not this tool's, is damaged, or is gone although rows are to be kept;
-    StorageError when the disk refuses, with all complete rows intact.
+    Raises RecordError when the file is not this tool's, is damaged, or is gone although rows are to be kept.
     """
 
     def __init__(self, path: Path | str, keep_through_step: int = 0, *, last_kept_step: int | None = None) -> None:
@@ -32,15 +32,21 @@ class RecordWriter:
         self._descriptor: int | None = None
         self._torn = False
         old = self._old_content()
+        self.had_rows = len(old) > len(HEADER)
         kept = self._repair(old, keep_through_step, last_kept_step)
         if last_kept_step is not None and self.last_step != last_kept_step:
             raise RecordError(
                 f"{self.path}: the row of step {last_kept_step} is missing; put it back (a checkpoint's records.csv "
                 "is a copy), or start the run afresh"
             )
-        if kept != old:
-            write_atomic(self.path, kept)
         self._end = len(kept)
+        self._repaired = None if kept == old else kept
+
+    def open(self) -> None:
+        """Cut what is not kept; raises StorageError when the disk refuses, with all complete rows intact."""
+        if self._repaired is not None:
+            write_atomic(self.path, self._repaired)
+            self._repaired = None
         with storage_errors(self.path):
             self._descriptor = os.open(self.path, _FLAGS)
 
@@ -53,10 +59,9 @@ class RecordWriter:
         step, line = self._format(row)
         descriptor = self._open_descriptor()
         with storage_errors(self.path):
-            if os.fstat(descriptor).st_nlink == 0:
-                raise StorageError(f"{self.path}: was removed or replaced while the run was writing it")
             if self._torn:
                 self._cut(descriptor)
+            self._require_own_file(descriptor)
             self._torn = True
             try:
                 written = os.write(descriptor, line)
@@ -72,8 +77,10 @@ class RecordWriter:
 
     def sync(self) -> None:
         """Make every row durable; call it before the checkpoint that counts on them."""
+        descriptor = self._open_descriptor()
         with storage_errors(self.path):
-            os.fsync(self._open_descriptor())
+            os.fsync(descriptor)
+            self._require_own_file(descriptor)
 
     def close(self) -> None:
         """Close the file without syncing it; closing twice is harmless."""
@@ -83,6 +90,7 @@ class RecordWriter:
                 os.close(descriptor)
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(
@@ -98,6 +106,20 @@ class RecordWriter:
         if self._descriptor is None:
             raise ValueError(f"{self.path}: the writer is closed")
         return self._descriptor
+
+    def _require_own_file(self, descriptor: int) -> None:
+        """Raise StorageError unless the file of this name is still the one that is written, as long as it was left."""
+        own = os.fstat(descriptor)
+        try:
+            is_there = os.path.samestat(own, self.path.stat())
+        except FileNotFoundError:
+            is_there = False
+        if not is_there or (own.st_size != self._end and not self._torn):
+            raise StorageError(
+                f"{self.path}: was removed, replaced or changed by somebody else while the run was writing it; "
+                "started again, the run goes on from the last checkpoint whose rows are there",
+                errno.ESTALE,
+            )
 
     def _cut(self, descriptor: int) -> None:
         os.ftruncate(descriptor, self._end)

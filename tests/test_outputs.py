@@ -1,0 +1,124 @@
+"""The files of a run in training: what is there is never cut or dropped before it is known that the run goes on."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitnetctl import checkpoint, sweep
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ExitCode, RecordError, StorageError
+from bitnetctl.events import Event, Failed, Saved, Started
+from bitnetctl.loop import Session
+from bitnetctl.records import read_manifest
+
+TinyConfig = Callable[..., RunConfig]
+Train = Callable[..., list[Event]]
+RUNS = Path("runs")
+
+
+def content_below(folder: Path) -> dict[str, bytes]:
+    """Return every file, but for the lock and run.json, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files if path.name not in ("run.lock", "run.json")}
+
+
+# rows that nothing says whose they are
+
+
+@pytest.mark.parametrize("seed", [0, 5], ids=["same config", "another config"])
+@pytest.mark.parametrize("ended", [True, False], ids=["finished", "stopped"])
+def test_a_csv_whose_folder_is_gone_is_left_alone(
+    train: Train, tiny_config: TinyConfig, ended: bool, seed: int
+) -> None:
+    train(tiny_config(), names=["a"], stop_after=None if ended else 7)
+    shutil.rmtree(RUNS / "a")
+    csv = (RUNS / "a.csv").read_bytes()
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r"a\.csv: has rows, but .*run\.json, which says whose, is gone"):
+            train(tiny_config(seed=seed), names=["a"])
+        assert (RUNS / "a.csv").read_bytes() == csv
+    (RUNS / "a.csv").rename("away.csv")
+    events = train(tiny_config(seed=seed), names=["a"])
+    assert isinstance(events[0], Started)
+    assert events[0].start_step == 0
+
+
+def test_a_sweep_fails_a_run_without_folder_and_never_trains_over_it(train: Train, tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(seed=seed) for seed in range(2)]
+    csv = RUNS / f"{configs[0].run_name}.csv"
+    train(configs[0])
+    shutil.rmtree(csv.with_suffix(""))
+    rows = csv.read_bytes()
+    # a failure is recorded in run.json, which must not pass for that of the rows
+    for _ in range(2):
+        events = list(sweep.sweep_runs(configs, sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+        assert [event.name for event in events if isinstance(event, Failed)] == [configs[0].run_name]
+        assert csv.read_bytes() == rows
+    other = read_manifest(RUNS / configs[1].run_name)
+    assert other is not None
+    assert other.status == "finished"
+
+
+# nothing is dropped or cut first
+
+
+def test_checkpoints_are_there_still_where_the_rows_are_refused(
+    train: Train, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    config = tiny_config(probe__eval_every_steps=2)
+    train(config, names=["a"], stop_after=7, checkpoint_every=3)
+    older = tmp_path / "backup" / "a" / "step-00000006"
+    shutil.copytree(checkpoint.path_of(RUNS / "a" / "checkpoints", 6), older)
+    train(config, names=["a"], stop_after=4, checkpoint_every=3)
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [9, 11]
+    (RUNS / "a.csv").unlink()
+    before = content_below(RUNS)
+    with pytest.raises(RecordError, match="rows up to step 6 are gone"):
+        train(config, names=["a"], resume=older)
+    assert content_below(RUNS) == before
+
+
+# a CSV in other hands
+
+
+def replaced(csv: Path) -> None:
+    csv.rename("old.csv")
+    shutil.copy("old.csv", csv)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be replaced")
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("tamper", [Path.unlink, replaced, lambda csv: os.truncate(csv, 300)])
+def test_rows_that_went_elsewhere_are_no_finished_run(
+    train: Train, tiny_config: TinyConfig, tamper: Callable[[Path], None], step: int
+) -> None:
+    def watch(session: Session, event: Event) -> None:
+        if isinstance(event, Saved) and event.step == step:
+            tamper(RUNS / "a.csv")
+
+    with pytest.raises(StorageError, match=r"a\.csv: was removed, replaced or changed") as caught:
+        train(tiny_config(), names=["a"], watch=watch)
+    assert caught.value.exit_code == ExitCode.USAGE
+    found = read_manifest(RUNS / "a")
+    assert found is not None
+    assert (found.status, found.csv_sha256) == ("running", None)
+
+
+def test_a_run_goes_on_after_an_editor_replaced_its_csv(
+    train: Train, tiny_config: TinyConfig, figures: Callable[[Path], list[bytes]]
+) -> None:
+    train(tiny_config(), names=["b"])
+
+    def watch(session: Session, event: Event) -> None:
+        if isinstance(event, Saved):
+            replaced(RUNS / "a.csv")
+
+    with pytest.raises(StorageError):
+        train(tiny_config(), names=["a"], watch=watch)
+    events = train(tiny_config(), names=["a"])
+    assert isinstance(events[0], Started)
+    assert events[0].start_step == 4
+    assert figures(RUNS / "a.csv") == figures(RUNS / "b.csv")
