@@ -1,12 +1,16 @@
 """How a pack is carried out on a device: engine, precision and threads, chosen unless asked for."""
 
+import os
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
+from torch.utils._triton import has_triton
 
 from bitnetctl.capture import CapturedPack, can_be_captured
 from bitnetctl.config import RunConfig
@@ -14,7 +18,7 @@ from bitnetctl.data import TokenData
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Composition
 from bitnetctl.machine import multiplies_bf16
-from bitnetctl.model import num_parameters
+from bitnetctl.model import num_parameters, storages
 from bitnetctl.products import Precision, int8_sum_is_exact
 from bitnetctl.step import Pack
 
@@ -27,6 +31,8 @@ _LONG_SECONDS = 0.003
 _TRIALS = 9
 # from this width on a step is bound by its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
+# what a card's int8 products want: widths in multiples of this, and at least so many tokens
+_INT8_MULTIPLE, _INT8_TOKENS = 8, 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ def choose(
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
 
     Automatically: on the processor eager, and bf16 only for models above 2 M parameters where the processor has
-    bf16 products; on a card bf16, the step as a CUDA graph, compiled too from hidden size 1024 on.
+    bf16 products; on a card bf16, the step as a CUDA graph, compiled too from hidden size 1024 on if it can be.
     """
     return Execution(
         engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
@@ -55,12 +61,27 @@ def _engine(asked: str, config: RunConfig, device: torch.device) -> Engine:
         case "auto" if device.type == "cpu":
             return "eager"
         case "auto":
-            return "compile" if config.model.hidden_size >= _COMPILE_FROM_HIDDEN else "graph"
+            wide = config.model.hidden_size >= _COMPILE_FROM_HIDDEN
+            return "compile" if wide and _missing_to_compile(device) is None else "graph"
+        case "compile" if missing := _missing_to_compile(device):
+            plain = "eager" if device.type == "cpu" else "graph"
+            raise ConfigError(f"--engine compile: {device} needs {missing} for it; take --engine {plain}")
         case "graph" if device.type == "cpu":
             raise ConfigError("--engine graph records CUDA kernels; on the processor take eager or compile")
         case "eager" | "graph" | "compile":
             return asked
     raise ConfigError(f"--engine {asked!r} is unknown; take auto, {', '.join(get_args(Engine))}")
+
+
+def _missing_to_compile(device: torch.device) -> str | None:
+    """Return what torch and Triton would look for in vain: the compiler named in the environment, or their own."""
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        return None if shutil.which(compiler) else f"a C++ compiler, {compiler} or another in CXX,"
+    if not has_triton():
+        return "Triton"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return None if any(map(shutil.which, compilers)) else f"a C compiler, {' or '.join(compilers)} or another in CC,"
 
 
 def _precision(asked: str, config: RunConfig, vocab_size: int, device: torch.device) -> Precision:
@@ -75,9 +96,27 @@ def _precision(asked: str, config: RunConfig, vocab_size: int, device: torch.dev
             raise ConfigError("--precision int8 is for the int8 tensor cores of a card; take fp32 or bf16")
         case "int8" if not int8_sum_is_exact(max(config.model.hidden_size, config.model.intermediate_size)):
             raise ConfigError("--precision int8: the model is too wide for exact sums; take bf16")
+        case "int8" if refusal := _int8_refusal(config, vocab_size):
+            raise ConfigError(f"--precision int8: {refusal}; take bf16")
         case "fp32" | "bf16" | "int8":
             return asked
     raise ConfigError(f"--precision {asked!r} is unknown; take auto, {', '.join(get_args(Precision))}")
+
+
+def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
+    """Return what of a run's shape `torch._int_mm` refuses on a card."""
+    matrices = [storage.shape[1:] for storage in storages(config.model, vocab_size).values() if storage.is_matrix]
+    odd = [f"{rows}×{columns}" for rows, columns in matrices if rows % _INT8_MULTIPLE or columns % _INT8_MULTIPLE]
+    if odd:
+        return f"a matrix of {odd[0]} is not made of multiples of {_INT8_MULTIPLE}"
+    # the probe may look at a single row
+    fewest = min(config.data.sequence_length, config.probe.random_prompts * config.probe.random_prompt_tokens)
+    return f"{fewest} tokens at once are fewer than {_INT8_TOKENS}" if fewest < _INT8_TOKENS else None
+
+
+def by_host(engine: Engine) -> Engine:
+    """Return what really runs where `engine` was chosen and the host has to start every kernel of a step."""
+    return "eager" if engine == "graph" else engine
 
 
 def make_pack(

@@ -40,6 +40,19 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return say
 
 
+@pytest.fixture
+def compilers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say which compilers are installed, and whether Triton is."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+
+    def say(*names: str, triton: bool = True) -> None:
+        monkeypatch.setattr(execution, "has_triton", lambda: triton)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in names else None)
+
+    return say
+
+
 @pytest.mark.parametrize(
     ("size", "device", "has_bf16", "engine", "precision"),
     [
@@ -52,9 +65,10 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     ],
 )
 def test_what_is_chosen(
-    bf16: Any, size: int, device: torch.device, has_bf16: bool, engine: str, precision: str
+    bf16: Any, compilers: Any, size: int, device: torch.device, has_bf16: bool, engine: str, precision: str
 ) -> None:
     bf16(has_bf16)
+    compilers("gcc", "g++")
     config = build_config("origin", size=size)
     vocab_size = 2048 if size == 64 else 50257
     assert choose(config, vocab_size, device) == Execution(engine=engine, precision=precision)  # type: ignore[arg-type]
@@ -78,12 +92,97 @@ def test_what_cannot_be_is_refused(
         choose(build_config("quick"), 2048, device, **asked)
 
 
-def test_what_is_asked_for_is_taken(bf16: Any) -> None:
+def test_what_is_asked_for_is_taken(bf16: Any, compilers: Any) -> None:
     bf16(True)
+    compilers("g++")
     chosen = choose(build_config("quick"), 2048, CPU, "compile", "bf16")
     assert chosen == Execution(engine="compile", precision="bf16")
     chosen = choose(build_config("quick"), 2048, CARD, "eager", "int8")
     assert chosen == Execution(engine="eager", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("names", "triton", "variables", "engine"),
+    [
+        (["gcc"], True, {}, "compile"),
+        (["clang"], True, {}, "compile"),
+        (["gcc"], False, {}, "graph"),
+        # Triton looks for these two only
+        (["cc", "g++"], True, {}, "graph"),
+        (["icx"], True, {"CC": "icx"}, "compile"),
+        (["gcc"], True, {"CC": "icx"}, "graph"),
+    ],
+)
+def test_a_card_compiles_only_with_triton_and_a_compiler(
+    compilers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    triton: bool,
+    variables: dict[str, str],
+    engine: str,
+) -> None:
+    compilers(*names, triton=triton)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = build_config("origin", size=1024)
+    assert choose(config, 50257, CARD, precision="fp32").engine == engine
+    if engine == "graph":
+        with pytest.raises(ConfigError, match=r"^--engine compile: cuda needs .+ for it; take --engine graph$"):
+            choose(config, 50257, CARD, "compile", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("names", "variables", "platform", "missing"),
+    [
+        (["g++"], {}, "linux", None),
+        (["clang++"], {}, "linux", "g++"),
+        (["clang++"], {}, "darwin", None),
+        (["icpx"], {"CXX": "icpx"}, "linux", None),
+        (["g++"], {"CXX": "icpx"}, "linux", "icpx"),
+    ],
+)
+def test_the_processor_compiles_with_a_cpp_compiler(
+    compilers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    variables: dict[str, str],
+    platform: str,
+    missing: str | None,
+) -> None:
+    compilers(*names, triton=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if missing is None:
+        assert choose(build_config("quick"), 2048, CPU, "compile", "fp32").engine == "compile"
+        return
+    with pytest.raises(ConfigError) as caught:
+        choose(build_config("quick"), 2048, CPU, "compile", "fp32")
+    assert str(caught.value) == (
+        f"--engine compile: cpu needs a C++ compiler, {missing} or another in CXX, for it; take --engine eager"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["model.hidden_size=72"], None),
+        (["model.hidden_size=72", "model.num_key_value_heads=1"], "a matrix of 108×72 is not made of multiples of 8"),
+        (["model.intermediate_ratio=1.05"], "a matrix of 134×64 is not made of multiples of 8"),
+        (["data.sequence_length=17"], None),
+        (["data.sequence_length=16"], "16 tokens at once are fewer than 17"),
+        (["probe.random_prompts=2"], "16 tokens at once are fewer than 17"),
+    ],
+)
+def test_int8_products_want_certain_shapes(bf16: Any, overrides: list[str], refusal: str | None) -> None:
+    bf16(True)
+    config = build_config("quick", overrides=overrides)
+    if refusal is None:
+        assert choose(config, 2048, CARD, precision="int8").precision == "int8"
+        return
+    with pytest.raises(ConfigError) as caught:
+        choose(config, 2048, CARD, precision="int8")
+    assert str(caught.value) == f"--precision int8: {refusal}; take bf16"
 
 
 def test_only_a_card_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
