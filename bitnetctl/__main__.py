@@ -1,6 +1,21 @@
-"""`python -m bitnetctl`."""
+"""The command `bitnetctl`, also as `python -m bitnetctl`."""
 
-from bitnetctl.cli import main
+import sys
+
+from bitnetctl.errors import ExitCode
+from bitnetctl.signals import StopRequest
+
+
+def main() -> None:
+    """Run the command line; a signal that comes while it is loaded stops it before it begins."""
+    try:
+        with StopRequest() as stop:
+            from bitnetctl import cli
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        sys.exit(ExitCode.INTERRUPTED)
+    cli.main(stop)
+
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._was_interrupted = False
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __call__(self) -> bool:
@@ -38,8 +39,10 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.signal_name == name == "SIGINT":
-            raise KeyboardInterrupt
+        if name == "SIGINT":
+            if self._was_interrupted:
+                raise KeyboardInterrupt
+            self._was_interrupted = True
         self.signal_name = name
 
 

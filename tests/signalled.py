@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from bitnetctl import checkpoint, cli, loop, sweep  # noqa: F401 - loads everything
+from bitnetctl import checkpoint, cli, loop, plugins, sweep  # noqa: F401 - loads everything
 from bitnetctl.data import store
 from bitnetctl.evaluate import Probe
 from bitnetctl.step import Pack
@@ -21,6 +21,7 @@ from bitnetctl.sweep import session
 
 # moment: owner of a function, its name, at which call; the function then begins with what happens
 MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "reading": (plugins, "normalize", 1),
     "encoding": (store, "_encode", 1),
     "building": (session, "make_pack", 1),
     "step": (Pack, "step", 5),

@@ -284,8 +284,7 @@ def test_an_interrupt_at_the_keyboard(tmp_path: Path, corpus: Path, monkeypatch:
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("bitnetctl.data.prepare", interrupt)
     done = call(*training(corpus, "--runs-dir", tmp_path / "runs"))
-    assert (done.code, done.out) == (ExitCode.INTERRUPTED, "")
-    assert done.err in ("", "error: interrupted\n")
+    assert done == Done(ExitCode.INTERRUPTED, "", "error: interrupted\n")
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -296,6 +295,28 @@ def test_a_reader_that_left_refutes_nothing() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (ExitCode.INTERNAL, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["config", "schema"], ["--help"]])
+def test_a_stdout_that_is_full_is_told(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "bitnetctl", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        ExitCode.USAGE,
+        "error: stdout: cannot write: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("code", [0, 2, None, "bye"])
+def test_no_exit_of_others_is_a_success(code: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*arguments: object) -> NoReturn:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("bitnetctl.plugins.load_all", leave)
+    done = call("interventions", "list")
+    assert done == Done(ExitCode.INTERNAL, "", f"error: internal error: SystemExit({code!r})\n")
 
 
 # Slurm

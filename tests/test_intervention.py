@@ -206,7 +206,7 @@ def test_states_go_back_to_their_owners() -> None:
 def test_a_state_that_json_cannot_hold_is_refused(value: Any) -> None:
     composition = compose(Count, Count)
     cast(Count, composition.interventions[1]).count = value
-    with pytest.raises(ConfigError, match="Count: state_dict returned .* not made of finite JSON values"):
+    with pytest.raises(ConfigError, match=r"Count: state_dict returned .* not made of finite JSON values"):
         composition.state_dict()
 
 
@@ -219,7 +219,7 @@ def test_no_seam_ends_the_process(seam: str, error: BaseException) -> None:
     composition = compose(cast(type[Intervention], type("Leaves", (Intervention,), {seam: leave})))
     arguments: dict[str, tuple[Any, ...]] = {"configure": (RunConfig(),), "training_loss": (None, None)}
     arguments |= {"transform_gradients": ({},), "state_dict": ()}
-    with pytest.raises(BitnetctlError, match="Leaves raised .*; no seam may end the process") as caught:
+    with pytest.raises(BitnetctlError, match=r"Leaves raised .*; no seam may end the process") as caught:
         getattr(composition, seam)(*arguments.get(seam, (0.5, 1, 10)))
     assert caught.value.exit_code == ExitCode.INTERNAL
 

@@ -90,7 +90,43 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, original)
 
 
+def test_what_comes_between_two_interrupts_changes_nothing() -> None:
+    with StopRequest() as stop:
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert stop.signal_name == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
 # real processes
+
+WHILE_LOADED = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "typer":
+            for number in sys.argv[-1].split("+"):
+                os.kill(os.getpid(), int(number))
+sys.meta_path.insert(0, Finder)
+from bitnetctl.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("names", [*([number] for number in STOPPING), [signal.SIGINT, signal.SIGTERM, signal.SIGINT]])
+def test_a_signal_while_the_program_is_loaded(names: list[signal.Signals]) -> None:
+    sent = "+".join(str(int(number)) for number in names)
+    done = subprocess.run(
+        [sys.executable, "-c", WHILE_LOADED, "train", "--name", sent], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+    if len(names) == 1:
+        said = f"stopped by {names[0].name} before anything began; the same command starts again\n"
+        assert (done.returncode, done.stderr) == (ExitCode.STOPPED, said)
+    else:
+        assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "error: interrupted\n")
+
 
 STEPS = 12
 MOMENTS = ["building", "step", "evaluation", "saving"]
@@ -212,7 +248,7 @@ def test_every_signal_at_every_moment_of_a_training(
 
 def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
     once = ["SIGTERM", "SIGTERM"], ["SIGUSR1", "SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"]
-    twice = [(at, ["SIGINT", "SIGINT"]) for at in MOMENTS]
+    twice = [(at, ["SIGINT", "SIGTERM", "SIGINT"]) for at in ("reading", *MOMENTS)]
     cases = [
         processes.case("train", "undisturbed"),
         *(processes.case("train", f"once-{i}", at="step", signals=names) for i, names in enumerate(once)),
@@ -227,10 +263,10 @@ def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[
     done = processes.run(cases)
     expected = csvs(done[0].runs_dir, figures)
     assert [case.code for case in done[1:5]] == [ExitCode.STOPPED] * 4
-    interrupted, again = done[5:9], done[9:13]
-    assert [case.code for case in interrupted] == [ExitCode.INTERRUPTED] * 4
-    assert [case.out for case in interrupted] == [""] * 4
-    for case in [*again, *done[13:]]:
+    interrupted, again = done[5 : 5 + len(twice)], done[5 + len(twice) : 5 + 2 * len(twice)]
+    assert [(case.code, case.out) for case in interrupted] == [(ExitCode.INTERRUPTED, "")] * len(twice)
+    assert all(case.err.endswith("error: interrupted\n") for case in interrupted)
+    for case in [*again, *done[-2:]]:
         assert case.code == ExitCode.SUPPORTED
         assert csvs(case.runs_dir, figures) == expected
     for case in again:
@@ -262,6 +298,14 @@ def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Ca
     assert [run["status"] for run in json.loads(done[1].out)["runs"]] == ["finished", "missing"]
 
 
+def test_a_stop_while_the_config_is_read(processes: Processes) -> None:
+    done = processes.run([processes.case("train", name, at="reading", signals=[name]) for name in NAMES])
+    for name, case in zip(NAMES, done, strict=True):
+        assert case.code == ExitCode.STOPPED
+        assert case.err.startswith(f"stopped by {name} while preparing: ")
+        assert not case.runs_dir.exists()
+
+
 def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> None:
     met = [("train", name) for name in NAMES] + [("sweep", "SIGTERM"), ("verify", "SIGUSR1")]
     cold = {"XDG_CACHE_HOME": str(tmp_path / "cold")}
@@ -273,7 +317,7 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
     for case, meets in zip(done, cases, strict=False):
         (name,) = meets["signals"]
         assert case.code == ExitCode.STOPPED
-        assert f"stopped by {name} before the first step: encoding text; the same command starts again\n" in case.err
+        assert f"stopped by {name} while preparing: encoding text; the same command goes on" in case.err
         assert not list(case.runs_dir.glob("*.csv"))
     assert done[-1].code == ExitCode.SUPPORTED
     assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
@@ -373,6 +417,6 @@ def test_a_tokenizer_in_training_is_given_up_at_once(tmp_path: Path, slow_text: 
             process.kill()
         assert process.stderr is not None
         said = process.stderr.read().splitlines()
-    assert said[-1] == f"stopped by {name} before the first step: training tokenizer; the same command starts again"
+    assert said[-1].startswith(f"stopped by {name} while preparing: training tokenizer; the same command goes on")
     assert not list(tokens.iterdir())
     assert not (tmp_path / "runs").exists()

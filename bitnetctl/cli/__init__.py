@@ -1,5 +1,6 @@
 """Parse, call, exit code. Torch and all that needs it are imported by the commands that train, not before."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -10,7 +11,7 @@ from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
 from bitnetctl.cli.options import discard, stderr
 from bitnetctl.errors import BitnetctlError, ExitCode
-from bitnetctl.signals import ignore_stops
+from bitnetctl.signals import StopRequest, ignore_stops
 
 app = typer.Typer(
     name="bitnetctl",
@@ -29,8 +30,11 @@ app.add_typer(config.app, name="config")
 _GROUPS = ("config", "interventions")
 
 
-def main() -> None:
-    """Run the command line and exit with the code of its outcome."""
+def main(stop: StopRequest | None = None) -> None:
+    """Run the command line and exit with the code of its outcome; with a `stop` from before it began, do nothing."""
+    if stop is not None and stop():
+        stderr().print(f"stopped by {stop.signal_name} before anything began; the same command starts again")
+        sys.exit(ExitCode.STOPPED)
     code = run(sys.argv[1:])
     if code == ExitCode.STOPPED:
         # a scheduler may repeat itself, and Python takes a moment to leave
@@ -49,8 +53,10 @@ def run(arguments: list[str]) -> int:
     # share a processor then train up to twenty times slower than they need to
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        return int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
-    except typer.Abort:
+        code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
+        # typer makes this of a KeyboardInterrupt
+        return _fail("interrupted", code) if code == ExitCode.INTERRUPTED else code
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", ExitCode.INTERRUPTED)
     except typer.TyperException as error:
         if not arguments or arguments[-1] in _GROUPS:
@@ -60,13 +66,17 @@ def run(arguments: list[str]) -> int:
     except BitnetctlError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as error:
-        # typer ends a broken pipe this way, with a code that would mean refuted
-        return ExitCode.INTERNAL if error.code == 1 else int(error.code or 0)
+        # typer ends a broken pipe this way; nothing else may end the process, least of all as a success
+        return ExitCode.INTERNAL if error.code == 1 else _fail(f"internal error: {error!r}", ExitCode.INTERNAL)
     except BrokenPipeError:
         # the reader of stdout has left; nothing more may be written there, not even when Python exits
         discard(sys.stdout)
         return ExitCode.INTERNAL
     except Exception as error:
+        # files that cannot be written have their own error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            discard(sys.stdout)
+            return _fail(f"stdout: cannot write: {error.strerror}", ExitCode.USAGE)
         if os.environ.get("BITNETCTL_TRACEBACK"):
             raise
         hint = "BITNETCTL_TRACEBACK=1 shows where; please report it"

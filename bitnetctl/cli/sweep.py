@@ -73,17 +73,18 @@ def sweep(
     as_json: JsonOption = False,
 ) -> int:
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
-    if configs_file is not None:
-        configs = _read_configs(configs_file)
-    else:
-        configs = _plan_configs(
-            plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
-        )
-    pack_size = parse_pack(pack)
-    if dry_run:
-        return show_plan(configs, runs_dir, device, pack_size, as_json)
-    job = slurm_job() if requeue else None
+    # before what takes long to import
     with StopRequest() as stop:
+        if configs_file is not None:
+            configs = _read_configs(configs_file)
+        else:
+            configs = _plan_configs(
+                plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
+            )
+        pack_size = parse_pack(pack)
+        if dry_run:
+            return show_plan(configs, runs_dir, device, pack_size, as_json)
+        job = slurm_job() if requeue else None
         if train_missing(
             configs,
             stop,

@@ -64,34 +64,34 @@ def train(
     as_json: JsonOption = False,
 ) -> int:
     """Train one model on text; the same command again finds the finished run or goes on where it stopped."""
-    from bitnetctl import plugins
-    from bitnetctl.config import build_config, parse_arm
-    from bitnetctl.records import RunPaths
-    from bitnetctl.runs import ended, refuse_case_twins
+    # before what takes long to import
+    with StopRequest() as stop:
+        from bitnetctl import plugins
+        from bitnetctl.config import build_config, parse_arm
+        from bitnetctl.records import RunPaths
+        from bitnetctl.runs import ended, refuse_case_twins
 
-    config = plugins.normalize(
-        build_config(
-            recipe,
-            size=size,
-            steps=steps,
-            seed=seed,
-            eval_every_steps=eval_every,
-            overrides=overrides or (),
-            interventions=parse_arm(arm) or None,
+        config = plugins.normalize(
+            build_config(
+                recipe,
+                size=size,
+                steps=steps,
+                seed=seed,
+                eval_every_steps=eval_every,
+                overrides=overrides or (),
+                interventions=parse_arm(arm) or None,
+            )
         )
-    )
-    name = name or config.run_name
-    paths = RunPaths(runs_dir, name)
-    if dry_run:
-        return _dry_run(config, name, device, as_json)
+        name = name or config.run_name
+        paths = RunPaths(runs_dir, name)
+        if dry_run:
+            return _dry_run(config, name, device, as_json)
 
-    when_diverged = parse_on_divergence(on_divergence)
-    job = slurm_job() if requeue else None
-    refuse_case_twins([name], runs_dir)
-    manifest = ended(config, runs_dir, name)
-    if manifest is None:
-        # before what takes seconds to import
-        with StopRequest() as stop:
+        when_diverged = parse_on_divergence(on_divergence)
+        job = slurm_job() if requeue else None
+        refuse_case_twins([name], runs_dir)
+        manifest = ended(config, runs_dir, name)
+        if manifest is None:
             from bitnetctl import sweep
             from bitnetctl.console import make_reporter
 
@@ -113,10 +113,12 @@ def train(
                 if job is not None:
                     requeue_job(job)
                 return ExitCode.STOPPED
-        manifest = ended(config, runs_dir, name)
-        assert manifest is not None
-    else:
-        stderr().print(f"{name}: already {manifest.status}, nothing to train", highlight=False)
+            manifest = ended(config, runs_dir, name)
+            assert manifest is not None
+        else:
+            hint = f"; remove {paths.folder} and {paths.csv} to train it anew" if when_diverged == "rollback" else ""
+            said = f"{name}: already {manifest.status}, nothing to train{hint if manifest.status == 'diverged' else ''}"
+            stderr().print(said, markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json({"run": name, "status": manifest.status, "csv": str(paths.csv), "final": final_row(paths.csv)})
     else:
@@ -146,7 +148,7 @@ def stopping(progress: "Progress", stop: StopRequest) -> "Progress":
     def report(what: str, done: int, total: int | None) -> None:
         if stop():
             raise StoppedBySignal(
-                f"stopped by {stop.signal_name} before the first step: {what}; the same command starts again"
+                f"stopped by {stop.signal_name} while preparing: {what}; the same command goes on from what is saved"
             )
         progress(what, done, total)
 
