@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from bitnetctl.files import storage_errors, sync_folder
 
 SCHEMA_VERSION = 1
 KEPT = 2
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile(r"step-([0-9]{8,})")
 _TENSOR_FILES = ("model", "optimizer", "codes")
 _RECORDS = "records.csv"
 _FILES = {_RECORDS, *(f"{name}.safetensors" for name in _TENSOR_FILES)}
@@ -60,17 +61,17 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     with storage_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".aside-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         aside = _name_aside(folder)
         aside.mkdir()
         try:
             state = _write_files(aside, checkpoint)
             if _says(target, state):
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
             else:
                 _put_in_place(aside, target)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             raise
         sync_folder(folder)
     for step in steps(folder)[:-KEPT]:
@@ -111,6 +112,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 def verify(path: Path) -> dict[str, Any]:
     """Return `state.json` of a checkpoint whose files match their checksums; raises CheckpointError."""
+    _require_plain(path, "state.json")
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         version, sums, own_sum = state["schema_version"], state["sha256"], state.pop("state_sha256")
@@ -123,7 +125,11 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: state.json is damaged (checksum differs)")
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"checkpoint {path}: written by a newer bitnetctl (schema {version}); update it")
+    named = _STEP.fullmatch(path.name)
+    if named and int(named[1]) != state.get("step"):
+        raise CheckpointError(f"checkpoint {path}: is of step {state.get('step')}; give it back its name")
     for name, expected in sums.items():
+        _require_plain(path, name)
         try:
             with (path / name).open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -134,21 +140,22 @@ def verify(path: Path) -> dict[str, Any]:
     return state
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint to go on from.
+def load(path: Path, csv: Path | None = None) -> Checkpoint:
+    """Read a checkpoint to go on from in `csv`; unset: that of the run it lies in.
 
-    Raises CheckpointError if it is missing, damaged or too new, or if its run's CSV is there without its rows.
+    Raises CheckpointError if it is missing, damaged or too new, or if the CSV is there without its rows.
     """
     state = verify(path)
     if not _has_shape(state):
         raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged")
     try:
         records = (path / _RECORDS).read_bytes() if _RECORDS in state["sha256"] else b""
-        _check_records(path, records)
+        _check_records(path, records, csv or _csv_beside(path))
         tensors = {
             name: load_file(path / f"{name}.safetensors") if f"{name}.safetensors" in state["sha256"] else {}
             for name in _TENSOR_FILES
         }
+        _check_finite(path, tensors)
         return Checkpoint(
             step=state["step"],
             config_hash=state["config_hash"],
@@ -161,9 +168,27 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
 
 
-def _check_records(path: Path, records: bytes) -> None:
+def _require_plain(path: Path, name: str) -> None:
+    """Refuse what may lead elsewhere or never end: a link, a pipe, a device."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG((path / name).lstat().st_mode):
+            raise CheckpointError(f"checkpoint {path}: {name} is no plain file")
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    # none that is not finite is ever saved
+    for kind, by_name in tensors.items():
+        for name, tensor in by_name.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"checkpoint {path}: {name} in {kind}.safetensors is not finite")
+
+
+def _csv_beside(path: Path) -> Path:
     run = path.absolute().parents[1]
-    csv = run.with_name(f"{run.name}.csv")
+    return run.with_name(f"{run.name}.csv")
+
+
+def _check_records(path: Path, records: bytes, csv: Path) -> None:
     if not csv.exists():
         return
     with csv.open("rb") as file:
@@ -199,14 +224,23 @@ def _put_in_place(aside: Path, target: Path) -> None:
                 old.rename(target)
         raise
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 def _drop(path: Path) -> None:
     # out of sight at once: half a checkpoint would look like a damaged one
     aside = _name_aside(path.parent)
     path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all in it, or a link or file in its place; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _drop_if_possible(path: Path) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import math
+import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -159,6 +161,12 @@ def test_the_rows_must_be_those_that_were_saved(folder: Path) -> None:
         csv.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"step-00000003: the rows of .*run\.csv are not those"):
             checkpoint.load(path)
+        # where it lies does not matter to the run that goes on from it
+        assert checkpoint.load(path, folder / "other.csv").records == b"Step\n1\n"
+    csv.rename(folder / "other.csv")
+    assert checkpoint.load(path).records == b"Step\n1\n"
+    with pytest.raises(CheckpointError, match=r"step-00000003: the rows of .*other\.csv are not those"):
+        checkpoint.load(path, folder / "other.csv")
 
 
 def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
@@ -173,6 +181,55 @@ def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
     assert not list(folder.glob(".aside-*"))
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_leftover_that_is_no_folder_is_swept(kind: str, folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").touch()
+    folder.mkdir(parents=True)
+    leftover = folder / ".aside-0123abcd"
+    leftover.touch() if kind == "file" else leftover.symlink_to(outside)
+    checkpoint.save(folder, state(4))
+    assert [entry.name for entry in folder.iterdir()] == ["step-00000004"]
+    assert (outside / "keep").exists()
+
+
+def test_a_link_in_place_of_a_checkpoint_is_dropped_and_its_target_spared(folder: Path, tmp_path: Path) -> None:
+    outside = checkpoint.save(tmp_path / "outside", state(3))
+    folder.mkdir(parents=True)
+    for step in (2, 3, 9):
+        checkpoint.path_of(folder, step).symlink_to(outside)
+    checkpoint.drop_after(folder, 8)
+    checkpoint.keep_only(folder, 3)
+    checkpoint.save(folder, state(3, config_hash="e" * 64))
+    assert [entry.name for entry in folder.iterdir()] == ["step-00000003"]
+    assert checkpoint.load(checkpoint.path_of(folder, 3)).config_hash == "e" * 64
+    assert_same(checkpoint.load(outside), state(3))
+
+
+def test_digits_of_other_scripts_are_no_steps(folder: Path) -> None:
+    checkpoint.save(folder, state(3))
+    (folder / "step-\N{ARABIC-INDIC DIGIT ONE}0000000").mkdir()
+    assert checkpoint.steps(folder) == [3]
+
+
+def test_a_checkpoint_by_the_name_of_another_step_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = checkpoint.save(folder, state(3))
+    assert "is of step 3; give it back its name" in refused(path.rename(checkpoint.path_of(folder, 5)))
+    # a name that tells no step tells no other one
+    copy = checkpoint.path_of(folder, 5).rename(tmp_path / "copy")
+    assert checkpoint.load(copy).step == 3
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_a_figure_that_is_not_finite_makes_it_unusable(folder: Path, name: str) -> None:
+    good = getattr(state(3), name)
+    last = list(good)[-1]
+    path = checkpoint.save(folder, state(3, **{name: {**good, last: torch.full_like(good[last], math.inf)}}))
+    with pytest.raises(CheckpointError, match=f"{last} in {name}.safetensors is not finite"):
+        checkpoint.load(path)
+
+
 FILES = ["model.safetensors", "optimizer.safetensors", "codes.safetensors", "records.csv", "state.json"]
 
 
@@ -181,6 +238,19 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     path = checkpoint.save(folder, state(3))
     (path / name).unlink()
     assert name in refused(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pipes with a name")
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_or_a_pipe_is_no_file(folder: Path, name: str, tmp_path: Path) -> None:
+    path = checkpoint.save(folder, state(3))
+    outside = (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(outside)
+    assert f"{name} is no plain file" in refused(path)
+    (path / name).unlink()
+    # reading one without a writer would never end
+    os.mkfifo(path / name)
+    assert f"{name} is no plain file" in refused(path)
 
 
 @pytest.mark.parametrize("name", FILES)
