@@ -18,7 +18,7 @@ from rich.text import Text
 from bitnetctl.analysis import collapse, known
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import BitnetctlError
-from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Started, Stopped
+from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, SetBack, Started, Stopped
 from bitnetctl.records import Row, read_manifest
 
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -119,6 +119,8 @@ class PlainReporter:
         match event:
             case Started():
                 self._pack = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
+                for view in self._pack:
+                    view.state = "training"
                 for text in started_lines(event):
                     self.notice(text)
             case Evaluated():
@@ -127,6 +129,8 @@ class PlainReporter:
                 self.notice(f"{view.name}  {row_line(event.row, view.config.steps)}")
                 if warning:
                     self.notice(f"warning: {warning}")
+            case SetBack():
+                self._pack[event.run].state = "waiting"
             case Diverged() | Failed() | Stopped() | Finished():
                 for text in ended_lines(event, self._pack):
                     self.notice(text)
@@ -192,6 +196,9 @@ class LiveReporter:
                 warning = view.update(event.row)
                 if warning:
                     self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
+            case SetBack():
+                view = self._pack[event.run]
+                view.state, view.step = "waiting", event.step
             case Diverged() | Failed() | Stopped() | Finished():
                 for text in ended_lines(event, self._pack):
                     self.notice(text)
@@ -322,7 +329,7 @@ def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[_RunVi
         case Failed():
             return [f"{event.name}: failed: {event.message}"]
         case Stopped() | Finished():
-            ended = [view for view in pack if view.state != "diverged"]
+            ended = [view for view in pack if view.state == "training"]
             for view in ended:
                 view.state, view.step = "stopped" if isinstance(event, Stopped) else "finished", event.step
             if isinstance(event, Stopped):

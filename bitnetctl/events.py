@@ -51,6 +51,14 @@ class Diverged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetBack:
+    """A run that diverged is to be taken up again after `step`; its pack goes on without it."""
+
+    run: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A run raised an error while training; it is recorded and the others go on, even if its pack never began."""
 
@@ -72,4 +80,4 @@ class Finished:
     step: int
 
 
-Event = Started | Progress | Evaluated | Saved | Diverged | Failed | Stopped | Finished
+Event = Started | Progress | Evaluated | Saved | Diverged | SetBack | Failed | Stopped | Finished

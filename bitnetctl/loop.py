@@ -16,7 +16,7 @@ from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.evaluate import Probe, ternary_health
-from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
+from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, SetBack, Started, Stopped
 from bitnetctl.machine import memory_in_use
 from bitnetctl.outputs import RunOutput
 from bitnetctl.records import Row
@@ -136,7 +136,7 @@ def _report_diverged(session: Session, step: int, reported: set[int]) -> Iterato
             reported.add(run)
             tensor = session.pack.first_bad_tensor(run)
             if session.on_divergence == "rollback" and len(session.outputs[run].rollbacks) < MOST_ROLLBACKS:
-                _roll_back(session, run, member.diverged_at, tensor)
+                yield _roll_back(session, run, member.diverged_at, tensor)
                 continue
             row = {**_figures(session.pack, run, step), "UniquePredictions": math.nan}
             session.outputs[run].append(row)
@@ -146,14 +146,15 @@ def _report_diverged(session: Session, step: int, reported: set[int]) -> Iterato
             yield Diverged(run=run, step=member.diverged_at)
 
 
-def _roll_back(session: Session, run: int, diverged_at: int, tensor: str) -> None:
+def _roll_back(session: Session, run: int, diverged_at: int, tensor: str) -> SetBack:
     """Leave a run that diverged to be taken up again from its last checkpoint; the pack goes on without it."""
     output = session.outputs[run]
-    resumed_from = output.roll_back(diverged_at, tensor)
+    resumed_from = output.roll_back(diverged_at, tensor, session.start_step)
     session.notice(
         f"{output.paths.name}: {tensor} not finite at step {diverged_at:,}; it goes on from step {resumed_from:,} "
         f"with half the learning rate ({len(output.rollbacks)} of {MOST_ROLLBACKS} times)"
     )
+    return SetBack(run=run, step=resumed_from)
 
 
 def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpoint:

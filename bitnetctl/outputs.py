@@ -127,9 +127,12 @@ class RunOutput:
         assert self._manifest is not None
         return self._manifest.rollbacks
 
-    def roll_back(self, diverged_at: int, tensor: str) -> int:
-        """Record that the run is to go on from its newest checkpoint with half the learning rate; return its step."""
-        resumed_from = max(checkpoint.steps(self.paths.checkpoints), default=0)
+    def roll_back(self, diverged_at: int, tensor: str, start_step: int) -> int:
+        """Record that the run is to go on with half the learning rate from its newest checkpoint; return its step.
+
+        That is the one of `start_step`, wherever it lies, until there is a newer one.
+        """
+        resumed_from = max([start_step, *checkpoint.steps(self.paths.checkpoints)])
         rollback = Rollback(diverged_at=diverged_at, resumed_from=resumed_from, tensor=tensor)
         assert self._manifest is not None
         self._manifest = self._manifest.model_copy(update={"rollbacks": [*self._manifest.rollbacks, rollback]})

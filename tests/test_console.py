@@ -13,7 +13,7 @@ from bitnetctl import console as module
 from bitnetctl.analysis import collapse, known
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.console import LiveReporter, PlainReporter, Reporter, facts_table, make_reporter, row_line, sparkline
-from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Saved, Started, Stopped
+from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Saved, SetBack, Started, Stopped
 from bitnetctl.records import Row
 
 STEPS = 20_000
@@ -324,6 +324,19 @@ def test_the_live_view_of_a_sweep_fits() -> None:
         ["19,999", "nan", "nan", "█" * 8, "diverged"],
         ["0", "–", "–", "waiting"],
     ]
+
+
+def test_a_run_that_was_set_back_waits_for_its_turn() -> None:
+    screen = Screen(terminal=True)
+    drive(LiveReporter(screen.console, SWEEP), [*sweep_events(), SetBack(run=1, step=5000), Finished(step=STEPS)])
+    assert sum("finished, held-out loss" in line for line in screen.lines) == 1
+    states = {line.split()[1]: (line.split()[3], line.split()[-1]) for line in screen.lines[-4:]}
+    assert states == {
+        "s0": ("19,999", "diverged"),
+        "s1": ("5,000", "waiting"),
+        "s2": ("20,000", "finished"),
+        "s3": ("0", "waiting"),
+    }
 
 
 def test_a_long_arm_is_cut_before_its_figures() -> None:

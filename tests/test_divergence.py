@@ -1,18 +1,22 @@
 """Figures that are not finite: found wherever they are, never saved, never applied; set back if asked to."""
 
 import csv
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from calling import call
+from rich.console import Console
 
 from bitnetctl import checkpoint
 from bitnetctl.analysis import load_run
 from bitnetctl.config import RunConfig
+from bitnetctl.console import PlainReporter
 from bitnetctl.errors import ExitCode
 from bitnetctl.events import Diverged, Event, Saved
 from bitnetctl.loop import MOST_ROLLBACKS, Session
@@ -105,19 +109,33 @@ def options(said: list[str] | None = None, **named: Any) -> Options:
     return Options(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", notice=notice, **named)
 
 
+def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
+    """Spoil a weight of a run after a step, the first time that it is trained."""
+    step, spoiled = Pack.step, list[int]()
+
+    def spoiling(pack: Any, number: int) -> None:
+        step(pack, number)
+        if number == at and not spoiled:
+            spoiled.append(number)
+            pack.model.packed["head"][run, 0, 0] = math.nan
+
+    monkeypatch.setattr(Pack, "step", spoiling)
+
+
+def told(events: Iterable[Event]) -> list[str]:
+    """Return the lines that a person reads."""
+    file = io.StringIO()
+    with PlainReporter(Console(file=file)) as reporter:
+        for event in events:
+            reporter.event(event)
+    return file.getvalue().splitlines()
+
+
 def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config, said = tiny_config(), list[str]()
-    spoiled: list[int] = []
-    step = Pack.step
-
-    def spoil_once(pack: Any, at: int) -> None:
-        step(pack, at)
-        if at == 7 and not spoiled:
-            spoiled.append(at)
-            pack.model.packed["head"][0, 0, 0] = math.nan
-
-    monkeypatch.setattr(Pack, "step", spoil_once)
-    list(train_runs([config], options(said), names=["a"]))
+    spoil_once(monkeypatch, 7)
+    lines = told(train_runs([config], options(said), names=["a"]))
+    assert [line for line in lines if "finished" in line] == lines[-1:]
     found = manifest("a")
     assert found.status == "finished"
     (rollback,) = found.rollbacks
@@ -132,6 +150,30 @@ def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, m
             assert ours["HeldOutLoss"] == theirs["HeldOutLoss"]
     # its config diverges, so it is no evidence for it
     assert load_run(RUNS / "a.csv").diverged_at == 8
+
+
+def test_a_pack_does_not_finish_a_run_that_it_set_back(
+    tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [tiny_config(seed=seed) for seed in range(3)]
+    names = [config.run_name for config in configs]
+    spoil_once(monkeypatch, 7, run=1)
+    lines = told(sweep_runs(configs, options(), pack=3))
+    assert [line.partition(":")[0] for line in lines if "finished" in line] == [names[0], names[2], names[1]]
+    assert [manifest(name).status for name in names] == ["finished"] * 3
+
+
+def test_a_run_from_a_named_checkpoint_goes_back_to_it(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_config(), names=["a"], stop_after=6, checkpoint_every=3)
+    # of its own it has an older one
+    named = checkpoint.path_of(RUNS / "a" / "checkpoints", 6).rename("named")
+    spoil_once(monkeypatch, 7)
+    chosen = replace(options(), resume=named, checkpoint_every=100)
+    list(train_runs([tiny_config()], chosen, names=["a"]))
+    found = manifest("a")
+    assert (found.status, [rollback.resumed_from for rollback in found.rollbacks]) == ("finished", [6])
 
 
 def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
@@ -170,6 +212,9 @@ def test_the_command_line_rolls_back(tiny_text: Path) -> None:
     assert done.code == ExitCode.REFUTED
     assert done.err.count("half the learning rate") == MOST_ROLLBACKS
     assert manifest("a").status == "diverged"
+    again = call(*arguments, "--on-divergence", "rollback")
+    assert again.code == ExitCode.REFUTED
+    assert again.err == "a: already diverged, nothing to train; remove runs/a and runs/a.csv to train it anew\n"
     refused = call(*arguments, "--on-divergence", "ignore")
     assert refused.code == ExitCode.USAGE
     assert "take stop or rollback" in refused.err

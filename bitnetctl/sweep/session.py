@@ -180,11 +180,13 @@ def train_runs(
                 for event in loop.train(session):
                     yield event
                 was_set_back = len(session.outputs[0].rollbacks) > rollbacks
+                # a checkpoint that was named stays the newest until the run has saved one of its own
+                if max(checkpoint.steps(session.outputs[0].paths.checkpoints), default=0) >= session.start_step:
+                    resume = replace(options, resume="auto")
             if isinstance(event, Stopped):
                 return
             if not was_set_back:
                 break
-            resume = replace(options, resume="auto")
 
 
 def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:
