@@ -3,6 +3,9 @@
 import errno
 from enum import IntEnum
 
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers."""
+
 
 class ExitCode(IntEnum):
     """What the process tells its caller; the numbers are a contract with scripts and schedulers."""
@@ -58,9 +61,11 @@ class StorageError(BitnetctlError):
             errno.EACCES,
             errno.EPERM,
             errno.ENOTDIR,
+            errno.EISDIR,
             errno.EEXIST,
             errno.ELOOP,
             errno.ESTALE,
+            *NO_LOCKS,
         ):
             self.exit_code = ExitCode.USAGE
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitnetctl.errors import ConfigError, StorageError
+from bitnetctl.errors import NO_LOCKS, ConfigError, StorageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -35,7 +35,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: cannot write: {error.strerror or error}", error.errno) from error
+        hint = "; no locks (flock) here, take a folder on another disk" if error.errno in NO_LOCKS else ""
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}{hint}", error.errno) from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -32,7 +32,8 @@ class RunOutput:
     def __init__(self, paths: RunPaths, config: RunConfig) -> None:
         self.paths = paths
         self.config = config
-        self._lock = FileLock(paths.lock, thread_local=False)
+        # a marker in place of a lock would outlive a killed owner
+        self._lock = FileLock(paths.lock, thread_local=False, fallback_to_soft=False)
         self._writer: RecordWriter | None = None
         self._manifest: Manifest | None = None
         self._started = time.monotonic()

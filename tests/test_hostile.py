@@ -6,13 +6,16 @@ Bundles, names in `safe_name` and HTML have more of the same in their own tests.
 
 import ast
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -277,6 +280,28 @@ def test_the_lock_of_a_sweep_is_no_link(outside: Path, tmp_path: Path, tiny_conf
     assert done.code == ExitCode.USAGE
     assert "cannot write" in done.err.splitlines()[-1]
     assert everything(outside) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_disk_without_locks_is_refused(
+    command: str, number: int, tmp_path: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    done = call(command, *settings(tiny_config()), "--runs-dir", tmp_path / "runs")
+    assert done.code == ExitCode.USAGE
+    assert done.err.count("no locks (flock) here, take a folder on another disk\n") == done.err.count("error") == 1
+    assert not list((tmp_path / "runs").rglob("run.json"))
+
+
+def test_a_folder_in_place_of_a_lock_is_told(tmp_path: Path, tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    (tmp_path / "runs" / config.run_name / "run.lock").mkdir(parents=True)
+    assert "Is a directory" in refused(call("train", *settings(config), "--runs-dir", tmp_path / "runs"))
 
 
 def test_runs_behind_links_can_be_read(tmp_path: Path) -> None:

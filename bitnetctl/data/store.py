@@ -223,7 +223,7 @@ def _sole_builder(folder: Path, progress: Progress) -> Iterator[None]:
     locks = folder.parent.parent / "locks"
     with storage_errors(folder):
         locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.name}.lock", thread_local=False)
+    lock = FileLock(locks / f"{folder.name}.lock", thread_local=False, fallback_to_soft=False)
     with contextlib.suppress(OSError):
         while not lock.is_locked:
             with contextlib.suppress(Timeout):

@@ -27,7 +27,7 @@ class Ledger:
         self._shape_of = shape_of
         # by identity: hashing every config again for every claim would make a sweep's cost quadratic
         self._ended: dict[int, RunConfig] = {}
-        self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False)
+        self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False, fallback_to_soft=False)
 
     def unfinished(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return the runs that have not ended, whoever holds them."""
