@@ -86,6 +86,16 @@ def contenders(jobs: Mapping[str, Job]) -> Iterator[list[Contender]]:
         yield [_start(name, job, stack) for name, job in jobs.items()]
 
 
+def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[Contender]:
+    """Let every contender start, take all its turns and end before the next: a card cannot hold them all together."""
+    ended: list[Contender] = []
+    for name, job in jobs.items():
+        with contenders({name: job}) as alone:
+            alternate(alone, rounds=rounds, steps=steps)
+        ended += alone
+    return ended
+
+
 def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
     environment = cli_environment() if job.as_command_line else dict(os.environ)
     if job.kind == "transformers" and job.device == "cpu":

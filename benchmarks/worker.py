@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.floor import Floor
 from benchmarks.reference import BitLinear, StockLoop, plain_model
+from bitnetctl.capture import CapturedPack
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.data import TokenData
 from bitnetctl.errors import ConfigError
@@ -30,6 +31,7 @@ from bitnetctl.products import Precision
 
 Train = Callable[[int], Any]
 _answers = sys.stdout
+_TORCHAO = "torchao 0.18.0"
 Kind = Literal["ours", "reference", "transformers", "tuned", "torchao", "floor"]
 
 
@@ -74,6 +76,8 @@ def main() -> None:
     arguments = json.loads(sys.argv[1])
     job = Job(**{**arguments, "overrides": tuple(arguments["overrides"])})
     device = torch.device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     try:
         take = _floor(job, device) if job.kind == "floor" else _turns(job, device)
@@ -93,7 +97,7 @@ def main() -> None:
 
 
 def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
-    train, done = _KINDS[job.kind](job, device), 0
+    train, done = build(job, device), 0
     last = job.config.steps
 
     def take(steps: int) -> dict[str, Any]:
@@ -115,6 +119,11 @@ def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
         }
 
     return take
+
+
+def build(job: Job, device: torch.device) -> Train:
+    """Return what trains a step; raises MissingError where this machine lacks something for it."""
+    return _KINDS[job.kind](job, device)
 
 
 def zipf_tokens(vocab_size: int, config: RunConfig, count: int = 200_000) -> TokenData:
@@ -144,6 +153,8 @@ def _ours(job: Job, device: torch.device) -> Train:
     tokens = zipf_tokens(job.vocab_size, configs[0])
     pack = make_pack(configs, [Composition() for _ in configs], tokens, device, execution)
     torch.set_num_threads(choose_threads(pack, torch.get_num_threads()))
+    if isinstance(pack, CapturedPack) and pack.recorder is not None:
+        pack.recorder.on_error = _refuse
 
     def train(step: int) -> torch.Tensor:
         pack.step(step)
@@ -151,6 +162,11 @@ def _ours(job: Job, device: torch.device) -> Train:
         return pack.loss_R[0].clone()
 
     return train
+
+
+def _refuse(error: str) -> None:
+    """End a contender whose steps are not recorded after all: its figures would be those of another engine."""
+    raise RuntimeError(f"not recorded as a CUDA graph: {error}")
 
 
 def _reference(job: Job, device: torch.device) -> Train:
@@ -195,11 +211,11 @@ def _torchao(job: Job, device: torch.device) -> Train:
         quantize = importlib.import_module("torchao").quantize_
         bitnet_training = importlib.import_module("torchao.prototype.quantized_training").bitnet_training
     except (ImportError, AttributeError) as error:
-        raise MissingError(f"torchao with prototype.quantized_training is not installed ({error})") from error
+        raise MissingError(f"torchao is not installed, or too new ({error}); {_TORCHAO} has it") from error
     model = plain_model(job.config, job.vocab_size, device, torch.nn.Linear)
     # before the weights are wrapped
     model.to(torch.bfloat16)
-    quantize(model.blocks, bitnet_training(), set_inductor_config=False)
+    quantize(model.blocks, bitnet_training())
     return _tuned_loop(job, model, device)
 
 
