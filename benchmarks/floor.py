@@ -83,7 +83,7 @@ class Floor:
         return self._runs * one
 
     def measure(self) -> dict[str, Any]:
-        """Return seconds of a step in each precision, and the rates that they rest on."""
+        """Return seconds of a step in each precision, of Adam's traffic alone, and the rates that they rest on."""
         adam_bytes = ADAM_BYTES * self._parameters * self._runs
         logits_bytes = LOGITS_BYTES * self._tokens * self._vocab_size * self._runs
         adam_rate = self._traffic_rate(16 * self._parameters * self._runs)
@@ -108,7 +108,7 @@ class Floor:
             for product, spent in taken.items():
                 label = f"GFLOP/s, {precision}, {product.name} {self._tokens} x {product.width} x {product.height}"
                 rates[label] = self._runs * product.flops(self._tokens) / spent / 1e9
-        return {**seconds, "traffic": traffic, "rates": rates}
+        return {**seconds, "adam": adam_bytes / adam_rate, "rates": rates}
 
     def _seconds(self, product: Product, precision: Precision) -> float:
         """Return the time of a product there and back over all layers, with the faster of the libraries."""

@@ -4,10 +4,13 @@
 
 Every contender trains in a process of its own and they take turns; a step's time is the median over the turns. The
 loss difference is the largest over the first ten steps against the reference, which begins with the same weights and
-sees the same batches; that of `transformers` has other norms and scales, so its losses are not compared.
+sees the same batches; that of `transformers` has other norms and scales, so its losses are not compared. What is
+compiled or recorded is so in the turn before the first that counts.
 """
 
 from typing import Any
+
+import torch
 
 from benchmarks import harness
 from benchmarks.floor import median_rates
@@ -27,20 +30,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="steps a turn")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 9)
-    steps = arguments.steps or (2 if arguments.quick else 20 if arguments.recipe == "origin" else 100)
+    is_slow = arguments.recipe == "origin" and arguments.device.type == "cpu"
+    steps = arguments.steps or (5 if arguments.quick else 20 if is_slow else 100)
 
-    common: dict[str, Any] = {
-        "recipe": arguments.recipe,
-        "vocab_size": VOCABULARIES[arguments.recipe],
-        "device": str(arguments.device),
-    }
-    jobs = {
-        "reference": Job(kind="reference", **common),
-        "transformers": Job(kind="transformers", **common),
-        "ours, fp32": Job(kind="ours", **common),
-        "ours, bf16": Job(kind="ours", precision="bf16", **common),
-        "floor": Job(kind="floor", **common),
-    }
+    jobs = step_jobs(arguments.recipe, arguments.device)
     with harness.contenders(jobs) as racing:
         harness.alternate(racing, rounds=rounds, steps=steps)
     *trained, floor = racing
@@ -58,7 +51,7 @@ def main() -> int:
         for one, job in zip(trained, jobs.values(), strict=False)
     ]
     config = jobs["reference"].config
-    parameters = num_parameters(config.model, common["vocab_size"])
+    parameters = num_parameters(config.model, VOCABULARIES[arguments.recipe])
     facts = {
         **harness.machine(arguments.device),
         "model": f"{parameters:,} parameters, {tokens_of(config)} tokens a step",
@@ -70,6 +63,24 @@ def main() -> int:
     }
     harness.report(f"step: recipe {arguments.recipe}", rows, facts, arguments.json)
     return int(any(one.failed for one in racing))
+
+
+def step_jobs(recipe: str, device: torch.device) -> dict[str, Job]:
+    """Return who trains on a device, the reference first and the floor last; the trainer in the ways it has there."""
+    common: dict[str, Any] = {"recipe": recipe, "vocab_size": VOCABULARIES[recipe], "device": str(device)}
+    jobs = {
+        "reference": Job(kind="reference", **common),
+        "transformers": Job(kind="transformers", **common),
+        "ours, fp32": Job(kind="ours", **common),
+        "ours, bf16": Job(kind="ours", precision="bf16", **common),
+    }
+    if device.type == "cuda":
+        jobs["ours, fp32, graph"] = Job(kind="ours", engine="graph", **common)
+        jobs["ours, bf16, graph"] = Job(kind="ours", engine="graph", precision="bf16", **common)
+        jobs["ours, bf16, compiled"] = Job(kind="ours", engine="compile", precision="bf16", **common)
+    elif recipe == "quick":
+        jobs["ours, fp32, compiled"] = Job(kind="ours", engine="compile", **common)
+    return {**jobs, "floor": Job(kind="floor", **common)}
 
 
 def floor_ms(floor: harness.Contender, precision: str) -> float | None:
