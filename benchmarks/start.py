@@ -1,19 +1,21 @@
 """How long a command takes to begin, and to end where it has little to do.
 
-    python -m benchmarks.start [--rounds N] [--quick] [--json FILE]
+    python -m benchmarks.start [--rounds N] [--device cpu] [--quick] [--json FILE]
 
 Every start is a process of its own; they take turns, and the figure is the median. The floor of all of them is Python
 itself, and that of training is Python with torch. The first step of a training is there when its first row is printed:
-step 1 is trained and measured by then. The text has been tokenized before.
+step 1 is trained and measured by then. The text has been tokenized before. A compiled training is started with the
+compiler's cache empty and with it kept, fewer times than the others.
 """
 
+import itertools
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +23,23 @@ import torch
 
 from benchmarks import harness
 from benchmarks.load import write_runs
+from benchmarks.step import VOCABULARIES
+from bitnetctl.config import build_config
+from bitnetctl.errors import ConfigError
+from bitnetctl.execution import choose
 
 _CSVS = 6
-_LIMITS = {"bitnetctl --help": 0.5, "bitnetctl verify on CSVs": 1.5}
+_COMPILED_ROUNDS = 3
 _TRAIN = "bitnetctl train --recipe quick, to its first row"
+_GRAPH = f"{_TRAIN}, --engine graph"
+_COMPILED, _COMPILED_ANEW = f"{_TRAIN}, --engine compile", f"{_TRAIN}, --engine compile, nothing cached"
+_LIMITS = {"bitnetctl --help": 0.5, "bitnetctl verify on CSVs": 1.5, _GRAPH: 10.0, _COMPILED: 10.0}
 
 
 def main() -> int:
     """Measure and print; 1 if a command broke."""
     parser = harness.argument_parser(__doc__)
+    harness.add_device(parser)
     parser.add_argument("--rounds", type=int, help="starts of every command")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 7)
@@ -51,8 +61,11 @@ def main() -> int:
             harness.command(what, partial(tuple, command), cache=lambda: folder / "cache")
             for what, command in commands.items()
         ]
-        racing.append(harness.Contender(_TRAIN, lambda steps: _first_row(folder)))
+        plain, compiled = trainings(folder, arguments.device)
+        racing += plain
         harness.alternate(racing, rounds=rounds)
+        harness.alternate(compiled, rounds=min(rounds, _COMPILED_ROUNDS))
+        racing += compiled
     python = racing[0].median("seconds")
     rows = [
         {
@@ -66,22 +79,47 @@ def main() -> int:
         for seconds in [one.median("seconds")]
     ]
     facts = {
-        **harness.machine(torch.device("cpu")),
-        "measured": f"median of {rounds} starts after one to warm up, {_CSVS} CSVs",
+        **harness.machine(arguments.device),
+        "measured": f"median of {rounds} starts after one to warm up, {min(rounds, _COMPILED_ROUNDS)} of what is "
+        f"compiled; {_CSVS} CSVs",
         **harness.notes(racing),
     }
     harness.report("start", rows, facts, arguments.json)
     return int(any(one.failed for one in racing))
 
 
-def _first_row(folder: Path) -> harness.Turn:
+def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contender], list[harness.Contender]]:
+    """Return trainings up to their first row: those that compile nothing, and those that compile."""
+    kept, count = folder / "compiled", itertools.count()
+
+    def train(name: str, engine: str, compiler_cache: Callable[[], Path]) -> harness.Contender:
+        note = ""
+        try:
+            choose(build_config("quick"), VOCABULARIES["quick"], device, engine)
+        except ConfigError as error:
+            note = str(error)
+        return harness.Contender(name, lambda steps: _first_row(folder, device, engine, compiler_cache()), note=note)
+
+    plain = {_TRAIN: "auto"} if device.type == "cpu" else {_TRAIN: "auto", _GRAPH: "graph"}
+    return [train(name, engine, lambda: kept) for name, engine in plain.items()], [
+        train(_COMPILED_ANEW, "compile", lambda: folder / f"compiled-{next(count)}"),
+        train(_COMPILED, "compile", lambda: kept),
+    ]
+
+
+def _first_row(folder: Path, device: torch.device, engine: str, compiler_cache: Path) -> harness.Turn:
     """Start a training and wait for its first row; end it."""
-    command = [str(harness.tool()), "train", "--recipe", "quick", "--device", "cpu", "--runs-dir"]
+    command = [str(harness.tool()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache)
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*command, runs], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+            [*command, "--runs-dir", runs],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert process.stderr is not None
         try:

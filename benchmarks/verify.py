@@ -1,72 +1,113 @@
 """The whole command `bitnetctl verify`: from nothing, again, and on CSVs alone.
 
     python -m benchmarks.verify [--rounds N] [--steps N] [--quick] [--json FILE]
+    python -m benchmarks.verify --device cuda --recipe origin --sizes 256,512 --steps 20000 --seeds 1
 
-Six runs of the quick recipe are trained and judged. The same with `--pack 1` trains them one after the other; the plain
-loop is six times the steps at the median time of the stock reference, which evaluates and writes nothing; the floor is
-that of a pack of six. Commands are timed from start to end, in turns.
+Runs of the quick recipe, two arms with three seeds, are trained and judged; of another recipe the baseline alone. The
+same with `--pack 1` trains them one after the other; the plain loops are all their steps at the median time of the
+stock reference, which evaluates and writes nothing; the floor is that of a pack of each size. Commands are timed from
+start to end, in turns.
 """
 
+import argparse
 import itertools
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from benchmarks import harness
 from benchmarks.step import VOCABULARIES, floor_ms
 from benchmarks.worker import Job
+from bitnetctl.config import build_config
 
-_RUNS = 6
 _FEW_STEPS = 200
 _LIMIT_SECONDS = 1.5
+# on a card, for this alone
+_TRAINING_LIMIT_SECONDS, _LIMITED = 60.0, ("cuda", "origin", "256,512", 20_000, 1)
 
 
 def main() -> int:
     """Measure and print; 1 if a command broke."""
     parser = harness.argument_parser(__doc__)
+    harness.add_device(parser)
+    parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="quick")
+    parser.add_argument("--sizes", metavar="LIST", help="hidden sizes; unset: the recipe's")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every arm and size")
     parser.add_argument("--rounds", type=int, help="turns of what trains")
-    parser.add_argument("--steps", type=int, help="training steps of a run; unset: the recipe's 2000")
+    parser.add_argument("--steps", type=int, help="training steps of a run; unset: the recipe's")
     arguments = parser.parse_args()
+    recipe = build_config(arguments.recipe)
     rounds = arguments.rounds or (1 if arguments.quick else 3)
-    steps = arguments.steps or (40 if arguments.quick else 2000)
-    jobs = {
-        "reference": Job(kind="reference", vocab_size=VOCABULARIES["quick"]),
-        "floor": Job(kind="floor", runs=_RUNS, vocab_size=VOCABULARIES["quick"]),
-    }
-    with tempfile.TemporaryDirectory() as folder, harness.contenders(jobs) as (reference, floor):
-        training, judging = _commands(Path(folder), steps)
+    arguments.steps = arguments.steps or (40 if arguments.quick else recipe.steps)
+    sizes = [int(size) for size in (arguments.sizes or str(recipe.model.hidden_size)).split(",")]
+    runs = arguments.seeds * len(_arms(arguments.recipe))
+    jobs = _jobs(arguments.recipe, sizes, runs, str(arguments.device))
+    with tempfile.TemporaryDirectory() as folder, harness.contenders(jobs) as models:
+        training, judging = _commands(Path(folder), command_line(arguments), runs)
         for _ in range(rounds):
             harness.alternate(training, rounds=1, warm_up=0)
-            harness.alternate([reference, floor], rounds=1, steps=10 if arguments.quick else 100)
+            harness.alternate(models, rounds=1, steps=10 if arguments.quick else 100)
         harness.alternate(judging, rounds=2 if arguments.quick else 7)
 
-    step_ms, possible_ms = reference.milliseconds(), floor_ms(floor, "fp32")
-    plain = None if step_ms is None else _RUNS * steps * step_ms / 1000
-    possible = None if possible_ms is None else steps * possible_ms / 1000
+    loops, floors = models[: len(sizes)], models[len(sizes) :]
+    precision = "bf16" if arguments.device.type == "cuda" else "fp32"
+    plain = _seconds([one.milliseconds() for one in loops], runs * arguments.steps)
+    possible = _seconds([floor_ms(one, precision) for one in floors], arguments.steps)
+    total, limit = len(sizes) * runs, training_limit(arguments)
     rows = [
-        _row("six plain loops, one after the other", plain, plain, None),
-        *(_row(one.name, one.median("seconds", skip=0), plain, None) for one in training),
-        _row("floor of six runs in a pack", possible, plain, None),
+        _row(f"{total} plain loops, one after the other", plain, plain, None),
+        *(_row(one.name, one.median("seconds", skip=0), plain, limit) for one in training),
+        _row(f"floor of {total} runs in packs", possible, plain, None),
         *(_row(one.name, one.median("seconds"), None, _LIMIT_SECONDS) for one in judging),
     ]
+    racing = [*training, *judging, *models]
     facts = {
-        **harness.machine(torch.device("cpu")),
-        "measured": f"median of {rounds} trainings of {_RUNS} runs of {steps} steps",
-        **harness.notes([*training, *judging, reference, floor]),
+        **harness.machine(arguments.device),
+        "measured": f"median of {rounds} trainings of {total} runs of {arguments.steps} steps",
+        **harness.notes(racing),
     }
     harness.report("verify: the whole command", rows, facts, arguments.json)
-    return int(any(one.failed for one in (*training, *judging, reference, floor)))
+    return int(any(one.failed for one in racing))
 
 
-def _commands(folder: Path, steps: int) -> tuple[list[harness.Contender], list[harness.Contender]]:
+def command_line(arguments: argparse.Namespace) -> list[str]:
+    """Return what `bitnetctl` is asked for, but for the folder of the runs."""
+    command = ["verify", "--recipe", arguments.recipe, "--seeds", str(arguments.seeds)]
+    command += ["--steps", str(arguments.steps), "--device", str(arguments.device)]
+    command += [] if arguments.sizes is None else ["--sizes", arguments.sizes]
+    for arm in _arms(arguments.recipe)[1:]:
+        command += ["-i", arm]
+    if arguments.steps < _FEW_STEPS:
+        # else a twentieth of so few steps would be nothing but evaluations
+        command += ["--set", f"probe.eval_every_steps={arguments.steps}"]
+    return command
+
+
+def training_limit(arguments: argparse.Namespace) -> float | None:
+    """Return the seconds that are aimed at for what is asked; None where none are."""
+    found = (arguments.device.type, arguments.recipe, arguments.sizes, arguments.steps, arguments.seeds)
+    return _TRAINING_LIMIT_SECONDS if found == _LIMITED else None
+
+
+def _jobs(recipe: str, sizes: Sequence[int], runs: int, device: str) -> dict[str, Job]:
+    """Return a plain loop of each size, then the floor of a pack of each."""
+    common: dict[str, Any] = {"recipe": recipe, "vocab_size": VOCABULARIES[recipe], "device": device}
+    loops = {size: Job(kind="reference", overrides=(f"model.hidden_size={size}",), **common) for size in sizes}
+    return {
+        **{f"plain loop, hidden {size}": job for size, job in loops.items()},
+        **{f"floor, hidden {size}": replace(job, kind="floor", runs=runs) for size, job in loops.items()},
+    }
+
+
+def _arms(recipe: str) -> list[str]:
+    return ["baseline", "decoupled-decay"] if recipe == "quick" else ["baseline"]
+
+
+def _commands(folder: Path, asked: Sequence[str], runs: int) -> tuple[list[harness.Contender], list[harness.Contender]]:
     """Return the commands that train, and those that find everything there."""
     warm, count = folder / "cache", itertools.count()
-    asked = ["verify", "--recipe", "quick", "--seeds", "3", "--steps", str(steps), "-i", "decoupled-decay"]
-    asked += ["--device", "cpu"]
-    if steps < _FEW_STEPS:
-        # else a twentieth of so few steps would be nothing but evaluations
-        asked += ["--set", f"probe.eval_every_steps={steps}"]
 
     def new() -> Path:
         return folder / f"new-{next(count)}"
@@ -77,22 +118,28 @@ def _commands(folder: Path, steps: int) -> tuple[list[harness.Contender], list[h
 
         return harness.command(name, make, cache=new if cold else lambda: warm)
 
-    runs = folder / "runs"
-    fill = harness.command("fill", lambda: [harness.tool(), *asked, "--runs-dir", runs], cache=lambda: warm)
+    kept = folder / "runs"
+    fill = harness.command("fill", lambda: [harness.tool(), *asked, "--runs-dir", kept], cache=lambda: warm)
     fill.take_turn(1)
     if fill.note:
         raise SystemExit(f"verify {fill.note}")
     again = harness.command(
-        "again, nothing to train", lambda: [harness.tool(), *asked, "--runs-dir", runs], cache=lambda: warm
+        "again, nothing to train", lambda: [harness.tool(), *asked, "--runs-dir", kept], cache=lambda: warm
     )
-    csvs = sorted(runs.glob("*.csv"))
+    csvs = sorted(kept.glob("*.csv"))
     alone = harness.command("the CSVs alone", lambda: [harness.tool(), "verify", *csvs], cache=lambda: warm)
     training = [
         train("verify, from nothing"),
-        train("verify, from nothing, --pack 1", "--pack", "1"),
+        *([train("verify, from nothing, --pack 1", "--pack", "1")] if runs > 1 else []),
         train("verify, from nothing, text not tokenized yet", cold=True),
     ]
     return training, [again, alone]
+
+
+def _seconds(milliseconds: Sequence[float | None], times: int) -> float | None:
+    """Return the seconds of all of them so many times; None where one is unknown."""
+    known = [one for one in milliseconds if one is not None]
+    return times * sum(known) / 1000 if len(known) == len(milliseconds) else None
 
 
 def _row(name: str, seconds: float | None, plain: float | None, limit: float | None) -> dict[str, str | float | None]:

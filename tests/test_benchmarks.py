@@ -1,24 +1,27 @@
+import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import harness, large
+from benchmarks import harness, large, plan, start, verify, worker
 from benchmarks.floor import Floor, attention_flops, products
 from benchmarks.overhead import Watch
+from benchmarks.pack import pack_jobs
 from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
-from benchmarks.step import floor_ms
+from benchmarks.step import floor_ms, step_jobs
 from benchmarks.worker import Job, zipf_tokens
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.intervention import Composition
 from bitnetctl.model import num_parameters, storages
 from bitnetctl.step import Pack
 
-CPU = torch.device("cpu")
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 VOCABULARY = 96
 TINY = (
     "model.hidden_size=32",
@@ -134,6 +137,11 @@ def test_report_prints_and_writes_the_same(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(path.read_text()) == {"title": "title", "rows": rows, "threads": 2}
 
 
+def test_adam_is_a_part_of_the_floor() -> None:
+    found = Floor(tiny("quick"), VOCABULARY, CPU, precisions=["fp32"]).measure()
+    assert 0 < found["adam"] < found["fp32"]
+
+
 def test_floor_is_the_median_of_its_turns() -> None:
     floor = harness.Contender("floor", lambda steps: {"steps": 1, "fp32": 0.002})
     assert floor_ms(floor, "fp32") is None
@@ -150,6 +158,125 @@ def test_large_without_a_card_measures_nothing(
     assert large.main() == 0
     assert "no GPU: nothing measured" in capsys.readouterr().out
     assert json.loads((tmp_path / "large.json").read_text())["rows"] == []
+
+
+def test_contenders_that_go_one_by_one_end_before_the_next_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def begin(name: str, job: Job, stack: contextlib.ExitStack) -> harness.Contender:
+        order.append(f"{name} starts")
+        stack.callback(order.append, f"{name} ends")
+        return contender(name, [9.0, 2.0, 2.0], order)
+
+    monkeypatch.setattr(harness, "_start", begin)
+    jobs = {name: Job(kind="reference", vocab_size=VOCABULARY) for name in "ab"}
+    ended = harness.one_by_one(jobs, rounds=2, steps=2)
+    assert order == ["a starts", "a", "a", "a", "a ends", "b starts", "b", "b", "b", "b ends"]
+    assert [one.milliseconds() for one in ended] == [1000.0, 1000.0]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, step_ms: Callable[[str], float]) -> None:
+    """Let contenders that go one by one take the time of their name, and a floor half a millisecond for Adam."""
+
+    def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[harness.Contender]:
+        def racing(name: str) -> harness.Contender:
+            rates = {"adam": 0.5e-3, "bf16": 1e-3, "rates": {}}
+            seconds = steps * step_ms(name) / 1000
+            turn = {"steps": steps, "seconds": seconds, "peak_bytes": 2**30, **rates}
+            return harness.Contender(name, lambda steps: {**turn, "steps": 1} if "floor" in name else turn)
+
+        found = [racing(name) for name in jobs]
+        harness.alternate(found, rounds=rounds, steps=steps)
+        return found
+
+    monkeypatch.setattr(harness, "one_by_one", one_by_one)
+
+
+def reported(main: Callable[[], int], *options: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, "--json", str(path)])
+    assert main() == 0
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_large_measures_the_first_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda name: 4.0 if name.endswith("again") else 2.0 if name.startswith("ours") else 5.0)
+    found = reported(large.main, "--tiny", "--device", "cpu", path=tmp_path / "large.json", monkeypatch=monkeypatch)
+    names = [row["large"] for row in found["rows"]]
+    assert names[-1] == f"{names[0]}, again"
+    by_name = {row["large"]: row for row in found["rows"]}
+    assert by_name[names[-1]]["times the first"] == 1.25
+    assert by_name["ours, eager, bf16"]["times the first"] == 2.5
+    assert by_name["ours, eager, bf16"]["share of the possible"] == 0.5
+    assert {row["peak memory, GiB"] for row in found["rows"]} == {1.0}
+
+
+def test_torchao_that_is_not_there_is_told_with_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(worker.MissingError, match=r"torchao 0\.18\.0"):
+        worker.build(Job(kind="torchao", overrides=TINY, vocab_size=VOCABULARY, precision="bf16"), CPU)
+
+
+def test_a_plan_takes_what_its_packs_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda name: {"hidden 32": 3.0, "hidden 64": 6.0}.get(name, 0.0))
+    options = ("--quick", "--device", "cpu", "--recipe", "quick", "--sizes", "32,64", "--runs", "16")
+    found = reported(plan.main, *options, path=tmp_path / "plan.json", monkeypatch=monkeypatch)
+    assert "cpu" in found["device"]
+    narrow, wide, every = found["rows"]
+    # three packs of 16 are the 48 runs of a size: 60,000 steps of a pack
+    assert narrow["hours"] == pytest.approx(60_000 * 3e-3 / 3600)
+    assert wide["hours"] == pytest.approx(60_000 * 6e-3 / 3600)
+    assert narrow["hours at the floor"] == pytest.approx(60_000 * 0.5e-3 / 3600)
+    assert (narrow["times the floor"], wide["times the floor"]) == pytest.approx((6.0, 12.0))
+    assert every["hours"] == pytest.approx(60_000 * 9e-3 / 3600)
+    assert every["times the floor"] == pytest.approx(9.0)
+
+
+def ways(jobs: Mapping[str, Job]) -> dict[str, tuple[str, str]]:
+    return {name: (job.engine, job.precision) for name, job in jobs.items() if job.kind == "ours"}
+
+
+def test_a_step_is_measured_in_the_ways_that_a_device_has() -> None:
+    plain = {"ours, fp32": ("eager", "fp32"), "ours, bf16": ("eager", "bf16")}
+    assert ways(step_jobs("origin", CPU)) == plain
+    assert ways(step_jobs("quick", CPU)) == {**plain, "ours, fp32, compiled": ("compile", "fp32")}
+    assert ways(step_jobs("origin", CARD)) == {
+        **plain,
+        "ours, fp32, graph": ("graph", "fp32"),
+        "ours, bf16, graph": ("graph", "bf16"),
+        "ours, bf16, compiled": ("compile", "bf16"),
+    }
+    for device in (CPU, CARD):
+        jobs = step_jobs("origin", device)
+        assert (next(iter(jobs)), [*jobs][-1]) == ("reference", "floor")
+        assert {job.device for job in jobs.values()} == {str(device)}
+
+
+def test_packs_on_a_card_are_recorded_and_in_bf16() -> None:
+    for device, way in ((CPU, ("eager", "fp32")), (CARD, ("graph", "bf16"))):
+        trained, floors = pack_jobs("quick", [1, 16], device)
+        assert ways(trained) == {"pack of 1": way, "pack of 16": way}
+        assert [trained[f"pack of {job.runs}"].runs for job in floors.values()] == [1, 16]
+
+
+def test_verify_asks_for_what_it_is_asked_for() -> None:
+    arguments = argparse.Namespace(recipe="origin", sizes="256,512", steps=20_000, seeds=1, device=CARD)
+    asked = ["verify", "--recipe", "origin", "--seeds", "1", "--steps", "20000", "--device", "cuda:0"]
+    assert verify.command_line(arguments) == [*asked, "--sizes", "256,512"]
+    assert verify.training_limit(arguments) == 60.0
+    arguments = argparse.Namespace(recipe="quick", sizes=None, steps=100, seeds=3, device=CPU)
+    asked = ["verify", "--recipe", "quick", "--seeds", "3", "--steps", "100", "--device", "cpu"]
+    asked += ["-i", "decoupled-decay", "--set", "probe.eval_every_steps=100"]
+    assert verify.command_line(arguments) == asked
+    assert verify.training_limit(arguments) is None
+
+
+def test_trainings_that_cannot_be_compiled_do_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (plain,), compiled = start.trainings(tmp_path, CPU)
+    assert plain.note == ""
+    assert all("no-such-compiler" in one.note for one in compiled)
+    assert [one.name for one in start.trainings(tmp_path, CARD)[0]] == [plain.name, f"{plain.name}, --engine graph"]
 
 
 def test_worker_trains_and_answers() -> None:
