@@ -122,6 +122,11 @@ class RunOutput:
         )
         self._write_manifest()
 
+    def correct(self, **facts: Any) -> None:
+        """Replace facts of the manifest that turned out otherwise; the next update writes them."""
+        assert self._manifest is not None
+        self._manifest = self._manifest.model_copy(update=facts)
+
     @property
     def rollbacks(self) -> list[Rollback]:
         """What the run was set back from so far."""

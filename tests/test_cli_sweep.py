@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from pydantic import Field
 from rich.console import Console
 
-from bitnetctl import checkpoint, cli, estimate, plugins
+from bitnetctl import checkpoint, cli, data, estimate, plugins
 from bitnetctl import console as console_module
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.console import LiveReporter, PlainReporter
@@ -34,6 +35,7 @@ RUNS = Path("runs")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 DIVERGES = "reduced-lr:factor=1e30"
 ALL_THERE = "all {} runs are there already, nothing to train\n"
+CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
 class Done(NamedTuple):
@@ -62,6 +64,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BITNETCTL_RUNS_DIR", "BITNETCTL_TRACEBACK", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    for name in CACHES:
+        # set, so that it is unset after the test, whoever set it
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     # a table is as wide as its terminal
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
@@ -250,6 +256,18 @@ def test_a_dry_run_of_two_devices_takes_half_the_time(sweep: Sweep) -> None:
     assert two["shapes"] == one["shapes"]
 
 
+@pytest.mark.parametrize(
+    ("device", "pack", "packs", "together"),
+    [("cpu", "auto", 1, 5), ("cpu,cpu", "auto", 2, 3), ("cpu,cpu,cpu", "auto", 3, 2), ("cpu,cpu", "5", 1, 5)],
+)
+def test_a_dry_run_divides_the_runs_between_devices(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, device: str, pack: str, packs: int, together: int
+) -> None:
+    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
+    (shape,) = sweep("--dry-run", "--json", "--seeds", "5", "--device", device, "--pack", pack).json["shapes"]
+    assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
+
+
 @pytest.mark.parametrize(("free", "packs", "together"), [(0, 5, 1), (4.5, 3, 2), (1e6, 1, 5)])
 def test_a_dry_run_knows_the_packs_that_memory_takes(
     sweep: Sweep,
@@ -412,11 +430,43 @@ def test_weights_are_kept_on_demand(sweep: Sweep, keep: bool) -> None:
 
 def test_runs_of_a_worker_come_from_a_file(sweep: Sweep, tiny_config: Callable[..., RunConfig]) -> None:
     configs = [tiny_config(steps=8, seed=seed, model__num_layers=1) for seed in (5, 6)]
-    Path("runs.json").write_text(json.dumps([config.model_dump(mode="json") for config in configs]), encoding="utf-8")
+    work = {"workers": 1, "configs": [config.model_dump(mode="json") for config in configs]}
+    Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
     done = call("sweep", "--configs", "runs.json", "--device", "cpu", "--pack", "2", "--json")
     assert done.code == ExitCode.SUPPORTED
     assert told(done.json["runs"], "run") == [(config.run_name,) for config in configs]
     assert manifest(configs[0].run_name).config_hash == configs[0].hash
+
+
+def test_a_worker_leaves_runs_to_the_others(sweep: Sweep, tiny_config: Callable[..., RunConfig]) -> None:
+    configs = [tiny_config(steps=8, seed=seed, model__num_layers=1) for seed in range(3)]
+    work = {"workers": 2, "configs": [config.model_dump(mode="json") for config in configs]}
+    Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
+    done = call("sweep", "--configs", "runs.json", "--device", "cpu")
+    assert done.code == ExitCode.SUPPORTED
+    names = [config.run_name for config in configs]
+    assert [manifest(name).pack for name in names] == [names[:2], names[:2], names[2:]]
+
+
+@pytest.mark.parametrize(
+    "work", [[], {"workers": 0, "configs": []}, {"workers": "2", "configs": []}, {"workers": 1, "configs": {}}]
+)
+def test_what_is_no_work_is_refused(work: object) -> None:
+    Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
+    done = call("sweep", "--configs", "runs.json", "--device", "cpu")
+    assert (done.code, done.err) == (ExitCode.USAGE, "error: --configs runs.json: not the work of a worker\n")
+
+
+def test_compiled_kernels_are_kept_beside_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    call("--version")
+    assert {name: os.environ[name] for name in CACHES} == {
+        name: str(data.cache_folder() / folder) for name, folder in CACHES.items()
+    }
+    # unless someone chose another place
+    for name in CACHES:
+        monkeypatch.setenv(name, "elsewhere")
+    call("--version")
+    assert [os.environ[name] for name in CACHES] == ["elsewhere"] * 2
 
 
 # how it ended
@@ -457,7 +507,7 @@ def test_a_run_that_failed_is_an_error_and_the_rest_go_on(sweep: Sweep) -> None:
 
 def test_a_run_that_fails_before_it_begins_is_told_by_name(sweep: Sweep) -> None:
     names = [run["run"] for run in sweep("--seeds", "2", "--json").json["runs"]]
-    for path in RUNS.glob("*/run.json"):
+    for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
         path.unlink()
     theirs = RUNS / f"{names[0]}.csv"
     theirs.write_text("not ours\n", encoding="utf-8")
@@ -473,7 +523,7 @@ def test_a_run_that_fails_before_it_begins_is_told_by_name(sweep: Sweep) -> None
 
 def test_a_failure_is_never_told_of_another_run(sweep: Sweep) -> None:
     names = [run["run"] for run in sweep("--seeds", "2", "--json").json["runs"]]
-    for path in RUNS.glob("*/run.json"):
+    for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
         path.unlink()
     (RUNS / f"{names[1]}.csv").write_text("not ours\n", encoding="utf-8")
     done = sweep("--seeds", "2", "--pack", "1")

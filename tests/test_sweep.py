@@ -1,27 +1,33 @@
 """Sweeps: every run once, in packs that change no figure, whatever stops, fails, diverges or is held elsewhere."""
 
 import errno
+import gc
 import itertools
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
+import torch
 from filelock import FileLock
 from pydantic import Field
 
-from bitnetctl import checkpoint, plugins
+from bitnetctl import checkpoint, execution, plugins
+from bitnetctl.capture import CapturedPack
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError, DataError, StorageError
+from bitnetctl.errors import CaptureError, ConfigError, DataError, StorageError
 from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Saved, Started, Stopped
+from bitnetctl.execution import Execution
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import Plugin
 from bitnetctl.records import NAMES, Manifest, RunPaths, read, read_manifest
-from bitnetctl.sweep import Options, costs, executor, sweep_runs
+from bitnetctl.step import Pack
+from bitnetctl.sweep import Options, costs, executor, session, sweep_runs
 
 TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
@@ -47,6 +53,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
         configs: Sequence[RunConfig],
         *,
         pack: int | None = None,
+        workers: int = 1,
         runs_dir: Path = RUNS,
         stop_when: Callable[[Event], bool] = lambda event: False,
         **options: object,
@@ -56,7 +63,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
         named.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = Options(runs_dir=runs_dir, device="cpu", **named)  # type: ignore[arg-type]
         # one by one: `stop_when` looks at them while the sweep goes on
-        events.extend(sweep_runs(configs, chosen, pack=pack))
+        events.extend(sweep_runs(configs, chosen, pack=pack, workers=workers))
         return events
 
     return run
@@ -262,6 +269,71 @@ def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch
     assert [len(members) for members in packs(sweep([*large, *small]))] == [5, 1, 6]
 
 
+@pytest.mark.parametrize(
+    ("workers", "pack", "sizes"), [(1, None, [5, 2]), (2, None, [3, 2, 1, 1]), (9, None, [1] * 7), (2, 5, [5, 2])]
+)
+def test_each_worker_finds_runs(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, workers: int, pack: int | None, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
+    configs = [*grid(5), *grid(2, model__hidden_size=24)]
+    # the others have not begun yet
+    assert [len(members) for members in packs(sweep(configs, pack=pack, workers=workers))] == sizes
+
+
+class MadePacks:
+    """Makes packs, and counts those that are alive at every moment that memory matters."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive: weakref.WeakSet[Pack] = weakref.WeakSet()
+        self.counted: list[int] = []
+        self.engines: list[str] = []
+        make = execution.make_pack
+
+        def counting(*arguments: Any) -> Pack:
+            self.count()
+            self.engines.append(arguments[-1].engine)
+            pack = make(*arguments)
+            self.alive.add(pack)
+            return pack
+
+        monkeypatch.setattr(executor, "make_pack", counting)
+        monkeypatch.setattr(session, "make_pack", counting)
+        monkeypatch.setattr(costs, "memory_available", lambda device: self.count() + 2**60)
+
+    def count(self) -> int:
+        """Return how many are alive, and remember it."""
+        self.counted.append(len(self.alive))
+        return self.counted[-1]
+
+
+@pytest.mark.usefixtures("third_party")
+@pytest.mark.parametrize("arm", ["", "fails:at=2"])
+def test_a_pack_is_gone_before_memory_is_counted_again(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    made = MadePacks(monkeypatch)
+    gc.disable()
+    try:
+        sweep([*grid(2, arm), *grid(2, model__hidden_size=24)])
+    finally:
+        gc.enable()
+    assert made.counted == [0] * len(made.counted)
+    # two shapes are measured, two packs trained, and what failed once more alone
+    assert len(made.engines) == (6 if arm else 4)
+
+
+def test_a_run_is_measured_without_recording_or_compiling(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_missing_to_compile", lambda device: None)
+    made = MadePacks(monkeypatch)
+    configs = grid(2)
+    sweep(configs, engine="compile")
+    assert made.engines == ["eager", "compile"]
+    assert [manifest(config).engine for config in configs] == ["compile"] * 2
+
+
 SHAPES: dict[str, dict[str, object]] = {
     "size": {"model__hidden_size": 24},
     "layers": {"model__num_layers": 2},
@@ -289,6 +361,16 @@ def test_what_is_no_shape_trains_together(sweep: Sweep, grid: Grid) -> None:
         *grid(1, optimizer__name="adamw"),
     ]
     assert packs(sweep(configs, pack=16)) == [names(configs)]
+
+
+def test_on_a_card_runs_that_need_the_host_are_apart(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = torch.device("cuda", 0)
+    shape_of = costs.shape_of
+    for module in (costs, executor):
+        monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, card))
+    recorded, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
+    events = sweep([*recorded[:2], *hosted, *recorded[2:]], pack=16)
+    assert packs(events) == [names(recorded), names(hosted)]
 
 
 @pytest.mark.usefixtures("third_party")
@@ -343,6 +425,53 @@ def test_each_seed_of_a_pack_is_the_run_alone_in_single_precision(sweep: Sweep, 
     for config in configs:
         worst = largest_difference(config, RUNS, UNDISTURBED)
         assert all(worst[name] <= (0.1 if name in counts else SINGLE) for name in COMPARED), worst
+
+
+# how it was computed
+
+
+class Unrecordable:
+    """A recorder that finds the host waiting in the third step."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.on_error: Callable[[str], None] = lambda error: None
+
+    def run(self, key: object, program: Callable[[], None]) -> None:
+        self.steps += 1
+        program()
+        if self.steps == 3:
+            self.on_error("the host waits in plugin.py:7")
+
+
+@pytest.mark.parametrize("is_recorder", [True, False])
+def test_the_manifest_names_the_engine_that_ran(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, is_recorder: bool
+) -> None:
+    def make(*arguments: Any) -> Pack:
+        if not is_recorder:
+            # what needs the host is stepped by it
+            return Pack(*arguments[:-1])
+        pack = CapturedPack(*arguments[:-1])
+        pack.recorder = Unrecordable()  # type: ignore[assignment]
+        return pack
+
+    monkeypatch.setattr(session, "make_pack", make)
+    chosen = Execution(engine="graph", precision="fp32")
+    monkeypatch.setattr(session.Sessions, "execution", lambda sessions, config, before=None: chosen)
+    configs, engines, notices = grid(2), [], list[str]()
+
+    def look(event: Event) -> bool:
+        engines.append([manifest(config).engine for config in configs])
+        return False
+
+    sweep(configs, pack=2, stop_when=look, notice=notices.append)
+    assert engines[0] == (["graph"] * 2 if is_recorder else ["eager"] * 2)
+    assert [manifest(config).engine for config in configs] == ["eager"] * 2
+    told = (
+        f"{configs[0].run_name}: its pack goes on without a CUDA graph, which is slower: the host waits in plugin.py:7"
+    )
+    assert notices[1:] == ([told] if is_recorder else [])
 
 
 # divergence
@@ -458,9 +587,13 @@ def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
 
 
 @pytest.mark.usefixtures("third_party")
-@pytest.mark.parametrize("error", [StorageError("disk full", errno.ENOSPC), KeyboardInterrupt()], ids=["disk", "key"])
+@pytest.mark.parametrize(
+    "error",
+    [StorageError("disk full", errno.ENOSPC), KeyboardInterrupt(), CaptureError("take --engine eager")],
+    ids=["disk", "key", "card"],
+)
 @pytest.mark.parametrize("pack", [1, 2])
-def test_a_full_disk_and_a_keyboard_end_the_sweep(
+def test_a_full_disk_a_keyboard_and_a_spoiled_card_end_the_sweep(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, error: BaseException, pack: int
 ) -> None:
     configs = [*grid(1, "fuller"), *grid(2)]

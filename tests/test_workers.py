@@ -4,6 +4,7 @@ The runs stand still at a gate, so that every process is caught where the test w
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -295,10 +297,12 @@ def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturb
 # a worker for each device
 
 
-def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed) -> None:
+# memory would take all four at once
+@pytest.mark.parametrize("pack", ["2", "auto"])
+def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed, pack: str) -> None:
     for seed in (0, 2):
         commands.hold(seed, 2)
-    parent = commands.start("--device", "cpu,cpu")
+    parent = commands.start("--device", "cpu,cpu", "--pack", pack)
     owners = {commands.reached(0, 2), commands.reached(2, 2)}
     assert len(owners - {parent.pid}) == 2
     for seed in (0, 2):
@@ -340,8 +344,10 @@ class Cast:
     def __init__(self, *programs: str) -> None:
         self.programs = list(programs)
         self.started: list[subprocess.Popen[bytes]] = []
+        self.work: list[dict[str, Any]] = []
 
     def start(self, runs: Path, device: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        self.work.append(json.loads(runs.read_text(encoding="utf-8")))
         program = self.programs[len(self.started)]
         with log.open("wb") as file:
             self.started.append(
@@ -404,6 +410,14 @@ def test_workers_that_did_their_part_are_not_mentioned(
 ) -> None:
     stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
     assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
+
+
+def test_workers_know_the_runs_and_how_many_they_are(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play("pass", "pass", "pass")
+    work(cast, tiny_config)
+    assert cast.work == [{"workers": 3, "configs": [tiny_config().model_dump(mode="json")]}] * 3
 
 
 def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:

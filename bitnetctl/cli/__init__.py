@@ -3,8 +3,10 @@
 import errno
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
+import platformdirs
 import typer
 
 from bitnetctl import __version__
@@ -52,6 +54,10 @@ def run(arguments: list[str]) -> int:
     # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
     # share a processor then train up to twenty times slower than they need to
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # beside the tokens: torch would keep compiled kernels in a temporary folder, which many clusters empty after a job
+    cache = Path(platformdirs.user_cache_dir("bitnetctl"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     try:
         code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
         # typer makes this of a KeyboardInterrupt

@@ -75,8 +75,9 @@ def sweep(
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
     # before what takes long to import
     with StopRequest() as stop:
+        workers = 1
         if configs_file is not None:
-            configs = _read_configs(configs_file)
+            configs, workers = _read_work(configs_file)
         else:
             configs = _plan_configs(
                 plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
@@ -93,6 +94,7 @@ def sweep(
             engine=engine,
             precision=precision,
             pack_size=pack_size,
+            workers=workers,
             checkpoint_every=checkpoint_every,
             on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
@@ -117,16 +119,18 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         stdout().print(sweep_table(rows))
 
 
-def _read_configs(path: Path) -> "list[RunConfig]":
+def _read_work(path: Path) -> "tuple[list[RunConfig], int]":
+    """Return the runs of a worker, and how many workers share them."""
     from bitnetctl.config import parse_config
 
     try:
-        trees = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--configs {path}: {error}") from error
-    if not isinstance(trees, list):
-        raise ConfigError(f"--configs {path}: not a list of configs")
-    return [parse_config(tree, source=str(path)) for tree in trees]
+    match tree:
+        case {"workers": int(workers), "configs": list(configs)} if workers > 0:
+            return [parse_config(config, source=str(path)) for config in configs], workers
+    raise ConfigError(f"--configs {path}: not the work of a worker")
 
 
 def _plan_configs(
@@ -183,11 +187,12 @@ def train_missing(
     engine: str = "auto",
     precision: str = "auto",
     pack_size: int | None = None,
+    workers: int = 1,
     checkpoint_every: int | None = None,
     on_divergence: "OnDivergence" = "stop",
     keep_weights: bool = False,
 ) -> bool:
-    """Train the runs that have not ended; True if a signal stopped it before all of them had."""
+    """Train the runs that have not ended, as one of so many workers; True if a signal stopped it before they had."""
     from bitnetctl.runs import ended, refuse_case_twins
 
     refuse_case_twins([config.run_name for config in configs], runs_dir)
@@ -221,7 +226,7 @@ def train_missing(
                 progress=stopping(reporter.work, stop),
                 notice=reporter.notice,
             )
-            if follow(sweep_runs(missing, options, pack=pack_size), reporter):
+            if follow(sweep_runs(missing, options, pack=pack_size, workers=workers), reporter):
                 return True
         # between two runs, or in a worker; in the last step of all there is nothing left to go on with
         if stop() and any(ended(config, runs_dir) is None for config in missing):
@@ -273,7 +278,7 @@ def show_plan(
     device = resolve_device(devices[0])
     missing = [config for config in configs if ended(config, runs_dir) is None]
     done = len(configs) - len(missing)
-    rows = plan_costs(missing, device, pack_size)
+    rows = plan_costs(missing, device, pack_size, workers=len(devices))
     total_seconds = sum(row["seconds"] for row in rows) / len(devices)
     if as_json:
         print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})

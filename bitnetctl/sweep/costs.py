@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from bitnetctl import plugins
+from bitnetctl.capture import can_be_captured
 from bitnetctl.config import RunConfig
 from bitnetctl.data import vocab_size_of
 from bitnetctl.errors import ConfigError
@@ -34,6 +36,20 @@ def largest_pack(device: torch.device, member_bytes: int) -> int:
     return max(1, min(fits, _LARGEST_PACK[device.type]))
 
 
+def shape_of(config: RunConfig, effective: RunConfig, device: torch.device) -> tuple[object, ...]:
+    """Return what must be equal for runs to train in one pack; on a card also whether their steps can be recorded.
+
+    One run that needs the host between its kernels would slow down all that are recorded without it.
+    """
+    recordable = device.type != "cpu" and can_be_captured([plugins.compose(config.interventions)])
+    return (*pack_key(effective), recordable)
+
+
+def share(runs: int, workers: int) -> int:
+    """Return how many of so many runs a pack may take, so that each worker finds some."""
+    return -(-runs // workers)
+
+
 def announcement(costs: Sequence[dict[str, Any]], device: torch.device) -> str:
     """Say how many runs are to be trained and how long that will take."""
     runs, seconds = sum(cost["runs"] for cost in costs), sum(cost["seconds"] for cost in costs)
@@ -46,20 +62,27 @@ def plan_costs(
     device: torch.device,
     pack_size: int | None,
     vocab_size: Callable[[RunConfig], int] = known_vocabulary,
+    *,
+    workers: int = 1,
 ) -> list[dict[str, Any]]:
     """Return a tree for each shape: size, steps, runs, arms, packs, runs in a pack, memory in bytes, seconds."""
     groups: dict[object, list[tuple[RunConfig, RunConfig]]] = {}
     for config in configs:
         effective = effective_config(config)
-        groups.setdefault(pack_key(effective), []).append((config, effective))
-    return [_cost(members, device, pack_size, vocab_size(members[0][1])) for members in groups.values()]
+        groups.setdefault(shape_of(config, effective, device), []).append((config, effective))
+    return [_cost(members, device, pack_size, vocab_size(members[0][1]), workers) for members in groups.values()]
 
 
 def _cost(
-    members: Sequence[tuple[RunConfig, RunConfig]], device: torch.device, pack_size: int | None, vocab_size: int
+    members: Sequence[tuple[RunConfig, RunConfig]],
+    device: torch.device,
+    pack_size: int | None,
+    vocab_size: int,
+    workers: int,
 ) -> dict[str, Any]:
     effective = members[0][1]
-    limit = pack_size or largest_pack(device, pack_member_bytes(effective, vocab_size))
+    fits = largest_pack(device, pack_member_bytes(effective, vocab_size))
+    limit = pack_size or min(fits, share(len(members), workers))
     size = min(limit, len(members))
     packs = -(-len(members) // size)
     cost = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)

@@ -2,31 +2,36 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from bitnetctl import loop
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import RunBusyError, StoppedBySignal, StorageError
+from bitnetctl.errors import CaptureError, RunBusyError, StoppedBySignal, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
 from bitnetctl.execution import make_pack
-from bitnetctl.machine import memory_in_use
+from bitnetctl.machine import memory_in_use, release_unused
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import compose
 from bitnetctl.runs import ended
 from bitnetctl.step import pack_key
-from bitnetctl.sweep.costs import announcement, largest_pack, plan_costs
+from bitnetctl.sweep.costs import announcement, largest_pack, plan_costs, shape_of, share
 from bitnetctl.sweep.ledger import Ledger
 from bitnetctl.sweep.session import Options, Sessions, effective_config
 
 _WAIT_SECONDS = 1.0
 
 
-def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | None = None) -> Iterator[Event]:
-    """Train every run that has not ended, in packs of at most `pack` runs (None: as many as memory takes).
+def sweep_runs(
+    configs: Sequence[RunConfig], options: Options, *, pack: int | None = None, workers: int = 1
+) -> Iterator[Event]:
+    """Train every run that has not ended, in packs of at most `pack` runs.
 
+    None: as many as memory takes, and no more than leave some to each of the `workers` that sweep the same runs.
     Other processes may sweep the same folder: each run is trained once, and this one waits for the runs that others
     hold, taking over those whose owner dies. A run that raises an error is recorded as failed and the rest go on.
     Raises ConfigError or DataError before anything is created.
@@ -36,19 +41,29 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
     for config in effective.values():
         sessions.require_room(config, 1)
     missing = [config for config in configs if ended(config, options.runs_dir) is None]
-    costs = plan_costs(missing, sessions.device, pack, lambda config: sessions.prepare(config)[0].vocab_size)
-    options.notice(announcement(costs, sessions.device))
-    limits = _PackLimits(sessions, pack)
+    device = sessions.device
+    costs = plan_costs(missing, device, pack, lambda config: sessions.prepare(config)[0].vocab_size, workers=workers)
+    options.notice(announcement(costs, device))
+    limits = _PackLimits(sessions)
+    runs_of = Counter(shape_of(config, effective[config.hash], device) for config in missing)
     alone: set[str] = set()
 
     def shape(config: RunConfig) -> tuple[object, ...]:
-        return (*pack_key(effective[config.hash]), config.hash if config.hash in alone else None)
+        of_pack = shape_of(config, effective[config.hash], device)
+        return (*of_pack, config.hash if config.hash in alone else None)
+
+    def limit(config: RunConfig) -> int:
+        if pack is not None:
+            return pack
+        most = share(runs_of[shape_of(config, effective[config.hash], device)], workers)
+        # one run is not measured: it fits, or it fails by itself
+        return 1 if most <= 1 else min(most, limits.of(effective[config.hash]))
 
     ledger = Ledger(options.runs_dir, shape)
     candidates = list(configs)
     waiting = False
     while not options.should_stop():
-        outputs = ledger.claim(candidates, lambda config: limits.of(effective[config.hash]))
+        outputs = ledger.claim(candidates, limit)
         if not outputs:
             if not ledger.unfinished(candidates):
                 return
@@ -59,12 +74,9 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
             continue
         waiting = False
         try:
-            with sessions.open(outputs) as session:
-                for event in loop.train(session):
-                    yield event
-                    if isinstance(event, Stopped):
-                        return
-        except (StorageError, StoppedBySignal, KeyboardInterrupt, GeneratorExit):
+            if (yield from _train(sessions, outputs)):
+                return
+        except (StorageError, CaptureError, StoppedBySignal, KeyboardInterrupt, GeneratorExit):
             raise
         except Exception as error:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -78,6 +90,16 @@ def sweep_runs(configs: Sequence[RunConfig], options: Options, *, pack: int | No
                 failed = outputs[0].config.hash
                 candidates = [config for config in candidates if config.hash != failed]
                 yield Failed(name=outputs[0].paths.name, message=message)
+        # here, where neither a session nor the traceback of an error holds the pack any more
+        release_unused(device)
+
+
+def _train(sessions: Sessions, outputs: Sequence[RunOutput]) -> Generator[Event, None, bool]:
+    """Train a pack; True if it was stopped. A frame of its own lets go of the session, and with it of the memory."""
+    with sessions.open(outputs) as session:
+        for event in loop.train(session):
+            yield event
+    return isinstance(event, Stopped)
 
 
 def _record_failure(output: RunOutput, message: str) -> None:
@@ -91,15 +113,12 @@ def _record_failure(output: RunOutput, message: str) -> None:
 class _PackLimits:
     """How many runs of a shape fit into a pack, by the memory one of them was measured to take."""
 
-    def __init__(self, sessions: Sessions, asked: int | None) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._asked = asked
         self._known: dict[object, int] = {}
 
     def of(self, config: RunConfig) -> int:
         """Return the largest pack for an effective config."""
-        if self._asked is not None:
-            return self._asked
         key = pack_key(config)
         if key not in self._known:
             self._known[key] = self._measure(config)
@@ -108,12 +127,16 @@ class _PackLimits:
     def _measure(self, config: RunConfig) -> int:
         device = self._sessions.device
         tokens, _ = self._sessions.prepare(config)
+        # to record or compile a step that is made once would be in vain, and take memory of its own
+        execution = replace(self._sessions.execution(config), engine="eager")
         before = memory_in_use(device)
-        pack = make_pack([config], [compose(())], tokens, device, self._sessions.execution(config))
+        pack = make_pack([config], [compose(())], tokens, device, execution)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         pack.step(1)
         after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
         # memory freed earlier is used again without showing, so the counted bytes are a lower bound
         taken = max(after - before, pack_member_bytes(config, tokens.vocab_size))
+        del pack
+        release_unused(device)
         return largest_pack(device, taken)

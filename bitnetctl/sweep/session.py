@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 
 from bitnetctl import __version__, checkpoint, data, loop, plugins
+from bitnetctl.capture import CapturedPack
 from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
-from bitnetctl.execution import Execution, choose, choose_threads, make_pack
+from bitnetctl.execution import Engine, Execution, by_host, choose, choose_threads, make_pack
 from bitnetctl.files import require_space
 from bitnetctl.loop import OnDivergence, Session
 from bitnetctl.machine import device_name, prepare_processor, resolve_device
@@ -109,12 +110,16 @@ class Sessions:
             torch.set_num_threads(threads)
             stack.callback(torch.set_num_threads, self._threads)
             codes = _restore(pack, saved, tokens.fingerprint) if saved else None
+            engine = by_host(execution.engine)
+            if isinstance(pack, CapturedPack) and pack.recorder is not None:
+                note = functools.partial(_note_unrecorded, outputs, engine, self.options.notice)
+                engine, pack.recorder.on_error = execution.engine, note
             for output, config in zip(outputs, effective, strict=True):
                 facts = {
                     **_environment(),
                     "effective_config": config.model_dump(mode="json"),
                     "device": device_name(self.device),
-                    "engine": execution.engine,
+                    "engine": engine,
                     "precision": execution.precision,
                     "threads": threads,
                     "data": _data_facts(tokens),
@@ -183,10 +188,19 @@ def train_runs(
                 # a checkpoint that was named stays the newest until the run has saved one of its own
                 if max(checkpoint.steps(session.outputs[0].paths.checkpoints), default=0) >= session.start_step:
                     resume = replace(options, resume="auto")
+            # two packs at once would take twice the memory
+            del session
             if isinstance(event, Stopped):
                 return
             if not was_set_back:
                 break
+
+
+def _note_unrecorded(outputs: Sequence[RunOutput], engine: Engine, notice: Notice, error: str) -> None:
+    """Tell the user and the manifests that a pack is stepped by the host."""
+    notice(f"{outputs[0].paths.name}: its pack goes on without a CUDA graph, which is slower: {error}")
+    for output in outputs:
+        output.correct(engine=engine)
 
 
 def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:

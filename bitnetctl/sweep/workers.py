@@ -48,7 +48,8 @@ def work_on_devices(
     """
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
         runs = Path(folder) / "runs.json"
-        runs.write_text(json.dumps([config.model_dump(mode="json") for config in configs]), encoding="utf-8")
+        work = {"workers": len(devices), "configs": [config.model_dump(mode="json") for config in configs]}
+        runs.write_text(json.dumps(work), encoding="utf-8")
         logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
         workers: list[subprocess.Popen[bytes]] = []
         told_to_stop = False
