@@ -14,7 +14,7 @@ import torch
 from bitnetctl import checkpoint, schedule, sweep
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.errors import RunBusyError
+from bitnetctl.errors import RunBusyError, StoppedBySignal
 from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.intervention import Composition
 from bitnetctl.loop import Session
@@ -259,6 +259,26 @@ def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
         # let go at the end of the session, not with the last reference to it
         with sweep.open_session([pack[0]], options, names=["b"]) as second:
             assert second is not first
+
+
+def test_a_step_that_breaks_after_a_stop_was_asked_for_is_stopped(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Pack.step
+
+    def break_at_six(pack: Pack, number: int) -> None:
+        if number == 6:
+            raise RuntimeError("the compiler was interrupted")
+        step(pack, number)
+
+    monkeypatch.setattr(Pack, "step", break_at_six)
+    with pytest.raises(RuntimeError, match="the compiler"):
+        train(tiny_config(), names=["a"])
+    # asked for the second time in this session: at step 6 itself
+    with pytest.raises(StoppedBySignal, match=r"stopped by a signal \(RuntimeError: the compiler was interrupted\)"):
+        train(tiny_config(), names=["a"], stop_after=2)
+    monkeypatch.undo()
+    assert train(tiny_config(), names=["a"])[-1] == Finished(step=12)
 
 
 def test_a_crash_lets_the_run_go(train: Train, tiny_config: TinyConfig) -> None:

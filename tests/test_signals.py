@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,6 +338,44 @@ def test_a_reader_of_stderr_that_leaves_ends_no_training(
         assert csvs(case.runs_dir, figures) == csvs(done[0].runs_dir, figures)
     assert hangup.code == ExitCode.STOPPED
     assert status(hangup.runs_dir) == [("stopped", 5)]
+
+
+# Ctrl-C reaches the compiler, too
+COMPILER = """#!/bin/sh
+[ "$1" = --version ] || kill -s INT 0
+exec g++ "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_stop_while_kernels_are_compiled(server: Processes, shared_cache: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(COMPILER, encoding="utf-8")
+    compiler.chmod(0o755)
+    environment = {
+        "CXX": str(compiler),
+        "TORCHDYNAMO_DISABLE": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels"),
+        # nothing is compiled to try what the processor can do, nor before what is needed
+        "TORCHINDUCTOR_VEC_ISA_OK": "0",
+        "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+        "XDG_CACHE_HOME": str(shared_cache),
+    }
+    command = ["train", *server.config, "--size", "16", "--engine", "compile", "--runs-dir", "runs"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bitnetctl", *command],
+        env=os.environ | environment,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (ExitCode.STOPPED, ""), done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("stopped by a signal (InductorError: CppCompileError: C++ compile error")
+    assert said.endswith("; the same command goes on from what is saved")
 
 
 SCONTROL = """#!/bin/sh

@@ -17,7 +17,7 @@ from bitnetctl import __version__, checkpoint, data, loop, plugins
 from bitnetctl.capture import CapturedPack
 from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
-from bitnetctl.errors import CheckpointError, ConfigError
+from bitnetctl.errors import BitnetctlError, CheckpointError, ConfigError, StoppedBySignal
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
 from bitnetctl.execution import Engine, Execution, by_host, choose, choose_threads, make_pack
@@ -92,7 +92,7 @@ class Sessions:
     @contextlib.contextmanager
     def open(self, outputs: Sequence[RunOutput]) -> Iterator[Session]:
         """Yield the session of claimed runs of one shape, resumed where they were; releases them at the end."""
-        with contextlib.ExitStack() as stack:
+        with _ended_by_stop(self.options.should_stop), contextlib.ExitStack() as stack:
             for output in outputs:
                 stack.callback(output.release)
             compositions = [plugins.compose(output.config.interventions) for output in outputs]
@@ -148,6 +148,20 @@ class Sessions:
         tokens, _ = self.prepare(config)
         state_bytes = 12 * num_parameters(config.model, tokens.vocab_size)
         require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
+
+
+@contextlib.contextmanager
+def _ended_by_stop(should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Take an error after a stop was asked for as the stop: Ctrl-C, for one, ends compilers as well."""
+    try:
+        yield
+    except BitnetctlError:
+        raise
+    except Exception as error:
+        if not should_stop():
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise StoppedBySignal(f"stopped by a signal ({what}); the same command goes on from what is saved") from error
 
 
 def effective_config(config: RunConfig) -> RunConfig:
