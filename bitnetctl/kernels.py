@@ -6,6 +6,7 @@ step that records nothing can be captured and fused as it stands. Each function 
 Shapes: R runs, N tokens, F features, V vocabulary, B·R rows of T positions, A heads, D head size.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -87,20 +88,25 @@ def gate_backward(grad_RNF: Tensor, gate_up_RNF: Tensor, activation: str) -> Ten
     """Return the gradient of the fused projection."""
     gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
     gate_RNF = gate_RNF.to(grad_RNF.dtype)
-    result = torch.empty_like(gate_up_RNF, dtype=grad_RNF.dtype)
-    grad_gate_RNF, grad_up_RNF = result.chunk(2, dim=-1)
     if activation == "relu2":
         gate_RNF = F.relu(gate_RNF)
-        torch.mul(grad_RNF, gate_RNF * gate_RNF, out=grad_up_RNF)
         half_RNF = grad_RNF * up_RNF
-        torch.mul(half_RNF.add_(half_RNF), gate_RNF, out=grad_gate_RNF)
-        return result
+        return _side_by_side(half_RNF.add_(half_RNF), gate_RNF, grad_RNF, gate_RNF * gate_RNF)
     sigmoid_RNF = torch.sigmoid(gate_RNF)
     silu_RNF = gate_RNF * sigmoid_RNF
-    torch.mul(grad_RNF, silu_RNF, out=grad_up_RNF)
     # d silu(g) = σ + silu·(1 − σ)
     slope_RNF = torch.addcmul(sigmoid_RNF, silu_RNF, 1 - sigmoid_RNF)
-    torch.mul(grad_RNF * up_RNF, slope_RNF, out=grad_gate_RNF)
+    return _side_by_side(grad_RNF * up_RNF, slope_RNF, grad_RNF, silu_RNF)
+
+
+def _side_by_side(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return a · b and c · d next to each other in the last dimension."""
+    if torch.compiler.is_compiling():
+        return torch.cat((a * b, c * d), dim=-1)
+    result = a.new_empty(*a.shape[:-1], 2 * a.shape[-1])
+    first, second = result.chunk(2, dim=-1)
+    torch.mul(a, b, out=first)
+    torch.mul(c, d, out=second)
     return result
 
 
@@ -118,7 +124,7 @@ def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tenso
     return loss_RN, p_RNV
 
 
-def normalize(x_RNF: Tensor, weights: tuple[Tensor, ...], eps: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def normalize(x_RNF: Tensor, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Apply one RMSNorm after the other; return the result and what the way back needs."""
     saved = []
     for weight_R1F in weights:
@@ -128,7 +134,7 @@ def normalize(x_RNF: Tensor, weights: tuple[Tensor, ...], eps: float) -> tuple[T
 
 
 def normalize_backward(
-    grad_RNF: Tensor, saved: list[tuple[Tensor, Tensor]], weights: tuple[Tensor, ...]
+    grad_RNF: Tensor, saved: Sequence[tuple[Tensor, Tensor]], weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients of the input and of each weight [R, F]."""
     grads = []

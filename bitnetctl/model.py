@@ -8,11 +8,9 @@ of attention and feed-forward, SubLN before the output and down projections, rot
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,8 @@ from torch import Tensor
 
 from bitnetctl import kernels
 from bitnetctl.config import ModelConfig, ParameterGroup
-from bitnetctl.products import Operand, Precision, Products, Quantization
+from bitnetctl.layer import Layer, LayerWeights, Saved, as_is, fused
+from bitnetctl.products import Operand, Precision, Products, Quantization, write_product
 from bitnetctl.quant import ternary_codes
 
 
@@ -98,25 +97,7 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
 # one tensor for each: what the optimizer updates, and what may be exempt from decay
 _LEAVES: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 
-# up to this many positions plain products beat the fused attention of the CPU
-_SHORT = 64
 _TABLES = ("embed", "head")
-
-
-@dataclass(kw_only=True)
-class _Layer:
-    """What a layer's way back needs."""
-
-    input_saved: list[tuple[Tensor, Tensor]]
-    qkv_input: Operand
-    attention: tuple[Tensor, ...]
-    sub_saved: list[tuple[Tensor, Tensor]]
-    o_input: Operand
-    post_saved: list[tuple[Tensor, Tensor]]
-    gate_up_input: Operand
-    gate_up_RNF: Tensor
-    ffn_saved: list[tuple[Tensor, Tensor]]
-    down_input: Operand
 
 
 @dataclass(kw_only=True)
@@ -124,38 +105,11 @@ class Tape:
     """What a forward pass leaves for the way back; `hidden_RNH` is what the head multiplies."""
 
     tokens_RN: Tensor
-    positions: int
+    layer: Layer
     hidden_RNH: Tensor
-    final_saved: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    weights: Mapping[str, Sequence[Operand]] = field(default_factory=dict)
-    layers: list[_Layer] = field(default_factory=list)
-
-
-class _Ops:
-    """What is not a matrix product, each as one function, so that a compiler may fuse it."""
-
-    def __init__(self, config: ModelConfig, products: Products, *, compiled: bool) -> None:
-        self._config = config
-        self._products = products
-
-        def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-            return torch.compile(function, dynamic=False) if compiled else function
-
-        self.enter = fused(self._enter)
-        self.normalize = fused(functools.partial(kernels.normalize, eps=config.rms_norm_eps))
-        self.normalize_backward = fused(kernels.normalize_backward)
-        self.gate = fused(functools.partial(kernels.gate, activation=config.activation))
-        self.gate_backward = fused(functools.partial(kernels.gate_backward, activation=config.activation))
-        self.rotate, self.rotate_backward = fused(kernels.rotate), fused(kernels.rotate_backward)
-        self.cross_entropy = fused(kernels.cross_entropy)
-        self.weights = fused(products.weights)
-
-    def _enter(
-        self, x_RNF: Tensor, norms: tuple[Tensor, ...], q: Quantization
-    ) -> tuple[Operand, list[tuple[Tensor, Tensor]]]:
-        """Normalize and quantize what a matrix multiplies."""
-        normed_RNF, saved = kernels.normalize(x_RNF, norms, self._config.rms_norm_eps)
-        return self._products.activations(normed_RNF, q), saved
+    final_saved: list[tuple[Tensor, Tensor]]
+    weights: list[LayerWeights] = field(default_factory=list)
+    saved: list[Saved] = field(default_factory=list)
 
 
 class PackedModel:
@@ -185,18 +139,25 @@ class PackedModel:
         # matrix products on a card want multiples of 64; the additional rows are never seen from outside
         multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
         self._padded_vocab = -(-vocab_size // multiple) * multiple
-        self._ops = _Ops(self.config, self.products, compiled=compiled)
+        self.compiled = compiled
+        maybe = fused if compiled else as_is
+        self._quantize = maybe(self._quantized_matrices)
+        self._normalize = maybe(kernels.normalize)
+        self._normalize_backward = maybe(kernels.normalize_backward)
+        self._cross_entropy = maybe(kernels.cross_entropy)
         self._leaves = self._allocate(len(configs))
         self._leaf_gradients = {key: torch.zeros_like(leaf) for key, leaf in self._leaves.items()}
         self.packed = self._storage_views(self._leaves)
         self.gradients = self._storage_views(self._leaf_gradients)
         for run, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
             self._initialize(run, config, seed)
-        # per layer, made once: [R, 1, F] weights of the norms, gradients of the matrices
-        self._norm_layers = self._layer_views(self.packed, norms=True)
+        # of every layer, made once: weights [R, 1, F] of the norms, gradients of the matrices
+        self._norm_layers = [
+            {key: norm_RF.unsqueeze(1) for key, norm_RF in norms.items()}
+            for norms in self._layer_views(self.packed, norms=True)
+        ]
         self._gradient_layers = self._layer_views(self.gradients, norms=False)
-        self._masks: dict[int, Tensor] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._layers: dict[tuple[int, bool], Layer] = {}
         self._offsets_R1 = torch.arange(len(configs), device=device).unsqueeze(-1) * self._padded_vocab
 
     def _allocate(self, runs: int) -> dict[str, Tensor]:
@@ -216,12 +177,14 @@ class PackedModel:
             starts[leaf] += size
         return views
 
-    def _layer_views(self, tensors: Mapping[str, Tensor], *, norms: bool) -> dict[str, list[Tensor]]:
-        return {
-            key: [layer.unsqueeze(1) if norms else layer for layer in tensors[key].unbind(1)]
+    def _layer_views(self, tensors: Mapping[str, Tensor], *, norms: bool) -> list[dict[str, Tensor]]:
+        """Return for every layer its block of the norms, or of the matrices."""
+        of_kind = {
+            key: tensors[key].unbind(1)
             for key, storage in self.storages.items()
             if storage.per_layer and (storage.group == "norms") == norms
         }
+        return [{key: blocks[layer] for key, blocks in of_kind.items()} for layer in range(self.config.num_layers)]
 
     @property
     def num_runs(self) -> int:
@@ -340,7 +303,7 @@ class PackedModel:
                 logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
             if self._padded_vocab > self.vocab_size:
                 logits_RNV[..., self.vocab_size :] = -math.inf
-            loss_RN, grad_RNV = self._ops.cross_entropy(logits_RNV, targets_RN[:, part])
+            loss_RN, grad_RNV = self._cross_entropy(logits_RNV, targets_RN[:, part])
             loss_R += loss_RN.sum(-1) / tokens
             if claim is not None:
                 claim(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
@@ -348,16 +311,11 @@ class PackedModel:
             with products.scope(x_RNH.numel() * self.vocab_size):
                 # the mean's 1 / N goes to the narrow factor of each product, not to the logits
                 grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
-                self._add_product(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens, first=start == 0)
+                if start == 0:
+                    write_product(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
+                else:
+                    head_gradient_RVH += torch.bmm(grad_RNV.mT, x_RNH / tokens)
         return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
-
-    def _add_product(self, target: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        if first and target.dtype == a.dtype:
-            torch.bmm(a, b, out=target)
-        elif first:
-            target.copy_(torch.bmm(a, b))
-        else:
-            target += torch.bmm(a, b)
 
     def _head(self, leaves: Mapping[str, Tensor]) -> Tensor:
         table = leaves["embed" if self.config.tie_word_embeddings else "head"]
@@ -373,56 +331,43 @@ class PackedModel:
     @torch.no_grad()
     def _run(self, tokens_RBT: Tensor, q: Quantization, *, keep: bool) -> Tape:
         runs, _, positions = tokens_RBT.shape
-        config, products = self.config, self.products
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
-        x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, config.hidden_size))
-        layers = []
+        x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, self.config.hidden_size))
+        # what is measured has many shapes and little time; it is not worth compiling
+        layer = self._layer(positions, compiled=self.compiled and keep)
         with self._layer_scope(tokens_RN):
-            weights = {
-                key: self._ops.weights(self.packed[key], self.segments(key), q)
-                for key, storage in self.storages.items()
-                if storage.is_matrix
-            }
-            for layer in range(config.num_layers):
-                qkv_input, input_saved = self._ops.enter(x_RNH, self._norms("input_norm", "qkv_norm", layer=layer), q)
-                qkv_RNO = products.multiply(qkv_input, weights["qkv"][layer])
-                a_RNH, attention = self._attend(qkv_RNO, positions)
-                o_input, sub_saved = self._ops.enter(a_RNH, self._norms("attn_sub_norm", layer=layer), q)
-                x_RNH = x_RNH + products.multiply(o_input, weights["o"][layer])
-
-                norms = self._norms("post_norm", "gate_up_norm", layer=layer)
-                gate_up_input, post_saved = self._ops.enter(x_RNH, norms, q)
-                gate_up_RNF = products.multiply(gate_up_input, weights["gate_up"][layer])
-                f_RNF = self._ops.gate(gate_up_RNF)
-                down_input, ffn_saved = self._ops.enter(f_RNF, self._norms("ffn_sub_norm", layer=layer), q)
-                x_RNH = x_RNH + products.multiply(down_input, weights["down"][layer])
+            weights = self._layer_weights(q)
+            saved = []
+            for of_layer in weights:
+                x_RNH, of_way_back = layer.forward(x_RNH, of_layer, q)
                 if keep:
-                    layers.append(
-                        _Layer(
-                            input_saved=input_saved,
-                            qkv_input=qkv_input,
-                            attention=attention,
-                            sub_saved=sub_saved,
-                            o_input=o_input,
-                            post_saved=post_saved,
-                            gate_up_input=gate_up_input,
-                            gate_up_RNF=gate_up_RNF,
-                            ffn_saved=ffn_saved,
-                            down_input=down_input,
-                        )
-                    )
-        final = self.packed["final_norm"].unsqueeze(1)
-        hidden_RNH, final_saved = self._ops.normalize(x_RNH, (final,))
-        if not keep:
-            return Tape(tokens_RN=tokens_RN, positions=positions, hidden_RNH=hidden_RNH)
+                    saved.append(of_way_back)
+        normalize = self._normalize if keep else kernels.normalize
+        final = [self.packed["final_norm"].unsqueeze(1)]
+        hidden_RNH, final_saved = normalize(x_RNH, final, self.config.rms_norm_eps)
         return Tape(
             tokens_RN=tokens_RN,
-            positions=positions,
+            layer=layer,
             hidden_RNH=hidden_RNH,
             final_saved=final_saved,
             weights=weights,
-            layers=layers,
+            saved=saved,
         )
+
+    def _layer_weights(self, q: Quantization) -> list[LayerWeights]:
+        """Return what every layer multiplies by, quantized once for forward and backward."""
+        matrices = self._quantize(q)
+        return [
+            LayerWeights(matrices={key: operands[layer] for key, operands in matrices.items()}, norms=norms)
+            for layer, norms in enumerate(self._norm_layers)
+        ]
+
+    def _quantized_matrices(self, q: Quantization) -> dict[str, list[Operand]]:
+        return {
+            key: self.products.weights(self.packed[key], self.segments(key), q)
+            for key, storage in self.storages.items()
+            if storage.is_matrix
+        }
 
     @torch.no_grad()
     def backward(self, tape: Tape, grad_RNH: Tensor) -> None:
@@ -430,32 +375,18 @@ class PackedModel:
 
         The head's must be there already where it is tied to the embeddings.
         """
-        products, weights = self.products, tape.weights
-        norms: dict[str, list[Tensor]] = {key: [] for key in self._norm_layers}
-        final = self.packed["final_norm"].unsqueeze(1)
-        grad_RNH, (final_RH,) = self._ops.normalize_backward(grad_RNH, tape.final_saved, (final,))
+        final = [self.packed["final_norm"].unsqueeze(1)]
+        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, tape.final_saved, final)
         self.gradients["final_norm"].copy_(final_RH)
+        norms: list[dict[str, Tensor]] = []
         with self._layer_scope(tape.tokens_RN):
             for layer in range(self.config.num_layers - 1, -1, -1):
-                saved = tape.layers[layer]
-
-                def matrix(grad: Tensor, key: str, operand: Operand, layer: int = layer) -> Tensor:
-                    return products.backward(grad, operand, weights[key][layer], self._gradient_layers[key][layer])
-
-                leave = functools.partial(self._leave, layer=layer, norms=norms)
-                grad_RNF = matrix(grad_RNH, "down", saved.down_input)
-                grad_RNF = leave(grad_RNF, saved.ffn_saved, "ffn_sub_norm")
-                grad_RNF = self._ops.gate_backward(grad_RNF, saved.gate_up_RNF)
-                grad_RNF = matrix(grad_RNF, "gate_up", saved.gate_up_input)
-                grad_RNH = leave(grad_RNF, saved.post_saved, "post_norm", "gate_up_norm").add_(grad_RNH)
-
-                grad_a_RNH = matrix(grad_RNH, "o", saved.o_input)
-                grad_a_RNH = leave(grad_a_RNH, saved.sub_saved, "attn_sub_norm")
-                grad_qkv_RNO = self._attend_backward(grad_a_RNH, saved.attention, tape.positions)
-                grad_qkv_RNO = matrix(grad_qkv_RNO, "qkv", saved.qkv_input)
-                grad_RNH = leave(grad_qkv_RNO, saved.input_saved, "input_norm", "qkv_norm").add_(grad_RNH)
-        for key, grads_RF in norms.items():
-            torch.stack(grads_RF, dim=1, out=self.gradients[key])
+                grad_RNH, found = tape.layer.backward(grad_RNH, tape.saved[layer], tape.weights[layer])
+                norms.append(found.norms)
+                for key, (grad_RNO, x_RNI) in found.factors.items():
+                    write_product(self._gradient_layers[layer][key], grad_RNO.mT, x_RNI)
+        for key in self._norm_layers[0]:
+            torch.stack([grads[key] for grads in reversed(norms)], dim=1, out=self.gradients[key])
         if not self.config.tie_word_embeddings:
             self._leaf_gradients["embed"].zero_()
         table = self._leaf_gradients["embed"].view(-1, self.config.hidden_size)
@@ -470,91 +401,11 @@ class PackedModel:
         sizes = (storage.shape[1] * storage.shape[2] for storage in self.storages.values() if storage.is_matrix)
         return self.products.scope(tokens_RN.numel() * max(sizes))
 
-    def _norms(self, *keys: str, layer: int) -> tuple[Tensor, ...]:
-        """Return the weights [R, 1, F] of the norms that this model has of `keys`."""
-        return tuple(self._norm_layers[key][layer] for key in keys if key in self._norm_layers)
-
-    def _leave(
-        self,
-        grad_RNF: Tensor,
-        saved: list[tuple[Tensor, Tensor]],
-        *keys: str,
-        layer: int,
-        norms: dict[str, list[Tensor]],
-    ) -> Tensor:
-        """Go back through the norms `keys`; their weights' gradients are put in front of the lists in `norms`."""
-        grad_RNF, grads_RF = self._ops.normalize_backward(grad_RNF, saved, self._norms(*keys, layer=layer))
-        for key, grad_RF in zip((key for key in keys if key in self._norm_layers), grads_RF, strict=True):
-            norms[key].insert(0, grad_RF)
-        return grad_RNF
-
-    def _attend(self, qkv_RNO: Tensor, positions: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the heads' output [R, N, A·D] and what the way back needs."""
-        config, runs = self.config, qkv_RNO.shape[0]
-        queries, groups = config.num_attention_heads, config.num_key_value_heads
-        heads = qkv_RNO.view(-1, positions, queries + 2 * groups, config.head_size).transpose(1, 2)
-        cos_TD, sin_TD = self._rotary_tables(positions)
-        # rotary embeddings turn queries and keys alike, so both go through in one piece
-        turned, value = heads.split([queries + groups, groups], dim=1)
-        query, key = self._ops.rotate(turned, cos_TD, sin_TD).split([queries, groups], dim=1)
-        with self.products.outside():
-            if self._attends_plainly(positions):
-                dtype = self._leaves["embed"].dtype
-                q, k, v = (t.reshape(-1, positions, config.head_size).to(dtype) for t in (query, key, value))
-                out, p = kernels.attend(q, k, v, self._causal_mask(positions))
-                flat = out.view(-1, queries, positions, config.head_size).transpose(1, 2)
-                return flat.reshape(runs, -1, queries * config.head_size), (q, k, v, p)
-            q, k, v = (self._attention_input(t).requires_grad_() for t in (query, key, value))
-            # the one piece whose gradient torch records: its kernels differ by device
-            with torch.enable_grad():
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=queries != groups)
-        flat = out.detach().transpose(1, 2).reshape(runs, -1, queries * config.head_size)
-        return flat.to(self._leaves["embed"].dtype), (q, k, v, out)
-
-    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...], positions: int) -> Tensor:
-        config, runs = self.config, grad_RNH.shape[0]
-        queries, groups = config.num_attention_heads, config.num_key_value_heads
-        q, k, v, last = saved
-        grad_out = grad_RNH.view(-1, positions, queries, config.head_size).transpose(1, 2).to(last.dtype)
-        with self.products.outside():
-            if self._attends_plainly(positions):
-                flat = grad_out.reshape(-1, positions, config.head_size)
-                grads = kernels.attend_backward(flat, q, k, v, last)
-                grad_q, grad_k, grad_value = (grad.view(grad_out.shape) for grad in grads)
-            else:
-                grad_q, grad_k, grad_value = torch.autograd.grad(last, (q, k, v), grad_out)
-        grad_turned = torch.cat((grad_q, grad_k), dim=1).to(grad_RNH.dtype)
-        grad_turned = self._ops.rotate_backward(grad_turned, *self._rotary_tables(positions))
-        grad_heads = torch.cat((grad_turned, grad_value), dim=1)
-        return grad_heads.transpose(1, 2).reshape(runs, -1, (queries + 2 * groups) * config.head_size)
-
-    def _attends_plainly(self, positions: int) -> bool:
-        same_heads = self.config.num_attention_heads == self.config.num_key_value_heads
-        return self.device.type == "cpu" and same_heads and positions <= _SHORT
-
-    def _causal_mask(self, positions: int) -> Tensor:
-        if positions not in self._masks:
-            hidden = torch.full((positions, positions), -math.inf, device=self.device)
-            self._masks[positions] = hidden.triu(1)
-        return self._masks[positions]
-
-    def _attention_input(self, heads: Tensor) -> Tensor:
-        """Detach; on a card in the type that its fast kernels take."""
-        dtype = self.products.dtype if self.device.type == "cuda" else self._leaves["embed"].dtype
-        return heads.detach().to(dtype)
-
-    def _rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [T, D]; the sign of rotate-half is folded into the sine."""
-        if positions not in self._rotary:
-            half = self.config.head_size // 2
-            exponent = torch.arange(0, 2 * half, 2, dtype=torch.float) / (2 * half)
-            angle = torch.arange(positions)[:, None].float() * (1.0 / (self.config.rope_theta**exponent))
-            cos, sin = angle.cos().repeat(1, 2), angle.sin()
-            self._rotary[positions] = (
-                cos.to(self.device),
-                torch.cat((-sin, sin), dim=-1).to(self.device),
-            )
-        return self._rotary[positions]
+    def _layer(self, positions: int, *, compiled: bool) -> Layer:
+        key = (positions, compiled)
+        if key not in self._layers:
+            self._layers[key] = Layer(self.config, self.products, positions, self.device, compiled=compiled)
+        return self._layers[key]
 
     def _initialize(self, run: int, config: ModelConfig, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

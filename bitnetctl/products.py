@@ -60,7 +60,8 @@ class Products:
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """Return a context for products that torch's own kernels make: many small ones, which oneDNN is slow at."""
-        return _onednn("ieee") if self._through_onednn else contextlib.nullcontext()
+        may = self._through_onednn and not torch.compiler.is_compiling()
+        return _onednn("ieee") if may else contextlib.nullcontext()
 
     def cast(self, x: Tensor) -> Tensor:
         """Return an operand that is not quantized."""
@@ -98,20 +99,19 @@ class Products:
         sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
         return torch.stack(sums).to(torch.float32).mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
 
-    def backward(self, grad_RNO: Tensor, x: Operand, weight: Operand, grad_weight_ROI: Tensor) -> Tensor:
-        """Write the gradient of the weight into `grad_weight_ROI`; return that of x."""
-        grad_RNO = self.cast(grad_RNO)
-        x_RNI, weight_ROI = (self._figures(operand) for operand in (x, weight))
-        if grad_weight_ROI.dtype == grad_RNO.dtype:
-            torch.bmm(grad_RNO.mT, x_RNI, out=grad_weight_ROI)
-        else:
-            grad_weight_ROI.copy_(torch.bmm(grad_RNO.mT, x_RNI))
-        return torch.bmm(grad_RNO, weight_ROI)
-
-    def _figures(self, operand: Operand) -> Tensor:
+    def figures(self, operand: Operand) -> Tensor:
+        """Return what an operand stands for, as gradients are multiplied by it."""
         if operand.inverse_scale is None:
             return operand.values
         return (operand.values * operand.inverse_scale).to(self.dtype)
+
+
+def write_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    """Write a · b into `target`, whatever its type."""
+    if target.dtype == a.dtype:
+        torch.bmm(a, b, out=target)
+    else:
+        target.copy_(torch.bmm(a, b))
 
 
 class _onednn:  # noqa: N801

@@ -43,10 +43,13 @@ def ternary_weights(
     """
     scale_RLO1 = ternary_scale(weight_RLOI, segments)
     codes_RLOI = (weight_RLOI * scale_RLO1).round_().clamp_(-1, 1)
-    if strength_R is None:
+    # a compiler fuses the copy, and refuses to write into what is not contiguous
+    if strength_R is None and out is not None and not torch.compiler.is_compiling():
         return torch.div(codes_RLOI, scale_RLO1, out=out)
-    blended_RLOI = torch.lerp(weight_RLOI, codes_RLOI.div_(scale_RLO1), strength_R.view(-1, 1, 1, 1))
-    return blended_RLOI if out is None else out.copy_(blended_RLOI)
+    values_RLOI = codes_RLOI.div_(scale_RLO1)
+    if strength_R is not None:
+        values_RLOI = torch.lerp(weight_RLOI, values_RLOI, strength_R.view(-1, 1, 1, 1))
+    return values_RLOI if out is None else out.copy_(values_RLOI)
 
 
 def int8_scale(x: Tensor) -> Tensor:

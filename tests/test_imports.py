@@ -21,7 +21,7 @@ ORDER = (
     "errors signals quant",
     "files config machine kernels",
     "records schedule intervention scaffold products",
-    "plugins events runs analysis",
+    "plugins events runs analysis layer",
     "grid bundle data model optim checkpoint",
     "verdict evaluate outputs estimate",
     "step report console",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitnetctl import kernels
 from bitnetctl.config import ModelConfig
+from bitnetctl.layer import rotary_tables
 from bitnetctl.model import PackedModel, num_parameters
 
 CPU = torch.device("cpu")
@@ -148,7 +149,7 @@ def test_rotary_embeddings_are_those_of_transformers(hf: SimpleNamespace) -> Non
     query, key = torch.randn(2, 3, 4, 50, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     cos, sin = hf.modeling.BitNetRotaryEmbedding(settings)(query, torch.arange(50)[None])
     expected = hf.modeling.apply_rotary_pos_emb(query, key, cos, sin)
-    ours_cos, ours_sin = model._rotary_tables(50)
+    ours_cos, ours_sin = rotary_tables(model.config, 50)
     for x, turned in zip((query, key), expected, strict=True):
         torch.testing.assert_close(x * ours_cos + x.roll(4, dims=-1) * ours_sin, turned, rtol=0, atol=1e-6)
 

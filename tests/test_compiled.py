@@ -1,0 +1,100 @@
+"""What is compiled does what the plain code does, each piece in one graph, whatever the shape.
+
+Everything runs in a process of its own: this one has switched the compiler off before torch was loaded.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json, sys, warnings
+warnings.simplefilter("error", UserWarning)
+import torch
+torch.set_num_threads(1)
+from bitnetctl.config import parse_arm
+from bitnetctl.plugins import compose
+from bitnetctl.step import Pack
+from bitnetctl.testing import tiny_config, tiny_tokens
+
+graphs = 0
+
+def traced(graph, inputs):
+    global graphs
+    graphs += 1
+    return graph.forward
+
+def compiled(function, **options):
+    return compile(function, **options, **({"backend": traced} if sys.argv[1] == "traced" else {}))
+
+compile, torch.compile = torch.compile, compiled
+told = {}
+for name, changes, precision, arm in json.loads(sys.argv[2]):
+    fields = tiny_config().model_dump()
+    for section, values in changes.items():
+        fields[section].update(values)
+    config = tiny_config().model_validate(fields)
+    told[name], graphs = [], 0
+    torch._dynamo.reset()
+    for is_compiled in (False, True):
+        arms = [compose(parse_arm(arm)), compose(())]
+        pack = Pack(
+            [config] * 2, arms, tiny_tokens(config), torch.device("cpu"), precision=precision, compiled=is_compiled
+        )
+        for step in range(1, 4):
+            pack.step(step)
+        told[name].append([*pack.loss_R.tolist(), *pack.grad_norm_R.tolist()])
+    told[name].append(graphs)
+json.dump(told, sys.stdout)
+"""
+
+WIDE = {"model": {"hidden_size": 64}, "data": {"batch_size": 4}}
+VARIANTS = [
+    ("short rows", {}, "fp32", ""),
+    ("long rows", {"data": {"sequence_length": 80}}, "fp32", ""),
+    ("bf16", WIDE, "bf16", ""),
+    ("int8", WIDE, "int8", ""),
+    ("silu", {"model": {"activation": "silu", "num_key_value_heads": 1, "tie_word_embeddings": True}}, "fp32", ""),
+    ("full precision", {"model": {"quantization": 0.0}}, "fp32", ""),
+    ("blended", {"model": {"quantization": 0.5}}, "fp32", ""),
+    ("claimed loss", {}, "fp32", "label-smoothing"),
+]
+# a layer there and back, weights, cross-entropy, the last norm there and back
+WHOLE = 6
+# attention is left out of what is compiled, so a layer has two pieces each way
+IN_PIECES = {"long rows": 8, "silu": 8}
+
+
+def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how, json.dumps(variants)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.mark.slow
+def test_every_piece_is_one_graph_and_does_the_same(tmp_path: Path) -> None:
+    for name, (plain, fast, graphs) in compiled("traced", VARIANTS, tmp_path).items():
+        assert fast == pytest.approx(plain, rel=1e-5), name
+        assert graphs == IN_PIECES.get(name, WHOLE), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_kernels_do_what_the_plain_ones_do(tmp_path: Path) -> None:
+    plain, fast, _ = compiled("compiled", VARIANTS[:1], tmp_path)["short rows"]
+    assert fast == pytest.approx(plain, rel=1e-4)
