@@ -98,6 +98,8 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
 _LEAVES: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 
 _TABLES = ("embed", "head")
+# tokens of all runs whose logits lie on a card at once
+_CARD_CHUNK = 4096
 
 
 @dataclass(kw_only=True)
@@ -149,8 +151,15 @@ class PackedModel:
         self._leaf_gradients = {key: torch.zeros_like(leaf) for key, leaf in self._leaves.items()}
         self.packed = self._storage_views(self._leaves)
         self.gradients = self._storage_views(self._leaf_gradients)
+        first: dict[tuple[object, ...], int] = {}
         for run, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
-            self._initialize(run, config, seed)
+            alike = first.setdefault((config.initialization, config.init_std, seed), run)
+            if alike == run:
+                self._initialize(run, config, seed)
+            else:
+                # the arms of a seed begin alike, and drawing is slow
+                for leaf in self._leaves.values():
+                    leaf[run] = leaf[alike]
         # of every layer, made once: weights [R, 1, F] of the norms, gradients of the matrices
         self._norm_layers = [
             {key: norm_RF.unsqueeze(1) for key, norm_RF in norms.items()}
@@ -293,8 +302,10 @@ class PackedModel:
         """
         products, tokens = self.products, hidden_RNH.shape[1]
         head_RVH, head_gradient_RVH = products.cast(self._head(self._leaves)), self._head(self._leaf_gradients)
-        whole = claim is not None or tokens <= max(2 * self.config.hidden_size, 256)
-        chunk = tokens if whole else self.config.hidden_size
+        # every chunk adds to the whole gradient of the head, so few are better where memory is large
+        chunk = max(self.config.hidden_size, _CARD_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
+        if claim is not None or tokens <= 2 * chunk:
+            chunk = tokens
         loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)

@@ -407,8 +407,9 @@ def test_a_run_has_the_same_weights_in_every_pack(initialization: str) -> None:
 
 def test_members_of_a_pack_may_differ_in_initialization() -> None:
     narrow, wide = (ModelConfig(hidden_size=32, init_std=std) for std in (0.02, 0.2))
-    model = PackedModel([narrow, wide], VOCAB, [0, 0], CPU)
+    model = PackedModel([narrow, wide, narrow], VOCAB, [0, 0, 0], CPU)
     torch.testing.assert_close(named(model, 1)["lm_head.weight"], 10 * named(model, 0)["lm_head.weight"])
+    assert all(torch.equal(weight, named(model, 0)[name]) for name, weight in named(model, 2).items())
 
 
 @pytest.mark.parametrize("initialization", ["default", "normal"])
