@@ -368,6 +368,9 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
 
 def _outcome(view: _RunView) -> str:
     row = view.row
+    if not row:
+        # nothing was left to train
+        return "finished"
     return (
         f"finished, held-out loss {_figure(row.get('HeldOutLoss'), '.3f')}, "
         f"{_figure(row.get('UniquePredictions'), '.0f')} unique predictions"

@@ -74,6 +74,10 @@ class RunBusyError(ConfigError):
     """Another process holds the run."""
 
 
+class RunEndedError(ConfigError):
+    """The run has ended since it was looked at; there is nothing to train."""
+
+
 class CaptureError(BitnetctlError):
     """A step could not be recorded as a CUDA graph; only a new process can use the card again."""
 

@@ -74,6 +74,16 @@ class RunOptimizer:
         state = self._optimizer.state_dict()["state"]
         return {f"{self._names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
+    def state_like(self) -> dict[str, Tensor]:
+        """Return stand-ins with the names, shapes and dtypes of what `state` returns after a step."""
+        leaves = [leaf for group in self._optimizer.param_groups for leaf in group["params"]]
+        count = torch.zeros((), dtype=torch.float32)
+        return {
+            f"{name}/{key}": count if key == "step" else leaf
+            for name, leaf in zip(self._names, leaves, strict=True)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned."""
         index = {name: i for i, name in enumerate(self._names)}

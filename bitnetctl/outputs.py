@@ -18,12 +18,13 @@ from bitnetctl.records import (
     Rollback,
     Row,
     RunPaths,
+    SessionRecord,
     Status,
     read_manifest,
     utc_now,
     write_manifest,
 )
-from bitnetctl.records.manifest import figures_sum
+from bitnetctl.records.manifest import figures_sum, sessions_until
 
 
 class RunOutput:
@@ -72,7 +73,8 @@ class RunOutput:
             before = None
         self._seconds_before = before.elapsed_seconds if before else 0.0
         self._started = time.monotonic()
-        self._manifest = self._new_manifest(before, resume_step, facts)
+        sessions = [*sessions_until(resume_step, before), SessionRecord(from_step=resume_step, **facts)]
+        self._manifest = self._new_manifest(before, resume_step, {**facts, "sessions": sessions})
         # before the rows that they count on are cut
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
         writer.open()
@@ -123,9 +125,11 @@ class RunOutput:
         self._write_manifest()
 
     def correct(self, **facts: Any) -> None:
-        """Replace facts of the manifest that turned out otherwise; the next update writes them."""
+        """Replace facts of this session that turned out otherwise; the next update writes them."""
         assert self._manifest is not None
-        self._manifest = self._manifest.model_copy(update=facts)
+        *earlier, last = self._manifest.sessions
+        sessions = [*earlier, last.model_copy(update=facts)]
+        self._manifest = self._manifest.model_copy(update={**facts, "sessions": sessions})
 
     @property
     def rollbacks(self) -> list[Rollback]:

@@ -139,7 +139,7 @@ def test_how_a_run_resumed_diverged_and_stopped() -> None:
         *once,
         f"{NAME}-1: stopped at step 2,000, checkpoint saved",
         *once,
-        f"{NAME}-1: finished, held-out loss –, – unique predictions",
+        f"{NAME}-1: finished",
         f"{NAME}: 20,000 steps, 123,456,789 parameters on cuda:0",
         f"{NAME}: failed: the disk is gone",
     ]

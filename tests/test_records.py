@@ -348,6 +348,15 @@ def test_a_file_in_other_hands_is_noticed(what: str, tmp_path: Path) -> None:
     writer.close()
 
 
+def test_a_row_that_must_be_there_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    before = write_rows(path, [row_at(1), row_at(2), row_at(9)])
+    assert RecordWriter(path, 8, last_kept_step=2).last_step == 2
+    with pytest.raises(RecordError, match="the row of step 4 is missing; put it back"):
+        RecordWriter(path, 8, last_kept_step=4)
+    assert path.read_bytes() == before
+
+
 def test_nothing_is_changed_before_it_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     before = write_rows(path, [row_at(1), row_at(2)])

@@ -665,14 +665,14 @@ def lose(config: RunConfig, *lost: int) -> None:
         shutil.rmtree(checkpoint.path_of(RunPaths(RUNS, config.run_name).checkpoints, step))
 
 
-# every run has checkpoints of 6 and 9; (those lost, packs and their first step)
+# every run has checkpoints of 6 and 9; (those lost, packs and their first step); a run that lost all goes no further
 LOST: dict[str, tuple[list[tuple[int, ...]], list[tuple[list[int], int]]]] = {
     "none": ([(), (), ()], [([0, 1, 2], 9)]),
     "the newest of one": ([(), (9,), ()], [([0, 1, 2], 6)]),
     "the newest of all": ([(9,), (9,), (9,)], [([0, 1, 2], 6)]),
     "nothing in common": ([(6,), (9,), (6,)], [([0, 2], 9), ([1], 6)]),
-    "everything of one": ([(), (6, 9), ()], [([0, 2], 9), ([1], 0)]),
-    "everything of most": ([(6, 9), (), (6, 9)], [([0, 2], 0), ([1], 9)]),
+    "everything of one": ([(), (6, 9), ()], [([0, 2], 9)]),
+    "everything of most": ([(6, 9), (), (6, 9)], [([1], 9)]),
 }
 
 
@@ -695,10 +695,16 @@ def test_runs_go_on_from_where_they_can(sweep: Sweep, grid: Grid, case: str) -> 
     events = sweep(configs, pack=3)
     assert packs(events) == [names([configs[run] for run in runs]) for runs, _ in expected]
     assert starts(events) == [step for _, step in expected]
-    for config in configs:
+    gone = [config for config, steps in zip(configs, lost, strict=True) if len(steps) == 2]
+    assert [event.name for event in events if isinstance(event, Failed)] == names(gone)
+    for config in gone:
+        assert row_steps(config) == [1, 4, 8]
+        assert "9 steps were done, but its checkpoints are gone" in (manifest(config).message or "")
+    rest = [config for config in configs if config not in gone]
+    for config in rest:
         assert row_steps(config) == [1, 4, 8, 12]
         assert manifest(config).status == "finished"
-    assert_same(configs, DOUBLE)
+    assert_same(rest, DOUBLE)
 
 
 # other processes

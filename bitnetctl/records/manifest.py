@@ -67,8 +67,32 @@ class Rollback(_Document):
     tensor: str
 
 
-class Manifest(_Document):
-    """Everything about a run that is not a figure; fields of newer versions are ignored when read."""
+class _Facts(_Document):
+    """With what a run is trained, from the start or a resume until the next one."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    device: str | None = None
+    engine: str | None = Field(None, description="eager, graph or compile")
+    precision: str | None = Field(None, description="of the matrix products: fp32, bf16 or int8")
+    threads: int | None = None
+    plugins: list[PluginRecord] = Field(default_factory=list)
+    command: list[_Text] | None = None
+    pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
+
+
+class SessionRecord(_Facts):
+    """One of the sessions that a run was trained in."""
+
+    from_step: _Count | None = Field(None, description="where it went on; unknown in an older file")
+
+
+class Manifest(_Facts):
+    """Everything about a run that is not a figure; fields of newer versions are ignored when read.
+
+    The facts of the last session are fields of the manifest itself, and `sessions` has those of all whose steps are
+    part of the run.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run: str
@@ -82,19 +106,20 @@ class Manifest(_Document):
     diverged_at: _Count | None = Field(None, description="first step with a loss that is not finite")
     message: _Text | None = None
     rollbacks: list[Rollback] = Field(default_factory=list, description="divergences that the run was set back from")
-    versions: dict[str, str] = Field(default_factory=dict)
-    git: dict[str, Any] | None = None
-    device: str | None = None
-    engine: str | None = Field(None, description="eager, graph or compile")
-    precision: str | None = Field(None, description="of the matrix products: fp32, bf16 or int8")
-    threads: int | None = None
+    sessions: list[SessionRecord] = Field(default_factory=list)
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")
-    plugins: list[PluginRecord] = Field(default_factory=list)
-    command: list[_Text] | None = None
     elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
-    pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
     csv_sha256: str | None = Field(None, description="of the CSV of a run that ended")
     sha256: str | None = Field(None, description="of the rest of this file")
+
+
+def sessions_until(step: int, manifest: Manifest | None) -> list[SessionRecord]:
+    """Return the sessions that trained the first `step` steps of a run."""
+    if manifest is None or step == 0:
+        return []
+    # an older file tells of its last session only, and not where it went on
+    known = manifest.sessions or [SessionRecord.model_validate(manifest.model_dump())]
+    return [session for session in known if session.from_step is None or session.from_step < step]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from bitnetctl import __version__, checkpoint, data, loop, plugins
 from bitnetctl.capture import CapturedPack
-from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
-from bitnetctl.errors import BitnetctlError, CheckpointError, ConfigError, StoppedBySignal
+from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, StoppedBySignal
 from bitnetctl.evaluate import Probe
 from bitnetctl.events import Event, Stopped
 from bitnetctl.execution import Engine, Execution, by_host, choose, choose_threads, make_pack
@@ -27,10 +26,8 @@ from bitnetctl.machine import device_name, prepare_processor, resolve_device
 from bitnetctl.model import num_parameters
 from bitnetctl.outputs import RunOutput
 from bitnetctl.records import Manifest, RunPaths, read_manifest
-from bitnetctl.step import Pack
-
-Resume = Literal["auto", "never"] | Path
-Notice = Callable[[str], None]
+from bitnetctl.runs import ended
+from bitnetctl.sweep.resume import Notice, Resume, changes, restore, resume_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +81,9 @@ class Sessions:
         asked = self.options
         tokens, _ = self.prepare(config)
         if before is not None and asked.precision == "auto" and before.precision is not None:
+            # a device may not have it
             with contextlib.suppress(ConfigError):
                 return choose(config, tokens.vocab_size, self.device, asked.engine, before.precision)
-            asked.notice(f"{before.run}: goes on in another precision, this device has no {before.precision}")
         return choose(config, tokens.vocab_size, self.device, asked.engine, asked.precision)
 
     @contextlib.contextmanager
@@ -100,21 +97,21 @@ class Sessions:
                 composition.configure(output.config) for composition, output in zip(compositions, outputs, strict=True)
             ]
             tokens, probe = self.prepare(effective[0])
-            start_step, saved = _resume_point(outputs, self.options)
-            before = read_manifest(outputs[0].paths.folder) if saved else None
-            execution = self.execution(effective[0], before)
+            start_step, saved = resume_point(outputs, self.options.resume, self.options.notice)
+            before = [read_manifest(output.paths.folder) if saved else None for output in outputs]
+            execution = self.execution(effective[0], before[0])
             pack = make_pack(effective, compositions, tokens, self.device, execution)
             # a resumed run keeps its number of threads: sums must come out to the last bit
-            known = before.threads if before is not None else None
+            known = before[0].threads if before[0] is not None else None
             threads = min(known, self._threads) if known else choose_threads(pack, self._threads)
             torch.set_num_threads(threads)
             stack.callback(torch.set_num_threads, self._threads)
-            codes = _restore(pack, saved, tokens.fingerprint) if saved else None
+            codes = restore(pack, saved, tokens.fingerprint) if saved else None
             engine = by_host(execution.engine)
             if isinstance(pack, CapturedPack) and pack.recorder is not None:
                 note = functools.partial(_note_unrecorded, outputs, engine, self.options.notice)
                 engine, pack.recorder.on_error = execution.engine, note
-            for output, config in zip(outputs, effective, strict=True):
+            for output, config, manifest in zip(outputs, effective, before, strict=True):
                 facts = {
                     **_environment(),
                     "effective_config": config.model_dump(mode="json"),
@@ -126,6 +123,8 @@ class Sessions:
                     "plugins": plugins.plugin_records(output.config.interventions),
                     "pack": [member.paths.name for member in outputs],
                 }
+                if manifest is not None and (other := ", ".join(changes(manifest, facts))):
+                    self.options.notice(f"{manifest.run}: goes on with {other}; run.json names both")
                 output.begin(facts, start_step)
             for member, output in zip(pack.members, outputs, strict=True):
                 member.halved_after = [rollback.resumed_from for rollback in output.rollbacks]
@@ -171,7 +170,10 @@ def effective_config(config: RunConfig) -> RunConfig:
 
 @contextlib.contextmanager
 def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
-    """Claim the named runs of one shape and open their session; nothing is created if their text is unusable."""
+    """Claim the named runs of one shape and open their session; nothing is created if their text is unusable.
+
+    Raises RunEndedError where a run has ended.
+    """
     sessions = Sessions(options)
     if isinstance(options.resume, Path):
         checkpoint.verify(options.resume)
@@ -182,6 +184,9 @@ def open_session(configs: Sequence[RunConfig], options: Options, *, names: Seque
             output = RunOutput(RunPaths(options.runs_dir, name), config)
             output.claim()
             stack.callback(output.release)
+            # another process may have ended it while this one got ready
+            if (manifest := ended(config, options.runs_dir, name)) is not None:
+                raise RunEndedError(f"{name}: already {manifest.status}, nothing to train")
             outputs.append(output)
         yield stack.enter_context(sessions.open(outputs))
 
@@ -194,14 +199,18 @@ def train_runs(
         name = names[index] if names else config.run_name
         resume = options
         while True:
-            with open_session([config], resume, names=[name]) as session:
-                rollbacks = len(session.outputs[0].rollbacks)
-                for event in loop.train(session):
-                    yield event
-                was_set_back = len(session.outputs[0].rollbacks) > rollbacks
-                # a checkpoint that was named stays the newest until the run has saved one of its own
-                if max(checkpoint.steps(session.outputs[0].paths.checkpoints), default=0) >= session.start_step:
-                    resume = replace(options, resume="auto")
+            try:
+                with open_session([config], resume, names=[name]) as session:
+                    rollbacks = len(session.outputs[0].rollbacks)
+                    for event in loop.train(session):
+                        yield event
+                    was_set_back = len(session.outputs[0].rollbacks) > rollbacks
+                    # a checkpoint that was named stays the newest until the run has saved one of its own
+                    if max(checkpoint.steps(session.outputs[0].paths.checkpoints), default=0) >= session.start_step:
+                        resume = replace(options, resume="auto")
+            except RunEndedError as error:
+                options.notice(str(error))
+                break
             # two packs at once would take twice the memory
             del session
             if isinstance(event, Stopped):
@@ -215,64 +224,6 @@ def _note_unrecorded(outputs: Sequence[RunOutput], engine: Engine, notice: Notic
     notice(f"{outputs[0].paths.name}: its pack goes on without a CUDA graph, which is slower: {error}")
     for output in outputs:
         output.correct(engine=engine)
-
-
-def _resume_point(outputs: Sequence[RunOutput], options: Options) -> tuple[int, list[Checkpoint] | None]:
-    """Return the last step that every run of the pack can go on from, with its checkpoints."""
-    if isinstance(options.resume, Path):
-        saved = checkpoint.load(options.resume)
-        if saved.config_hash != outputs[0].config.hash:
-            raise CheckpointError(f"checkpoint {options.resume} belongs to another config ({saved.config_hash[:12]})")
-        if not saved.optimizer:
-            raise CheckpointError(f"checkpoint {options.resume} is of a finished run; there is nothing to resume")
-        return saved.step, [saved]
-    available = [set(checkpoint.steps(output.paths.checkpoints)) for output in outputs]
-    if options.resume == "never":
-        if any(available) or any(output.paths.csv.exists() for output in outputs):
-            raise ConfigError(f"run {outputs[0].paths.name} exists; take --resume auto, another --name, or remove it")
-        return 0, None
-    for step in sorted(set.intersection(*available), reverse=True):
-        try:
-            found = [checkpoint.load(checkpoint.path_of(output.paths.checkpoints, step)) for output in outputs]
-        except CheckpointError as error:
-            options.notice(str(error))
-            continue
-        for output, state in zip(outputs, found, strict=True):
-            if state.config_hash != output.config.hash:
-                raise CheckpointError(
-                    f"run {output.paths.name} holds checkpoints of another config ({state.config_hash[:12]}); "
-                    "choose another --name"
-                )
-        return step, found
-    if any(available):
-        raise CheckpointError(
-            f"no checkpoint of run {outputs[0].paths.name} can be used; remove {outputs[0].paths.folder} to start over"
-        )
-    for output in outputs:
-        before = read_manifest(output.paths.folder)
-        if before is not None and before.steps_done:
-            name, done = output.paths.name, before.steps_done
-            options.notice(f"{name}: {done} steps were done, but its checkpoints are gone; it starts over")
-    return 0, None
-
-
-def _restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> dict[str, torch.Tensor]:
-    for run, (member, state) in enumerate(zip(pack.members, saved, strict=True)):
-        if state.data_fingerprint != data_fingerprint:
-            raise CheckpointError(
-                "the training text or tokenizer changed since the checkpoint was saved; "
-                "restore it, or start over under another --name"
-            )
-        # a checkpoint may come from anyone, and a plug-in's state may not fit its code any more
-        try:
-            pack.model.load(run, state.model)
-            member.optimizer.load_state(pack.model.by_leaf(state.optimizer))
-            member.composition.load_state_dict(state.interventions)
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            text = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {text}") from error
-    keys = saved[0].codes.keys()
-    return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in keys}
 
 
 def _data_facts(tokens: data.TokenData) -> dict[str, Any]:
