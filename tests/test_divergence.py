@@ -12,13 +12,16 @@ import pytest
 import torch
 from calling import call
 from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from bitnetctl import checkpoint
+from bitnetctl import checkpoint, plugins
 from bitnetctl.analysis import load_run
 from bitnetctl.config import RunConfig
 from bitnetctl.console import PlainReporter
 from bitnetctl.errors import ExitCode
 from bitnetctl.events import Diverged, Event, Saved
+from bitnetctl.intervention import Composition, Intervention, InterventionSettings
 from bitnetctl.loop import MOST_ROLLBACKS, Session
 from bitnetctl.records import Manifest, read_manifest
 from bitnetctl.step import Pack
@@ -63,6 +66,12 @@ def moment(session: Session) -> None:
     state["matrices/exp_avg_sq"][7] = math.nan
 
 
+def second_moment(session: Session) -> None:
+    # divided by infinity, the update is zero and the weights stay as they are
+    state = session.pack.members[1].optimizer.state()
+    state["matrices/exp_avg_sq"][7] = math.inf
+
+
 def head(session: Session) -> None:
     session.pack.model.packed["head"][1, 5, 0] = math.nan
 
@@ -72,6 +81,7 @@ def head(session: Session) -> None:
     [
         (weight, "the weight model.embed_tokens.weight"),
         (moment, "the weight model.layers.0.self_attn.q_proj.weight"),
+        (second_moment, "the moment matrices/exp_avg_sq"),
         (head, "the weight lm_head.weight"),
     ],
 )
@@ -96,6 +106,44 @@ def test_nothing_poisoned_is_saved_or_measured(
         for ours, theirs in zip(rows(run), rows(f"{run}2"), strict=True):
             for column in ("Loss", "HeldOutLoss", "GradNorm"):
                 assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=1e-3)
+
+
+class Breaks(Intervention):
+    """A loss that is no number from its sixth call on, or a finite one without a gradient."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(InterventionSettings())
+        self.what = what
+        self.calls = 0
+
+    def training_loss(self, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+        self.calls += 1
+        loss = cross_entropy(logits_TV, targets_T)
+        if self.calls < 6:
+            return loss
+        # the root of zero has no slope
+        return loss + math.nan if self.what == "loss" else loss + (0 * logits_TV).sum().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("loss", "the loss"), ("gradient", "the gradient of model.embed_tokens.weight")]
+)
+def test_a_step_that_is_not_finite_is_not_applied(
+    what: str, name: str, train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "compose", lambda specs: Composition([Breaks(what)]))
+    weights: dict[int, Tensor] = {}
+
+    def watch(session: Session, event: Event) -> None:
+        if isinstance(event, Saved | Diverged):
+            weights[event.step] = session.pack.model.packed["head"].clone()
+
+    train(tiny_config(), names=["a"], checkpoint_every=5, watch=watch)
+    found = manifest("a")
+    assert (found.status, found.diverged_at) == ("diverged", 6)
+    assert found.message == f"{name} not finite at step 6"
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [5]
+    assert torch.equal(weights[5], weights[6])
 
 
 def test_the_last_checkpoint_before_it_stays(train: Train, tiny_config: TinyConfig) -> None:
