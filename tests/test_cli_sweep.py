@@ -521,6 +521,25 @@ def test_a_run_that_fails_before_it_begins_is_told_by_name(sweep: Sweep) -> None
     assert theirs.read_text(encoding="utf-8") == "not ours\n"
 
 
+@pytest.mark.parametrize("damage", ["manifest", "csv"])
+def test_a_damaged_run_is_told_and_the_rest_go_on(sweep: Sweep, damage: str) -> None:
+    assert sweep("--seeds", "2").code == ExitCode.SUPPORTED
+    bad = min(path.stem for path in RUNS.glob("*.csv"))
+    path = RUNS / bad / "run.json" if damage == "manifest" else RUNS / f"{bad}.csv"
+    path.write_bytes(path.read_bytes()[:-40])
+    kept = path.read_bytes()
+    for more, trained in (("4", 2), ("4", 0)):
+        done = sweep("--seeds", more, "--pack", "1", "--json")
+        assert done.code == ExitCode.INTERNAL
+        assert f"{bad}: failed: {path}: " in done.err
+        assert done.err.count(": finished, ") == trained
+        rows = {row["run"]: row for row in done.json["runs"]}
+        assert [row["status"] for name, row in rows.items() if name != bad] == ["finished"] * 3
+        assert (rows[bad]["status"], rows[bad]["final"]) == ("damaged", None)
+        assert str(path) in rows[bad]["message"]
+    assert path.read_bytes() == kept
+
+
 def test_a_failure_is_never_told_of_another_run(sweep: Sweep) -> None:
     names = [run["run"] for run in sweep("--seeds", "2", "--json").json["runs"]]
     for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):

@@ -35,7 +35,7 @@ from bitnetctl.cli.options import (
 )
 from bitnetctl.cli.slurm import requeue_job, slurm_job
 from bitnetctl.cli.train import final_row, follow, stopping
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -193,10 +193,10 @@ def train_missing(
     keep_weights: bool = False,
 ) -> bool:
     """Train the runs that have not ended, as one of so many workers; True if a signal stopped it before they had."""
-    from bitnetctl.runs import ended, refuse_case_twins
+    from bitnetctl.runs import refuse_case_twins
 
     refuse_case_twins([config.run_name for config in configs], runs_dir)
-    missing = [config for config in configs if ended(config, runs_dir) is None]
+    missing = [config for config in configs if not _has_ended(config, runs_dir)]
     if not missing:
         stderr().print(f"all {len(configs)} runs are there already, nothing to train", highlight=False)
         return False
@@ -229,36 +229,52 @@ def train_missing(
             if follow(sweep_runs(missing, options, pack=pack_size, workers=workers), reporter):
                 return True
         # between two runs, or in a worker; in the last step of all there is nothing left to go on with
-        if stop() and any(ended(config, runs_dir) is None for config in missing):
+        if stop() and not all(_has_ended(config, runs_dir) for config in missing):
             reporter.notice(f"stopped by {stop.signal_name}; the same command goes on from there")
             return True
         return False
 
 
-def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:
-    from bitnetctl.records import RunPaths, read_manifest
+def _has_ended(config: "RunConfig", runs_dir: Path) -> bool:
+    """Whether a run has ended; one with damaged files has not, and the sweep tells it among the others."""
+    from bitnetctl.runs import ended
 
-    rows = []
-    for config in configs:
-        paths = RunPaths(runs_dir, config.run_name)
+    try:
+        return ended(config, runs_dir) is not None
+    except RecordError:
+        return False
+
+
+def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": config.run_name,
+            "size": config.model.hidden_size,
+            "arm": config.arm,
+            "seed": config.seed,
+            **_state(config, runs_dir),
+        }
+        for config in configs
+    ]
+
+
+def _state(config: "RunConfig", runs_dir: Path) -> dict[str, Any]:
+    from bitnetctl.records import RunPaths, read_manifest
+    from bitnetctl.runs import ended
+
+    paths = RunPaths(runs_dir, config.run_name)
+    try:
+        final = None if ended(config, runs_dir) is None else final_row(paths.csv)
         manifest = read_manifest(paths.folder)
-        rows.append(
-            {
-                "run": paths.name,
-                "size": config.model.hidden_size,
-                "arm": config.arm,
-                "seed": config.seed,
-                "status": "missing" if manifest is None else manifest.status,
-                "message": None if manifest is None else manifest.message,
-                "final": final_row(paths.csv) if manifest and manifest.status in ("finished", "diverged") else None,
-            }
-        )
-    return rows
+    except RecordError as error:
+        return {"status": "damaged", "message": str(error), "final": None}
+    status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
+    return {"status": status, "message": message, "final": final}
 
 
 def _exit_code(rows: Sequence[dict[str, Any]]) -> ExitCode:
     statuses = Counter(row["status"] for row in rows)
-    # besides those that failed, runs whose worker died
+    # besides those that failed or are damaged, runs whose worker died
     if set(statuses) - {"finished", "diverged"}:
         return ExitCode.INTERNAL
     return ExitCode.REFUTED if statuses["diverged"] else ExitCode.SUPPORTED

@@ -42,7 +42,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name in ("arm", "status") else "right", no_wrap=name != "arm")
     for row in rows:
         final = row["final"] or {}
-        failed = row["status"] in ("failed", "diverged")
+        failed = row["status"] in ("failed", "damaged", "diverged")
         table.add_row(
             str(row["size"]),
             escape(row["arm"]),

@@ -10,14 +10,13 @@ import torch
 
 from bitnetctl import loop
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import CaptureError, RunBusyError, StoppedBySignal, StorageError
+from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError
 from bitnetctl.estimate import pack_member_bytes
 from bitnetctl.events import Event, Failed, Stopped
 from bitnetctl.execution import make_pack
 from bitnetctl.machine import memory_in_use, release_unused
 from bitnetctl.outputs import RunOutput
 from bitnetctl.plugins import compose
-from bitnetctl.runs import ended
 from bitnetctl.step import pack_key
 from bitnetctl.sweep.costs import announcement, largest_pack, plan_costs, shape_of, share
 from bitnetctl.sweep.ledger import Ledger
@@ -33,24 +32,27 @@ def sweep_runs(
 
     None: as many as memory takes, and no more than leave some to each of the `workers` that sweep the same runs.
     Other processes may sweep the same folder: each run is trained once, and this one waits for the runs that others
-    hold, taking over those whose owner dies. A run that raises an error is recorded as failed and the rest go on.
+    hold, taking over those whose owner dies. A run that raises an error is recorded as failed and the rest go on, as
+    they do without a run whose files are damaged.
     Raises ConfigError or DataError before anything is created.
     """
     effective = {config.hash: effective_config(config) for config in configs}
     sessions = Sessions(options)
     for config in effective.values():
         sessions.require_room(config, 1)
-    missing = [config for config in configs if ended(config, options.runs_dir) is None]
     device = sessions.device
-    costs = plan_costs(missing, device, pack, lambda config: sessions.prepare(config)[0].vocab_size, workers=workers)
-    options.notice(announcement(costs, device))
-    limits = _PackLimits(sessions)
-    runs_of = Counter(shape_of(config, effective[config.hash], device) for config in missing)
     alone: set[str] = set()
 
     def shape(config: RunConfig) -> tuple[object, ...]:
         of_pack = shape_of(config, effective[config.hash], device)
         return (*of_pack, config.hash if config.hash in alone else None)
+
+    ledger = Ledger(options.runs_dir, shape)
+    missing = ledger.unfinished(configs)
+    costs = plan_costs(missing, device, pack, lambda config: sessions.prepare(config)[0].vocab_size, workers=workers)
+    options.notice(announcement(costs, device))
+    limits = _PackLimits(sessions)
+    runs_of = Counter(shape_of(config, effective[config.hash], device) for config in missing)
 
     def limit(config: RunConfig) -> int:
         if pack is not None:
@@ -59,11 +61,13 @@ def sweep_runs(
         # one run is not measured: it fits, or it fails by itself
         return 1 if most <= 1 else min(most, limits.of(effective[config.hash]))
 
-    ledger = Ledger(options.runs_dir, shape)
     candidates = list(configs)
     waiting = False
     while not options.should_stop():
         outputs = ledger.claim(candidates, limit)
+        while ledger.damaged:
+            name, message = ledger.damaged.popitem()
+            yield Failed(name=name, message=message)
         if not outputs:
             if not ledger.unfinished(candidates):
                 return
@@ -84,8 +88,8 @@ def sweep_runs(
                 options.notice(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
                 alone.update(output.config.hash for output in outputs)
             else:
-                # another process may have taken it at once, and tries it for itself
-                with contextlib.suppress(RunBusyError):
+                # another process may have taken it at once, and tries it for itself; what is damaged cannot tell
+                with contextlib.suppress(RunBusyError, RecordError):
                     _record_failure(outputs[0], message)
                 failed = outputs[0].config.hash
                 candidates = [config for config in candidates if config.hash != failed]

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import RunBusyError
+from bitnetctl.errors import RecordError, RunBusyError
 from bitnetctl.files import storage_errors
 from bitnetctl.outputs import RunOutput
 from bitnetctl.records import RunPaths
@@ -26,21 +26,29 @@ class Ledger:
         self._runs_dir = runs_dir
         self._shape_of = shape_of
         # by identity: hashing every config again for every claim would make a sweep's cost quadratic
-        self._ended: dict[int, RunConfig] = {}
+        self._over: dict[int, RunConfig] = {}
+        # by name, what is wrong with the files of runs that are therefore not handed out
+        self.damaged: dict[str, str] = {}
         self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False, fallback_to_soft=False)
 
     def unfinished(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
-        """Return the runs that have not ended, whoever holds them."""
+        """Return the runs that are to be trained, whoever holds them."""
         return list(self._unfinished(configs))
 
     def _unfinished(self, configs: Sequence[RunConfig]) -> Iterator[RunConfig]:
         for config in configs:
-            if id(config) in self._ended:
-                continue
-            if ended(config, self._runs_dir) is None:
+            if id(config) not in self._over and not self._is_over(config):
                 yield config
-            else:
-                self._ended[id(config)] = config
+
+    def _is_over(self, config: RunConfig) -> bool:
+        """Look whether a run has ended, or has files that nobody can go on from; either is remembered."""
+        try:
+            if ended(config, self._runs_dir) is None:
+                return False
+        except RecordError as error:
+            self.damaged[config.run_name] = str(error)
+        self._over[id(config)] = config
+        return True
 
     def claim(self, configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> list[RunOutput]:
         """Claim a pack of at most `limit` runs of one shape that resume from the same step; empty if none is free.
@@ -62,7 +70,7 @@ class Ledger:
                     except RunBusyError:
                         continue
                     claimed.append(output)
-                    if ended(config, self._runs_dir) is not None:
+                    if self._is_over(config):
                         # its owner ended it since we looked
                         claimed.pop().release()
                         continue
