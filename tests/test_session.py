@@ -17,6 +17,7 @@ from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.events import Event, Finished, Started
+from bitnetctl.loop import Session
 from bitnetctl.outputs import RunOutput
 from bitnetctl.records import Manifest, PluginRecord, read_manifest, write_manifest
 
@@ -295,6 +296,18 @@ def test_a_run_that_starts_over_has_one_session(train: Train, tiny_config: TinyC
         train(tiny_config(), names=["a"], crash_after=3)
     train(tiny_config(), names=["a"])
     assert sessions("a") == [0]
+
+
+def test_what_turns_out_otherwise_is_corrected_in_this_session_alone(train: Train, tiny_config: TinyConfig) -> None:
+    def watch(session: Session, event: Event) -> None:
+        if isinstance(event, Started):
+            session.outputs[0].correct(engine="compile")
+
+    train(tiny_config(), names=["a"], stop_after=3)
+    train(tiny_config(), names=["a"], watch=watch)
+    found = manifest("a")
+    assert found.engine == "compile"
+    assert [session.engine for session in found.sessions] == ["eager", "compile"]
 
 
 def test_a_change_of_what_it_is_trained_with_is_told(
