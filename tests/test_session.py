@@ -342,6 +342,19 @@ def test_a_refused_engine_says_nothing_of_the_precision(train: Train, tiny_confi
     assert said == []
 
 
+def test_a_run_keeps_its_engine_where_the_device_has_it(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_missing_to_compile", lambda device: None)
+    train(tiny_config(), names=["a"], stop_after=3, engine="compile")
+    train(tiny_config(), names=["a"], stop_after=3)
+    assert [session.engine for session in manifest("a").sessions] == ["compile", "compile"]
+    write_manifest(RUNS / "a", manifest("a").model_copy(update={"engine": "graph"}))
+    said: list[str] = []
+    train(tiny_config(), names=["a"], notice=said.append)
+    assert said == ["a: goes on with engine eager (graph before); run.json names both"]
+
+
 def test_another_precision_is_told_where_the_device_has_not_the_old_one(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], stop_after=3)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"precision": "int8"}))

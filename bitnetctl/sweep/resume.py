@@ -122,7 +122,7 @@ def _require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 def changes(before: Manifest, facts: Mapping[str, Any]) -> Iterator[str]:
     """Say what a run is carried out with from now on that it was not before: figures may differ for it."""
-    for name in ("precision", "threads"):
+    for name in ("engine", "precision", "threads"):
         old = getattr(before, name)
         if old not in (None, facts[name]):
             yield f"{name} {facts[name]} ({old} before)"

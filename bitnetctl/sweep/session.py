@@ -80,10 +80,12 @@ class Sessions:
         """Return how a run with this effective config is carried out; a resumed one as before, unless asked for."""
         asked = self.options
         tokens, _ = self.prepare(config)
-        if before is not None and asked.precision == "auto" and before.precision is not None:
-            # a device may not have it
+        engine = asked.engine if asked.engine != "auto" or before is None else before.engine or "auto"
+        precision = asked.precision if asked.precision != "auto" or before is None else before.precision or "auto"
+        # a device may have one of them, or none
+        for ways in ((engine, precision), (asked.engine, precision)):
             with contextlib.suppress(ConfigError):
-                return choose(config, tokens.vocab_size, self.device, asked.engine, before.precision)
+                return choose(config, tokens.vocab_size, self.device, *ways)
         return choose(config, tokens.vocab_size, self.device, asked.engine, asked.precision)
 
     @contextlib.contextmanager
