@@ -44,7 +44,7 @@ class Extent:
 
 
 QUICK = Extent(
-    share=166, disk_share=166, random_kills=3, side_by_side=1, places=2, damage_share=40, bytes_share=997, tmpfs_kib=512
+    share=166, disk_share=166, random_kills=3, side_by_side=2, places=2, damage_share=40, bytes_share=997, tmpfs_kib=400
 )
 
 
@@ -57,8 +57,10 @@ def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
     bench = Bench(folder)
     run = Truth.of(bench, bench.train, "run", times=5)
     runs = Truth.of(bench, bench.sweep(1), "sweep")
+    set_back = Truth.of(bench, bench.set_back, "set back")
     late = damage.stopped_late(bench, run)
     yield from kills.at_every_call(bench, run, extent.share)
+    yield from kills.while_set_back(bench, set_back, extent.share)
     yield from kills.at_random(bench, run, extent.random_kills, seed)
     yield from kills.sweeps(bench, runs, 3 * extent.share)
     yield from kills.packs(bench, runs, 6 * extent.share, seed)
@@ -74,7 +76,7 @@ def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
 def main() -> None:
     """Start again with the library preloaded; there, try and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a share of the cases, in some twenty seconds")
+    parser.add_argument("--quick", action="store_true", help="a share of the cases, in half a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and every loss to a file")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.faults.hook import NONE, Call, Fault, Hook
-from bitnetctl import checkpoint, cli
+from bitnetctl import checkpoint, cli, plugins
 from bitnetctl.errors import CheckpointError, ExitCode
-from bitnetctl.records import read_manifest
+from bitnetctl.machine import onednn_keeps_fp32
+from bitnetctl.records import Rollback, read_manifest
 
 _Case = TypeVar("_Case")
 
@@ -69,9 +70,11 @@ class Bench:
         self._text = folder / "text.txt"
         self._text.write_text(_words(60_000), encoding="utf-8")
         self.disk.mkdir()
-        # a child takes a tenth of a second where what it needs is loaded already
-        for module in ("torch._dynamo", "bitnetctl.console", "bitnetctl.report", "bitnetctl.sweep"):
+        # a child takes a fifth of a second where what it needs is loaded, and looked for, already
+        for module in ("torch._dynamo", "numpy.ma", "bitnetctl.console", "bitnetctl.report", "bitnetctl.sweep"):
             importlib.import_module(module)
+        plugins.load_all()
+        onednn_keeps_fp32()
 
     def arguments(self, command: str, *more: str) -> list[str]:
         """Return the command line of the tiny run or sweep."""
@@ -96,6 +99,12 @@ class Bench:
         """The command line of the tiny run: shuffled order, an intervention of each kind."""
         arm = "adaptive-clipping+momentum-reset:every=5+label-smoothing"
         return self.arguments("train", "--name", RUN, "--set", "data.order=shuffled", "-i", arm)
+
+    @cached_property
+    def set_back(self) -> list[str]:
+        """The command line of a run whose decay blows its weights up in stage 2, until its rate is a quarter."""
+        arm = "decoupled-decay+wd-schedule:stage2=1.5e6"
+        return self.arguments("train", "--name", RUN, "-i", arm, "--on-divergence", "rollback")
 
     def sweep(self, pack: int) -> list[str]:
         """Return the command line of the tiny sweep."""
@@ -182,6 +191,7 @@ class Truth:
     folder: Path
     calls: list[Call]
     seconds: float
+    command: Sequence[str] = ()
 
     @classmethod
     def of(cls, bench: Bench, arguments: Sequence[str], name: str, times: int = 1) -> "Truth":
@@ -193,12 +203,17 @@ class Truth:
             if ended.code:
                 raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
             seconds.append(ended.seconds)
-        return cls(bench.keep(name), ended.calls, min(seconds))
+        return cls(bench.keep(name), ended.calls, min(seconds), arguments)
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the runs."""
         return sorted(path.stem for path in self.folder.glob("*.csv"))
+
+    def put_in_place(self, step: int) -> int:
+        """Return the number of the call that puts the checkpoint of `step` in place."""
+        path = f"/{RUN}/checkpoints/step-{step:08d}"
+        return next(at for at, call in enumerate(self.calls, 1) if call.name == "rename" and call.path == path)
 
     def saved(self, name: str, at: int) -> list[int]:
         """Steps of the checkpoints of a run that were in place before call `at`."""
@@ -216,6 +231,8 @@ class Truth:
                 return f"{name}: the weights differ"
             if not is_finished(runs, name):
                 return f"{name}: run.json does not say finished"
+            if _rollbacks(runs, name) != _rollbacks(self.folder, name):
+                return f"{name}: run.json tells other rollbacks"
         ours, theirs = files_below(runs), files_below(self.folder)
         if ours == theirs or (leftovers and ours > theirs):
             return None
@@ -270,13 +287,18 @@ def is_finished(runs: Path, name: str) -> bool:
     return manifest is not None and manifest.status == "finished"
 
 
+def _rollbacks(runs: Path, name: str) -> list[Rollback]:
+    manifest = read_manifest(runs / name)
+    return [] if manifest is None else manifest.rollbacks
+
+
 def goes_on(bench: Bench, truth: Truth) -> str | None:
     """Train on after a fault: say what was lost if the run does not go on from its last good state to the same end."""
     there = sound_steps(bench.runs / RUN / "checkpoints")
     expected = f"resumed after step {there[-1]}\n" if there else "parameters on cpu\n"
     if is_finished(bench.runs, RUN):
         expected = "already finished"
-    ended = bench.call(bench.train)
+    ended = bench.call(truth.command)
     if ended.code:
         return f"started again, it ends with {ended.code}: {ended.said[-300:]}"
     if expected not in ended.said:
@@ -284,9 +306,24 @@ def goes_on(bench: Bench, truth: Truth) -> str | None:
     return truth.finished(bench.runs)
 
 
-def each(cases: Sequence[_Case], share: int, seed: int = 0) -> Sequence[_Case]:
-    """Return every `share`-th of the cases, at least one, from one that `seed` draws."""
-    share = min(share, len(cases))
+def _place_of(call: Call) -> str:
+    """Return what a write call is about."""
+    if "/checkpoints" in call.path:
+        return "a checkpoint"
+    return "the CSV" if ".csv" in call.path else "run.json, lock, folders"
+
+
+def by_place(calls: Sequence[Call]) -> dict[str, list[int]]:
+    """Return the numbers of the calls by what they are about."""
+    places: dict[str, list[int]] = {}
+    for at, call in enumerate(calls, 1):
+        places.setdefault(_place_of(call), []).append(at)
+    return places
+
+
+def each(cases: Sequence[_Case], share: int, seed: int = 0, least: int = 2) -> Sequence[_Case]:
+    """Return every `share`-th of the cases, or more of them to have at least so many, from one that `seed` draws."""
+    share = max(1, min(share, len(cases) // least))
     return cases[random.Random(seed).randrange(share) :: share]
 
 

@@ -36,8 +36,7 @@ DAMAGES: dict[str, Callable[[bytes, int], bytes]] = {
 
 def stopped_late(bench: Bench, truth: Truth) -> Path:
     """Train until the last checkpoint is about to be put in place, and keep that: the last two are of steps 6 and 9."""
-    last = f"/{RUN}/checkpoints/step-{STEPS:08d}"
-    at = next(at for at, call in enumerate(truth.calls, 1) if call.name == "rename" and call.path == last)
+    at = truth.put_in_place(STEPS)
     bench.clear()
     bench.call(bench.train, Fault(Mode.KILL_BEFORE, at))
     assert truth.saved(RUN, at)[-2:] == checkpoint.steps(bench.runs / RUN / "checkpoints") == [6, 9]
@@ -50,14 +49,14 @@ def of_checkpoints(
     """Damage each file of the newest checkpoint at places of its header and its body, then of all checkpoints."""
     rng = random.Random(seed)
     newest, before = (checkpoint.path_of(Path(RUN, "checkpoints"), step) for step in (9, 6))
-    for name in _NAMES:
+    for number, name in enumerate(_NAMES):
         content = (late / newest / name).read_bytes()
         one, all_bad = Tally(f"{name} of the newest checkpoint damaged"), Tally(f"{name} of all checkpoints damaged")
-        for what, place, damaged in _damaged(content, name, places, share, rng):
+        for what, place, damaged in _damaged(content, name, places, share, rng, least=1):
             bench.put(late)
             (bench.runs / newest / name).write_bytes(damaged)
             one.count(f"{what} at {place}", _gives_way(bench, truth, name))
-        for what, damage in each(list(DAMAGES.items()), min(share, len(DAMAGES))):
+        for what, damage in each(list(DAMAGES.items()), share, seed + number, least=1):
             bench.put(late)
             for folder in (newest, before):
                 old = (bench.runs / folder / name).read_bytes()
@@ -77,7 +76,7 @@ def when_read(late: Path, share: int) -> Iterator[Tally]:
         sound = checkpoint.verify(path)
         content = (path / name).read_bytes()
         tally = Tally(f"a bit flipped in every byte of {name}" if share == 1 else f"a bit flipped in {name}")
-        for place in range(0, len(content), share):
+        for place in each(range(len(content)), share):
             (path / name).write_bytes(_flip(content, place))
             loss = None
             with contextlib.suppress(CheckpointError):
@@ -119,7 +118,9 @@ def killed_on_the_way_back(bench: Bench, truth: Truth, late: Path, share: int) -
     yield tally
 
 
-def _damaged(content: bytes, name: str, count: int, share: int, rng: random.Random) -> Sequence[tuple[str, int, bytes]]:
+def _damaged(
+    content: bytes, name: str, count: int, share: int, rng: random.Random, least: int = 2
+) -> Sequence[tuple[str, int, bytes]]:
     """Return what, where and result of every damage at the first, the last and `count` places of header and body each.
 
     Of these, every `share`-th. A safetensors file says how long its header is; of other files it is the first half.
@@ -134,7 +135,7 @@ def _damaged(content: bytes, name: str, count: int, share: int, rng: random.Rand
         # white space means nothing in JSON
         if not (name.endswith(".json") and content[place : place + 1].isspace())
     ]
-    return each([one for one in damaged if one[2] != content], share, seed=rng.randrange(2**32))
+    return each([one for one in damaged if one[2] != content], share, rng.randrange(2**32), least)
 
 
 def _gives_way(bench: Bench, truth: Truth, name: str) -> str | None:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from benchmarks.faults.bench import RUN, Bench, Ended, Tally, Truth, each, goes_on
+from benchmarks.faults.bench import RUN, Bench, Ended, Tally, Truth, by_place, each, goes_on
 from benchmarks.faults.hook import Fault, Mode
 from bitnetctl.errors import StorageError
 
@@ -23,9 +23,9 @@ def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
     faults["disk full in the middle of a call"] = (Mode.FILL_UP, errno.ENOSPC)
     for seed, (name, (mode, number)) in enumerate(faults.items()):
         tally = Tally(name)
-        for at in each(range(1, len(truth.calls) + 1), share, seed):
+        for at in (at for calls in by_place(truth.calls).values() for at in each(calls, share, seed, least=1)):
             bench.clear()
-            ended = bench.call(bench.train, Fault(mode, at, number))
+            ended = bench.call(truth.command, Fault(mode, at, number))
             call = truth.calls[at - 1]
             tally.count(
                 f"{at} {call.name} {call.path}", _loss(bench, truth, ended, StorageError("", number).exit_code, at)

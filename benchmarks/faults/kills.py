@@ -3,37 +3,42 @@
 import csv
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.faults.bench import RUN, Bench, Child, Tally, Truth, each, files_below, goes_on, is_finished
-from benchmarks.faults.hook import Call, Fault, Mode
+from benchmarks.faults.bench import RUN, Bench, Child, Tally, Truth, by_place, each, files_below, goes_on, is_finished
+from benchmarks.faults.hook import Fault, Mode
 
 # how far a figure may be from that of another pack composition
 TOLERANCE = 1e-2
+# the checkpoint that a run that diverges goes back to
+_LAST_GOOD = 9
 _MODES = {Mode.KILL_BEFORE: "killed before a write call", Mode.KILL_AFTER: "killed in the middle of, or after, one"}
-
-
-def place_of(call: Call) -> str:
-    """Return what a write call is about."""
-    if "/checkpoints" in call.path:
-        return "a checkpoint"
-    return "the CSV" if ".csv" in call.path else "run.json, lock, folders"
 
 
 def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
     """Kill a training at every `share`-th of its write calls."""
     for mode, what in _MODES.items():
-        tallies = {place_of(call): Tally(f"{what}: {place_of(call)}") for call in truth.calls}
-        for at in each(range(1, len(truth.calls) + 1), share, seed=mode):
-            bench.clear()
-            ended = bench.call(bench.train, Fault(mode, at))
-            loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
-            call = truth.calls[at - 1]
-            tallies[place_of(call)].count(
-                f"{at} {call.name} {call.path}", loss or truth.intact(bench.runs, RUN, at) or goes_on(bench, truth)
-            )
-        yield from tallies.values()
+        for place, calls in by_place(truth.calls).items():
+            yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"{what}: {place}")
+
+
+def while_set_back(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
+    """Kill, at every `share`-th write call since it first diverged, a run that is set back, and goes on, and ends."""
+    calls = range(truth.put_in_place(_LAST_GOOD) + 1, len(truth.calls) + 1)
+    for mode, what in _MODES.items():
+        yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"set back after it diverged, {what}")
+
+
+def _killed(bench: Bench, truth: Truth, mode: Mode, calls: Iterable[int], what: str) -> Tally:
+    tally = Tally(what)
+    for at in calls:
+        bench.clear()
+        ended = bench.call(truth.command, Fault(mode, at))
+        loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
+        call = truth.calls[at - 1]
+        tally.count(f"{at} {call.name} {call.path}", loss or truth.intact(bench.runs, RUN, at) or goes_on(bench, truth))
+    return tally
 
 
 def at_random(bench: Bench, truth: Truth, kills: int, seed: int = 0) -> Iterator[Tally]:
