@@ -7,10 +7,10 @@ from bitnetctl.signals import StopRequest
 
 
 def main() -> None:
-    """Run the command line; a signal that comes while it is loaded stops it before it begins."""
+    """Run the command line; signals are heeded before it is loaded."""
+    stop = StopRequest().begin()
     try:
-        with StopRequest() as stop:
-            from bitnetctl import cli
+        from bitnetctl import cli
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         sys.exit(ExitCode.INTERRUPTED)

@@ -23,19 +23,28 @@ class StopRequest:
         """Whether a stop was asked for."""
         return self.signal_name is not None
 
-    def __enter__(self) -> Self:
+    def begin(self) -> Self:
+        """Become active, if it is not."""
         for number in _numbers():
             before = signal.getsignal(number)
-            if number.name != "SIGHUP" or before != signal.SIG_IGN:
+            if number not in self._previous and (number.name != "SIGHUP" or before != signal.SIG_IGN):
                 self._previous[number] = before
                 signal.signal(number, self._handle)
         return self
 
+    def end(self) -> None:
+        """Leave signals to those who had them before; what was asked for stays known."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def __enter__(self) -> Self:
+        return self.begin()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.end()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -107,7 +107,7 @@ import os, signal, sys
 class Finder:
     def find_spec(name, path, target=None):
         if name == "typer":
-            for number in sys.argv[-1].split("+"):
+            for number in sys.argv.pop().split("+"):
                 os.kill(os.getpid(), int(number))
 sys.meta_path.insert(0, Finder)
 from bitnetctl.__main__ import main
@@ -115,18 +115,31 @@ main()
 """
 
 
-@pytest.mark.parametrize("names", [*([number] for number in STOPPING), [signal.SIGINT, signal.SIGTERM, signal.SIGINT]])
-def test_a_signal_while_the_program_is_loaded(names: list[signal.Signals]) -> None:
-    sent = "+".join(str(int(number)) for number in names)
-    done = subprocess.run(
-        [sys.executable, "-c", WHILE_LOADED, "train", "--name", sent], capture_output=True, text=True, check=False
-    )
+def signalled_while_loaded(numbers: list[signal.Signals], *arguments: str) -> tuple[int, str]:
+    """Send signals to a command that is loading itself; return its exit code and last line."""
+    command = [sys.executable, "-c", WHILE_LOADED, *arguments, "+".join(str(int(number)) for number in numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
-    if len(names) == 1:
-        said = f"stopped by {names[0].name} before anything began; the same command starts again\n"
-        assert (done.returncode, done.stderr) == (ExitCode.STOPPED, said)
-    else:
-        assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "error: interrupted\n")
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_while_a_command_is_loaded(number: signal.Signals) -> None:
+    said = f"stopped by {number.name} before it began; the same command starts again"
+    assert signalled_while_loaded([number], "config", "schema") == (ExitCode.STOPPED, said)
+
+
+def test_a_signal_while_a_training_is_loaded(tiny_text: Path) -> None:
+    arguments = ["train", "--recipe", "quick", "--set", f"data.source=file:{tiny_text}", "--device", "cpu"]
+    code, said = signalled_while_loaded([signal.SIGUSR1], *arguments)
+    assert code == ExitCode.STOPPED
+    assert said.startswith("stopped by SIGUSR1 while preparing: ")
+    assert not Path("runs").exists()
+
+
+def test_interrupts_while_a_command_is_loaded() -> None:
+    twice = [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    assert signalled_while_loaded(twice, "train") == (ExitCode.INTERRUPTED, "error: interrupted")
 
 
 STEPS = 12

@@ -12,7 +12,7 @@ import typer
 from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
 from bitnetctl.cli.options import discard, stderr
-from bitnetctl.errors import BitnetctlError, ExitCode
+from bitnetctl.errors import BitnetctlError, ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest, ignore_stops
 
 app = typer.Typer(
@@ -30,14 +30,12 @@ app.command("analyze")(analyze.analyze)
 app.add_typer(interventions.app, name="interventions")
 app.add_typer(config.app, name="config")
 _GROUPS = ("config", "interventions")
+_TRAINING = ("train", "sweep")
 
 
 def main(stop: StopRequest | None = None) -> None:
-    """Run the command line and exit with the code of its outcome; with a `stop` from before it began, do nothing."""
-    if stop is not None and stop():
-        stderr().print(f"stopped by {stop.signal_name} before anything began; the same command starts again")
-        sys.exit(ExitCode.STOPPED)
-    code = run(sys.argv[1:])
+    """Run the command line and exit with the code of its outcome."""
+    code = run(sys.argv[1:], stop)
     if code == ExitCode.STOPPED:
         # a scheduler may repeat itself, and Python takes a moment to leave
         ignore_stops()
@@ -49,8 +47,11 @@ def main(stop: StopRequest | None = None) -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line with `arguments`; errors end in one line on stderr. Returns the exit code."""
+def run(arguments: list[str], stop: StopRequest | None = None) -> int:
+    """Run the command line with `arguments`; errors end in one line on stderr. Returns the exit code.
+
+    A `stop` that is active already is that of a training; with any other command it ends.
+    """
     # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
     # share a processor then train up to twenty times slower than they need to
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     try:
-        code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False, obj=stop or StopRequest()) or 0)
         # typer makes this of a KeyboardInterrupt
         return _fail("interrupted", code) if code == ExitCode.INTERRUPTED else code
     except (typer.Abort, KeyboardInterrupt):
@@ -69,6 +70,9 @@ def run(arguments: list[str]) -> int:
             typer.echo(error.format_message(), err=True)
             return ExitCode.USAGE
         return _fail(f"{error.format_message()} (see bitnetctl --help)", ExitCode.USAGE)
+    except StoppedBySignal as error:
+        stderr().print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
     except BitnetctlError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as error:
@@ -102,8 +106,14 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    stop: StopRequest = context.obj
+    if context.invoked_subcommand not in _TRAINING:
+        stop.end()
+        if stop():
+            raise StoppedBySignal(f"stopped by {stop.signal_name} before it began; the same command starts again")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
+    context: typer.Context,
     plan: Annotated[
         str | None, typer.Option("--plan", help="Built-in plan or FILE.toml; other options change it.")
     ] = None,
@@ -74,7 +75,8 @@ def sweep(
 ) -> int:
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
     # before what takes long to import
-    with StopRequest() as stop:
+    stop: StopRequest = context.obj
+    with stop:
         workers = 1
         if configs_file is not None:
             configs, workers = _read_work(configs_file)

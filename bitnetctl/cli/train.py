@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     recipe: RecipeOption = "origin",
     size: SizeOption = None,
     steps: StepsOption = None,
@@ -65,7 +66,8 @@ def train(
 ) -> int:
     """Train one model on text; the same command again finds the finished run or goes on where it stopped."""
     # before what takes long to import
-    with StopRequest() as stop:
+    stop: StopRequest = context.obj
+    with stop:
         from bitnetctl import plugins
         from bitnetctl.config import build_config, parse_arm
         from bitnetctl.records import RunPaths
