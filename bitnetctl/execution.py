@@ -138,10 +138,9 @@ def choose_threads(pack: Pack, most: int) -> int:
     """Return `most` threads or one, whichever runs the pack's forward pass faster now.
 
     Small products gain little from a second thread and lose everything where it has to share its core: measured beside
-    one busy process, two threads took 40 ms for a step that takes one thread 7. What is compiled waits seldom, and
-    would be compiled anew for another number.
+    one busy process, two threads took 40 ms for a step that takes one thread 7.
     """
-    if most == 1 or pack.device.type != "cpu" or pack.model.compiled:
+    if most == 1 or pack.device.type != "cpu":
         return most
     taken: dict[int, list[float]] = {most: [], 1: []}
     try:

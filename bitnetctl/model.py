@@ -141,7 +141,7 @@ class PackedModel:
         # matrix products on a card want multiples of 64; the additional rows are never seen from outside
         multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
         self._padded_vocab = -(-vocab_size // multiple) * multiple
-        self.compiled = compiled
+        self._compiled = compiled
         maybe = fused if compiled else as_is
         self._quantize = maybe(self._quantized_matrices)
         self._normalize = maybe(kernels.normalize)
@@ -344,16 +344,18 @@ class PackedModel:
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, self.config.hidden_size))
-        # what is measured has many shapes and little time; it is not worth compiling
-        layer = self._layer(positions, compiled=self.compiled and keep)
+        # what is measured has many shapes and little time: it is not worth compiling
+        quantize, normalize = (
+            (self._quantize, self._normalize) if keep else (self._quantized_matrices, kernels.normalize)
+        )
+        layer = self._layer(positions, compiled=self._compiled and keep)
         with self._layer_scope(tokens_RN):
-            weights = self._layer_weights(q)
+            weights = self._layer_weights(quantize(q))
             saved = []
             for of_layer in weights:
                 x_RNH, of_way_back = layer.forward(x_RNH, of_layer, q)
                 if keep:
                     saved.append(of_way_back)
-        normalize = self._normalize if keep else kernels.normalize
         final = [self.packed["final_norm"].unsqueeze(1)]
         hidden_RNH, final_saved = normalize(x_RNH, final, self.config.rms_norm_eps)
         return Tape(
@@ -365,15 +367,15 @@ class PackedModel:
             saved=saved,
         )
 
-    def _layer_weights(self, q: Quantization) -> list[LayerWeights]:
-        """Return what every layer multiplies by, quantized once for forward and backward."""
-        matrices = self._quantize(q)
+    def _layer_weights(self, matrices: Mapping[str, Sequence[Operand]]) -> list[LayerWeights]:
+        """Return what every layer multiplies and scales by."""
         return [
             LayerWeights(matrices={key: operands[layer] for key, operands in matrices.items()}, norms=norms)
             for layer, norms in enumerate(self._norm_layers)
         ]
 
     def _quantized_matrices(self, q: Quantization) -> dict[str, list[Operand]]:
+        """Return the operands of every layer, quantized once for forward and backward."""
         return {
             key: self.products.weights(self.packed[key], self.segments(key), q)
             for key, storage in self.storages.items()
