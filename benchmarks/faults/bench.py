@@ -136,7 +136,10 @@ class Bench:
             self._hook.arm(self.runs, fault)
             code = cli.run(list(arguments))
             counted = self._hook.disarm()
-            calls.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
+            # there whole or not at all, whenever it is killed
+            aside = calls.with_suffix(".aside")
+            aside.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
+            aside.rename(calls)
         except BaseException:
             traceback.print_exc()
         finally:
