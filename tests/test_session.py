@@ -346,11 +346,13 @@ def test_a_run_keeps_its_engine_where_the_device_has_it(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "_missing_to_compile", lambda device: None)
-    train(tiny_config(), names=["a"], stop_after=3, engine="compile")
+    said: list[str] = []
+    train(tiny_config(), names=["a"], stop_after=3, engine="compile", notice=said.append)
+    assert said == ["compiling before the first step; what is compiled is kept for the next time"]
     train(tiny_config(), names=["a"], stop_after=3)
     assert [session.engine for session in manifest("a").sessions] == ["compile", "compile"]
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"engine": "graph"}))
-    said: list[str] = []
+    said.clear()
     train(tiny_config(), names=["a"], notice=said.append)
     assert said == ["a: goes on with engine eager (graph before); run.json names both"]
 

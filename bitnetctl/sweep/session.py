@@ -109,6 +109,8 @@ class Sessions:
             torch.set_num_threads(threads)
             stack.callback(torch.set_num_threads, self._threads)
             codes = restore(pack, saved, tokens.fingerprint) if saved else None
+            if execution.engine == "compile":
+                self.options.notice("compiling before the first step; what is compiled is kept for the next time")
             engine = by_host(execution.engine)
             if isinstance(pack, CapturedPack) and pack.recorder is not None:
                 note = functools.partial(_note_unrecorded, outputs, engine, self.options.notice)
