@@ -674,7 +674,7 @@ def test_a_sound_intervention_passes() -> None:
         (Diverging, "do not end in finite numbers"),
         (Random, "gives two results"),
         (Overreaching, "the baseline run beside it changed"),
-        (Unsaveable, "state_dict is not made of JSON values"),
+        (Unsaveable, "state_dict returned .*, which is not made of finite JSON values"),
         (Unrestorable, "steps"),
         (Intervention, "is not a subclass"),
     ],
