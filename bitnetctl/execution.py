@@ -26,9 +26,9 @@ Engine: TypeAlias = Literal["eager", "graph", "compile"]
 
 # below this the products are too small for bf16 to pay for its casts
 _BF16_FROM_PARAMETERS = 2_000_000
-# a forward pass that takes longer gains from threads even where they wait for each other
-_LONG_SECONDS = 0.003
-_TRIALS = 9
+# rehearsals of a step with each number of threads: as many as there is time for, or the fewest that say anything
+_TRIALS, _FEWEST_TRIALS = 9, 3
+_SECONDS = 1.0
 # from this width on a step is bound by its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
 # what a card's int8 products want: widths in multiples of this, and at least so many tokens
@@ -135,35 +135,34 @@ def make_pack(
 
 
 def choose_threads(pack: Pack, most: int) -> int:
-    """Return `most` threads or one, whichever runs the pack's forward pass faster now.
+    """Return `most` threads or one, whichever does a step's arithmetic faster now.
 
     Small products gain little from a second thread and lose everything where it has to share its core: measured beside
-    one busy process, two threads took 40 ms for a step that takes one thread 7.
+    one busy process, two threads took 40 ms for a step that takes one thread 7. Two processors of a virtual machine may
+    be one core, or be taken away by its neighbours, and then large steps lose, too.
     """
     if most == 1 or pack.device.type != "cpu":
         return most
     taken: dict[int, list[float]] = {most: [], 1: []}
     try:
-        # in turns: what comes first pays for memory that is touched for the first time
-        for _ in range(_TRIALS):
+        # in turns: what comes first pays for memory that is touched for the first time, and is not counted
+        while len(taken[1]) < _FEWEST_TRIALS or (len(taken[1]) < _TRIALS and sum(map(sum, taken.values())) < _SECONDS):
             for threads, seconds in taken.items():
                 torch.set_num_threads(threads)
-                seconds.append(_forward_seconds(pack))
-            if min(taken[most]) > _LONG_SECONDS:
-                return most
+                seconds.append(_step_seconds(pack))
     finally:
         torch.set_num_threads(most)
-    several, one = (statistics.median(seconds[2:]) for seconds in taken.values())
-    # the way back and the optimizer gain more from threads than the forward pass that is measured
+    several, one = (statistics.median(seconds[1:]) for seconds in taken.values())
+    # the optimizer, which is not measured, gains more from threads
     return 1 if one < 0.9 * several else most
 
 
-def _forward_seconds(pack: Pack) -> float:
-    """Time a forward pass, after one that wakes the threads up."""
+def _step_seconds(pack: Pack) -> float:
+    """Time the arithmetic of a step, after a forward pass that wakes the threads up."""
     data = pack.members[0].config.data
     tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
     strengths = pack.strengths(1)
     pack.model.forward(tokens_RBT, strengths)
     start = time.perf_counter()
-    pack.model.forward(tokens_RBT, strengths)
+    pack.model.rehearse(tokens_RBT, strengths)
     return time.perf_counter() - start

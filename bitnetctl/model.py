@@ -280,6 +280,17 @@ class PackedModel:
         """Return logits [R, N, V] of token ids [R, B, T]; `strengths` are the quantization λ of the runs."""
         return self.logits(self._run(tokens_RBT, self.quantization(strengths), keep=False).hidden_RNH)
 
+    def rehearse(self, tokens_RBT: Tensor, strengths: Sequence[float]) -> None:
+        """Do a step's arithmetic for the time that it takes; of a compiled model the way forward, and that as it is.
+
+        What is compiled is compiled for a number of threads, and rehearsals are there to find that.
+        """
+        if self._compiled:
+            self.forward(tokens_RBT, strengths)
+            return
+        tape = self.record(tokens_RBT, self.quantization(strengths))
+        self.backward(tape, self.head_loss(tape.hidden_RNH, tokens_RBT.flatten(1))[1])
+
     def record(self, tokens_RBT: Tensor, quantization: Quantization) -> Tape:
         """Run up to the head and keep what the way back needs."""
         return self._run(tokens_RBT, quantization, keep=True)

@@ -188,7 +188,7 @@ def test_only_a_card_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (1.9e-3, 2e-3, 2), (9.0, 1.0, 2), (1e-3, 4e-3, 2)]
+    ("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (1.9e-3, 2e-3, 2), (9.0, 1.0, 2), (1.0, 4.0, 1)]
 )
 def test_threads_are_chosen_by_measurement(
     one: float,
@@ -200,11 +200,22 @@ def test_threads_are_chosen_by_measurement(
 ) -> None:
     counts: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    monkeypatch.setattr(execution, "_forward_seconds", lambda pack: {1: one, 2: two}[counts[-1]])
+    monkeypatch.setattr(execution, "_step_seconds", lambda pack: {1: one, 2: two}[counts[-1]])
     pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
     assert choose_threads(pack, 2) == expected
     assert counts[-1] == 2
+    # what is long is not tried often
+    assert len(counts) == (7 if one + two > 1 else 19)
     assert choose_threads(pack, 1) == 1
+
+
+def test_a_rehearsal_changes_no_weight(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    rehearsed, plain = (Pack([tiny_config()], [Composition()], tiny_tokens, CPU) for _ in range(2))
+    execution._step_seconds(rehearsed)
+    for pack in (rehearsed, plain):
+        pack.step(1)
+    for key, packed in plain.model.packed.items():
+        assert torch.equal(rehearsed.model.packed[key], packed), key
 
 
 def train(config: RunConfig, tokens: TokenData, precision: Precision, steps: int = 20) -> list[tuple[float, float]]:
