@@ -95,7 +95,9 @@ class Layer:
         self._on_card = device.type == "cuda"
         self._is_plain = not self._on_card and self._queries == self._groups and positions <= _SHORT
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
-        self._mask_TT = torch.full((positions, positions), -math.inf).triu(1).to(device)
+        # fused attention has its own, and rows may be long
+        masked = positions if self._is_plain else 0
+        self._mask_TT = torch.full((masked, masked), -math.inf).triu(1).to(device)
         whole = fused if compiled and self._is_plain else as_is
         piece = fused if compiled and not self._is_plain else as_is
         self.forward, self.backward = whole(self._forward), whole(self._backward)
