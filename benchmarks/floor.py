@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from bitnetctl.config import RunConfig
-from bitnetctl.machine import measure_rates, multiplies_bf16
-from bitnetctl.model import num_parameters, storages
-from bitnetctl.products import Precision, Products
+from bitnetctl.hardware import measure_rates, multiplies_bf16
+from bitnetctl.model.matmul import Precision, Products
+from bitnetctl.model.parameters import num_parameters, storages
 
 ADAM_BYTES = 28
 LOGITS_BYTES = 8

@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from bitnetctl.analysis import load_runs
 from bitnetctl.errors import BitnetctlError
-from bitnetctl.records import NAMES
+from bitnetctl.records import NAMES, load_runs
 from bitnetctl.verdict import Outcome, combine, judge, load_criteria
 
 Table = list[list[str]]

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.worker import Job
 from bitnetctl.errors import ConfigError
-from bitnetctl.machine import device_name, resolve_device
+from bitnetctl.hardware import device_name, resolve_device
 
 Turn = dict[str, Any]
 _CLI_ENVIRONMENT = """

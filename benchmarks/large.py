@@ -18,7 +18,7 @@ from benchmarks import harness
 from benchmarks.floor import median_rates
 from benchmarks.step import floor_ms
 from benchmarks.worker import Job, tokens_of
-from bitnetctl.model import num_parameters
+from bitnetctl.model.parameters import num_parameters
 
 _VOCABULARY, _TINY_VOCABULARY = 50257, 512
 _LARGE = {

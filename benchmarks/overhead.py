@@ -24,11 +24,12 @@ from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.step import VOCABULARIES
-from bitnetctl import loop
 from bitnetctl.config import RunConfig, build_config
-from bitnetctl.console import LiveReporter, PlainReporter, Reporter
-from bitnetctl.loop import Session
-from bitnetctl.sweep import Options, open_session
+from bitnetctl.monitor.console import PlainReporter, Reporter
+from bitnetctl.monitor.live import LiveReporter
+from bitnetctl.trainer import loop
+from bitnetctl.trainer.loop import Session
+from bitnetctl.trainer.session import Options, open_session
 
 _STEPS = 20_000
 _LIMIT = 0.03

@@ -11,10 +11,10 @@ import csv
 import tempfile
 from pathlib import Path
 
-from bitnetctl import loop
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.records import NAMES
-from bitnetctl.sweep import Options, open_session
+from bitnetctl.trainer import loop
+from bitnetctl.trainer.session import Options, open_session
 
 _TIMED = ("TokensPerSecond",)
 

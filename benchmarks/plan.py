@@ -17,8 +17,8 @@ import torch
 from benchmarks import harness
 from benchmarks.step import VOCABULARIES, floor_ms
 from benchmarks.worker import Job
-from bitnetctl.execution import choose
-from bitnetctl.model import num_parameters
+from bitnetctl.engine.select import choose
+from bitnetctl.model.parameters import num_parameters
 
 _ARMS, _SEEDS, _STEPS = 8, 6, 20_000
 _LIMIT = 2.0

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitnetctl import schedule
 from bitnetctl.config import ModelConfig, ParameterGroup, RunConfig
 from bitnetctl.data import Batches, TokenData
-from bitnetctl.model import PackedModel
+from bitnetctl.engine import schedule
+from bitnetctl.model.packed import PackedModel
 
 
 class BitLinear(nn.Linear):

@@ -25,8 +25,8 @@ from benchmarks import harness
 from benchmarks.load import write_runs
 from benchmarks.step import VOCABULARIES
 from bitnetctl.config import build_config
+from bitnetctl.engine.select import choose
 from bitnetctl.errors import ConfigError
-from bitnetctl.execution import choose
 
 _CSVS = 6
 _COMPILED_ROUNDS = 3

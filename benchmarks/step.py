@@ -15,7 +15,7 @@ import torch
 from benchmarks import harness
 from benchmarks.floor import median_rates
 from benchmarks.worker import Job, tokens_of
-from bitnetctl.model import num_parameters
+from bitnetctl.model.parameters import num_parameters
 
 VOCABULARIES = {"origin": 50257, "quick": 2048}
 _COMPARED = 10

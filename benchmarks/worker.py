@@ -20,14 +20,14 @@ import torch
 
 from benchmarks.floor import Floor
 from benchmarks.reference import BitLinear, StockLoop, plain_model
-from bitnetctl.capture import CapturedPack
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.data import TokenData
+from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.engine.select import choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.execution import choose, choose_threads, make_pack
-from bitnetctl.intervention import Composition
-from bitnetctl.machine import prepare_processor
-from bitnetctl.products import Precision
+from bitnetctl.hardware import prepare_processor
+from bitnetctl.model.matmul import Precision
+from bitnetctl.plugins.composition import Composition
 
 Train = Callable[[int], Any]
 _answers = sys.stdout

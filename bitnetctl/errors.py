@@ -7,6 +7,11 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """Return a foreign error's text as one line of at most `most` characters, its type's name where it has none."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 class ExitCode(IntEnum):
     """What the process tells its caller; the numbers are a contract with scripts and schedulers."""
 

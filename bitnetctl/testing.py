@@ -18,9 +18,10 @@ from pydantic import ValidationError
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.intervention import Composition, Intervention
-from bitnetctl.plugins import check_class
-from bitnetctl.step import Pack, pack_key
+from bitnetctl.engine.pack import Pack, pack_key
+from bitnetctl.intervention import Intervention
+from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.registry import check_class
 
 _STEPS = 40
 _VOCAB = 64

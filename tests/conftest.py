@@ -15,12 +15,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from bitnetctl import data, loop
+from bitnetctl import data
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import ProbeData, TokenData
-from bitnetctl.events import Event
-from bitnetctl.loop import Session
-from bitnetctl.sweep import Options, open_session
+from bitnetctl.trainer import loop
+from bitnetctl.trainer.events import Event
+from bitnetctl.trainer.loop import Session
+from bitnetctl.trainer.session import Options, open_session
 
 # the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.analysis import Run, load_run
 from bitnetctl.config import build_config, parse_arm
-from bitnetctl.records import Manifest, utc_now, write_manifest
+from bitnetctl.records import Manifest, Run, load_run, utc_now, write_manifest
 
 STAGE_1 = [4000, 40, 20, 8, 2, 2]
 CURED = [*STAGE_1, 10, 30, 60, 62, 60]

@@ -13,15 +13,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from bitnetctl import checkpoint, cli, loop, plugins, sweep  # noqa: F401 - loads everything
+from bitnetctl import cli
 from bitnetctl.data import store
-from bitnetctl.evaluate import Probe
-from bitnetctl.step import Pack
-from bitnetctl.sweep import session
+from bitnetctl.engine.pack import Pack
+from bitnetctl.plugins import registry
+from bitnetctl.trainer import checkpoint, loop, session
+from bitnetctl.trainer.evaluate import Probe
 
 # moment: owner of a function, its name, at which call; the function then begins with what happens
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "reading": (plugins, "normalize", 1),
+    "reading": (registry, "normalize", 1),
     "encoding": (store, "_encode", 1),
     "building": (session, "make_pack", 1),
     "step": (Pack, "step", 5),

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnetctl import plugins
 from bitnetctl.config import RunConfig, build_config, parse_arm
+from bitnetctl.plugins import registry
 from bitnetctl.records import NAMES, Manifest, write_manifest
 
 TIME = "2026-01-01T00:00:00+00:00"
@@ -17,7 +17,7 @@ def quick(arm: str = "", *, size: int = 64, seed: int = 0, steps: int = 1000, **
     fields = {"probe__eval_every_steps": 100, "schedule__warmup_steps": 100} | overrides
     texts = [f"{name.replace('__', '.')}={value}" for name, value in fields.items()]
     config = build_config("quick", size=size, seed=seed, steps=steps, overrides=texts, interventions=parse_arm(arm))
-    return plugins.normalize(config)
+    return registry.normalize(config)
 
 
 def curve(steps: Iterable[int], **columns: Sequence[Any]) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def write_run(
     name = name or config.run_name
     path = write_csv(folder / f"{name}.csv", rows)
     (folder / name).mkdir(exist_ok=True)
-    effective = plugins.compose(config.interventions).configure(config)
+    effective = registry.compose(config.interventions).configure(config)
     tree = {
         "run": name,
         "status": "finished",

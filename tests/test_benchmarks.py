@@ -17,9 +17,9 @@ from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
 from benchmarks.step import floor_ms, step_jobs
 from benchmarks.worker import Job, zipf_tokens
 from bitnetctl.config import RunConfig, build_config
-from bitnetctl.intervention import Composition
-from bitnetctl.model import num_parameters, storages
-from bitnetctl.step import Pack
+from bitnetctl.engine.pack import Pack
+from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.plugins.composition import Composition
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 VOCABULARY = 96

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitnetctl import plugins, products, schedule
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
 from bitnetctl.data import TokenData
+from bitnetctl.engine import schedule
+from bitnetctl.engine.pack import Pack, pack_key
 from bitnetctl.errors import ConfigError
-from bitnetctl.intervention import Composition, Intervention
-from bitnetctl.plugins import changed_seams
-from bitnetctl.step import Pack, pack_key
+from bitnetctl.intervention import Intervention
+from bitnetctl.model import matmul
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.registry import changed_seams
 from bitnetctl.testing import check_contract
 
 TinyConfig = Callable[..., RunConfig]
@@ -53,13 +56,13 @@ CASES = [
 
 
 def built_in(name: str) -> type[Intervention]:
-    kind = plugins.load(name).intervention
+    kind = registry.load(name).intervention
     assert kind is not None
     return kind
 
 
 def compose(arm: str) -> Composition:
-    return plugins.compose(parse_arm(arm))
+    return registry.compose(parse_arm(arm))
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Any], atol
 def test_the_table_covers_every_entry_point() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     points = project["entry-points"]["bitnetctl.interventions"]
-    discovered = {found.name: found.target for found in plugins.discover() if found.distribution == project["name"]}
+    discovered = {found.name: found.target for found in registry.discover() if found.distribution == project["name"]}
     assert discovered == points
     assert set(SETTINGS) == set(points)
 
@@ -437,8 +440,8 @@ def test_full_precision_quantizes_nothing(
     ternary = pack(tiny_config(), "")
     twin = pack(tiny_config(), "full-precision")
     assert twin.strengths(1) == twin.strengths(12) == [0.0]
-    monkeypatch.setattr(products, "int8_activations", forbidden)
-    monkeypatch.setattr(products, "ternary_weights", forbidden)
+    monkeypatch.setattr(matmul, "int8_activations", forbidden)
+    monkeypatch.setattr(matmul, "ternary_weights", forbidden)
     twin.step(1)
     twin.step(2)
     with pytest.raises(AssertionError, match="rounded"):

@@ -11,8 +11,8 @@ import pytest
 from calling import Done, verify
 from judging import CURED, STAGE_1, manifested, table, write_run
 
-from bitnetctl import bundle
 from bitnetctl.errors import ExitCode, RecordError
+from bitnetctl.records import bundle
 from bitnetctl.verdict import load_criteria
 
 RUN = "h256-20000-baseline-s0-abcdef"

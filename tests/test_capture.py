@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bitnetctl import capture
-from bitnetctl.capture import CapturedPack, Recorder, can_be_captured
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
+from bitnetctl.engine import cuda_graph
+from bitnetctl.engine.cuda_graph import CapturedPack, Recorder, can_be_captured
+from bitnetctl.engine.optim import RunOptimizer
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CaptureError
-from bitnetctl.intervention import Composition, Intervention
-from bitnetctl.optim import RunOptimizer
-from bitnetctl.plugins import compose
-from bitnetctl.step import Pack
+from bitnetctl.intervention import Intervention
+from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.registry import compose
 
 TinyConfig = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_the_program_trains_as_the_host_does(tiny_config: TinyConfig, tiny_token
 def test_tables_are_made_anew_where_they_end(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_BLOCK", 5)
+    monkeypatch.setattr(cuda_graph, "_BLOCK", 5)
     host, program = both([tiny_config()], tiny_tokens)
     for step in range(1, 13):
         host.step(step)
@@ -167,12 +168,12 @@ def test_everything_is_done_on_the_card_of_the_pack(
 
     monkeypatch.setattr(torch.cuda, "device", device)
     second = torch.device("cuda", 1)
-    with capture._on(second):
+    with cuda_graph._on(second):
         assert current == [second]
-    with capture._on(CPU):
+    with cuda_graph._on(CPU):
         assert current == []
 
-    monkeypatch.setattr(capture, "_on", device)
+    monkeypatch.setattr(cuda_graph, "_on", device)
     compute = Pack._compute
     seen: list[torch.device] = []
 
@@ -312,7 +313,7 @@ def test_a_program_is_recorded_after_three_runs(card: SimpleNamespace) -> None:
 def test_the_recording_that_was_used_least_recently_makes_room(
     card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 2)
     recorder, programs = Recorder(CPU), {key: Program() for key in "abc"}
     for key in "aaaabbbbacccc":
         recorder.run(key, programs[key])
@@ -333,7 +334,7 @@ def test_the_recording_that_was_used_least_recently_makes_room(
 def test_the_pool_of_the_recordings_is_never_without_one(
     card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_MOST_GRAPHS", 1)
+    monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 1)
     recorder = Recorder(CPU)
     for key in "aaaabbbbaaaa":
         recorder.run(key, Program())

@@ -314,7 +314,7 @@ def test_no_exit_of_others_is_a_success(code: object, monkeypatch: pytest.Monkey
     def leave(*arguments: object) -> NoReturn:
         raise SystemExit(code)
 
-    monkeypatch.setattr("bitnetctl.plugins.load_all", leave)
+    monkeypatch.setattr("bitnetctl.plugins.registry.load_all", leave)
     done = call("interventions", "list")
     assert done == Done(ExitCode.INTERNAL, "", f"error: internal error: SystemExit({code!r})\n")
 

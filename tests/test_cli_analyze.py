@@ -13,7 +13,7 @@ import pytest
 from synthetic import curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl import cli
-from bitnetctl.cli.analyze import find_csvs
+from bitnetctl.cli.paths import find_csvs
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.schema import HEADER
 

@@ -19,17 +19,23 @@ import pytest
 from pydantic import Field
 from rich.console import Console
 
-from bitnetctl import checkpoint, cli, data, estimate, plugins
-from bitnetctl import console as console_module
+from bitnetctl import cli, data
 from bitnetctl.config import RunConfig, build_config, parse_arm
-from bitnetctl.console import LiveReporter, PlainReporter
+from bitnetctl.engine import cost
+from bitnetctl.engine.cost import pack_member_bytes
 from bitnetctl.errors import ExitCode
-from bitnetctl.estimate import pack_member_bytes
-from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started
 from bitnetctl.intervention import Intervention, InterventionSettings
-from bitnetctl.plugins import Plugin
+from bitnetctl.monitor import console as monitor_console
+from bitnetctl.monitor import live
+from bitnetctl.monitor.console import PlainReporter
+from bitnetctl.monitor.live import LiveReporter
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.registry import Plugin
 from bitnetctl.records import NAMES, Manifest, Row, RunPaths, Status, read, read_manifest, utc_now, write_manifest
-from bitnetctl.sweep import costs, workers
+from bitnetctl.sweeps import packing
+from bitnetctl.sweeps.executors import local
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started
 
 RUNS = Path("runs")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -71,7 +77,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # a table is as wide as its terminal
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr(estimate, "measure_rates", lambda device, multiply: (1e10, 1e9))
+    monkeypatch.setattr(cost, "measure_rates", lambda device, multiply: (1e10, 1e9))
 
 
 @pytest.fixture
@@ -137,9 +143,9 @@ class Fails(Intervention):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plug-in `fails` beside the real ones."""
-    real = plugins.load
+    real = registry.load
     ours = Plugin(name="fails", distribution="ours", version="1", target="-", intervention=Fails, problem=None)
-    monkeypatch.setattr(plugins, "load", lambda name: ours if name == "fails" else real(name))
+    monkeypatch.setattr(registry, "load", lambda name: ours if name == "fails" else real(name))
 
 
 # mistakes
@@ -263,7 +269,7 @@ def test_a_dry_run_of_two_devices_takes_half_the_time(sweep: Sweep) -> None:
 def test_a_dry_run_divides_the_runs_between_devices(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, device: str, pack: str, packs: int, together: int
 ) -> None:
-    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
+    monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     (shape,) = sweep("--dry-run", "--json", "--seeds", "5", "--device", device, "--pack", pack).json["shapes"]
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 
@@ -278,7 +284,7 @@ def test_a_dry_run_knows_the_packs_that_memory_takes(
     together: int,
 ) -> None:
     one = pack_member_bytes(tiny_config(steps=8, model__num_layers=1, model__hidden_size=16), 300)
-    monkeypatch.setattr(costs, "memory_available", lambda device: int(free * one))
+    monkeypatch.setattr(packing, "memory_available", lambda device: int(free * one))
     (shape,) = sweep("--dry-run", "--json", "--seeds", "5").json["shapes"]
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 
@@ -611,8 +617,8 @@ def test_workers_that_trained_nothing_are_no_success(
         with log.open("wb") as file:
             return subprocess.Popen([sys.executable, "-S", "-c", program], stdout=file, stderr=file)
 
-    monkeypatch.setattr(workers, "_start", start)
-    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
     done = sweep("--device", "cpu,cpu")
     assert said in done.err
     assert done.code == code
@@ -671,7 +677,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(console_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (monitor_console, live):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -824,7 +831,7 @@ def test_the_live_view_follows_a_whole_sweep(sweep: Sweep, monkeypatch: pytest.M
             reporters.append(reporter)
             yield reporter
 
-    monkeypatch.setattr(console_module, "make_reporter", make)
+    monkeypatch.setattr(monitor_console, "make_reporter", make)
     done = sweep("-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--pack", "4", "--json")
     assert done.code == ExitCode.INTERNAL
     (reporter,) = reporters

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
-from bitnetctl.analysis import collapse, load_run, load_runs
-from bitnetctl.analysis.collapse import collapsed_rows
-from bitnetctl.analysis.facts import RunFacts, run_facts
 from bitnetctl.analysis.study import study
+from bitnetctl.analysis.summary import RunFacts, run_facts
 from bitnetctl.config import RunConfig
+from bitnetctl.records import collapse, load_run, load_runs
+from bitnetctl.records.metrics import collapsed_rows
 
 FIGURES = st.lists(st.tuples(*[st.sampled_from([None, math.nan, math.inf, 0, 9, 10, 11, 5.5])] * 4), min_size=1)
 NAMES = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")

@@ -19,8 +19,8 @@ warnings.simplefilter("error", UserWarning)
 import torch
 torch.set_num_threads(1)
 from bitnetctl.config import parse_arm
-from bitnetctl.plugins import compose
-from bitnetctl.step import Pack
+from bitnetctl.plugins.registry import compose
+from bitnetctl.engine.pack import Pack
 from bitnetctl.testing import tiny_config, tiny_tokens
 
 graphs = 0

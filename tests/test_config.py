@@ -376,7 +376,7 @@ def test_every_recipe_states_what_tells_recipes_apart(name: str) -> None:
 
 
 def test_recipe_files_are_packaged() -> None:
-    folder = resources.files("bitnetctl") / "recipes"
+    folder = resources.files("bitnetctl.config") / "recipes"
     for name in RECIPES:
         assert tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))["steps"] > 0
 

@@ -9,12 +9,26 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from bitnetctl import console as module
-from bitnetctl.analysis import collapse, known
 from bitnetctl.config import RunConfig, build_config, parse_arm
-from bitnetctl.console import LiveReporter, PlainReporter, Reporter, facts_table, make_reporter, row_line, sparkline
-from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Progress, Saved, SetBack, Started, Stopped
-from bitnetctl.records import Row
+from bitnetctl.monitor import console as monitor_console
+from bitnetctl.monitor import live
+from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
+from bitnetctl.monitor.live import LiveReporter
+from bitnetctl.monitor.view import row_line, sparkline
+from bitnetctl.records import Row, collapse, known
+from bitnetctl.report.terminal import facts_table
+from bitnetctl.trainer.events import (
+    Diverged,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Saved,
+    SetBack,
+    Started,
+    Stopped,
+)
 
 STEPS = 20_000
 CONFIG = build_config("origin", size=1024, steps=STEPS)
@@ -31,7 +45,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (monitor_console, live):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

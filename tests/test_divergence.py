@@ -15,17 +15,19 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bitnetctl import checkpoint, plugins
-from bitnetctl.analysis import load_run
 from bitnetctl.config import RunConfig
-from bitnetctl.console import PlainReporter
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ExitCode
-from bitnetctl.events import Diverged, Event, Saved
-from bitnetctl.intervention import Composition, Intervention, InterventionSettings
-from bitnetctl.loop import MOST_ROLLBACKS, Session
-from bitnetctl.records import Manifest, read_manifest
-from bitnetctl.step import Pack
-from bitnetctl.sweep import Options, sweep_runs, train_runs
+from bitnetctl.intervention import Intervention, InterventionSettings
+from bitnetctl.monitor.console import PlainReporter
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.composition import Composition
+from bitnetctl.records import Manifest, load_run, read_manifest
+from bitnetctl.sweeps.executor import sweep_runs
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.events import Diverged, Event, Saved
+from bitnetctl.trainer.loop import MOST_ROLLBACKS, Session
+from bitnetctl.trainer.session import Options, train_runs
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -131,7 +133,7 @@ class Breaks(Intervention):
 def test_a_step_that_is_not_finite_is_not_applied(
     what: str, name: str, train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "compose", lambda specs: Composition([Breaks(what)]))
+    monkeypatch.setattr(registry, "compose", lambda specs: Composition([Breaks(what)]))
     weights: dict[int, Tensor] = {}
 
     def watch(session: Session, event: Event) -> None:

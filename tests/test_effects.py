@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from synthetic import curve, quick, simple_run, write_csv
 
-from bitnetctl.analysis import load_run, load_runs
 from bitnetctl.analysis.effects import Arm, ArmEffect, arm_effects, choose_baselines, name_arms
-from bitnetctl.analysis.facts import RunFacts, run_facts
 from bitnetctl.analysis.study import study
+from bitnetctl.analysis.summary import RunFacts, run_facts
 from bitnetctl.errors import ConfigError
+from bitnetctl.records import load_run, load_runs
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bitnetctl import evaluate
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
-from bitnetctl.evaluate import Probe, ternary_health
-from bitnetctl.model import PackedModel
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.trainer import evaluate
+from bitnetctl.trainer.evaluate import Probe, ternary_health
 
 CPU = torch.device("cpu")
 VOCAB = 61

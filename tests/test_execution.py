@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from bitnetctl import execution
-from bitnetctl.capture import CapturedPack
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.data import TokenData
+from bitnetctl.engine import select
+from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.engine.pack import Pack
+from bitnetctl.engine.select import Execution, choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.execution import Execution, choose, choose_threads, make_pack
-from bitnetctl.intervention import Composition
-from bitnetctl.products import Operand, Precision, Products, Quantization, int8_sum_is_exact, write_product
-from bitnetctl.step import Pack
+from bitnetctl.model.matmul import Operand, Precision, Products, Quantization, int8_sum_is_exact, write_product
+from bitnetctl.plugins.composition import Composition
 
 TinyConfig = Callable[..., RunConfig]
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
@@ -31,7 +31,7 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Say whether devices multiply bf16."""
 
     def say(has: bool) -> None:
-        monkeypatch.setattr(execution, "multiplies_bf16", lambda device: has)
+        monkeypatch.setattr(select, "multiplies_bf16", lambda device: has)
 
     return say
 
@@ -43,7 +43,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.delenv(name, raising=False)
 
     def say(*names: str, triton: bool = True) -> None:
-        monkeypatch.setattr(execution, "has_triton", lambda: triton)
+        monkeypatch.setattr(select, "has_triton", lambda: triton)
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in names else None)
 
     return say
@@ -200,7 +200,7 @@ def test_threads_are_chosen_by_measurement(
 ) -> None:
     counts: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    monkeypatch.setattr(execution, "_step_seconds", lambda pack: {1: one, 2: two}[counts[-1]])
+    monkeypatch.setattr(select, "_step_seconds", lambda pack: {1: one, 2: two}[counts[-1]])
     pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
     assert choose_threads(pack, 2) == expected
     assert counts[-1] == 2
@@ -211,7 +211,7 @@ def test_threads_are_chosen_by_measurement(
 
 def test_a_rehearsal_changes_no_weight(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     rehearsed, plain = (Pack([tiny_config()], [Composition()], tiny_tokens, CPU) for _ in range(2))
-    execution._step_seconds(rehearsed)
+    select._step_seconds(rehearsed)
     for pack in (rehearsed, plain):
         pack.step(1)
     for key, packed in plain.model.packed.items():
@@ -282,7 +282,7 @@ def test_products_are_those_of_double_precision(precision: Precision, tolerance:
 
 
 def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
-    from bitnetctl.model import PackedModel
+    from bitnetctl.model.packed import PackedModel
 
     config = tiny_config().model
     plain = PackedModel([config, config], 300, [0, 1], CPU)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
-from bitnetctl import plugins
-from bitnetctl.analysis import load_runs
 from bitnetctl.analysis.agreement import Agreement, agreements
-from bitnetctl.analysis.factors import Factor, OutcomeAnalysis, analyze_outcome, find_factors
+from bitnetctl.analysis.anova import Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.study import study
 from bitnetctl.config import RunConfig
+from bitnetctl.plugins import registry
+from bitnetctl.records import load_runs
 
 
 def effective(arm: str = "", **overrides: Any) -> RunConfig:
     config = quick(arm, **overrides)
-    return plugins.compose(config.interventions).configure(config)
+    return registry.compose(config.interventions).configure(config)
 
 
 def two(name: str, *level_of: int) -> Factor:

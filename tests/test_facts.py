@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
-from bitnetctl.analysis import load_run
-from bitnetctl.analysis.facts import RunFacts, has_failed, run_facts, skill
+from bitnetctl.analysis.summary import RunFacts, has_failed, run_facts
+from bitnetctl.records import load_run
+from bitnetctl.records.metrics import skill
 
 STEPS = (1, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
 UNIQUE = (1000, 64, 32, 8, 4, 4, 16, 32, 32, 32, 64)

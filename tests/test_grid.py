@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bitnetctl import grid
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.grid import MAX_RUNS, Plan, load_plan, make_plan, parse_numbers, parse_seeds, plan_names
+from bitnetctl.sweeps import plan
+from bitnetctl.sweeps.plan import MAX_RUNS, Plan, load_plan, make_plan, parse_numbers, parse_seeds, plan_names
 
 # plan → runs, arms, sizes, seeds, steps
 PLANS = {
@@ -388,7 +388,7 @@ def test_numbers_of_the_command_line() -> None:
 def test_a_plan_is_frozen_and_comparable() -> None:
     assert make_plan({"seeds": 2}) == Plan(seeds=(0, 1))
     with pytest.raises(ConfigError, match="unknown field 'seed'"):
-        grid.make_plan({"seed": 1})
+        plan.make_plan({"seed": 1})
 
 
 # no torch
@@ -397,15 +397,16 @@ def test_a_plan_is_frozen_and_comparable() -> None:
 def test_plans_and_arms_need_no_torch(tmp_path: Path) -> None:
     code = """
         import sys
-        from bitnetctl import grid, plugins
-        names = [plugin.name for plugin in plugins.load_all()]
+        from bitnetctl.plugins import registry
+        from bitnetctl.sweeps import plan as plans
+        names = [plugin.name for plugin in registry.load_all()]
         assert len(names) >= 12, names
-        assert not [plugin.refusal for plugin in plugins.load_all() if plugin.problem]
-        plan = grid.make_plan({"arms": names, "recipe": "quick"})
+        assert not [plugin.refusal for plugin in registry.load_all() if plugin.problem]
+        plan = plans.make_plan({"arms": names, "recipe": "quick"})
         assert len(plan.configs()) == len(names) + 1
-        for name in grid.plan_names():
-            for config in grid.load_plan(name, {}).configs():
-                plugins.compose(config.interventions).configure(config)
+        for name in plans.plan_names():
+            for config in plans.load_plan(name, {}).configs():
+                registry.compose(config.interventions).configure(config)
         assert not {"torch", "pandas", "scipy"} & set(sys.modules), "something heavy is loaded"
     """
     done = subprocess.run(

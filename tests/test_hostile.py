@@ -24,13 +24,12 @@ from judging import CURED, manifested, write_run
 from synthetic import curve, quick, simple_run, write_csv
 
 from bitnetctl import data
-from bitnetctl.analysis import load_runs
 from bitnetctl.analysis.study import study
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.errors import DataError, ExitCode, RecordError
-from bitnetctl.records import read
+from bitnetctl.records import load_runs, read
 from bitnetctl.report import junit_xml, markdown_report
-from bitnetctl.report.columns import defused
+from bitnetctl.report.escape import defused
 from bitnetctl.verdict import judge, load_criteria
 
 TinyConfig = Callable[..., RunConfig]

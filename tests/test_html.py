@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
-from bitnetctl.analysis import load_runs
 from bitnetctl.analysis.study import study
-from bitnetctl.records import Manifest, write_manifest
+from bitnetctl.records import Manifest, load_runs, write_manifest
 from bitnetctl.report import html_page
 from bitnetctl.report.columns import MOST_POINTS
-from bitnetctl.report.html import embed, esc, page_data
+from bitnetctl.report.html.page import embed, esc, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "br"}

@@ -18,24 +18,35 @@ ROOT = Path(bitnetctl.__file__).parent
 # a module, or the modules of a folder, may import what stands in a line above it
 ORDER = (
     "bitnetctl",
-    "errors signals quant",
-    "files config machine kernels",
-    "records schedule intervention scaffold products",
-    "plugins events runs analysis layer",
-    "grid bundle data model optim checkpoint",
-    "verdict evaluate outputs estimate",
-    "step report console",
-    "loop capture testing",
-    "execution",
-    "sweep",
+    "errors signals",
+    "files hardware config",
+    "records intervention data model",
+    "plugins analysis",
+    "engine verdict",
+    "trainer report",
+    "sweeps monitor testing",
     "cli",
     "__main__",
 )
-# the same for the modules of the command line
-CLI_ORDER = ("options", "config interventions analyze slurm", "train", "sweep", "verify", "__init__")
+# the same inside of each folder
+INSIDE = {
+    "config": ("schema", "load", "__init__"),
+    "records": ("schema paths", "manifest reader metrics", "writer status run", "bundle __init__"),
+    "data": ("sources bpe", "tokenizer", "store", "batches probe", "__init__"),
+    "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
+    "plugins": ("composition scaffold project", "registry", "__init__"),
+    "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
+    "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
+    "verdict": ("outcome", "limits", "criteria", "run", "seeds", "judge", "__init__"),
+    "trainer": ("events checkpoint evaluate provenance", "artifacts", "loop resume", "session", "__init__"),
+    "report": ("escape", "columns", "html trajectory markdown plots summary_csv junit", "terminal handoff", "__init__"),
+    "sweeps": ("plan queue packing executors", "executor", "__init__"),
+    "monitor": ("view", "live", "console", "__init__"),
+    # a command imports no other command
+    "cli": ("options paths", "training", "config interventions analyze train sweep verify", "__init__"),
+}
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-JUDGING = {"analysis", "bundle", "config", "console", "errors", "events", "files", "records", "report", "runs"}
-JUDGING |= {"verdict"}
+JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "verdict"}
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
 
@@ -113,36 +124,36 @@ def test_imports_point_downwards(module: str) -> None:
     assert not upwards, f"{module} may not import {upwards}"
 
 
-def test_every_command_has_its_place() -> None:
-    ranks = {name: rank for rank, line in enumerate(CLI_ORDER) for name in line.split()}
-    modules = {module: module.removeprefix("bitnetctl.cli").strip(".") or "__init__" for module in IMPORTS}
-    modules = {module: name for module, name in modules.items() if unit(module) == "cli"}
-    assert set(modules.values()) == set(ranks)
-    for module, name in modules.items():
-        below = {
-            ".".join(imported.split(".")[:3]) for imported in IMPORTS[module] if imported.startswith("bitnetctl.cli.")
-        }
-        upwards = {modules[one] for one in below & modules.keys() if ranks[modules[one]] >= ranks[name]}
+def inside(module: str) -> str:
+    """Return a module's name in INSIDE: its own, that of its folder's folder, or `__init__`."""
+    return (*module.split("."), "__init__")[2]
+
+
+@pytest.mark.parametrize("folder", sorted({unit(module) for module in IMPORTS if module.count(".") > 1}))
+def test_imports_inside_a_folder_point_downwards(folder: str) -> None:
+    ranks = {name: rank for rank, line in enumerate(INSIDE[folder]) for name in line.split()}
+    modules = [module for module in IMPORTS if unit(module) == folder]
+    assert {inside(module) for module in modules} == set(ranks)
+    for module in modules:
+        own = {name for name in IMPORTS[module] if name.startswith(f"bitnetctl.{folder}.")}
+        below = {inside(name) for name in own} & set(ranks) - {inside(module)}
+        upwards = {name for name in below if ranks[name] >= ranks[inside(module)]}
         assert not upwards, f"{module} may not import {upwards}"
 
 
-def test_commands_that_judge_reach_the_trainer_through_sweep_only() -> None:
+def test_commands_that_judge_reach_the_trainer_through_what_trains_only() -> None:
     assert units("bitnetctl.cli.analyze") <= JUDGING
-    assert units("bitnetctl.cli.verify") <= JUDGING | {"grid", "plugins", "signals"}
+    assert units("bitnetctl.cli.verify") <= JUDGING | {"sweeps", "plugins", "signals"}
 
 
 def test_the_order_is_that_of_the_design() -> None:
     chains = (
-        "cli sweep loop outputs checkpoint files errors",
-        "sweep loop step model config errors",
-        "step model quant",
-        "step optim intervention config errors",
-        "step data config errors",
-        "loop evaluate model quant",
-        "evaluate data config",
-        "data records errors",
-        "cli report verdict analysis records errors",
-        "cli bundle analysis files errors",
+        "cli sweeps trainer engine model config errors",
+        "trainer engine plugins intervention config errors",
+        "engine data config errors",
+        "trainer plugins records files errors",
+        "cli report verdict analysis records config errors",
+        "monitor trainer records",
     )
     for chain in chains:
         ranks = [RANKS[name] for name in chain.split()]
@@ -154,9 +165,18 @@ def test_the_judging_side_knows_nothing_of_the_trainer() -> None:
     for module, names in IMPORTS.items():
         if unit(module) in JUDGING:
             seen.add(unit(module))
-            assert units(module) <= JUDGING | {"bitnetctl"}, module
+            others = units(module) - JUDGING - {"bitnetctl"}
+            # what happens in a training is plain data
+            events = {name for name in names if name.startswith("bitnetctl.trainer.")}
+            assert others <= {"trainer"}, module
+            assert all(name.startswith("bitnetctl.trainer.events.") for name in events), module
             assert not {name.partition(".")[0] for name in names} & TRAINER_LIBRARIES, module
     assert seen == JUDGING
+
+
+def test_folders_of_the_trainer_load_nothing_by_themselves() -> None:
+    for folder in ("engine", "model", "monitor", "plugins", "sweeps", "trainer"):
+        assert (ROOT / folder / "__init__.py").read_bytes() == b""
 
 
 def test_core_names_no_concrete_intervention() -> None:

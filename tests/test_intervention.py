@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from bitnetctl import intervention
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
-from bitnetctl.intervention import API_VERSION, Composition, Intervention, InterventionSettings
+from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
+from bitnetctl.plugins.composition import Composition
 
 SEAMS = ("quantization", "learning_rate", "weight_decay")
 

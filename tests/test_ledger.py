@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, StorageError
-from bitnetctl.outputs import RunOutput
 from bitnetctl.records import Manifest, RunPaths, Status, utc_now, write_manifest
-from bitnetctl.sweep.ledger import Ledger
+from bitnetctl.sweeps.queue import Ledger
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.artifacts import RunOutput
 
 TinyConfig = Callable[..., RunConfig]
 Claim = Callable[..., list[int]]
@@ -285,7 +285,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from bitnetctl.config import parse_config
-from bitnetctl.sweep.ledger import Ledger
+from bitnetctl.sweeps.queue import Ledger
 import json
 configs = [parse_config(tree) for tree in json.load(sys.stdin)]
 held = Ledger(Path("runs"), lambda config: 0).claim(configs, lambda config: 2)

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from bitnetctl import checkpoint, schedule, sweep
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
+from bitnetctl.engine import schedule
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import RunBusyError, StoppedBySignal
-from bitnetctl.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
-from bitnetctl.intervention import Composition
-from bitnetctl.loop import Session
+from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import NAMES, Manifest, RunPaths, read_manifest, write_manifest
-from bitnetctl.step import Pack
+from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
+from bitnetctl.trainer.loop import Session
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -222,42 +223,42 @@ def test_a_stop_at_the_last_step_is_the_end(train: Train, tiny_config: TinyConfi
 def test_a_stop_ends_all_runs_to_come(tiny_config: TinyConfig) -> None:
     configs = [tiny_config(steps=3, seed=seed) for seed in range(3)]
     steps = iter(range(100))
-    options = sweep.Options(runs_dir=RUNS, device="cpu", should_stop=lambda: next(steps) == 4)
-    events = list(sweep.train_runs(configs, options, names=["a", "b", "c"]))
+    options = session.Options(runs_dir=RUNS, device="cpu", should_stop=lambda: next(steps) == 4)
+    events = list(session.train_runs(configs, options, names=["a", "b", "c"]))
     assert isinstance(events[-1], Stopped)
     assert (manifest("a").status, manifest("b").status) == ("finished", "stopped")
     assert manifest("b").steps_done == 2
     assert not (RUNS / "c").exists()
 
-    options = sweep.Options(runs_dir=RUNS, device="cpu")
-    list(sweep.train_runs(configs[1:], options, names=["b", "c"]))
+    options = session.Options(runs_dir=RUNS, device="cpu")
+    list(session.train_runs(configs[1:], options, names=["b", "c"]))
     assert (manifest("b").status, manifest("c").status) == ("finished", "finished")
 
 
 def test_a_run_has_its_name_from_its_config(tiny_config: TinyConfig) -> None:
     config = tiny_config(steps=1)
-    list(sweep.train_runs([config], sweep.Options(runs_dir=RUNS, device="cpu")))
+    list(session.train_runs([config], session.Options(runs_dir=RUNS, device="cpu")))
     assert manifest(config.run_name).status == "finished"
 
 
 def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
-    config, options = tiny_config(), sweep.Options(runs_dir=RUNS, device="cpu")
-    with sweep.open_session([config], options, names=["a"]):
+    config, options = tiny_config(), session.Options(runs_dir=RUNS, device="cpu")
+    with session.open_session([config], options, names=["a"]):
         before = (RUNS / "a" / "run.json").read_bytes()
         with (
             pytest.raises(RunBusyError, match="run a is being trained"),
-            sweep.open_session([config], options, names=["a"]),
+            session.open_session([config], options, names=["a"]),
         ):
             pass
         assert (RUNS / "a" / "run.json").read_bytes() == before
         # one busy run keeps the pack from starting, and lets its other runs go
         pack = [tiny_config(seed=1), config]
-        with pytest.raises(RunBusyError, match="run a "), sweep.open_session(pack, options, names=["b", "a"]):
+        with pytest.raises(RunBusyError, match="run a "), session.open_session(pack, options, names=["b", "a"]):
             pass
-        with sweep.open_session([pack[0]], options, names=["b"]) as first:
+        with session.open_session([pack[0]], options, names=["b"]) as first:
             pass
         # let go at the end of the session, not with the last reference to it
-        with sweep.open_session([pack[0]], options, names=["b"]) as second:
+        with session.open_session([pack[0]], options, names=["b"]) as second:
             assert second is not first
 
 
@@ -354,7 +355,7 @@ def test_paths_are_those_of_the_records(train: Train, tiny_config: TinyConfig, t
 
 
 def test_progress_is_told_without_a_row(train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnetctl.loop._TICK_SECONDS", 0.0)
+    monkeypatch.setattr("bitnetctl.trainer.loop._TICK_SECONDS", 0.0)
     events: list[Any] = [event for event in train(tiny_config(), names=["a"]) if isinstance(event, Progress)]
     assert [event.step for event in events] == list(range(1, 13))
     assert float(rows("a")[-1]["Loss"]) == events[-1].losses[0]

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from bitnetctl import machine
+from bitnetctl import hardware
 from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.machine import resolve_device
+from bitnetctl.hardware import resolve_device
 
 CPU = torch.device("cpu")
 
@@ -67,8 +67,8 @@ def test_cards_are_taken_by_number(cards: int) -> None:
 
 
 def test_facts_of_the_processor() -> None:
-    assert machine.device_name(CPU).startswith("cpu (")
-    assert machine.device_name(CPU).endswith("cores)")
+    assert hardware.device_name(CPU).startswith("cpu (")
+    assert hardware.device_name(CPU).endswith("cores)")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
@@ -77,15 +77,15 @@ def test_memory_is_known_on_linux() -> None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # torch alone takes more than 50 MB
-    assert 50e6 < machine.memory_in_use(CPU) <= peak * 1.1
-    assert 2**20 < machine.memory_available(CPU) < 2**50
+    assert 50e6 < hardware.memory_in_use(CPU) <= peak * 1.1
+    assert 2**20 < hardware.memory_available(CPU) < 2**50
 
 
 def test_what_torch_keeps_on_a_card_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
     for name, figure in figures.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
-    assert machine.memory_available(torch.device("cuda", 0)) == 10 + 30 - 25
+    assert hardware.memory_available(torch.device("cuda", 0)) == 10 + 30 - 25
 
 
 def test_unused_memory_of_a_card_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,19 +99,19 @@ def test_unused_memory_of_a_card_is_released(monkeypatch: pytest.MonkeyPatch) ->
     holder = Holder()
     reference = weakref.ref(holder)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(reference() is not None))
-    machine.release_unused(CPU)
+    hardware.release_unused(CPU)
     assert held == []
     del holder
-    machine.release_unused(torch.device("cuda", 0))
+    hardware.release_unused(torch.device("cuda", 0))
     assert held == [False]
 
 
 def test_rates_are_measured() -> None:
-    flops, traffic = machine.measure_rates(CPU, lambda a: torch.bmm(a, a))
+    flops, traffic = hardware.measure_rates(CPU, lambda a: torch.bmm(a, a))
     # between a toy and a supercomputer: the units are right
     assert 1e8 < flops < 1e15
     assert 1e8 < traffic < 1e14
 
 
 def test_freed_memory_is_kept_where_glibc_is() -> None:
-    assert machine.keep_freed_memory() is (sys.platform == "linux")
+    assert hardware.keep_freed_memory() is (sys.platform == "linux")

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitnetctl import kernels
 from bitnetctl.config import ModelConfig
-from bitnetctl.layer import rotary_tables
-from bitnetctl.model import PackedModel, num_parameters
+from bitnetctl.model import functional
+from bitnetctl.model.layer import rotary_tables
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.parameters import num_parameters
 
 CPU = torch.device("cpu")
 VOCAB = 101
@@ -275,22 +276,22 @@ def test_rms_norm_has_the_right_gradient() -> None:
     weight = weight[:, None]
 
     def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return *kernels.rms_norm(x, weight, 1e-3), weight
+        return *functional.rms_norm(x, weight, 1e-3), weight
 
     def backward(grad: Tensor, normed: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        grad_x, grad_weight = kernels.rms_norm_backward(grad, normed, inverse, weight)
+        grad_x, grad_weight = functional.rms_norm_backward(grad, normed, inverse, weight)
         return grad_x, grad_weight[:, None]
 
     inputs = (x.requires_grad_(), weight.requires_grad_())
     assert torch.autograd.gradcheck(checked(forward, backward), inputs)
-    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-3)[0], plain_norm(x, weight, 1e-3))
+    torch.testing.assert_close(functional.rms_norm(x, weight, 1e-3)[0], plain_norm(x, weight, 1e-3))
 
 
 @pytest.mark.parametrize("activation", ["relu2", "silu"])
 def test_the_gate_has_the_right_gradient(activation: str) -> None:
     gate_up = torch.randn(2, 5, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     function = checked(
-        lambda x: (kernels.gate(x, activation), x), lambda grad, x: kernels.gate_backward(grad, x, activation)
+        lambda x: (functional.gate(x, activation), x), lambda grad, x: functional.gate_backward(grad, x, activation)
     )
     assert torch.autograd.gradcheck(function, (gate_up.requires_grad_(),))
 
@@ -304,8 +305,8 @@ def test_plain_attention_is_the_fused_one() -> None:
     grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     expected_grads = torch.autograd.grad(expected, (q, k, v), grad)
     with torch.no_grad():
-        out, p = kernels.attend(q, k, v, mask)
-        grads = kernels.attend_backward(grad, q, k, v, p)
+        out, p = functional.attend(q, k, v, mask)
+        grads = functional.attend_backward(grad, q, k, v, p)
     torch.testing.assert_close(out, expected)
     for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -318,7 +319,7 @@ def test_cross_entropy_is_that_of_torch(scale: float) -> None:
     targets = torch.randint(50, (2, 5), generator=generator)
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 5)
     (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
-    loss, grad = kernels.cross_entropy(logits.detach(), targets)
+    loss, grad = functional.cross_entropy(logits.detach(), targets)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
 

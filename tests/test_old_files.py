@@ -14,14 +14,14 @@ import pytest
 import torch
 from calling import call
 
-from bitnetctl import checkpoint, loop, plugins
-from bitnetctl.analysis import load_run
 from bitnetctl.config import canonical_hash, parse_config
 from bitnetctl.errors import CheckpointError, ExitCode
-from bitnetctl.events import Event
-from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginRecord, RunPaths, read, read_manifest
-from bitnetctl.runs import ended
-from bitnetctl.sweep import Options, open_session
+from bitnetctl.plugins import registry
+from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginRecord, RunPaths, load_run, read, read_manifest
+from bitnetctl.records.status import ended
+from bitnetctl.trainer import checkpoint, loop
+from bitnetctl.trainer.events import Event
+from bitnetctl.trainer.session import Options, open_session
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
@@ -84,7 +84,7 @@ def test_a_config_has_the_hash_it_had(old: Old) -> None:
         assert config.hash == manifest.config_hash == expected
         assert config.run_name == name
         # the settings that it left at their default are still the default
-        assert plugins.normalize(config) == config
+        assert registry.normalize(config) == config
 
 
 def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitnetctl.config import OptimizerConfig, ParameterGroup
-from bitnetctl.optim import RunOptimizer, clip_divisor
+from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 
 GROUPS: dict[str, ParameterGroup | None] = {"embed": "embeddings", "qkv": None, "head": "head", "final_norm": "norms"}
 SHAPES = {"embed": (11, 4), "qkv": (2, 12, 4), "head": (11, 4), "final_norm": (4,)}

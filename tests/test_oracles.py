@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from judging import CURED, LEVELS, table
 
-from bitnetctl.analysis import Run, load_run
 from bitnetctl.errors import RecordError
+from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Outcome, combine, judge, load_criteria
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")

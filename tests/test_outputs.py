@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bitnetctl import checkpoint, sweep
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, RecordError, StorageError
-from bitnetctl.events import Event, Failed, Saved, Started
-from bitnetctl.loop import Session
 from bitnetctl.records import read_manifest
+from bitnetctl.sweeps import executor
+from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer.events import Event, Failed, Saved, Started
+from bitnetctl.trainer.loop import Session
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -54,7 +55,7 @@ def test_a_sweep_fails_a_run_without_folder_and_never_trains_over_it(train: Trai
     rows = csv.read_bytes()
     # a failure is recorded in run.json, which must not pass for that of the rows
     for _ in range(2):
-        events = list(sweep.sweep_runs(configs, sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+        events = list(executor.sweep_runs(configs, session.Options(runs_dir=RUNS, device="cpu"), pack=1))
         assert [event.name for event in events if isinstance(event, Failed)] == [configs[0].run_name]
         assert csv.read_bytes() == rows
     other = read_manifest(RUNS / configs[1].run_name)

@@ -14,15 +14,16 @@ import torch
 from calling import call
 from torch import Tensor
 
-from bitnetctl import __version__, plugins
+from bitnetctl import __version__
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
 from bitnetctl.data import TokenData
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.events import Event
 from bitnetctl.intervention import Intervention, InterventionSettings
+from bitnetctl.plugins import registry
 from bitnetctl.records import PluginRecord, read_manifest
-from bitnetctl.step import Pack
 from bitnetctl.testing import check_contract
+from bitnetctl.trainer.events import Event
 
 TinyConfig = Callable[..., RunConfig]
 Distribution = Callable[..., Path]
@@ -59,8 +60,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    plugins.discover.cache_clear()
-    plugins.load.cache_clear()
+    registry.discover.cache_clear()
+    registry.load.cache_clear()
     importlib.invalidate_caches()
 
 
@@ -94,7 +95,7 @@ def distribution(tmp_path: Path) -> Distribution:
 
 
 def built_ins() -> set[str]:
-    return {found.name for found in plugins.discover() if found.distribution == "bitnetctl"}
+    return {found.name for found in registry.discover() if found.distribution == "bitnetctl"}
 
 
 # discovery
@@ -105,27 +106,27 @@ def test_discovery_is_sorted_and_mixes_built_ins_and_others(distribution: Distri
     assert len(ours) == 12
     distribution("zebra")
     distribution("aardvark", version="3.4")
-    found = plugins.discover()
+    found = registry.discover()
     names = [each.name for each in found]
     assert names == sorted(ours | {"zebra", "aardvark"})
     first = found[0]
     assert (first.name, first.distribution, first.version) == ("aardvark", "aardvark", "3.4")
     assert first.target == "made_up_aardvark:Halved"
-    assert [plugin.name for plugin in plugins.load_all()] == names
+    assert [plugin.name for plugin in registry.load_all()] == names
     assert "made_up_zebra" in sys.modules
 
 
 def test_discovery_imports_nothing(distribution: Distribution) -> None:
     distribution()
-    assert "halved" in {found.name for found in plugins.discover()}
+    assert "halved" in {found.name for found in registry.discover()}
     assert "made_up_halved" not in sys.modules
-    plugins.load("reduced-lr")
+    registry.load("reduced-lr")
     assert "made_up_halved" not in sys.modules
 
 
 def test_other_groups_are_left_alone(distribution: Distribution) -> None:
     distribution(points="\n[bitnetctl.other]\nhalved = made_up_halved:Halved\n")
-    assert "halved" not in {found.name for found in plugins.discover()}
+    assert "halved" not in {found.name for found in registry.discover()}
 
 
 @pytest.mark.parametrize(("value", "seen"), [("1", False), ("yes", False), ("0", True), ("", True)])
@@ -136,22 +137,22 @@ def test_plugins_can_be_turned_off(
     distribution()
     monkeypatch.setenv("BITNETCTL_DISABLE_PLUGINS", value)
     forget()
-    assert {found.name for found in plugins.discover()} == ours | ({"halved"} if seen else set())
-    assert ("halved" in {plugin.name for plugin in plugins.load_all()}) is seen
+    assert {found.name for found in registry.discover()} == ours | ({"halved"} if seen else set())
+    assert ("halved" in {plugin.name for plugin in registry.load_all()}) is seen
     if not seen:
         with pytest.raises(ConfigError, match="unknown intervention 'halved'"):
-            plugins.load("halved")
+            registry.load("halved")
 
 
 def test_a_loaded_plugin_says_where_it_is_from(distribution: Distribution) -> None:
     distribution()
-    plugin = plugins.load("halved")
+    plugin = registry.load("halved")
     assert plugin.problem is None
     assert plugin.intervention is not None
     assert plugin.intervention.summary == "half the rate"
     assert (plugin.distribution, plugin.version, plugin.target) == ("halved", "1.2", "made_up_halved:Halved")
     assert plugin.seams == ["learning_rate"]
-    ours = plugins.load("wd-schedule")
+    ours = registry.load("wd-schedule")
     assert (ours.distribution, ours.version, ours.seams) == ("bitnetctl", __version__, ["configure"])
 
 
@@ -166,7 +167,7 @@ def test_a_loaded_plugin_says_where_it_is_from(distribution: Distribution) -> No
 )
 def test_an_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plugins.load(name)
+        registry.load(name)
     assert repr(name) in str(caught.value)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -198,7 +199,7 @@ def test_plugins_can_be_allowed_by_name(
         monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", value)
     distribution()
     distribution("my_plugins", points={"thirded": "made_up_my_plugins:Halved"})
-    found = {plugin.name: plugin for plugin in plugins.load_all()}
+    found = {plugin.name: plugin for plugin in registry.load_all()}
     assert {name for name, plugin in found.items() if plugin.intervention is not None} == ours | allowed
     assert {name for name, plugin in found.items() if plugin.refused} == {"halved", "thirded"} - allowed
     imported = {"halved": "made_up_halved" in sys.modules, "thirded": "made_up_my_plugins" in sys.modules}
@@ -229,13 +230,13 @@ def test_a_refused_plugin_takes_no_name_away(distribution: Distribution, monkeyp
         distribution(name, points={"no-decay": f"made_up_{name}:Halved", "halved": f"made_up_{name}:Halved"})
     monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "nobody")
     forget()
-    assert plugins.load("no-decay").distribution == "bitnetctl"
-    assert plugins.load("no-decay").problem is None
+    assert registry.load("no-decay").distribution == "bitnetctl"
+    assert registry.load("no-decay").problem is None
     monkeypatch.setenv("BITNETCTL_ALLOWED_PLUGINS", "good")
     forget()
-    assert plugins.load("halved").problem is None
-    assert plugins.load("halved").distribution == "good"
-    assert plugins.load("no-decay").problem == f"claimed by bitnetctl {__version__} and good 1.2"
+    assert registry.load("halved").problem is None
+    assert registry.load("halved").distribution == "good"
+    assert registry.load("no-decay").problem == f"claimed by bitnetctl {__version__} and good 1.2"
 
 
 NAMES = ("../x", "/x", "CON", "Halved", "halved_too", "a" * 65, "[/red]", "\x1b[31m", "half\u202edev")
@@ -298,7 +299,7 @@ def test_a_broken_plugin_is_one_line_and_kills_nothing(
     code, problem = BROKEN[name]
     ours = built_ins()
     distribution(name, code)
-    everything = {plugin.name: plugin for plugin in plugins.load_all()}
+    everything = {plugin.name: plugin for plugin in registry.load_all()}
     assert set(everything) == ours | {name}
     assert {each for each, plugin in everything.items() if plugin.problem} == {name}
     broken = everything[name]
@@ -308,14 +309,14 @@ def test_a_broken_plugin_is_one_line_and_kills_nothing(
     assert problem in broken.problem
     assert "\n" not in broken.refusal
 
-    plugins.compose(parse_arm("reduced-lr+no-decay"))
-    for ask in (plugins.compose, plugins.plugin_records):
+    registry.compose(parse_arm("reduced-lr+no-decay"))
+    for ask in (registry.compose, registry.plugin_records):
         with pytest.raises(ConfigError) as caught:
             ask(parse_arm(f"reduced-lr+{name}"))
         assert str(caught.value) == broken.refusal
         assert name in broken.refusal
     with pytest.raises(ConfigError):
-        plugins.normalize(tiny_config(arm=name))
+        registry.normalize(tiny_config(arm=name))
 
 
 @pytest.mark.parametrize(
@@ -323,59 +324,59 @@ def test_a_broken_plugin_is_one_line_and_kills_nothing(
 )
 def test_an_entry_point_to_nothing(points: dict[str, str], distribution: Distribution) -> None:
     distribution(points=points)
-    assert plugins.load("halved").problem
-    assert plugins.load("reduced-lr").problem is None
+    assert registry.load("halved").problem
+    assert registry.load("reduced-lr").problem is None
 
 
 def test_entry_points_that_cannot_be_read(distribution: Distribution) -> None:
     ours = built_ins()
     distribution(points="no equals sign\n")
-    assert {found.name for found in plugins.discover()} >= ours
+    assert {found.name for found in registry.discover()} >= ours
 
 
 def test_two_distributions_of_one_name(distribution: Distribution) -> None:
     distribution("one", points={"shared": "made_up_one:Halved", "one": "made_up_one:Halved"})
     distribution("two", version="7", points={"shared": "made_up_two:Halved"})
-    shared = plugins.load("shared")
+    shared = registry.load("shared")
     assert shared.problem == "claimed by one 1.2 and two 7"
     assert not {"made_up_one", "made_up_two"} & set(sys.modules)
     with pytest.raises(ConfigError, match=r"claimed by one 1\.2 and two 7"):
-        plugins.compose(parse_arm("shared"))
-    assert plugins.load("one").problem is None
-    assert [plugin.name for plugin in plugins.load_all()].count("shared") == 1
+        registry.compose(parse_arm("shared"))
+    assert registry.load("one").problem is None
+    assert [plugin.name for plugin in registry.load_all()].count("shared") == 1
 
 
 def test_the_name_of_a_built_in_is_taken(distribution: Distribution, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution("rival", points={"reduced-lr": "made_up_rival:Halved"})
-    assert plugins.load("reduced-lr").problem == f"claimed by bitnetctl {__version__} and rival 1.2"
-    assert plugins.load("no-decay").problem is None
+    assert registry.load("reduced-lr").problem == f"claimed by bitnetctl {__version__} and rival 1.2"
+    assert registry.load("no-decay").problem is None
     monkeypatch.setenv("BITNETCTL_DISABLE_PLUGINS", "1")
     forget()
-    assert plugins.load("reduced-lr").problem is None
+    assert registry.load("reduced-lr").problem is None
 
 
 def test_one_distribution_seen_twice_is_one(distribution: Distribution) -> None:
     site = distribution()
     sys.path.append(f"{site}{os.sep}.")
     forget()
-    assert plugins.load("halved").problem is None
-    assert len([found for found in plugins.discover() if found.name == "halved"]) == 1
+    assert registry.load("halved").problem is None
+    assert len([found for found in registry.discover() if found.name == "halved"]) == 1
 
 
 @pytest.mark.parametrize("target", ["made_up_halved:Halved", "made_up_halved:Renamed"])
 def test_a_distribution_shadowed_by_another_version_of_itself(target: str, distribution: Distribution) -> None:
     distribution(version="2.0", folder="front")
     distribution(version="1.0", folder="behind", points={"halved": target, "retired": "made_up_halved:Retired"})
-    plugin = plugins.load("halved")
+    plugin = registry.load("halved")
     assert (plugin.problem, plugin.version) == (None, "2.0")
-    assert "retired" not in {found.name for found in plugins.discover()}
+    assert "retired" not in {found.name for found in registry.discover()}
 
 
 # settings and hashes
 
 
 def normal(config: RunConfig) -> dict[str, Any]:
-    [spec] = plugins.normalize(config).interventions
+    [spec] = registry.normalize(config).interventions
     return spec.settings
 
 
@@ -392,25 +393,25 @@ def normal(config: RunConfig) -> dict[str, Any]:
     ],
 )
 def test_the_same_settings_are_the_same_run(arm: str, other: str, tiny_config: TinyConfig) -> None:
-    one, two = (plugins.normalize(tiny_config(arm=each)) for each in (arm, other))
+    one, two = (registry.normalize(tiny_config(arm=each)) for each in (arm, other))
     assert one == two
     assert one.hash == two.hash
     assert one.run_name == two.run_name
-    assert plugins.normalize(one) == one
+    assert registry.normalize(one) == one
     assert RunConfig.model_validate_json(one.model_dump_json()).hash == one.hash
 
 
 def test_other_settings_are_another_run(tiny_config: TinyConfig) -> None:
     arms = ("", "reduced-lr", "reduced-lr:peak=6e-4", "reduced-lr:factor=1", "no-decay", "reduced-lr+no-decay")
-    assert len({plugins.normalize(tiny_config(arm=arm)).hash for arm in arms}) == len(arms)
+    assert len({registry.normalize(tiny_config(arm=arm)).hash for arm in arms}) == len(arms)
     assert normal(tiny_config(arm="reduced-lr:peak=5e-4,factor=2")) == {"factor": 2.0}
 
 
 def test_normalizing_touches_nothing_else(tiny_config: TinyConfig) -> None:
     config = tiny_config(arm="reduced-lr:peak=5e-4")
-    normalized = plugins.normalize(config)
+    normalized = registry.normalize(config)
     assert normalized.model_copy(update={"interventions": config.interventions}) == config
-    assert plugins.normalize(tiny_config()) == tiny_config()
+    assert registry.normalize(tiny_config()) == tiny_config()
 
 
 @pytest.mark.parametrize(
@@ -429,9 +430,9 @@ def test_normalizing_touches_nothing_else(tiny_config: TinyConfig) -> None:
 )
 def test_a_bad_setting_is_one_line(arm: str, parts: list[str], tiny_config: TinyConfig) -> None:
     for ask in (
-        lambda: plugins.normalize(tiny_config(arm=arm)),
-        lambda: plugins.compose(parse_arm(arm)),
-        lambda: plugins.plugin_records(parse_arm(arm)),
+        lambda: registry.normalize(tiny_config(arm=arm)),
+        lambda: registry.compose(parse_arm(arm)),
+        lambda: registry.plugin_records(parse_arm(arm)),
     ):
         with pytest.raises(ConfigError) as caught:
             ask()
@@ -443,7 +444,7 @@ def test_a_bad_setting_is_one_line(arm: str, parts: list[str], tiny_config: Tiny
 
 def test_records_name_code_and_settings(distribution: Distribution) -> None:
     distribution()
-    records = plugins.plugin_records(parse_arm("reduced-lr:peak=1e-3+halved:factor=2+no-decay"))
+    records = registry.plugin_records(parse_arm("reduced-lr:peak=1e-3+halved:factor=2+no-decay"))
     places = {"reduced-lr": "bitnetctl_interventions.reduced_lr", "no-decay": "bitnetctl_interventions.no_decay"}
 
     def record(name: str, **fields: Any) -> PluginRecord:
@@ -457,27 +458,27 @@ def test_records_name_code_and_settings(distribution: Distribution) -> None:
         record("halved", version="1.2", distribution="halved", settings={"factor": 2.0, "label": "none given"}),
         record("no-decay", settings={}, **ours),
     ]
-    assert plugins.plugin_records(()) == []
+    assert registry.plugin_records(()) == []
 
 
 def test_code_from_elsewhere_is_hashed_where_it_is_defined(distribution: Distribution, tmp_path: Path) -> None:
     distribution(code="from made_up_inner import Halved\n")
     inner = tmp_path / "site" / "made_up_inner.py"
     inner.write_text(textwrap.dedent(HALVED), encoding="utf-8")
-    [record] = plugins.plugin_records(parse_arm("halved"))
+    [record] = registry.plugin_records(parse_arm("halved"))
     assert record.module == "made_up_inner"
     assert record.source_sha256 == hashlib.sha256(inner.read_bytes()).hexdigest()
 
 
 def test_code_from_no_file_has_no_hash(distribution: Distribution) -> None:
     distribution(code=textwrap.dedent(HALVED) + "Halved.__module__ = 'nowhere'\n")
-    assert plugins.load("halved").problem is None
-    assert plugins.load("halved").source_sha256 is None
+    assert registry.load("halved").problem is None
+    assert registry.load("halved").source_sha256 is None
 
 
 def test_composing_gives_every_run_its_own(distribution: Distribution) -> None:
     distribution()
-    one, two = (plugins.compose(parse_arm("halved:factor=2+reduced-lr")) for _ in range(2))
+    one, two = (registry.compose(parse_arm("halved:factor=2+reduced-lr")) for _ in range(2))
     assert [type(each).__name__ for each in one.interventions] == ["Halved", "ReducedLearningRate"]
     assert one.interventions[0].settings.model_dump() == {"factor": 2.0, "label": "none given"}
     assert one.interventions[0] is not two.interventions[0]
@@ -519,7 +520,7 @@ def test_a_third_party_plugin_trains_beside_a_built_in(
 ) -> None:
     distribution("counting", COUNTING)
     config = tiny_config(schedule__stage1_weight_decay=0.0)
-    compositions = [plugins.compose(parse_arm(arm)) for arm in ("counting+reduced-lr", "reduced-lr", "")]
+    compositions = [registry.compose(parse_arm(arm)) for arm in ("counting+reduced-lr", "reduced-lr", "")]
     configs = [composition.configure(config) for composition in compositions]
     pack = Pack(configs, compositions, tiny_tokens, torch.device("cpu"))
     before = {key: packed.detach().clone() for key, packed in pack.model.packed.items()}
@@ -539,7 +540,7 @@ def test_the_manifest_names_the_plugins(
     distribution: Distribution, tiny_config: TinyConfig, train: Callable[..., list[Event]], tmp_path: Path
 ) -> None:
     distribution("counting", COUNTING)
-    config = plugins.normalize(tiny_config(arm="counting+reduced-lr:peak=1e-3", steps=4))
+    config = registry.normalize(tiny_config(arm="counting+reduced-lr:peak=1e-3", steps=4))
     train([config], names=["run"])
     manifest = read_manifest(tmp_path / "runs" / "run")
     assert manifest is not None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bitnetctl.quant import int8_activations, ternary_codes, ternary_scale, ternary_weights
+from bitnetctl.model.quantization import int8_activations, ternary_codes, ternary_scale, ternary_weights
 
 Doubles = npt.NDArray[np.float64]
 

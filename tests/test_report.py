@@ -11,9 +11,10 @@ from rich.console import Console
 from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl import report
-from bitnetctl.analysis import load_runs
 from bitnetctl.analysis.study import Study, study
-from bitnetctl.report.columns import COLLAPSE, arm_rows, p_text, printable, run_rows, signed
+from bitnetctl.records import load_runs
+from bitnetctl.report.columns import COLLAPSE, arm_rows, p_text, run_rows, signed
+from bitnetctl.report.escape import printable
 from bitnetctl.report.markdown import escape
 from bitnetctl.report.plots import curves
 

@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnetctl import checkpoint, plugins, sweep
-from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError, RecordError, RunEndedError, StorageError
-from bitnetctl.events import Event, Failed, Started, Stopped
-from bitnetctl.intervention import Composition, Intervention, InterventionSettings
+from bitnetctl.intervention import Intervention, InterventionSettings
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import RecordWriter, read, read_manifest, write_manifest
-from bitnetctl.runs import ended
+from bitnetctl.records.status import ended
+from bitnetctl.sweeps import executor
+from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer.checkpoint import Checkpoint
+from bitnetctl.trainer.events import Event, Failed, Started, Stopped
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -151,7 +154,7 @@ def test_the_state_of_interventions_is_restored(
     def compose(specs: object) -> Composition:
         return Composition([Tiring(InterventionSettings()), Intervention(InterventionSettings())])
 
-    monkeypatch.setattr(plugins, "compose", compose)
+    monkeypatch.setattr(registry, "compose", compose)
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=5)
     assert saved(RUNS, "a", 5).interventions == [{"calls": 5}, {}]
@@ -169,12 +172,12 @@ def test_the_whole_state_after_a_cut_is_that_without_one(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     """A pack with state of every kind: moments, codes, an intervention that counts, the place in shuffled data."""
-    compose = plugins.compose
+    compose = registry.compose
 
     def with_counter(specs: Sequence[InterventionSpec]) -> Composition:
         return compose(specs) if specs else Composition([Tiring(InterventionSettings())])
 
-    monkeypatch.setattr(plugins, "compose", with_counter)
+    monkeypatch.setattr(registry, "compose", with_counter)
     orders, optimizers = ("shuffled", "sequential", "shuffled"), ("adamw", "adam", "adam")
     configs = [
         tiny_config(arm=arm, seed=seed, data__order=order, optimizer__name=name)
@@ -521,7 +524,7 @@ def test_never_resume_refuses_what_is_there(train: Train, tiny_config: TinyConfi
 
 def test_an_interrupted_preparation_claims_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(data__source=f"file:{tmp_path / 'none.txt'}")
-    with pytest.raises(ConfigError), sweep.open_session([config], sweep.Options(runs_dir=RUNS), names=["a"]):
+    with pytest.raises(ConfigError), session.open_session([config], session.Options(runs_dir=RUNS), names=["a"]):
         pass
     assert not RUNS.exists()
 
@@ -542,7 +545,7 @@ def test_a_sweep_that_cannot_resume_keeps_what_is_there(
         checkpoint.path_of(RUNS / name / "checkpoints", step).rename(RUNS / name / f"away-{step}")
     # a checkpoint that is there and cannot be used
     folder.mkdir()
-    events = list(sweep.sweep_runs([config], sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    events = list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
     assert isinstance(events[-1], Failed)
     found = read_manifest(RUNS / name)
     assert found is not None
@@ -554,5 +557,5 @@ def test_a_sweep_that_cannot_resume_keeps_what_is_there(
     # mended, it goes on
     folder.rmdir()
     (RUNS / name / "away-5").rename(checkpoint.path_of(RUNS / name / "checkpoints", 5))
-    list(sweep.sweep_runs([config], sweep.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
     assert_undisturbed(name)

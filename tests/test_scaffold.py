@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bitnetctl import cli, plugins
+from bitnetctl import cli
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
-from bitnetctl.scaffold import write_project
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.scaffold import write_project
 
 
 class Done(NamedTuple):
@@ -56,8 +57,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    plugins.discover.cache_clear()
-    plugins.load.cache_clear()
+    registry.discover.cache_clear()
+    registry.load.cache_clear()
     importlib.invalidate_caches()
 
 
@@ -148,7 +149,7 @@ def test_a_project_is_complete(written: Path) -> None:
     tree = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))
     assert tree["project"]["name"] == "bitnetctl-twice-as-slow2"
     assert "bitnetctl" in tree["project"]["dependencies"]
-    points = tree["project"]["entry-points"][plugins.GROUP]
+    points = tree["project"]["entry-points"][registry.GROUP]
     assert points == {"twice-as-slow2": "bitnetctl_twice_as_slow2:TwiceAsSlow2"}
     assert tree["tool"]["setuptools"]["py-modules"] == ["bitnetctl_twice_as_slow2"]
     assert not [path for path in written.rglob("*") if path.is_file() and "$" in path.read_text(encoding="utf-8")]
@@ -172,16 +173,16 @@ def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -
     info = written.parent / "bitnetctl_twice_as_slow2-0.1.0.dist-info"
     info.mkdir()
     points = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
-    [(name, target)] = points[plugins.GROUP].items()
+    [(name, target)] = points[registry.GROUP].items()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bitnetctl-twice-as-slow2\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{name} = {target}\n")
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {target}\n")
     sys.path += [str(written), str(written.parent)]
     forget()
     shown = call("show", "twice-as-slow2")
     assert shown.code == 0
     assert "bitnetctl-twice-as-slow2 0.1.0" in shown.out
     assert "factor" in shown.out
-    assert plugins.load("twice-as-slow2").seams == ["learning_rate"]
+    assert registry.load("twice-as-slow2").seams == ["learning_rate"]
 
 
 def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def install(site: Path, name: str, code: str) -> None:
     write(site / f"{module}.py", code)
     info = site / f"{name}-2.5.dist-info"
     write(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
-    write(info / "entry_points.txt", f"[{plugins.GROUP}]\n{name} = {module}:Halved\n")
+    write(info / "entry_points.txt", f"[{registry.GROUP}]\n{name} = {module}:Halved\n")
     sys.path.append(str(site))
     forget()
 
@@ -400,12 +401,12 @@ def test_list(call: Call, tmp_path: Path) -> None:
     header, *lines = done.out.splitlines()
     assert header.split() == ["name", "from", "what", "it", "does"]
     names = [line.split()[0] for line in lines]
-    assert names == sorted(found.name for found in plugins.discover())
+    assert names == sorted(found.name for found in registry.discover())
     assert len(names) == 14
     rows = dict(zip(names, lines, strict=True))
     assert rows["sound"].split(maxsplit=3)[1:3] == ["sound", "2.5"]
     assert "broken: RuntimeError: so broken [red]" in rows["unwell"]
-    assert plugins.load("reduced-lr").intervention is not None
+    assert registry.load("reduced-lr").intervention is not None
     assert "scale the learning-rate schedule to a lower peak" in rows["reduced-lr"]
 
 

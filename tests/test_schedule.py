@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnetctl.config import ScheduleConfig, build_config
-from bitnetctl.schedule import learning_rate, weight_decay
+from bitnetctl.engine.schedule import learning_rate, weight_decay
 
 Kind = Literal["two-stage", "paper", "cosine", "constant"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,14 +12,16 @@ import torch
 from calling import call
 from torch import Tensor
 
-from bitnetctl import checkpoint, execution, plugins, sweep
-from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig
+from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
-from bitnetctl.events import Event, Finished, Started
-from bitnetctl.loop import Session
-from bitnetctl.outputs import RunOutput
+from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest, PluginRecord, read_manifest, write_manifest
+from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.checkpoint import Checkpoint
+from bitnetctl.trainer.events import Event, Finished, Started
+from bitnetctl.trainer.loop import Session
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -80,8 +82,8 @@ def test_it_is_not_trained_again(
         path = checkpoint.path_of(RUNS / "b" / "checkpoints", 4).rename(path)
     ended_meanwhile(config)
     taken: Any = path if resume == "path" else resume
-    options = sweep.Options(runs_dir=RUNS, device="cpu", resume=taken, notice=said.append)
-    assert list(sweep.train_runs([config], options, names=["a"])) == []
+    options = session.Options(runs_dir=RUNS, device="cpu", resume=taken, notice=said.append)
+    assert list(session.train_runs([config], options, names=["a"])) == []
     status = manifest("a").status
     assert status == ("diverged" if fields else "finished")
     assert said == [f"a: already {status}, nothing to train"]
@@ -317,14 +319,14 @@ def test_a_change_of_what_it_is_trained_with_is_told(
     train(config, names=["a"], stop_after=3, precision="fp32", notice=said.append)
     train(config, names=["a"], stop_after=1, notice=said.append)
     assert said == []
-    records = plugins.plugin_records
+    records = registry.plugin_records
 
     def edited(specs: Any) -> list[PluginRecord]:
         first, *rest = records(specs)
         return [first.model_copy(update={"source_sha256": "0" * 64}), *rest]
 
-    monkeypatch.setattr(plugins, "plugin_records", edited)
-    monkeypatch.setattr(execution, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(registry, "plugin_records", edited)
+    monkeypatch.setattr(select, "multiplies_bf16", lambda device: True)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"threads": 2}))
     train(config, names=["a"], precision="bf16", notice=said.append)
     changes = "precision bf16 (fp32 before), threads 1 (2 before), other code of no-decay"
@@ -345,7 +347,7 @@ def test_a_refused_engine_says_nothing_of_the_precision(train: Train, tiny_confi
 def test_a_run_keeps_its_engine_where_the_device_has_it(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "_missing_to_compile", lambda device: None)
+    monkeypatch.setattr(select, "_missing_to_compile", lambda device: None)
     said: list[str] = []
     train(tiny_config(), names=["a"], stop_after=3, engine="compile", notice=said.append)
     assert said == ["compiling before the first step; what is compiled is kept for the next time"]

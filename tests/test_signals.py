@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bitnetctl import checkpoint
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read_manifest
 from bitnetctl.signals import StopRequest
+from bitnetctl.trainer import checkpoint
 
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 

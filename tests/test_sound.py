@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from judging import CURED, LEVELS, manifested, write_run, write_sound_run
 
-from bitnetctl.analysis import Run
+from bitnetctl.records import Run
 from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
 from bitnetctl.verdict.outcome import figure_text, outcome_of_run, plain, strictest
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
+from bitnetctl.engine.pack import Pack, pack_key
 from bitnetctl.errors import ConfigError
-from bitnetctl.intervention import Composition, Intervention, InterventionSettings
-from bitnetctl.step import Pack, pack_key
+from bitnetctl.intervention import Intervention, InterventionSettings
+from bitnetctl.plugins.composition import Composition
 
 TinyConfig = Callable[..., RunConfig]
 

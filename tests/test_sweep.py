@@ -16,18 +16,22 @@ import torch
 from filelock import FileLock
 from pydantic import Field
 
-from bitnetctl import checkpoint, execution, plugins
-from bitnetctl.capture import CapturedPack
 from bitnetctl.config import RunConfig
+from bitnetctl.engine import select
+from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.engine.pack import Pack
+from bitnetctl.engine.select import Execution
 from bitnetctl.errors import CaptureError, ConfigError, DataError, StorageError
-from bitnetctl.events import Diverged, Evaluated, Event, Failed, Finished, Saved, Started, Stopped
-from bitnetctl.execution import Execution
 from bitnetctl.intervention import Intervention, InterventionSettings
-from bitnetctl.outputs import RunOutput
-from bitnetctl.plugins import Plugin
+from bitnetctl.plugins import registry
+from bitnetctl.plugins.registry import Plugin
 from bitnetctl.records import NAMES, Manifest, RunPaths, read, read_manifest
-from bitnetctl.step import Pack
-from bitnetctl.sweep import Options, costs, executor, session, sweep_runs
+from bitnetctl.sweeps import executor, packing
+from bitnetctl.sweeps.executor import sweep_runs
+from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Saved, Started, Stopped
+from bitnetctl.trainer.session import Options
 
 TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
@@ -184,7 +188,7 @@ class Deeper(Intervention):
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plug-ins `fails`, `fuller` and `deeper` beside the real ones."""
-    real = plugins.load
+    real = registry.load
     classes: dict[str, type[Intervention]] = {"fails": Fails, "fuller": Fuller, "deeper": Deeper}
 
     def load(name: str) -> Plugin:
@@ -195,7 +199,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
             name=name, distribution="theirs", version="1", target=target, intervention=classes[name], problem=None
         )
 
-    monkeypatch.setattr(plugins, "load", load)
+    monkeypatch.setattr(registry, "load", load)
     monkeypatch.setattr(Fails, "broken", True)
     monkeypatch.setattr(Fuller, "error", None)
 
@@ -249,21 +253,21 @@ def test_memory_decides_how_many_train_together(
 ) -> None:
     member_bytes = 10**13
     # half of the free memory is left to others
-    monkeypatch.setattr(costs, "memory_available", lambda device: int(free * member_bytes))
-    monkeypatch.setattr(executor, "pack_member_bytes", lambda config, vocab_size: member_bytes)
+    monkeypatch.setattr(packing, "memory_available", lambda device: int(free * member_bytes))
+    monkeypatch.setattr(packing, "pack_member_bytes", lambda config, vocab_size: member_bytes)
     assert [len(members) for members in packs(sweep(grid(5)))] == sizes
 
 
 def test_a_pack_on_the_processor_has_at_most_sixteen(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
+    monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     events = sweep(grid(18, steps=2, probe__eval_every_steps=2))
     assert [len(members) for members in packs(events)] == [16, 2]
 
 
 def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "memory_available", lambda device: 10**13)
+    monkeypatch.setattr(packing, "memory_available", lambda device: 10**13)
     monkeypatch.setattr(
-        executor, "pack_member_bytes", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
+        packing, "pack_member_bytes", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
     )
     small, large = grid(6), grid(6, model__hidden_size=24)
     assert [len(members) for members in packs(sweep([*large, *small]))] == [5, 1, 6]
@@ -275,7 +279,7 @@ def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch
 def test_each_worker_finds_runs(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, workers: int, pack: int | None, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(costs, "memory_available", lambda device: 2**60)
+    monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     configs = [*grid(5), *grid(2, model__hidden_size=24)]
     # the others have not begun yet
     assert [len(members) for members in packs(sweep(configs, pack=pack, workers=workers))] == sizes
@@ -288,7 +292,7 @@ class MadePacks:
         self.alive: weakref.WeakSet[Pack] = weakref.WeakSet()
         self.counted: list[int] = []
         self.engines: list[str] = []
-        make = execution.make_pack
+        make = select.make_pack
 
         def counting(*arguments: Any) -> Pack:
             self.count()
@@ -297,9 +301,9 @@ class MadePacks:
             self.alive.add(pack)
             return pack
 
-        monkeypatch.setattr(executor, "make_pack", counting)
+        monkeypatch.setattr(packing, "make_pack", counting)
         monkeypatch.setattr(session, "make_pack", counting)
-        monkeypatch.setattr(costs, "memory_available", lambda device: self.count() + 2**60)
+        monkeypatch.setattr(packing, "memory_available", lambda device: self.count() + 2**60)
 
     def count(self) -> int:
         """Return how many are alive, and remember it."""
@@ -326,7 +330,7 @@ def test_a_pack_is_gone_before_memory_is_counted_again(
 def test_a_run_is_measured_without_recording_or_compiling(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "_missing_to_compile", lambda device: None)
+    monkeypatch.setattr(select, "_missing_to_compile", lambda device: None)
     made = MadePacks(monkeypatch)
     configs = grid(2)
     sweep(configs, engine="compile")
@@ -365,8 +369,8 @@ def test_what_is_no_shape_trains_together(sweep: Sweep, grid: Grid) -> None:
 
 def test_on_a_card_runs_that_need_the_host_are_apart(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     card = torch.device("cuda", 0)
-    shape_of = costs.shape_of
-    for module in (costs, executor):
+    shape_of = packing.shape_of
+    for module in (packing, executor):
         monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, card))
     recorded, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
     events = sweep([*recorded[:2], *hosted, *recorded[2:]], pack=16)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judging import CURED, STAGE_1, manifested, table, write_run, write_sound_run
 
-from bitnetctl.analysis import Run, load_run
 from bitnetctl.errors import ConfigError
+from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Outcome, Verdict, judge, judge_arms, load_criteria
-from bitnetctl.verdict.checks import swings
+from bitnetctl.verdict.run import swings
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (

@@ -10,12 +10,11 @@ import pytest
 from calling import Done, call, verify
 from judging import CURED, STAGE_1, manifested, write_run, write_sound_run
 
-from bitnetctl.analysis import load_run
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.errors import ExitCode
-from bitnetctl.records import read_manifest
+from bitnetctl.records import load_run, read_manifest
 from bitnetctl.report import junit_xml
-from bitnetctl.report.verdicts import milestones
+from bitnetctl.report.trajectory import milestones
 from bitnetctl.verdict import CheckResult, Outcome, Verdict
 
 FAILED = [*STAGE_1, 10, 8, 7, 6, 6]

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Manifest, RunPaths, read, read_manifest
-from bitnetctl.sweep import workers
+from bitnetctl.sweeps.executors import local
+from bitnetctl.trainer import checkpoint
 
 Figures = Callable[[Path], list[bytes]]
 
@@ -365,12 +365,12 @@ class Cast:
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
     """Let programs play the workers; none outlives the test."""
-    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
     casts: list[Cast] = []
 
     def start(*programs: str) -> Cast:
         casts.append(Cast(*programs))
-        monkeypatch.setattr(workers, "_start", casts[-1].start)
+        monkeypatch.setattr(local, "_start", casts[-1].start)
         return casts[-1]
 
     yield start
@@ -385,7 +385,7 @@ def work(
 ) -> tuple[bool, list[str]]:
     notices: list[str] = []
     devices = [f"cpu:{index}" for index in range(len(cast.programs))]
-    stopped = workers.work_on_devices(devices, [tiny_config()], [], should_stop, notices.append)
+    stopped = local.work_on_devices(devices, [tiny_config()], [], should_stop, notices.append)
     return stopped, notices
 
 
@@ -485,7 +485,7 @@ def test_a_real_worker_gets_runs_device_and_arguments(
         commands.append(command)
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    workers._start(tmp_path / "runs.json", "cuda:1", ["--pack", "3"], tmp_path / "log")
+    local._start(tmp_path / "runs.json", "cuda:1", ["--pack", "3"], tmp_path / "log")
     runs = ["--configs", str(tmp_path / "runs.json")]
     assert commands == [[sys.executable, "-m", "bitnetctl", "sweep", *runs, "--device", "cuda:1", "--pack", "3"]]
 
@@ -495,17 +495,17 @@ def test_a_real_worker_gets_runs_device_and_arguments(
     [("cpu", ["cpu"]), ("cpu,cpu", ["cpu", "cpu"]), (" cpu , cpu ", ["cpu", "cpu"]), ("cpu,cpu,cpu", ["cpu"] * 3)],
 )
 def test_devices_of_a_list(text: str, devices: list[str]) -> None:
-    assert workers.split_devices(text) == devices
+    assert local.split_devices(text) == devices
 
 
 @pytest.mark.parametrize("text", ["", "cpu,", ",", "cpu,tpu", "cpu;cpu", "cpu cpu"])
 def test_devices_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="is unknown"):
-        workers.split_devices(text)
+        local.split_devices(text)
 
 
 @pytest.mark.parametrize("text", ["auto", "cuda"])
 @pytest.mark.parametrize(("cards", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
 def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, cards: int, expected: list[str] | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
-    assert workers.split_devices(text) == (expected or [text])
+    assert local.split_devices(text) == (expected or [text])

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.faults.hook import NONE, Call, Fault, Hook
-from bitnetctl import checkpoint, cli, plugins
+from bitnetctl import cli
 from bitnetctl.errors import CheckpointError, ExitCode
-from bitnetctl.machine import onednn_keeps_fp32
+from bitnetctl.hardware import onednn_keeps_fp32
+from bitnetctl.plugins import registry
 from bitnetctl.records import Rollback, read_manifest
+from bitnetctl.trainer import checkpoint
 
 _Case = TypeVar("_Case")
 
@@ -71,9 +73,15 @@ class Bench:
         self._text.write_text(_words(60_000), encoding="utf-8")
         self.disk.mkdir()
         # a child takes a fifth of a second where what it needs is loaded, and looked for, already
-        for module in ("torch._dynamo", "numpy.ma", "bitnetctl.console", "bitnetctl.report", "bitnetctl.sweep"):
+        for module in (
+            "torch._dynamo",
+            "numpy.ma",
+            "bitnetctl.monitor.console",
+            "bitnetctl.report",
+            "bitnetctl.sweeps.executor",
+        ):
             importlib.import_module(module)
-        plugins.load_all()
+        registry.load_all()
         onednn_keeps_fp32()
 
     def arguments(self, command: str, *more: str) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.faults.bench import RUN, STEPS, Bench, Ended, Tally, Truth, each, files_below, goes_on
 from benchmarks.faults.hook import NONE, Fault, Mode
-from bitnetctl import checkpoint
 from bitnetctl.errors import CheckpointError
+from bitnetctl.trainer import checkpoint
 
 Content = dict[str, bytes]
 _NAMES = ("model.safetensors", "optimizer.safetensors", "codes.safetensors", "state.json", "records.csv")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitnetctl.analysis.factors import p_text
-from bitnetctl.analysis.facts import has_failed
-from bitnetctl.analysis.runs import Run
+from bitnetctl.analysis.stats import p_text
+from bitnetctl.analysis.summary import has_failed
+from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from statistics import stdev
 from typing import Any, TypeAlias
 
-from bitnetctl.analysis.factors import find_factors
-from bitnetctl.analysis.facts import Metric, RunFacts
-from bitnetctl.analysis.runs import Run
+from bitnetctl.analysis.anova import find_factors
 from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
+from bitnetctl.analysis.summary import Metric, RunFacts
 from bitnetctl.config import near_miss
 from bitnetctl.errors import ConfigError
+from bitnetctl.records.run import Run
 
 METRICS: dict[Metric, tuple[str, Better]] = {
     "final_held_out_loss": ("held-out loss", "lower"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+
 Better = Literal["higher", "lower"]
 
 RESAMPLES = 99_999
@@ -272,3 +273,8 @@ def _signed_ranks(differences: "Floats") -> "Floats":
     sizes = np.abs(differences)
     ranks: npt.NDArray[Any] = np.sign(differences) * rankdata(sizes)
     return ranks
+
+
+def p_text(p: float) -> str:
+    """Write a p value behind the letter."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

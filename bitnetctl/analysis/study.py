@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_of
+from bitnetctl.analysis.anova import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.effects import ArmEffect, arm_effects, choose_baselines, name_arms
-from bitnetctl.analysis.factors import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
-from bitnetctl.analysis.facts import Metric, RunFacts, run_facts
-from bitnetctl.analysis.runs import Run
 from bitnetctl.analysis.stats import sign_flip_floor
+from bitnetctl.analysis.summary import Metric, RunFacts, run_facts
+from bitnetctl.records.run import Run
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
     "share_of_collapsed_evaluations": ("share of collapsed evaluations", ".0%"),

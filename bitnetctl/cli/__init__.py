@@ -11,7 +11,7 @@ import typer
 
 from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
-from bitnetctl.cli.options import discard, stderr
+from bitnetctl.cli.options import discard, print_message
 from bitnetctl.errors import BitnetctlError, ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest, ignore_stops
 
@@ -71,7 +71,7 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
             return ExitCode.USAGE
         return _fail(f"{error.format_message()} (see bitnetctl --help)", ExitCode.USAGE)
     except StoppedBySignal as error:
-        stderr().print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_message(error)
         return error.exit_code
     except BitnetctlError as error:
         return _fail(str(error), error.exit_code)
@@ -94,7 +94,7 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    stderr().print(f"error: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
+    print_message(f"error: {' '.join(message.split())}")
     return int(code)
 
 

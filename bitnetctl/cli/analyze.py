@@ -1,21 +1,20 @@
 """`bitnetctl analyze`: what a set of runs shows."""
 
-import glob
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from bitnetctl.cli.options import JsonOption, print_json, stderr, stdout
+from bitnetctl.cli.options import JsonOption, print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from bitnetctl.analysis.study import Study
+
+from bitnetctl.cli.paths import find_csvs
 
 MOST_ROWS = 24
 """Runs up to which a terminal shows each; above, arms and sizes."""
@@ -46,9 +45,9 @@ def analyze(
     """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import report
-    from bitnetctl.analysis import load_begun_runs
     from bitnetctl.analysis.study import study
     from bitnetctl.files import write_atomic
+    from bitnetctl.records import load_begun_runs
 
     files = find_csvs(paths)
     outputs = [file for file in (markdown, html, csv) if file is not None]
@@ -71,54 +70,15 @@ def analyze(
     else:
         show(found, stdout())
     for file in outputs:
-        stderr().print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
+        print_message(f"written: {file}")
     return ExitCode.SUPPORTED
-
-
-def find_csvs(paths: Sequence[str]) -> list[Path]:
-    """Return the CSVs that files, folders and patterns name, each once, in order; raises ConfigError."""
-    found: dict[str, Path] = {}
-    for text in paths:
-        path = Path(text)
-        if "\0" in text:
-            raise ConfigError(f"{text!r}: no path can hold a NUL byte")
-        # Path.is_dir and Path.exists raise for a long name
-        if os.path.isdir(text):  # noqa: PTH112
-            files = _ordered(entry for entry in _entries(path) if entry.suffix.lower() == ".csv" and entry.is_file())
-            if not files:
-                raise ConfigError(f"{path}: no CSV in this folder")
-        elif os.path.exists(text) or not glob.has_magic(text):  # noqa: PTH110
-            files = [path]
-        else:
-            # a shell that finds nothing, or does not look, hands the pattern on as it is
-            files = _ordered(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - takes absolute patterns
-            if not files:
-                raise ConfigError(f"{text}: no file matches")
-        for file in files:
-            # Path.resolve raises for a link in a circle
-            found.setdefault(os.path.realpath(file), file)
-    return list(found.values())
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot read: {error.strerror or error}") from error
-
-
-def _ordered(files: Iterable[Path]) -> list[Path]:
-    """Sort as a person would: h256 before h1024."""
-    pieces = re.compile(r"(\d+)")
-    return sorted(
-        files, key=lambda file: [part.zfill(20) if part.isdigit() else part for part in pieces.split(str(file))]
-    )
 
 
 def show(found: "Study", console: Console) -> None:
     """Print tables, plots and sentences."""
     from bitnetctl import report
-    from bitnetctl.report.columns import arm_rows, printable, run_rows
+    from bitnetctl.report.columns import arm_rows, run_rows
+    from bitnetctl.report.escape import printable
 
     grouped = len(found.facts) > MOST_ROWS
     rows = arm_rows(found.facts, found.arms) if grouped else run_rows(found.facts)

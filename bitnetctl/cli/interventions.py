@@ -1,13 +1,8 @@
 """`bitnetctl interventions`: what there is, how to write one."""
 
-import importlib.util
 import inspect
 import json
-import os
-import sys
-import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +13,9 @@ from bitnetctl.cli.options import JsonOption, print_json, print_lines, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from bitnetctl.intervention import Intervention
-    from bitnetctl.plugins import Plugin
+    from bitnetctl.plugins.registry import Plugin
+
+from bitnetctl.plugins.project import _classes_in
 
 app = typer.Typer(help="List, show, write and check interventions.", no_args_is_help=True)
 
@@ -27,10 +23,10 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 @app.command("list")
 def list_all(as_json: JsonOption = False) -> None:
     """List every intervention, the broken ones with what is wrong."""
-    from bitnetctl import plugins
-    from bitnetctl.report.columns import printable
+    from bitnetctl.plugins import registry
+    from bitnetctl.report.escape import printable
 
-    found = plugins.load_all()
+    found = registry.load_all()
     if as_json:
         print_json([_describe(plugin) for plugin in found])
         return
@@ -50,9 +46,9 @@ def list_all(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: JsonOption = False) -> int:
     """Show what an intervention does, its settings and where it comes from."""
-    from bitnetctl import plugins
+    from bitnetctl.plugins import registry
 
-    plugin = plugins.load(name)
+    plugin = registry.load(name)
     if as_json:
         print_json(_describe(plugin))
         return ExitCode.SUPPORTED
@@ -83,7 +79,7 @@ def new(
     path: Annotated[Path, typer.Option("--path", help="Folder to write the project into.")] = Path(),
 ) -> None:
     """Write a ready plug-in project with a passing test."""
-    from bitnetctl.scaffold import write_project
+    from bitnetctl.plugins.scaffold import write_project
 
     folder = write_project(name, path)
     print_lines(folder, f"next: pip install -e {folder} && bitnetctl interventions show {name}")
@@ -132,69 +128,3 @@ def _describe(plugin: "Plugin") -> dict[str, Any]:
         if intervention and intervention.Settings.model_fields
         else {},
     }
-
-
-def _classes_in(path: Path) -> "list[type[Intervention]]":
-    """Import a Python file, or what the entry points of a project name; raises ConfigError."""
-    from bitnetctl.intervention import Intervention
-
-    # Path.is_file raises for a long name
-    if not os.path.isfile(path):  # noqa: PTH113
-        return [_entry_point(path, target) for target in _targets(path)]
-    # a name of its own, so that no file takes the place of a module that others import
-    module = _import(f"bitnetctl_checked_{path.stem}", path)
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == module.__name__
-    ]
-    if not classes:
-        raise ConfigError(f"{path}: no subclass of bitnetctl.intervention.Intervention in it")
-    return classes
-
-
-def _import(name: str, file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _targets(path: Path) -> list[str]:
-    """Return the entry points of a project, such as `module:Class`."""
-    project = path / "pyproject.toml"
-    try:
-        tree = tomllib.loads(project.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: neither a Python file nor a project with a pyproject.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{project}: not valid TOML: {error}") from error
-    points = tree.get("project", {}).get("entry-points", {}).get("bitnetctl.interventions", {})
-    if not points:
-        raise ConfigError(f"{project}: no entry points of the group bitnetctl.interventions")
-    return [str(target) for target in points.values()]
-
-
-def _entry_point(path: Path, target: str) -> "type[Intervention]":
-    """Import one entry point from the files of a project, its own packages included."""
-    name, _, attribute = target.partition(":")
-    stem = Path(*name.strip().split("."))
-    roots = [path.resolve(), path.resolve() / "src"]
-    files = [(root, root / file) for root in roots for file in (stem.with_suffix(".py"), stem / "__init__.py")]
-    for root, file in files:
-        if file.is_file():
-            sys.path.insert(0, str(root))
-            module = _import(name.strip(), file)
-            break
-    else:
-        raise ConfigError(f"{path}: entry point {target!r}: {stem.with_suffix('.py')} is not there")
-    value = getattr(module, attribute.strip(), None)
-    if not isinstance(value, type):
-        raise ConfigError(f"{path}: entry point {target!r}: no such class")
-    return value

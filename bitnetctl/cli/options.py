@@ -127,6 +127,11 @@ def discard(stream: IO[str]) -> None:
         pass
 
 
+def print_message(text: object) -> None:
+    """Print one line to stderr as it is: no markup, no wrapping."""
+    stderr().print(str(text), markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout; NaN is refused."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))

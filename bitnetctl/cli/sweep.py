@@ -26,21 +26,20 @@ from bitnetctl.cli.options import (
     SetOption,
     SizesOption,
     StepsOption,
-    duration,
-    gibibytes,
     parse_on_divergence,
     print_json,
-    stderr,
+    print_message,
     stdout,
 )
-from bitnetctl.cli.slurm import requeue_job, slurm_job
-from bitnetctl.cli.train import final_row, follow, stopping
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
+from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
+from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
-    from bitnetctl.loop import OnDivergence
+
+from bitnetctl.cli.training import parse_pack, show_plan, train_missing
 
 
 def sweep(
@@ -102,7 +101,7 @@ def sweep(
             keep_weights=keep_weights,
         ):
             if job is not None:
-                requeue_job(job)
+                print_message(requeue_job(job))
             # the reader of the table may be gone with the terminal; that it was saved is what counts
             with contextlib.suppress(OSError, SystemExit):
                 _show(_summary(configs, runs_dir), as_json)
@@ -148,7 +147,7 @@ def _plan_configs(
     baseline: bool,
 ) -> "list[RunConfig]":
     """Return the runs of a plan with the changes of the command line, or of the command line alone."""
-    from bitnetctl.grid import load_plan, make_plan, parse_numbers, parse_seeds
+    from bitnetctl.sweeps.plan import load_plan, make_plan, parse_numbers, parse_seeds
 
     if eval_every is not None:
         overrides = [*overrides, f"probe.eval_every_steps={eval_every}"]
@@ -171,82 +170,6 @@ def _plan_configs(
     return configs
 
 
-def parse_pack(text: str) -> int | None:
-    """Read `auto` as None and N as N; raises ConfigError."""
-    if text == "auto":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--pack {text!r}: expected auto or a whole number from 1")
-    return int(text)
-
-
-def train_missing(
-    configs: "Sequence[RunConfig]",
-    stop: StopRequest,
-    *,
-    runs_dir: Path,
-    device: str,
-    engine: str = "auto",
-    precision: str = "auto",
-    pack_size: int | None = None,
-    workers: int = 1,
-    checkpoint_every: int | None = None,
-    on_divergence: "OnDivergence" = "stop",
-    keep_weights: bool = False,
-) -> bool:
-    """Train the runs that have not ended, as one of so many workers; True if a signal stopped it before they had."""
-    from bitnetctl.runs import refuse_case_twins
-
-    refuse_case_twins([config.run_name for config in configs], runs_dir)
-    missing = [config for config in configs if not _has_ended(config, runs_dir)]
-    if not missing:
-        stderr().print(f"all {len(configs)} runs are there already, nothing to train", highlight=False)
-        return False
-    from bitnetctl.console import make_reporter
-    from bitnetctl.sweep import Options, sweep_runs
-    from bitnetctl.sweep.workers import split_devices, work_on_devices
-
-    devices = split_devices(device)
-    with make_reporter(stderr(), configs, runs_dir) as reporter:
-        if len(devices) > 1:
-            arguments = ["--runs-dir", str(runs_dir), "--pack", str(pack_size or "auto")]
-            arguments += ["--engine", engine, "--precision", precision]
-            arguments += ["--on-divergence", on_divergence]
-            arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
-            arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
-            work_on_devices(devices, missing, arguments, stop, reporter.notice)
-        else:
-            options = Options(
-                runs_dir=runs_dir,
-                device=devices[0],
-                engine=engine,
-                precision=precision,
-                checkpoint_every=checkpoint_every,
-                on_divergence=on_divergence,
-                keep_weights=keep_weights,
-                should_stop=stop,
-                progress=stopping(reporter.work, stop),
-                notice=reporter.notice,
-            )
-            if follow(sweep_runs(missing, options, pack=pack_size, workers=workers), reporter):
-                return True
-        # between two runs, or in a worker; in the last step of all there is nothing left to go on with
-        if stop() and not all(_has_ended(config, runs_dir) for config in missing):
-            reporter.notice(f"stopped by {stop.signal_name}; the same command goes on from there")
-            return True
-        return False
-
-
-def _has_ended(config: "RunConfig", runs_dir: Path) -> bool:
-    """Whether a run has ended; one with damaged files has not, and the sweep tells it among the others."""
-    from bitnetctl.runs import ended
-
-    try:
-        return ended(config, runs_dir) is not None
-    except RecordError:
-        return False
-
-
 def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:
     return [
         {
@@ -262,7 +185,7 @@ def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, A
 
 def _state(config: "RunConfig", runs_dir: Path) -> dict[str, Any]:
     from bitnetctl.records import RunPaths, read_manifest
-    from bitnetctl.runs import ended
+    from bitnetctl.records.status import ended
 
     paths = RunPaths(runs_dir, config.run_name)
     try:
@@ -280,32 +203,3 @@ def _exit_code(rows: Sequence[dict[str, Any]]) -> ExitCode:
     if set(statuses) - {"finished", "diverged"}:
         return ExitCode.INTERNAL
     return ExitCode.REFUTED if statuses["diverged"] else ExitCode.SUPPORTED
-
-
-def show_plan(
-    configs: "Sequence[RunConfig]", runs_dir: Path, device_name: str, pack_size: int | None, as_json: bool
-) -> int:
-    """Show runs, packs, estimated memory and time."""
-    from bitnetctl.machine import memory_available, resolve_device
-    from bitnetctl.report import packs_table
-    from bitnetctl.runs import ended
-    from bitnetctl.sweep.costs import plan_costs
-    from bitnetctl.sweep.workers import split_devices
-
-    devices = split_devices(device_name)
-    device = resolve_device(devices[0])
-    missing = [config for config in configs if ended(config, runs_dir) is None]
-    done = len(configs) - len(missing)
-    rows = plan_costs(missing, device, pack_size, workers=len(devices))
-    total_seconds = sum(row["seconds"] for row in rows) / len(devices)
-    if as_json:
-        print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})
-        return ExitCode.SUPPORTED
-    console = stdout()
-    console.print(packs_table(rows))
-    console.print(
-        f"{len(configs)} runs, {done} there already; about {duration(total_seconds)} on {', '.join(devices)}, "
-        f"{gibibytes(memory_available(device))} free",
-        highlight=False,
-    )
-    return ExitCode.SUPPORTED

@@ -1,13 +1,10 @@
 """`bitnetctl train`: one run."""
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitnetctl.cli.config import config_text
 from bitnetctl.cli.options import (
     ArmOption,
     CheckpointEveryOption,
@@ -29,18 +26,20 @@ from bitnetctl.cli.options import (
     gibibytes,
     parse_on_divergence,
     print_json,
+    print_message,
     stderr,
     stdout,
 )
-from bitnetctl.cli.slurm import requeue_job, slurm_job
-from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.config.load import config_text
+from bitnetctl.errors import ExitCode
 from bitnetctl.signals import StopRequest
+from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
-    from bitnetctl.console import Reporter
-    from bitnetctl.data import Progress
-    from bitnetctl.events import Event
+
+from bitnetctl.cli.training import follow, stopping
+from bitnetctl.records.status import final_row
 
 
 def train(
@@ -68,12 +67,12 @@ def train(
     # before what takes long to import
     stop: StopRequest = context.obj
     with stop:
-        from bitnetctl import plugins
         from bitnetctl.config import build_config, parse_arm
+        from bitnetctl.plugins import registry
         from bitnetctl.records import RunPaths
-        from bitnetctl.runs import ended, refuse_case_twins
+        from bitnetctl.records.status import ended, refuse_case_twins
 
-        config = plugins.normalize(
+        config = registry.normalize(
             build_config(
                 recipe,
                 size=size,
@@ -94,11 +93,11 @@ def train(
         refuse_case_twins([name], runs_dir)
         manifest = ended(config, runs_dir, name)
         if manifest is None:
-            from bitnetctl import sweep
-            from bitnetctl.console import make_reporter
+            from bitnetctl.monitor.console import make_reporter
+            from bitnetctl.trainer import session
 
             with make_reporter(stderr()) as reporter:
-                options = sweep.Options(
+                options = session.Options(
                     runs_dir=runs_dir,
                     device=device,
                     engine=engine,
@@ -110,17 +109,17 @@ def train(
                     progress=stopping(reporter.work, stop),
                     notice=reporter.notice,
                 )
-                stopped = follow(sweep.train_runs([config], options, names=[name]), reporter)
+                stopped = follow(session.train_runs([config], options, names=[name]), reporter)
             if stopped:
                 if job is not None:
-                    requeue_job(job)
+                    print_message(requeue_job(job))
                 return ExitCode.STOPPED
             manifest = ended(config, runs_dir, name)
             assert manifest is not None
         else:
             hint = f"; remove {paths.folder} and {paths.csv} to train it anew" if when_diverged == "rollback" else ""
             said = f"{name}: already {manifest.status}, nothing to train{hint if manifest.status == 'diverged' else ''}"
-            stderr().print(said, markup=False, highlight=False, soft_wrap=True)
+            print_message(said)
     if as_json:
         print_json({"run": name, "status": manifest.status, "csv": str(paths.csv), "final": final_row(paths.csv)})
     else:
@@ -128,51 +127,12 @@ def train(
     return ExitCode.REFUTED if manifest.status == "diverged" else ExitCode.SUPPORTED
 
 
-def follow(events: "Iterator[Event]", reporter: "Reporter") -> bool:
-    """Train under the eyes of a reporter; True if a signal stopped it."""
-    from bitnetctl.events import Stopped
-
-    try:
-        for event in events:
-            reporter.event(event)
-            if isinstance(event, Stopped):
-                reporter.notice("the same command goes on from there")
-                return True
-    except StoppedBySignal as error:
-        reporter.notice(str(error))
-        return True
-    return False
-
-
-def stopping(progress: "Progress", stop: StopRequest) -> "Progress":
-    """Return `progress` that raises StoppedBySignal once a stop was asked for: there is nothing to save yet."""
-
-    def report(what: str, done: int, total: int | None) -> None:
-        if stop():
-            raise StoppedBySignal(
-                f"stopped by {stop.signal_name} while preparing: {what}; the same command goes on from what is saved"
-            )
-        progress(what, done, total)
-
-    return report
-
-
-def final_row(csv: Path) -> dict[str, Any]:
-    """Return the last row of a CSV as JSON values: null is unknown, non-finite figures are text."""
-    from bitnetctl.records import NAMES, read
-
-    records = read(csv)
-    last = {name: records.value(name, len(records.frame) - 1) for name in NAMES}
-    return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
-
-
 def _dry_run(config: "RunConfig", name: str, device_name: str, as_json: bool) -> int:
     """Show the config, parameters, estimated memory and time."""
-    from bitnetctl.console import facts_table
-    from bitnetctl.estimate import estimate
-    from bitnetctl.machine import memory_available, resolve_device
-    from bitnetctl.sweep.costs import known_vocabulary
-    from bitnetctl.sweep.session import effective_config
+    from bitnetctl.engine.cost import estimate, known_vocabulary
+    from bitnetctl.hardware import memory_available, resolve_device
+    from bitnetctl.plugins.registry import effective_config
+    from bitnetctl.report.terminal import facts_table
 
     device = resolve_device(device_name)
     effective = effective_config(config)

@@ -25,16 +25,16 @@ from bitnetctl.cli.options import (
     SizesOption,
     StepsOption,
     print_json,
-    stderr,
+    print_message,
     stdout,
 )
-from bitnetctl.cli.slurm import requeue_job, slurm_job
 from bitnetctl.errors import ExitCode
 from bitnetctl.signals import StopRequest
+from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 
 if TYPE_CHECKING:
-    from bitnetctl.analysis import Run
     from bitnetctl.config import RunConfig
+    from bitnetctl.records import Run
     from bitnetctl.verdict import Combined, Criteria, Outcome
 
 FileOption = Path | None
@@ -70,8 +70,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Train what is missing, then judge the claim that this set-up does not collapse."""
-    from bitnetctl.cli.sweep import parse_pack, show_plan, train_missing
-    from bitnetctl.grid import parse_numbers, parse_seeds
+    from bitnetctl.cli.training import parse_pack, show_plan, train_missing
+    from bitnetctl.sweeps.plan import parse_numbers, parse_seeds
     from bitnetctl.verdict import UNKNOWN_ARM, criteria_names, load_criteria
 
     judged_by = [load_criteria(name) for name in criteria or criteria_names()]
@@ -105,7 +105,7 @@ def verify(
                 pack_size=parse_pack(pack),
             ):
                 if job is not None:
-                    requeue_job(job)
+                    print_message(requeue_job(job))
                 return ExitCode.STOPPED
     asked = _Asked(
         arms=list(dict.fromkeys(config.arm for config in configs)),
@@ -152,7 +152,7 @@ def _configs(
     baseline: bool,
 ) -> "list[RunConfig]":
     """Return the runs of the baseline and, last, of the arm asked for."""
-    from bitnetctl.grid import make_plan
+    from bitnetctl.sweeps.plan import make_plan
 
     tree: dict[str, Any] = {"recipe": recipe, "steps": steps, "overrides": overrides, "arms": (arm,)}
     tree["baseline"] = baseline
@@ -168,18 +168,18 @@ def _normal_arm(arm: str) -> list[str] | None:
     """Return the arm asked for as runs call it, None where none is."""
     if not arm:
         return None
-    from bitnetctl import plugins
     from bitnetctl.config import RunConfig, parse_arm
+    from bitnetctl.plugins import registry
 
-    return [plugins.normalize(RunConfig(interventions=parse_arm(arm))).arm]
+    return [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm]
 
 
 @contextlib.contextmanager
 def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
     """Yield the runs of CSVs, folders and bundles; what a bundle holds lives as long as this."""
-    from bitnetctl.analysis import load_begun_runs
-    from bitnetctl.bundle import read_bundle
-    from bitnetctl.cli.analyze import find_csvs
+    from bitnetctl.cli.paths import find_csvs
+    from bitnetctl.records import load_begun_runs
+    from bitnetctl.records.bundle import read_bundle
 
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
@@ -192,9 +192,8 @@ def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
 
 def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]":
     """Return the runs of the configs that have rows, and their full-precision twins where they are there."""
-    from bitnetctl.analysis import load_begun_runs
     from bitnetctl.config import InterventionSpec
-    from bitnetctl.records import RunPaths
+    from bitnetctl.records import RunPaths, load_begun_runs
 
     twins = [
         config.model_copy(update={"interventions": (*config.interventions, InterventionSpec(name="full-precision"))})
@@ -208,14 +207,14 @@ def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]"
 def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
     """Tell the notes of loading and return the runs."""
     for note in loaded[1]:
-        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+        print_message(note)
     return loaded[0]
 
 
 def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked: _Asked, outputs: _Outputs) -> int:
     from bitnetctl import report
-    from bitnetctl.bundle import write_bundle
     from bitnetctl.files import write_atomic
+    from bitnetctl.records.bundle import write_bundle
     from bitnetctl.verdict import UNKNOWN_ARM, combine, judge_arms, strictest
 
     arms = asked.arms or list(dict.fromkeys(run.arm or UNKNOWN_ARM for run in runs))
@@ -239,7 +238,7 @@ def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked
         _show(runs, judged, outcome, asked.decides or arms)
     for path in (outputs.report, outputs.junit, outputs.bundle):
         if path is not None:
-            stderr().print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+            print_message(f"written: {path}")
     return outcome.exit_code
 
 
@@ -255,7 +254,7 @@ def _json(judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[s
 
 def _show(runs: "Sequence[Run]", judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[str]) -> None:
     from bitnetctl import report
-    from bitnetctl.report.columns import printable
+    from bitnetctl.report.escape import printable
     from bitnetctl.verdict import UNKNOWN_ARM
 
     console = stdout()

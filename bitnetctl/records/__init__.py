@@ -8,18 +8,21 @@ from bitnetctl.records.manifest import (
     Manifest,
     PluginRecord,
     Rollback,
-    RunPaths,
     SessionRecord,
     Status,
     read_manifest,
     utc_now,
     write_manifest,
 )
+from bitnetctl.records.metrics import COLLAPSED_BELOW, collapse, known
+from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.reader import Records, read
+from bitnetctl.records.run import Run, load_begun_runs, load_run, load_runs
 from bitnetctl.records.schema import COLUMNS, NAMES, REQUIRED, SCHEMA_VERSION, Column, Row
 from bitnetctl.records.writer import RecordWriter
 
 __all__ = [
+    "COLLAPSED_BELOW",
     "COLUMNS",
     "NAMES",
     "REQUIRED",
@@ -31,9 +34,15 @@ __all__ = [
     "Records",
     "Rollback",
     "Row",
+    "Run",
     "RunPaths",
     "SessionRecord",
     "Status",
+    "collapse",
+    "known",
+    "load_begun_runs",
+    "load_run",
+    "load_runs",
     "read",
     "read_manifest",
     "utc_now",

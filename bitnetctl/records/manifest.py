@@ -2,23 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from bitnetctl.config import canonical_hash
-from bitnetctl.errors import ConfigError, RecordError
-from bitnetctl.files import safe_name, write_atomic
+from bitnetctl.errors import RecordError, one_line
+from bitnetctl.files import write_atomic
+from bitnetctl.records.paths import _FILE
 from bitnetctl.records.schema import SCHEMA_VERSION
 
 Status: TypeAlias = Literal["running", "stopped", "finished", "diverged", "failed"]
-
-_FILE = "run.json"
 
 
 def utc_now() -> str:
@@ -130,7 +127,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         tree["sha256"] = canonical_hash(tree)
         text = json.dumps(tree, indent=2, sort_keys=True, allow_nan=False)
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise RecordError(f"{path}: the manifest holds what JSON cannot: {_one_line(error)}") from error
+        raise RecordError(f"{path}: the manifest holds what JSON cannot: {one_line(error)}") from error
     write_atomic(path, text.encode() + b"\n")
 
 
@@ -156,9 +153,9 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise RecordError(f"{path}: damaged manifest: {where}: {_one_line(first['msg'])}") from error
+        raise RecordError(f"{path}: damaged manifest: {where}: {one_line(first['msg'])}") from error
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: damaged manifest: {_one_line(error)}") from error
+        raise RecordError(f"{path}: damaged manifest: {one_line(error)}") from error
 
 
 def figures_sum(csv: Path) -> str:
@@ -190,70 +187,3 @@ def _unsealed(tree: Any) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where the files of one run are.
-
-    Raises ConfigError for a name that is no plain file name and for links that lead out of `runs_dir`.
-    """
-
-    runs_dir: Path
-    name: str
-
-    def __post_init__(self) -> None:
-        safe_name(self.name)
-        if self.name.lower().endswith(".csv"):
-            raise ConfigError(f"run name {self.name!r} ends in .csv, which would mix up folders and files")
-        home = _resolve(self.runs_dir)
-        for path in self._all():
-            if not _resolve(path).is_relative_to(home):
-                raise ConfigError(f"{path}: leads out of {self.runs_dir} through a link")
-
-    @classmethod
-    def from_csv(cls, path: Path | str) -> Self:
-        """Return the paths of the run that `runs/<name>.csv` belongs to; raises ConfigError."""
-        path = Path(path)
-        if path.suffix != ".csv":
-            raise ConfigError(f"{path}: not a .csv file")
-        return cls(path.parent, path.stem)
-
-    @property
-    def csv(self) -> Path:
-        """The figures: `runs/<name>.csv`."""
-        return self.runs_dir / f"{self.name}.csv"
-
-    @property
-    def folder(self) -> Path:
-        """Everything else: `runs/<name>`."""
-        return self.runs_dir / self.name
-
-    @property
-    def manifest(self) -> Path:
-        """`runs/<name>/run.json`."""
-        return self.folder / _FILE
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder `runs/<name>/checkpoints`."""
-        return self.folder / "checkpoints"
-
-    @property
-    def lock(self) -> Path:
-        """`runs/<name>/run.lock`, held by the process that trains the run."""
-        return self.folder / "run.lock"
-
-    def _all(self) -> Iterator[Path]:
-        yield from (self.csv, self.folder, self.manifest, self.checkpoints, self.lock)
-
-
-def _resolve(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{path}: cannot be resolved: {_one_line(error)}") from error

@@ -1,13 +1,12 @@
 """Which facts are shown, what they are called and how they are written, the same in every kind of report."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bitnetctl.analysis.anova import OutcomeAnalysis
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
-from bitnetctl.analysis.factors import OutcomeAnalysis
-from bitnetctl.analysis.facts import RunFacts
+from bitnetctl.analysis.summary import RunFacts
 
 UNKNOWN = "–"
 MOST_POINTS = 600
@@ -179,21 +178,6 @@ def kept_places(count: int) -> list[int]:
     if count <= MOST_POINTS:
         return list(range(count))
     return [round(place * (count - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)]
-
-
-# what spreadsheets take for the beginning of a formula, also in full width, and plain numbers, which they may
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-
-def defused(text: str) -> str:
-    """Return the text of a cell with an apostrophe in front where a spreadsheet would run it; a number stays one."""
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
-
-
-def printable(text: str) -> str:
-    """Return text that cannot steer a terminal: a file's name may hold anything."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 EFFECT_HEADER = ("arm", "baseline", "stands on", "figure", "difference", "95 % interval", "p", "p (Holm)", "could show")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from bitnetctl.report.columns import defused
+from bitnetctl.report.escape import defused
 from bitnetctl.verdict import Outcome, Verdict
 
 # XML 1.0 has no way to write these, escaped or not

@@ -13,14 +13,13 @@ from bitnetctl.report.columns import (
     FactColumn,
     FactRow,
     arm_rows,
-    defused,
     effect_cells,
     factor_cells,
     p_text,
-    printable,
     run_rows,
     signed,
 )
+from bitnetctl.report.escape import defused, printable
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from bitnetctl.analysis.study import Study
-from bitnetctl.report.columns import kept_places, printable
+from bitnetctl.report.columns import kept_places
+from bitnetctl.report.escape import printable
 
 MOST_CURVES = 6
 HEIGHT = 14

@@ -45,7 +45,7 @@ from bitnetctl.config import (
 )
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import NAMES
-from bitnetctl.verdict.measures import MEASURES
+from bitnetctl.records.metrics import MEASURES
 from bitnetctl.verdict.outcome import Outcome, figure_text
 
 Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
@@ -326,7 +326,7 @@ class Criteria(Frozen):
 
 def criteria_names() -> list[str]:
     """Names of the built-in criteria."""
-    folder = resources.files("bitnetctl") / "criteria"
+    folder = resources.files("bitnetctl.verdict") / "builtin"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -368,7 +368,7 @@ def _read_text(name: str) -> tuple[str, str]:
         path = Path(name)
         return read_text(path, f"criteria file {name}"), path.stem
     if name in criteria_names():
-        return (resources.files("bitnetctl") / "criteria" / f"{name}.toml").read_text(encoding="utf-8"), name
+        return (resources.files("bitnetctl.verdict") / "builtin" / f"{name}.toml").read_text(encoding="utf-8"), name
     raise ConfigError(
         f"unknown criteria {name!r}{near_miss(name, criteria_names())}; "
         f"built in: {', '.join(criteria_names())}; or give a FILE.toml"

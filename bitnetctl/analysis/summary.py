@@ -1,0 +1,268 @@
+"""One run in figures: how deep it fell, whether it came back, where it ended. None is unknown, never zero."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bitnetctl.records.metrics import collapse, collapsed_rows
+from bitnetctl.records.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Integers = npt.NDArray[np.int64]
+    Booleans = npt.NDArray[np.bool_]
+
+from bitnetctl.records.metrics import _sane, skill
+
+LASTING_EVALUATIONS = 3
+"""Evaluations in a row that make a collapse, or a recovery, a lasting one."""
+
+Metric = Literal[
+    "final_held_out_loss", "final_skill", "final_log2_unique", "stage1_held_out_loss", "share_of_collapsed_evaluations"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the rows of one run add up to.
+
+    Losses are in nats. `final` is the last row, whatever its step: `complete` says whether that is the planned end.
+    Evaluations up to the end of the warm-up, where that is known, and the one at step 1 count neither as collapsed
+    nor as healthy: an untrained model has not collapsed.
+    """
+
+    name: str
+    path: str
+    arm: str
+    size: int | None
+    seed: int | None
+    status: str | None
+    complete: bool | None
+    failed: bool
+    diverged_at: int | None
+    planned_steps: int | None
+    boundary_step: int | None
+    final_step: int
+    unique_ceiling: float | None
+    stage1_min_unique: float | None
+    stage1_min_unique_step: int | None
+    collapsed_at: int | None
+    collapse_reason: str | None
+    recovered_at: int | None
+    share_of_collapsed_evaluations: float | None
+    boundary_recovery_factor: float | None
+    boundary_held_out_loss_drop: float | None
+    boundary_training_loss_drop: float | None
+    stage1_held_out_loss: float | None
+    final_held_out_loss: float | None
+    final_training_loss: float | None
+    final_unique: float | None
+    final_skill: float | None
+    volatility: float | None
+    zero_fraction: float | None
+    mean_flip_rate: float | None
+    unigram_loss: float | None
+    bigram_loss: float | None
+    worst_held_out_loss: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every fact by name; no NaN among them."""
+        return asdict(self)
+
+    def counted(self, metric: Metric) -> float | None:
+        """Return the finite figure that enters a comparison of runs; None is unknown.
+
+        A run that diverged or crashed is a failure and stays in: it counts with the worst held-out loss it ever
+        showed, that of its untrained model as a rule, with the skill of that loss and with one distinct prediction.
+        A run that is still short of its plan has no final figure yet.
+        """
+        if metric == "share_of_collapsed_evaluations":
+            return self.share_of_collapsed_evaluations
+        if metric == "stage1_held_out_loss":
+            fell_in_stage1 = self.failed and (self.boundary_step is None or self.final_step <= self.boundary_step)
+            return self.worst_held_out_loss if fell_in_stage1 else self.stage1_held_out_loss
+        if self.failed:
+            if metric == "final_log2_unique":
+                return 0.0
+            loss = self.worst_held_out_loss
+            return loss if metric == "final_held_out_loss" else skill(loss, self.unigram_loss, self.bigram_loss)
+        if self.complete is False:
+            return None
+        if metric == "final_log2_unique":
+            return math.log2(self.final_unique) if self.final_unique and self.final_unique > 0 else None
+        return self.final_held_out_loss if metric == "final_held_out_loss" else self.final_skill
+
+
+def run_facts(run: Run, arm: str | None = None) -> RunFacts:
+    """Return the facts of a run; `arm` is the label of its arm among the runs it is compared with.
+
+    Volatility is the mean of |log2(u[i+1] / u[i])| over the distinct predictions u of neighbouring evaluations after
+    step 1 and the warm-up: doublings or halvings from one evaluation to the next, 0 for a constant count.
+    """
+    steps = run.steps
+    loss, unique, held_out = (run.finite(name) for name in ("Loss", "UniquePredictions", "HeldOutLoss"))
+    unigram, bigram = (_last(run.finite(name)) for name in ("UnigramLoss", "BigramLoss"))
+    trained = steps > max(1, run.effective.schedule.warmup_steps if run.effective is not None else 0)
+
+    boundary = run.boundary_step
+    stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
+    before = _last_place(stage1)
+    after = None if boundary is None else _first_place(steps > boundary)
+    lowest = _lowest_place(unique, stage1)
+
+    places, collapsed_states, healthy_states = _states(run, trained)
+    endless = run.diverged_at is not None
+    collapsed = _first_lasting(places, collapsed_states, endless=endless)
+    recovered = None
+    if collapsed is not None:
+        later = places > collapsed
+        recovered = _first_lasting(places[later], healthy_states[later])
+    bad = int(collapsed_states.sum()) + _missed(run)
+    judged = bad + int(healthy_states.sum())
+    manifest = run.manifest
+    return RunFacts(
+        name=run.name,
+        path=str(run.path),
+        arm=arm or run.arm or run.name,
+        size=run.size,
+        seed=run.seed,
+        status=manifest.status if manifest else None,
+        complete=run.is_complete,
+        failed=has_failed(run),
+        diverged_at=run.diverged_at,
+        planned_steps=run.planned_steps,
+        boundary_step=boundary,
+        final_step=run.final_step,
+        unique_ceiling=run.ceiling[0] if run.ceiling else None,
+        stage1_min_unique=_pick(unique, lowest),
+        stage1_min_unique_step=None if lowest is None else int(steps[lowest]),
+        collapsed_at=collapsed,
+        collapse_reason=_reason(run, collapsed),
+        recovered_at=recovered,
+        share_of_collapsed_evaluations=bad / judged if judged else None,
+        boundary_recovery_factor=_ratio(_pick(unique, after), _pick(unique, before)),
+        boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
+        boundary_training_loss_drop=_difference(_pick(loss, before), _pick(loss, after)),
+        stage1_held_out_loss=_pick(held_out, before),
+        final_held_out_loss=_pick(held_out, -1),
+        final_training_loss=_pick(loss, -1),
+        final_unique=_pick(unique, -1),
+        final_skill=skill(_pick(held_out, -1), unigram, bigram),
+        volatility=_volatility(unique[trained]),
+        zero_fraction=_last(run.finite("ZeroFraction")),
+        mean_flip_rate=_mean(run.finite("FlipRate")),
+        unigram_loss=unigram,
+        bigram_loss=bigram,
+        worst_held_out_loss=_largest(held_out),
+    )
+
+
+def has_failed(run: Run) -> bool:
+    """Whether a run diverged or crashed, by its figures or its manifest; being unfinished is no failure."""
+    status = run.manifest.status if run.manifest else None
+    return run.diverged_at is not None or status in ("diverged", "failed")
+
+
+def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Booleans]":
+    """Return the step of every trained evaluation, whether it is collapsed, and whether healthy; neither is unknown."""
+    import numpy as np
+
+    known = {name: ~run.records.unknown[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions", "UnigramLoss")}
+    collapsed = collapsed_rows(*map(run.finite, ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")))
+    for name in ("Loss", "HeldOutLoss", "UniquePredictions"):
+        collapsed |= known[name] & ~np.isfinite(run.figures(name))
+    healthy = ~collapsed & (known["UniquePredictions"] | (known["HeldOutLoss"] & known["UnigramLoss"]))
+    steps, collapsed, healthy = run.steps[trained], collapsed[trained], healthy[trained]
+    if run.diverged_at is not None:
+        # a diverged run stays diverged, although it is not evaluated any further
+        last = max(run.diverged_at, run.final_step)
+        if not len(steps) or steps[-1] != last or not collapsed[-1]:
+            steps, collapsed, healthy = np.append(steps, last), np.append(collapsed, True), np.append(healthy, False)
+    return steps, collapsed, healthy
+
+
+def _missed(run: Run) -> int:
+    """Count the evaluations that a failed run was to have after its last row: nothing healthy comes from them."""
+    config = run.effective
+    if config is None or not has_failed(run):
+        return 0
+    every, steps = config.eval_every_steps, config.steps
+    done = max(run.final_step, run.diverged_at or 0, config.schedule.warmup_steps)
+    return max(0, steps // every - done // every + (steps % every > 0)) if done < steps else 0
+
+
+def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = False) -> int | None:
+    """Return the first step of LASTING_EVALUATIONS in a row, or of the streak at the end that would go on for ever."""
+    import numpy as np
+
+    count = len(holds)
+    breaks = np.append(np.flatnonzero(~holds), count)
+    # a streak stands between two breaks
+    starts = np.append(0, breaks[:-1] + 1)
+    lasting = starts[breaks - starts >= LASTING_EVALUATIONS]
+    if len(lasting):
+        return int(steps[lasting[0]])
+    return int(steps[starts[-1]]) if endless and starts[-1] < count else None
+
+
+def _reason(run: Run, step: int | None) -> str | None:
+    if step is None:
+        return None
+    place = _first_place(run.steps == step)
+    names = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
+    reason = None if place is None else collapse({name: run.records.value(name, place) for name in names})
+    return reason or f"diverged at step {run.diverged_at}"
+
+
+def _volatility(unique: "Floats") -> float | None:
+    import numpy as np
+
+    earlier, later = unique[:-1], unique[1:]
+    usable = (earlier > 0) & (later > 0)
+    # a quotient could overflow
+    return _mean(np.abs(np.log2(later[usable]) - np.log2(earlier[usable])))
+
+
+def _last(column: "Floats") -> float | None:
+    return _pick(column, _last_place(column == column))
+
+
+def _mean(column: "Floats") -> float | None:
+    values = column[column == column]
+    # divided first, so that no sum overflows
+    return float((values / len(values)).sum()) if len(values) else None
+
+
+def _largest(column: "Floats") -> float | None:
+    values = column[column == column]
+    return float(values.max()) if len(values) else None
+
+
+def _pick(column: "Floats", index: int | None) -> float | None:
+    value = math.nan if index is None else float(column[index])
+    return None if math.isnan(value) else value
+
+
+def _first_place(holds: "Booleans") -> int | None:
+    return int(holds.argmax()) if holds.any() else None
+
+
+def _last_place(holds: "Booleans") -> int | None:
+    return len(holds) - 1 - int(holds[::-1].argmax()) if holds.any() else None
+
+
+def _lowest_place(column: "Floats", among: "Booleans") -> int | None:
+    """Return the first place of the smallest known figure."""
+    places = (among & (column == column)).nonzero()[0]
+    return int(places[column[places].argmin()]) if len(places) else None
+
+
+def _ratio(after: float | None, before: float | None) -> float | None:
+    return _sane(after / before) if after is not None and before else None
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return _sane(before - after) if before is not None and after is not None else None

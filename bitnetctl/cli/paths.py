@@ -1,0 +1,49 @@
+"""CSVs that files, folders and patterns name."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bitnetctl.errors import ConfigError
+
+
+def find_csvs(paths: Sequence[str]) -> list[Path]:
+    """Return the CSVs that files, folders and patterns name, each once, in order; raises ConfigError."""
+    found: dict[str, Path] = {}
+    for text in paths:
+        path = Path(text)
+        if "\0" in text:
+            raise ConfigError(f"{text!r}: no path can hold a NUL byte")
+        # Path.is_dir and Path.exists raise for a long name
+        if os.path.isdir(text):  # noqa: PTH112
+            files = _ordered(entry for entry in _entries(path) if entry.suffix.lower() == ".csv" and entry.is_file())
+            if not files:
+                raise ConfigError(f"{path}: no CSV in this folder")
+        elif os.path.exists(text) or not glob.has_magic(text):  # noqa: PTH110
+            files = [path]
+        else:
+            # a shell that finds nothing, or does not look, hands the pattern on as it is
+            files = _ordered(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - takes absolute patterns
+            if not files:
+                raise ConfigError(f"{text}: no file matches")
+        for file in files:
+            # Path.resolve raises for a link in a circle
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot read: {error.strerror or error}") from error
+
+
+def _ordered(files: Iterable[Path]) -> list[Path]:
+    """Sort as a person would: h256 before h1024."""
+    pieces = re.compile(r"(\d+)")
+    return sorted(
+        files, key=lambda file: [part.zfill(20) if part.isdigit() else part for part in pieces.split(str(file))]
+    )

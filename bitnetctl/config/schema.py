@@ -1,0 +1,224 @@
+"""The one typed, frozen config tree that decides a run; nothing else is read once it is built."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ParameterGroup = Literal["embeddings", "head", "norms"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    """A config node: immutable, no unknown fields, no NaN or infinity, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, tree: Any) -> Any:
+        """Take the text "none" for None where a field can be unset: TOML has no word for it."""
+        if not isinstance(tree, dict):
+            return tree
+        optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {key: None if key in optional and value == "none" else value for key, value in tree.items()}
+
+
+class ModelConfig(Frozen):
+    """The transformer. Vocabulary size is a fact of the tokenizer, not a setting."""
+
+    hidden_size: PositiveInt = 256
+    num_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 4
+    intermediate_ratio: Positive = Field(2.0, description="gated feed-forward width over hidden_size")
+    activation: Literal["relu2", "silu"] = "relu2"
+    inner_norms: bool = Field(False, description="extra RMSNorm in front of the fused qkv and gate-up matrices")
+    tie_word_embeddings: bool = False
+    scale_group: Literal["projection", "fused"] = Field(
+        "projection", description="ternary scale over each projection, or over fused qkv and gate-up"
+    )
+    quantization: Fraction = Field(1.0, description="0: full precision, 1: ternary weights and int8 activations")
+    initialization: Literal["default", "normal"] = Field(
+        "normal", description="torch defaults (Embedding N(0,1), Linear U(±1/sqrt(in))) or N(0, init_std)"
+    )
+    init_std: Positive = 0.02
+    rms_norm_eps: Positive = 1e-5
+    rope_theta: Positive = 10_000.0
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the gated feed-forward."""
+        return round(self.intermediate_ratio * self.hidden_size)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"head size {self.head_size} (hidden_size {self.hidden_size} / num_attention_heads "
+                f"{self.num_attention_heads}) is odd; rotary embeddings need an even one"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.intermediate_size < 1:
+            raise ValueError(f"intermediate_ratio {self.intermediate_ratio} leaves no feed-forward width")
+        return self
+
+
+class DataConfig(Frozen):
+    """Text, tokenizer and batches."""
+
+    source: str = Field("stdlib", min_length=1, description="stdlib | file:GLOB | hf:DATASET[/CONFIG]")
+    held_out_source: str | None = Field(
+        None, description="text to probe on; unset: a part of source, disjoint from training"
+    )
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    tokenizer: str = Field(
+        "bpe:50257", min_length=1, description="bpe:SIZE | gpt2-files:DIR | file:tokenizer.json | hf:NAME"
+    )
+    order: Literal["sequential", "shuffled"] = "sequential"
+    batch_size: PositiveInt = Field(4, description="rows a step")
+    sequence_length: PositiveInt = Field(32, description="tokens a row")
+
+
+class OptimizerConfig(Frozen):
+    """A stock torch optimizer and global-norm clipping."""
+
+    name: Literal["adam", "adamw"] = Field("adamw", description="adam: coupled L2; adamw: decoupled decay")
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    max_norm: Positive | None = Field(1.0, description="global gradient-norm clip; none: no clipping")
+    exempt: tuple[ParameterGroup, ...] = Field((), description="parameter groups without weight decay")
+    reset_moments_every_steps: PositiveInt | None = Field(None, description="forget both moments at this interval")
+
+
+class ScheduleConfig(Frozen):
+    """Learning rate and weight decay over the run; stage 1 ends at the boundary."""
+
+    kind: Literal["two-stage", "paper", "cosine", "constant"] = "two-stage"
+    peak_learning_rate: NonNegative = 1.5e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 375
+    boundary_fraction: Fraction = Field(0.5, description="share of the steps that stage 1 takes")
+    boundary_learning_rate_fraction: NonNegative = Field(
+        2 / 3, description="two-stage: learning rate at the boundary over the peak"
+    )
+    stage2_peak_learning_rate: NonNegative = Field(
+        1e-3, description="paper: peak of the line that the learning rate drops to at the boundary"
+    )
+    final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate at the end over the peak")
+    stage1_weight_decay: NonNegative = 0.1
+    stage2_weight_decay: NonNegative = 0.0
+    weight_decay_boundary_fraction: Fraction | None = Field(
+        None, description="share of the steps before the weight decay changes; unset: boundary_fraction"
+    )
+
+    def weight_decay_boundary_step(self, steps: int) -> int:
+        """Last step with the weight decay of stage 1."""
+        if self.weight_decay_boundary_fraction is None:
+            return self.boundary_step(steps)
+        return round(steps * self.weight_decay_boundary_fraction)
+
+    def boundary_step(self, steps: int) -> int:
+        """Last step of stage 1."""
+        return round(steps * self.boundary_fraction)
+
+
+class ProbeConfig(Frozen):
+    """What is measured at every evaluation, the same for every run."""
+
+    positions: PositiveInt = Field(8192, description="held-out next-token positions, teacher-forced")
+    eval_every_steps: PositiveInt | None = Field(None, description="unset: a twentieth of the steps")
+    random_prompts: PositiveInt = Field(20, description="prompts of the founding document's metric")
+    random_prompt_tokens: PositiveInt = 8
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="draws the random prompts; not the run's seed")
+
+
+class InterventionSpec(Frozen):
+    """One intervention asked for by name, with its settings."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.settings:
+            return self.name
+        return self.name + ":" + ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run."""
+
+    recipe: str = Field("custom", description="label of the recipe it came from; decides nothing")
+    steps: PositiveInt = 20_000
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    probe: ProbeConfig = ProbeConfig()
+    interventions: tuple[InterventionSpec, ...] = ()
+
+    @property
+    def eval_every_steps(self) -> int:
+        """Steps between evaluations."""
+        return self.probe.eval_every_steps or max(1, self.steps // 20)
+
+    @property
+    def boundary_step(self) -> int:
+        """Last step of stage 1."""
+        return self.schedule.boundary_step(self.steps)
+
+    @property
+    def arm(self) -> str:
+        """The composition of interventions, `baseline` when empty."""
+        return "+".join(str(spec) for spec in self.interventions) or "baseline"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON of everything that decides the run.
+
+        Fields at their default are left out, so that a field added later leaves the hashes of older runs alone; a
+        default, once released, must therefore never change.
+        """
+        return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}, exclude_defaults=True))
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's CSV and folder, such as `h256-20000-reduced-lr-s0-1a2b3c`."""
+        arm = "+".join(spec.name for spec in self.interventions) or "baseline"
+        return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the probe runs after `step`: at step 1, every `eval_every_steps`, and at the end."""
+        return step in (1, self.steps) or step % self.eval_every_steps == 0
+
+
+def canonical_hash(value: Any) -> str:
+    """Return the SHA-256 hex digest of a JSON value, independent of key order and spacing."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _value_text(value: bool | int | float | str | None) -> str:
+    """Return a value as `parse_value` reads it back."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,77 @@
+"""What a training will take, from counted operations and bytes over what the machine was measured to do."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bitnetctl.config import RunConfig
+from bitnetctl.data import vocab_size_of
+from bitnetctl.errors import ConfigError
+from bitnetctl.hardware import measure_rates
+from bitnetctl.model.matmul import Precision, Products
+from bitnetctl.model.parameters import num_parameters, storages
+
+
+def known_vocabulary(config: RunConfig) -> int:
+    """Return the vocabulary size of a config without touching its text; raises ConfigError where that cannot be."""
+    size = vocab_size_of(config.data)
+    if size is None:
+        raise ConfigError(f"the vocabulary of {config.data.tokenizer} is not known without fetching it")
+    return size
+
+
+# Adam reads weight, gradient and two moments and writes three of them; the gradient is written once more: 4 bytes each
+_OPTIMIZER_BYTES = 28
+# time of one layer's small operations: measured on a 64-wide model on the processor; on a card about sixty kernels
+# of a replayed graph at 4 µs each, counted and not measured
+_LAYER_SECONDS = {"cpu": 0.9e-3, "cuda": 0.25e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Parameters of one run; memory in bytes and time in seconds of the whole pack."""
+
+    parameters: int
+    memory_bytes: int
+    step_seconds: float
+    total_seconds: float
+
+
+def estimate(
+    config: RunConfig, vocab_size: int, device: torch.device, runs: int = 1, precision: Precision = "fp32"
+) -> Estimate:
+    """Estimate a pack of `runs` runs of one shape; it multiplies and copies for 0.2 s to know the machine."""
+    parameters = num_parameters(config.model, vocab_size)
+    products = Products(precision, device)
+    with products.scope(2**30):
+        flops_rate, bytes_rate = measure_rates(device, lambda a: torch.bmm(products.cast(a), products.cast(a)))
+    multiplied = parameters if config.model.tie_word_embeddings else parameters - vocab_size * config.model.hidden_size
+    tokens = config.data.batch_size * config.data.sequence_length
+    training_flops = 6 * multiplied * tokens
+    logits_bytes = 4 * tokens * vocab_size
+    step_seconds = (
+        runs * training_flops / flops_rate
+        + runs * (_OPTIMIZER_BYTES * parameters + 8 * logits_bytes) / bytes_rate
+        + config.model.num_layers * _LAYER_SECONDS[device.type]
+    )
+    evaluations = config.steps // config.eval_every_steps + 2
+    probe_seconds = runs * config.probe.positions * (2 * multiplied / flops_rate + 8 * 4 * vocab_size / bytes_rate)
+    return Estimate(
+        parameters=parameters,
+        memory_bytes=runs * pack_member_bytes(config, vocab_size),
+        step_seconds=step_seconds,
+        total_seconds=config.steps * step_seconds + evaluations * probe_seconds,
+    )
+
+
+def pack_member_bytes(config: RunConfig, vocab_size: int) -> int:
+    """Return the bytes a run adds to its pack: weights, gradients, moments, quantized copies and activations."""
+    model = config.model
+    parameters = num_parameters(model, vocab_size)
+    matrices = sum(
+        torch.Size(storage.shape).numel() for storage in storages(model, vocab_size).values() if storage.is_matrix
+    )
+    tokens = config.data.batch_size * config.data.sequence_length
+    layer_values = 16 * model.hidden_size + 8 * model.intermediate_size
+    activations = tokens * (model.num_layers * layer_values + 3 * vocab_size)
+    return 4 * (4 * parameters + 2 * matrices + activations)

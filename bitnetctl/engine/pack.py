@@ -1,0 +1,243 @@
+"""One optimizer step of a pack: forward and backward batched over the runs, everything else per run.
+
+Shapes: R runs, B rows, T positions, N = B·T, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitnetctl.config import RunConfig
+from bitnetctl.data import Batches, TokenData
+from bitnetctl.engine import schedule
+from bitnetctl.engine.optim import RunOptimizer, clip_divisor
+from bitnetctl.errors import ConfigError
+from bitnetctl.model.matmul import Precision, Quantization
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.plugins.composition import Composition
+
+
+class Member:
+    """One run inside a pack: its config, interventions, parameters, optimizer and the figures of its last step."""
+
+    def __init__(self, config: RunConfig, composition: Composition, model: PackedModel, run: int) -> None:
+        self.config = config
+        self.composition = composition
+        self.leaves = model.leaves(run)
+        self.optimizer = RunOptimizer(config.optimizer, self.leaves, model.leaf_groups())
+        self.diverged_at: int | None = None
+        self.halved_after: Sequence[int] = ()
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of `step` after all interventions, halved for every rollback that lies before it."""
+        base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
+        rate = self.composition.learning_rate(base, step, self.config.steps)
+        return rate * 0.5 ** sum(step > after for after in self.halved_after)
+
+    def weight_decay(self, step: int) -> float:
+        """Weight decay of `step` after all interventions."""
+        base = schedule.weight_decay(self.config.schedule, step, self.config.steps)
+        return self.composition.weight_decay(base, step, self.config.steps)
+
+    def resets_moments(self, step: int) -> bool:
+        """Whether the moments are forgotten before the update of `step`."""
+        every = self.config.optimizer.reset_moments_every_steps
+        return every is not None and step > 1 and (step - 1) % every == 0
+
+    def strength(self, step: int) -> float:
+        """Quantization strength λ of `step` after all interventions."""
+        return self.composition.quantization(self.config.model.quantization, step, self.config.steps)
+
+
+def pack_key(config: RunConfig) -> tuple[object, ...]:
+    """Return what must be equal for runs to train in one pack: model shape, batch, data, steps, probe."""
+    model = config.model.model_dump(exclude={"initialization", "init_std", "quantization"})
+    return (
+        config.steps,
+        config.eval_every_steps,
+        tuple(model.items()),
+        tuple(config.data.model_dump(exclude={"order"}).items()),
+        tuple(config.probe.model_dump(exclude={"eval_every_steps"}).items()),
+    )
+
+
+class Pack:
+    """R runs of one shape in training, step by step from the host."""
+
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        compositions: Sequence[Composition],
+        data: TokenData,
+        device: torch.device,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        if len({pack_key(config) for config in configs}) != 1:
+            raise ConfigError("runs of different shape cannot train in one pack")
+        self.device = device
+        self.model = PackedModel(
+            [config.model for config in configs],
+            data.vocab_size,
+            [config.seed for config in configs],
+            device,
+            precision=precision,
+            compiled=compiled,
+        )
+        self.members = [
+            Member(config, composition, self.model, run)
+            for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
+        ]
+        self.steps = configs[0].steps
+        self._claims_loss = any(member.composition.claims_loss for member in self.members)
+        self._batches = [Batches(data, config.data, config.seed) for config in configs]
+        self._figures_3R = torch.full((3, len(configs)), torch.nan, device=device)
+        # the first step that was not finite, 0 while all were; kept on the device, where it takes effect at once
+        self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
+        self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
+        self._guards_on_device = device.type != "cpu"
+
+    @property
+    def loss_R(self) -> Tensor:
+        """Plain cross-entropy of the last step's batch, in nats."""
+        return self._last_figures()[0]
+
+    @property
+    def objective_R(self) -> Tensor:
+        """What the last step minimised: the loss, unless a seam is claimed."""
+        return self._last_figures()[1]
+
+    @property
+    def grad_norm_R(self) -> Tensor:
+        """Global norm of the last step's gradients, before seams and clipping."""
+        return self._last_figures()[2]
+
+    def _last_figures(self) -> Tensor:
+        return self._figures_3R
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens a step of one run."""
+        data = self.members[0].config.data
+        return data.batch_size * data.sequence_length
+
+    def strengths(self, step: int) -> list[float]:
+        """Quantization strengths of all members."""
+        return [member.strength(step) for member in self.members]
+
+    def step(self, step: int) -> None:
+        """Train one step; its figures stay on the device until they are read."""
+        self._compute(self._rows(step), self.model.quantization(self.strengths(step)))
+        self._guard(step)
+        for run, member in enumerate(self.members):
+            if member.diverged_at is None:
+                self._update(run, member, step)
+
+    def wait(self) -> None:
+        """Wait until the device has done the steps so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _rows(self, step: int) -> Tensor:
+        rows_RBT1 = torch.from_numpy(np.stack([batches.rows_BT1(step) for batches in self._batches]))
+        if self.device.type == "cuda":
+            return rows_RBT1.pin_memory().to(self.device, non_blocking=True)
+        return rows_RBT1
+
+    def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
+        """Write the gradients of a batch and its figures."""
+        targets_RN = rows_RBT1[..., 1:].flatten(1)
+        tape = self.model.record(rows_RBT1[..., :-1], quantization)
+        claims = _Claims(self.members, targets_RN) if self._claims_loss else None
+        loss_R, grad_RNH = self.model.head_loss(tape.hidden_RNH, targets_RN, claims)
+        self.model.backward(tape, grad_RNH)
+        objective_R = loss_R if claims is None else claims.objectives(loss_R)
+        torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._figures_3R)
+
+    def _guard(self, step: int | Tensor) -> None:
+        """Remember the runs whose objective or gradient is not finite; they are not updated any more."""
+        bad_R = ~self._figures_3R[1:].isfinite().all(0)
+        if not self._guards_on_device:
+            # reading a figure costs nothing here, a pass over a diverged run's memory does
+            for member, is_bad in zip(self.members, bad_R.tolist(), strict=True):
+                if is_bad and member.diverged_at is None:
+                    member.diverged_at = int(step)
+            return
+        self._failed_at_R.copy_(torch.where(bad_R & (self._failed_at_R == 0), step, self._failed_at_R))
+        self._skip_R.copy_(self._failed_at_R > 0)
+
+    def mark_diverged(self, step: int) -> None:
+        """Read from the device which runs diverged, and when; after `step`, look at weights and moments too."""
+        for run, (member, failed_at) in enumerate(zip(self.members, self._failed_at_R.tolist(), strict=True)):
+            if member.diverged_at is None and failed_at:
+                member.diverged_at = failed_at
+            if member.diverged_at is None and self._bad_state(run) is not None:
+                member.diverged_at = step
+
+    @torch.no_grad()
+    def first_bad_tensor(self, run: int) -> str:
+        """Name what of a diverged run is not finite: a weight or moment first, since the rest follows from it."""
+        bad = self._bad_state(run)
+        if bad is not None:
+            return bad
+        if not self.objective_R[run].isfinite():
+            return "the loss"
+        gradients = {name: parameter.grad for name, parameter in self.model.parameters(run).items()}
+        finite = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
+        return f"the gradient of {next(finite, 'all parameters together')}"
+
+    @torch.no_grad()
+    def _bad_state(self, run: int) -> str | None:
+        member = self.members[run]
+        if not all(leaf.isfinite().all() for leaf in member.leaves.values()):
+            weights = self.model.parameters(run).items()
+            return "the weight " + next(name for name, weight in weights if not weight.isfinite().all())
+        moments = member.optimizer.state().items()
+        name = next((name for name, moment in moments if not moment.isfinite().all()), None)
+        return None if name is None else f"the moment {name}"
+
+    def _update(self, run: int, member: Member, step: int) -> None:
+        norm = self.grad_norm_R[run]
+        if member.composition.claims_gradients:
+            with torch.no_grad():
+                member.composition.transform_gradients(self.model.parameters(run))
+            norm = torch.nn.utils.get_total_norm(
+                [leaf.grad for leaf in member.leaves.values() if leaf.grad is not None]
+            )
+        max_norm = member.config.optimizer.max_norm
+        divisor = None if max_norm is None else clip_divisor(norm, max_norm)
+        if member.resets_moments(step):
+            member.optimizer.reset_moments()
+        skip = self._skip_R[run] if self._guards_on_device else None
+        rate, decay = member.learning_rate(step), member.weight_decay(step)
+        member.optimizer.step(rate, decay, divisor=divisor, skip=skip)
+
+
+class _Claims:
+    """The objectives of the runs whose intervention claims the training loss."""
+
+    def __init__(self, members: Sequence[Member], targets_RN: Tensor) -> None:
+        self._members = members
+        self._targets_RN = targets_RN
+        self._objectives: dict[int, Tensor] = {}
+
+    def __call__(self, logits_RNV: Tensor, grad_RNV: Tensor) -> None:
+        """Replace the gradients of the claimed runs."""
+        for run, member in enumerate(self._members):
+            if member.composition.claims_loss:
+                logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
+                with torch.enable_grad():
+                    objective = member.composition.training_loss(logits_NV, self._targets_RN[run])
+                    (grad_NV,) = torch.autograd.grad(objective, logits_NV)
+                torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
+                self._objectives[run] = objective.detach()
+
+    def objectives(self, loss_R: Tensor) -> Tensor:
+        """Return what is minimised: the plain loss but for the claimed runs."""
+        objective_R = loss_R.clone()
+        for run, objective in self._objectives.items():
+            objective_R[run] = objective
+        return objective_R

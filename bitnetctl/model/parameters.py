@@ -1,0 +1,80 @@
+"""The packed tensors of a model and the named parameters that are blocks of them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bitnetctl.config import ModelConfig, ParameterGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """One packed tensor of the model and the named parameters that are blocks of it.
+
+    `shape` is without the run dimension: [L, O, I] for matrices, [L, F] for norms, [V, H] for tables.
+    `blocks` are the projections fused in the rows: name (with `{layer}`) and height; the heights sum to O.
+    """
+
+    shape: tuple[int, ...]
+    blocks: tuple[tuple[str, int], ...]
+    group: ParameterGroup | None = None
+    per_layer: bool = True
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is quantized."""
+        return self.group is None
+
+    def parameters(self, row: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the view of every parameter in a run's row of this storage, or of its gradient."""
+        for layer, rows in enumerate(row.unbind(0) if self.per_layer else (row,)):
+            start = 0
+            for name, height in self.blocks:
+                yield name.format(layer=layer), rows[start : start + height]
+                start += height
+
+
+def storages(config: ModelConfig, vocab_size: int) -> dict[str, Storage]:
+    """Return the packed tensors of a model by name; parameter names are those of `transformers`."""
+    layers, hidden, ffn = config.num_layers, config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_size
+    kv = config.num_key_value_heads * config.head_size
+    layer, attention, mlp = "model.layers.{layer}.", "self_attn.", "mlp."
+
+    def matrix(inputs: int, *blocks: tuple[str, int]) -> Storage:
+        named = tuple((f"{layer}{name}.weight", height) for name, height in blocks)
+        return Storage(shape=(layers, sum(height for _, height in blocks), inputs), blocks=named)
+
+    def norm(name: str, width: int) -> Storage:
+        return Storage(shape=(layers, width), blocks=((f"{layer}{name}.weight", width),), group="norms")
+
+    def table(name: str, group: ParameterGroup) -> Storage:
+        return Storage(shape=(vocab_size, hidden), blocks=((name, vocab_size),), group=group, per_layer=False)
+
+    result = {"embed": table("model.embed_tokens.weight", "embeddings")}
+    if not config.tie_word_embeddings:
+        result["head"] = table("lm_head.weight", "head")
+    result |= {
+        "qkv": matrix(hidden, (f"{attention}q_proj", heads), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)),
+        "o": matrix(heads, (f"{attention}o_proj", hidden)),
+        "gate_up": matrix(hidden, (f"{mlp}gate_proj", ffn), (f"{mlp}up_proj", ffn)),
+        "down": matrix(ffn, (f"{mlp}down_proj", hidden)),
+        "input_norm": norm("input_layernorm", hidden),
+        "attn_sub_norm": norm(f"{attention}attn_sub_norm", heads),
+        "post_norm": norm("post_attention_layernorm", hidden),
+        "ffn_sub_norm": norm(f"{mlp}ffn_sub_norm", ffn),
+    }
+    if config.inner_norms:
+        result["qkv_norm"] = norm(f"{attention}qkv_norm", hidden)
+        result["gate_up_norm"] = norm(f"{mlp}gate_up_norm", hidden)
+    result["final_norm"] = Storage(
+        shape=(hidden,), blocks=(("model.norm.weight", hidden),), group="norms", per_layer=False
+    )
+    return result
+
+
+def num_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Number of parameters of one run."""
+    return sum(math.prod(storage.shape) for storage in storages(config, vocab_size).values())

@@ -1,0 +1,92 @@
+"""What a person sees while runs train: a live view in a terminal, plain lines elsewhere. All of it on stderr."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+
+from bitnetctl.config import RunConfig
+from bitnetctl.monitor.live import LiveReporter
+from bitnetctl.monitor.view import _REPEAT_SECONDS, _RunView, _work_line, ended_lines, row_line, started_lines
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, SetBack, Started, Stopped
+
+
+class Reporter(Protocol):
+    """Follows the events of a training."""
+
+    def event(self, event: Event) -> None:
+        """Show what happened."""
+
+    def notice(self, text: str) -> None:
+        """Show one line that stays."""
+
+    def work(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a long preparation is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> Reporter:
+    """Return a live view where `console` is a terminal that can move its cursor, else plain lines.
+
+    With `configs` the view covers all runs of a sweep, those that other processes train in `runs_dir` included.
+    """
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReporter(console, configs, runs_dir)
+    return PlainReporter(console)
+
+
+class PlainReporter:
+    """One line for each evaluation and notice; nothing rewrites itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pack: list[_RunView] = []
+        self._work_shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def event(self, event: Event) -> None:
+        """Print a line where there is something to say."""
+        match event:
+            case Started():
+                self._pack = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
+                for view in self._pack:
+                    view.state = "training"
+                for text in started_lines(event):
+                    self.notice(text)
+            case Evaluated():
+                view = self._pack[event.run]
+                warning = view.update(event.row)
+                self.notice(f"{view.name}  {row_line(event.row, view.config.steps)}")
+                if warning:
+                    self.notice(f"warning: {warning}")
+            case SetBack():
+                self._pack[event.run].state = "waiting"
+            case Diverged() | Failed() | Stopped() | Finished():
+                for text in ended_lines(event, self._pack):
+                    self.notice(text)
+
+    def notice(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int | None) -> None:
+        """Print a line every two seconds."""
+        now = time.monotonic()
+        if now - self._work_shown >= _REPEAT_SECONDS:
+            self._work_shown = now
+            self.notice(_work_line(what, done, total))

@@ -1,0 +1,198 @@
+"""A live view of runs in training for a terminal."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import BitnetctlError
+from bitnetctl.monitor.view import (
+    _REPEAT_SECONDS,
+    _clock,
+    _figure,
+    _memory,
+    _RunView,
+    _work_line,
+    ended_lines,
+    sparkline,
+    started_lines,
+)
+from bitnetctl.records import read_manifest
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Progress, SetBack, Started, Stopped
+
+_STATES = ("training", "failed", "diverged", "stopped", "elsewhere", "finished", "waiting")
+
+
+class LiveReporter:
+    """A view of the runs in training that rewrites itself, with lasting lines above it."""
+
+    def __init__(self, console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> None:
+        self._console = console
+        self._runs_dir = runs_dir
+        self._runs = {config.run_name: _RunView(config.run_name, config) for config in configs}
+        self._is_sweep = len(self._runs) > 1
+        self._pack: list[_RunView] = []
+        self._start_step = self._step = 0
+        self._begun = time.monotonic()
+        self._folder_read = 0.0
+        self._memory_bytes = 0
+        self._work: str | None = None
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def event(self, event: Event) -> None:
+        """Take what happened into the view."""
+        match event:
+            case Started():
+                self._work = None
+                self._begun, self._start_step = time.monotonic(), event.start_step
+                self._step = event.start_step
+                self._leave_pack()
+                for name, config in zip(event.names, event.configs, strict=True):
+                    view = self._runs.setdefault(name, _RunView(name, config))
+                    view.state, view.step = "training", event.start_step
+                    self._pack.append(view)
+                for text in started_lines(event):
+                    self.notice(text)
+            case Progress():
+                self._step, self._memory_bytes = event.step, event.memory_bytes
+                for view, loss in zip(self._pack, event.losses, strict=True):
+                    if view.state == "training":
+                        view.step, view.loss = event.step, loss
+            case Evaluated():
+                view = self._pack[event.run]
+                warning = view.update(event.row)
+                if warning:
+                    self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
+            case SetBack():
+                view = self._pack[event.run]
+                view.state, view.step = "waiting", event.step
+            case Diverged() | Failed() | Stopped() | Finished():
+                for text in ended_lines(event, self._pack):
+                    self.notice(text)
+                if isinstance(event, Failed) and event.name in self._runs:
+                    self._runs[event.name].state = "failed"
+                if not isinstance(event, Diverged):
+                    self._leave_pack()
+
+    def notice(self, text: str) -> None:
+        """Print one line above the view."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def work(self, what: str, done: int, total: int | None) -> None:
+        """Show the preparation in the view."""
+        self._work = _work_line(what, done, total)
+
+    def _leave_pack(self) -> None:
+        """Let go of the pack; runs of one that broke up wait for their turn again."""
+        for view in self._pack:
+            if view.state == "training":
+                view.state = "waiting"
+        self._pack = []
+
+    def _render(self) -> Group:
+        lines: list[RenderableType] = [Text(self._work, style="dim")] if self._work and not self._pack else []
+        if self._pack:
+            lines.append(self._headline())
+        if self._is_sweep:
+            self._read_folder()
+            lines += [self._counts(), self._run_table()]
+        elif self._pack:
+            lines.append(self._solo_table(self._pack[0]))
+        return Group(*lines)
+
+    def _headline(self) -> Table:
+        config = self._pack[0].config
+        steps = config.steps
+        elapsed = time.monotonic() - self._begun
+        done = self._step - self._start_step
+        left = elapsed / done * (steps - self._step) if done else None
+        stage = 1 if self._step <= config.boundary_step else 2
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(ratio=1)
+        grid.add_column(no_wrap=True)
+        grid.add_row(
+            ProgressBar(total=steps, completed=self._step),
+            f"{self._step:,}/{steps:,} · stage {stage} · {_clock(elapsed)} < {_clock(left)} · "
+            f"{_memory(self._memory_bytes)}",
+        )
+        return grid
+
+    def _solo_table(self, view: _RunView) -> Table:
+        row = view.row
+        cells = {
+            "loss": _figure(view.loss, ".3f"),
+            "held-out": _figure(row.get("HeldOutLoss"), ".3f"),
+            "unique": _figure(row.get("UniquePredictions"), ",.0f"),
+            "history": sparkline(view.history),
+            "LR": _figure(row.get("LR"), ".2e"),
+            "WD": _figure(row.get("WD"), "g"),
+            "tok/s": _figure(row.get("TokensPerSecond"), ",.0f"),
+        }
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for name in cells:
+            table.add_column(name, justify="left" if name == "history" else "right", no_wrap=True)
+        table.add_row(*cells.values(), style=view.style)
+        return table
+
+    def _counts(self) -> Text:
+        counts = Counter(view.state for view in self._runs.values())
+        parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+        return Text(f"{len(self._runs)} runs: {', '.join(parts)}", style="bold")
+
+    def _run_table(self) -> Table:
+        """Return as many runs as the terminal is high, those in training first, then the latest that ended."""
+        room = max(3, self._console.height - 5)
+        ordered = sorted(self._runs.values(), key=lambda view: _STATES.index(view.state))
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+        table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("step", "loss", "unique"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("history", no_wrap=True, min_width=8)
+        table.add_column("state", no_wrap=True)
+        for view in ordered[:room]:
+            table.add_row(
+                view.label,
+                f"{view.step:,}",
+                _figure(view.loss, ".3f"),
+                _figure(view.row.get("UniquePredictions"), ",.0f"),
+                sparkline(view.history, width=8),
+                view.state,
+                style=view.style,
+            )
+        if len(ordered) > room:
+            table.add_row(f"… and {len(ordered) - room} more")
+        return table
+
+    def _read_folder(self) -> None:
+        """Take over the state of runs that other processes train."""
+        now = time.monotonic()
+        if self._runs_dir is None or now - self._folder_read < _REPEAT_SECONDS:
+            return
+        self._folder_read = now
+        for view in self._runs.values():
+            if view.state in ("waiting", "elsewhere"):
+                with contextlib.suppress(BitnetctlError):
+                    manifest = read_manifest(self._runs_dir / view.name)
+                    if manifest is not None:
+                        view.step = manifest.steps_done
+                        view.state = "elsewhere" if manifest.status == "running" else manifest.status

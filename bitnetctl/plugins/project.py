@@ -1,0 +1,80 @@
+"""Intervention classes in a Python file or a plug-in project."""
+
+import importlib.util
+import os
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from bitnetctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bitnetctl.intervention import Intervention
+
+
+def _classes_in(path: Path) -> "list[type[Intervention]]":
+    """Import a Python file, or what the entry points of a project name; raises ConfigError."""
+    from bitnetctl.intervention import Intervention
+
+    # Path.is_file raises for a long name
+    if not os.path.isfile(path):  # noqa: PTH113
+        return [_entry_point(path, target) for target in _targets(path)]
+    # a name of its own, so that no file takes the place of a module that others import
+    module = _import(f"bitnetctl_checked_{path.stem}", path)
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == module.__name__
+    ]
+    if not classes:
+        raise ConfigError(f"{path}: no subclass of bitnetctl.intervention.Intervention in it")
+    return classes
+
+
+def _import(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _targets(path: Path) -> list[str]:
+    """Return the entry points of a project, such as `module:Class`."""
+    project = path / "pyproject.toml"
+    try:
+        tree = tomllib.loads(project.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: neither a Python file nor a project with a pyproject.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{project}: not valid TOML: {error}") from error
+    points = tree.get("project", {}).get("entry-points", {}).get("bitnetctl.interventions", {})
+    if not points:
+        raise ConfigError(f"{project}: no entry points of the group bitnetctl.interventions")
+    return [str(target) for target in points.values()]
+
+
+def _entry_point(path: Path, target: str) -> "type[Intervention]":
+    """Import one entry point from the files of a project, its own packages included."""
+    name, _, attribute = target.partition(":")
+    stem = Path(*name.strip().split("."))
+    roots = [path.resolve(), path.resolve() / "src"]
+    files = [(root, root / file) for root in roots for file in (stem.with_suffix(".py"), stem / "__init__.py")]
+    for root, file in files:
+        if file.is_file():
+            sys.path.insert(0, str(root))
+            module = _import(name.strip(), file)
+            break
+    else:
+        raise ConfigError(f"{path}: entry point {target!r}: {stem.with_suffix('.py')} is not there")
+    value = getattr(module, attribute.strip(), None)
+    if not isinstance(value, type):
+        raise ConfigError(f"{path}: entry point {target!r}: no such class")
+    return value

@@ -1,0 +1,225 @@
+"""One run as its CSV, and the manifest beside it where there is one, tell it."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.records.manifest import Manifest, check_figures, read_manifest
+from bitnetctl.records.reader import Records, read
+from bitnetctl.records.schema import NAMES, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+_RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
+_SIZE_HINT = re.compile(
+    r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A run to be judged; None is unknown throughout.
+
+    `config` is as asked for, `effective` after interventions; both come from the manifest. `size`, `arm`, `seed` and
+    `planned_steps` fall back on the run's name, `size` on the title line too.
+    """
+
+    path: Path
+    name: str
+    records: Records
+    manifest: Manifest | None
+    config: RunConfig | None
+    effective: RunConfig | None
+    size: int | None
+    arm: str | None
+    seed: int | None
+    planned_steps: int | None
+
+    @cached_property
+    def _columns(self) -> dict[str, list[float | None]]:
+        """Columns asked for so far; all of them at once would fill the memory for a long run."""
+        return {}
+
+    @cached_property
+    def _arrays(self) -> "dict[str, Floats]":
+        """Columns asked for so far; asking the frame each time would take seconds for a thousand runs."""
+        return {}
+
+    @cached_property
+    def steps(self) -> "npt.NDArray[np.int64]":
+        """Steps of the evaluations, ascending."""
+        return self.records.frame["Step"].to_numpy()
+
+    @property
+    def final_step(self) -> int:
+        """Step of the last row."""
+        return int(self.steps[-1])
+
+    @cached_property
+    def boundary_step(self) -> int | None:
+        """Last step of stage 1: from the config, else where the WD column changes, else half of the plan."""
+        if self.effective is not None:
+            return self.effective.boundary_step
+        decay, known = self.figures("WD"), ~self.records.unknown["WD"]
+        changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
+        if len(changed):
+            return self._round_boundary(int(self.steps[changed[0] - 1]), int(self.steps[changed[0]]))
+        return self.planned_steps // 2 if self.planned_steps else None
+
+    @cached_property
+    def diverged_at(self) -> int | None:
+        """First step known to be not finite, in the figures or by the manifest."""
+        import numpy as np
+
+        if self.manifest is not None and self.manifest.rollbacks:
+            # it went on with another learning rate than its config's: what the config does is to diverge
+            return self.manifest.rollbacks[0].diverged_at
+        if self.manifest is not None and self.manifest.diverged_at is not None:
+            return self.manifest.diverged_at
+        found = self.records.diverged_at()
+        if found is not None:
+            return found
+        counts = ~np.isfinite(self.figures("UniquePredictions")) & ~self.records.unknown["UniquePredictions"]
+        return int(self.steps[counts.argmax()]) if counts.any() else None
+
+    @property
+    def is_complete(self) -> bool | None:
+        """Whether it reached its planned steps; None where the plan is unknown."""
+        return None if self.planned_steps is None else self.final_step >= self.planned_steps
+
+    @property
+    def ceiling(self) -> tuple[float, bool] | None:
+        """Largest UniquePredictions that can be shown, and whether it is inferred.
+
+        It is ProbePositions or, where that is unknown, the value of the first row: an untrained model predicts almost
+        one token for each prompt.
+        """
+        positions = self.figures("ProbePositions")[~self.records.unknown["ProbePositions"]]
+        if len(positions):
+            return float(positions.min()), False
+        first = self.records.value("UniquePredictions", 0)
+        return (first, True) if first is not None and math.isfinite(first) and self.steps[0] == 1 else None
+
+    def figures(self, name: str) -> "Floats":
+        """Return a column as it is in the records: NaN is unknown or a fact, as `records.unknown` tells."""
+        import numpy as np
+
+        if name not in self._arrays:
+            frame = self.records.frame
+            self._arrays[name] = frame[name].to_numpy(np.float64) if name in frame else np.full(len(frame), np.nan)
+        return self._arrays[name]
+
+    def finite(self, name: str) -> "Floats":
+        """Return a column with NaN for whatever is unknown or not finite."""
+        import numpy as np
+
+        figures = self.figures(name)
+        return np.where(np.isfinite(figures), figures, np.nan)
+
+    def column(self, name: str) -> list[float | None]:
+        """Return a column with a value for every row: None is unknown, NaN and infinity are facts."""
+        if name not in self._columns:
+            unknown = self.records.unknown[name].tolist()
+            self._columns[name] = [
+                None if missing else value for value, missing in zip(self.figures(name).tolist(), unknown, strict=True)
+            ]
+        return self._columns[name]
+
+    def row(self, index: int) -> Row:
+        """Return one row by column name."""
+        return {name: self.column(name)[index] for name in NAMES}
+
+    def at(self, column: str, step: int) -> float | None:
+        """Return the figure at exactly `step`."""
+        places = (self.steps == step).nonzero()[0]
+        return self.records.value(column, int(places[0])) if len(places) else None
+
+    @staticmethod
+    def _round_boundary(before: int, after: int) -> int:
+        """Return the roundest step in [before, after): rows are sparse, boundaries are round."""
+        for exponent in range(9, -1, -1):
+            unit: int = 10**exponent
+            candidate = -(-before // unit) * unit
+            if before <= candidate < after:
+                return candidate
+        return before
+
+
+def load_run(path: Path) -> Run:
+    """Read a CSV and the manifest beside it.
+
+    Raises RecordError naming file and line, and where the CSV was changed after its run ended.
+    """
+    records = read(path)
+    manifest = read_manifest(path)
+    if manifest is not None:
+        check_figures(path, manifest)
+    config = _config(manifest.config, path) if manifest else None
+    effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
+    named = _RUN_NAME.fullmatch(path.stem)
+    return Run(
+        path=path,
+        name=manifest.run if manifest else path.stem,
+        records=records,
+        manifest=manifest,
+        config=config,
+        effective=effective,
+        size=config.model.hidden_size if config else int(named["size"]) if named else _size_hint(path, records.title),
+        arm=config.arm if config else named["arm"] if named else None,
+        seed=config.seed if config else int(named["seed"]) if named else None,
+        planned_steps=config.steps if config else int(named["steps"]) if named else None,
+    )
+
+
+def load_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read many CSVs; raises RecordError at the first that cannot be trusted."""
+    return [load_run(path) for path in paths]
+
+
+def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read many CSVs; a run whose training has written no evaluation yet is left out with a note.
+
+    Raises RecordError at the first that cannot be trusted.
+    """
+    runs, notes = [], []
+    for path in paths:
+        manifest = read_manifest(path) if _has_only_a_header(path) else None
+        if manifest is not None:
+            notes.append(f"{manifest.run}: {manifest.status}, no evaluation yet; left out")
+        else:
+            runs.append(load_run(path))
+    return runs, notes
+
+
+def _has_only_a_header(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            # a file without line ends must not fill the memory
+            return stream.readline(1 << 20).startswith(b"Step,") and not stream.read(1)
+    except OSError:
+        return False
+
+
+def _config(tree: dict[str, Any], path: Path) -> RunConfig:
+    try:
+        return parse_config(tree, source="its config")
+    except ConfigError as error:
+        raise RecordError(f"{path.with_suffix('') / 'run.json'}: damaged manifest: {error}") from error
+
+
+def _size_hint(path: Path, title: str | None) -> int | None:
+    for text in (path.stem, title or ""):
+        match = _SIZE_HINT.search(text)
+        if match:
+            return int(match[1] or match[2])
+    return None

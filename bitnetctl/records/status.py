@@ -1,0 +1,58 @@
+"""Which runs are on disk already, and where they stand; no torch here."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError
+from bitnetctl.records.manifest import Manifest, check_figures, read_manifest
+from bitnetctl.records.paths import RunPaths
+
+
+def final_row(csv: Path) -> dict[str, Any]:
+    """Return the last row of a CSV as JSON values: null is unknown, non-finite figures are text."""
+    from bitnetctl.records.reader import read
+    from bitnetctl.records.schema import NAMES
+
+    records = read(csv)
+    last = {name: records.value(name, len(records.frame) - 1) for name in NAMES}
+    return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
+
+
+def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
+    """Raise ConfigError where names of runs differ from one another, or from what is there, in letter case only.
+
+    On some file systems they would be one run, and a folder copied there would lose one of them.
+    """
+    entries = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
+    there = {entry[:-4] if entry.lower().endswith(".csv") else entry for entry in entries}
+    known = {name.casefold(): name for name in sorted(there)}
+    for name in names:
+        # what is there under its very name takes no other's place
+        other = name if name in there else known.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"run {name!r} differs from {other!r} in {runs_dir} in letter case only; choose another --name"
+            )
+
+
+def ended(config: RunConfig, runs_dir: Path, name: str | None = None) -> Manifest | None:
+    """Return the manifest of this very config if its run ended, finished or diverged; None if it is to be trained.
+
+    Raises ConfigError where the name is taken by another config, RecordError for a damaged manifest or CSV.
+    """
+    paths = RunPaths(runs_dir, name or config.run_name)
+    manifest = read_manifest(paths.folder)
+    if manifest is None:
+        return None
+    if manifest.config_hash != config.hash:
+        raise ConfigError(
+            f"{paths.folder} holds another run (config {manifest.config_hash[:12]}, not {config.hash[:12]}); "
+            "choose another --name"
+        )
+    if manifest.status not in ("finished", "diverged") or not paths.csv.exists():
+        return None
+    check_figures(paths.csv, manifest)
+    return manifest

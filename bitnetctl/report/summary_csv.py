@@ -1,0 +1,30 @@
+"""The facts of every run as CSV, for a spreadsheet or a script."""
+
+import csv
+import io
+from dataclasses import fields
+from typing import Any
+
+from bitnetctl.analysis.study import Study
+from bitnetctl.analysis.summary import RunFacts
+from bitnetctl.report.escape import defused, printable
+
+
+def facts_csv(study: Study) -> str:
+    """Return a row for every run under the names that `analyze --json` has: figures in full, unknown is empty."""
+    file = io.StringIO()
+    names = [field.name for field in fields(RunFacts)]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for facts in study.facts:
+        tree = facts.to_json()
+        writer.writerow([_cell(tree[name]) for name in names])
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return printable(defused(value)) if isinstance(value, str) else repr(value)

@@ -1,0 +1,153 @@
+"""Grids and named plans: from arms, sizes and seeds to the configs of runs. No torch here."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from bitnetctl.config import (
+    Frozen,
+    RunConfig,
+    build_config,
+    near_miss,
+    parse_arm,
+    parse_toml,
+    read_text,
+    validation_line,
+)
+from bitnetctl.errors import ConfigError
+from bitnetctl.plugins import registry
+
+MAX_RUNS = 100_000
+
+
+class Plan(Frozen):
+    """A named list of arms, sizes, seeds and steps; what is unset is the recipe's.
+
+    `factors` spans a factorial: an arm for every combination of one level of each factor, a level being a piece of
+    an arm ("" for none). `arms` come before them.
+    """
+
+    description: str = ""
+    recipe: str = "origin"
+    steps: Annotated[int | None, Field(gt=0)] = None
+    sizes: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
+    arms: tuple[str, ...] = ()
+    factors: dict[str, dict[str, str]] = Field(default_factory=dict)
+    baseline: bool = Field(True, description="add the baseline arm where no arm is empty")
+    overrides: tuple[str, ...] = Field((), description="section.field=value, for every run")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _expand_seeds(cls, value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value > MAX_RUNS:
+            raise ValueError(f"{value} seeds are more than {MAX_RUNS:,}")
+        return tuple(range(value))
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        if not self.seeds:
+            raise ValueError("no seeds")
+        for kind, values in (("size", self.sizes), ("seed", self.seeds), ("arm", self.arms)):
+            for value, count in Counter[int | str](values).items():
+                if count > 1:
+                    raise ValueError(f"{kind} {value} is named twice")
+        if any(not levels for levels in self.factors.values()):
+            raise ValueError("a factor has no levels")
+        if math.prod(len(levels) for levels in self.factors.values()) > MAX_RUNS:
+            raise ValueError(f"the factors span more than {MAX_RUNS:,} arms")
+        return self
+
+    def all_arms(self) -> list[str]:
+        """Return every arm as text, the baseline first if it is wanted."""
+        crossed = [
+            "+".join(level for level in levels if level)
+            for levels in itertools.product(*(factor.values() for factor in self.factors.values()))
+        ]
+        arms = [*self.arms, *(crossed if self.factors else [])]
+        texts = ["" if arm.strip() == "baseline" else arm.strip() for arm in arms]
+        if self.baseline and "" not in texts:
+            texts.insert(0, "")
+        return texts
+
+    def configs(self) -> list[RunConfig]:
+        """Return a config for every size, arm and seed, the same run never twice; raises ConfigError."""
+        arms, sizes = self.all_arms(), self.sizes or (None,)
+        if len(arms) * len(sizes) * len(self.seeds) > MAX_RUNS:
+            raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
+        configs: dict[str, RunConfig] = {}
+        for size, arm in itertools.product(sizes, arms):
+            base = registry.normalize(
+                build_config(
+                    self.recipe,
+                    size=size,
+                    steps=self.steps,
+                    overrides=self.overrides,
+                    interventions=parse_arm(arm),
+                )
+            )
+            for seed in self.seeds:
+                config = base.model_copy(update={"seed": seed})
+                configs.setdefault(config.hash, config)
+        return list(configs.values())
+
+
+def plan_names() -> list[str]:
+    """Names of the built-in plans."""
+    folder = resources.files("bitnetctl.sweeps") / "plans"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
+    """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
+    if name.endswith(".toml"):
+        text = read_text(Path(name), f"plan file {name}")
+    elif name in plan_names():
+        text = (resources.files("bitnetctl.sweeps") / "plans" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"unknown plan {name!r}{near_miss(name, plan_names())}; built in: {', '.join(plan_names())}; "
+            "or give a FILE.toml"
+        )
+    tree = parse_toml(text, f"plan {name}")
+    own = tree.get("overrides", [])
+    # what is no list is refused with the rest of the plan
+    tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
+    return make_plan({**tree, **{key: value for key, value in changes.items() if key != "overrides"}}, f"plan {name}")
+
+
+def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:
+    """Validate a tree into a Plan; raises ConfigError with one line."""
+    try:
+        return Plan.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {validation_line(error, Plan)}") from error
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read `6` as six seeds 0…5 and `0,3,7` as these; `3,` is the one seed 3. Raises ConfigError."""
+    expected = "a number of seeds, or seeds such as 0,3,7"
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
+        if not 0 < int(text) <= MAX_RUNS:
+            raise ConfigError(
+                f"--seeds {text!r}: expected {expected}; the one seed {text.strip()} is '{text.strip()},'"
+            )
+        return tuple(range(int(text)))
+    return parse_numbers(text.rstrip().removesuffix(","), "--seeds", expected)
+
+
+def parse_numbers(text: str, option: str, expected: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas; raises ConfigError that names the option."""
+    parts: Sequence[str] = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
+        raise ConfigError(f"{option} {text!r}: expected {expected}")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,113 @@
+"""The probe: what a model predicts on fixed held-out positions, measured the same for every run.
+
+Shapes: R runs, P probe rows, T positions of a row, N positions of a chunk, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitnetctl.config import ProbeConfig
+from bitnetctl.data import ProbeData
+from bitnetctl.model.packed import PackedModel
+
+# logits made at once, and looked at at once: the product wants many rows, the passes over them a cache that holds them
+_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
+
+
+class Probe:
+    """Measures every run of a pack on the same held-out positions and the same random prompts."""
+
+    def __init__(self, config: ProbeConfig, data: ProbeData, vocab_size: int, device: torch.device) -> None:
+        self._data = data
+        self._vocab_size = vocab_size
+        self._inputs_PT = torch.from_numpy(data.inputs_PT).to(device)
+        self._targets_PT = torch.from_numpy(data.targets_PT).to(device)
+        rng = np.random.default_rng(config.seed)
+        prompts = rng.integers(0, vocab_size, (config.random_prompts, config.random_prompt_tokens))
+        self._prompts_PT = torch.from_numpy(prompts).to(device)
+
+    @torch.no_grad()
+    def measure(self, model: PackedModel, strengths: Sequence[float]) -> list[dict[str, float | int]]:
+        """Return the probe's columns for every run.
+
+        Held-out loss and context information are in nats; context information is H(mean softmax) − mean H(softmax),
+        about 0 where the output ignores its context. Effective vocabulary is exp of the entropy of the arg-max
+        histogram. A run whose logits are not finite gets NaN in what depends on them.
+        """
+        runs = model.num_runs
+        rows, positions = self._inputs_PT.shape
+        kind, token_bytes = model.device.type, 4 * runs * self._vocab_size
+        rows_per_chunk = max(1, _CHUNK_BYTES[kind] // (positions * token_bytes))
+        tokens_per_pass = max(1, _PASS_BYTES[kind] // token_bytes)
+        loss_R = torch.zeros(runs, dtype=torch.double, device=model.device)
+        entropy_R = torch.zeros_like(loss_R)
+        softmax_RV = torch.zeros(runs, self._vocab_size, dtype=torch.double, device=model.device)
+        counts_RV = torch.zeros(runs, self._vocab_size, dtype=torch.long, device=model.device)
+        for start in range(0, rows, rows_per_chunk):
+            inputs_PT = self._inputs_PT[start : start + rows_per_chunk]
+            targets_N = self._targets_PT[start : start + rows_per_chunk].flatten()
+            logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), strengths)
+            for start_N in range(0, len(targets_N), tokens_per_pass):
+                part = slice(start_N, start_N + tokens_per_pass)
+                x_RNV = logits_RNV[:, part].float()
+                argmax_RN = x_RNV.argmax(-1)
+                counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
+                p_RNV = x_RNV.softmax(-1)
+                # log Σ exp, read off at the largest logit
+                total_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
+                target_RN = x_RNV.gather(-1, targets_N[part].expand(runs, -1).unsqueeze(-1)).squeeze(-1)
+                loss_R += (total_RN - target_RN).sum(1, dtype=torch.double)
+                entropy_R += (total_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
+                softmax_RV += p_RNV.sum(1)
+        total = rows * positions
+        mean_RV = softmax_RV / total
+        context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total
+        loss_R /= total
+        prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), strengths)
+        last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
+        last_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
+        return [
+            self._columns(counts_V, float(loss), float(context), last_P)
+            for counts_V, loss, context, last_P in zip(
+                counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), last_RP.cpu(), strict=True
+            )
+        ]
+
+    def _columns(self, counts_V: Tensor, loss: float, context: float, last_P: Tensor) -> dict[str, float | int]:
+        data, finite = self._data, math.isfinite(loss)
+        share_V = counts_V.double() / counts_V.sum()
+        return {
+            "UniquePredictions": int(counts_V.count_nonzero()) if finite else math.nan,
+            "HeldOutLoss": loss,
+            "UniqueTargets": data.unique_targets,
+            "ProbePositions": data.inputs_PT.size,
+            "TopShare": float(share_V.max()) if finite else math.nan,
+            "EffectiveVocab": math.exp(torch.special.entr(share_V).sum()) if finite else math.nan,
+            "ContextInformation": context,
+            "UnigramLoss": data.unigram_loss,
+            "BigramLoss": data.bigram_loss,
+            "BigramUnique": data.bigram_unique,
+            "RandomPromptUnique": int(last_P.unique().numel()) if finite and bool((last_P >= 0).all()) else math.nan,
+        }
+
+
+def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> list[dict[str, float | None]]:
+    """Return zero fraction and flip rate for every run of ternary codes [R, L, O, I].
+
+    The flip rate is the share of ternary weights that changed their value since `previous`; unknown without it.
+    """
+    total = sum(code[0].numel() for code in codes.values())
+    none = torch.zeros((), dtype=torch.long)
+    zeros_R = sum(((code == 0).flatten(1).sum(1) for code in codes.values()), start=none)
+    flips: list[float | None] = [None] * len(zeros_R)
+    if previous is not None:
+        changed = ((codes[key] != previous[key]).flatten(1).sum(1) for key in codes)
+        flips = (sum(changed, start=none) / total).tolist()
+    return [
+        {"ZeroFraction": zeros / total, "FlipRate": flip} for zeros, flip in zip(zeros_R.tolist(), flips, strict=True)
+    ]

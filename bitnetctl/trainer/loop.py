@@ -1,0 +1,254 @@
+"""The order of operations of a training, and nothing else; the caller renders what it yields.
+
+The order matters: a step is trained, then measured, then its rows are on disk, then a checkpoint may claim them. A
+stop is honoured at the step boundary, after all of these.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from bitnetctl.config import RunConfig
+from bitnetctl.engine.pack import Pack
+from bitnetctl.hardware import memory_in_use
+from bitnetctl.records import Row
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.checkpoint import Checkpoint
+from bitnetctl.trainer.evaluate import Probe, ternary_health
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, SetBack, Started, Stopped
+
+OnDivergence: TypeAlias = Literal["stop", "rollback"]
+
+MOST_ROLLBACKS = 3
+_TICK_SECONDS = 0.25
+# without a wish, a checkpoint is due when saving takes no more than this share of the time since the last one
+_SAVING_SHARE = 0.005
+_LONGEST_UNSAVED_SECONDS = 900
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A pack in training with what surrounds it; `codes` are the ternary values at the last evaluation."""
+
+    pack: Pack
+    probe: Probe
+    outputs: Sequence[RunOutput]
+    data_fingerprint: str
+    start_step: int = 0
+    checkpoint_every: int | None = None
+    keep_weights: bool = True
+    on_divergence: OnDivergence = "stop"
+    notice: Callable[[str], None] = lambda text: None
+    should_stop: Callable[[], bool] = lambda: False
+    codes: dict[str, Tensor] | None = None
+
+
+def train(session: Session) -> Iterator[Event]:
+    """Train the pack from its start step to the end, yielding what happened."""
+    pack, steps = session.pack, session.pack.steps
+    config = pack.members[0].config
+    yield Started(
+        names=[output.paths.name for output in session.outputs],
+        configs=[output.config for output in session.outputs],
+        start_step=session.start_step,
+        num_parameters=pack.model.num_parameters,
+        device=str(pack.device),
+    )
+    reported: set[int] = set()
+    saving = _Saving(session, config)
+    clock = _Clock(pack.tokens_per_step)
+    for step in range(session.start_step + 1, steps + 1):
+        clock.start()
+        pack.step(step)
+        is_evaluated = config.is_evaluated(step)
+        is_tick = clock.is_tick()
+        if is_evaluated or is_tick:
+            pack.wait()
+        clock.stop()
+        is_saved = saving.is_due(step) and step < steps
+        must_stop = session.should_stop() and step < steps
+
+        if is_evaluated or is_saved or must_stop:
+            pack.mark_diverged(step)
+        yield from _report_diverged(session, step, reported)
+        if is_evaluated:
+            for run, row in _evaluate(session, step, clock.tokens_per_second()):
+                session.outputs[run].append(row)
+                yield Evaluated(run=run, row=row)
+        if is_saved or must_stop:
+            saving.save(step)
+            yield Saved(step=step)
+        if len(reported) == len(pack.members):
+            break
+        if must_stop:
+            _mark_stopped(session, step)
+            yield Stopped(step=step)
+            return
+        if is_tick:
+            yield Progress(step=step, losses=pack.loss_R.tolist(), memory_bytes=memory_in_use(pack.device))
+    _finish(session)
+    yield Finished(step=steps)
+
+
+def _evaluate(session: Session, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
+    pack = session.pack
+    measured = session.probe.measure(pack.model, pack.strengths(step))
+    codes = pack.model.ternary_codes()
+    health = ternary_health(codes, session.codes)
+    session.codes = codes
+    return [
+        (
+            run,
+            {
+                **_figures(pack, run, step),
+                **measured[run],
+                **health[run],
+                "TokensPerSecond": tokens_per_second,
+            },
+        )
+        for run, member in enumerate(pack.members)
+        if member.diverged_at is None
+    ]
+
+
+def _figures(pack: Pack, run: int, step: int) -> dict[str, float | int]:
+    """Return the columns of a row that the training step itself decides."""
+    member = pack.members[run]
+    return {
+        "Step": step,
+        "Loss": pack.loss_R[run].item(),
+        "LR": member.learning_rate(step),
+        "WD": member.weight_decay(step),
+        "Objective": pack.objective_R[run].item(),
+        "GradNorm": pack.grad_norm_R[run].item(),
+    }
+
+
+def _report_diverged(session: Session, step: int, reported: set[int]) -> Iterator[Event]:
+    """Write the last row of runs that diverged: the step where it was seen, its figures as they are."""
+    for run, member in enumerate(session.pack.members):
+        if member.diverged_at is not None and run not in reported:
+            reported.add(run)
+            tensor = session.pack.first_bad_tensor(run)
+            if session.on_divergence == "rollback" and len(session.outputs[run].rollbacks) < MOST_ROLLBACKS:
+                yield _roll_back(session, run, member.diverged_at, tensor)
+                continue
+            row = {**_figures(session.pack, run, step), "UniquePredictions": math.nan}
+            session.outputs[run].append(row)
+            message = f"{tensor} not finite at step {member.diverged_at}"
+            session.outputs[run].update("diverged", step, diverged_at=member.diverged_at, message=message)
+            yield Evaluated(run=run, row=row)
+            yield Diverged(run=run, step=member.diverged_at)
+
+
+def _roll_back(session: Session, run: int, diverged_at: int, tensor: str) -> SetBack:
+    """Leave a run that diverged to be taken up again from its last checkpoint; the pack goes on without it."""
+    output = session.outputs[run]
+    resumed_from = output.roll_back(diverged_at, tensor, session.start_step)
+    session.notice(
+        f"{output.paths.name}: {tensor} not finite at step {diverged_at:,}; it goes on from step {resumed_from:,} "
+        f"with half the learning rate ({len(output.rollbacks)} of {MOST_ROLLBACKS} times)"
+    )
+    return SetBack(run=run, step=resumed_from)
+
+
+def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpoint:
+    pack, output = session.pack, session.outputs[run]
+    member = pack.members[run]
+    weights = {name: view.detach() for name, view in pack.model.parameters(run).items()}
+    codes = {key: code[run].contiguous() for key, code in (session.codes or {}).items()}
+    return Checkpoint(
+        step=step,
+        config_hash=output.config.hash,
+        data_fingerprint=session.data_fingerprint,
+        model=weights,
+        optimizer=pack.model.by_storage(member.optimizer.state()) if resumable else {},
+        codes=codes if resumable else {},
+        interventions=member.composition.state_dict(),
+    )
+
+
+def _finish(session: Session) -> None:
+    steps = session.pack.steps
+    for run, member in enumerate(session.pack.members):
+        if member.diverged_at is not None:
+            continue
+        output = session.outputs[run]
+        if session.keep_weights:
+            output.save(_state(session, run, steps, resumable=False))
+            checkpoint.keep_only(output.paths.checkpoints, steps)
+        output.update("finished", steps)
+        if not session.keep_weights:
+            checkpoint.keep_only(output.paths.checkpoints, -1)
+
+
+def _mark_stopped(session: Session, step: int) -> None:
+    for run, member in enumerate(session.pack.members):
+        if member.diverged_at is None:
+            session.outputs[run].update("stopped", step)
+
+
+class _Saving:
+    """When a checkpoint is due: at the steps asked for, or at evaluations as often as it costs next to nothing."""
+
+    def __init__(self, session: Session, config: RunConfig) -> None:
+        self._session = session
+        self._config = config
+        self._cost_seconds = 0.0
+        self._saved_at = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        every = self._session.checkpoint_every
+        if every is not None:
+            return step % every == 0
+        if step == 1 or not self._config.is_evaluated(step):
+            return False
+        wait_seconds = min(self._cost_seconds / _SAVING_SHARE, _LONGEST_UNSAVED_SECONDS)
+        return time.perf_counter() - self._saved_at >= wait_seconds
+
+    def save(self, step: int) -> None:
+        """Save every run that has not diverged."""
+        start = time.perf_counter()
+        for run, member in enumerate(self._session.pack.members):
+            if member.diverged_at is None:
+                self._session.outputs[run].save(_state(self._session, run, step, resumable=True))
+        self._saved_at = time.perf_counter()
+        self._cost_seconds = self._saved_at - start
+
+
+class _Clock:
+    """Measures training time alone, without evaluations and saves."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._since_row = 0.0
+        self._steps_since_row = 0
+        self._last_tick = time.perf_counter()
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Count the step."""
+        self._since_row += time.perf_counter() - self._started
+        self._steps_since_row += 1
+
+    def is_tick(self) -> bool:
+        """Return whether a display is due."""
+        now = time.perf_counter()
+        if now - self._last_tick < _TICK_SECONDS:
+            return False
+        self._last_tick = now
+        return True
+
+    def tokens_per_second(self) -> float:
+        """Tokens of one run a second since the last row."""
+        rate = self._steps_since_row * self._tokens_per_step / max(self._since_row, 1e-9)
+        self._since_row, self._steps_since_row = 0.0, 0
+        return round(rate, 1)

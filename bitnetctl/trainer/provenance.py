@@ -1,0 +1,48 @@
+"""With what a run is trained: versions, source checkout, command, data."""
+
+import functools
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bitnetctl import __version__, data
+
+
+def _data_facts(tokens: data.TokenData) -> dict[str, Any]:
+    return {
+        "source": tokens.source,
+        "tokenizer": tokens.tokenizer,
+        "fingerprint": tokens.fingerprint,
+        "tokenizer_fingerprint": tokens.tokenizer_fingerprint,
+        "vocab_size": tokens.vocab_size,
+        "train_tokens": len(tokens.train_N),
+        "held_out_tokens": len(tokens.held_out_N),
+    }
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """Return what ran: versions, the source checkout if it is one, the command."""
+    names = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
+    versions = {"bitnetctl": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in names}
+    return {"versions": versions, "git": _git_state(), "command": sys.argv}
+
+
+def _git_state() -> dict[str, Any] | None:
+    folder = Path(__file__).parents[1]
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        commit, dirty = (
+            subprocess.run(
+                ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(dirty)}

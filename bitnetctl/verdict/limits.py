@@ -1,0 +1,131 @@
+"""Figures that criteria may name, and the range in which each can fall at all."""
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from bitnetctl.records import Run
+from bitnetctl.records.metrics import DERIVED
+from bitnetctl.verdict.outcome import figure_text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The range of a figure in one run, with its arithmetic in words; None is unknown.
+
+    `empty` says why the figure has no meaning in this set-up, `damaged` why its range cannot be trusted.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    why: str = ""
+    inferred: bool = False
+    empty: str | None = None
+    damaged: str | None = None
+
+
+def value_at(run: Run, measure: str, index: int) -> float | None:
+    """Return a measure in one row: None is unknown, NaN and infinity are facts."""
+    if measure in DERIVED:
+        return DERIVED[measure][1](run.row(index))
+    return run.column(measure)[index]
+
+
+def values(run: Run, measure: str) -> list[float | None]:
+    """Return a measure in every row."""
+    return [value_at(run, measure, index) for index in range(len(run.steps))]
+
+
+def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
+    """Return the median of the last evaluations of the run or of stage 1, the untrained one at step 1 left out.
+
+    Unknown where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
+    """
+    until = run.final_step if at == "end" else run.boundary_step
+    if until is None:
+        return None
+    indices = [index for index, step in enumerate(run.steps.tolist()) if 1 < step <= until][-last:]
+    known = [value for index in indices if (value := value_at(run, measure, index)) is not None]
+    if len(known) < last:
+        return None
+    broken = [value for value in known if not math.isfinite(value)]
+    return broken[0] if broken else float(median(known))
+
+
+def limits(run: Run, measure: str) -> Limits:
+    """Return the range that a measure can reach in this run."""
+    positions = _constant(run, "ProbePositions")
+    if positions is not None and not (math.isfinite(positions) and positions >= 1):
+        return Limits(damaged=f"ProbePositions is {figure_text(positions)}")
+    if measure == "UniquePredictions":
+        return _unique_limits(run)
+    if measure == "Skill":
+        return _skill_limits(run)
+    if measure in ("DiversityRatio", "Coverage"):
+        return _ratio_limits(run, "BigramUnique" if measure == "DiversityRatio" else "UniqueTargets", positions)
+    if measure == "RandomPromptUnique" and run.effective is not None:
+        prompts = run.effective.probe.random_prompts
+        return Limits(0, prompts, f"{prompts} prompts")
+    if measure in ("Loss", "HeldOutLoss"):
+        return Limits(low=0, why="a loss is never below 0")
+    if positions is None:
+        return Limits()
+    probe = f"{figure_text(positions)} probe positions"
+    if measure == "TopShare":
+        return Limits(1 / positions, 1, probe)
+    if measure == "EffectiveVocab":
+        return Limits(1, positions, probe)
+    if measure == "ContextInformation":
+        return Limits(0, math.log(positions), f"ln of {probe}")
+    return Limits()
+
+
+def _constant(run: Run, column: str) -> float | None:
+    """Return the least value of a column that is the same in every row of a sound file; not finite wins."""
+    known = [value for value in run.column(column) if value is not None]
+    broken = [value for value in known if not math.isfinite(value)]
+    return broken[0] if broken else min(known, default=None)
+
+
+def _unique_limits(run: Run) -> Limits:
+    if run.ceiling is None:
+        return Limits()
+    ceiling, inferred = run.ceiling
+    seen = [value for value in run.column("UniquePredictions") if value is not None and math.isfinite(value)]
+    if inferred:
+        # a value above it shows that the first row was no ceiling
+        if max(seen, default=0) > ceiling:
+            return Limits()
+        return Limits(0, ceiling, "inferred from step 1", inferred=True)
+    if max(seen, default=0) > ceiling:
+        return Limits(
+            0,
+            ceiling,
+            "ProbePositions",
+            damaged=f"{figure_text(max(seen))} distinct of {figure_text(ceiling)} ProbePositions",
+        )
+    return Limits(0, ceiling, "ProbePositions")
+
+
+def _skill_limits(run: Run) -> Limits:
+    unigram, bigram = _constant(run, "UnigramLoss"), _constant(run, "BigramLoss")
+    if unigram is None or bigram is None:
+        return Limits()
+    if not (math.isfinite(unigram) and math.isfinite(bigram)):
+        return Limits(damaged=f"UnigramLoss is {figure_text(unigram)}, BigramLoss {figure_text(bigram)}")
+    if unigram <= bigram:
+        return Limits(
+            empty=f"the bigram predictor ({figure_text(bigram)} nats) is no better than the unigram predictor "
+            f"({figure_text(unigram)}) on this probe, so Skill has no scale"
+        )
+    return Limits(high=unigram / (unigram - bigram), why="at a loss of 0")
+
+
+def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
+    reference = _constant(run, over)
+    if reference is None or positions is None:
+        return Limits()
+    if not (math.isfinite(reference) and 0 < reference <= positions):
+        return Limits(damaged=f"{over} is {figure_text(reference)} of {figure_text(positions)} ProbePositions")
+    return Limits(0, positions / reference, f"{figure_text(positions)} probe positions over {over}")
