@@ -17,7 +17,7 @@ from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Event
 
 if TYPE_CHECKING:
-    from benchmarks.faults.bench import Truth
+    from faults.bench import Truth
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def benchmarks_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def cases_without_loss(folder: Path, *options: str) -> dict[str, int]:
     """Try the faults and return how many cases of each there were."""
     file = folder / "rows.json"
-    command = [sys.executable, "-m", "benchmarks.faults", *options, "--json", str(file)]
+    command = [sys.executable, "-m", "tests.faults", *options, "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -71,8 +71,8 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 @pytest.fixture
 def truth(train: Callable[..., list[Event]], tiny_config: Callable[..., RunConfig], tmp_path: Path) -> "Truth":
     """An undisturbed run, and its like under `runs`."""
-    from benchmarks.faults.bench import RUN, STEPS, Truth
-    from benchmarks.faults.hook import Call
+    from faults.bench import RUN, STEPS, Truth
+    from faults.hook import Call
 
     for folder in ("undisturbed", "runs"):
         train(tiny_config(steps=STEPS), names=[RUN], runs_dir=folder)
@@ -157,14 +157,14 @@ def test_a_loss_in_between_is_noticed(truth: "Truth", tmp_path: Path) -> None:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
-        from benchmarks.faults import hook
+        from faults import hook
     return hook.build(tmp_path_factory.mktemp("hook"))
 
 
 WRITES = """
 import os, sys
 from pathlib import Path
-from benchmarks.faults.hook import Fault, Hook, Mode
+from faults.hook import Fault, Hook, Mode
 
 folder = Path(sys.argv[1])
 hook = Hook()
@@ -233,7 +233,7 @@ def test_a_kill_leaves_what_was_done_before(
 
 def writes(library: Path, folder: Path, mode: str, at: int) -> "subprocess.CompletedProcess[str]":
     """Run WRITES with a fault."""
-    from benchmarks.faults import hook
+    from faults import hook
 
     folder.mkdir()
     number = hook.Mode[mode].value

@@ -23,7 +23,7 @@ from bitnetctl.trainer import checkpoint, loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.session import Options, open_session
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
 
 

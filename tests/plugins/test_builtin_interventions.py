@@ -135,7 +135,7 @@ def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Any], atol
 
 
 def test_the_table_covers_every_entry_point() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     points = project["entry-points"]["bitnetctl.interventions"]
     discovered = {found.name: found.target for found in registry.discover() if found.distribution == project["name"]}
     assert discovered == points

@@ -25,7 +25,7 @@ from bitnetctl.trainer.loop import Session
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
 
-GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_loss.json"
 RUNS = Path("runs")
 
 
@@ -86,7 +86,7 @@ def golden_configs(tiny_config: TinyConfig) -> dict[str, RunConfig]:
 def check_golden(precision: str, columns: tuple[str, ...], tolerance: float) -> None:
     """Compare the runs' columns with the golden ones. After an intended change, write them anew:
 
-    BITNETCTL_WRITE_GOLDEN=1 python -m pytest tests/test_loop.py -k golden
+    BITNETCTL_WRITE_GOLDEN=1 python -m pytest tests/trainer/test_loop.py -k golden
     """
     curves = {
         name: {column: [float(row[column] or "nan") for row in rows(name)] for column in columns}

@@ -176,7 +176,7 @@ class Processes:
         # no threads in what is forked
         environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("signalled.py"))],
+            [sys.executable, str(Path(__file__).parents[1] / "signalled.py")],
             env={name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from benchmarks.faults.bench import RUN, Bench, Ended, Tally, Truth, by_place, each, goes_on
-from benchmarks.faults.hook import Fault, Mode
 from bitnetctl.errors import StorageError
+
+from .bench import RUN, Bench, Ended, Tally, Truth, by_place, each, goes_on
+from .hook import Fault, Mode
 
 _NUMBERS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES)
 _LATEST_KIB = 1024

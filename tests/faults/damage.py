@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.faults.bench import RUN, STEPS, Bench, Ended, Tally, Truth, each, files_below, goes_on
-from benchmarks.faults.hook import NONE, Fault, Mode
 from bitnetctl.errors import CheckpointError
 from bitnetctl.trainer import checkpoint
+
+from .bench import RUN, STEPS, Bench, Ended, Tally, Truth, each, files_below, goes_on
+from .hook import NONE, Fault, Mode
 
 Content = dict[str, bytes]
 _NAMES = ("model.safetensors", "optimizer.safetensors", "codes.safetensors", "state.json", "records.csv")

@@ -1,6 +1,6 @@
 """Kill, damage and starve a training at every place, and see whether anything is lost.
 
-    python -m benchmarks.faults [--quick] [--json FILE] [--seed 0]
+    python -m tests.faults [--quick] [--json FILE] [--seed 0]
 
 A tiny run and a tiny sweep are trained by the command line over and over, each time with one fault; then they are
 started again, and must end with the CSV (but for the measured speed), the weights and the files of an undisturbed
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.faults import hook
+from . import hook
 
 if TYPE_CHECKING:
-    from benchmarks.faults.bench import Tally
+    from .bench import Tally
 
 _FOLDER = "FAULTS_FOLDER"
 
@@ -51,8 +51,8 @@ QUICK = Extent(
 def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
     """Try every fault and yield the rows of the table."""
     # torch is loaded in the process that tries, not in the one that starts it
-    from benchmarks.faults import damage, disk, kills
-    from benchmarks.faults.bench import Bench, Truth
+    from . import damage, disk, kills
+    from .bench import Bench, Truth
 
     bench = Bench(folder)
     run = Truth.of(bench, bench.train, "run", times=5)
@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = hook.environment(hook.build(folder)) | {_FOLDER: name, "XDG_CACHE_HOME": str(folder / "cache")}
-        command = [sys.executable, "-m", "benchmarks.faults", *sys.argv[1:]]
+        command = [sys.executable, "-m", "tests.faults", *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
 
 

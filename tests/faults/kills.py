@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.faults.bench import RUN, Bench, Child, Tally, Truth, by_place, each, files_below, goes_on, is_finished
-from benchmarks.faults.hook import Fault, Mode
+from .bench import RUN, Bench, Child, Tally, Truth, by_place, each, files_below, goes_on, is_finished
+from .hook import Fault, Mode
 
 # how far a figure may be from that of another pack composition
 TOLERANCE = 1e-2

@@ -27,7 +27,7 @@ from bitnetctl.config import build_config, field_paths
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import NAMES, RunPaths, read, read_manifest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Done(NamedTuple):
