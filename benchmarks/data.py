@@ -120,9 +120,9 @@ def _tokenizing(config: DataConfig, documents: list[str], folder: Path) -> tuple
         plain.train_from_iterator(documents, trainer)
         encode(plain)
 
-    def cold(asked: DataConfig) -> None:
+    def cold(requested: DataConfig) -> None:
         _enter_cache(folder / f"cold-{next(count)}")
-        prepare(asked)
+        prepare(requested)
 
     def warm() -> None:
         _enter_cache(folder / "warm")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from bitnetctl.config import RunConfig
-from bitnetctl.hardware import measure_rates, multiplies_bf16
-from bitnetctl.model.matmul import Precision, Products
-from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.hardware import has_bf16_matmul, measure_rates
+from bitnetctl.model.matmul import Matmul, Precision
+from bitnetctl.model.parameters import num_parameters, parameter_specs
 
 ADAM_BYTES = 28
 LOGITS_BYTES = 8
@@ -38,13 +38,13 @@ class Product:
         return 6 * self.count * tokens * self.height * self.width
 
 
-def products(config: RunConfig, vocab_size: int) -> list[Product]:
+def matmul(config: RunConfig, vocab_size: int) -> list[Product]:
     """Return every product of a step of one run."""
     model = config.model
     found = [
-        Product(key, storage.shape[0], storage.shape[1], storage.shape[2])
-        for key, storage in storages(model, vocab_size).items()
-        if storage.is_matrix
+        Product(key, spec.shape[0], spec.shape[1], spec.shape[2])
+        for key, spec in parameter_specs(model, vocab_size).items()
+        if spec.is_matrix
     ]
     return [*found, Product("head", 1, vocab_size, model.hidden_size)]
 
@@ -68,11 +68,11 @@ class Floor:
         precisions: Sequence[Precision] = ("fp32", "bf16"),
     ) -> None:
         self._config = config
-        self._products = products(config, vocab_size)
+        self._products = matmul(config, vocab_size)
         self._vocab_size = vocab_size
         self._runs = runs
         self._device = device
-        self._precisions = [one for one in precisions if one == "fp32" or multiplies_bf16(device)]
+        self._precisions = [one for one in precisions if one == "fp32" or has_bf16_matmul(device)]
         self._tokens = config.data.batch_size * config.data.sequence_length
         self._parameters = num_parameters(config.model, vocab_size)
 
@@ -112,7 +112,7 @@ class Floor:
 
     def _seconds(self, product: Product, precision: Precision) -> float:
         """Return the time of a product there and back over all layers, with the faster of the libraries."""
-        multiply = Products(precision, self._device)
+        multiply = Matmul(precision, self._device)
         x, weight, grad = (
             multiply.cast(torch.randn(self._runs, *shape, device=self._device))
             for shape in (

@@ -87,7 +87,7 @@ def contenders(jobs: Mapping[str, Job]) -> Iterator[list[Contender]]:
 
 
 def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[Contender]:
-    """Let every contender start, take all its turns and end before the next: a card cannot hold them all together."""
+    """Let every contender start, take all its turns and end before the next: a GPU cannot hold them all together."""
     ended: list[Contender] = []
     for name, job in jobs.items():
         with contenders({name: job}) as alone:
@@ -99,7 +99,7 @@ def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[Cont
 def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
     environment = cli_environment() if job.as_command_line else dict(os.environ)
     if job.kind == "transformers" and job.device == "cpu":
-        # its quantizers are decorated with torch.compile, which takes a minute and a compiler on a processor
+        # its quantizers are decorated with torch.compile, which takes a minute and a compiler on a CPU
         environment["TORCHDYNAMO_DISABLE"] = "1"
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(job))],
@@ -169,8 +169,8 @@ def ratio(reference: float | None, value: float | None) -> float | None:
 @functools.cache
 def cli_environment() -> dict[str, str]:
     """Return the environment that the command line trains in, thread settings included, by asking it."""
-    asked = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
-    environment: dict[str, str] = json.loads(asked.stdout.splitlines()[-1])
+    requested = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
+    environment: dict[str, str] = json.loads(requested.stdout.splitlines()[-1])
     return environment
 
 

@@ -1,12 +1,12 @@
-"""Tokens a second of a model above 100 M parameters on a card, against the same model compiled from stock parts.
+"""Tokens a second of a model above 100 M parameters on a GPU, against the same model compiled from stock parts.
 
     python -m benchmarks.large [--set model.num_layers=24] [--rounds N] [--steps N] [--device auto] [--json FILE]
     python -m benchmarks.large --device cpu --tiny
 
-The contenders train in processes of their own, one after the other, since a card does not hold them all; the first is
-measured again at the end, and what that differs by is how much the card drifted. The stock loops have what an expert
+The contenders train in processes of their own, one after the other, since a GPU does not hold them all; the first is
+measured again at the end, and what that differs by is how much the GPU drifted. The stock loops have what an expert
 adds: forward and loss in one compiled program, fused AdamW, no waiting for the loss. torchao comes on its own (`pip
-install torchao`). Without a card nothing is measured, but for `--tiny`: a scaled-down form, not compiled, that shows
+install torchao`). Without a GPU nothing is measured, but for `--tiny`: a scaled-down form, not compiled, that shows
 that this program works.
 """
 
@@ -43,9 +43,7 @@ def main() -> int:
     """Measure and print; 1 if a contender broke."""
     parser = harness.argument_parser(__doc__)
     harness.add_device(parser, default="auto")
-    parser.add_argument(
-        "--tiny", action="store_true", help="scaled down and not compiled, for a machine without a card"
-    )
+    parser.add_argument("--tiny", action="store_true", help="scaled down and not compiled, for a machine without a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the model or batch")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--steps", type=int, help="steps a turn")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.load [--quick] [--json FILE]
 
-Time is wall-clock time and, for what a busy machine cannot distort, processor time; peak memory is the largest resident
+Time is wall-clock time and, for what a busy machine cannot distort, CPU time; peak memory is the largest resident
 set of the process (`ru_maxrss`). What each costs is the difference from the line above, a run, a row or a file more, so
-that what a command costs before it starts is out of it; `growth` is that processor time over the one of the line above:
+that what a command costs before it starts is out of it; `growth` is that CPU time over the one of the line above:
 about 1 is linear.
 """
 

@@ -4,8 +4,8 @@
 
 A run of a few hundred steps has the 21 evaluations and 20 saves of one of 20,000, so these are timed in it, piece by
 piece, and counted once, with what is left around them; what the loop does at every step is timed with steps that do
-nothing and taken 20,000 times. The views follow the clock and draw beside the training: their share is the processor
-time that they add while steps only sleep. Bare steps and whole runs take turns in this process, on the processor;
+nothing and taken 20,000 times. The views follow the clock and draw beside the training: their share is the CPU
+time that they add while steps only sleep. Bare steps and whole runs take turns in this process, on the CPU;
 opening a run is not in it.
 """
 
@@ -28,8 +28,8 @@ from bitnetctl.config import RunConfig, build_config
 from bitnetctl.monitor.console import PlainReporter, Reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.trainer import loop
-from bitnetctl.trainer.loop import Session
-from bitnetctl.trainer.session import Options, open_session
+from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.session import Options, open_trainer
 
 _STEPS = 20_000
 _LIMIT = 0.03
@@ -136,15 +136,15 @@ def _run(config: RunConfig, reporter: Reporter, watch: Watch) -> harness.Turn:
 
 
 @contextlib.contextmanager
-def _session(config: RunConfig) -> Iterator[Session]:
+def _session(config: RunConfig) -> Iterator[Trainer]:
     with tempfile.TemporaryDirectory() as folder:
         options = Options(runs_dir=Path(folder), device="cpu")
-        with open_session([config], options, names=[config.run_name]) as session:
+        with open_trainer([config], options, names=[config.run_name]) as session:
             yield session
 
 
 @contextlib.contextmanager
-def _watching(session: Session, reporter: Reporter, watch: Watch) -> Iterator[None]:
+def _watching(session: Trainer, reporter: Reporter, watch: Watch) -> Iterator[None]:
     """Put the pieces of a session under the clock."""
     output, model = session.outputs[0], session.pack.model
     calls = (
@@ -170,7 +170,7 @@ def _loop_seconds(config: RunConfig, steps: int = 2000) -> float:
 
 
 def _view_shares(config: RunConfig, step_seconds: float, seconds: float) -> dict[str, float]:
-    """Return the processor time that each view adds to a run whose steps only sleep, over the time it takes."""
+    """Return the CPU time that each view adds to a run whose steps only sleep, over the time it takes."""
     idle = _evaluated_at_the_ends(config, max(3, round(seconds / step_seconds)))
 
     def share(reporter: Reporter | None) -> float:

@@ -4,7 +4,7 @@
 
 The time is that of one step of one run. The runs of a serial sweep, each alone, take the time of the pack of one. The
 share of the possible is against the floor of a whole pack: its products and its memory traffic as measured here. On a
-card the steps are recorded, their products bf16, and a column more is against Adam's traffic alone, 28 bytes a
+GPU the steps are recorded, their products bf16, and a column more is against Adam's traffic alone, 28 bytes a
 parameter.
 """
 
@@ -22,7 +22,7 @@ def main() -> int:
     """Measure and print; 1 if a contender broke."""
     parser = harness.argument_parser(__doc__)
     harness.add_device(parser)
-    parser.add_argument("--recipe", choices=sorted(VOCABULARIES), help="unset: quick, and origin on a card")
+    parser.add_argument("--recipe", choices=sorted(VOCABULARIES), help="unset: quick, and origin on a GPU")
     parser.add_argument("--sizes", default="1,3,9,16", metavar="LIST", help="runs of each pack; 1 is always measured")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--steps", type=int, help="steps a turn")

@@ -14,7 +14,7 @@ from pathlib import Path
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.records import NAMES
 from bitnetctl.trainer import loop
-from bitnetctl.trainer.session import Options, open_session
+from bitnetctl.trainer.session import Options, open_trainer
 
 _TIMED = ("TokensPerSecond",)
 
@@ -59,7 +59,7 @@ def _train(configs: list[RunConfig], runs_dir: Path, how: str) -> None:
     packs = [configs] if how == "together" else [[config] for config in configs]
     for pack in packs:
         names = [config.run_name for config in pack]
-        with open_session(pack, Options(runs_dir=runs_dir, keep_weights=False), names=names) as session:
+        with open_trainer(pack, Options(runs_dir=runs_dir, keep_weights=False), names=names) as session:
             for _ in loop.train(session):
                 pass
 

@@ -30,7 +30,7 @@ def main() -> int:
     harness.add_device(parser, default="auto")
     parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="origin")
     parser.add_argument("--sizes", default="256,512,768,1024", metavar="LIST", help="hidden sizes")
-    parser.add_argument("--runs", type=int, help="runs of a pack; unset: 4, and 16 on a card")
+    parser.add_argument("--runs", type=int, help="runs of a pack; unset: 4, and 16 on a GPU")
     parser.add_argument("--rounds", type=int, help="turns of every pack")
     parser.add_argument("--steps", type=int, help="steps a turn")
     arguments = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> int:
     steps = arguments.steps or (5 if arguments.quick else 100 if on_card else 5)
 
     jobs = plan_jobs(arguments.recipe, [int(size) for size in arguments.sizes.split(",")], runs, arguments.device)
-    # a large pack takes what a card has, so they cannot take turns
+    # a large pack takes what a GPU has, so they cannot take turns
     trained = harness.one_by_one(jobs, rounds=rounds, steps=steps)
     floor_jobs = {f"floor of {name}": replace(job, kind="floor", precision="bf16") for name, job in jobs.items()}
     floors = harness.one_by_one(floor_jobs, rounds=1, steps=1)

@@ -24,7 +24,7 @@ from bitnetctl.config import build_config
 
 _FEW_STEPS = 200
 _LIMIT_SECONDS = 1.5
-# on a card, for this alone
+# on a GPU, for this alone
 _TRAINING_LIMIT_SECONDS, _LIMITED = 60.0, ("cuda", "origin", "256,512", 20_000, 1)
 
 
@@ -105,7 +105,9 @@ def _arms(recipe: str) -> list[str]:
     return ["baseline", "decoupled-decay"] if recipe == "quick" else ["baseline"]
 
 
-def _commands(folder: Path, asked: Sequence[str], runs: int) -> tuple[list[harness.Contender], list[harness.Contender]]:
+def _commands(
+    folder: Path, requested: Sequence[str], runs: int
+) -> tuple[list[harness.Contender], list[harness.Contender]]:
     """Return the commands that train, and those that find everything there."""
     warm, count = folder / "cache", itertools.count()
 
@@ -114,17 +116,17 @@ def _commands(folder: Path, asked: Sequence[str], runs: int) -> tuple[list[harne
 
     def train(name: str, *options: str, cold: bool = False) -> harness.Contender:
         def make() -> list[str | Path]:
-            return [harness.tool(), *asked, "--runs-dir", new(), *options]
+            return [harness.tool(), *requested, "--runs-dir", new(), *options]
 
         return harness.command(name, make, cache=new if cold else lambda: warm)
 
     kept = folder / "runs"
-    fill = harness.command("fill", lambda: [harness.tool(), *asked, "--runs-dir", kept], cache=lambda: warm)
+    fill = harness.command("fill", lambda: [harness.tool(), *requested, "--runs-dir", kept], cache=lambda: warm)
     fill.take_turn(1)
     if fill.note:
         raise SystemExit(f"verify {fill.note}")
     again = harness.command(
-        "again, nothing to train", lambda: [harness.tool(), *asked, "--runs-dir", kept], cache=lambda: warm
+        "again, nothing to train", lambda: [harness.tool(), *requested, "--runs-dir", kept], cache=lambda: warm
     )
     csvs = sorted(kept.glob("*.csv"))
     alone = harness.command("the CSVs alone", lambda: [harness.tool(), "verify", *csvs], cache=lambda: warm)

@@ -25,7 +25,7 @@ from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.select import choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.hardware import prepare_processor
+from bitnetctl.hardware import prepare_cpu
 from bitnetctl.model.matmul import Precision
 from bitnetctl.plugins.composition import Composition
 
@@ -144,7 +144,7 @@ def zipf_tokens(vocab_size: int, config: RunConfig, count: int = 200_000) -> Tok
 
 
 def _ours(job: Job, device: torch.device) -> Train:
-    prepare_processor()
+    prepare_cpu()
     try:
         execution = choose(job.config, job.vocab_size, device, job.engine, job.precision)
     except ConfigError as error:
@@ -153,8 +153,8 @@ def _ours(job: Job, device: torch.device) -> Train:
     tokens = zipf_tokens(job.vocab_size, configs[0])
     pack = make_pack(configs, [Composition() for _ in configs], tokens, device, execution)
     torch.set_num_threads(choose_threads(pack, torch.get_num_threads()))
-    if isinstance(pack, CapturedPack) and pack.recorder is not None:
-        pack.recorder.on_error = _refuse
+    if isinstance(pack, CapturedPack) and pack.graphs is not None:
+        pack.graphs.on_error = _refuse
 
     def train(step: int) -> torch.Tensor:
         pack.step(step)
@@ -232,7 +232,7 @@ def _tuned_loop(job: Job, model: torch.nn.Module, device: torch.device) -> Train
 
 
 def _floor(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
-    prepare_processor()
+    prepare_cpu()
     precisions: list[Precision] = ["bf16"] if job.precision == "bf16" else ["fp32", "bf16"]
     floor = Floor(job.config, job.vocab_size, device, runs=job.runs, precisions=precisions)
     return lambda steps: {"steps": 1, **floor.measure()}

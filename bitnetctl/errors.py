@@ -84,7 +84,7 @@ class RunEndedError(ConfigError):
 
 
 class CaptureError(BitnetctlError):
-    """A step could not be recorded as a CUDA graph; only a new process can use the card again."""
+    """A step could not be recorded as a CUDA graph; only a new process can use the GPU again."""
 
 
 class StoppedBySignal(BitnetctlError):  # noqa: N818 - not a failure: the run can be resumed

@@ -33,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the card, or of the processor with its core count."""
+    """Return the name of the GPU, or of the CPU with its core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
@@ -46,7 +46,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return bytes allocated on the card, or resident in this process; 0 where the system does not tell."""
+    """Return bytes allocated on the GPU, or resident in this process; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def memory_available(device: torch.device) -> int:
-    """Return free bytes on the card, or in the machine without swapping; 0 where the system does not tell."""
+    """Return free bytes on the GPU, or in the machine without swapping; 0 where the system does not tell."""
     if device.type == "cuda":
         # what torch keeps for itself it hands to the next who asks
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -69,14 +69,14 @@ def memory_available(device: torch.device) -> int:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give a card back the memory of what nobody uses any more, recorded graphs with it."""
+    """Give a GPU back the memory of what nobody uses any more, recorded graphs with it."""
     if device.type == "cuda":
         # objects that only hold each other hold their memory too
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def prepare_processor() -> None:
+def prepare_cpu() -> None:
     """Set what makes this process compute faster: freed memory is kept, figures below 1.2e-38 are zero.
 
     Arithmetic with denormals takes many times as long, and a confident softmax is full of them. Threads inherit the
@@ -106,8 +106,8 @@ def keep_freed_memory() -> bool:
 
 
 @functools.cache
-def cpu_facts() -> tuple[str, frozenset[str]]:
-    """Return maker and instruction sets of the processor as Linux names them; empty where it does not tell."""
+def cpu_info() -> tuple[str, frozenset[str]]:
+    """Return maker and instruction sets of the CPU as Linux names them; empty where it does not tell."""
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
@@ -116,21 +116,21 @@ def cpu_facts() -> tuple[str, frozenset[str]]:
     return facts.get("vendor_id", ""), frozenset(facts.get("flags", "").split())
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones there; on other processors they are many times slower."""
+def has_bf16_matmul(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 ones there; on other CPUs they are many times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(cpu_facts()[1] & {"avx512_bf16", "amx_bf16"})
+    return bool(cpu_info()[1] & {"avx512_bf16", "amx_bf16"})
 
 
 @functools.cache
 def onednn_keeps_fp32() -> bool:
     """Whether oneDNN, allowed bf16 inside fp32 products, multiplies in fp32 all the same, and is worth it.
 
-    True on processors of another maker than Intel with AVX-512 and without AMX, if a check on four shapes agrees with
+    True on CPUs of another maker than Intel with AVX-512 and without AMX, if a check on four shapes agrees with
     double precision as fp32 must. Measured on an AMD EPYC with 2 cores: 345 against MKL's 160 GFLOP/s.
     """
-    maker, flags = cpu_facts()
+    maker, flags = cpu_info()
     if maker != "AuthenticAMD" or "avx512f" not in flags or any(flag.startswith("amx") for flag in flags):
         return False
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

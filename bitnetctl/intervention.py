@@ -1,6 +1,6 @@
 """What a plug-in author reads: everything an intervention may change about a run, and when it is asked.
 
-An intervention is a class with a `Settings` model and any of six seams; a seam left alone changes nothing.
+An intervention is a class with a `Settings` model and any of six hooks; a hook left alone changes nothing.
 
 Per run, in this order:
 
@@ -17,7 +17,7 @@ Interventions compose in the order they are given, `-i first+second`: each sees 
 Measurement never depends on treatment: the CSV's `Loss` is the plain cross-entropy for every arm, the probe is the
 same for all, and what `training_loss` returns is the column `Objective`.
 
-Many runs train as one program, so a seam must keep its state, if it has any, on `self`: every run has an instance of
+Many runs train as one program, so a hook must keep its state, if it has any, on `self`: every run has an instance of
 its own, and `transform_gradients` sees the parameters of its own run only. State is saved and restored with a
 checkpoint through `state_dict` and `load_state_dict`.
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 API_VERSION = 1
-"""Version of the seams below; raised when a seam changes its meaning or signature."""
+"""Version of the hooks below; raised when a hook changes its meaning or signature."""
 
 
 class InterventionSettings(BaseModel):
@@ -75,7 +75,7 @@ class InterventionSettings(BaseModel):
 
 
 class Intervention:
-    """Base of every intervention; the seams below are the identity."""
+    """Base of every intervention; the hooks below are the identity."""
 
     api_version: ClassVar[int] = API_VERSION
     summary: ClassVar[str] = ""
@@ -111,11 +111,11 @@ class Intervention:
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Return the scalar objective of a batch, in nats: all its T positions over the vocabulary V."""
-        raise NotImplementedError("a seam without claimant is never called")
+        raise NotImplementedError("a hook without claimant is never called")
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
         """Change the `.grad` of the run's parameters in place; names are those of `transformers`."""
-        raise NotImplementedError("a seam without claimant is never called")
+        raise NotImplementedError("a hook without claimant is never called")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on, as JSON values; stateless by default."""

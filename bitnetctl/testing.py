@@ -100,22 +100,22 @@ def _check_schedules(intervention: type[Intervention], settings: Mapping[str, An
     config = composition.configure(tiny_config())
     again = build(intervention, settings)
     assert again.configure(tiny_config()) == config, "configure is not the same for the same config"
-    for seam, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
-        values = [getattr(composition, seam)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
-        assert all(math.isfinite(value) and value >= 0 for value in values), f"{seam} is negative or not finite"
-        backwards = [getattr(composition, seam)(base, step, _STEPS) for step in range(_STEPS, 0, -1)]
-        assert backwards[::-1] == values, f"{seam} is not a pure function of the step"
+    for hook, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
+        values = [getattr(composition, hook)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
+        assert all(math.isfinite(value) and value >= 0 for value in values), f"{hook} is negative or not finite"
+        backwards = [getattr(composition, hook)(base, step, _STEPS) for step in range(_STEPS, 0, -1)]
+        assert backwards[::-1] == values, f"{hook} is not a pure function of the step"
 
 
 def _check_training(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
     first = train_steps(build(intervention, settings))
-    assert first.members[0].diverged_at is None, "two training steps do not end in finite numbers"
+    assert first.replicas[0].diverged_at is None, "two training steps do not end in finite numbers"
     second = train_steps(build(intervention, settings))
     assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives two results"
-    if len(first.members) == 2:
+    if len(first.replicas) == 2:
         baseline = train_steps(Composition())
-        for key, leaf in baseline.members[1].leaves.items():
+        for key, flat in baseline.replicas[1].flat_parameters.items():
             torch.testing.assert_close(
-                first.members[1].leaves[key], leaf, msg=f"the baseline run beside it changed in {key}"
+                first.replicas[1].flat_parameters[key], flat, msg=f"the baseline run beside it changed in {key}"
             )
-    build(intervention, settings).load_state_dict(first.members[0].composition.state_dict())
+    build(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())

@@ -20,8 +20,8 @@ from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import ProbeData, TokenData
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.events import Event
-from bitnetctl.trainer.loop import Session
-from bitnetctl.trainer.session import Options, open_session
+from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.session import Options, open_trainer
 
 # the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
@@ -142,7 +142,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         names: Sequence[str] | None = None,
         stop_after: int | None = None,
         crash_after: int | None = None,
-        watch: Callable[[Session, Event], None] | None = None,
+        watch: Callable[[Trainer, Event], None] | None = None,
         runs_dir: Path | str = "runs",
         **options: Any,
     ) -> list[Event]:
@@ -158,7 +158,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         # at every evaluation: by default the clock decides
         options.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = Options(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
-        with open_session(configs, chosen, names=names or [config.run_name for config in configs]) as session:
+        with open_trainer(configs, chosen, names=names or [config.run_name for config in configs]) as session:
             events = []
             for event in loop.train(session):
                 events.append(event)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness, large, plan, start, verify, worker
-from benchmarks.floor import Floor, attention_flops, products
+from benchmarks.floor import Floor, attention_flops, matmul
 from benchmarks.overhead import Watch
 from benchmarks.pack import pack_jobs
 from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
@@ -18,7 +18,7 @@ from benchmarks.step import floor_ms, step_jobs
 from benchmarks.worker import Job, zipf_tokens
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine.pack import Pack
-from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.plugins.composition import Composition
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -81,13 +81,13 @@ def test_trainer_and_reference_agree_in_fp32() -> None:
 def test_floor_counts_six_flops_for_every_multiplied_parameter_and_token(recipe: str) -> None:
     config = tiny(recipe)
     unmultiplied = sum(
-        torch.Size(storage.shape).numel()
-        for storage in storages(config.model, VOCABULARY).values()
-        if storage.group == "norms" or (storage.group == "embeddings" and not config.model.tie_word_embeddings)
+        torch.Size(spec.shape).numel()
+        for spec in parameter_specs(config.model, VOCABULARY).values()
+        if spec.group == "norms" or (spec.group == "embeddings" and not config.model.tie_word_embeddings)
     )
     multiplied = num_parameters(config.model, VOCABULARY) - unmultiplied
     tokens = config.data.batch_size * config.data.sequence_length
-    assert sum(product.flops(tokens) for product in products(config, VOCABULARY)) == 6 * multiplied * tokens
+    assert sum(product.flops(tokens) for product in matmul(config, VOCABULARY)) == 6 * multiplied * tokens
     floor = Floor(config, VOCABULARY, CPU, runs=3)
     assert floor.flops == 3 * (6 * multiplied * tokens + attention_flops(config))
 
@@ -261,13 +261,13 @@ def test_packs_on_a_card_are_recorded_and_in_bf16() -> None:
 
 def test_verify_asks_for_what_it_is_asked_for() -> None:
     arguments = argparse.Namespace(recipe="origin", sizes="256,512", steps=20_000, seeds=1, device=CARD)
-    asked = ["verify", "--recipe", "origin", "--seeds", "1", "--steps", "20000", "--device", "cuda:0"]
-    assert verify.command_line(arguments) == [*asked, "--sizes", "256,512"]
+    requested = ["verify", "--recipe", "origin", "--seeds", "1", "--steps", "20000", "--device", "cuda:0"]
+    assert verify.command_line(arguments) == [*requested, "--sizes", "256,512"]
     assert verify.training_limit(arguments) == 60.0
     arguments = argparse.Namespace(recipe="quick", sizes=None, steps=100, seeds=3, device=CPU)
-    asked = ["verify", "--recipe", "quick", "--seeds", "3", "--steps", "100", "--device", "cpu"]
-    asked += ["-i", "decoupled-decay", "--set", "probe.eval_every_steps=100"]
-    assert verify.command_line(arguments) == asked
+    requested = ["verify", "--recipe", "quick", "--seeds", "3", "--steps", "100", "--device", "cpu"]
+    requested += ["-i", "decoupled-decay", "--set", "probe.eval_every_steps=100"]
+    assert verify.command_line(arguments) == requested
     assert verify.training_limit(arguments) is None
 
 

@@ -58,7 +58,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
         assert {f"killed before a write call: {place}", f"killed in the middle of, or after, one: {place}"} <= set(
             tried
         )
-    assert sum(cases for fault, cases in tried.items() if fault.startswith("set back after it diverged")) >= 4
+    assert sum(cases for fault, cases in tried.items() if fault.startswith("rolled back after it diverged")) >= 4
     for kind in ("killed before a write", "at a random moment", "sweep killed", "two sweeps", "pack killed"):
         assert any(kind in fault for fault in tried), kind
     for kind in ("ENOSPC", "EIO", "EROFS", "EACCES", "disk full", "run.json", "the CSV", "optimizer.safetensors"):
@@ -164,7 +164,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WRITES = """
 import os, sys
 from pathlib import Path
-from faults.hook import Fault, Hook, Mode
+from tests.faults.hook import Fault, Hook, Mode
 
 folder = Path(sys.argv[1])
 hook = Hook()

@@ -162,10 +162,10 @@ def test_sync_folder_needs_a_folder(tmp_path: Path) -> None:
 
 
 def test_require_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requested = []
 
     def usage(path: Any) -> SimpleNamespace:
-        asked.append(Path(path))
+        requested.append(Path(path))
         return SimpleNamespace(free=2 * 2**30)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
@@ -175,7 +175,7 @@ def test_require_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         require_space(folder, 3 * 2**30)
     assert caught.value.exit_code is ExitCode.USAGE
     assert str(caught.value) == f"{folder}: no space left: about 3.00 GiB needed, 2.00 GiB free"
-    assert asked == [tmp_path, tmp_path]
+    assert requested == [tmp_path, tmp_path]
     assert not folder.parent.exists()
 
 

@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Pretend that there are two cards."""
+def gpus(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pretend that there are two GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     return 2
@@ -23,7 +23,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that there is no card."""
+    """Pretend that there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
@@ -57,13 +57,13 @@ def test_a_bad_device_is_one_line(name: str, fragment: str) -> None:
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-def test_cards_are_taken_by_number(cards: int) -> None:
+def test_cards_are_taken_by_number(gpus: int) -> None:
     # numbered, as torch.cuda.set_device wants them
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
-    assert resolve_device("cuda:1") == torch.device("cuda", cards - 1)
+    assert resolve_device("cuda:1") == torch.device("cuda", gpus - 1)
     assert resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match="'cuda:2' is not available"):
-        resolve_device(f"cuda:{cards}")
+        resolve_device(f"cuda:{gpus}")
 
 
 def test_facts_of_the_processor() -> None:
@@ -90,7 +90,7 @@ def test_what_torch_keeps_on_a_card_is_available(monkeypatch: pytest.MonkeyPatch
 
 def test_unused_memory_of_a_card_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     class Holder:
-        """Holds what a card would keep, and is held by itself only."""
+        """Holds what a GPU would keep, and is held by itself only."""
 
         def __init__(self) -> None:
             self.itself = self

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from bitnetctl.analysis.anova import find_factors
 from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
-from bitnetctl.analysis.summary import Metric, RunFacts
+from bitnetctl.analysis.summary import Metric, RunSummary
 from bitnetctl.config import near_miss
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.run import Run
@@ -113,16 +113,16 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
     return arms
 
 
-def choose_baselines(arms: Sequence[Arm], asked_for: str | None = None) -> dict[str, str]:
+def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:
     """Return the label of its baseline for every arm that has one.
 
     By default that is the arm whose interventions every other arm of the same variant contains, the one without any
-    as a rule. `asked_for` names one arm for all the others, by its label or by what only its label has; raises
+    as a rule. `requested` names one arm for all the others, by its label or by what only its label has; raises
     ConfigError where there is no such arm.
     """
     by_label = {arm.label: arm for arm in arms}
-    if asked_for is not None:
-        named = _named(arms, asked_for)
+    if requested is not None:
+        named = _named(arms, requested)
         return {label: named for label in by_label if label != named}
     chosen: dict[str, str] = {}
     for variant in {arm.variant for arm in arms}:
@@ -149,9 +149,9 @@ def _named(arms: Sequence[Arm], text: str) -> str:
     )
 
 
-def arm_effects(facts: Sequence[RunFacts], baselines: Mapping[str, str]) -> list[ArmEffect]:
+def arm_effects(facts: Sequence[RunSummary], baselines: Mapping[str, str]) -> list[ArmEffect]:
     """Compare every arm with its baseline; p values are Holm-adjusted over the arms, metric by metric."""
-    by_arm: dict[str, dict[_Place, list[RunFacts]]] = {}
+    by_arm: dict[str, dict[_Place, list[RunSummary]]] = {}
     for run in facts:
         by_arm.setdefault(run.arm, {}).setdefault((run.size, run.seed, run.planned_steps), []).append(run)
     found = [_arm_effect(arm, by_arm[arm], baseline, by_arm[baseline]) for arm, baseline in baselines.items()]
@@ -163,7 +163,7 @@ def arm_effects(facts: Sequence[RunFacts], baselines: Mapping[str, str]) -> list
 
 
 def _arm_effect(
-    arm: str, runs: Mapping[_Place, list[RunFacts]], baseline: str, others: Mapping[_Place, list[RunFacts]]
+    arm: str, runs: Mapping[_Place, list[RunSummary]], baseline: str, others: Mapping[_Place, list[RunSummary]]
 ) -> ArmEffect:
     # a file that tells neither seed nor size is no pair of another that does not
     shared = [place for place in runs if place in others and place[0] is not None and place[1] is not None]
@@ -179,7 +179,7 @@ def _arm_effect(
     )
 
 
-def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunFacts], list[RunFacts]]]) -> Effect:
+def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], list[RunSummary]]]) -> Effect:
     better = METRICS[metric][1]
     # plus 0.0 makes a positive zero of a negative one
     sign = 1.0 if better == "higher" else -1.0
@@ -213,7 +213,7 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunFacts], li
     )
 
 
-def _figure(runs: Sequence[RunFacts], metric: Metric) -> float | None:
+def _figure(runs: Sequence[RunSummary], metric: Metric) -> float | None:
     """Return the mean over copies of a run, as a rule the figure of the one there is; NaN where one failed."""
     if any(run.failed for run in runs):
         return math.nan

@@ -8,11 +8,11 @@ from bitnetctl.analysis.agreement import Agreement, agreements, probe_of
 from bitnetctl.analysis.anova import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.effects import ArmEffect, arm_effects, choose_baselines, name_arms
 from bitnetctl.analysis.stats import sign_flip_floor
-from bitnetctl.analysis.summary import Metric, RunFacts, run_facts
+from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
 from bitnetctl.records.run import Run
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
-    "share_of_collapsed_evaluations": ("share of collapsed evaluations", ".0%"),
+    "collapsed_fraction": ("share of collapsed evaluations", ".0%"),
     "stage1_held_out_loss": ("held-out loss at the end of stage 1", ".3f"),
     "final_held_out_loss": ("final held-out loss", ".3f"),
 }
@@ -24,7 +24,7 @@ class Study:
     """A set of runs and what it shows; `facts` stand in the order of `runs`, `arms` has the baselines first."""
 
     runs: tuple[Run, ...]
-    facts: tuple[RunFacts, ...]
+    facts: tuple[RunSummary, ...]
     arms: tuple[str, ...]
     effects: tuple[ArmEffect, ...]
     factors: tuple[Factor, ...]
@@ -49,7 +49,7 @@ class Study:
 def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
     """Analyse runs; raises ConfigError where `baseline` is not one of their arms."""
     arms = name_arms(runs)
-    facts = [run_facts(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
+    facts = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
     baselines = choose_baselines(arms, baseline)
     effects = arm_effects(facts, baselines)
     configured = [index for index, run in enumerate(runs) if run.effective is not None]
@@ -72,7 +72,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
 
 
 def _notes(
-    runs: Sequence[Run], facts: Sequence[RunFacts], effects: Sequence[ArmEffect], without_config: int
+    runs: Sequence[Run], facts: Sequence[RunSummary], effects: Sequence[ArmEffect], without_config: int
 ) -> list[str]:
     """Say what a reader of the figures must know."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.records.notes]

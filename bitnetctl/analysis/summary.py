@@ -21,12 +21,12 @@ LASTING_EVALUATIONS = 3
 """Evaluations in a row that make a collapse, or a recovery, a lasting one."""
 
 Metric = Literal[
-    "final_held_out_loss", "final_skill", "final_log2_unique", "stage1_held_out_loss", "share_of_collapsed_evaluations"
+    "final_held_out_loss", "final_skill", "final_log2_unique", "stage1_held_out_loss", "collapsed_fraction"
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class RunSummary:
     """What the rows of one run add up to.
 
     Losses are in nats. `final` is the last row, whatever its step: `complete` says whether that is the planned end.
@@ -52,7 +52,7 @@ class RunFacts:
     collapsed_at: int | None
     collapse_reason: str | None
     recovered_at: int | None
-    share_of_collapsed_evaluations: float | None
+    collapsed_fraction: float | None
     boundary_recovery_factor: float | None
     boundary_held_out_loss_drop: float | None
     boundary_training_loss_drop: float | None
@@ -79,8 +79,8 @@ class RunFacts:
         showed, that of its untrained model as a rule, with the skill of that loss and with one distinct prediction.
         A run that is still short of its plan has no final figure yet.
         """
-        if metric == "share_of_collapsed_evaluations":
-            return self.share_of_collapsed_evaluations
+        if metric == "collapsed_fraction":
+            return self.collapsed_fraction
         if metric == "stage1_held_out_loss":
             fell_in_stage1 = self.failed and (self.boundary_step is None or self.final_step <= self.boundary_step)
             return self.worst_held_out_loss if fell_in_stage1 else self.stage1_held_out_loss
@@ -96,7 +96,7 @@ class RunFacts:
         return self.final_held_out_loss if metric == "final_held_out_loss" else self.final_skill
 
 
-def run_facts(run: Run, arm: str | None = None) -> RunFacts:
+def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     """Return the facts of a run; `arm` is the label of its arm among the runs it is compared with.
 
     Volatility is the mean of |log2(u[i+1] / u[i])| over the distinct predictions u of neighbouring evaluations after
@@ -123,7 +123,7 @@ def run_facts(run: Run, arm: str | None = None) -> RunFacts:
     bad = int(collapsed_states.sum()) + _missed(run)
     judged = bad + int(healthy_states.sum())
     manifest = run.manifest
-    return RunFacts(
+    return RunSummary(
         name=run.name,
         path=str(run.path),
         arm=arm or run.arm or run.name,
@@ -142,7 +142,7 @@ def run_facts(run: Run, arm: str | None = None) -> RunFacts:
         collapsed_at=collapsed,
         collapse_reason=_reason(run, collapsed),
         recovered_at=recovered,
-        share_of_collapsed_evaluations=bad / judged if judged else None,
+        collapsed_fraction=bad / judged if judged else None,
         boundary_recovery_factor=_ratio(_pick(unique, after), _pick(unique, before)),
         boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
         boundary_training_loss_drop=_difference(_pick(loss, before), _pick(loss, after)),

@@ -53,7 +53,7 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
     A `stop` that is active already is that of a training; with any other command it ends.
     """
     # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
-    # share a processor then train up to twenty times slower than they need to
+    # share a CPU then train up to twenty times slower than they need to
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # beside the tokens: torch would keep compiled kernels in a temporary folder, which many clusters empty after a job
     cache = Path(platformdirs.user_cache_dir("bitnetctl"))

@@ -64,7 +64,7 @@ def analyze(
     if html is not None:
         write_atomic(html, report.html_page(found, judged).encode())
     if csv is not None:
-        write_atomic(csv, report.facts_csv(found).encode())
+        write_atomic(csv, report.summaries_csv(found).encode())
     if as_json:
         print_json(found.to_json())
     else:

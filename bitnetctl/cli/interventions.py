@@ -60,7 +60,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
     console.print(f"from     {escape(f'{plugin.distribution} {plugin.version} ({plugin.target})')}", highlight=False)
     if plugin.source_sha256:
         console.print(f"sha256   {plugin.source_sha256}", highlight=False, soft_wrap=True)
-    console.print(f"changes  {', '.join(plugin.seams)}", highlight=False)
+    console.print(f"changes  {', '.join(plugin.hooks)}", highlight=False)
     fields = plugin.intervention.Settings.model_fields
     if fields:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -123,7 +123,7 @@ def _describe(plugin: "Plugin") -> dict[str, Any]:
         "problem": plugin.problem,
         "summary": intervention.summary if intervention else None,
         "source": intervention.source if intervention else None,
-        "seams": plugin.seams,
+        "hooks": plugin.hooks,
         "settings": intervention.Settings.model_json_schema()["properties"]
         if intervention and intervention.Settings.model_fields
         else {},

@@ -39,7 +39,7 @@ EngineOption = Annotated[
     str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
 ]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a card).")
+    str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a GPU).")
 ]
 OnDivergenceOption = Annotated[
     str,

@@ -107,7 +107,7 @@ def train(
                     resume=resume if resume in ("auto", "never") else Path(resume),  # type: ignore[arg-type]
                     should_stop=stop,
                     progress=stopping(reporter.work, stop),
-                    notice=reporter.notice,
+                    log=reporter.log,
                 )
                 stopped = follow(session.train_runs([config], options, names=[name]), reporter)
             if stopped:
@@ -132,7 +132,7 @@ def _dry_run(config: "RunConfig", name: str, device_name: str, as_json: bool) ->
     from bitnetctl.engine.cost import estimate, known_vocabulary
     from bitnetctl.hardware import memory_available, resolve_device
     from bitnetctl.plugins.registry import effective_config
-    from bitnetctl.report.terminal import facts_table
+    from bitnetctl.report.terminal import key_value_table
 
     device = resolve_device(device_name)
     effective = effective_config(config)
@@ -157,6 +157,6 @@ def _dry_run(config: "RunConfig", name: str, device_name: str, as_json: bool) ->
         "memory": f"about {gibibytes(cost.memory_bytes)} of {gibibytes(free)} free",
         "time": f"about {duration(cost.total_seconds)} on {device} ({cost.step_seconds * 1000:.1f} ms a step)",
     }
-    stdout().print(facts_table(name, facts))
+    stdout().print(key_value_table(name, facts))
     typer.echo(config_text(effective))
     return ExitCode.SUPPORTED

@@ -60,7 +60,7 @@ def train_missing(
             arguments += ["--on-divergence", on_divergence]
             arguments += ["--keep-weights" if keep_weights else "--no-keep-weights"]
             arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
-            work_on_devices(devices, missing, arguments, stop, reporter.notice)
+            work_on_devices(devices, missing, arguments, stop, reporter.log)
         else:
             options = Options(
                 runs_dir=runs_dir,
@@ -72,13 +72,13 @@ def train_missing(
                 keep_weights=keep_weights,
                 should_stop=stop,
                 progress=stopping(reporter.work, stop),
-                notice=reporter.notice,
+                log=reporter.log,
             )
             if follow(sweep_runs(missing, options, pack=pack_size, workers=workers), reporter):
                 return True
         # between two runs, or in a worker; in the last step of all there is nothing left to go on with
         if stop() and not all(_has_ended(config, runs_dir) for config in missing):
-            reporter.notice(f"stopped by {stop.signal_name}; the same command goes on from there")
+            reporter.log(f"stopped by {stop.signal_name}; the same command goes on from there")
             return True
         return False
 
@@ -130,10 +130,10 @@ def follow(events: "Iterator[Event]", reporter: "Reporter") -> bool:
         for event in events:
             reporter.event(event)
             if isinstance(event, Stopped):
-                reporter.notice("the same command goes on from there")
+                reporter.log("the same command goes on from there")
                 return True
     except StoppedBySignal as error:
-        reporter.notice(str(error))
+        reporter.log(str(error))
         return True
     return False
 

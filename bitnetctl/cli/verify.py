@@ -85,7 +85,7 @@ def verify(
             return _judge_and_show(
                 runs,
                 judged_by,
-                _Asked(arms=arms, decides=decides, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps),
+                _Request(arms=arms, decides=decides, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps),
                 _Outputs(report=report, bundle=bundle, junit=junit, as_json=as_json),
             )
 
@@ -107,7 +107,7 @@ def verify(
                 if job is not None:
                     print_message(requeue_job(job))
                 return ExitCode.STOPPED
-    asked = _Asked(
+    requested = _Request(
         arms=list(dict.fromkeys(config.arm for config in configs)),
         decides=[configs[-1].arm],
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
@@ -117,13 +117,13 @@ def verify(
     return _judge_and_show(
         _trained_runs(configs, runs_dir),
         judged_by,
-        asked,
+        requested,
         _Outputs(report=report, bundle=bundle, junit=junit, as_json=as_json),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Request:
     """What is to be judged; None is whatever the runs hold. `decides` are the arms that the exit code follows."""
 
     arms: Sequence[str] | None
@@ -211,20 +211,22 @@ def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
     return loaded[0]
 
 
-def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked: _Asked, outputs: _Outputs) -> int:
+def _judge_and_show(
+    runs: "Sequence[Run]", criteria: "Sequence[Criteria]", requested: _Request, outputs: _Outputs
+) -> int:
     from bitnetctl import report
     from bitnetctl.files import write_atomic
     from bitnetctl.records.bundle import write_bundle
     from bitnetctl.verdict import UNKNOWN_ARM, combine, judge_arms, strictest
 
-    arms = asked.arms or list(dict.fromkeys(run.arm or UNKNOWN_ARM for run in runs))
+    arms = requested.arms or list(dict.fromkeys(run.arm or UNKNOWN_ARM for run in runs))
     by_criteria = [
-        judge_arms(runs, one, arms=arms, sizes=asked.sizes, seeds=asked.seeds, asked_steps=asked.steps)
+        judge_arms(runs, one, arms=arms, sizes=requested.sizes, seeds=requested.seeds, requested_steps=requested.steps)
         for one in criteria
     ]
     judged = {arm: combine([verdicts[arm] for verdicts in by_criteria]) for arm in arms}
-    outcome = strictest(judged[arm].outcome for arm in asked.decides or arms)
-    tree = _json(judged, outcome, asked.decides or arms)
+    outcome = strictest(judged[arm].outcome for arm in requested.decides or arms)
+    tree = _json(judged, outcome, requested.decides or arms)
     if outputs.report is not None:
         write_atomic(outputs.report, report.handoff(runs, judged, outcome).encode())
     if outputs.junit is not None:
@@ -235,7 +237,7 @@ def _judge_and_show(runs: "Sequence[Run]", criteria: "Sequence[Criteria]", asked
     if outputs.as_json:
         print_json(tree)
     else:
-        _show(runs, judged, outcome, asked.decides or arms)
+        _show(runs, judged, outcome, requested.decides or arms)
     for path in (outputs.report, outputs.junit, outputs.bundle):
         if path is not None:
             print_message(f"written: {path}")

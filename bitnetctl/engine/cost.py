@@ -8,8 +8,8 @@ from bitnetctl.config import RunConfig
 from bitnetctl.data import vocab_size_of
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import measure_rates
-from bitnetctl.model.matmul import Precision, Products
-from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.model.matmul import Matmul, Precision
+from bitnetctl.model.parameters import num_parameters, parameter_specs
 
 
 def known_vocabulary(config: RunConfig) -> int:
@@ -22,7 +22,7 @@ def known_vocabulary(config: RunConfig) -> int:
 
 # Adam reads weight, gradient and two moments and writes three of them; the gradient is written once more: 4 bytes each
 _OPTIMIZER_BYTES = 28
-# time of one layer's small operations: measured on a 64-wide model on the processor; on a card about sixty kernels
+# time of one layer's small operations: measured on a 64-wide model on the CPU; on a GPU about sixty kernels
 # of a replayed graph at 4 µs each, counted and not measured
 _LAYER_SECONDS = {"cpu": 0.9e-3, "cuda": 0.25e-3}
 
@@ -42,9 +42,9 @@ def estimate(
 ) -> Estimate:
     """Estimate a pack of `runs` runs of one shape; it multiplies and copies for 0.2 s to know the machine."""
     parameters = num_parameters(config.model, vocab_size)
-    products = Products(precision, device)
-    with products.scope(2**30):
-        flops_rate, bytes_rate = measure_rates(device, lambda a: torch.bmm(products.cast(a), products.cast(a)))
+    matmul = Matmul(precision, device)
+    with matmul.scope(2**30):
+        flops_rate, bytes_rate = measure_rates(device, lambda a: torch.bmm(matmul.cast(a), matmul.cast(a)))
     multiplied = parameters if config.model.tie_word_embeddings else parameters - vocab_size * config.model.hidden_size
     tokens = config.data.batch_size * config.data.sequence_length
     training_flops = 6 * multiplied * tokens
@@ -58,18 +58,18 @@ def estimate(
     probe_seconds = runs * config.probe.positions * (2 * multiplied / flops_rate + 8 * 4 * vocab_size / bytes_rate)
     return Estimate(
         parameters=parameters,
-        memory_bytes=runs * pack_member_bytes(config, vocab_size),
+        memory_bytes=runs * bytes_per_replica(config, vocab_size),
         step_seconds=step_seconds,
         total_seconds=config.steps * step_seconds + evaluations * probe_seconds,
     )
 
 
-def pack_member_bytes(config: RunConfig, vocab_size: int) -> int:
+def bytes_per_replica(config: RunConfig, vocab_size: int) -> int:
     """Return the bytes a run adds to its pack: weights, gradients, moments, quantized copies and activations."""
     model = config.model
     parameters = num_parameters(model, vocab_size)
     matrices = sum(
-        torch.Size(storage.shape).numel() for storage in storages(model, vocab_size).values() if storage.is_matrix
+        torch.Size(spec.shape).numel() for spec in parameter_specs(model, vocab_size).values() if spec.is_matrix
     )
     tokens = config.data.batch_size * config.data.sequence_length
     layer_values = 16 * model.hidden_size + 8 * model.intermediate_size

@@ -39,13 +39,13 @@ _Key = tuple[bool, bool, tuple[float, ...]]
 def can_be_captured(compositions: Sequence[Composition]) -> bool:
     """Whether no intervention needs the host between forward pass and update."""
     return all(
-        not composition.claims_gradients and (not composition.claims_loss or composition.capturable)
+        not composition.overrides_gradients and (not composition.overrides_loss or composition.capturable)
         for composition in compositions
     )
 
 
 class CapturedPack(Pack):
-    """R runs of one shape in training, the step on the device; without a card the same program runs uncaptured."""
+    """R runs of one shape in training, the step on the device; without a GPU the same program runs uncaptured."""
 
     def __init__(
         self,
@@ -58,24 +58,24 @@ class CapturedPack(Pack):
         with _on(device):
             super().__init__(configs, compositions, data, device, **options)
             self._make_tables(data, device)
-        self.recorder = Recorder(device) if device.type == "cuda" else None
+        self.graphs = GraphCache(device) if device.type == "cuda" else None
         self._guards_on_device = True
         self._first, self._next = 0, 1
         self._keys: list[_Key] = []
 
     def _make_tables(self, data: TokenData, device: torch.device) -> None:
-        runs, batch = len(self.members), self.members[0].config.data
+        runs, batch = len(self.replicas), self.replicas[0].config.data
         self._tokens_N = torch.from_numpy(data.train_N.astype("int32")).to(device)
         self._offsets_T1 = torch.arange(batch.sequence_length + 1, device=device)
         self._starts_SRB = torch.zeros(_BLOCK, runs, batch.batch_size, dtype=torch.long, device=device)
         self._rates_SR = torch.zeros(_BLOCK, runs, device=device)
-        self._strengths_SR = torch.ones(_BLOCK, runs, device=device)
+        self._quant_lambdas_SR = torch.ones(_BLOCK, runs, device=device)
         self._steps_S = torch.zeros(_BLOCK, dtype=torch.long, device=device)
         self._ring_S3R = torch.full((_BLOCK, 3, runs), torch.nan, device=device)
         self._slot_1 = torch.zeros(1, dtype=torch.long, device=device)
         # an optimizer keeps the tensor that it was given
         self._rates_R = torch.zeros(runs, device=device)
-        limits = [member.config.optimizer.max_norm for member in self.members]
+        limits = [replica.config.optimizer.max_norm for replica in self.replicas]
         self._limits_R = torch.tensor([torch.inf if limit is None else limit for limit in limits], device=device)
 
     def step(self, step: int) -> None:
@@ -83,39 +83,39 @@ class CapturedPack(Pack):
         with _on(self.device):
             if not self._keys or step != self._next or step - self._first >= len(self._keys):
                 self._fill(step)
-            for member in self.members:
-                if member.resets_moments(step):
-                    member.optimizer.reset_moments()
+            for replica in self.replicas:
+                if replica.resets_moments(step):
+                    replica.optimizer.reset_moments()
             key = self._keys[step - self._first]
-            if self.recorder is None:
+            if self.graphs is None:
                 self._program(key)
             else:
-                self.recorder.run(key, lambda: self._program(key))
+                self.graphs.run(key, lambda: self._program(key))
         self._next = step + 1
 
-    def _last_figures(self) -> Tensor:
+    def _last_metrics(self) -> Tensor:
         return self._ring_S3R[self._next - 1 - self._first]
 
     def _fill(self, first: int) -> None:
         """Make the tables of the steps from `first` on."""
         steps = range(first, min(first + _BLOCK, self.steps + 1))
         count = len(steps)
-        strengths = [self.strengths(step) for step in steps]
-        rates = [[member.learning_rate(step) for member in self.members] for step in steps]
+        quant_lambdas = [self.quant_lambdas(step) for step in steps]
+        rates = [[replica.learning_rate(step) for replica in self.replicas] for step in steps]
         starts = [[batches.starts_B(step).tolist() for batches in self._batches] for step in steps]
         self._starts_SRB[:count] = torch.tensor(starts)
         self._rates_SR[:count] = torch.tensor(rates)
-        self._strengths_SR[:count] = torch.tensor(strengths)
+        self._quant_lambdas_SR[:count] = torch.tensor(quant_lambdas)
         self._steps_S[:count] = torch.arange(first, first + count)
         self._slot_1.zero_()
         self._first = first
         self._keys = [
             (
-                all(strength == 0.0 for strength in of_step),
-                any(strength != 1.0 for strength in of_step),
-                tuple(member.weight_decay(step) for member in self.members),
+                all(quant_lambda == 0.0 for quant_lambda in of_step),
+                any(quant_lambda != 1.0 for quant_lambda in of_step),
+                tuple(replica.weight_decay(step) for replica in self.replicas),
             )
-            for step, of_step in zip(steps, strengths, strict=True)
+            for step, of_step in zip(steps, quant_lambdas, strict=True)
         ]
 
     def _program(self, key: _Key) -> None:
@@ -123,23 +123,23 @@ class CapturedPack(Pack):
         off, blended, decays = key
         starts_RB = self._at_slot(self._starts_SRB)
         rows_RBT1 = self._tokens_N[starts_RB.unsqueeze(-1) + self._offsets_T1].long()
-        strength_R = self._at_slot(self._strengths_SR) if blended and not off else None
-        self._compute(rows_RBT1, Quantization(off=off, strength_R=strength_R))
+        quant_lambda_R = self._at_slot(self._quant_lambdas_SR) if blended and not off else None
+        self._compute(rows_RBT1, Quantization(off=off, quant_lambda_R=quant_lambda_R))
         self._guard(self._at_slot(self._steps_S))
-        divisor_R = clip_divisor(self._figures_3R[2], self._limits_R)
+        divisor_R = clip_divisor(self._metrics_3R[2], self._limits_R)
         self._rates_R.copy_(self._at_slot(self._rates_SR))
-        for run, member in enumerate(self.members):
+        for run, replica in enumerate(self.replicas):
             # without a limit there is nothing to divide by, and a pass that writes gradients back is saved
-            divisor = None if member.config.optimizer.max_norm is None else divisor_R[run]
-            member.optimizer.step(self._rates_R[run], decays[run], divisor=divisor, skip=self._skip_R[run])
-        self._ring_S3R.index_copy_(0, self._slot_1, self._figures_3R.unsqueeze(0))
+            divisor = None if replica.config.optimizer.max_norm is None else divisor_R[run]
+            replica.optimizer.step(self._rates_R[run], decays[run], divisor=divisor, skip=self._skip_R[run])
+        self._ring_S3R.index_copy_(0, self._slot_1, self._metrics_3R.unsqueeze(0))
         self._slot_1.add_(1)
 
     def _at_slot(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._slot_1)[0]
 
 
-class Recorder:
+class GraphCache:
     """Runs programs by their key: a few times as they are, then recorded as a CUDA graph and replayed.
 
     A step in which the host waits for the device cannot be recorded. The last of those before a recording is watched
@@ -225,5 +225,5 @@ def _run_watched(program: Callable[[], None]) -> str | None:
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which a card is the current one: streams and recordings are made there."""
+    """Return a context in which a GPU is the current one: streams and recordings are made there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

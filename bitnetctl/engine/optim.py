@@ -20,17 +20,17 @@ class RunOptimizer:
     def __init__(
         self,
         config: OptimizerConfig,
-        leaves: Mapping[str, Tensor],
+        flat_parameters: Mapping[str, Tensor],
         groups: Mapping[str, ParameterGroup | None],
     ) -> None:
-        decayed = [name for name in leaves if groups[name] not in config.exempt]
-        exempt = [name for name in leaves if groups[name] in config.exempt]
+        decayed = [name for name in flat_parameters if groups[name] not in config.exempt]
+        exempt = [name for name in flat_parameters if groups[name] in config.exempt]
         self._names = decayed + exempt
-        device = next(iter(leaves.values())).device
+        device = next(iter(flat_parameters.values())).device
         self._optimizer = _CLASSES[config.name](
             [
-                {"params": [leaves[name] for name in decayed]},
-                {"params": [leaves[name] for name in exempt]},
+                {"params": [flat_parameters[name] for name in decayed]},
+                {"params": [flat_parameters[name] for name in exempt]},
             ],
             lr=0.0,
             betas=config.betas,
@@ -53,7 +53,7 @@ class RunOptimizer:
         """Update the leaves from their `.grad`; the exempt group is never decayed.
 
         `divisor` divides the gradients in the pass over memory that the update is. `skip`, a float of 1, leaves
-        weights and moments as they are without anybody waiting for its value. On a card the rate may be a tensor
+        weights and moments as they are without anybody waiting for its value. On a GPU the rate may be a tensor
         there, so that a captured step reads it anew.
         """
         decayed, exempt = self._optimizer.param_groups
@@ -76,11 +76,11 @@ class RunOptimizer:
 
     def state_like(self) -> dict[str, Tensor]:
         """Return stand-ins with the names, shapes and dtypes of what `state` returns after a step."""
-        leaves = [leaf for group in self._optimizer.param_groups for leaf in group["params"]]
+        flat_parameters = [flat for group in self._optimizer.param_groups for flat in group["params"]]
         count = torch.zeros((), dtype=torch.float32)
         return {
-            f"{name}/{key}": count if key == "step" else leaf
-            for name, leaf in zip(self._names, leaves, strict=True)
+            f"{name}/{key}": count if key == "step" else flat
+            for name, flat in zip(self._names, flat_parameters, strict=True)
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
 

@@ -19,14 +19,14 @@ from bitnetctl.model.packed import PackedModel
 from bitnetctl.plugins.composition import Composition
 
 
-class Member:
+class Replica:
     """One run inside a pack: its config, interventions, parameters, optimizer and the figures of its last step."""
 
     def __init__(self, config: RunConfig, composition: Composition, model: PackedModel, run: int) -> None:
         self.config = config
         self.composition = composition
-        self.leaves = model.leaves(run)
-        self.optimizer = RunOptimizer(config.optimizer, self.leaves, model.leaf_groups())
+        self.flat_parameters = model.flat_parameters(run)
+        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, model.flat_parameter_groups())
         self.diverged_at: int | None = None
         self.halved_after: Sequence[int] = ()
 
@@ -46,7 +46,7 @@ class Member:
         every = self.config.optimizer.reset_moments_every_steps
         return every is not None and step > 1 and (step - 1) % every == 0
 
-    def strength(self, step: int) -> float:
+    def quant_lambda(self, step: int) -> float:
         """Quantization strength λ of `step` after all interventions."""
         return self.composition.quantization(self.config.model.quantization, step, self.config.steps)
 
@@ -87,14 +87,14 @@ class Pack:
             precision=precision,
             compiled=compiled,
         )
-        self.members = [
-            Member(config, composition, self.model, run)
+        self.replicas = [
+            Replica(config, composition, self.model, run)
             for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
         ]
         self.steps = configs[0].steps
-        self._claims_loss = any(member.composition.claims_loss for member in self.members)
+        self._overrides_loss = any(replica.composition.overrides_loss for replica in self.replicas)
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
-        self._figures_3R = torch.full((3, len(configs)), torch.nan, device=device)
+        self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
         # the first step that was not finite, 0 while all were; kept on the device, where it takes effect at once
         self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
@@ -103,38 +103,38 @@ class Pack:
     @property
     def loss_R(self) -> Tensor:
         """Plain cross-entropy of the last step's batch, in nats."""
-        return self._last_figures()[0]
+        return self._last_metrics()[0]
 
     @property
     def objective_R(self) -> Tensor:
-        """What the last step minimised: the loss, unless a seam is claimed."""
-        return self._last_figures()[1]
+        """What the last step minimised: the loss, unless a hook is claimed."""
+        return self._last_metrics()[1]
 
     @property
     def grad_norm_R(self) -> Tensor:
-        """Global norm of the last step's gradients, before seams and clipping."""
-        return self._last_figures()[2]
+        """Global norm of the last step's gradients, before hooks and clipping."""
+        return self._last_metrics()[2]
 
-    def _last_figures(self) -> Tensor:
-        return self._figures_3R
+    def _last_metrics(self) -> Tensor:
+        return self._metrics_3R
 
     @property
     def tokens_per_step(self) -> int:
         """Training tokens a step of one run."""
-        data = self.members[0].config.data
+        data = self.replicas[0].config.data
         return data.batch_size * data.sequence_length
 
-    def strengths(self, step: int) -> list[float]:
+    def quant_lambdas(self, step: int) -> list[float]:
         """Quantization strengths of all members."""
-        return [member.strength(step) for member in self.members]
+        return [replica.quant_lambda(step) for replica in self.replicas]
 
     def step(self, step: int) -> None:
         """Train one step; its figures stay on the device until they are read."""
-        self._compute(self._rows(step), self.model.quantization(self.strengths(step)))
+        self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
         self._guard(step)
-        for run, member in enumerate(self.members):
-            if member.diverged_at is None:
-                self._update(run, member, step)
+        for run, replica in enumerate(self.replicas):
+            if replica.diverged_at is None:
+                self._update(run, replica, step)
 
     def wait(self) -> None:
         """Wait until the device has done the steps so far."""
@@ -150,32 +150,32 @@ class Pack:
     def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
         """Write the gradients of a batch and its figures."""
         targets_RN = rows_RBT1[..., 1:].flatten(1)
-        tape = self.model.record(rows_RBT1[..., :-1], quantization)
-        claims = _Claims(self.members, targets_RN) if self._claims_loss else None
-        loss_R, grad_RNH = self.model.head_loss(tape.hidden_RNH, targets_RN, claims)
-        self.model.backward(tape, grad_RNH)
+        activations = self.model.record(rows_RBT1[..., :-1], quantization)
+        claims = _LossOverrides(self.replicas, targets_RN) if self._overrides_loss else None
+        loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, claims)
+        self.model.backward(activations, grad_RNH)
         objective_R = loss_R if claims is None else claims.objectives(loss_R)
-        torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._figures_3R)
+        torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._metrics_3R)
 
     def _guard(self, step: int | Tensor) -> None:
         """Remember the runs whose objective or gradient is not finite; they are not updated any more."""
-        bad_R = ~self._figures_3R[1:].isfinite().all(0)
+        bad_R = ~self._metrics_3R[1:].isfinite().all(0)
         if not self._guards_on_device:
             # reading a figure costs nothing here, a pass over a diverged run's memory does
-            for member, is_bad in zip(self.members, bad_R.tolist(), strict=True):
-                if is_bad and member.diverged_at is None:
-                    member.diverged_at = int(step)
+            for replica, is_bad in zip(self.replicas, bad_R.tolist(), strict=True):
+                if is_bad and replica.diverged_at is None:
+                    replica.diverged_at = int(step)
             return
         self._failed_at_R.copy_(torch.where(bad_R & (self._failed_at_R == 0), step, self._failed_at_R))
         self._skip_R.copy_(self._failed_at_R > 0)
 
     def mark_diverged(self, step: int) -> None:
         """Read from the device which runs diverged, and when; after `step`, look at weights and moments too."""
-        for run, (member, failed_at) in enumerate(zip(self.members, self._failed_at_R.tolist(), strict=True)):
-            if member.diverged_at is None and failed_at:
-                member.diverged_at = failed_at
-            if member.diverged_at is None and self._bad_state(run) is not None:
-                member.diverged_at = step
+        for run, (replica, failed_at) in enumerate(zip(self.replicas, self._failed_at_R.tolist(), strict=True)):
+            if replica.diverged_at is None and failed_at:
+                replica.diverged_at = failed_at
+            if replica.diverged_at is None and self._bad_state(run) is not None:
+                replica.diverged_at = step
 
     @torch.no_grad()
     def first_bad_tensor(self, run: int) -> str:
@@ -191,46 +191,46 @@ class Pack:
 
     @torch.no_grad()
     def _bad_state(self, run: int) -> str | None:
-        member = self.members[run]
-        if not all(leaf.isfinite().all() for leaf in member.leaves.values()):
+        replica = self.replicas[run]
+        if not all(flat.isfinite().all() for flat in replica.flat_parameters.values()):
             weights = self.model.parameters(run).items()
             return "the weight " + next(name for name, weight in weights if not weight.isfinite().all())
-        moments = member.optimizer.state().items()
+        moments = replica.optimizer.state().items()
         name = next((name for name, moment in moments if not moment.isfinite().all()), None)
         return None if name is None else f"the moment {name}"
 
-    def _update(self, run: int, member: Member, step: int) -> None:
+    def _update(self, run: int, replica: Replica, step: int) -> None:
         norm = self.grad_norm_R[run]
-        if member.composition.claims_gradients:
+        if replica.composition.overrides_gradients:
             with torch.no_grad():
-                member.composition.transform_gradients(self.model.parameters(run))
+                replica.composition.transform_gradients(self.model.parameters(run))
             norm = torch.nn.utils.get_total_norm(
-                [leaf.grad for leaf in member.leaves.values() if leaf.grad is not None]
+                [flat.grad for flat in replica.flat_parameters.values() if flat.grad is not None]
             )
-        max_norm = member.config.optimizer.max_norm
+        max_norm = replica.config.optimizer.max_norm
         divisor = None if max_norm is None else clip_divisor(norm, max_norm)
-        if member.resets_moments(step):
-            member.optimizer.reset_moments()
+        if replica.resets_moments(step):
+            replica.optimizer.reset_moments()
         skip = self._skip_R[run] if self._guards_on_device else None
-        rate, decay = member.learning_rate(step), member.weight_decay(step)
-        member.optimizer.step(rate, decay, divisor=divisor, skip=skip)
+        rate, decay = replica.learning_rate(step), replica.weight_decay(step)
+        replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)
 
 
-class _Claims:
+class _LossOverrides:
     """The objectives of the runs whose intervention claims the training loss."""
 
-    def __init__(self, members: Sequence[Member], targets_RN: Tensor) -> None:
-        self._members = members
+    def __init__(self, replicas: Sequence[Replica], targets_RN: Tensor) -> None:
+        self._members = replicas
         self._targets_RN = targets_RN
         self._objectives: dict[int, Tensor] = {}
 
     def __call__(self, logits_RNV: Tensor, grad_RNV: Tensor) -> None:
         """Replace the gradients of the claimed runs."""
-        for run, member in enumerate(self._members):
-            if member.composition.claims_loss:
+        for run, replica in enumerate(self._members):
+            if replica.composition.overrides_loss:
                 logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
                 with torch.enable_grad():
-                    objective = member.composition.training_loss(logits_NV, self._targets_RN[run])
+                    objective = replica.composition.training_loss(logits_NV, self._targets_RN[run])
                     (grad_NV,) = torch.autograd.grad(objective, logits_NV)
                 torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
                 self._objectives[run] = objective.detach()

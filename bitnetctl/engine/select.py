@@ -17,9 +17,9 @@ from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack, can_be_captured
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.hardware import multiplies_bf16
+from bitnetctl.hardware import has_bf16_matmul
 from bitnetctl.model.matmul import Precision, int8_sum_is_exact
-from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.plugins.composition import Composition
 
 Engine: TypeAlias = Literal["eager", "graph", "compile"]
@@ -31,7 +31,7 @@ _TRIALS, _FEWEST_TRIALS = 9, 3
 _SECONDS = 1.0
 # from this width on a step is bound by its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
-# what a card's int8 products want: widths in multiples of this, and at least so many tokens
+# what a GPU's int8 products want: widths in multiples of this, and at least so many tokens
 _INT8_MULTIPLE, _INT8_TOKENS = 8, 17
 
 
@@ -48,16 +48,16 @@ def choose(
 ) -> Execution:
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
 
-    Automatically: on the processor eager, and bf16 only for models above 2 M parameters where the processor has
-    bf16 products; on a card bf16, the step as a CUDA graph, compiled too from hidden size 1024 on if it can be.
+    Automatically: on the CPU eager, and bf16 only for models above 2 M parameters where the CPU has
+    bf16 products; on a GPU bf16, the step as a CUDA graph, compiled too from hidden size 1024 on if it can be.
     """
     return Execution(
         engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
     )
 
 
-def _engine(asked: str, config: RunConfig, device: torch.device) -> Engine:
-    match asked:
+def _engine(requested: str, config: RunConfig, device: torch.device) -> Engine:
+    match requested:
         case "auto" if device.type == "cpu":
             return "eager"
         case "auto":
@@ -67,10 +67,10 @@ def _engine(asked: str, config: RunConfig, device: torch.device) -> Engine:
             plain = "eager" if device.type == "cpu" else "graph"
             raise ConfigError(f"--engine compile: {device} needs {missing} for it; take --engine {plain}")
         case "graph" if device.type == "cpu":
-            raise ConfigError("--engine graph records CUDA kernels; on the processor take eager or compile")
+            raise ConfigError("--engine graph records CUDA kernels; on the CPU take eager or compile")
         case "eager" | "graph" | "compile":
-            return asked
-    raise ConfigError(f"--engine {asked!r} is unknown; take auto, {', '.join(get_args(Engine))}")
+            return requested
+    raise ConfigError(f"--engine {requested!r} is unknown; take auto, {', '.join(get_args(Engine))}")
 
 
 def _missing_to_compile(device: torch.device) -> str | None:
@@ -84,28 +84,28 @@ def _missing_to_compile(device: torch.device) -> str | None:
     return None if any(map(shutil.which, compilers)) else f"a C compiler, {' or '.join(compilers)} or another in CC,"
 
 
-def _precision(asked: str, config: RunConfig, vocab_size: int, device: torch.device) -> Precision:
-    has_bf16 = multiplies_bf16(device)
-    match asked:
+def _precision(requested: str, config: RunConfig, vocab_size: int, device: torch.device) -> Precision:
+    has_bf16 = has_bf16_matmul(device)
+    match requested:
         case "auto":
             large = device.type == "cuda" or num_parameters(config.model, vocab_size) >= _BF16_FROM_PARAMETERS
             return "bf16" if has_bf16 and large else "fp32"
         case "bf16" | "int8" if not has_bf16:
-            raise ConfigError(f"--precision {asked}: {device} has no bf16 products; take --precision fp32")
+            raise ConfigError(f"--precision {requested}: {device} has no bf16 products; take --precision fp32")
         case "int8" if device.type == "cpu":
-            raise ConfigError("--precision int8 is for the int8 tensor cores of a card; take fp32 or bf16")
+            raise ConfigError("--precision int8 is for the int8 tensor cores of a GPU; take fp32 or bf16")
         case "int8" if not int8_sum_is_exact(max(config.model.hidden_size, config.model.intermediate_size)):
             raise ConfigError("--precision int8: the model is too wide for exact sums; take bf16")
         case "int8" if refusal := _int8_refusal(config, vocab_size):
             raise ConfigError(f"--precision int8: {refusal}; take bf16")
         case "fp32" | "bf16" | "int8":
-            return asked
-    raise ConfigError(f"--precision {asked!r} is unknown; take auto, {', '.join(get_args(Precision))}")
+            return requested
+    raise ConfigError(f"--precision {requested!r} is unknown; take auto, {', '.join(get_args(Precision))}")
 
 
 def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
-    """Return what of a run's shape `torch._int_mm` refuses on a card."""
-    matrices = [storage.shape[1:] for storage in storages(config.model, vocab_size).values() if storage.is_matrix]
+    """Return what of a run's shape `torch._int_mm` refuses on a GPU."""
+    matrices = [spec.shape[1:] for spec in parameter_specs(config.model, vocab_size).values() if spec.is_matrix]
     odd = [f"{rows}×{columns}" for rows, columns in matrices if rows % _INT8_MULTIPLE or columns % _INT8_MULTIPLE]
     if odd:
         return f"a matrix of {odd[0]} is not made of multiples of {_INT8_MULTIPLE}"
@@ -114,7 +114,7 @@ def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
     return f"{fewest} tokens at once are fewer than {_INT8_TOKENS}" if fewest < _INT8_TOKENS else None
 
 
-def by_host(engine: Engine) -> Engine:
+def hosted_engine(engine: Engine) -> Engine:
     """Return what really runs where `engine` was chosen and the host has to start every kernel of a step."""
     return "eager" if engine == "graph" else engine
 
@@ -126,7 +126,7 @@ def make_pack(
     device: torch.device,
     execution: Execution,
 ) -> Pack:
-    """Return a pack that is carried out so; on a card captured, unless an intervention needs the host."""
+    """Return a pack that is carried out so; on a GPU captured, unless an intervention needs the host."""
     compiled = execution.engine == "compile"
     kind = Pack
     if device.type == "cuda" and execution.engine != "eager" and can_be_captured(compositions):
@@ -138,7 +138,7 @@ def choose_threads(pack: Pack, most: int) -> int:
     """Return `most` threads or one, whichever does a step's arithmetic faster now.
 
     Small products gain little from a second thread and lose everything where it has to share its core: measured beside
-    one busy process, two threads took 40 ms for a step that takes one thread 7. Two processors of a virtual machine may
+    one busy process, two threads took 40 ms for a step that takes one thread 7. Two CPUs of a virtual machine may
     be one core, or be taken away by its neighbours, and then large steps lose, too.
     """
     if most == 1 or pack.device.type != "cpu":
@@ -159,10 +159,10 @@ def choose_threads(pack: Pack, most: int) -> int:
 
 def _step_seconds(pack: Pack) -> float:
     """Time the arithmetic of a step, after a forward pass that wakes the threads up."""
-    data = pack.members[0].config.data
+    data = pack.replicas[0].config.data
     tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
-    strengths = pack.strengths(1)
-    pack.model.forward(tokens_RBT, strengths)
+    quant_lambdas = pack.quant_lambdas(1)
+    pack.model.forward(tokens_RBT, quant_lambdas)
     start = time.perf_counter()
-    pack.model.rehearse(tokens_RBT, strengths)
+    pack.model.forward_backward(tokens_RBT, quant_lambdas)
     return time.perf_counter() - start

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.model import functional
-from bitnetctl.model.matmul import Operand, Products, Quantization
+from bitnetctl.model.matmul import Matmul, Operand, Quantization
 
 # the norms in front of each matrix; a layer may have only some of them
 _NORMS_BEFORE = {
@@ -88,12 +88,12 @@ class Layer:
     """
 
     def __init__(
-        self, config: ModelConfig, products: Products, positions: int, device: torch.device, *, compiled: bool = False
+        self, config: ModelConfig, matmul: Matmul, positions: int, device: torch.device, *, compiled: bool = False
     ) -> None:
-        self._config, self._products, self._positions = config, products, positions
+        self._config, self._products, self._positions = config, matmul, positions
         self._queries, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._on_card = device.type == "cuda"
-        self._is_plain = not self._on_card and self._queries == self._groups and positions <= _SHORT
+        self._on_gpu = device.type == "cuda"
+        self._is_plain = not self._on_gpu and self._queries == self._groups and positions <= _SHORT
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
         # fused attention has its own, and rows may be long
         masked = positions if self._is_plain else 0
@@ -126,8 +126,8 @@ class Layer:
         # rotary embeddings turn queries and keys alike, so both go through in one piece
         turned, value = heads.transpose(1, 2).split([self._queries + self._groups, self._groups], dim=1)
         query, key = functional.rotate(turned, self._cos_TD, self._sin_TD).split([self._queries, self._groups], dim=1)
-        # on a card in the type that its fast kernels take; elsewhere that of the weights
-        dtype = self._products.dtype if self._on_card else x_RNH.dtype
+        # on a GPU in the type that its fast kernels take; elsewhere that of the weights
+        dtype = self._products.dtype if self._on_gpu else x_RNH.dtype
         # a view of the values would keep the whole product
         value = value.to(dtype) if self._is_plain or value.dtype != dtype else value.clone()
         return (query.to(dtype), key.to(dtype), value), saved

@@ -45,13 +45,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Strengths of the pack at a step; `strength_R` None is 1 for all, `off` is 0 for all."""
+    """Strengths of the pack at a step; `quant_lambda_R` None is 1 for all, `off` is 0 for all."""
 
     off: bool
-    strength_R: Tensor | None
+    quant_lambda_R: Tensor | None
 
 
-class Products:
+class Matmul:
     """Products of activations [R, N, I] with matrices [R, O, I]."""
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class Products:
     def weights(self, weight_RLOI: Tensor, segments: Sequence[int], q: Quantization) -> list[Operand]:
         """Return the operand of every layer, quantized once for forward and backward."""
         runs, layers, height, width = weight_RLOI.shape
-        if self._int8 and not q.off and q.strength_R is None:
+        if self._int8 and not q.off and q.quant_lambda_R is None:
             codes = ternary_codes(weight_RLOI, segments).transpose(0, 1).contiguous()
             inverse = ternary_scale(weight_RLOI, segments).reciprocal_().transpose(0, 1)
             return [Operand(*pair) for pair in zip(codes.unbind(0), inverse.unbind(0), strict=True)]
@@ -87,17 +87,17 @@ class Products:
         if q.off:
             packed_LROI.transpose(0, 1).copy_(weight_RLOI)
         else:
-            ternary_weights(weight_RLOI, segments, q.strength_R, out=packed_LROI.transpose(0, 1))
+            ternary_weights(weight_RLOI, segments, q.quant_lambda_R, out=packed_LROI.transpose(0, 1))
         return [Operand(values) for values in packed_LROI.unbind(0)]
 
     def activations(self, x_RNI: Tensor, q: Quantization) -> Operand:
         """Return the quantized operand of a layer's input."""
         if q.off:
             return Operand(self.cast(x_RNI))
-        if self._int8 and q.strength_R is None:
+        if self._int8 and q.quant_lambda_R is None:
             scale_RN1 = int8_scale(x_RNI)
             return Operand((x_RNI * scale_RN1).round_().to(torch.int8), scale_RN1.reciprocal_())
-        return Operand(self.cast(int8_activations(x_RNI, q.strength_R)))
+        return Operand(self.cast(int8_activations(x_RNI, q.quant_lambda_R)))
 
     def multiply(self, x: Operand, weight: Operand) -> Tensor:
         """Return x · weightᵀ [R, N, O]."""
@@ -124,7 +124,7 @@ def write_product(target: Tensor, a: Tensor, b: Tensor) -> None:
 class _onednn:  # noqa: N801
     """Let fp32 products through oneDNN; re-entrant.
 
-    torch multiplies fp32 with MKL, which does without AVX-512 on other makers' processors, unless bf16 is allowed
+    torch multiplies fp32 with MKL, which does without AVX-512 on other makers' CPUs, unless bf16 is allowed
     inside fp32 products. `onednn_keeps_fp32` has made sure that they stay fp32 all the same.
     """
 

@@ -19,20 +19,20 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig, ParameterGroup
 from bitnetctl.model import functional
 from bitnetctl.model.layer import Layer, LayerWeights, Saved, as_is, fused
-from bitnetctl.model.matmul import Operand, Precision, Products, Quantization, write_product
-from bitnetctl.model.parameters import num_parameters, storages
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, write_product
+from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.model.quantization import ternary_codes
 
 # one tensor for each: what the optimizer updates, and what may be exempt from decay
 _LEAVES: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 
 _TABLES = ("embed", "head")
-# tokens of all runs whose logits lie on a card at once
-_CARD_CHUNK = 4096
+# tokens of all runs whose logits lie on a GPU at once
+_GPU_CHUNK = 4096
 
 
 @dataclass(kw_only=True)
-class Tape:
+class SavedActivations:
     """What a forward pass leaves for the way back; `hidden_RNH` is what the head multiplies."""
 
     tokens_RN: Tensor
@@ -65,9 +65,9 @@ class PackedModel:
         self.config = configs[0]
         self.vocab_size = vocab_size
         self.device = device
-        self.products = Products(precision, device)
-        self.storages = storages(self.config, vocab_size)
-        # matrix products on a card want multiples of 64; the additional rows are never seen from outside
+        self.matmul = Matmul(precision, device)
+        self.parameter_specs = parameter_specs(self.config, vocab_size)
+        # matrix products on a GPU want multiples of 64; the additional rows are never seen from outside
         multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
         self._padded_vocab = -(-vocab_size // multiple) * multiple
         self._compiled = compiled
@@ -76,10 +76,10 @@ class PackedModel:
         self._normalize = maybe(functional.normalize)
         self._normalize_backward = maybe(functional.normalize_backward)
         self._cross_entropy = maybe(functional.cross_entropy)
-        self._leaves = self._allocate(len(configs))
-        self._leaf_gradients = {key: torch.zeros_like(leaf) for key, leaf in self._leaves.items()}
-        self.packed = self._storage_views(self._leaves)
-        self.gradients = self._storage_views(self._leaf_gradients)
+        self._flat = self._allocate(len(configs))
+        self._flat_gradients = {key: torch.zeros_like(flat) for key, flat in self._flat.items()}
+        self.packed = self._spec_views(self._flat)
+        self.gradients = self._spec_views(self._flat_gradients)
         first: dict[tuple[object, ...], int] = {}
         for run, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
             alike = first.setdefault((config.initialization, config.init_std, seed), run)
@@ -87,8 +87,8 @@ class PackedModel:
                 self._initialize(run, config, seed)
             else:
                 # the arms of a seed begin alike, and drawing is slow
-                for leaf in self._leaves.values():
-                    leaf[run] = leaf[alike]
+                for flat in self._flat.values():
+                    flat[run] = flat[alike]
         # of every layer, made once: weights [R, 1, F] of the norms, gradients of the matrices
         self._norm_layers = [
             {key: norm_RF.unsqueeze(1) for key, norm_RF in norms.items()}
@@ -100,27 +100,27 @@ class PackedModel:
 
     def _allocate(self, runs: int) -> dict[str, Tensor]:
         sizes: dict[str, int] = {}
-        for storage in self.storages.values():
-            leaf = _LEAVES[storage.group]
-            rows = self._padded_vocab if leaf in _TABLES else storage.shape[0]
-            sizes[leaf] = sizes.get(leaf, 0) + rows * math.prod(storage.shape[1:])
-        return {leaf: torch.zeros(runs, size, device=self.device) for leaf, size in sizes.items()}
+        for spec in self.parameter_specs.values():
+            flat = _LEAVES[spec.group]
+            rows = self._padded_vocab if flat in _TABLES else spec.shape[0]
+            sizes[flat] = sizes.get(flat, 0) + rows * math.prod(spec.shape[1:])
+        return {flat: torch.zeros(runs, size, device=self.device) for flat, size in sizes.items()}
 
-    def _storage_views(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _spec_views(self, flat_parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return every storage as a view [..., *shape] of the leaves [..., size]."""
-        views, starts = {}, dict.fromkeys(leaves, 0)
-        for key, storage in self.storages.items():
-            leaf, size = _LEAVES[storage.group], math.prod(storage.shape)
-            views[key] = leaves[leaf][..., starts[leaf] : starts[leaf] + size].unflatten(-1, storage.shape)
-            starts[leaf] += size
+        views, starts = {}, dict.fromkeys(flat_parameters, 0)
+        for key, spec in self.parameter_specs.items():
+            flat, size = _LEAVES[spec.group], math.prod(spec.shape)
+            views[key] = flat_parameters[flat][..., starts[flat] : starts[flat] + size].unflatten(-1, spec.shape)
+            starts[flat] += size
         return views
 
     def _layer_views(self, tensors: Mapping[str, Tensor], *, norms: bool) -> list[dict[str, Tensor]]:
         """Return for every layer its block of the norms, or of the matrices."""
         of_kind = {
             key: tensors[key].unbind(1)
-            for key, storage in self.storages.items()
-            if storage.per_layer and (storage.group == "norms") == norms
+            for key, spec in self.parameter_specs.items()
+            if spec.per_layer and (spec.group == "norms") == norms
         }
         return [{key: blocks[layer] for key, blocks in of_kind.items()} for layer in range(self.config.num_layers)]
 
@@ -134,101 +134,101 @@ class PackedModel:
         """Number of parameters of one run."""
         return num_parameters(self.config, self.vocab_size)
 
-    def leaves(self, run: int) -> dict[str, Tensor]:
+    def flat_parameters(self, run: int) -> dict[str, Tensor]:
         """Return row `run` of the large tensors as leaves that share their memory, `.grad` included.
 
         They are what an optimizer updates: few, since updates are element by element and each tensor costs host time.
         """
-        leaves = {}
-        for key, packed in self._leaves.items():
+        flat_parameters = {}
+        for key, packed in self._flat.items():
             size = self.vocab_size * self.config.hidden_size if key in _TABLES else packed.shape[1]
-            leaves[key] = packed[run, :size].requires_grad_()
-            leaves[key].grad = self._leaf_gradients[key][run, :size]
-        return leaves
+            flat_parameters[key] = packed[run, :size].requires_grad_()
+            flat_parameters[key].grad = self._flat_gradients[key][run, :size]
+        return flat_parameters
 
-    def leaf_groups(self) -> dict[str, ParameterGroup | None]:
+    def flat_parameter_groups(self) -> dict[str, ParameterGroup | None]:
         """Return the parameter group of every leaf."""
-        return {leaf: group for group, leaf in _LEAVES.items() if leaf in self._leaves}
+        return {flat: group for group, flat in _LEAVES.items() if flat in self._flat}
 
     def gradient_norms(self) -> Tensor:
         """Return the global norm of every run's gradients: [R]."""
-        norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._leaf_gradients.values()]
+        norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._flat_gradients.values()]
         norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
         return norm_R
 
-    def by_storage(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return an optimizer's tensors, `leaf/key`, as `storage/key`: how files name them, whatever memory is like."""
+    def by_spec(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return an optimizer's tensors, `leaf/key`, as `spec/key`: how files name them, whatever memory is like."""
         result: dict[str, Tensor] = {}
         for key in dict.fromkeys(path.partition("/")[2] for path in state):
-            tensors = {leaf: state[f"{leaf}/{key}"] for leaf in self._leaves}
+            tensors = {flat: state[f"{flat}/{key}"] for flat in self._flat}
             if all(tensor.dim() == 0 for tensor in tensors.values()):
-                views = {name: tensors[_LEAVES[storage.group]].clone() for name, storage in self.storages.items()}
+                views = {name: tensors[_LEAVES[spec.group]].clone() for name, spec in self.parameter_specs.items()}
             else:
-                views = self._storage_views(tensors)
+                views = self._spec_views(tensors)
             result |= {f"{name}/{key}": view.contiguous() for name, view in views.items()}
         return result
 
-    def by_leaf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take back what `by_storage` returned."""
+    def by_flat_parameter(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take back what `by_spec` returned."""
         result = {}
         for key in dict.fromkeys(path.partition("/")[2] for path in state):
-            parts: dict[str, list[Tensor]] = {leaf: [] for leaf in self._leaves}
-            for name, storage in self.storages.items():
-                parts[_LEAVES[storage.group]].append(state[f"{name}/{key}"])
-            for leaf, tensors in parts.items():
+            parts: dict[str, list[Tensor]] = {flat: [] for flat in self._flat}
+            for name, spec in self.parameter_specs.items():
+                parts[_LEAVES[spec.group]].append(state[f"{name}/{key}"])
+            for flat, tensors in parts.items():
                 whole = tensors[0] if tensors[0].dim() == 0 else torch.cat([tensor.flatten() for tensor in tensors])
-                result[f"{leaf}/{key}"] = whole
+                result[f"{flat}/{key}"] = whole
         return result
 
     def parameters(self, run: int) -> dict[str, Tensor]:
         """Return the parameters of a run by name: views of its leaves, `.grad` included."""
         parameters: dict[str, Tensor] = {}
-        for key, storage in self.storages.items():
-            gradients = storage.parameters(self.gradients[key][run])
-            for (name, view), (_, gradient) in zip(storage.parameters(self.packed[key][run]), gradients, strict=True):
+        for key, spec in self.parameter_specs.items():
+            gradients = spec.parameters(self.gradients[key][run])
+            for (name, view), (_, gradient) in zip(spec.parameters(self.packed[key][run]), gradients, strict=True):
                 parameters[name] = view.detach().requires_grad_()
                 parameters[name].grad = gradient
         return parameters
 
     def segments(self, key: str) -> list[int]:
         """Heights of the blocks of a matrix that have a ternary scale of their own."""
-        storage = self.storages[key]
+        spec = self.parameter_specs[key]
         if self.config.scale_group == "fused":
-            return [storage.shape[1]]
-        return [height for _, height in storage.blocks]
+            return [spec.shape[1]]
+        return [height for _, height in spec.blocks]
 
     def ternary_codes(self) -> dict[str, Tensor]:
         """Return the ternary values of every matrix storage: int8, [R, L, O, I]."""
         return {
             key: ternary_codes(self.packed[key], self.segments(key))
-            for key, storage in self.storages.items()
-            if storage.is_matrix
+            for key, spec in self.parameter_specs.items()
+            if spec.is_matrix
         }
 
-    def forward(self, tokens_RBT: Tensor, strengths: Sequence[float]) -> Tensor:
-        """Return logits [R, N, V] of token ids [R, B, T]; `strengths` are the quantization λ of the runs."""
-        return self.logits(self._run(tokens_RBT, self.quantization(strengths), keep=False).hidden_RNH)
+    def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
+        """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
+        return self.logits(self._run(tokens_RBT, self.quantization(quant_lambdas), keep=False).hidden_RNH)
 
-    def rehearse(self, tokens_RBT: Tensor, strengths: Sequence[float]) -> None:
+    def forward_backward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> None:
         """Do a step's arithmetic for the time that it takes; of a compiled model the way forward, and that as it is.
 
         What is compiled is compiled for a number of threads, and rehearsals are there to find that.
         """
         if self._compiled:
-            self.forward(tokens_RBT, strengths)
+            self.forward(tokens_RBT, quant_lambdas)
             return
-        tape = self.record(tokens_RBT, self.quantization(strengths))
-        self.backward(tape, self.head_loss(tape.hidden_RNH, tokens_RBT.flatten(1))[1])
+        activations = self.record(tokens_RBT, self.quantization(quant_lambdas))
+        self.backward(activations, self.head_loss(activations.hidden_RNH, tokens_RBT.flatten(1))[1])
 
-    def record(self, tokens_RBT: Tensor, quantization: Quantization) -> Tape:
+    def record(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and keep what the way back needs."""
         return self._run(tokens_RBT, quantization, keep=True)
 
     def logits(self, hidden_RNH: Tensor) -> Tensor:
         """Return logits [R, N, V]."""
-        with self.products.scope(hidden_RNH.numel() * self.vocab_size):
-            head_RVH = self.products.cast(self._head(self._leaves))
-            return torch.bmm(self.products.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
+        with self.matmul.scope(hidden_RNH.numel() * self.vocab_size):
+            head_RVH = self.matmul.cast(self._head(self._flat))
+            return torch.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
     def head_loss(
@@ -240,17 +240,17 @@ class PackedModel:
         `claim(logits_RNV, gradient_RNV)` may replace the gradient of a run by N times that of another objective; it
         sees all tokens at once.
         """
-        products, tokens = self.products, hidden_RNH.shape[1]
-        head_RVH, head_gradient_RVH = products.cast(self._head(self._leaves)), self._head(self._leaf_gradients)
+        matmul, tokens = self.matmul, hidden_RNH.shape[1]
+        head_RVH, head_gradient_RVH = matmul.cast(self._head(self._flat)), self._head(self._flat_gradients)
         # every chunk adds to the whole gradient of the head, so few are better where memory is large
-        chunk = max(self.config.hidden_size, _CARD_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
+        chunk = max(self.config.hidden_size, _GPU_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
         if claim is not None or tokens <= 2 * chunk:
             chunk = tokens
         loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
-            x_RNH = products.cast(hidden_RNH[:, part])
-            with products.scope(x_RNH.numel() * self.vocab_size):
+            x_RNH = matmul.cast(hidden_RNH[:, part])
+            with matmul.scope(x_RNH.numel() * self.vocab_size):
                 logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
             if self._padded_vocab > self.vocab_size:
                 logits_RNV[..., self.vocab_size :] = -math.inf
@@ -258,8 +258,8 @@ class PackedModel:
             loss_R += loss_RN.sum(-1) / tokens
             if claim is not None:
                 claim(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
-            grad_RNV = products.cast(grad_RNV)
-            with products.scope(x_RNH.numel() * self.vocab_size):
+            grad_RNV = matmul.cast(grad_RNV)
+            with matmul.scope(x_RNH.numel() * self.vocab_size):
                 # the mean's 1 / N goes to the narrow factor of each product, not to the logits
                 grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
                 if start == 0:
@@ -268,22 +268,22 @@ class PackedModel:
                     head_gradient_RVH += torch.bmm(grad_RNV.mT, x_RNH / tokens)
         return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
 
-    def _head(self, leaves: Mapping[str, Tensor]) -> Tensor:
-        table = leaves["embed" if self.config.tie_word_embeddings else "head"]
+    def _head(self, flat_parameters: Mapping[str, Tensor]) -> Tensor:
+        table = flat_parameters["embed" if self.config.tie_word_embeddings else "head"]
         return table.view(self.num_runs, self._padded_vocab, self.config.hidden_size)
 
-    def quantization(self, strengths: Sequence[float]) -> Quantization:
+    def quantization(self, quant_lambdas: Sequence[float]) -> Quantization:
         """Return the strengths λ of the runs as a step takes them."""
-        if all(strength == 1.0 for strength in strengths):
-            return Quantization(off=False, strength_R=None)
-        off = all(strength == 0.0 for strength in strengths)
-        return Quantization(off=off, strength_R=None if off else torch.tensor(strengths, device=self.device))
+        if all(quant_lambda == 1.0 for quant_lambda in quant_lambdas):
+            return Quantization(off=False, quant_lambda_R=None)
+        off = all(quant_lambda == 0.0 for quant_lambda in quant_lambdas)
+        return Quantization(off=off, quant_lambda_R=None if off else torch.tensor(quant_lambdas, device=self.device))
 
     @torch.no_grad()
-    def _run(self, tokens_RBT: Tensor, q: Quantization, *, keep: bool) -> Tape:
+    def _run(self, tokens_RBT: Tensor, q: Quantization, *, keep: bool) -> SavedActivations:
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
-        x_RNH = F.embedding(tokens_RN, self._leaves["embed"].view(-1, self.config.hidden_size))
+        x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
         # what is measured has many shapes and little time: it is not worth compiling
         quantize, normalize = (
             (self._quantize, self._normalize) if keep else (self._quantized_matrices, functional.normalize)
@@ -298,7 +298,7 @@ class PackedModel:
                     saved.append(of_way_back)
         final = [self.packed["final_norm"].unsqueeze(1)]
         hidden_RNH, final_saved = normalize(x_RNH, final, self.config.rms_norm_eps)
-        return Tape(
+        return SavedActivations(
             tokens_RN=tokens_RN,
             layer=layer,
             hidden_RNH=hidden_RNH,
@@ -317,33 +317,35 @@ class PackedModel:
     def _quantized_matrices(self, q: Quantization) -> dict[str, list[Operand]]:
         """Return the operands of every layer, quantized once for forward and backward."""
         return {
-            key: self.products.weights(self.packed[key], self.segments(key), q)
-            for key, storage in self.storages.items()
-            if storage.is_matrix
+            key: self.matmul.weights(self.packed[key], self.segments(key), q)
+            for key, spec in self.parameter_specs.items()
+            if spec.is_matrix
         }
 
     @torch.no_grad()
-    def backward(self, tape: Tape, grad_RNH: Tensor) -> None:
+    def backward(self, activations: SavedActivations, grad_RNH: Tensor) -> None:
         """Write the gradients of everything but the head, `grad_RNH` being that of `tape.hidden_RNH`.
 
         The head's must be there already where it is tied to the embeddings.
         """
         final = [self.packed["final_norm"].unsqueeze(1)]
-        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, tape.final_saved, final)
+        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, activations.final_saved, final)
         self.gradients["final_norm"].copy_(final_RH)
         norms: list[dict[str, Tensor]] = []
-        with self._layer_scope(tape.tokens_RN):
+        with self._layer_scope(activations.tokens_RN):
             for layer in range(self.config.num_layers - 1, -1, -1):
-                grad_RNH, found = tape.layer.backward(grad_RNH, tape.saved[layer], tape.weights[layer])
+                grad_RNH, found = activations.layer.backward(
+                    grad_RNH, activations.saved[layer], activations.weights[layer]
+                )
                 norms.append(found.norms)
                 for key, (grad_RNO, x_RNI) in found.factors.items():
                     write_product(self._gradient_layers[layer][key], grad_RNO.mT, x_RNI)
         for key in self._norm_layers[0]:
             torch.stack([grads[key] for grads in reversed(norms)], dim=1, out=self.gradients[key])
         if not self.config.tie_word_embeddings:
-            self._leaf_gradients["embed"].zero_()
-        table = self._leaf_gradients["embed"].view(-1, self.config.hidden_size)
-        tokens_N = tape.tokens_RN.flatten()
+            self._flat_gradients["embed"].zero_()
+        table = self._flat_gradients["embed"].view(-1, self.config.hidden_size)
+        tokens_N = activations.tokens_RN.flatten()
         if self.device.type == "cuda":
             # sorts, where index_add_ adds in the order of arrival
             table.index_put_((tokens_N,), grad_RNH.flatten(0, 1), accumulate=True)
@@ -351,29 +353,29 @@ class PackedModel:
             table.index_add_(0, tokens_N, grad_RNH.flatten(0, 1))
 
     def _layer_scope(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
-        sizes = (storage.shape[1] * storage.shape[2] for storage in self.storages.values() if storage.is_matrix)
-        return self.products.scope(tokens_RN.numel() * max(sizes))
+        sizes = (spec.shape[1] * spec.shape[2] for spec in self.parameter_specs.values() if spec.is_matrix)
+        return self.matmul.scope(tokens_RN.numel() * max(sizes))
 
     def _layer(self, positions: int, *, compiled: bool) -> Layer:
         key = (positions, compiled)
         if key not in self._layers:
-            self._layers[key] = Layer(self.config, self.products, positions, self.device, compiled=compiled)
+            self._layers[key] = Layer(self.config, self.matmul, positions, self.device, compiled=compiled)
         return self._layers[key]
 
     def _initialize(self, run: int, config: ModelConfig, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        for key, storage in self.storages.items():
+        for key, spec in self.parameter_specs.items():
             target = self.packed[key][run]
-            if storage.group == "norms":
+            if spec.group == "norms":
                 target.fill_(1.0)
                 continue
-            values = torch.empty(storage.shape)
+            values = torch.empty(spec.shape)
             if config.initialization == "normal":
                 values.normal_(0.0, config.init_std, generator=generator)
-            elif storage.group == "embeddings":
+            elif spec.group == "embeddings":
                 values.normal_(0.0, 1.0, generator=generator)
             else:
-                bound = storage.shape[-1] ** -0.5
+                bound = spec.shape[-1] ** -0.5
                 values.uniform_(-bound, bound, generator=generator)
             target.copy_(values)
 

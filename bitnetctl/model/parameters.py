@@ -10,7 +10,7 @@ from bitnetctl.config import ModelConfig, ParameterGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Storage:
+class ParameterSpec:
     """One packed tensor of the model and the named parameters that are blocks of it.
 
     `shape` is without the run dimension: [L, O, I] for matrices, [L, F] for norms, [V, H] for tables.
@@ -36,22 +36,22 @@ class Storage:
                 start += height
 
 
-def storages(config: ModelConfig, vocab_size: int) -> dict[str, Storage]:
+def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, ParameterSpec]:
     """Return the packed tensors of a model by name; parameter names are those of `transformers`."""
     layers, hidden, ffn = config.num_layers, config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads * config.head_size
     kv = config.num_key_value_heads * config.head_size
     layer, attention, mlp = "model.layers.{layer}.", "self_attn.", "mlp."
 
-    def matrix(inputs: int, *blocks: tuple[str, int]) -> Storage:
+    def matrix(inputs: int, *blocks: tuple[str, int]) -> ParameterSpec:
         named = tuple((f"{layer}{name}.weight", height) for name, height in blocks)
-        return Storage(shape=(layers, sum(height for _, height in blocks), inputs), blocks=named)
+        return ParameterSpec(shape=(layers, sum(height for _, height in blocks), inputs), blocks=named)
 
-    def norm(name: str, width: int) -> Storage:
-        return Storage(shape=(layers, width), blocks=((f"{layer}{name}.weight", width),), group="norms")
+    def norm(name: str, width: int) -> ParameterSpec:
+        return ParameterSpec(shape=(layers, width), blocks=((f"{layer}{name}.weight", width),), group="norms")
 
-    def table(name: str, group: ParameterGroup) -> Storage:
-        return Storage(shape=(vocab_size, hidden), blocks=((name, vocab_size),), group=group, per_layer=False)
+    def table(name: str, group: ParameterGroup) -> ParameterSpec:
+        return ParameterSpec(shape=(vocab_size, hidden), blocks=((name, vocab_size),), group=group, per_layer=False)
 
     result = {"embed": table("model.embed_tokens.weight", "embeddings")}
     if not config.tie_word_embeddings:
@@ -69,7 +69,7 @@ def storages(config: ModelConfig, vocab_size: int) -> dict[str, Storage]:
     if config.inner_norms:
         result["qkv_norm"] = norm(f"{attention}qkv_norm", hidden)
         result["gate_up_norm"] = norm(f"{mlp}gate_up_norm", hidden)
-    result["final_norm"] = Storage(
+    result["final_norm"] = ParameterSpec(
         shape=(hidden,), blocks=(("model.norm.weight", hidden),), group="norms", per_layer=False
     )
     return result
@@ -77,4 +77,4 @@ def storages(config: ModelConfig, vocab_size: int) -> dict[str, Storage]:
 
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Number of parameters of one run."""
-    return sum(math.prod(storage.shape) for storage in storages(config, vocab_size).values())
+    return sum(math.prod(spec.shape) for spec in parameter_specs(config, vocab_size).values())

@@ -35,20 +35,20 @@ def ternary_codes(weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
 
 
 def ternary_weights(
-    weight_RLOI: Tensor, segments: Sequence[int], strength_R: Tensor | None = None, out: Tensor | None = None
+    weight_RLOI: Tensor, segments: Sequence[int], quant_lambda_R: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
     """Return round(clamp(w·s, ±1)) / s with s = `ternary_scale`, in `out` if given: its layout and type are kept.
 
-    `strength_R` blends run r from full precision (0) to ternary (1); None is 1 for all. Both ends are exact.
+    `quant_lambda_R` blends run r from full precision (0) to ternary (1); None is 1 for all. Both ends are exact.
     """
     scale_RLO1 = ternary_scale(weight_RLOI, segments)
     codes_RLOI = (weight_RLOI * scale_RLO1).round_().clamp_(-1, 1)
     # a compiler fuses the copy, and refuses to write into what is not contiguous
-    if strength_R is None and out is not None and not torch.compiler.is_compiling():
+    if quant_lambda_R is None and out is not None and not torch.compiler.is_compiling():
         return torch.div(codes_RLOI, scale_RLO1, out=out)
     values_RLOI = codes_RLOI.div_(scale_RLO1)
-    if strength_R is not None:
-        values_RLOI = torch.lerp(weight_RLOI, values_RLOI, strength_R.view(-1, 1, 1, 1))
+    if quant_lambda_R is not None:
+        values_RLOI = torch.lerp(weight_RLOI, values_RLOI, quant_lambda_R.view(-1, 1, 1, 1))
     return values_RLOI if out is None else out.copy_(values_RLOI)
 
 
@@ -58,12 +58,16 @@ def int8_scale(x: Tensor) -> Tensor:
     return x.abs().amax(-1, keepdim=True).clamp_(min=SCALE_FLOOR).reciprocal_().mul_(INT8_MAX)
 
 
-def int8_activations(x: Tensor, strength_R: Tensor | None = None) -> Tensor:
+def int8_activations(x: Tensor, quant_lambda_R: Tensor | None = None) -> Tensor:
     """Return round(x·s) / s with s = `int8_scale`: one scale for each token.
 
-    Shape: [R, …, F]. `strength_R` as in `ternary_weights`.
+    Shape: [R, …, F]. `quant_lambda_R` as in `ternary_weights`.
     """
     scale = int8_scale(x)
     # |x| * 127 / max|x| cannot round beyond ±127, so the formula's clamp to -128…127 never binds
     quantized = (x * scale).round_().div_(scale)
-    return quantized if strength_R is None else torch.lerp(x, quantized, strength_R.view(-1, *(1,) * (x.dim() - 1)))
+    return (
+        quantized
+        if quant_lambda_R is None
+        else torch.lerp(x, quantized, quant_lambda_R.view(-1, *(1,) * (x.dim() - 1)))
+    )

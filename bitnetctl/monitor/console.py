@@ -11,7 +11,7 @@ from rich.console import Console
 from bitnetctl.config import RunConfig
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.monitor.view import _REPEAT_SECONDS, _RunView, _work_line, ended_lines, row_line, started_lines
-from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, SetBack, Started, Stopped
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, RolledBack, Started, Stopped
 
 
 class Reporter(Protocol):
@@ -20,7 +20,7 @@ class Reporter(Protocol):
     def event(self, event: Event) -> None:
         """Show what happened."""
 
-    def notice(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Show one line that stays."""
 
     def work(self, what: str, done: int, total: int | None) -> None:
@@ -67,20 +67,20 @@ class PlainReporter:
                 for view in self._pack:
                     view.state = "training"
                 for text in started_lines(event):
-                    self.notice(text)
+                    self.log(text)
             case Evaluated():
                 view = self._pack[event.run]
                 warning = view.update(event.row)
-                self.notice(f"{view.name}  {row_line(event.row, view.config.steps)}")
+                self.log(f"{view.name}  {row_line(event.row, view.config.steps)}")
                 if warning:
-                    self.notice(f"warning: {warning}")
-            case SetBack():
+                    self.log(f"warning: {warning}")
+            case RolledBack():
                 self._pack[event.run].state = "waiting"
             case Diverged() | Failed() | Stopped() | Finished():
                 for text in ended_lines(event, self._pack):
-                    self.notice(text)
+                    self.log(text)
 
-    def notice(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -89,4 +89,4 @@ class PlainReporter:
         now = time.monotonic()
         if now - self._work_shown >= _REPEAT_SECONDS:
             self._work_shown = now
-            self.notice(_work_line(what, done, total))
+            self.log(_work_line(what, done, total))

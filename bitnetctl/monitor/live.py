@@ -29,7 +29,17 @@ from bitnetctl.monitor.view import (
     started_lines,
 )
 from bitnetctl.records import read_manifest
-from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Progress, SetBack, Started, Stopped
+from bitnetctl.trainer.events import (
+    Diverged,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    RolledBack,
+    Started,
+    Stopped,
+)
 
 _STATES = ("training", "failed", "diverged", "stopped", "elsewhere", "finished", "waiting")
 
@@ -72,7 +82,7 @@ class LiveReporter:
                     view.state, view.step = "training", event.start_step
                     self._pack.append(view)
                 for text in started_lines(event):
-                    self.notice(text)
+                    self.log(text)
             case Progress():
                 self._step, self._memory_bytes = event.step, event.memory_bytes
                 for view, loss in zip(self._pack, event.losses, strict=True):
@@ -83,18 +93,18 @@ class LiveReporter:
                 warning = view.update(event.row)
                 if warning:
                     self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
-            case SetBack():
+            case RolledBack():
                 view = self._pack[event.run]
                 view.state, view.step = "waiting", event.step
             case Diverged() | Failed() | Stopped() | Finished():
                 for text in ended_lines(event, self._pack):
-                    self.notice(text)
+                    self.log(text)
                 if isinstance(event, Failed) and event.name in self._runs:
                     self._runs[event.name].state = "failed"
                 if not isinstance(event, Diverged):
                     self._leave_pack()
 
-    def notice(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print one line above the view."""
         self._console.print(text, markup=False, highlight=False)
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Composition:
-    """The interventions of one run, applied in order; each seam asked only of those that changed it."""
+    """The interventions of one run, applied in order; each hook asked only of those that changed it."""
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         self.interventions = tuple(interventions)
-        self._loss = self._claimant("training_loss")
-        self._gradients = self._claimant("transform_gradients")
+        self._loss = self._overriding("training_loss")
+        self._gradients = self._overriding("transform_gradients")
 
     def configure(self, config: RunConfig) -> RunConfig:
         """Apply `configure` of each in turn; raises ConfigError for a config that no recipe could have."""
@@ -56,12 +56,12 @@ class Composition:
         return base
 
     @property
-    def claims_loss(self) -> bool:
+    def overrides_loss(self) -> bool:
         """Whether an intervention replaces the training loss."""
         return self._loss is not None
 
     @property
-    def claims_gradients(self) -> bool:
+    def overrides_gradients(self) -> bool:
         """Whether an intervention transforms the gradients."""
         return self._gradients is not None
 
@@ -92,15 +92,15 @@ class Composition:
             with _no_way_out(intervention):
                 intervention.load_state_dict(state)
 
-    def _claimant(self, seam: str) -> Intervention | None:
+    def _overriding(self, hook: str) -> Intervention | None:
         claimants = [
             intervention
             for intervention in self.interventions
-            if getattr(type(intervention), seam) is not getattr(Intervention, seam)
+            if getattr(type(intervention), hook) is not getattr(Intervention, hook)
         ]
         if len(claimants) > 1:
             names = " and ".join(type(claimant).__name__ for claimant in claimants)
-            raise ConfigError(f"{names} both claim {seam}; a run can have one claimant only")
+            raise ConfigError(f"{names} both claim {hook}; a run can have one claimant only")
         return claimants[0] if claimants else None
 
 
@@ -110,7 +110,7 @@ def _no_way_out(intervention: Intervention) -> Iterator[None]:
     try:
         yield
     except (SystemExit, GeneratorExit) as error:
-        raise BitnetctlError(f"{type(intervention).__name__} raised {error!r}; no seam may end the process") from error
+        raise BitnetctlError(f"{type(intervention).__name__} raised {error!r}; no hook may end the process") from error
 
 
 def _state_of(intervention: Intervention) -> dict[str, Any]:

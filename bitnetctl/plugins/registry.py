@@ -16,12 +16,12 @@ from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validation_
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.records import PluginRecord
+from bitnetctl.records import PluginInfo
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
 ALLOWED = "BITNETCTL_ALLOWED_PLUGINS"
-SEAMS = (
+HOOKS = (
     "configure",
     "quantization",
     "learning_rate",
@@ -67,9 +67,9 @@ class Plugin:
         return f"intervention {self.name!r} of {self.distribution} {self.version} cannot be used: {self.problem}"
 
     @property
-    def seams(self) -> list[str]:
-        """Names of the seams it changes."""
-        return [] if self.intervention is None else changed_seams(self.intervention)
+    def hooks(self) -> list[str]:
+        """Names of the hooks it changes."""
+        return [] if self.intervention is None else changed_hooks(self.intervention)
 
 
 @cache
@@ -216,9 +216,9 @@ def check_class(candidate: Any) -> type[Intervention]:
     return candidate
 
 
-def changed_seams(intervention: type[Intervention]) -> list[str]:
-    """Return the names of the seams that a class overrides."""
-    return [seam for seam in SEAMS if getattr(intervention, seam) is not getattr(Intervention, seam)]
+def changed_hooks(intervention: type[Intervention]) -> list[str]:
+    """Return the names of the hooks that a class overrides."""
+    return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
 
 
 def normalize(config: RunConfig) -> RunConfig:
@@ -235,11 +235,11 @@ def compose(specs: Sequence[InterventionSpec]) -> Composition:
     return Composition([_class_of(spec)(_settings_of(spec)) for spec in specs])
 
 
-def plugin_records(specs: Iterable[InterventionSpec]) -> list[PluginRecord]:
+def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
     """Say which code ran with which settings, for the manifest."""
     plugins = [(load(spec.name), _settings_of(spec)) for spec in specs]
     return [
-        PluginRecord(
+        PluginInfo(
             name=plugin.name,
             version=plugin.version,
             distribution=plugin.distribution,

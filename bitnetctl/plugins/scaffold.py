@@ -56,7 +56,7 @@ class $class_name(Intervention):
     settings: Settings
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
-        """Return the rate of `step`, a pure function; the other seams are in bitnetctl/intervention.py."""
+        """Return the rate of `step`, a pure function; the other hooks are in bitnetctl/intervention.py."""
         return base * self.settings.factor if step > self.settings.after * steps else base
 ''')
 

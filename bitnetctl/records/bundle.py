@@ -30,11 +30,11 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
     `criteria` are names and JSON texts. The old file stays until the new one is whole.
     """
     # a name that nobody can foresee, and so nobody can have put a link there
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with zipfile.ZipFile(aside, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
+            with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
                 taken: set[str] = set()
                 for run in runs:
                     stem = _free(_plain(run.path.stem), taken)
@@ -45,9 +45,9 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
                 for name, text in criteria:
                     bundle.writestr(f"criteria/{name}.json", text)
                 bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
-            aside.replace(path)
+            temporary.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def read_bundle(path: Path, folder: Path) -> list[Path]:

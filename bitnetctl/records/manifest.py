@@ -45,7 +45,7 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
 
-class PluginRecord(_Document):
+class PluginInfo(_Document):
     """An intervention's plug-in as it was used."""
 
     name: str
@@ -57,14 +57,14 @@ class PluginRecord(_Document):
 
 
 class Rollback(_Document):
-    """A run that diverged, was set back to a checkpoint and went on with half the learning rate."""
+    """A run that diverged, was rolled back to a checkpoint and went on with half the learning rate."""
 
     diverged_at: _Count
     resumed_from: _Count
     tensor: str
 
 
-class _Facts(_Document):
+class _Provenance(_Document):
     """With what a run is trained, from the start or a resume until the next one."""
 
     versions: dict[str, str] = Field(default_factory=dict)
@@ -73,18 +73,18 @@ class _Facts(_Document):
     engine: str | None = Field(None, description="eager, graph or compile")
     precision: str | None = Field(None, description="of the matrix products: fp32, bf16 or int8")
     threads: int | None = None
-    plugins: list[PluginRecord] = Field(default_factory=list)
+    plugins: list[PluginInfo] = Field(default_factory=list)
     command: list[_Text] | None = None
     pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
 
 
-class SessionRecord(_Facts):
+class Session(_Provenance):
     """One of the sessions that a run was trained in."""
 
     from_step: _Count | None = Field(None, description="where it went on; unknown in an older file")
 
 
-class Manifest(_Facts):
+class Manifest(_Provenance):
     """Everything about a run that is not a figure; fields of newer versions are ignored when read.
 
     The facts of the last session are fields of the manifest itself, and `sessions` has those of all whose steps are
@@ -102,20 +102,20 @@ class Manifest(_Facts):
     steps_done: _Count = 0
     diverged_at: _Count | None = Field(None, description="first step with a loss that is not finite")
     message: _Text | None = None
-    rollbacks: list[Rollback] = Field(default_factory=list, description="divergences that the run was set back from")
-    sessions: list[SessionRecord] = Field(default_factory=list)
+    rollbacks: list[Rollback] = Field(default_factory=list, description="divergences that the run was rolled back from")
+    sessions: list[Session] = Field(default_factory=list)
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")
     elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
     csv_sha256: str | None = Field(None, description="of the CSV of a run that ended")
     sha256: str | None = Field(None, description="of the rest of this file")
 
 
-def sessions_until(step: int, manifest: Manifest | None) -> list[SessionRecord]:
+def sessions_until(step: int, manifest: Manifest | None) -> list[Session]:
     """Return the sessions that trained the first `step` steps of a run."""
     if manifest is None or step == 0:
         return []
     # an older file tells of its last session only, and not where it went on
-    known = manifest.sessions or [SessionRecord.model_validate(manifest.model_dump())]
+    known = manifest.sessions or [Session.model_validate(manifest.model_dump())]
     return [session for session in known if session.from_step is None or session.from_step < step]
 
 
@@ -158,7 +158,7 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
         raise RecordError(f"{path}: damaged manifest: {one_line(error)}") from error
 
 
-def figures_sum(csv: Path) -> str:
+def csv_checksum(csv: Path) -> str:
     """Return the SHA-256 of a CSV; raises RecordError."""
     try:
         return hashlib.sha256(csv.read_bytes()).hexdigest()
@@ -166,9 +166,9 @@ def figures_sum(csv: Path) -> str:
         raise RecordError(f"{csv}: cannot read: {error.strerror or error}") from error
 
 
-def check_figures(csv: Path, manifest: Manifest) -> None:
+def check_csv(csv: Path, manifest: Manifest) -> None:
     """Raise RecordError if a run ended with other figures than its CSV has now."""
-    if manifest.csv_sha256 is not None and figures_sum(csv) != manifest.csv_sha256:
+    if manifest.csv_sha256 is not None and csv_checksum(csv) != manifest.csv_sha256:
         raise RecordError(
             f"{csv}: damaged or edited since the run ended (checksum differs); put it back (a checkpoint's records.csv "
             "is a copy), or remove it and the run's folder to train again"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
-from bitnetctl.records.manifest import Manifest, check_figures, read_manifest
+from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.reader import Records, read
 from bitnetctl.records.schema import NAMES, Row
 
@@ -163,7 +163,7 @@ def load_run(path: Path) -> Run:
     records = read(path)
     manifest = read_manifest(path)
     if manifest is not None:
-        check_figures(path, manifest)
+        check_csv(path, manifest)
     config = _config(manifest.config, path) if manifest else None
     effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
     named = _RUN_NAME.fullmatch(path.stem)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError
-from bitnetctl.records.manifest import Manifest, check_figures, read_manifest
+from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.paths import RunPaths
 
 
@@ -54,5 +54,5 @@ def ended(config: RunConfig, runs_dir: Path, name: str | None = None) -> Manifes
         )
     if manifest.status not in ("finished", "diverged") or not paths.csv.exists():
         return None
-    check_figures(paths.csv, manifest)
+    check_csv(paths.csv, manifest)
     return manifest

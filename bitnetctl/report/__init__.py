@@ -5,7 +5,7 @@ from bitnetctl.report.html.page import html_page
 from bitnetctl.report.junit import junit_xml
 from bitnetctl.report.markdown import markdown_report
 from bitnetctl.report.plots import plots
-from bitnetctl.report.summary_csv import facts_csv
+from bitnetctl.report.summary_csv import summaries_csv
 from bitnetctl.report.terminal import (
     agreement_table,
     checks_table,
@@ -26,7 +26,6 @@ __all__ = [
     "effects_table",
     "end_table",
     "factors_table",
-    "facts_csv",
     "handoff",
     "html_page",
     "junit_xml",
@@ -34,6 +33,7 @@ __all__ = [
     "next_step",
     "packs_table",
     "plots",
+    "summaries_csv",
     "sweep_table",
     "trajectory_table",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bitnetctl.analysis.anova import OutcomeAnalysis
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
-from bitnetctl.analysis.summary import RunFacts
+from bitnetctl.analysis.summary import RunSummary
 
 UNKNOWN = "–"
 MOST_POINTS = 600
@@ -16,7 +16,7 @@ MEANS = "Means over the runs that have the figure; a failed run has no final one
 
 
 @dataclass(frozen=True)
-class FactColumn:
+class SummaryColumn:
     """A fact of a run as a column."""
 
     header: str
@@ -26,7 +26,7 @@ class FactColumn:
     is_event: bool = False
     """Whether it is the step of something that need not happen: several runs are then counted, not averaged."""
 
-    def value(self, facts: RunFacts) -> float | None:
+    def value(self, facts: RunSummary) -> float | None:
         """Return the figure; None is unknown."""
         value = getattr(facts, self.fact)
         return None if value is None else float(value)
@@ -37,25 +37,25 @@ class FactColumn:
 
 
 COLLAPSE = (
-    FactColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, step 1 left out"),
-    FactColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations", True),
-    FactColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations", True),
-    FactColumn("share", "share_of_collapsed_evaluations", ".0%", "share of the evaluations that are collapsed"),
-    FactColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
-    FactColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary less after"),
+    SummaryColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, step 1 left out"),
+    SummaryColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations", True),
+    SummaryColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations", True),
+    SummaryColumn("share", "collapsed_fraction", ".0%", "share of the evaluations that are collapsed"),
+    SummaryColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
+    SummaryColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary less after"),
 )
 END = (
-    FactColumn("held-out", "final_held_out_loss", ".3f", "final held-out loss in nats"),
-    FactColumn("skill", "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
-    FactColumn("unique", "final_unique", ",.0f", "final distinct predictions"),
-    FactColumn("volat.", "volatility", ".2f", "mean |log2 ratio| of distinct predictions from one to the next"),
-    FactColumn("zeros", "zero_fraction", ".0%", "share of zeros among the ternary weights, at the end"),
-    FactColumn("flips", "mean_flip_rate", ".1%", "mean share of ternary weights that change between evaluations"),
+    SummaryColumn("held-out", "final_held_out_loss", ".3f", "final held-out loss in nats"),
+    SummaryColumn("skill", "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
+    SummaryColumn("unique", "final_unique", ",.0f", "final distinct predictions"),
+    SummaryColumn("volat.", "volatility", ".2f", "mean |log2 ratio| of distinct predictions from one to the next"),
+    SummaryColumn("zeros", "zero_fraction", ".0%", "share of zeros among the ternary weights, at the end"),
+    SummaryColumn("flips", "mean_flip_rate", ".1%", "mean share of ternary weights that change between evaluations"),
 )
 
 
 @dataclass(frozen=True)
-class FactRow:
+class SummaryRow:
     """One run, or the runs of one arm and size, as cells of a table."""
 
     arm: str
@@ -63,24 +63,24 @@ class FactRow:
     seed: str
     state: str
     failed: bool
-    facts: tuple[RunFacts, ...]
+    facts: tuple[RunSummary, ...]
     grouped: bool = False
 
-    def value(self, column: FactColumn) -> float | None:
+    def value(self, column: SummaryColumn) -> float | None:
         """Return a figure, the mean where there are several runs that have it."""
         known = [value for facts in self.facts if (value := column.value(facts)) is not None]
         return sum(known) / len(known) if known else None
 
-    def text(self, column: FactColumn) -> str:
+    def text(self, column: SummaryColumn) -> str:
         """Write a figure; of several runs, in how many of those that tell an event happened."""
         if self.grouped and column.is_event:
-            telling = [facts for facts in self.facts if facts.share_of_collapsed_evaluations is not None]
+            telling = [facts for facts in self.facts if facts.collapsed_fraction is not None]
             happened = sum(column.value(facts) is not None for facts in telling)
             return f"{happened}/{len(telling)}" if telling else UNKNOWN
         return column.text(self.value(column))
 
 
-def state_of(facts: RunFacts) -> str:
+def state_of(facts: RunSummary) -> str:
     """Say how a run stands where that is not simply finished."""
     if facts.diverged_at is not None:
         return f"diverged at {facts.diverged_at:,}"
@@ -91,10 +91,10 @@ def state_of(facts: RunFacts) -> str:
     return ""
 
 
-def run_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
+def run_rows(facts: Sequence[RunSummary]) -> list[SummaryRow]:
     """Return a row for every run."""
     return [
-        FactRow(
+        SummaryRow(
             arm=fact.arm,
             size=_whole(fact.size),
             seed=_whole(fact.seed),
@@ -106,10 +106,10 @@ def run_rows(facts: Sequence[RunFacts]) -> list[FactRow]:
     ]
 
 
-def arm_rows(facts: Sequence[RunFacts], arms: Sequence[str]) -> list[FactRow]:
+def arm_rows(facts: Sequence[RunSummary], arms: Sequence[str]) -> list[SummaryRow]:
     """Return a row for every arm, in that order, and size, with means over the runs that have the figure."""
     places = {arm: place for place, arm in enumerate(arms)}
-    groups: dict[tuple[str, int | None], list[RunFacts]] = {}
+    groups: dict[tuple[str, int | None], list[RunSummary]] = {}
     for fact in sorted(facts, key=lambda fact: (places[fact.arm], fact.size or 0)):
         groups.setdefault((fact.arm, fact.size), []).append(fact)
     rows = []
@@ -118,7 +118,7 @@ def arm_rows(facts: Sequence[RunFacts], arms: Sequence[str]) -> list[FactRow]:
         short = sum(fact.complete is False and not fact.failed for fact in group)
         parts = [f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short)
         rows.append(
-            FactRow(
+            SummaryRow(
                 arm=arm,
                 size=_whole(size),
                 seed=str(len(group)),

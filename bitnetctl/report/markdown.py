@@ -10,8 +10,8 @@ from bitnetctl.report.columns import (
     END,
     FACTOR_HEADER,
     MEANS,
-    FactColumn,
-    FactRow,
+    SummaryColumn,
+    SummaryRow,
     arm_rows,
     effect_cells,
     factor_cells,
@@ -37,9 +37,9 @@ def markdown_report(study: Study) -> str:
             MEANS,
             "",
         ]
-        lines += _facts_table(grouped, (*COLLAPSE, *END), seed="runs")
+        lines += _summary_table(grouped, (*COLLAPSE, *END), seed="runs")
     lines += _effects(study) + _factors(study) + _agreement(study)
-    lines += ["## Runs", "", *_facts_table(rows, (*COLLAPSE, *END), seed="seed")]
+    lines += ["## Runs", "", *_summary_table(rows, (*COLLAPSE, *END), seed="seed")]
     lines += [f"- {column.header}: {column.meaning}" for column in (*COLLAPSE, *END)] + [""]
     if study.notes:
         lines += ["## Notes", "", *(f"- {escape(note)}" for note in study.notes), ""]
@@ -62,7 +62,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int =
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)] + [""]
 
 
-def _facts_table(rows: Sequence[FactRow], columns: Sequence[FactColumn], *, seed: str) -> list[str]:
+def _summary_table(rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn], *, seed: str) -> list[str]:
     header = ("arm", "size", seed, *(column.header for column in columns), "state")
     return _table(
         header,

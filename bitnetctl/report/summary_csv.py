@@ -6,14 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from bitnetctl.analysis.study import Study
-from bitnetctl.analysis.summary import RunFacts
+from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.report.escape import defused, printable
 
 
-def facts_csv(study: Study) -> str:
+def summaries_csv(study: Study) -> str:
     """Return a row for every run under the names that `analyze --json` has: figures in full, unknown is empty."""
     file = io.StringIO()
-    names = [field.name for field in fields(RunFacts)]
+    names = [field.name for field in fields(RunSummary)]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
     for facts in study.facts:

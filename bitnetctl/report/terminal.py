@@ -11,13 +11,23 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import SIGNIFICANT, OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect
 from bitnetctl.records import Run
-from bitnetctl.report.columns import COLLAPSE, END, UNKNOWN, FactColumn, FactRow, interval, p_text, pairs_text, signed
+from bitnetctl.report.columns import (
+    COLLAPSE,
+    END,
+    UNKNOWN,
+    SummaryColumn,
+    SummaryRow,
+    interval,
+    p_text,
+    pairs_text,
+    signed,
+)
 from bitnetctl.report.escape import printable
 from bitnetctl.report.trajectory import MILESTONES, _ordered, _plain, _trajectory
 from bitnetctl.verdict import Outcome, Verdict
 
 
-def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+def key_value_table(title: str, facts: Mapping[str, str]) -> Table:
     """Return names and values in two columns."""
     table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in facts.items():
@@ -82,17 +92,17 @@ def _figure(value: float | str | None, form: str) -> str:
     return value if isinstance(value, str) else format(value, form)
 
 
-def collapse_table(rows: Sequence[FactRow], *, grouped: bool = False) -> Table:
+def collapse_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
     """Return how deep every run fell in stage 1 and whether it came back; `grouped` for rows of whole arms."""
-    return _facts_table("Stage 1 and the boundary", rows, COLLAPSE, grouped=grouped)
+    return _summary_table("Stage 1 and the boundary", rows, COLLAPSE, grouped=grouped)
 
 
-def end_table(rows: Sequence[FactRow], *, grouped: bool = False) -> Table:
+def end_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
     """Return where every run ended and how its ternary weights fare."""
-    return _facts_table("The end", rows, END, grouped=grouped)
+    return _summary_table("The end", rows, END, grouped=grouped)
 
 
-def _facts_table(title: str, rows: Sequence[FactRow], columns: Sequence[FactColumn], *, grouped: bool) -> Table:
+def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn], *, grouped: bool) -> Table:
     table = _table(title)
     table.add_column("arm", overflow="fold")
     for name in ("size", "runs" if grouped else "seed"):

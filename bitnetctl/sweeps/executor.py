@@ -1,4 +1,4 @@
-"""Train many runs: packs from the ledger, one after the other, until every run has ended."""
+"""Train many runs: packs from the run queue, one after the other, until every run has ended."""
 
 import contextlib
 import time
@@ -10,11 +10,11 @@ from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedByS
 from bitnetctl.hardware import release_unused
 from bitnetctl.plugins.registry import effective_config
 from bitnetctl.sweeps.packing import _PackLimits, announcement, plan_costs, shape_of, share
-from bitnetctl.sweeps.queue import Ledger
+from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Event, Failed, Stopped
-from bitnetctl.trainer.session import Options, Sessions
+from bitnetctl.trainer.session import Options, TrainerFactory
 
 _WAIT_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ def sweep_runs(
     Raises ConfigError or DataError before anything is created.
     """
     effective = {config.hash: effective_config(config) for config in configs}
-    sessions = Sessions(options)
+    sessions = TrainerFactory(options)
     for config in effective.values():
         sessions.require_room(config, 1)
     device = sessions.device
@@ -41,10 +41,10 @@ def sweep_runs(
         of_pack = shape_of(config, effective[config.hash], device)
         return (*of_pack, config.hash if config.hash in alone else None)
 
-    ledger = Ledger(options.runs_dir, shape)
+    ledger = RunQueue(options.runs_dir, shape)
     missing = ledger.unfinished(configs)
     costs = plan_costs(missing, device, pack, lambda config: sessions.prepare(config)[0].vocab_size, workers=workers)
-    options.notice(announcement(costs, device))
+    options.log(announcement(costs, device))
     limits = _PackLimits(sessions)
     runs_of = Counter(shape_of(config, effective[config.hash], device) for config in missing)
 
@@ -66,7 +66,7 @@ def sweep_runs(
             if not ledger.unfinished(candidates):
                 return
             if not waiting:
-                options.notice("waiting for runs that another process trains")
+                options.log("waiting for runs that another process trains")
             waiting = True
             time.sleep(_WAIT_SECONDS)
             continue
@@ -79,7 +79,7 @@ def sweep_runs(
         except Exception as error:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             if len(outputs) > 1:
-                options.notice(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
+                options.log(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
                 alone.update(output.config.hash for output in outputs)
             else:
                 # another process may have taken it at once, and tries it for itself; what is damaged cannot tell
@@ -92,7 +92,7 @@ def sweep_runs(
         release_unused(device)
 
 
-def _train(sessions: Sessions, outputs: Sequence[RunOutput]) -> Generator[Event, None, bool]:
+def _train(sessions: TrainerFactory, outputs: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
     """Train a pack; True if it was stopped. A frame of its own lets go of the session, and with it of the memory."""
     with sessions.open(outputs) as session:
         for event in loop.train(session):
@@ -100,7 +100,7 @@ def _train(sessions: Sessions, outputs: Sequence[RunOutput]) -> Generator[Event,
     return isinstance(event, Stopped)
 
 
-def _record_failure(output: RunOutput, message: str) -> None:
+def _record_failure(output: RunArtifacts, message: str) -> None:
     output.claim()
     try:
         output.fail(message)

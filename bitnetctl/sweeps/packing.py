@@ -8,20 +8,20 @@ from typing import Any
 import torch
 
 from bitnetctl.config import RunConfig
-from bitnetctl.engine.cost import estimate, known_vocabulary, pack_member_bytes
+from bitnetctl.engine.cost import bytes_per_replica, estimate, known_vocabulary
 from bitnetctl.engine.cuda_graph import can_be_captured
 from bitnetctl.engine.pack import pack_key
 from bitnetctl.engine.select import choose, make_pack
 from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.registry import compose, effective_config
-from bitnetctl.trainer.session import Sessions
+from bitnetctl.trainer.session import TrainerFactory
 
 
 class _PackLimits:
     """How many runs of a shape fit into a pack, by the memory one of them was measured to take."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: TrainerFactory) -> None:
         self._sessions = sessions
         self._known: dict[object, int] = {}
 
@@ -44,7 +44,7 @@ class _PackLimits:
         pack.step(1)
         after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
         # memory freed earlier is used again without showing, so the counted bytes are a lower bound
-        taken = max(after - before, pack_member_bytes(config, tokens.vocab_size))
+        taken = max(after - before, bytes_per_replica(config, tokens.vocab_size))
         del pack
         release_unused(device)
         return largest_pack(device, taken)
@@ -55,14 +55,14 @@ _LARGEST_PACK = {"cpu": 16, "cuda": 64}
 _MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.85}
 
 
-def largest_pack(device: torch.device, member_bytes: int) -> int:
-    """Return how many runs of `member_bytes` each fit into the free memory, with room left for others."""
-    fits = int(memory_available(device) * _MEMORY_SHARE[device.type] / member_bytes)
+def largest_pack(device: torch.device, replica_bytes: int) -> int:
+    """Return how many runs of `replica_bytes` each fit into the free memory, with room left for others."""
+    fits = int(memory_available(device) * _MEMORY_SHARE[device.type] / replica_bytes)
     return max(1, min(fits, _LARGEST_PACK[device.type]))
 
 
 def shape_of(config: RunConfig, effective: RunConfig, device: torch.device) -> tuple[object, ...]:
-    """Return what must be equal for runs to train in one pack; on a card also whether their steps can be recorded.
+    """Return what must be equal for runs to train in one pack; on a GPU also whether their steps can be recorded.
 
     One run that needs the host between its kernels would slow down all that are recorded without it.
     """
@@ -95,27 +95,27 @@ def plan_costs(
     for config in configs:
         effective = effective_config(config)
         groups.setdefault(shape_of(config, effective, device), []).append((config, effective))
-    return [_cost(members, device, pack_size, vocab_size(members[0][1]), workers) for members in groups.values()]
+    return [_cost(replicas, device, pack_size, vocab_size(replicas[0][1]), workers) for replicas in groups.values()]
 
 
 def _cost(
-    members: Sequence[tuple[RunConfig, RunConfig]],
+    replicas: Sequence[tuple[RunConfig, RunConfig]],
     device: torch.device,
     pack_size: int | None,
     vocab_size: int,
     workers: int,
 ) -> dict[str, Any]:
-    effective = members[0][1]
-    fits = largest_pack(device, pack_member_bytes(effective, vocab_size))
-    limit = pack_size or min(fits, share(len(members), workers))
-    size = min(limit, len(members))
-    packs = -(-len(members) // size)
+    effective = replicas[0][1]
+    fits = largest_pack(device, bytes_per_replica(effective, vocab_size))
+    limit = pack_size or min(fits, share(len(replicas), workers))
+    size = min(limit, len(replicas))
+    packs = -(-len(replicas) // size)
     cost = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)
     return {
         "size": effective.model.hidden_size,
         "steps": effective.steps,
-        "runs": len(members),
-        "arms": list(Counter(config.arm for config, _ in members)),
+        "runs": len(replicas),
+        "arms": list(Counter(config.arm for config, _ in replicas)),
         "packs": packs,
         "runs_in_a_pack": size,
         "memory_bytes": cost.memory_bytes,

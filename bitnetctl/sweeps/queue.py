@@ -16,10 +16,10 @@ from bitnetctl.files import storage_errors
 from bitnetctl.records import RunPaths
 from bitnetctl.records.status import ended
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 
 
-class Ledger:
+class RunQueue:
     """Hands out packs of runs that nobody has finished or holds."""
 
     def __init__(self, runs_dir: Path, shape_of: Callable[[RunConfig], Hashable]) -> None:
@@ -50,7 +50,7 @@ class Ledger:
         self._over[id(config)] = config
         return True
 
-    def claim(self, configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> list[RunOutput]:
+    def claim(self, configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> list[RunArtifacts]:
         """Claim a pack of at most `limit` runs of one shape that resume from the same step; empty if none is free.
 
         The first free run decides the shape, and the step is the one that most of its kind can resume from.
@@ -59,12 +59,12 @@ class Ledger:
             with storage_errors(self._runs_dir):
                 self._runs_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._guard)
-            claimed: list[RunOutput] = []
+            claimed: list[RunArtifacts] = []
             try:
                 for config in self._unfinished(configs):
                     if claimed and self._shape_of(config) != self._shape_of(claimed[0].config):
                         continue
-                    output = RunOutput(RunPaths(self._runs_dir, config.run_name), config)
+                    output = RunArtifacts(RunPaths(self._runs_dir, config.run_name), config)
                     try:
                         output.claim()
                     except RunBusyError:
@@ -83,7 +83,7 @@ class Ledger:
                 raise
 
 
-def _keep_resumable_together(claimed: list[RunOutput]) -> list[RunOutput]:
+def _keep_resumable_together(claimed: list[RunArtifacts]) -> list[RunArtifacts]:
     """Release the runs that cannot resume from the same step as most of the others."""
     # a run without checkpoints begins at 0, one with checkpoints never does: that would throw work away
     available = [set(checkpoint.steps(output.paths.checkpoints)) or {0} for output in claimed]

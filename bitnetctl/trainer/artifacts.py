@@ -16,18 +16,18 @@ from bitnetctl.records import (
     Rollback,
     Row,
     RunPaths,
-    SessionRecord,
+    Session,
     Status,
     read_manifest,
     utc_now,
     write_manifest,
 )
-from bitnetctl.records.manifest import figures_sum, sessions_until
+from bitnetctl.records.manifest import csv_checksum, sessions_until
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.checkpoint import Checkpoint
 
 
-class RunOutput:
+class RunArtifacts:
     """Exclusive owner of one run's files, from `claim` to `release`."""
 
     def __init__(self, paths: RunPaths, config: RunConfig) -> None:
@@ -73,7 +73,7 @@ class RunOutput:
             before = None
         self._seconds_before = before.elapsed_seconds if before else 0.0
         self._started = time.monotonic()
-        sessions = [*sessions_until(resume_step, before), SessionRecord(from_step=resume_step, **facts)]
+        sessions = [*sessions_until(resume_step, before), Session(from_step=resume_step, **facts)]
         self._manifest = self._new_manifest(before, resume_step, {**facts, "sessions": sessions})
         # before the rows that they count on are cut
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
@@ -110,7 +110,7 @@ class RunOutput:
         assert self._manifest is not None
         if self._writer is not None:
             self._writer.sync()
-        csv_sha256 = figures_sum(self.paths.csv) if status in ("finished", "diverged") else None
+        csv_sha256 = csv_checksum(self.paths.csv) if status in ("finished", "diverged") else None
         self._manifest = self._manifest.model_copy(
             update={
                 "status": status,
@@ -133,7 +133,7 @@ class RunOutput:
 
     @property
     def rollbacks(self) -> list[Rollback]:
-        """What the run was set back from so far."""
+        """What the run was rolled back from so far."""
         assert self._manifest is not None
         return self._manifest.rollbacks
 
@@ -146,7 +146,7 @@ class RunOutput:
         rollback = Rollback(diverged_at=diverged_at, resumed_from=resumed_from, tensor=tensor)
         assert self._manifest is not None
         self._manifest = self._manifest.model_copy(update={"rollbacks": [*self._manifest.rollbacks, rollback]})
-        self.update("stopped", resumed_from, message=f"{tensor} not finite at step {diverged_at}; set back")
+        self.update("stopped", resumed_from, message=f"{tensor} not finite at step {diverged_at}; rolled back")
         return resumed_from
 
     def release(self) -> None:

@@ -62,16 +62,16 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".aside-*"):
             _remove(leftover)
-        aside = _name_aside(folder)
-        aside.mkdir()
+        temporary = _temporary_path(folder)
+        temporary.mkdir()
         try:
-            state = _write_files(aside, checkpoint)
+            state = _write_files(temporary, checkpoint)
             if _says(target, state):
-                _remove(aside)
+                _remove(temporary)
             else:
-                _put_in_place(aside, target)
+                _put_in_place(temporary, target)
         except BaseException:
-            _remove(aside)
+            _remove(temporary)
             raise
         sync_folder(folder)
     for step in steps(folder)[:-KEPT]:
@@ -199,7 +199,7 @@ def _check_records(path: Path, records: bytes, csv: Path) -> None:
             )
 
 
-def _name_aside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     return folder / f".aside-{secrets.token_hex(4)}"
 
 
@@ -211,13 +211,13 @@ def _says(path: Path, state: dict[str, Any]) -> bool:
         return False
 
 
-def _put_in_place(aside: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path) -> None:
     old = None
     if target.exists():
-        old = _name_aside(target.parent)
+        old = _temporary_path(target.parent)
         target.rename(old)
     try:
-        aside.rename(target)
+        temporary.rename(target)
     except BaseException:
         if old is not None:
             with contextlib.suppress(OSError):
@@ -229,9 +229,9 @@ def _put_in_place(aside: Path, target: Path) -> None:
 
 def _drop(path: Path) -> None:
     # out of sight at once: half a checkpoint would look like a damaged one
-    aside = _name_aside(path.parent)
-    path.rename(aside)
-    _remove(aside)
+    temporary = _temporary_path(path.parent)
+    path.rename(temporary)
+    _remove(temporary)
 
 
 def _remove(path: Path) -> None:

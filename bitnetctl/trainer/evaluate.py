@@ -32,7 +32,7 @@ class Probe:
         self._prompts_PT = torch.from_numpy(prompts).to(device)
 
     @torch.no_grad()
-    def measure(self, model: PackedModel, strengths: Sequence[float]) -> list[dict[str, float | int]]:
+    def measure(self, model: PackedModel, quant_lambdas: Sequence[float]) -> list[dict[str, float | int]]:
         """Return the probe's columns for every run.
 
         Held-out loss and context information are in nats; context information is H(mean softmax) − mean H(softmax),
@@ -51,7 +51,7 @@ class Probe:
         for start in range(0, rows, rows_per_chunk):
             inputs_PT = self._inputs_PT[start : start + rows_per_chunk]
             targets_N = self._targets_PT[start : start + rows_per_chunk].flatten()
-            logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), strengths)
+            logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), quant_lambdas)
             for start_N in range(0, len(targets_N), tokens_per_pass):
                 part = slice(start_N, start_N + tokens_per_pass)
                 x_RNV = logits_RNV[:, part].float()
@@ -68,7 +68,7 @@ class Probe:
         mean_RV = softmax_RV / total
         context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total
         loss_R /= total
-        prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), strengths)
+        prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), quant_lambdas)
         last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
         last_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [

@@ -51,7 +51,7 @@ class Diverged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetBack:
+class RolledBack:
     """A run that diverged is to be taken up again after `step`; its pack goes on without it."""
 
     run: int
@@ -80,4 +80,4 @@ class Finished:
     step: int
 
 
-Event = Started | Progress | Evaluated | Saved | Diverged | SetBack | Failed | Stopped | Finished
+Event = Started | Progress | Evaluated | Saved | Diverged | RolledBack | Failed | Stopped | Finished

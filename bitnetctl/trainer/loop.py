@@ -17,10 +17,10 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import memory_in_use
 from bitnetctl.records import Row
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.evaluate import Probe, ternary_health
-from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, SetBack, Started, Stopped
+from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, RolledBack, Saved, Started, Stopped
 
 OnDivergence: TypeAlias = Literal["stop", "rollback"]
 
@@ -32,26 +32,26 @@ _LONGEST_UNSAVED_SECONDS = 900
 
 
 @dataclass(kw_only=True)
-class Session:
+class Trainer:
     """A pack in training with what surrounds it; `codes` are the ternary values at the last evaluation."""
 
     pack: Pack
     probe: Probe
-    outputs: Sequence[RunOutput]
+    outputs: Sequence[RunArtifacts]
     data_fingerprint: str
     start_step: int = 0
     checkpoint_every: int | None = None
     keep_weights: bool = True
     on_divergence: OnDivergence = "stop"
-    notice: Callable[[str], None] = lambda text: None
+    log: Callable[[str], None] = lambda text: None
     should_stop: Callable[[], bool] = lambda: False
     codes: dict[str, Tensor] | None = None
 
 
-def train(session: Session) -> Iterator[Event]:
+def train(session: Trainer) -> Iterator[Event]:
     """Train the pack from its start step to the end, yielding what happened."""
     pack, steps = session.pack, session.pack.steps
-    config = pack.members[0].config
+    config = pack.replicas[0].config
     yield Started(
         names=[output.paths.name for output in session.outputs],
         configs=[output.config for output in session.outputs],
@@ -83,7 +83,7 @@ def train(session: Session) -> Iterator[Event]:
         if is_saved or must_stop:
             saving.save(step)
             yield Saved(step=step)
-        if len(reported) == len(pack.members):
+        if len(reported) == len(pack.replicas):
             break
         if must_stop:
             _mark_stopped(session, step)
@@ -95,9 +95,9 @@ def train(session: Session) -> Iterator[Event]:
     yield Finished(step=steps)
 
 
-def _evaluate(session: Session, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
+def _evaluate(session: Trainer, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
     pack = session.pack
-    measured = session.probe.measure(pack.model, pack.strengths(step))
+    measured = session.probe.measure(pack.model, pack.quant_lambdas(step))
     codes = pack.model.ternary_codes()
     health = ternary_health(codes, session.codes)
     session.codes = codes
@@ -111,55 +111,55 @@ def _evaluate(session: Session, step: int, tokens_per_second: float) -> list[tup
                 "TokensPerSecond": tokens_per_second,
             },
         )
-        for run, member in enumerate(pack.members)
-        if member.diverged_at is None
+        for run, replica in enumerate(pack.replicas)
+        if replica.diverged_at is None
     ]
 
 
 def _figures(pack: Pack, run: int, step: int) -> dict[str, float | int]:
     """Return the columns of a row that the training step itself decides."""
-    member = pack.members[run]
+    replica = pack.replicas[run]
     return {
         "Step": step,
         "Loss": pack.loss_R[run].item(),
-        "LR": member.learning_rate(step),
-        "WD": member.weight_decay(step),
+        "LR": replica.learning_rate(step),
+        "WD": replica.weight_decay(step),
         "Objective": pack.objective_R[run].item(),
         "GradNorm": pack.grad_norm_R[run].item(),
     }
 
 
-def _report_diverged(session: Session, step: int, reported: set[int]) -> Iterator[Event]:
+def _report_diverged(session: Trainer, step: int, reported: set[int]) -> Iterator[Event]:
     """Write the last row of runs that diverged: the step where it was seen, its figures as they are."""
-    for run, member in enumerate(session.pack.members):
-        if member.diverged_at is not None and run not in reported:
+    for run, replica in enumerate(session.pack.replicas):
+        if replica.diverged_at is not None and run not in reported:
             reported.add(run)
             tensor = session.pack.first_bad_tensor(run)
             if session.on_divergence == "rollback" and len(session.outputs[run].rollbacks) < MOST_ROLLBACKS:
-                yield _roll_back(session, run, member.diverged_at, tensor)
+                yield _roll_back(session, run, replica.diverged_at, tensor)
                 continue
             row = {**_figures(session.pack, run, step), "UniquePredictions": math.nan}
             session.outputs[run].append(row)
-            message = f"{tensor} not finite at step {member.diverged_at}"
-            session.outputs[run].update("diverged", step, diverged_at=member.diverged_at, message=message)
+            message = f"{tensor} not finite at step {replica.diverged_at}"
+            session.outputs[run].update("diverged", step, diverged_at=replica.diverged_at, message=message)
             yield Evaluated(run=run, row=row)
-            yield Diverged(run=run, step=member.diverged_at)
+            yield Diverged(run=run, step=replica.diverged_at)
 
 
-def _roll_back(session: Session, run: int, diverged_at: int, tensor: str) -> SetBack:
+def _roll_back(session: Trainer, run: int, diverged_at: int, tensor: str) -> RolledBack:
     """Leave a run that diverged to be taken up again from its last checkpoint; the pack goes on without it."""
     output = session.outputs[run]
     resumed_from = output.roll_back(diverged_at, tensor, session.start_step)
-    session.notice(
+    session.log(
         f"{output.paths.name}: {tensor} not finite at step {diverged_at:,}; it goes on from step {resumed_from:,} "
         f"with half the learning rate ({len(output.rollbacks)} of {MOST_ROLLBACKS} times)"
     )
-    return SetBack(run=run, step=resumed_from)
+    return RolledBack(run=run, step=resumed_from)
 
 
-def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpoint:
+def _state(session: Trainer, run: int, step: int, *, resumable: bool) -> Checkpoint:
     pack, output = session.pack, session.outputs[run]
-    member = pack.members[run]
+    replica = pack.replicas[run]
     weights = {name: view.detach() for name, view in pack.model.parameters(run).items()}
     codes = {key: code[run].contiguous() for key, code in (session.codes or {}).items()}
     return Checkpoint(
@@ -167,16 +167,16 @@ def _state(session: Session, run: int, step: int, *, resumable: bool) -> Checkpo
         config_hash=output.config.hash,
         data_fingerprint=session.data_fingerprint,
         model=weights,
-        optimizer=pack.model.by_storage(member.optimizer.state()) if resumable else {},
+        optimizer=pack.model.by_spec(replica.optimizer.state()) if resumable else {},
         codes=codes if resumable else {},
-        interventions=member.composition.state_dict(),
+        interventions=replica.composition.state_dict(),
     )
 
 
-def _finish(session: Session) -> None:
+def _finish(session: Trainer) -> None:
     steps = session.pack.steps
-    for run, member in enumerate(session.pack.members):
-        if member.diverged_at is not None:
+    for run, replica in enumerate(session.pack.replicas):
+        if replica.diverged_at is not None:
             continue
         output = session.outputs[run]
         if session.keep_weights:
@@ -187,16 +187,16 @@ def _finish(session: Session) -> None:
             checkpoint.keep_only(output.paths.checkpoints, -1)
 
 
-def _mark_stopped(session: Session, step: int) -> None:
-    for run, member in enumerate(session.pack.members):
-        if member.diverged_at is None:
+def _mark_stopped(session: Trainer, step: int) -> None:
+    for run, replica in enumerate(session.pack.replicas):
+        if replica.diverged_at is None:
             session.outputs[run].update("stopped", step)
 
 
 class _Saving:
     """When a checkpoint is due: at the steps asked for, or at evaluations as often as it costs next to nothing."""
 
-    def __init__(self, session: Session, config: RunConfig) -> None:
+    def __init__(self, session: Trainer, config: RunConfig) -> None:
         self._session = session
         self._config = config
         self._cost_seconds = 0.0
@@ -214,8 +214,8 @@ class _Saving:
     def save(self, step: int) -> None:
         """Save every run that has not diverged."""
         start = time.perf_counter()
-        for run, member in enumerate(self._session.pack.members):
-            if member.diverged_at is None:
+        for run, replica in enumerate(self._session.pack.replicas):
+            if replica.diverged_at is None:
                 self._session.outputs[run].save(_state(self._session, run, step, resumable=True))
         self._saved_at = time.perf_counter()
         self._cost_seconds = self._saved_at - start

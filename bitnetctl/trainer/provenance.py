@@ -11,7 +11,7 @@ from typing import Any
 from bitnetctl import __version__, data
 
 
-def _data_facts(tokens: data.TokenData) -> dict[str, Any]:
+def data_metadata(tokens: data.TokenData) -> dict[str, Any]:
     return {
         "source": tokens.source,
         "tokenizer": tokens.tokenizer,
@@ -24,7 +24,7 @@ def _data_facts(tokens: data.TokenData) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return what ran: versions, the source checkout if it is one, the command."""
     names = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
     versions = {"bitnetctl": __version__, "python": platform.python_version()}

@@ -11,14 +11,14 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.records import Manifest, read_manifest
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 
 Resume: TypeAlias = Literal["auto", "never"] | Path
-Notice: TypeAlias = Callable[[str], None]
+Log: TypeAlias = Callable[[str], None]
 
 
-def resume_point(outputs: Sequence[RunOutput], resume: Resume, notice: Notice) -> tuple[int, list[Checkpoint] | None]:
+def resume_point(outputs: Sequence[RunArtifacts], resume: Resume, log: Log) -> tuple[int, list[Checkpoint] | None]:
     """Return the last step that every run of the pack can go on from, with its checkpoints.
 
     Raises CheckpointError where something was computed and no checkpoint of it can be used.
@@ -40,7 +40,7 @@ def resume_point(outputs: Sequence[RunOutput], resume: Resume, notice: Notice) -
         try:
             found = [_load(output, step) for output in outputs]
         except CheckpointError as error:
-            notice(str(error))
+            log(str(error))
             continue
         for output, state in zip(outputs, found, strict=True):
             if state.config_hash != output.config.hash:
@@ -61,21 +61,21 @@ def resume_point(outputs: Sequence[RunOutput], resume: Resume, notice: Notice) -
     return 0, None
 
 
-def _steps(output: RunOutput) -> set[int]:
+def _steps(output: RunArtifacts) -> set[int]:
     folder = output.paths.checkpoints
     if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
         raise CheckpointError(f"{folder}: is no folder; put the checkpoints back, or {_start_over(output)}")
     return set(checkpoint.steps(folder))
 
 
-def _load(output: RunOutput, step: int) -> Checkpoint:
+def _load(output: RunArtifacts, step: int) -> Checkpoint:
     path = checkpoint.path_of(output.paths.checkpoints, step)
     if path.is_symlink():
         raise CheckpointError(f"checkpoint {path}: is a link; put the folder itself there, or take --resume")
     return checkpoint.load(path, output.paths.csv)
 
 
-def _start_over(output: RunOutput) -> str:
+def _start_over(output: RunArtifacts) -> str:
     return f"remove {output.paths.folder} and {output.paths.csv.name} to start over"
 
 
@@ -85,7 +85,7 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
     A checkpoint may come from anyone, and a plug-in's state may not fit its code any more.
     """
     codes = pack.model.ternary_codes()
-    for run, (member, state) in enumerate(zip(pack.members, saved, strict=True)):
+    for run, (replica, state) in enumerate(zip(pack.replicas, saved, strict=True)):
         if state.data_fingerprint != data_fingerprint:
             raise CheckpointError(
                 "the training text or tokenizer changed since the checkpoint was saved; "
@@ -99,9 +99,9 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
             # the last checkpoint of all holds nothing to train on with
             if state.step != pack.steps:
                 _require_alike(state.codes, {key: code[run] for key, code in codes.items()})
-                _require_alike(state.optimizer, pack.model.by_storage(member.optimizer.state_like()))
-                member.optimizer.load_state(pack.model.by_leaf(state.optimizer))
-            member.composition.load_state_dict(state.interventions)
+                _require_alike(state.optimizer, pack.model.by_spec(replica.optimizer.state_like()))
+                replica.optimizer.load_state(pack.model.by_flat_parameter(state.optimizer))
+            replica.composition.load_state_dict(state.interventions)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {text}") from error

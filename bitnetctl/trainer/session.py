@@ -11,22 +11,22 @@ import torch
 from bitnetctl import data
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
-from bitnetctl.engine.select import Engine, Execution, by_host, choose, choose_threads, make_pack
+from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, hosted_engine, make_pack
 from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, StoppedBySignal
 from bitnetctl.files import require_space
-from bitnetctl.hardware import device_name, prepare_processor, resolve_device
+from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
 from bitnetctl.model.parameters import num_parameters
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.registry import effective_config
 from bitnetctl.records import Manifest, RunPaths, read_manifest
 from bitnetctl.records.status import ended
 from bitnetctl.trainer import checkpoint, loop
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.evaluate import Probe
 from bitnetctl.trainer.events import Event, Stopped
-from bitnetctl.trainer.loop import OnDivergence, Session
-from bitnetctl.trainer.provenance import _data_facts, _environment
-from bitnetctl.trainer.resume import Notice, Resume, changes, restore, resume_point
+from bitnetctl.trainer.loop import OnDivergence, Trainer
+from bitnetctl.trainer.provenance import data_metadata, environment
+from bitnetctl.trainer.resume import Log, Resume, changes, restore, resume_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Options:
     on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
     progress: data.Progress = data.ignore
-    notice: Notice = field(default=lambda text: None)
+    log: Log = field(default=lambda text: None)
 
 
-class Sessions:
+class TrainerFactory:
     """Opens packs on one device; text and probe prepared for one pack are kept for the next."""
 
     def __init__(self, options: Options) -> None:
@@ -56,7 +56,7 @@ class Sessions:
         self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        prepare_processor()
+        prepare_cpu()
         self._threads = torch.get_num_threads()
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
@@ -77,18 +77,20 @@ class Sessions:
 
     def execution(self, config: RunConfig, before: Manifest | None = None) -> Execution:
         """Return how a run with this effective config is carried out; a resumed one as before, unless asked for."""
-        asked = self.options
+        requested = self.options
         tokens, _ = self.prepare(config)
-        engine = asked.engine if asked.engine != "auto" or before is None else before.engine or "auto"
-        precision = asked.precision if asked.precision != "auto" or before is None else before.precision or "auto"
+        engine = requested.engine if requested.engine != "auto" or before is None else before.engine or "auto"
+        precision = (
+            requested.precision if requested.precision != "auto" or before is None else before.precision or "auto"
+        )
         # a device may have one of them, or none
-        for ways in ((engine, precision), (asked.engine, precision)):
+        for ways in ((engine, precision), (requested.engine, precision)):
             with contextlib.suppress(ConfigError):
                 return choose(config, tokens.vocab_size, self.device, *ways)
-        return choose(config, tokens.vocab_size, self.device, asked.engine, asked.precision)
+        return choose(config, tokens.vocab_size, self.device, requested.engine, requested.precision)
 
     @contextlib.contextmanager
-    def open(self, outputs: Sequence[RunOutput]) -> Iterator[Session]:
+    def open(self, outputs: Sequence[RunArtifacts]) -> Iterator[Trainer]:
         """Yield the session of claimed runs of one shape, resumed where they were; releases them at the end."""
         with _ended_by_stop(self.options.should_stop), contextlib.ExitStack() as stack:
             for output in outputs:
@@ -98,7 +100,7 @@ class Sessions:
                 composition.configure(output.config) for composition, output in zip(compositions, outputs, strict=True)
             ]
             tokens, probe = self.prepare(effective[0])
-            start_step, saved = resume_point(outputs, self.options.resume, self.options.notice)
+            start_step, saved = resume_point(outputs, self.options.resume, self.options.log)
             before = [read_manifest(output.paths.folder) if saved else None for output in outputs]
             execution = self.execution(effective[0], before[0])
             pack = make_pack(effective, compositions, tokens, self.device, execution)
@@ -109,29 +111,29 @@ class Sessions:
             stack.callback(torch.set_num_threads, self._threads)
             codes = restore(pack, saved, tokens.fingerprint) if saved else None
             if execution.engine == "compile":
-                self.options.notice("compiling before the first step; what is compiled is kept for the next time")
-            engine = by_host(execution.engine)
-            if isinstance(pack, CapturedPack) and pack.recorder is not None:
-                note = functools.partial(_note_unrecorded, outputs, engine, self.options.notice)
-                engine, pack.recorder.on_error = execution.engine, note
+                self.options.log("compiling before the first step; what is compiled is kept for the next time")
+            engine = hosted_engine(execution.engine)
+            if isinstance(pack, CapturedPack) and pack.graphs is not None:
+                note = functools.partial(_log_uncaptured, outputs, engine, self.options.log)
+                engine, pack.graphs.on_error = execution.engine, note
             for output, config, manifest in zip(outputs, effective, before, strict=True):
                 facts = {
-                    **_environment(),
+                    **environment(),
                     "effective_config": config.model_dump(mode="json"),
                     "device": device_name(self.device),
                     "engine": engine,
                     "precision": execution.precision,
                     "threads": threads,
-                    "data": _data_facts(tokens),
-                    "plugins": registry.plugin_records(output.config.interventions),
-                    "pack": [member.paths.name for member in outputs],
+                    "data": data_metadata(tokens),
+                    "plugins": registry.plugin_infos(output.config.interventions),
+                    "pack": [replica.paths.name for replica in outputs],
                 }
                 if manifest is not None and (other := ", ".join(changes(manifest, facts))):
-                    self.options.notice(f"{manifest.run}: goes on with {other}; run.json names both")
+                    self.options.log(f"{manifest.run}: goes on with {other}; run.json names both")
                 output.begin(facts, start_step)
-            for member, output in zip(pack.members, outputs, strict=True):
-                member.halved_after = [rollback.resumed_from for rollback in output.rollbacks]
-            yield Session(
+            for replica, output in zip(pack.replicas, outputs, strict=True):
+                replica.halved_after = [rollback.resumed_from for rollback in output.rollbacks]
+            yield Trainer(
                 pack=pack,
                 probe=probe,
                 outputs=outputs,
@@ -140,7 +142,7 @@ class Sessions:
                 checkpoint_every=self.options.checkpoint_every,
                 keep_weights=self.options.keep_weights,
                 on_divergence=self.options.on_divergence,
-                notice=self.options.notice,
+                log=self.options.log,
                 should_stop=self.options.should_stop,
                 codes=codes,
             )
@@ -167,19 +169,19 @@ def _ended_by_stop(should_stop: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_session(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Session]:
+def open_trainer(configs: Sequence[RunConfig], options: Options, *, names: Sequence[str]) -> Iterator[Trainer]:
     """Claim the named runs of one shape and open their session; nothing is created if their text is unusable.
 
     Raises RunEndedError where a run has ended.
     """
-    sessions = Sessions(options)
+    sessions = TrainerFactory(options)
     if isinstance(options.resume, Path):
         checkpoint.verify(options.resume)
     sessions.require_room(effective_config(configs[0]), len(configs))
-    outputs: list[RunOutput] = []
+    outputs: list[RunArtifacts] = []
     with contextlib.ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
-            output = RunOutput(RunPaths(options.runs_dir, name), config)
+            output = RunArtifacts(RunPaths(options.runs_dir, name), config)
             output.claim()
             stack.callback(output.release)
             # another process may have ended it while this one got ready
@@ -198,7 +200,7 @@ def train_runs(
         resume = options
         while True:
             try:
-                with open_session([config], resume, names=[name]) as session:
+                with open_trainer([config], resume, names=[name]) as session:
                     rollbacks = len(session.outputs[0].rollbacks)
                     for event in loop.train(session):
                         yield event
@@ -207,7 +209,7 @@ def train_runs(
                     if max(checkpoint.steps(session.outputs[0].paths.checkpoints), default=0) >= session.start_step:
                         resume = replace(options, resume="auto")
             except RunEndedError as error:
-                options.notice(str(error))
+                options.log(str(error))
                 break
             # two packs at once would take twice the memory
             del session
@@ -217,8 +219,8 @@ def train_runs(
                 break
 
 
-def _note_unrecorded(outputs: Sequence[RunOutput], engine: Engine, notice: Notice, error: str) -> None:
+def _log_uncaptured(outputs: Sequence[RunArtifacts], engine: Engine, log: Log, error: str) -> None:
     """Tell the user and the manifests that a pack is stepped by the host."""
-    notice(f"{outputs[0].paths.name}: its pack goes on without a CUDA graph, which is slower: {error}")
+    log(f"{outputs[0].paths.name}: its pack goes on without a CUDA graph, which is slower: {error}")
     for output in outputs:
         output.correct(engine=engine)

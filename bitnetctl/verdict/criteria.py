@@ -46,7 +46,7 @@ from bitnetctl.config import (
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import NAMES
 from bitnetctl.records.metrics import MEASURES
-from bitnetctl.verdict.outcome import Outcome, figure_text
+from bitnetctl.verdict.outcome import Outcome, format_value
 
 Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 
@@ -122,12 +122,12 @@ class _Threshold(_Measured):
     @property
     def supports(self) -> str:
         """The supporting condition in signs, such as `> 50`."""
-        return f"{'>' if self.higher_is_better else '<'} {figure_text(self.supporting)}"
+        return f"{'>' if self.higher_is_better else '<'} {format_value(self.supporting)}"
 
     @property
     def refutes(self) -> str:
         """The refuting condition in signs, such as `< 10`."""
-        return f"{'<' if self.higher_is_better else '>'} {figure_text(self.refuting)}"
+        return f"{'<' if self.higher_is_better else '>'} {format_value(self.refuting)}"
 
     def outcome(self, figure: float) -> Outcome:
         """Compare a finite figure with both thresholds."""

@@ -22,14 +22,16 @@ def judge_arms(
     arms: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
-    asked_steps: int | None = None,
+    requested_steps: int | None = None,
 ) -> dict[str, Verdict]:
     """Judge every arm, or those of `arms`; twins are found among all runs."""
     by_arm: dict[str, list[Run]] = {arm: [] for arm in arms or ()}
     for run in runs:
         by_arm.setdefault(run.arm or UNKNOWN_ARM, []).append(run)
     return {
-        arm: judge(by_arm[arm], criteria, arm=arm, sizes=sizes, seeds=seeds, asked_steps=asked_steps, twins=runs)
+        arm: judge(
+            by_arm[arm], criteria, arm=arm, sizes=sizes, seeds=seeds, requested_steps=requested_steps, twins=runs
+        )
         for arm in (by_arm if arms is None else arms)
     }
 
@@ -41,20 +43,20 @@ def judge(
     arm: str | None = None,
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
-    asked_steps: int | None = None,
+    requested_steps: int | None = None,
     twins: Sequence[Run] = (),
 ) -> Verdict:
     """Judge the runs of one arm.
 
     `sizes` and `seeds` are those asked for: one without a run is inconclusive, other runs are left out with a note.
-    `asked_steps` are steps asked for explicitly; they replace the steps that the criteria ask for, with a note. `twins`
-    are runs among which twins may be found. Raises ConfigError for runs of several arms.
+    `requested_steps` are steps asked for explicitly; they replace the steps that the criteria ask for, with a note.
+    `twins` are runs among which twins may be found. Raises ConfigError for runs of several arms.
     """
     found = sorted({run.arm or UNKNOWN_ARM for run in runs})
     if len(found) > 1:
         raise ConfigError(f"runs of several arms cannot share a verdict: {', '.join(found)}")
     findings = _Findings()
-    setting = Setting(asked_steps=asked_steps, candidates=twins)
+    setting = Setting(requested_steps=requested_steps, candidates=twins)
     kept = _select(_distinct(runs, findings.notes), sizes, seeds, findings.notes)
     checked = [(run, check_run(run, criteria, setting)) for run in kept]
     verdicts = tuple(_run_verdict(run, results) for run, results in checked)
@@ -64,7 +66,7 @@ def judge(
     for size, members in by_size.items():
         _judge_size(size, members, criteria, seeds, findings)
     outcome = strictest(findings.sizes.values())
-    evidence = _evidence(criteria, checked, asked_steps, findings.notes)
+    evidence = _evidence(criteria, checked, requested_steps, findings.notes)
     for run, _ in checked:
         findings.notes += [f"{run.name}: {note}" for note in _run_notes(run, criteria)]
     return Verdict(
@@ -88,7 +90,7 @@ def _distinct(runs: Iterable[Run], notes: list[str]) -> list[Run]:
     kept: list[Run] = []
     first: dict[tuple[int | None, tuple[bytes, ...]], Run] = {}
     for run in runs:
-        same = first.setdefault((run.size, _figures_key(run)), run)
+        same = first.setdefault((run.size, _values_key(run)), run)
         if same is run and run not in kept:
             kept.append(run)
         else:
@@ -96,7 +98,7 @@ def _distinct(runs: Iterable[Run], notes: list[str]) -> list[Run]:
     return kept
 
 
-def _figures_key(run: Run) -> tuple[bytes, ...]:
+def _values_key(run: Run) -> tuple[bytes, ...]:
     """Return all that a run shows but its speed, to the last digit."""
     frame = run.records.frame
     return tuple(f"{name} ".encode() + frame[name].to_numpy().tobytes() for name in frame if name != "TokensPerSecond")
@@ -147,12 +149,12 @@ def _telling(outcome: Outcome, results: Sequence[CheckResult]) -> list[str]:
 def _evidence(
     criteria: Criteria,
     checked: Sequence[tuple[Run, list[CheckResult]]],
-    asked_steps: int | None,
+    requested_steps: int | None,
     notes: list[str],
 ) -> str | None:
     """Return the highest declared level whose runs are all there and finished."""
     check = criteria.finished
-    required = steps_required(check, asked_steps)
+    required = steps_required(check, requested_steps)
     if check.min_steps is not None and required is not None and required < check.min_steps:
         notes.append(f"judged at {required:,} steps instead of {criteria.name}'s {check.min_steps:,}: scaled replica")
     if not criteria.evidence:

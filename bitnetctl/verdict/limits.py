@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitnetctl.records import Run
 from bitnetctl.records.metrics import DERIVED
-from bitnetctl.verdict.outcome import figure_text
+from bitnetctl.verdict.outcome import format_value
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def limits(run: Run, measure: str) -> Limits:
     """Return the range that a measure can reach in this run."""
     positions = _constant(run, "ProbePositions")
     if positions is not None and not (math.isfinite(positions) and positions >= 1):
-        return Limits(damaged=f"ProbePositions is {figure_text(positions)}")
+        return Limits(damaged=f"ProbePositions is {format_value(positions)}")
     if measure == "UniquePredictions":
         return _unique_limits(run)
     if measure == "Skill":
@@ -71,7 +71,7 @@ def limits(run: Run, measure: str) -> Limits:
         return Limits(low=0, why="a loss is never below 0")
     if positions is None:
         return Limits()
-    probe = f"{figure_text(positions)} probe positions"
+    probe = f"{format_value(positions)} probe positions"
     if measure == "TopShare":
         return Limits(1 / positions, 1, probe)
     if measure == "EffectiveVocab":
@@ -103,7 +103,7 @@ def _unique_limits(run: Run) -> Limits:
             0,
             ceiling,
             "ProbePositions",
-            damaged=f"{figure_text(max(seen))} distinct of {figure_text(ceiling)} ProbePositions",
+            damaged=f"{format_value(max(seen))} distinct of {format_value(ceiling)} ProbePositions",
         )
     return Limits(0, ceiling, "ProbePositions")
 
@@ -113,11 +113,11 @@ def _skill_limits(run: Run) -> Limits:
     if unigram is None or bigram is None:
         return Limits()
     if not (math.isfinite(unigram) and math.isfinite(bigram)):
-        return Limits(damaged=f"UnigramLoss is {figure_text(unigram)}, BigramLoss {figure_text(bigram)}")
+        return Limits(damaged=f"UnigramLoss is {format_value(unigram)}, BigramLoss {format_value(bigram)}")
     if unigram <= bigram:
         return Limits(
-            empty=f"the bigram predictor ({figure_text(bigram)} nats) is no better than the unigram predictor "
-            f"({figure_text(unigram)}) on this probe, so Skill has no scale"
+            empty=f"the bigram predictor ({format_value(bigram)} nats) is no better than the unigram predictor "
+            f"({format_value(unigram)}) on this probe, so Skill has no scale"
         )
     return Limits(high=unigram / (unigram - bigram), why="at a loss of 0")
 
@@ -127,5 +127,5 @@ def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
     if reference is None or positions is None:
         return Limits()
     if not (math.isfinite(reference) and 0 < reference <= positions):
-        return Limits(damaged=f"{over} is {figure_text(reference)} of {figure_text(positions)} ProbePositions")
-    return Limits(0, positions / reference, f"{figure_text(positions)} probe positions over {over}")
+        return Limits(damaged=f"{over} is {format_value(reference)} of {format_value(positions)} ProbePositions")
+    return Limits(0, positions / reference, f"{format_value(positions)} probe positions over {over}")

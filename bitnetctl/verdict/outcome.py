@@ -134,7 +134,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def figure_text(value: float | None) -> str:
+def format_value(value: float | None) -> str:
     """Write a figure as reasons show it: four significant digits, whole numbers in full."""
     if value is None:
         return "unknown"

@@ -21,7 +21,7 @@ from bitnetctl.verdict.criteria import (
     TwinCheck,
 )
 from bitnetctl.verdict.limits import last_median, limits, values
-from bitnetctl.verdict.outcome import CheckResult, Outcome, figure_text, outcome_of_run
+from bitnetctl.verdict.outcome import CheckResult, Outcome, format_value, outcome_of_run
 
 _TOLERANCE = 1e-6
 """Rounding by which a figure may miss its range."""
@@ -31,7 +31,7 @@ _TOLERANCE = 1e-6
 class Setting:
     """What a check may know besides the run: the steps asked for explicitly, and runs among which twins are found."""
 
-    asked_steps: int | None = None
+    requested_steps: int | None = None
     candidates: Sequence[Run] = ()
 
 
@@ -65,9 +65,9 @@ def check_run(run: Run, criteria: Criteria, setting: Setting) -> list[CheckResul
     return [_result(run, check, result) for check, result in found if result is not None]
 
 
-def steps_required(check: FinishedCheck, asked_steps: int | None) -> int | None:
+def steps_required(check: FinishedCheck, requested_steps: int | None) -> int | None:
     """Return the steps a run is judged at, None where only its own plan says."""
-    return check.min_steps if asked_steps is None or check.min_steps is None else asked_steps
+    return check.min_steps if requested_steps is None or check.min_steps is None else requested_steps
 
 
 def _result(run: Run, check: Check, found: _Found) -> CheckResult:
@@ -90,7 +90,7 @@ def _unknown(reason: str, figure: float | None = None) -> _Found:
 
 
 def _end(run: Run, check: FiniteCheck | FinishedCheck, setting: Setting) -> _Found:
-    return _finite(run, check) if isinstance(check, FiniteCheck) else _finished(run, check, setting.asked_steps)
+    return _finite(run, check) if isinstance(check, FiniteCheck) else _finished(run, check, setting.requested_steps)
 
 
 def _finite(run: Run, check: FiniteCheck) -> _Found:
@@ -115,12 +115,14 @@ def _finite(run: Run, check: FiniteCheck) -> _Found:
     return _Found(outcome=Outcome.SUPPORTED, reason=f"finite to step {run.final_step:,}")
 
 
-def _finished(run: Run, check: FinishedCheck, asked_steps: int | None) -> _Found:
+def _finished(run: Run, check: FinishedCheck, requested_steps: int | None) -> _Found:
     torn = _torn(run)
     if torn is not None:
         return _unknown(torn, run.final_step)
     known = [
-        steps for steps in (steps_required(check, asked_steps), asked_steps, run.planned_steps) if steps is not None
+        steps
+        for steps in (steps_required(check, requested_steps), requested_steps, run.planned_steps)
+        if steps is not None
     ]
     if not known:
         return _unknown(
@@ -147,9 +149,9 @@ def _probe(run: Run, check: ProbeCheck) -> _Found:
         known = [value for value in run.column(column) if value is not None]
         if not known or not all(math.isfinite(value) for value in known):
             return _unknown(f"{column} is unknown")
-        figures.append(f"{column} {figure_text(min(known))}")
+        figures.append(f"{column} {format_value(min(known))}")
         if min(known) < least:
-            reason = f"{column} {figure_text(min(known))} is less than {least:,}: too small a probe to tell"
+            reason = f"{column} {format_value(min(known))} is less than {least:,}: too small a probe to tell"
             return _Found(outcome=Outcome.INVALID, reason=reason, figure=min(known))
     return _Found(outcome=Outcome.SUPPORTED, reason=", ".join(figures))
 
@@ -164,7 +166,7 @@ def _reach(run: Run, check: LevelCheck) -> _Found | None:
         side = "most" if check.higher_is_better else "least"
         return _Found(
             outcome=Outcome.INVALID,
-            reason=f"{check.measure} {check.supports} of at {side} {figure_text(edge)} ({reach.why}) cannot be met",
+            reason=f"{check.measure} {check.supports} of at {side} {format_value(edge)} ({reach.why}) cannot be met",
             figure=last_median(run, check.measure, check.last, check.at),
         )
     return None if reach.damaged is None else _unknown(reach.damaged)
@@ -182,7 +184,7 @@ def _level(run: Run, check: LevelCheck) -> _Found:
     above = reach.high is not None and figure > reach.high + slack
     below = reach.low is not None and figure < reach.low - slack
     if above or below:
-        return _unknown(f"{name} {figure_text(figure)} is impossible: the file is damaged", figure)
+        return _unknown(f"{name} {format_value(figure)} is impossible: the file is damaged", figure)
     return _compare(check, figure, name)
 
 
@@ -194,10 +196,10 @@ def _compare(check: LevelCheck | TwinCheck, figure: float, name: str) -> _Found:
         Outcome.SUPPORTED: check.supports,
         Outcome.REFUTED: check.refutes,
         Outcome.INCONCLUSIVE: "is between {} and {}".format(
-            *map(figure_text, sorted((check.refuting, check.supporting)))
+            *map(format_value, sorted((check.refuting, check.supporting)))
         ),
     }[outcome]
-    return _Found(outcome=outcome, reason=f"{name} {figure_text(figure)} {said}", figure=figure)
+    return _Found(outcome=outcome, reason=f"{name} {format_value(figure)} {said}", figure=figure)
 
 
 def _stages(run: Run, measure: str) -> tuple[int, list[float | None], list[float | None]] | None:
@@ -221,11 +223,11 @@ def _recovery(run: Run, check: RecoveryCheck) -> _Found:
     if not first or not second or first[-1] is None or second[0] is None:
         return _unknown(f"{check.measure} around step {boundary:,} is unknown")
     before, after = first[-1], second[0]
-    told = f"{check.measure} {figure_text(before)} → {figure_text(after)} at step {boundary:,}"
+    told = f"{check.measure} {format_value(before)} → {format_value(after)} at step {boundary:,}"
     if not before < check.collapsed_below:
         return _Found(
             outcome=Outcome.SUPPORTED,
-            reason=f"{check.measure} {figure_text(before)} at step {boundary:,}: nothing to recover from",
+            reason=f"{check.measure} {format_value(before)} at step {boundary:,}: nothing to recover from",
             figure=after,
         )
     if after >= check.factor * before and after > before:
@@ -245,7 +247,7 @@ def _lasting(run: Run, check: LastingCheck) -> _Found:
             f"{check.measure} is unknown in {len(second) - len(known):,} of {len(second):,} rows of stage 2"
         )
     final, middle = known[-1], median(known)
-    told = f"{check.measure} {figure_text(final)} at the end, median {figure_text(middle)} in stage 2"
+    told = f"{check.measure} {format_value(final)} at the end, median {format_value(middle)} in stage 2"
     if final < check.share * middle:
         return _Found(outcome=Outcome(check.otherwise), reason=f"temporary recovery: {told}", figure=final)
     return _Found(outcome=Outcome.SUPPORTED, reason=told, figure=final)
@@ -259,7 +261,7 @@ def _steady(run: Run, check: SteadyCheck) -> _Found:
     known = [value for value in second if value is not None]
     extremes = swings(known, check.factor)
     turns = max(0, len(extremes) - 2)
-    told = "→".join(figure_text(value) for value in extremes[:12]) or "level"
+    told = "→".join(format_value(value) for value in extremes[:12]) or "level"
     if turns >= check.reversals:
         # a cell more could only add a turn
         reason = f"erratic: {turns} reversals by a factor of {check.factor:g} or more in stage 2 ({told})"
@@ -310,7 +312,7 @@ def _twin(run: Run, check: TwinCheck, criteria: Criteria, setting: Setting) -> _
     twin = find_twin(run, check.intervention, setting.candidates)
     if twin is None:
         return None
-    results = check_run(twin, criteria, Setting(asked_steps=setting.asked_steps))
+    results = check_run(twin, criteria, Setting(requested_steps=setting.requested_steps))
     outcome = outcome_of_run(result.outcome for result in results)
     if outcome in (Outcome.REFUTED, Outcome.INVALID):
         why = next(result.reason for result in results if result.outcome is outcome)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from bitnetctl.analysis.stats import mean_bound, rate_lower, rate_upper
 from bitnetctl.records import Run
 from bitnetctl.verdict.criteria import Criteria, LevelCheck, TwinCheck
-from bitnetctl.verdict.outcome import CheckResult, Outcome, figure_text, outcome_of_run, strictest
+from bitnetctl.verdict.outcome import CheckResult, Outcome, format_value, outcome_of_run, strictest
 from bitnetctl.verdict.run import differing_settings
 
 
@@ -57,7 +57,7 @@ def _judge_size(
     if over_seeds and runs and count >= criteria.seeds.min_seeds:
         for check in criteria.of_kind(LevelCheck):
             bound = figures[check.label]["bound"]
-            reason = f"{check.label}: mean {figure_text(figures[check.label]['mean'])} over {count} seeds, bound "
+            reason = f"{check.label}: mean {format_value(figures[check.label]['mean'])} over {count} seeds, bound "
             told = {"measure": check.measure, "figure": bound, "supports": check.supports, "refutes": check.refutes}
             if bound is None:
                 say(
@@ -67,9 +67,9 @@ def _judge_size(
                     **told,
                 )
             elif check.outcome(bound) is Outcome.SUPPORTED:
-                say(check.label, Outcome.SUPPORTED, f"{reason}{figure_text(bound)} {check.supports}", **told)
+                say(check.label, Outcome.SUPPORTED, f"{reason}{format_value(bound)} {check.supports}", **told)
             else:
-                say(check.label, Outcome.INCONCLUSIVE, f"{reason}{figure_text(bound)} not {check.supports}", **told)
+                say(check.label, Outcome.INCONCLUSIVE, f"{reason}{format_value(bound)} not {check.supports}", **told)
     share = failed / len(runs) if runs else 0.0
     if over_seeds and failed and share < criteria.seeds.refuted_share:
         say("seeds", Outcome.INCONCLUSIVE, f"{failed} of {len(runs)} seeds failed", figure=share)

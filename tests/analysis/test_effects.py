@@ -12,29 +12,29 @@ from synthetic import curve, quick, simple_run, write_csv
 
 from bitnetctl.analysis.effects import Arm, ArmEffect, arm_effects, choose_baselines, name_arms
 from bitnetctl.analysis.study import study
-from bitnetctl.analysis.summary import RunFacts, run_facts
+from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import load_run, load_runs
 
 
 @pytest.fixture
-def fact(tmp_path: Path) -> Callable[..., RunFacts]:
+def fact(tmp_path: Path) -> Callable[..., RunSummary]:
     """Make the facts of one run."""
 
-    def make(arm: str, seed: int, loss: float, unique: int = 64, size: int = 64, **fields: Any) -> RunFacts:
+    def make(arm: str, seed: int, loss: float, unique: int = 64, size: int = 64, **fields: Any) -> RunSummary:
         config = quick(arm, size=size, seed=seed)
         path = simple_run(tmp_path, config, loss=loss, unique=unique, **fields)
-        return run_facts(load_run(path))
+        return summarize_run(load_run(path))
 
     return make
 
 
-def effect_of(facts: list[RunFacts], arm: str = "reduced-lr") -> ArmEffect:
+def effect_of(facts: list[RunSummary], arm: str = "reduced-lr") -> ArmEffect:
     [effect] = arm_effects(facts, {arm: "baseline"})
     return effect
 
 
-def test_the_difference_is_the_mean_over_pairs(fact: Callable[..., RunFacts]) -> None:
+def test_the_difference_is_the_mean_over_pairs(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", 0, 5.0), fact("", 1, 5.5), fact("reduced-lr", 0, 4.5, 128), fact("reduced-lr", 1, 5.25, 32)]
     facts = [replaced(one) for one in facts]
     effect = effect_of(facts)
@@ -52,12 +52,12 @@ def test_the_difference_is_the_mean_over_pairs(fact: Callable[..., RunFacts]) ->
     assert loss.mean_by_size == {"64": pytest.approx(-0.375)}
 
 
-def replaced(facts: RunFacts) -> RunFacts:
+def replaced(facts: RunSummary) -> RunSummary:
     """Take the settings off the arm's label."""
     return replace(facts, arm=facts.arm.partition(":")[0])
 
 
-def test_pairs_need_equal_size_and_seed(fact: Callable[..., RunFacts]) -> None:
+def test_pairs_need_equal_size_and_seed(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", 0, 5.0), fact("", 1, 5.0, size=128), fact("reduced-lr", 0, 4.0, size=128)]
     facts += [fact("reduced-lr", 1, 4.75, size=128), fact("reduced-lr", 0, 4.5)]
     effect = effect_of([replaced(one) for one in facts])
@@ -65,7 +65,7 @@ def test_pairs_need_equal_size_and_seed(fact: Callable[..., RunFacts]) -> None:
     assert effect.effects["final_held_out_loss"].mean_by_size == {"128": -0.25, "64": -0.5}
 
 
-def test_a_failed_run_stays_in_and_is_infinitely_worse(fact: Callable[..., RunFacts]) -> None:
+def test_a_failed_run_stays_in_and_is_infinitely_worse(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", seed, 5.0) for seed in range(3)]
     facts += [fact("reduced-lr", seed, 4.5) for seed in range(2)]
     facts += [fact("reduced-lr", 2, 4.5, status="diverged", diverged_at=700)]
@@ -80,7 +80,7 @@ def test_a_failed_run_stays_in_and_is_infinitely_worse(fact: Callable[..., RunFa
     assert tree["effects"]["final_held_out_loss"]["mean"] == "inf"
 
 
-def test_two_failures_are_equal(fact: Callable[..., RunFacts]) -> None:
+def test_two_failures_are_equal(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", 0, 5.0, status="failed"), fact("reduced-lr", 0, 5.0, status="failed")]
     effect = effect_of([replaced(one) for one in facts])
     assert (effect.failures, effect.baseline_failures) == (1, 1)
@@ -88,25 +88,25 @@ def test_two_failures_are_equal(fact: Callable[..., RunFacts]) -> None:
     assert effect.effects["final_held_out_loss"].failed_pairs == 1
 
 
-def test_an_unfinished_run_gives_an_unknown_pair(fact: Callable[..., RunFacts], tmp_path: Path) -> None:
+def test_an_unfinished_run_gives_an_unknown_pair(fact: Callable[..., RunSummary], tmp_path: Path) -> None:
     short = fact("reduced-lr", 0, 4.0)
     facts = [fact("", 0, 5.0), replace(replaced(short), complete=False)]
     loss = effect_of(facts).effects["final_held_out_loss"]
     assert (loss.pairs, loss.unknown_pairs, loss.mean, loss.p) == (0, 1, None, None)
 
 
-def test_one_pair_has_a_difference_and_no_test(fact: Callable[..., RunFacts]) -> None:
+def test_one_pair_has_a_difference_and_no_test(fact: Callable[..., RunSummary]) -> None:
     loss = effect_of([fact("", 0, 5.0), replaced(fact("reduced-lr", 0, 4.5))]).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p, loss.p_holm) == (-0.5, None, None, None, None)
 
 
-def test_equal_differences_leave_the_interval_unknown(fact: Callable[..., RunFacts]) -> None:
+def test_equal_differences_leave_the_interval_unknown(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", seed, 5.0) for seed in range(3)] + [fact("reduced-lr", seed, 4.5) for seed in range(3)]
     loss = effect_of([replaced(one) for one in facts]).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p) == (-0.5, None, None, 0.25)
 
 
-def test_p_values_are_adjusted_over_the_arms(fact: Callable[..., RunFacts]) -> None:
+def test_p_values_are_adjusted_over_the_arms(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", seed, 5.0) for seed in range(4)]
     facts += [fact("no-decay", seed, 4.5 - seed / 10) for seed in range(4)]
     facts += [fact("full-precision", seed, 5.0 + (-1) ** seed / 10) for seed in range(4)]
@@ -116,7 +116,7 @@ def test_p_values_are_adjusted_over_the_arms(fact: Callable[..., RunFacts]) -> N
     assert (second.p, second.p_holm) == (1.0, 1.0)
 
 
-def test_copies_of_a_run_count_once(fact: Callable[..., RunFacts]) -> None:
+def test_copies_of_a_run_count_once(fact: Callable[..., RunSummary]) -> None:
     facts = [fact("", 0, 5.0), replaced(fact("reduced-lr", 0, 4.5)), replaced(fact("reduced-lr", 0, 4.0, name="copy"))]
     effect = effect_of(facts)
     assert effect.pairs == 1
@@ -143,8 +143,8 @@ def test_arms_are_compared_within_their_variant() -> None:
         for text in ("baseline", "a")
     ]
     assert choose_baselines(both) == {"a [x=1]": "baseline [x=1]", "a [x=2]": "baseline [x=2]"}
-    asked = choose_baselines(both, "baseline [x=1]")
-    assert asked == dict.fromkeys(("a [x=1]", "baseline [x=2]", "a [x=2]"), "baseline [x=1]")
+    requested = choose_baselines(both, "baseline [x=1]")
+    assert requested == dict.fromkeys(("a [x=1]", "baseline [x=2]", "a [x=2]"), "baseline [x=1]")
 
 
 def test_a_baseline_may_be_asked_for_by_what_only_it_has() -> None:

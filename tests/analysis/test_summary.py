@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
-from bitnetctl.analysis.summary import RunFacts, has_failed, run_facts
+from bitnetctl.analysis.summary import RunSummary, has_failed, summarize_run
 from bitnetctl.records import load_run
 from bitnetctl.records.metrics import skill
 
@@ -26,8 +26,8 @@ def example(**columns: Any) -> list[dict[str, Any]]:
     return [row | REFERENCES | {"ZeroFraction": 0.3 + place / 100} for place, row in enumerate(rows)]
 
 
-def facts_of(folder: Path, rows: list[dict[str, Any]], config: Any = None, **fields: Any) -> RunFacts:
-    return run_facts(load_run(write_run(folder, config or quick(), rows, **fields)))
+def facts_of(folder: Path, rows: list[dict[str, Any]], config: Any = None, **fields: Any) -> RunSummary:
+    return summarize_run(load_run(write_run(folder, config or quick(), rows, **fields)))
 
 
 def test_every_fact_of_a_run_that_falls_and_comes_back(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_every_fact_of_a_run_that_falls_and_comes_back(tmp_path: Path) -> None:
     # step 100 is in the warm-up; the unigram predictor has 6 nats
     assert (facts.collapsed_at, facts.recovered_at) == (200, 600)
     assert facts.collapse_reason == "held-out loss 7.00 above the unigram predictor's 6.00"
-    assert facts.share_of_collapsed_evaluations == 4 / 9
+    assert facts.collapsed_fraction == 4 / 9
     assert facts.boundary_recovery_factor == 16 / 4
     assert facts.boundary_held_out_loss_drop == 7.25 - 5.75
     assert facts.boundary_training_loss_drop == 6.0 - 5.25
@@ -59,7 +59,7 @@ def test_two_collapsed_evaluations_are_no_lasting_collapse(tmp_path: Path) -> No
     assert facts.collapsed_at is None
     assert facts.collapse_reason is None
     assert facts.recovered_at is None
-    assert facts.share_of_collapsed_evaluations == 2 / 9
+    assert facts.collapsed_fraction == 2 / 9
 
 
 def test_a_collapse_without_recovery(tmp_path: Path) -> None:
@@ -75,12 +75,12 @@ def test_a_foreign_file_of_five_columns(tmp_path: Path) -> None:
         Loss=(10.9, 10.1, 10.2, 10.4, 10.6, 10.8, 7.2, 7.0),
         WD=(0.1,) * 6 + (0.0,) * 2,
     )
-    facts = run_facts(load_run(write_csv(tmp_path / "hidden256.csv", rows, "Hidden 256 results\n")))
+    facts = summarize_run(load_run(write_csv(tmp_path / "hidden256.csv", rows, "Hidden 256 results\n")))
     assert (facts.name, facts.arm, facts.size, facts.seed) == ("hidden256", "hidden256", 256, None)
     assert (facts.boundary_step, facts.planned_steps, facts.complete, facts.status) == (5000, None, None, None)
     assert (facts.stage1_min_unique, facts.stage1_min_unique_step) == (2, 3000)
     assert (facts.collapsed_at, facts.recovered_at) == (2000, None)
-    assert facts.share_of_collapsed_evaluations == 4 / 7
+    assert facts.collapsed_fraction == 4 / 7
     assert facts.boundary_recovery_factor == 5
     assert facts.boundary_training_loss_drop == pytest.approx(3.6)
     assert facts.final_unique == 14
@@ -94,7 +94,7 @@ def test_a_foreign_file_of_five_columns(tmp_path: Path) -> None:
 
 
 def test_without_a_boundary_there_is_no_stage_one(tmp_path: Path) -> None:
-    facts = run_facts(load_run(write_csv(tmp_path / "x.csv", curve((1, 500, 1000)))))
+    facts = summarize_run(load_run(write_csv(tmp_path / "x.csv", curve((1, 500, 1000)))))
     assert facts.boundary_step is None
     assert facts.stage1_min_unique is None
     assert facts.boundary_recovery_factor is None
@@ -103,8 +103,8 @@ def test_without_a_boundary_there_is_no_stage_one(tmp_path: Path) -> None:
 
 
 def test_one_row_is_enough(tmp_path: Path) -> None:
-    facts = run_facts(load_run(write_csv(tmp_path / "x.csv", curve((1,)))))
-    assert facts.share_of_collapsed_evaluations is None
+    facts = summarize_run(load_run(write_csv(tmp_path / "x.csv", curve((1,)))))
+    assert facts.collapsed_fraction is None
     assert facts.volatility is None
     assert facts.final_unique == 100
 
@@ -113,7 +113,7 @@ def test_empty_cells_are_unknown_and_never_zero(tmp_path: Path) -> None:
     rows = example(UniquePredictions=[None] * 11, HeldOutLoss=[None] * 11, FlipRate=[None] * 11)
     facts = facts_of(tmp_path, rows)
     assert facts.stage1_min_unique is None
-    assert facts.share_of_collapsed_evaluations is None
+    assert facts.collapsed_fraction is None
     assert facts.volatility is None
     assert facts.mean_flip_rate is None
     assert facts.final_skill is None
@@ -124,7 +124,7 @@ def test_an_evaluation_that_nothing_decides_counts_neither_way(tmp_path: Path) -
     unique = [None if step in (700, 800) else 100 for step in STEPS]
     losses = [None if step in (700, 800) else 7.0 for step in STEPS]
     facts = facts_of(tmp_path, example(UniquePredictions=unique, HeldOutLoss=losses))
-    assert facts.share_of_collapsed_evaluations == 1.0
+    assert facts.collapsed_fraction == 1.0
 
 
 def test_a_diverged_run_stays_collapsed_to_its_planned_end(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_diverged_run_stays_collapsed_to_its_planned_end(tmp_path: Path) -> No
     assert facts.diverged_at == 500
     assert (facts.collapsed_at, facts.recovered_at) == (500, None)
     # of 200…1000 the evaluations 500…1000
-    assert facts.share_of_collapsed_evaluations == 6 / 9
+    assert facts.collapsed_fraction == 6 / 9
     assert facts.final_held_out_loss is None
     assert facts.counted("final_held_out_loss") == 7.6
     assert facts.counted("final_skill") == (6 - 7.6) / 2
@@ -158,16 +158,16 @@ def test_divergence_between_evaluations_is_seen(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, rows, status="diverged", diverged_at=543)
     assert facts.collapsed_at == 543
     assert facts.collapse_reason == "diverged at step 543"
-    assert facts.share_of_collapsed_evaluations == 6 / 10
+    assert facts.collapsed_fraction == 6 / 10
 
 
 def test_a_foreign_file_with_nan_has_diverged(tmp_path: Path) -> None:
     rows = curve((1, 100, 200, 300), Loss=(10.0, 9.0, "nan", "nan"), UniquePredictions=(20, 15, 1, 1))
-    facts = run_facts(load_run(write_csv(tmp_path / "x.csv", rows)))
+    facts = summarize_run(load_run(write_csv(tmp_path / "x.csv", rows)))
     assert facts.failed
     assert facts.diverged_at == 200
     assert facts.collapsed_at == 200
-    assert facts.share_of_collapsed_evaluations == 2 / 3
+    assert facts.collapsed_fraction == 2 / 3
     assert facts.counted("final_held_out_loss") is None
 
 
@@ -175,11 +175,11 @@ def test_a_crash_is_a_failure_and_a_stop_is_not(tmp_path: Path) -> None:
     rows = example(HeldOutLoss=[5.0] * 11, UniquePredictions=[100] * 11)[:6]
     crashed = facts_of(tmp_path / "crashed", rows, status="failed", message="out of memory")
     assert crashed.failed
-    assert crashed.share_of_collapsed_evaluations == 5 / 9
+    assert crashed.collapsed_fraction == 5 / 9
     stopped = facts_of(tmp_path / "stopped", rows, status="stopped")
     assert not stopped.failed
     assert stopped.complete is False
-    assert stopped.share_of_collapsed_evaluations == 0
+    assert stopped.collapsed_fraction == 0
     assert stopped.counted("final_held_out_loss") is None
     assert stopped.counted("stage1_held_out_loss") == 5.0
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from bitnetctl import cli, data
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.engine import cost
-from bitnetctl.engine.cost import pack_member_bytes
+from bitnetctl.engine.cost import bytes_per_replica
 from bitnetctl.errors import ExitCode
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.monitor import console as monitor_console
@@ -246,7 +246,7 @@ def test_a_dry_run_shows_runs_packs_memory_and_time(sweep: Sweep, tiny_config: C
         (32, 8, 6, 2, 4, ["baseline", "no-decay"]),
     ]
     config = tiny_config(steps=8, model__num_layers=1, model__hidden_size=32)
-    assert data["shapes"][1]["memory_bytes"] == 4 * pack_member_bytes(config, 300)
+    assert data["shapes"][1]["memory_bytes"] == 4 * bytes_per_replica(config, 300)
     assert data["seconds"] == pytest.approx(sum(shape["seconds"] for shape in data["shapes"]), abs=0.2)
     assert data["seconds"] > 0
     assert data["done"] == 0
@@ -283,7 +283,7 @@ def test_a_dry_run_knows_the_packs_that_memory_takes(
     packs: int,
     together: int,
 ) -> None:
-    one = pack_member_bytes(tiny_config(steps=8, model__num_layers=1, model__hidden_size=16), 300)
+    one = bytes_per_replica(tiny_config(steps=8, model__num_layers=1, model__hidden_size=16), 300)
     monkeypatch.setattr(packing, "memory_available", lambda device: int(free * one))
     (shape,) = sweep("--dry-run", "--json", "--seeds", "5").json["shapes"]
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
@@ -606,7 +606,7 @@ def test_a_full_disk_is_one_line(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) 
     ("program", "code", "said"),
     [
         ("import os; os.kill(os.getpid(), 9)", ExitCode.INTERNAL, "ended with exit code -9"),
-        ("import sys; print('error: no card'); sys.exit(2)", ExitCode.USAGE, "error: no worker could start"),
+        ("import sys; print('error: no GPU'); sys.exit(2)", ExitCode.USAGE, "error: no worker could start"),
         ("import sys; print('error: a bug'); sys.exit(3)", ExitCode.INTERNAL, "ended with exit code 3: error: a bug"),
     ],
 )

@@ -370,7 +370,7 @@ def test_a_stop_while_kernels_are_compiled(server: Processes, shared_cache: Path
         "CXX": str(compiler),
         "TORCHDYNAMO_DISABLE": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels"),
-        # nothing is compiled to try what the processor can do, nor before what is needed
+        # nothing is compiled to try what the CPU can do, nor before what is needed
         "TORCHINDUCTOR_VEC_ISA_OK": "0",
         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
         "XDG_CACHE_HOME": str(shared_cache),

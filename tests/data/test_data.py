@@ -642,9 +642,9 @@ def test_meta_that_contradicts_itself_is_damage(corpus: Path) -> None:
 
 def test_a_half_written_folder_never_counts_and_is_swept_in_time(corpus: Path, cache: Path) -> None:
     old, new = cache / ".aside-old", cache / ".aside-new"
-    for aside in (old, new):
-        aside.mkdir(parents=True)
-        (aside / "train.bin").write_bytes(b"half")
+    for temporary in (old, new):
+        temporary.mkdir(parents=True)
+        (temporary / "train.bin").write_bytes(b"half")
     yesterday = time.time() - 2 * 24 * 3600
     for path in (old, old / "train.bin"):
         os.utime(path, (yesterday, yesterday))
@@ -704,12 +704,12 @@ def test_without_locks_a_build_that_comes_second_uses_the_first(
     publish = store._publish
     inner: list[data.TokenData] = []
 
-    def slow_publish(aside: Path, folder: Path) -> None:
+    def slow_publish(temporary: Path, folder: Path) -> None:
         if not inner:
             monkeypatch.setattr(store, "_publish", publish)
             inner.append(data.prepare(config(corpus)))
             inode.append(folder.stat().st_ino)
-        publish(aside, folder)
+        publish(temporary, folder)
 
     inode: list[int] = []
     monkeypatch.setattr(store, "_publish", slow_publish)
@@ -769,15 +769,15 @@ def test_what_a_killed_process_left_does_not_hold_up(corpus: Path, cache: Path) 
     )
     killed = subprocess.run([sys.executable, "-c", program, f"file:{corpus}"], check=False)
     assert killed.returncode == -9
-    (aside,) = cache.glob(".aside-*")
+    (temporary,) = cache.glob(".aside-*")
     steps: list[str] = []
     # stamps of another clock: a lock is held by a process, not by a date
     for stamp in (0, 1 << 33):
         for path in (cache.parent / "locks").iterdir():
             os.utime(path, (stamp, stamp))
         data.prepare(config(corpus), progress=lambda what, done, total: steps.append(what))
-        shutil.rmtree(next(path for path in cache.iterdir() if path != aside))
-    assert aside.exists()
+        shutil.rmtree(next(path for path in cache.iterdir() if path != temporary))
+    assert temporary.exists()
     assert not [step for step in steps if step.startswith("waiting")]
 
 
@@ -785,12 +785,12 @@ def test_leftovers_are_aged_by_the_clock_that_stamps_files(
     corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the machine is a year ahead of its file server; another process is at work
-    aside = cache / ".aside-living"
-    aside.mkdir(parents=True)
+    temporary = cache / ".aside-living"
+    temporary.mkdir(parents=True)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 365 * 24 * 3600)
     data.prepare(config(corpus))
-    assert aside.exists()
+    assert temporary.exists()
 
 
 # a stop

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
 from bitnetctl.engine import cuda_graph
-from bitnetctl.engine.cuda_graph import CapturedPack, Recorder, can_be_captured
+from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache, can_be_captured
 from bitnetctl.engine.optim import RunOptimizer
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CaptureError
@@ -93,7 +93,7 @@ def test_moments_are_forgotten_on_time(tiny_config: TinyConfig, tiny_tokens: Tok
     for step in range(1, 9):
         host.step(step)
         program.step(step)
-    ours, theirs = program.members[0].optimizer.state(), host.members[0].optimizer.state()
+    ours, theirs = program.replicas[0].optimizer.state(), host.replicas[0].optimizer.state()
     assert {key: value.item() for key, value in ours.items() if key.endswith("/step")} == {
         key: 2.0 for key in ours if key.endswith("/step")
     }
@@ -124,10 +124,10 @@ def test_a_run_that_diverges_keeps_its_weights_unasked(tiny_config: TinyConfig, 
     # nobody asked in between: the first step that failed is known all the same, and nothing was updated since
     program.mark_diverged(6)
     assert kept is not None
-    assert program.members[1].diverged_at == failed_at
+    assert program.replicas[1].diverged_at == failed_at
     assert torch.equal(program.model.packed["qkv"][1], kept)
     for run in (0, 2):
-        assert program.members[run].diverged_at is None
+        assert program.replicas[run].diverged_at is None
         assert torch.equal(program.model.packed["qkv"][run], calm.model.packed["qkv"][run])
 
 
@@ -186,7 +186,7 @@ def test_everything_is_done_on_the_card_of_the_pack(
     assert (seen, current) == ([CPU], [])
 
 
-# recording, with a card that is played by the processor
+# recording, with a GPU that is played by the CPU
 
 
 class Recording(TorchDispatchMode):
@@ -205,16 +205,16 @@ class Recording(TorchDispatchMode):
         for argument in func._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in tree_leaves(values[argument.name]):
-                    storage = tensor.untyped_storage()
-                    self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+                    spec = tensor.untyped_storage()
+                    self._before.setdefault(spec.data_ptr(), (spec, spec.clone()))
         out = func(*args, **kwargs)
         self.operations.append((func, args, kwargs, out))
         return out
 
     def undo(self) -> None:
-        """Put back what was written: a card does nothing while it records."""
-        for storage, before in self._before.values():
-            storage.copy_(before)
+        """Put back what was written: a GPU does nothing while it records."""
+        for spec, before in self._before.values():
+            spec.copy_(before)
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -237,31 +237,31 @@ class Stream:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Play torch.cuda: streams made, recordings alive now and at each recording, the debug mode, an error to raise."""
-    card = SimpleNamespace(streams=[], alive=weakref.WeakSet(), recordings=[], mode=0, error=None)
+    gpu = SimpleNamespace(streams=[], alive=weakref.WeakSet(), recordings=[], mode=0, error=None)
 
     def make_stream(device: torch.device) -> Stream:
         stream = Stream(device)
-        card.streams.append(stream)
+        gpu.streams.append(stream)
         return stream
 
     def make_graph() -> Recording:
         recording = Recording()
-        card.alive.add(recording)
+        gpu.alive.add(recording)
         return recording
 
     @contextlib.contextmanager
     def graph(recording: Recording, *, pool: object, stream: Stream) -> Iterator[None]:
-        assert (pool, stream) == ("the pool", card.streams[0])
-        card.recordings.append(len(card.alive))
+        assert (pool, stream) == ("the pool", gpu.streams[0])
+        gpu.recordings.append(len(gpu.alive))
         with recording:
             yield
         recording.undo()
-        if isinstance(card.error, Warning):
-            warnings.warn(card.error, stacklevel=1)
-        elif card.error is not None:
-            raise card.error
+        if isinstance(gpu.error, Warning):
+            warnings.warn(gpu.error, stacklevel=1)
+        elif gpu.error is not None:
+            raise gpu.error
 
     fakes = {
         "Stream": make_stream,
@@ -270,12 +270,12 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "graph_pool_handle": lambda: "the pool",
         "CUDAGraph": make_graph,
         "graph": graph,
-        "get_sync_debug_mode": lambda: card.mode,
-        "set_sync_debug_mode": lambda mode: setattr(card, "mode", mode),
+        "get_sync_debug_mode": lambda: gpu.mode,
+        "set_sync_debug_mode": lambda mode: setattr(gpu, "mode", mode),
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    return card
+    return gpu
 
 
 class Program:
@@ -290,40 +290,40 @@ class Program:
         self.done.add_(1)
 
 
-def test_a_program_is_recorded_after_three_runs(card: SimpleNamespace) -> None:
-    recorder, program = Recorder(CPU), Program()
+def test_a_program_is_recorded_after_three_runs(gpu: SimpleNamespace) -> None:
+    graphs, program = GraphCache(CPU), Program()
     calls = []
     for _ in range(6):
-        recorder.run("a", program)
+        graphs.run("a", program)
         calls.append(program.calls)
     # the fourth time it is recorded, and done by the recording
     assert calls == [1, 2, 3, 4, 4, 4]
     assert program.done == 6
-    assert len(card.streams) == 1
+    assert len(gpu.streams) == 1
     # each key is warmed up and recorded by itself
     other = Program()
     for _ in range(5):
-        recorder.run("b", other)
-        recorder.run("a", program)
+        graphs.run("b", other)
+        graphs.run("a", program)
     assert (other.calls, int(other.done)) == (4, 5)
     assert (program.calls, int(program.done)) == (4, 11)
-    assert len(card.streams) == 1
+    assert len(gpu.streams) == 1
 
 
 def test_the_recording_that_was_used_least_recently_makes_room(
-    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 2)
-    recorder, programs = Recorder(CPU), {key: Program() for key in "abc"}
+    graphs, programs = GraphCache(CPU), {key: Program() for key in "abc"}
     for key in "aaaabbbbacccc":
-        recorder.run(key, programs[key])
-    assert list(recorder._graphs) == ["a", "c"]
+        graphs.run(key, programs[key])
+    assert list(graphs._graphs) == ["a", "c"]
     # what it takes to record one is not paid at every turn
     for key in "bbba":
-        recorder.run(key, programs[key])
-    assert list(recorder._graphs) == ["c", "a"]
-    recorder.run("b", programs["b"])
-    assert list(recorder._graphs) == ["a", "b"]
+        graphs.run(key, programs[key])
+    assert list(graphs._graphs) == ["c", "a"]
+    graphs.run("b", programs["b"])
+    assert list(graphs._graphs) == ["a", "b"]
     assert {key: (program.calls, int(program.done)) for key, program in programs.items()} == {
         "a": (4, 6),
         "b": (8, 8),
@@ -331,51 +331,49 @@ def test_the_recording_that_was_used_least_recently_makes_room(
     }
 
 
-def test_the_pool_of_the_recordings_is_never_without_one(
-    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pool_of_the_recordings_is_never_without_one(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 1)
-    recorder = Recorder(CPU)
+    graphs = GraphCache(CPU)
     for key in "aaaabbbbaaaa":
-        recorder.run(key, Program())
+        graphs.run(key, Program())
     # the new one beside the old one
-    assert (card.recordings, len(card.alive)) == ([1, 2, 2], 1)
+    assert (gpu.recordings, len(gpu.alive)) == ([1, 2, 2], 1)
 
 
-def test_a_step_in_which_the_host_waits_is_never_recorded(card: SimpleNamespace) -> None:
+def test_a_step_in_which_the_host_waits_is_never_recorded(gpu: SimpleNamespace) -> None:
     class Waiting(Program):
         def __call__(self) -> None:
             super().__call__()
             warnings.warn("something else", stacklevel=1)
-            if card.mode == "warn":
+            if gpu.mode == "warn":
                 warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
-    recorder, program = Recorder(CPU), Waiting()
+    graphs, program = GraphCache(CPU), Waiting()
     told: list[str] = []
-    recorder.on_error = told.append
+    graphs.on_error = told.append
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="something else")
         for _ in range(8):
-            recorder.run("a", program)
+            graphs.run("a", program)
         for _ in range(8):
-            recorder.run("b", program)
+            graphs.run("b", program)
     assert (program.calls, int(program.done)) == (16, 16)
-    assert told == [recorder.error]
+    assert told == [graphs.error]
     assert told[0].startswith(f"the host waits for the device in {__file__}:")
-    assert (card.recordings, card.mode) == ([], 0)
+    assert (gpu.recordings, gpu.mode) == ([], 0)
 
 
-def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(card: SimpleNamespace) -> None:
+def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(gpu: SimpleNamespace) -> None:
     def fail() -> None:
-        if card.mode:
+        if gpu.mode:
             raise ValueError("a plug-in's own")
 
-    recorder = Recorder(CPU)
-    recorder.run("a", fail)
-    recorder.run("a", fail)
+    graphs = GraphCache(CPU)
+    graphs.run("a", fail)
+    graphs.run("a", fail)
     with pytest.raises(ValueError, match="own"):
-        recorder.run("a", fail)
-    assert card.mode == 0
+        graphs.run("a", fail)
+    assert gpu.mode == 0
 
 
 @pytest.mark.parametrize(
@@ -385,28 +383,28 @@ def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(card: SimpleName
         UserWarning("The CUDA Graph is empty. This usually means that the graph was attempted on a wrong device"),
     ],
 )
-def test_a_recording_that_fails_ends_in_one_line(card: SimpleNamespace, error: Exception) -> None:
-    recorder = Recorder(CPU)
+def test_a_recording_that_fails_ends_in_one_line(gpu: SimpleNamespace, error: Exception) -> None:
+    graphs = GraphCache(CPU)
     for _ in range(3):
-        recorder.run("a", Program())
-    card.error = error
+        graphs.run("a", Program())
+    gpu.error = error
     with pytest.raises(CaptureError) as caught:
-        recorder.run("a", Program())
+        graphs.run("a", Program())
     assert str(error).splitlines()[0] in str(caught.value)
     assert str(caught.value).endswith("; take --engine eager")
     assert "\n" not in str(caught.value)
 
 
-def test_a_card_that_is_full_is_not_blamed_on_the_recording(card: SimpleNamespace) -> None:
-    recorder = Recorder(CPU)
+def test_a_card_that_is_full_is_not_blamed_on_the_recording(gpu: SimpleNamespace) -> None:
+    graphs = GraphCache(CPU)
     for _ in range(3):
-        recorder.run("a", Program())
-    card.error = torch.OutOfMemoryError("full")
+        graphs.run("a", Program())
+    gpu.error = torch.OutOfMemoryError("full")
     with pytest.raises(torch.OutOfMemoryError):
-        recorder.run("a", Program())
+        graphs.run("a", Program())
 
 
-@pytest.mark.usefixtures("double", "card")
+@pytest.mark.usefixtures("double", "gpu")
 def test_recorded_steps_are_those_of_the_host(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +414,7 @@ def test_recorded_steps_are_those_of_the_host(
         tiny_config(seed=2, steps=24, schedule__kind="cosine", schedule__peak_learning_rate=1e-2),
     ]
     host, program = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
-    program.recorder = recorder = Recorder(CPU)
+    program.graphs = graphs = GraphCache(CPU)
     passes: Counter[object] = Counter()
     go_through = program._program
 
@@ -433,7 +431,7 @@ def test_recorded_steps_are_those_of_the_host(
     assert_alike(host, program, 1e-8)
     # two stages of eleven and twelve steps, with one step between them: rates and strengths go on changing
     assert list(passes.values()) == [4, 1, 4]
-    assert list(recorder._graphs) == [key for key, count in passes.items() if count == 4]
+    assert list(graphs._graphs) == [key for key, count in passes.items() if count == 4]
 
 
 def waits(func: Any, args: tuple[Any, ...]) -> bool:
@@ -446,15 +444,15 @@ def waits(func: Any, args: tuple[Any, ...]) -> bool:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_nothing_in_a_step_waits_for_the_host(
-    tiny_config: TinyConfig, tiny_tokens: TokenData, card: SimpleNamespace, precision: str
+    tiny_config: TinyConfig, tiny_tokens: TokenData, gpu: SimpleNamespace, precision: str
 ) -> None:
     sizes = {"model__hidden_size": 64, "data__batch_size": 4}
     configs = [tiny_config(**sizes), tiny_config(optimizer__max_norm="none", optimizer__name="adamw", **sizes)]
     _, program = both(configs, tiny_tokens, ["", "label-smoothing"], precision=precision)
-    program.recorder = recorder = Recorder(CPU)
+    program.graphs = graphs = GraphCache(CPU)
     for step in range(1, 5):
         program.step(step)
-    (recording,) = recorder._graphs.values()
+    (recording,) = graphs._graphs.values()
     assert isinstance(recording, Recording)
     assert len(recording.operations) > 100
     assert [str(func) for func, args, _, _ in recording.operations if waits(func, args)] == []
@@ -473,7 +471,7 @@ def test_a_captured_step_is_the_host_s_on_a_card(tiny_config: TinyConfig, tiny_t
     for step in range(1, 25):
         host.step(step)
         program.step(step)
-    assert program.recorder is not None
-    assert program.recorder.error is None
-    assert program.recorder._graphs
+    assert program.graphs is not None
+    assert program.graphs.error is None
+    assert program.graphs._graphs
     torch.testing.assert_close(program.loss_R, host.loss_R, rtol=1e-3, atol=1e-3)

@@ -20,9 +20,9 @@ def random_leaves(seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator).requires_grad_() for name, shape in SHAPES.items()}
 
 
-def set_gradients(leaves: Mapping[str, Tensor], seed: int) -> None:
+def set_gradients(flat_parameters: Mapping[str, Tensor], seed: int) -> None:
     for name, gradient in random_leaves(seed).items():
-        leaves[name].grad = gradient.detach()
+        flat_parameters[name].grad = gradient.detach()
 
 
 def config(name: str, *exempt: str) -> OptimizerConfig:
@@ -34,82 +34,82 @@ def config(name: str, *exempt: str) -> OptimizerConfig:
 def test_five_steps_are_those_of_torch(
     name: str, reference: type[torch.optim.Adam] | type[torch.optim.AdamW], exempt: tuple[str, ...]
 ) -> None:
-    leaves, copies = random_leaves(), random_leaves()
-    ours = RunOptimizer(config(name, *exempt), leaves, GROUPS)
+    flat_parameters, copies = random_leaves(), random_leaves()
+    ours = RunOptimizer(config(name, *exempt), flat_parameters, GROUPS)
     # one group a tensor, so that no grouping of ours is taken over
     theirs = reference([{"params": [copy]} for copy in copies.values()], betas=(0.8, 0.95), eps=1e-2)
     for step, (learning_rate, weight_decay) in enumerate(STEPS):
-        set_gradients(leaves, 10 + step)
+        set_gradients(flat_parameters, 10 + step)
         set_gradients(copies, 10 + step)
         ours.step(learning_rate, weight_decay)
-        for leaf, group in zip(SHAPES, theirs.param_groups, strict=True):
-            decayed = GROUPS[leaf] not in exempt
+        for flat, group in zip(SHAPES, theirs.param_groups, strict=True):
+            decayed = GROUPS[flat] not in exempt
             group.update(lr=learning_rate, weight_decay=weight_decay if decayed else 0.0)
         theirs.step()
-        for leaf in SHAPES:
-            torch.testing.assert_close(leaves[leaf], copies[leaf], rtol=1e-5, atol=1e-7)
+        for flat in SHAPES:
+            torch.testing.assert_close(flat_parameters[flat], copies[flat], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_exempt_groups_are_not_decayed(name: str) -> None:
-    leaves, before = random_leaves(), random_leaves()
-    optimizer = RunOptimizer(config(name, "embeddings", "norms"), leaves, GROUPS)
-    for weight in leaves.values():
+    flat_parameters, before = random_leaves(), random_leaves()
+    optimizer = RunOptimizer(config(name, "embeddings", "norms"), flat_parameters, GROUPS)
+    for weight in flat_parameters.values():
         weight.grad = torch.zeros_like(weight)
     optimizer.step(0.1, 0.5)
-    for leaf in ("embed", "final_norm"):
-        assert torch.equal(leaves[leaf], before[leaf])
-    for leaf in ("qkv", "head"):
+    for flat in ("embed", "final_norm"):
+        assert torch.equal(flat_parameters[flat], before[flat])
+    for flat in ("qkv", "head"):
         if name == "adamw":
-            torch.testing.assert_close(leaves[leaf], before[leaf] * (1 - 0.1 * 0.5))
+            torch.testing.assert_close(flat_parameters[flat], before[flat] * (1 - 0.1 * 0.5))
         else:
             # coupled: the decay is all of the gradient g, and the first step is that of g / (|g| + eps)
-            decay = 0.5 * before[leaf]
-            torch.testing.assert_close(leaves[leaf], before[leaf] - 0.1 * decay / (decay.abs() + 1e-2))
+            decay = 0.5 * before[flat]
+            torch.testing.assert_close(flat_parameters[flat], before[flat] - 0.1 * decay / (decay.abs() + 1e-2))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_a_restored_optimizer_goes_on_as_if_nothing_happened(name: str) -> None:
-    leaves = random_leaves()
-    optimizer = RunOptimizer(config(name, "norms"), leaves, GROUPS)
+    flat_parameters = random_leaves()
+    optimizer = RunOptimizer(config(name, "norms"), flat_parameters, GROUPS)
     for step in range(3):
-        set_gradients(leaves, step)
+        set_gradients(flat_parameters, step)
         optimizer.step(1e-2, 0.1)
     saved = {path: value.clone() for path, value in optimizer.state().items()}
-    keys = {f"{leaf}/{key}" for leaf in SHAPES for key in ("step", "exp_avg", "exp_avg_sq")}
+    keys = {f"{flat}/{key}" for flat in SHAPES for key in ("step", "exp_avg", "exp_avg_sq")}
     assert saved.keys() == keys
     assert saved["qkv/exp_avg"].shape == SHAPES["qkv"]
 
-    copies = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    copies = {name: flat.detach().clone().requires_grad_() for name, flat in flat_parameters.items()}
     restored = RunOptimizer(config(name, "norms"), copies, GROUPS)
     # the order of tensors in a file is not the order of leaves
     restored.load_state(dict(sorted(saved.items(), reverse=True)))
     for step in range(3, 6):
-        for each in (leaves, copies):
+        for each in (flat_parameters, copies):
             set_gradients(each, step)
         optimizer.step(1e-2, 0.1)
         restored.step(1e-2, 0.1)
-        for leaf in SHAPES:
-            assert torch.equal(copies[leaf], leaves[leaf])
+        for flat in SHAPES:
+            assert torch.equal(copies[flat], flat_parameters[flat])
     assert all(torch.equal(restored.state()[path], value) for path, value in optimizer.state().items())
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_an_optimizer_with_forgotten_moments_is_a_fresh_one(name: str) -> None:
-    leaves = random_leaves()
-    optimizer = RunOptimizer(config(name, "norms"), leaves, GROUPS)
+    flat_parameters = random_leaves()
+    optimizer = RunOptimizer(config(name, "norms"), flat_parameters, GROUPS)
     for step in range(3):
-        set_gradients(leaves, step)
+        set_gradients(flat_parameters, step)
         optimizer.step(1e-2, 0.1)
     optimizer.reset_moments()
-    copies = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    copies = {name: flat.detach().clone().requires_grad_() for name, flat in flat_parameters.items()}
     fresh = RunOptimizer(config(name, "norms"), copies, GROUPS)
     for step in range(3, 5):
-        for each, taking in ((leaves, optimizer), (copies, fresh)):
+        for each, taking in ((flat_parameters, optimizer), (copies, fresh)):
             set_gradients(each, step)
             taking.step(1e-2, 0.1)
-        for leaf in SHAPES:
-            assert torch.equal(copies[leaf], leaves[leaf])
+        for flat in SHAPES:
+            assert torch.equal(copies[flat], flat_parameters[flat])
 
 
 def test_an_optimizer_without_a_step_has_no_state() -> None:
@@ -118,33 +118,33 @@ def test_an_optimizer_without_a_step_has_no_state() -> None:
 
 @pytest.mark.parametrize("factor", [0.1, 0.999, 1.0, 1.0000001, 1.001, 10.0])
 def test_clipping_is_that_of_torch(factor: float) -> None:
-    leaves, copies = random_leaves(), random_leaves()
-    for each in (leaves, copies):
+    flat_parameters, copies = random_leaves(), random_leaves()
+    for each in (flat_parameters, copies):
         set_gradients(each, 1)
     norm = torch.nn.utils.get_total_norm([copy.grad for copy in copies.values() if copy.grad is not None])
     max_norm = factor * norm.item()
-    RunOptimizer(config("adam"), leaves, GROUPS).step(1e-3, 0.0, divisor=clip_divisor(norm, max_norm))
+    RunOptimizer(config("adam"), flat_parameters, GROUPS).step(1e-3, 0.0, divisor=clip_divisor(norm, max_norm))
     stock = torch.optim.Adam(copies.values(), lr=1e-3, betas=config("adam").betas, eps=config("adam").eps)
     torch.nn.utils.clip_grad_norm_(copies.values(), max_norm)
     stock.step()
-    for leaf in SHAPES:
-        torch.testing.assert_close(leaves[leaf], copies[leaf], rtol=1e-6, atol=1e-7)
-    clipped = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+    for flat in SHAPES:
+        torch.testing.assert_close(flat_parameters[flat], copies[flat], rtol=1e-6, atol=1e-7)
+    clipped = torch.nn.utils.get_total_norm([flat.grad for flat in flat_parameters.values() if flat.grad is not None])
     assert clipped.item() == pytest.approx(min(norm.item(), max_norm), rel=1e-5)
 
 
 def test_a_skipped_update_changes_nothing() -> None:
-    leaves = random_leaves()
-    optimizer = RunOptimizer(config("adamw"), leaves, GROUPS)
-    set_gradients(leaves, 1)
+    flat_parameters = random_leaves()
+    optimizer = RunOptimizer(config("adamw"), flat_parameters, GROUPS)
+    set_gradients(flat_parameters, 1)
     optimizer.step(1e-3, 0.1, skip=torch.zeros(()))
-    before = {leaf: tensor.detach().clone() for leaf, tensor in leaves.items()}
+    before = {flat: tensor.detach().clone() for flat, tensor in flat_parameters.items()}
     moments = {key: tensor.clone() for key, tensor in optimizer.state().items()}
-    for tensor in leaves.values():
+    for tensor in flat_parameters.values():
         assert tensor.grad is not None
         tensor.grad.fill_(torch.nan)
     optimizer.step(1e-3, 0.1, skip=torch.ones(()))
-    for leaf, tensor in leaves.items():
-        assert torch.equal(tensor, before[leaf])
+    for flat, tensor in flat_parameters.items():
+        assert torch.equal(tensor, before[flat])
     for key, tensor in optimizer.state().items():
         assert torch.equal(tensor, moments[key])

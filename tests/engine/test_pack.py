@@ -96,7 +96,7 @@ def weights(pack: Pack, run: int) -> dict[str, Tensor]:
 
 
 def gradient_norm(pack: Pack, run: int) -> float:
-    gradients = [leaf.grad for leaf in pack.members[run].leaves.values() if leaf.grad is not None]
+    gradients = [flat.grad for flat in pack.replicas[run].flat_parameters.values() if flat.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).item()
 
 
@@ -151,23 +151,23 @@ def test_a_step_is_what_torch_does_by_hand(
 ) -> None:
     config = tiny_config(seed=3, data__order="shuffled", optimizer__max_norm=0.5)
     ours, model = pack([config]), pack([config]).model
-    leaves = list(model.leaves(0).values())
-    optimizer = torch.optim.Adam(leaves, betas=config.optimizer.betas, eps=config.optimizer.eps)
+    flat_parameters = list(model.flat_parameters(0).values())
+    optimizer = torch.optim.Adam(flat_parameters, betas=config.optimizer.betas, eps=config.optimizer.eps)
     batches = Batches(tiny_tokens, config.data, config.seed)
     # a warm-up of two steps to the peak, stage 1 up to step 6
     for step, rate in ((1, 0.75e-3), (2, 1.5e-3), (3, 1.5e-3 * (1 - 1 / 12))):
         rows = torch.from_numpy(batches.rows_BT1(step))
-        tape = model.record(rows[None, :, :-1], model.quantization([1.0]))
+        activations = model.record(rows[None, :, :-1], model.quantization([1.0]))
         targets_N = rows[:, 1:].flatten()
-        logits = model.logits(tape.hidden_RNH).requires_grad_()
+        logits = model.logits(activations.hidden_RNH).requires_grad_()
         loss = F.cross_entropy(logits[0], targets_N)
         (expected,) = torch.autograd.grad(loss, logits)
 
         def by_hand(_: Tensor, grad_RNV: Tensor, expected: Tensor = expected) -> None:
             grad_RNV.copy_(expected * expected.shape[1])
 
-        model.backward(tape, model.head_loss(tape.hidden_RNH, targets_N[None], by_hand)[1])
-        norm = torch.nn.utils.clip_grad_norm_(leaves, 0.5)
+        model.backward(activations, model.head_loss(activations.hidden_RNH, targets_N[None], by_hand)[1])
+        norm = torch.nn.utils.clip_grad_norm_(flat_parameters, 0.5)
         for group in optimizer.param_groups:
             group.update(lr=rate, weight_decay=0.1)
         optimizer.step()
@@ -190,12 +190,12 @@ def test_a_run_that_diverges_stops_alone(pack: Callable[..., Pack], three: list[
         before = weights(disturbed, 1)
         disturbed.step(step)
         undisturbed.step(step)
-        assert disturbed.members[1].diverged_at == (3 if step >= 3 else None)
+        assert disturbed.replicas[1].diverged_at == (3 if step >= 3 else None)
         if step >= 3:
             assert_equal(weights(disturbed, 1), before)
             assert disturbed.objective_R[1].isnan()
     for run in (0, 2):
-        assert disturbed.members[run].diverged_at is None
+        assert disturbed.replicas[run].diverged_at is None
         # bitwise: each run is a matrix of its own in every batched product
         assert_equal(weights(disturbed, run), weights(undisturbed, run))
         assert disturbed.loss_R[run] == undisturbed.loss_R[run]
@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(
     before = weights(steep, 2)
     steep.step(1)
     assert steep.objective_R.isfinite().all()
-    assert [member.diverged_at for member in steep.members] == [None, None, 1]
+    assert [replica.diverged_at for replica in steep.replicas] == [None, None, 1]
     assert_equal(weights(steep, 2), before)
 
 
@@ -228,7 +228,7 @@ def test_a_weight_that_is_not_finite_is_noticed(
     for step in (1, 2):
         disturbed.step(step)
         undisturbed.step(step)
-    assert [member.diverged_at for member in disturbed.members] == [None, 1, None]
+    assert [replica.diverged_at for replica in disturbed.replicas] == [None, 1, None]
     for run in (0, 2):
         assert_equal(weights(disturbed, run), weights(undisturbed, run))
 
@@ -241,13 +241,13 @@ def test_an_absurd_learning_rate_touches_no_neighbour(pack: Callable[..., Pack],
     for step in range(1, 6):
         disturbed.step(step)
         undisturbed.step(step)
-    assert disturbed.members[1].diverged_at is not None
+    assert disturbed.replicas[1].diverged_at is not None
     for run in (0, 2):
-        assert disturbed.members[run].diverged_at is None
+        assert disturbed.replicas[run].diverged_at is None
         assert_equal(weights(disturbed, run), weights(undisturbed, run))
 
 
-# seams
+# hooks
 
 
 def test_a_claimed_loss_is_the_objective_of_its_run_alone(pack: Callable[..., Pack], three: list[RunConfig]) -> None:
@@ -337,9 +337,9 @@ def test_schedules_of_the_composition_are_used(pack: Callable[..., Pack], tiny_c
 
     configs = [tiny_config(optimizer__name="adamw")] * 3
     treated = pack(configs, [composition(Still), composition(Full), composition(Decayed)])
-    member = treated.members[2]
-    assert [member.weight_decay(step) for step in (6, 7)] == pytest.approx([0.1 + 6 / 12, 7 / 12])
-    assert [treated.strengths(step) for step in (1, 2)] == [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+    replica = treated.replicas[2]
+    assert [replica.weight_decay(step) for step in (6, 7)] == pytest.approx([0.1 + 6 / 12, 7 / 12])
+    assert [treated.quant_lambdas(step) for step in (1, 2)] == [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
 
     before, plain = weights(treated, 0), pack(configs)
     treated.step(1)
@@ -357,7 +357,7 @@ def test_moments_are_forgotten_at_their_interval(pack: Callable[..., Pack], tiny
     counts = []
     for step in range(1, 9):
         forgetful.step(step)
-        counts.append(int(forgetful.members[0].optimizer.state()["head/step"]))
+        counts.append(int(forgetful.replicas[0].optimizer.state()["head/step"]))
     assert counts == [1, 2, 3, 1, 2, 3, 1, 2]
 
 

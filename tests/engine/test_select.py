@@ -15,12 +15,12 @@ from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Execution, choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.model.matmul import Operand, Precision, Products, Quantization, int8_sum_is_exact, write_product
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact, write_product
 from bitnetctl.plugins.composition import Composition
 
 TinyConfig = Callable[..., RunConfig]
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
-TERNARY = Quantization(off=False, strength_R=None)
+TERNARY = Quantization(off=False, quant_lambda_R=None)
 
 # largest distance from fp32 of what 20 steps of the tiny run show: loss in nats, gradient norm relative
 TOLERANCES: dict[Precision, tuple[float, float]] = {"fp32": (0.0, 0.0), "bf16": (0.03, 0.1), "int8": (0.03, 0.1)}
@@ -31,7 +31,7 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Say whether devices multiply bf16."""
 
     def say(has: bool) -> None:
-        monkeypatch.setattr(select, "multiplies_bf16", lambda device: has)
+        monkeypatch.setattr(select, "has_bf16_matmul", lambda device: has)
 
     return say
 
@@ -71,7 +71,7 @@ def test_what_is_chosen(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "has_bf16", "message"),
+    ("requested", "device", "has_bf16", "message"),
     [
         ({"engine": "graph"}, CPU, True, "take eager or compile"),
         ({"engine": "fast"}, CPU, True, "unknown; take auto, eager, graph, compile"),
@@ -81,11 +81,11 @@ def test_what_is_chosen(
     ],
 )
 def test_what_cannot_be_is_refused(
-    bf16: Any, asked: dict[str, str], device: torch.device, has_bf16: bool, message: str
+    bf16: Any, requested: dict[str, str], device: torch.device, has_bf16: bool, message: str
 ) -> None:
     bf16(has_bf16)
     with pytest.raises(ConfigError, match=message):
-        choose(build_config("quick"), 2048, device, **asked)
+        choose(build_config("quick"), 2048, device, **requested)
 
 
 def test_what_is_asked_for_is_taken(bf16: Any, compilers: Any) -> None:
@@ -242,12 +242,12 @@ def test_precisions_agree_within_their_tolerance(
     assert plain[-1][0] < plain[0][0] - 0.2
 
 
-def operands(precision: Precision, width: int = 96) -> tuple[Products, Operand, Operand]:
+def operands(precision: Precision, width: int = 96) -> tuple[Matmul, Operand, Operand]:
     generator = torch.Generator().manual_seed(0)
-    products = Products(precision, CPU)
-    x = products.activations(torch.randn(2, 40, width, generator=generator), TERNARY)
-    (weight,) = products.weights(torch.randn(2, 1, 48, width, generator=generator), [24, 24], TERNARY)
-    return products, x, weight
+    matmul = Matmul(precision, CPU)
+    x = matmul.activations(torch.randn(2, 40, width, generator=generator), TERNARY)
+    (weight,) = matmul.weights(torch.randn(2, 1, 48, width, generator=generator), [24, 24], TERNARY)
+    return matmul, x, weight
 
 
 def test_sums_of_int8_times_ternary_are_exact() -> None:
@@ -267,14 +267,14 @@ def test_sums_of_int8_times_ternary_are_exact() -> None:
 def test_products_are_those_of_double_precision(precision: Precision, tolerance: float) -> None:
     exact_products, exact_x, exact_weight = operands("fp32")
     expected = torch.bmm(exact_x.values.double(), exact_weight.values.double().mT)
-    products, x, weight = operands(precision)
-    out = products.multiply(x, weight).double()
+    matmul, x, weight = operands(precision)
+    out = matmul.multiply(x, weight).double()
     assert (out - expected).abs().max() < tolerance * expected.abs().max()
 
     grad = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(1))
     grad_weight = torch.empty(2, 48, 96)
-    write_product(grad_weight, products.cast(grad).mT, products.figures(x))
-    grad_x = torch.bmm(products.cast(grad), products.figures(weight))
+    write_product(grad_weight, matmul.cast(grad).mT, matmul.figures(x))
+    grad_x = torch.bmm(matmul.cast(grad), matmul.figures(weight))
     grad_x_expected = torch.bmm(grad, exact_products.figures(exact_weight))
     grad_weight_expected = torch.bmm(grad.mT, exact_products.figures(exact_x))
     for ours, theirs in ((grad_x, grad_x_expected), (grad_weight, grad_weight_expected)):
@@ -292,12 +292,12 @@ def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens:
     assert padded.num_parameters == plain.num_parameters
     torch.testing.assert_close(padded.forward(inputs, [1.0, 1.0]), plain.forward(inputs, [1.0, 1.0]))
     for model in (plain, padded):
-        tape = model.record(inputs, TERNARY)
-        _, grad_RNH = model.head_loss(tape.hidden_RNH, targets)
-        model.backward(tape, grad_RNH)
+        activations = model.record(inputs, TERNARY)
+        _, grad_RNH = model.head_loss(activations.hidden_RNH, targets)
+        model.backward(activations, grad_RNH)
     torch.testing.assert_close(padded.gradient_norms(), plain.gradient_norms())
     for key, gradient in plain.gradients.items():
         assert padded.gradients[key].shape == gradient.shape
         torch.testing.assert_close(padded.gradients[key], gradient, rtol=1e-4, atol=1e-6)
-    for key, leaf in plain.leaves(1).items():
-        assert torch.equal(padded.leaves(1)[key], leaf)
+    for key, flat in plain.flat_parameters(1).items():
+        assert torch.equal(padded.flat_parameters(1)[key], flat)

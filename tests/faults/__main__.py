@@ -57,7 +57,7 @@ def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
     bench = Bench(folder)
     run = Truth.of(bench, bench.train, "run", times=5)
     runs = Truth.of(bench, bench.sweep(1), "sweep")
-    set_back = Truth.of(bench, bench.set_back, "set back")
+    set_back = Truth.of(bench, bench.set_back, "rolled back")
     late = damage.stopped_late(bench, run)
     yield from kills.at_every_call(bench, run, extent.share)
     yield from kills.while_set_back(bench, set_back, extent.share)

@@ -146,9 +146,9 @@ class Bench:
             code = cli.run(list(arguments))
             counted = self._hook.disarm()
             # there whole or not at all, whenever it is killed
-            aside = calls.with_suffix(".aside")
-            aside.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
-            aside.rename(calls)
+            temporary = calls.with_suffix(".aside")
+            temporary.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
+            temporary.rename(calls)
         except BaseException:
             traceback.print_exc()
         finally:

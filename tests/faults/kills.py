@@ -24,10 +24,10 @@ def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
 
 
 def while_set_back(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
-    """Kill, at every `share`-th write call since it first diverged, a run that is set back, and goes on, and ends."""
+    """Kill a run that is rolled back at every `share`-th write call since it first diverged; it resumes and ends."""
     calls = range(truth.put_in_place(_LAST_GOOD) + 1, len(truth.calls) + 1)
     for mode, what in _MODES.items():
-        yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"set back after it diverged, {what}")
+        yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"rolled back after it diverged, {what}")
 
 
 def _killed(bench: Bench, truth: Truth, mode: Mode, calls: Iterable[int], what: str) -> Tally:

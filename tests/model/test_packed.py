@@ -38,19 +38,21 @@ def perturb_norms(model: PackedModel) -> None:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for key, packed in model.packed.items():
-            if model.storages[key].group == "norms":
+            if model.parameter_specs[key].group == "norms":
                 packed.add_(torch.rand(packed.shape, generator=generator) - 0.5)
 
 
-def gradients(model: PackedModel, tokens_RBT: Tensor, strengths: list[float]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+def gradients(
+    model: PackedModel, tokens_RBT: Tensor, quant_lambdas: list[float]
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Logits, and the gradients by name of every run's mean cross-entropy against the next token."""
     for gradient in model.gradients.values():
         gradient.fill_(torch.nan)
-    tape = model.record(tokens_RBT, model.quantization(strengths))
+    activations = model.record(tokens_RBT, model.quantization(quant_lambdas))
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
-    loss_R, grad_RNH = model.head_loss(tape.hidden_RNH, targets_RN)
-    model.backward(tape, grad_RNH)
-    logits_RNV = model.logits(tape.hidden_RNH)
+    loss_R, grad_RNH = model.head_loss(activations.hidden_RNH, targets_RN)
+    model.backward(activations, grad_RNH)
+    logits_RNV = model.logits(activations.hidden_RNH)
     losses = [F.cross_entropy(logits, targets) for logits, targets in zip(logits_RNV, targets_RN, strict=True)]
     torch.testing.assert_close(loss_R, torch.stack(losses))
     result = []
@@ -116,21 +118,21 @@ def hf() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("fields", SHAPES)
-@pytest.mark.parametrize("strength", [1.0, 0.0], ids=["ternary", "full"])
+@pytest.mark.parametrize("quant_lambda", [1.0, 0.0], ids=["ternary", "full"])
 @torch.no_grad()
-def test_logits_are_those_of_transformers(hf: SimpleNamespace, fields: dict[str, Any], strength: float) -> None:
+def test_logits_are_those_of_transformers(hf: SimpleNamespace, fields: dict[str, Any], quant_lambda: float) -> None:
     model = build([0, 1], hidden_size=64, **fields)
     perturb_norms(model)
     # a float32 sum in another order can flip an int8 rounding, which moves the rest of its row by 1e-3: about one
     # row in forty if rows are short, so most rows must agree and the odd one must not be far off
-    inputs_RBT = tokens(2, 20, 6) if strength else tokens(2, 4, 40)
-    logits_RNV = model.forward(inputs_RBT, [strength, strength])
+    inputs_RBT = tokens(2, 20, 6) if quant_lambda else tokens(2, 4, 40)
+    logits_RNV = model.forward(inputs_RBT, [quant_lambda, quant_lambda])
     for run in range(2):
-        network = hf.network(model.config, named(model, run), ternary=strength == 1.0)
+        network = hf.network(model.config, named(model, run), ternary=quant_lambda == 1.0)
         expected_BTV = network(inputs_RBT[run]).logits
         assert expected_BTV.abs().max() > 1
         off_B = (logits_RNV[run].view_as(expected_BTV) - expected_BTV).abs().amax((1, 2))
-        assert (off_B > 1e-4).sum() <= (4 if strength else 0)
+        assert (off_B > 1e-4).sum() <= (4 if quant_lambda else 0)
         assert off_B.max() < 0.05 * expected_BTV.abs().max()
 
 
@@ -162,23 +164,23 @@ def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def plain_matrices(weights: list[Tensor], config: ModelConfig, strength: float) -> list[Tensor]:
+def plain_matrices(weights: list[Tensor], config: ModelConfig, quant_lambda: float) -> list[Tensor]:
     """Quantize matrices that share an input: one scale over all of them, or one for each."""
     mean = torch.cat(weights).abs().mean()
     result = []
     for weight in weights:
         scale = 1 / (mean if config.scale_group == "fused" else weight.abs().mean())
         ternary = (weight * scale).round().clamp(-1, 1) / scale
-        result.append(weight + strength * (ternary - weight).detach())
+        result.append(weight + quant_lambda * (ternary - weight).detach())
     return result
 
 
-def plain_activations(x: Tensor, strength: float) -> Tensor:
+def plain_activations(x: Tensor, quant_lambda: float) -> Tensor:
     scale = 127 / x.abs().max(-1, keepdim=True).values
-    return x + strength * ((x * scale).round().clamp(-128, 127) / scale - x).detach()
+    return x + quant_lambda * ((x * scale).round().clamp(-128, 127) / scale - x).detach()
 
 
-def plain_forward(p: Mapping[str, Tensor], config: ModelConfig, tokens_BT: Tensor, strength: float) -> Tensor:
+def plain_forward(p: Mapping[str, Tensor], config: ModelConfig, tokens_BT: Tensor, quant_lambda: float) -> Tensor:
     rows, length = tokens_BT.shape
     heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_size
     eps = config.rms_norm_eps
@@ -200,24 +202,24 @@ def plain_forward(p: Mapping[str, Tensor], config: ModelConfig, tokens_BT: Tenso
         h = plain_norm(x, w("input_layernorm"), eps)
         if config.inner_norms:
             h = plain_norm(h, w("self_attn.qkv_norm"), eps)
-        h = plain_activations(h, strength)
-        matrices = plain_matrices([w(f"self_attn.{name}_proj") for name in "qkv"], config, strength)
+        h = plain_activations(h, quant_lambda)
+        matrices = plain_matrices([w(f"self_attn.{name}_proj") for name in "qkv"], config, quant_lambda)
         query, key, value = ((h @ m.T).view(rows, length, -1, width).transpose(1, 2) for m in matrices)
         key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (turn(key), value))
         scores = turn(query) @ key.mT / math.sqrt(width)
         scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
         h = (scores.softmax(-1) @ value).transpose(1, 2).reshape(rows, length, -1)
-        h = plain_activations(plain_norm(h, w("self_attn.attn_sub_norm"), eps), strength)
-        x = x + h @ plain_matrices([w("self_attn.o_proj")], config, strength)[0].T
+        h = plain_activations(plain_norm(h, w("self_attn.attn_sub_norm"), eps), quant_lambda)
+        x = x + h @ plain_matrices([w("self_attn.o_proj")], config, quant_lambda)[0].T
 
         h = plain_norm(x, w("post_attention_layernorm"), eps)
         if config.inner_norms:
             h = plain_norm(h, w("mlp.gate_up_norm"), eps)
-        h = plain_activations(h, strength)
-        gate, up = plain_matrices([w("mlp.gate_proj"), w("mlp.up_proj")], config, strength)
+        h = plain_activations(h, quant_lambda)
+        gate, up = plain_matrices([w("mlp.gate_proj"), w("mlp.up_proj")], config, quant_lambda)
         gated = (h @ gate.T).relu() ** 2 if config.activation == "relu2" else F.silu(h @ gate.T)
-        h = plain_activations(plain_norm(gated * (h @ up.T), w("mlp.ffn_sub_norm"), eps), strength)
-        x = x + h @ plain_matrices([w("mlp.down_proj")], config, strength)[0].T
+        h = plain_activations(plain_norm(gated * (h @ up.T), w("mlp.ffn_sub_norm"), eps), quant_lambda)
+        x = x + h @ plain_matrices([w("mlp.down_proj")], config, quant_lambda)[0].T
     head = p["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
     return plain_norm(x, p["model.norm.weight"], eps) @ head.T
 
@@ -231,15 +233,15 @@ PLAIN = [
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("fields", "strength"), PLAIN)
-def test_logits_and_gradients_are_those_of_a_plain_reference(fields: dict[str, Any], strength: float) -> None:
+@pytest.mark.parametrize(("fields", "quant_lambda"), PLAIN)
+def test_logits_and_gradients_are_those_of_a_plain_reference(fields: dict[str, Any], quant_lambda: float) -> None:
     model = build([3, 4], **fields)
     perturb_norms(model)
     tokens_RBT = tokens(2, 3, 12)
-    logits_RNV, grads = gradients(model, tokens_RBT, [strength, strength])
+    logits_RNV, grads = gradients(model, tokens_RBT, [quant_lambda, quant_lambda])
     for run in range(2):
         p = {name: weight.detach().clone().requires_grad_() for name, weight in named(model, run).items()}
-        expected_BTV = plain_forward(p, model.config, tokens_RBT[run], strength)
+        expected_BTV = plain_forward(p, model.config, tokens_RBT[run], quant_lambda)
         torch.testing.assert_close(logits_RNV[run].view_as(expected_BTV), expected_BTV, rtol=1e-9, atol=1e-9)
         F.cross_entropy(expected_BTV.flatten(0, 1), tokens_RBT[run].roll(-1, -1).flatten()).backward()
         for name, weight in p.items():
@@ -352,13 +354,13 @@ def gradient_norms(model: PackedModel) -> list[float]:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_a_pack_computes_what_its_runs_compute_alone(strength: float) -> None:
+@pytest.mark.parametrize("quant_lambda", [0.0, 1.0])
+def test_a_pack_computes_what_its_runs_compute_alone(quant_lambda: float) -> None:
     seeds, fields = [7, 8, 9], {"inner_norms": True, "num_key_value_heads": 2}
     tokens_RBT = tokens(3, 2, 12)
-    logits_RNV, grads = gradients(build(seeds, **fields), tokens_RBT, [strength] * 3)
+    logits_RNV, grads = gradients(build(seeds, **fields), tokens_RBT, [quant_lambda] * 3)
     for run, seed in enumerate(seeds):
-        alone_1NV, alone = gradients(build([seed], **fields), tokens_RBT[run : run + 1], [strength])
+        alone_1NV, alone = gradients(build([seed], **fields), tokens_RBT[run : run + 1], [quant_lambda])
         torch.testing.assert_close(logits_RNV[run], alone_1NV[0], rtol=1e-10, atol=1e-10)
         for name, grad in alone[0].items():
             torch.testing.assert_close(grads[run][name], grad, rtol=1e-10, atol=1e-12, msg=name)
@@ -443,33 +445,33 @@ def test_no_two_matrices_are_initialised_alike() -> None:
 def test_parameters_and_leaves_are_the_packed_storage() -> None:
     model = build([0, 1])
     before = {key: packed.clone() for key, packed in model.packed.items()}
-    leaves = model.leaves(1)
-    total = sum(leaf.detach().sum().item() for leaf in leaves.values())
+    flat_parameters = model.flat_parameters(1)
+    total = sum(flat.detach().sum().item() for flat in flat_parameters.values())
     with torch.no_grad():
         for parameter in model.parameters(1).values():
             parameter.add_(1)
     for key, packed in model.packed.items():
         assert torch.equal(packed[0], before[key][0])
         assert torch.equal(packed[1], before[key][1] + 1)
-    after = sum(leaf.detach().sum().item() for leaf in leaves.values())
+    after = sum(flat.detach().sum().item() for flat in flat_parameters.values())
     assert after - total == pytest.approx(model.num_parameters, rel=1e-4)
-    assert all(leaf.is_leaf for leaf in leaves.values())
-    assert leaves.keys() == model.leaf_groups().keys()
+    assert all(flat.is_leaf for flat in flat_parameters.values())
+    assert flat_parameters.keys() == model.flat_parameter_groups().keys()
 
 
 def test_gradients_by_name_are_those_of_the_leaves() -> None:
     model = build([0, 1])
-    leaves, (norm, neighbour) = model.leaves(1), gradient_norms(model)
+    flat_parameters, (norm, neighbour) = model.flat_parameters(1), gradient_norms(model)
     assert torch.nn.utils.get_total_norm(
-        [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+        [flat.grad for flat in flat_parameters.values() if flat.grad is not None]
     ).item() == pytest.approx(neighbour)
     for parameter in model.parameters(1).values():
         assert parameter.grad is not None
         assert parameter.grad.count_nonzero() > 0
         parameter.grad.zero_()
-    for leaf in leaves.values():
-        assert leaf.grad is not None
-        assert leaf.grad.count_nonzero() == 0
+    for flat in flat_parameters.values():
+        assert flat.grad is not None
+        assert flat.grad.count_nonzero() == 0
     assert model.gradient_norms().tolist() == [norm, 0.0]
 
 
@@ -491,6 +493,6 @@ def test_ternary_codes_are_those_of_every_projection_alone() -> None:
     assert set(codes) == {"qkv", "o", "gate_up", "down"}
     for run in range(2):
         for key, code in codes.items():
-            for name, block in model.storages[key].parameters(code[run]):
+            for name, block in model.parameter_specs[key].parameters(code[run]):
                 weight = named(model, run)[name].detach()
                 assert torch.equal(block, (weight / weight.abs().mean()).round().clamp(-1, 1).to(torch.int8)), name

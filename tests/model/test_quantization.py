@@ -128,25 +128,27 @@ def test_projections_have_scales_of_their_own_unless_fused() -> None:
     assert projected[:, :, 8:].count_nonzero() > 0
 
 
-@pytest.mark.parametrize("strengths", [None, [0.0, 0.3, 1.0]])
+@pytest.mark.parametrize("quant_lambdas", [None, [0.0, 0.3, 1.0]])
 @pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
-def test_ternary_weights_are_written_where_they_are_wanted(strengths: list[float] | None, dtype: torch.dtype) -> None:
-    strength_R = None if strengths is None else torch.tensor(strengths)
+def test_ternary_weights_are_written_where_they_are_wanted(
+    quant_lambdas: list[float] | None, dtype: torch.dtype
+) -> None:
+    quant_lambda_R = None if quant_lambdas is None else torch.tensor(quant_lambdas)
     weight, wanted_LROI = random(3, 2, 8, 6), torch.empty(2, 3, 8, 6, dtype=dtype)
-    ternary_weights(weight, [4, 4], strength_R, out=wanted_LROI.transpose(0, 1))
-    assert torch.equal(wanted_LROI.transpose(0, 1), ternary_weights(weight, [4, 4], strength_R).to(dtype))
+    ternary_weights(weight, [4, 4], quant_lambda_R, out=wanted_LROI.transpose(0, 1))
+    assert torch.equal(wanted_LROI.transpose(0, 1), ternary_weights(weight, [4, 4], quant_lambda_R).to(dtype))
 
 
 def test_strength_blends_every_run_by_its_own() -> None:
-    strength_R = torch.tensor([0.0, 0.25, 1.0])
+    quant_lambda_R = torch.tensor([0.0, 0.25, 1.0])
     weight = random(3, 2, 8, 6)
-    ternary, blended = ternary_weights(weight, [8]), ternary_weights(weight, [8], strength_R)
+    ternary, blended = ternary_weights(weight, [8]), ternary_weights(weight, [8], quant_lambda_R)
     assert torch.equal(blended[0], weight[0])
     assert torch.equal(blended[2], ternary[2])
     torch.testing.assert_close(blended[1], 0.75 * weight[1] + 0.25 * ternary[1], rtol=1e-6, atol=1e-7)
 
     x = random(3, 5, 6)
-    int8, blended = int8_activations(x), int8_activations(x, strength_R)
+    int8, blended = int8_activations(x), int8_activations(x, quant_lambda_R)
     assert torch.equal(blended[0], x[0])
     assert torch.equal(blended[2], int8[2])
     torch.testing.assert_close(blended[1], 0.75 * x[1] + 0.25 * int8[1], rtol=1e-6, atol=1e-7)

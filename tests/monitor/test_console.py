@@ -16,7 +16,7 @@ from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.monitor.view import row_line, sparkline
 from bitnetctl.records import Row, collapse, known
-from bitnetctl.report.terminal import facts_table
+from bitnetctl.report.terminal import key_value_table
 from bitnetctl.trainer.events import (
     Diverged,
     Evaluated,
@@ -24,8 +24,8 @@ from bitnetctl.trainer.events import (
     Failed,
     Finished,
     Progress,
+    RolledBack,
     Saved,
-    SetBack,
     Started,
     Stopped,
 )
@@ -343,7 +343,7 @@ def test_the_live_view_of_a_sweep_fits() -> None:
 
 def test_a_run_that_was_set_back_waits_for_its_turn() -> None:
     screen = Screen(terminal=True)
-    drive(LiveReporter(screen.console, SWEEP), [*sweep_events(), SetBack(run=1, step=5000), Finished(step=STEPS)])
+    drive(LiveReporter(screen.console, SWEEP), [*sweep_events(), RolledBack(run=1, step=5000), Finished(step=STEPS)])
     assert sum("finished, held-out loss" in line for line in screen.lines) == 1
     states = {line.split()[1]: (line.split()[3], line.split()[-1]) for line in screen.lines[-4:]}
     assert states == {
@@ -391,7 +391,7 @@ def test_only_a_terminal_that_moves_its_cursor_gets_the_live_view(monkeypatch: p
 def test_brackets_are_text_and_no_markup(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     screen = Screen(terminal=False)
     with kind(screen.console) as reporter:
-        reporter.notice("[bold]notes[3].txt[/bold]")
+        reporter.log("[bold]notes[3].txt[/bold]")
     assert screen.lines == ["[bold]notes[3].txt[/bold]"]
 
 
@@ -416,5 +416,5 @@ def test_sparkline(values: list[float], blocks: str) -> None:
 
 def test_facts_are_shown_as_they_are() -> None:
     screen = Screen(terminal=False)
-    screen.console.print(facts_table("run", {"time": "about 5 s", "text": "file:[a-z].txt"}))
+    screen.console.print(key_value_table("run", {"time": "about 5 s", "text": "file:[a-z].txt"}))
     assert [line.split() for line in screen.lines] == [["run"], ["time", "about", "5", "s"], ["text", "file:[a-z].txt"]]

@@ -21,7 +21,7 @@ from bitnetctl.intervention import Intervention
 from bitnetctl.model import matmul
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.plugins.registry import changed_seams
+from bitnetctl.plugins.registry import changed_hooks
 from bitnetctl.testing import check_contract
 
 TinyConfig = Callable[..., RunConfig]
@@ -94,13 +94,13 @@ def batch(pack: Pack, step: int) -> tuple[Tensor, Tensor]:
 
 def first_moments(pack: Pack) -> dict[str, Tensor]:
     """The first moments of run 0 by storage."""
-    state = pack.members[0].optimizer.state()
-    return pack.model._storage_views({leaf: state[f"{leaf}/exp_avg"].clone() for leaf in pack.members[0].leaves})
+    state = pack.replicas[0].optimizer.state()
+    return pack.model._spec_views({flat: state[f"{flat}/exp_avg"].clone() for flat in pack.replicas[0].flat_parameters})
 
 
 def counted_steps(pack: Pack) -> float:
     """What the optimizer of run 0 holds for the number of its steps."""
-    (count,) = {value.item() for key, value in pack.members[0].optimizer.state().items() if key.endswith("/step")}
+    (count,) = {value.item() for key, value in pack.replicas[0].optimizer.state().items() if key.endswith("/step")}
     return count
 
 
@@ -156,7 +156,7 @@ def test_it_says_what_it_is(name: str) -> None:
     assert "\n" not in kind.summary
     assert kind.source
     assert kind.__doc__
-    assert changed_seams(kind)
+    assert changed_hooks(kind)
     assert all(field.description for field in kind.Settings.model_fields.values())
 
 
@@ -171,11 +171,11 @@ def test_it_trains_packed_beside_a_baseline(
 ) -> None:
     base = tiny_config()
     together, alone = pack(base, str(InterventionSpec(name=name, settings=settings)), ""), pack(base, "")
-    assert pack_key(together.members[0].config) == pack_key(base)
+    assert pack_key(together.replicas[0].config) == pack_key(base)
     for step in (1, 2):
         together.step(step)
         alone.step(step)
-    assert together.members[0].diverged_at is None
+    assert together.replicas[0].diverged_at is None
     assert torch.isfinite(together.loss_R).all()
     # a part of a thousandth: one int8 rounding may fall the other way in a pack
     assert together.loss_R[1].item() == pytest.approx(alone.loss_R[0].item(), rel=1e-3)
@@ -187,7 +187,7 @@ def test_all_of_them_train_in_one_pack(tiny_config: TinyConfig, pack: PackOf) ->
     together = pack(tiny_config(), "", *arms)
     for step in (1, 2, 3):
         together.step(step)
-    assert [member.diverged_at for member in together.members] == [None] * (len(arms) + 1)
+    assert [replica.diverged_at for replica in together.replicas] == [None] * (len(arms) + 1)
     assert together.loss_R.isfinite().all()
 
 
@@ -308,12 +308,12 @@ def test_aggressive_clipping_is_what_the_optimizer_sees(
     ],
 )
 def test_decay_of_each_quarter(arm: str, decays: tuple[float, ...], tiny_config: TinyConfig, pack: PackOf) -> None:
-    [member] = pack(tiny_config(steps=8), arm).members
-    assert [member.weight_decay(step) for step in range(1, 9)] == [decay for decay in decays for _ in range(2)]
+    [replica] = pack(tiny_config(steps=8), arm).replicas
+    assert [replica.weight_decay(step) for step in range(1, 9)] == [decay for decay in decays for _ in range(2)]
 
 
 def test_the_boundary_of_the_decay_is_not_that_of_the_rate(tiny_config: TinyConfig, pack: PackOf) -> None:
-    moved, base = pack(tiny_config(steps=40), "wd-schedule:boundary=0.2", "").members
+    moved, base = pack(tiny_config(steps=40), "wd-schedule:boundary=0.2", "").replicas
     assert [moved.learning_rate(step) for step in range(1, 41)] == [base.learning_rate(step) for step in range(1, 41)]
     assert [step for step in range(1, 41) if moved.weight_decay(step)] == list(range(1, 9))
     assert [step for step in range(1, 41) if base.weight_decay(step)] == list(range(1, 21))
@@ -321,19 +321,19 @@ def test_the_boundary_of_the_decay_is_not_that_of_the_rate(tiny_config: TinyConf
 
 def test_stage1_only_never_enters_stage_2(tiny_config: TinyConfig, pack: PackOf) -> None:
     config = tiny_config(steps=40, schedule__warmup_steps=4, schedule__stage2_weight_decay=0.7)
-    [member] = pack(config, "wd-schedule:preset=stage1-only").members
-    assert {member.weight_decay(step) for step in range(1, 41)} == {0.1}
+    [replica] = pack(config, "wd-schedule:preset=stage1-only").replicas
+    assert {replica.weight_decay(step) for step in range(1, 41)} == {0.1}
     # the line of stage 1 takes the whole run: from the peak at step 4 to two thirds of it at step 40
-    assert member.learning_rate(4) == pytest.approx(1.5e-3)
-    assert member.learning_rate(22) == pytest.approx(1.25e-3)
-    assert member.learning_rate(40) == pytest.approx(1e-3)
-    assert member.config.boundary_step == 40
+    assert replica.learning_rate(4) == pytest.approx(1.5e-3)
+    assert replica.learning_rate(22) == pytest.approx(1.25e-3)
+    assert replica.learning_rate(40) == pytest.approx(1e-3)
+    assert replica.config.boundary_step == 40
 
 
 def test_stage1_only_whatever_the_recipe_has(tiny_config: TinyConfig, pack: PackOf) -> None:
     config = tiny_config(steps=40, schedule__weight_decay_boundary_fraction=0.5)
-    [member] = pack(config, "wd-schedule:preset=stage1-only").members
-    assert {member.weight_decay(step) for step in range(1, 41)} == {0.1}
+    [replica] = pack(config, "wd-schedule:preset=stage1-only").replicas
+    assert {replica.weight_decay(step) for step in range(1, 41)} == {0.1}
 
 
 @pytest.mark.parametrize("preset", ["stage1-only", "before-fix", "fix"])
@@ -410,8 +410,8 @@ def test_lr_drop_at_points_worked_out_by_hand(
     arm: str, points: dict[int, float], tiny_config: TinyConfig, pack: PackOf
 ) -> None:
     config = tiny_config(steps=120, schedule__warmup_steps=20, schedule__stage2_peak_learning_rate=9e-3)
-    [member] = pack(config, arm).members
-    assert {step: member.learning_rate(step) for step in points} == pytest.approx(points, rel=1e-9)
+    [replica] = pack(config, arm).replicas
+    assert {step: replica.learning_rate(step) for step in points} == pytest.approx(points, rel=1e-9)
 
 
 @pytest.mark.parametrize(("arm", "std"), [("init-scale", 0.02), ("init-scale:std=0.1", 0.1)])
@@ -439,7 +439,7 @@ def test_full_precision_quantizes_nothing(
 
     ternary = pack(tiny_config(), "")
     twin = pack(tiny_config(), "full-precision")
-    assert twin.strengths(1) == twin.strengths(12) == [0.0]
+    assert twin.quant_lambdas(1) == twin.quant_lambdas(12) == [0.0]
     monkeypatch.setattr(matmul, "int8_activations", forbidden)
     monkeypatch.setattr(matmul, "ternary_weights", forbidden)
     twin.step(1)
@@ -454,7 +454,7 @@ def test_full_precision_is_the_plain_transformer(beside: bool, tiny_config: Tiny
     run = pack(config, "full-precision", *([""] if beside else []))
     tokens_RBT = torch.arange(24).view(1, 24, 1).expand(1 + beside, -1, -1)
     with torch.no_grad():
-        logits_RNV = run.model.forward(tokens_RBT, run.strengths(1))
+        logits_RNV = run.model.forward(tokens_RBT, run.quant_lambdas(1))
         ternary_RNV = run.model.forward(tokens_RBT, [1.0] * (1 + beside))
     w = {name: weight.detach() for name, weight in run.model.parameters(0).items()}
 
@@ -491,8 +491,8 @@ def test_full_precision_is_the_plain_transformer(beside: bool, tiny_config: Tiny
 def test_fp_first_at_points_worked_out_by_hand(
     arm: str, base: float, points: dict[int, float], tiny_config: TinyConfig, pack: PackOf
 ) -> None:
-    [member] = pack(tiny_config(steps=100, model__quantization=base), arm).members
-    assert {step: member.strength(step) for step in points} == pytest.approx(points, abs=1e-12)
+    [replica] = pack(tiny_config(steps=100, model__quantization=base), arm).replicas
+    assert {step: replica.quant_lambda(step) for step in points} == pytest.approx(points, abs=1e-12)
 
 
 def test_fp_first_is_the_twin_and_then_ternary(tiny_config: TinyConfig, pack: PackOf) -> None:
@@ -514,7 +514,7 @@ def test_fp_first_is_the_twin_and_then_ternary(tiny_config: TinyConfig, pack: Pa
     # the moments go on from where they were
     after, seen = first_moments(run), gradients(run)
     assert counted_steps(run) == 4
-    decay = run.members[0].weight_decay(4)
+    decay = run.replicas[0].weight_decay(4)
     for key, weight in before.items():
         coupled = seen[key] + decay * weight
         momentum = 0.9 * moments[key] + 0.1 * coupled
@@ -663,18 +663,18 @@ def test_order_does_not_matter_where_they_set_different_things(tiny_config: Tiny
 
 
 @pytest.mark.parametrize(
-    ("arm", "seam"),
+    ("arm", "hook"),
     [
         ("label-smoothing+reduced-lr+label-smoothing:epsilon=0.2", "training_loss"),
         ("adaptive-clipping+adaptive-clipping", "transform_gradients"),
     ],
 )
-def test_one_claimant_of_a_seam(arm: str, seam: str) -> None:
-    with pytest.raises(ConfigError, match=f"both claim {seam}"):
+def test_one_claimant_of_a_seam(arm: str, hook: str) -> None:
+    with pytest.raises(ConfigError, match=f"both claim {hook}"):
         compose(arm)
     both = compose("label-smoothing+adaptive-clipping")
-    assert both.claims_loss
-    assert both.claims_gradients
+    assert both.overrides_loss
+    assert both.overrides_gradients
 
 
 @pytest.mark.parametrize("arm", ["reduced-lr:peak=1e308", "reduced-lr:factor=1e300+reduced-lr:factor=1e300"])

@@ -1,4 +1,4 @@
-"""The seams: identity by default, composed in order, one claimant each; the worked example works."""
+"""The hooks: identity by default, composed in order, one claimant each; the worked example works."""
 
 import re
 import textwrap
@@ -15,7 +15,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition
 
-SEAMS = ("quantization", "learning_rate", "weight_decay")
+HOOKS = ("quantization", "learning_rate", "weight_decay")
 
 
 class Scale(Intervention):
@@ -47,7 +47,7 @@ class Shift(Intervention):
 
 
 class Watch(Intervention):
-    """Says what a seam was asked."""
+    """Says what a hook was asked."""
 
     def quantization(self, base: float, step: int, steps: int) -> float:
         return float(step) / steps
@@ -108,10 +108,10 @@ def compose(*kinds: type[Intervention]) -> Composition:
 def test_the_identity_by_default(composition: Composition) -> None:
     config = RunConfig()
     assert composition.configure(config) is config
-    for seam in SEAMS:
-        assert getattr(composition, seam)(0.3, 1, 10) == 0.3
-    assert not composition.claims_loss
-    assert not composition.claims_gradients
+    for hook in HOOKS:
+        assert getattr(composition, hook)(0.3, 1, 10) == 0.3
+    assert not composition.overrides_loss
+    assert not composition.overrides_gradients
     assert composition.state_dict() == [{} for _ in composition.interventions]
 
 
@@ -125,11 +125,11 @@ def test_an_unclaimed_seam_is_never_called() -> None:
     assert Intervention.api_version == API_VERSION == 1
 
 
-@pytest.mark.parametrize("seam", SEAMS)
-def test_seams_compose_in_the_order_given(seam: str) -> None:
-    assert getattr(compose(Scale, Shift), seam)(0.25, 1, 10) == 0.75
-    assert getattr(compose(Shift, Scale), seam)(0.25, 1, 10) == 1.0
-    assert getattr(compose(Scale, Watch), seam)(0.25, 3, 12) == 0.25
+@pytest.mark.parametrize("hook", HOOKS)
+def test_seams_compose_in_the_order_given(hook: str) -> None:
+    assert getattr(compose(Scale, Shift), hook)(0.25, 1, 10) == 0.75
+    assert getattr(compose(Shift, Scale), hook)(0.25, 1, 10) == 1.0
+    assert getattr(compose(Scale, Watch), hook)(0.25, 3, 12) == 0.25
 
 
 def test_configure_composes_in_the_order_given() -> None:
@@ -138,10 +138,10 @@ def test_configure_composes_in_the_order_given() -> None:
     assert compose(Shift, Scale).configure(config).steps == 22
 
 
-@pytest.mark.parametrize(("base", "strength"), [(-0.75, 0.0), (0.2, 0.45), (0.75, 1.0), (1.5, 1.0)])
-def test_quantization_is_kept_within_bounds(base: float, strength: float) -> None:
+@pytest.mark.parametrize(("base", "quant_lambda"), [(-0.75, 0.0), (0.2, 0.45), (0.75, 1.0), (1.5, 1.0)])
+def test_quantization_is_kept_within_bounds(base: float, quant_lambda: float) -> None:
     composition = compose(Shift)
-    assert composition.quantization(base, 1, 10) == pytest.approx(strength)
+    assert composition.quantization(base, 1, 10) == pytest.approx(quant_lambda)
     assert composition.learning_rate(base, 1, 10) == base + 0.25
     assert composition.weight_decay(base, 1, 10) == base + 0.25
 
@@ -155,8 +155,8 @@ def test_only_the_composed_strength_is_bounded() -> None:
 
 def test_the_claimant_is_asked() -> None:
     composition = compose(Scale, Loss, InheritedGradients)
-    assert composition.claims_loss
-    assert composition.claims_gradients
+    assert composition.overrides_loss
+    assert composition.overrides_gradients
     assert composition.training_loss(cast(Any, "logits"), cast(Any, "targets")) == cast(
         Any, ("objective", "logits", "targets")
     )
@@ -168,25 +168,25 @@ def test_the_claimant_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "seam"),
+    ("kinds", "hook"),
     [
         ((Loss, OtherLoss), "training_loss"),
         ((Loss, Shift, Loss), "training_loss"),
         ((Gradients, InheritedGradients), "transform_gradients"),
     ],
 )
-def test_a_seam_has_one_claimant(kinds: tuple[type[Intervention], ...], seam: str) -> None:
+def test_a_seam_has_one_claimant(kinds: tuple[type[Intervention], ...], hook: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(*kinds)
-    assert f"both claim {seam}" in str(caught.value)
+    assert f"both claim {hook}" in str(caught.value)
     assert f"{kinds[0].__name__} and {kinds[-1].__name__}" in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
 
 
 def test_claimants_of_different_seams_go_together() -> None:
     composition = compose(Loss, Gradients)
-    assert composition.claims_loss
-    assert composition.claims_gradients
+    assert composition.overrides_loss
+    assert composition.overrides_gradients
 
 
 def test_states_go_back_to_their_owners() -> None:
@@ -212,16 +212,16 @@ def test_a_state_that_json_cannot_hold_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit()])
-@pytest.mark.parametrize("seam", ["configure", *SEAMS, "training_loss", "transform_gradients", "state_dict"])
-def test_no_seam_ends_the_process(seam: str, error: BaseException) -> None:
+@pytest.mark.parametrize("hook", ["configure", *HOOKS, "training_loss", "transform_gradients", "state_dict"])
+def test_no_seam_ends_the_process(hook: str, error: BaseException) -> None:
     def leave(*arguments: object) -> None:
         raise error
 
-    composition = compose(cast(type[Intervention], type("Leaves", (Intervention,), {seam: leave})))
+    composition = compose(cast(type[Intervention], type("Leaves", (Intervention,), {hook: leave})))
     arguments: dict[str, tuple[Any, ...]] = {"configure": (RunConfig(),), "training_loss": (None, None)}
     arguments |= {"transform_gradients": ({},), "state_dict": ()}
-    with pytest.raises(BitnetctlError, match=r"Leaves raised .*; no seam may end the process") as caught:
-        getattr(composition, seam)(*arguments.get(seam, (0.5, 1, 10)))
+    with pytest.raises(BitnetctlError, match=r"Leaves raised .*; no hook may end the process") as caught:
+        getattr(composition, hook)(*arguments.get(hook, (0.5, 1, 10)))
     assert caught.value.exit_code == ExitCode.INTERNAL
 
 
@@ -259,7 +259,7 @@ def test_the_worked_example_works() -> None:
     composition = Composition([kind(kind.Settings())])
     assert [composition.learning_rate(1.0, step, 10) for step in (1, 5, 6, 10)] == [1.0, 1.0, 0.5, 0.5]
     assert composition.weight_decay(1.0, 10, 10) == 1.0
-    assert not composition.claims_loss
+    assert not composition.overrides_loss
     tenth = kind(kind.Settings.model_validate({"factor": 0.1, "after": 0.0}))
     assert tenth.learning_rate(1.0, 1, 10) == 0.1
     for bad in ({"factor": 0.0}, {"after": 1.5}, {"speed": 1}):

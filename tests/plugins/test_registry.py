@@ -21,7 +21,7 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins import registry
-from bitnetctl.records import PluginRecord, read_manifest
+from bitnetctl.records import PluginInfo, read_manifest
 from bitnetctl.testing import check_contract
 from bitnetctl.trainer.events import Event
 
@@ -151,9 +151,9 @@ def test_a_loaded_plugin_says_where_it_is_from(distribution: Distribution) -> No
     assert plugin.intervention is not None
     assert plugin.intervention.summary == "half the rate"
     assert (plugin.distribution, plugin.version, plugin.target) == ("halved", "1.2", "made_up_halved:Halved")
-    assert plugin.seams == ["learning_rate"]
+    assert plugin.hooks == ["learning_rate"]
     ours = registry.load("wd-schedule")
-    assert (ours.distribution, ours.version, ours.seams) == ("bitnetctl", __version__, ["configure"])
+    assert (ours.distribution, ours.version, ours.hooks) == ("bitnetctl", __version__, ["configure"])
 
 
 @pytest.mark.parametrize(
@@ -304,13 +304,13 @@ def test_a_broken_plugin_is_one_line_and_kills_nothing(
     assert {each for each, plugin in everything.items() if plugin.problem} == {name}
     broken = everything[name]
     assert broken.intervention is None
-    assert broken.seams == []
+    assert broken.hooks == []
     assert broken.problem is not None
     assert problem in broken.problem
     assert "\n" not in broken.refusal
 
     registry.compose(parse_arm("reduced-lr+no-decay"))
-    for ask in (registry.compose, registry.plugin_records):
+    for ask in (registry.compose, registry.plugin_infos):
         with pytest.raises(ConfigError) as caught:
             ask(parse_arm(f"reduced-lr+{name}"))
         assert str(caught.value) == broken.refusal
@@ -432,7 +432,7 @@ def test_a_bad_setting_is_one_line(arm: str, parts: list[str], tiny_config: Tiny
     for ask in (
         lambda: registry.normalize(tiny_config(arm=arm)),
         lambda: registry.compose(parse_arm(arm)),
-        lambda: registry.plugin_records(parse_arm(arm)),
+        lambda: registry.plugin_infos(parse_arm(arm)),
     ):
         with pytest.raises(ConfigError) as caught:
             ask()
@@ -444,13 +444,13 @@ def test_a_bad_setting_is_one_line(arm: str, parts: list[str], tiny_config: Tiny
 
 def test_records_name_code_and_settings(distribution: Distribution) -> None:
     distribution()
-    records = registry.plugin_records(parse_arm("reduced-lr:peak=1e-3+halved:factor=2+no-decay"))
+    records = registry.plugin_infos(parse_arm("reduced-lr:peak=1e-3+halved:factor=2+no-decay"))
     places = {"reduced-lr": "bitnetctl_interventions.reduced_lr", "no-decay": "bitnetctl_interventions.no_decay"}
 
-    def record(name: str, **fields: Any) -> PluginRecord:
+    def record(name: str, **fields: Any) -> PluginInfo:
         module = places.get(name, "made_up_halved")
         content = Path(str(sys.modules[module].__file__)).read_bytes()
-        return PluginRecord(name=name, module=module, source_sha256=hashlib.sha256(content).hexdigest(), **fields)
+        return PluginInfo(name=name, module=module, source_sha256=hashlib.sha256(content).hexdigest(), **fields)
 
     ours = {"version": __version__, "distribution": "bitnetctl"}
     assert records == [
@@ -458,14 +458,14 @@ def test_records_name_code_and_settings(distribution: Distribution) -> None:
         record("halved", version="1.2", distribution="halved", settings={"factor": 2.0, "label": "none given"}),
         record("no-decay", settings={}, **ours),
     ]
-    assert registry.plugin_records(()) == []
+    assert registry.plugin_infos(()) == []
 
 
 def test_code_from_elsewhere_is_hashed_where_it_is_defined(distribution: Distribution, tmp_path: Path) -> None:
     distribution(code="from made_up_inner import Halved\n")
     inner = tmp_path / "site" / "made_up_inner.py"
     inner.write_text(textwrap.dedent(HALVED), encoding="utf-8")
-    [record] = registry.plugin_records(parse_arm("halved"))
+    [record] = registry.plugin_infos(parse_arm("halved"))
     assert record.module == "made_up_inner"
     assert record.source_sha256 == hashlib.sha256(inner.read_bytes()).hexdigest()
 
@@ -532,7 +532,7 @@ def test_a_third_party_plugin_trains_beside_a_built_in(
     }
     assert moved.pop("embed") == [False, True, True]
     assert all(all(each) for each in moved.values())
-    assert [member.learning_rate(2) for member in pack.members] == pytest.approx([1e-3, 5e-4, 1.5e-3])
+    assert [replica.learning_rate(2) for replica in pack.replicas] == pytest.approx([1e-3, 5e-4, 1.5e-3])
     assert compositions[0].state_dict() == [{"steps": 3}, {}]
 
 

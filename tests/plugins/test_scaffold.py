@@ -182,7 +182,7 @@ def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -
     assert shown.code == 0
     assert "bitnetctl-twice-as-slow2 0.1.0" in shown.out
     assert "factor" in shown.out
-    assert registry.load("twice-as-slow2").seams == ["learning_rate"]
+    assert registry.load("twice-as-slow2").hooks == ["learning_rate"]
 
 
 def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
@@ -426,11 +426,11 @@ def test_list_as_json(call: Call, tmp_path: Path) -> None:
         "problem": None,
         "summary": "half the rate",
         "source": "",
-        "seams": ["learning_rate"],
+        "hooks": ["learning_rate"],
         "settings": {"factor": {"default": 0.5, "title": "Factor", "type": "number"}},
     }
     assert rows["unwell"]["problem"] == "RuntimeError: broken"
-    assert (rows["unwell"]["summary"], rows["unwell"]["settings"], rows["unwell"]["seams"]) == (None, {}, [])
+    assert (rows["unwell"]["summary"], rows["unwell"]["settings"], rows["unwell"]["hooks"]) == (None, {}, [])
     assert rows["no-decay"]["settings"] == {}
     assert set(rows["wd-schedule"]["settings"]) == {"preset", "stage1", "stage2", "boundary"}
 

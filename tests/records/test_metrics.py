@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
 from bitnetctl.analysis.study import study
-from bitnetctl.analysis.summary import RunFacts, run_facts
+from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.config import RunConfig
 from bitnetctl.records import collapse, load_run, load_runs
 from bitnetctl.records.metrics import collapsed_rows
@@ -28,10 +28,10 @@ def test_the_rule_is_one(rows: list[tuple[float | None, ...]]) -> None:
     assert collapsed_rows(*columns).tolist() == expected
 
 
-def failed_facts(folder: Path, config: RunConfig, last: int, diverged_at: int | None) -> RunFacts:
+def failed_facts(folder: Path, config: RunConfig, last: int, diverged_at: int | None) -> RunSummary:
     rows = [row | REFERENCES for row in curve((1, last), HeldOutLoss=(7, 5))]
     path = write_run(folder, config, rows, status="failed", diverged_at=diverged_at)
-    return run_facts(load_run(path))
+    return summarize_run(load_run(path))
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_evaluations_that_a_failed_run_missed_count_as_collapsed(
     missed = sum(step > max(last, warmup, diverged_at or 0) for step in planned)
     # the last row is healthy, and so is not a divergence behind it
     healthy, diverged = int(last > warmup), int(diverged_at is not None)
-    assert facts.share_of_collapsed_evaluations == pytest.approx((missed + diverged) / (missed + diverged + healthy))
+    assert facts.collapsed_fraction == pytest.approx((missed + diverged) / (missed + diverged + healthy))
 
 
 def test_a_plan_without_end_is_counted_not_walked(tmp_path: Path) -> None:
     config = quick(steps=10**15, probe__eval_every_steps=1)
-    assert failed_facts(tmp_path, config, 200, None).share_of_collapsed_evaluations == pytest.approx(1)
+    assert failed_facts(tmp_path, config, 200, None).collapsed_fraction == pytest.approx(1)
 
 
 @pytest.mark.parametrize("values", [(-3, -1), (-3, 5), (0, 5), (1e308, 1e-308), (1e-308, 1e308), (-1e308, 1e308)])
@@ -67,5 +67,5 @@ def test_extreme_figures_are_unknown_at_worst(tmp_path: Path, values: tuple[floa
 
 def test_lasting_is_three_in_a_row(tmp_path: Path) -> None:
     unique = [900, 5, 5, 80, 5, 5, 5, 80, 80, 5, 80, 80, 80, 5]
-    facts = run_facts(load_run(write_csv(tmp_path / "x.csv", curve(range(1, 15), UniquePredictions=unique))))
+    facts = summarize_run(load_run(write_csv(tmp_path / "x.csv", curve(range(1, 15), UniquePredictions=unique))))
     assert (facts.collapsed_at, facts.recovered_at) == (5, 11)

@@ -17,11 +17,11 @@ from calling import call
 from bitnetctl.config import canonical_hash, parse_config
 from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.plugins import registry
-from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginRecord, RunPaths, load_run, read, read_manifest
+from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginInfo, RunPaths, load_run, read, read_manifest
 from bitnetctl.records.status import ended
 from bitnetctl.trainer import checkpoint, loop
 from bitnetctl.trainer.events import Event
-from bitnetctl.trainer.session import Options, open_session
+from bitnetctl.trainer.session import Options, open_trainer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
@@ -107,7 +107,7 @@ def go_on(old: Old, *paths: RunPaths) -> list[Event]:
     configs = [parse_config(old.manifest(of_run).config) for of_run in paths]
     steps: list[str] = []
     options = Options(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
-    with open_session(configs, options, names=[of_run.name for of_run in paths]) as session:
+    with open_trainer(configs, options, names=[of_run.name for of_run in paths]) as session:
         assert session.start_step == 6
         events = list(loop.train(session))
     # tokens and references came from the old cache
@@ -175,7 +175,7 @@ def test_the_origins_five_columns(old: Old) -> None:
 
 def test_a_plugin_of_an_old_manifest_has_no_code(old: Old) -> None:
     known = {"name": "reduced-lr", "version": "0.1.0", "distribution": "bitnetctl", "settings": {"peak": 1e-3}}
-    record = PluginRecord.model_validate(known)
+    record = PluginInfo.model_validate(known)
     assert (record.module, record.source_sha256) == (None, None)
 
 

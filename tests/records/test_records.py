@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from bitnetctl import records
 from bitnetctl.errors import ConfigError, ExitCode, RecordError, StorageError
-from bitnetctl.records import NAMES, REQUIRED, Manifest, PluginRecord, RecordWriter, RunPaths, read, reader
+from bitnetctl.records import NAMES, REQUIRED, Manifest, PluginInfo, RecordWriter, RunPaths, read, reader
 from bitnetctl.records.schema import HEADER
 
 FIVE = "Step,Loss,UniquePredictions,LR,WD\n"
@@ -712,7 +712,7 @@ def test_a_manifest_reads_back_equal(tmp_path: Path) -> None:
         device="cpu",
         threads=2,
         data={"fingerprint": "f", "train_tokens": 10**9, "unigram_loss": 6.37},
-        plugins=[PluginRecord(name="reduced-lr", version="1", distribution="d", settings={"peak": 5e-4})],
+        plugins=[PluginInfo(name="reduced-lr", version="1", distribution="d", settings={"peak": 5e-4})],
         command=["bitnetctl", "train", "größer"],
         elapsed_seconds=1.5,
         pack=["x", "y"],

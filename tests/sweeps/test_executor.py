@@ -29,7 +29,7 @@ from bitnetctl.records import NAMES, Manifest, RunPaths, read, read_manifest
 from bitnetctl.sweeps import executor, packing
 from bitnetctl.sweeps.executor import sweep_runs
 from bitnetctl.trainer import checkpoint, session
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Saved, Started, Stopped
 from bitnetctl.trainer.session import Options
 
@@ -40,7 +40,7 @@ Figures = Callable[[Path], list[bytes]]
 RUNS, UNDISTURBED = Path("runs"), Path("undisturbed")
 DIVERGES = "reduced-lr:factor=1e300"
 # largest relative difference between a run in a pack and the same run alone, in every column but TokensPerSecond.
-# Measured: double 2e-14 (ContextInformation, a difference of entropies), single 0. Noise that another processor may
+# Measured: double 2e-14 (ContextInformation, a difference of entropies), single 0. Noise that another CPU may
 # add in single precision flips roundings to int8, so only double precision can be held to much.
 DOUBLE, SINGLE = 1e-9, 1e-2
 COMPARED = [name for name in NAMES if name != "TokensPerSecond"]
@@ -213,14 +213,14 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_run_is_trained_once_in_packs(sweep: Sweep, grid: Grid, pack: int, sizes: list[int]) -> None:
     configs = [*grid(3), *grid(2, "no-decay")]
     events = sweep(configs, pack=pack)
-    assert [len(members) for members in packs(events)] == sizes
+    assert [len(replicas) for replicas in packs(events)] == sizes
     assert list(itertools.chain(*packs(events))) == names(configs)
     kinds = [type(event) for event in events if isinstance(event, Started | Finished | Failed | Diverged | Stopped)]
     assert kinds == [Started, Finished] * len(sizes)
     for config in configs:
         found = manifest(config)
         assert (found.status, found.steps_done) == ("finished", 8)
-        assert [found.pack] == [members for members in packs(events) if config.run_name in members]
+        assert [found.pack] == [replicas for replicas in packs(events) if config.run_name in replicas]
         assert row_steps(config) == [1, 4, 8]
 
     # what is finished is left alone
@@ -251,26 +251,26 @@ def test_a_run_named_twice_is_trained_once(sweep: Sweep, grid: Grid) -> None:
 def test_memory_decides_how_many_train_together(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, free: float, sizes: list[int]
 ) -> None:
-    member_bytes = 10**13
+    replica_bytes = 10**13
     # half of the free memory is left to others
-    monkeypatch.setattr(packing, "memory_available", lambda device: int(free * member_bytes))
-    monkeypatch.setattr(packing, "pack_member_bytes", lambda config, vocab_size: member_bytes)
-    assert [len(members) for members in packs(sweep(grid(5)))] == sizes
+    monkeypatch.setattr(packing, "memory_available", lambda device: int(free * replica_bytes))
+    monkeypatch.setattr(packing, "bytes_per_replica", lambda config, vocab_size: replica_bytes)
+    assert [len(replicas) for replicas in packs(sweep(grid(5)))] == sizes
 
 
 def test_a_pack_on_the_processor_has_at_most_sixteen(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     events = sweep(grid(18, steps=2, probe__eval_every_steps=2))
-    assert [len(members) for members in packs(events)] == [16, 2]
+    assert [len(replicas) for replicas in packs(events)] == [16, 2]
 
 
 def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 10**13)
     monkeypatch.setattr(
-        packing, "pack_member_bytes", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
+        packing, "bytes_per_replica", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
     )
     small, large = grid(6), grid(6, model__hidden_size=24)
-    assert [len(members) for members in packs(sweep([*large, *small]))] == [5, 1, 6]
+    assert [len(replicas) for replicas in packs(sweep([*large, *small]))] == [5, 1, 6]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_each_worker_finds_runs(
     monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     configs = [*grid(5), *grid(2, model__hidden_size=24)]
     # the others have not begun yet
-    assert [len(members) for members in packs(sweep(configs, pack=pack, workers=workers))] == sizes
+    assert [len(replicas) for replicas in packs(sweep(configs, pack=pack, workers=workers))] == sizes
 
 
 class MadePacks:
@@ -368,10 +368,10 @@ def test_what_is_no_shape_trains_together(sweep: Sweep, grid: Grid) -> None:
 
 
 def test_on_a_card_runs_that_need_the_host_are_apart(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = torch.device("cuda", 0)
+    gpu = torch.device("cuda", 0)
     shape_of = packing.shape_of
     for module in (packing, executor):
-        monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, card))
+        monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, gpu))
     recorded, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
     events = sweep([*recorded[:2], *hosted, *recorded[2:]], pack=16)
     assert packs(events) == [names(recorded), names(hosted)]
@@ -407,8 +407,8 @@ def test_interventions_that_exclude_each_other_create_nothing(sweep: Sweep, grid
 
 
 def pack_and_solo(sweep: Sweep, configs: Sequence[RunConfig]) -> None:
-    assert [len(members) for members in packs(sweep(configs, pack=4))] == [4]
-    assert [len(members) for members in packs(sweep(configs, pack=1, runs_dir=UNDISTURBED))] == [1] * 4
+    assert [len(replicas) for replicas in packs(sweep(configs, pack=4))] == [4]
+    assert [len(replicas) for replicas in packs(sweep(configs, pack=1, runs_dir=UNDISTURBED))] == [1] * 4
     # four runs, not one four times
     assert len({read(RUNS / f"{config.run_name}.csv").value("Loss", 0) for config in configs}) == 4
 
@@ -457,19 +457,19 @@ def test_the_manifest_names_the_engine_that_ran(
             # what needs the host is stepped by it
             return Pack(*arguments[:-1])
         pack = CapturedPack(*arguments[:-1])
-        pack.recorder = Unrecordable()  # type: ignore[assignment]
+        pack.graphs = Unrecordable()  # type: ignore[assignment]
         return pack
 
     monkeypatch.setattr(session, "make_pack", make)
     chosen = Execution(engine="graph", precision="fp32")
-    monkeypatch.setattr(session.Sessions, "execution", lambda sessions, config, before=None: chosen)
+    monkeypatch.setattr(session.TrainerFactory, "execution", lambda sessions, config, before=None: chosen)
     configs, engines, notices = grid(2), [], list[str]()
 
     def look(event: Event) -> bool:
         engines.append([manifest(config).engine for config in configs])
         return False
 
-    sweep(configs, pack=2, stop_when=look, notice=notices.append)
+    sweep(configs, pack=2, stop_when=look, log=notices.append)
     assert engines[0] == (["graph"] * 2 if is_recorder else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
     told = (
@@ -522,14 +522,14 @@ def test_a_run_that_raises_fails_alone(
     (bad,) = grid(1, f"fails:at={at}")
     configs = [good[0], bad, good[1]]
     notices: list[str] = []
-    events = sweep(configs, pack=3, notice=notices.append)
+    events = sweep(configs, pack=3, log=notices.append)
     assert packs(events) == [names(configs), *([config.run_name] for config in configs)]
     # what the pack had saved is not trained again
     assert starts(events) == [0, resumed, resumed, resumed]
     message = "RuntimeError: two lines [bold]"
     assert [event.message for event in events if isinstance(event, Failed)] == [message]
-    _, notice = notices
-    assert notice == f"a pack of 3 failed ({message}); its runs go on one by one"
+    _, log = notices
+    assert log == f"a pack of 3 failed ({message}); its runs go on one by one"
     assert [manifest(config).status for config in configs] == ["finished", "failed", "finished"]
     assert manifest(bad).message == message
 
@@ -574,14 +574,14 @@ def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
 ) -> None:
     bad, good = *grid(1, "fails"), *grid(1)
     theirs = FileLock(RunPaths(RUNS, bad.run_name).lock, thread_local=False)
-    release = RunOutput.release
+    release = RunArtifacts.release
 
-    def release_to_another(output: RunOutput) -> None:
+    def release_to_another(output: RunArtifacts) -> None:
         release(output)
         if output.config == bad:
             theirs.acquire(timeout=0)
 
-    monkeypatch.setattr(RunOutput, "release", release_to_another)
+    monkeypatch.setattr(RunArtifacts, "release", release_to_another)
     try:
         events = sweep([bad, good], pack=1)
     finally:
@@ -594,7 +594,7 @@ def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
 @pytest.mark.parametrize(
     "error",
     [StorageError("disk full", errno.ENOSPC), KeyboardInterrupt(), CaptureError("take --engine eager")],
-    ids=["disk", "key", "card"],
+    ids=["disk", "key", "GPU"],
 )
 @pytest.mark.parametrize("pack", [1, 2])
 def test_a_full_disk_a_keyboard_and_a_spoiled_card_end_the_sweep(
@@ -729,7 +729,7 @@ def test_what_another_process_holds_is_waited_for(sweep: Sweep, grid: Grid) -> N
         return False
 
     theirs.acquire(timeout=0)
-    events = sweep(configs, pack=3, notice=notices.append, should_stop=leave_it_after_a_while)
+    events = sweep(configs, pack=3, log=notices.append, should_stop=leave_it_after_a_while)
     # its owner left it: taken over
     assert packs(events) == [[configs[0].run_name, configs[2].run_name], [configs[1].run_name]]
     assert notices == ["3 runs to train on cpu, about 0 s", "waiting for runs that another process trains"]
@@ -748,7 +748,7 @@ def test_what_another_process_finishes_is_not_trained_again(sweep: Sweep, grid: 
         theirs.release()
 
     theirs.acquire(timeout=0)
-    assert packs(sweep(configs, pack=2, notice=finish_it)) == [[configs[1].run_name]]
+    assert packs(sweep(configs, pack=2, log=finish_it)) == [[configs[1].run_name]]
     assert manifest(configs[0]).status == "finished"
 
 
@@ -757,5 +757,5 @@ def test_a_stop_ends_the_waiting(sweep: Sweep, grid: Grid) -> None:
     (RUNS / config.run_name).mkdir(parents=True)
     notices: list[str] = []
     with FileLock(RunPaths(RUNS, config.run_name).lock):
-        assert sweep([config], notice=notices.append, should_stop=lambda: len(notices) > 0) == []
+        assert sweep([config], log=notices.append, should_stop=lambda: len(notices) > 0) == []
     assert len(notices) == 1

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, StorageError
 from bitnetctl.records import Manifest, RunPaths, Status, utc_now, write_manifest
-from bitnetctl.sweeps.queue import Ledger
+from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 
 TinyConfig = Callable[..., RunConfig]
 Claim = Callable[..., list[int]]
@@ -34,32 +34,32 @@ def runs(tiny_config: TinyConfig) -> list[RunConfig]:
 
 
 @pytest.fixture
-def touched(monkeypatch: pytest.MonkeyPatch) -> list[RunOutput]:
+def touched(monkeypatch: pytest.MonkeyPatch) -> list[RunArtifacts]:
     """Every output that was claimed, so that none is let go by being forgotten."""
-    outputs: list[RunOutput] = []
-    take = RunOutput.claim
+    outputs: list[RunArtifacts] = []
+    take = RunArtifacts.claim
 
-    def keep(output: RunOutput) -> None:
+    def keep(output: RunArtifacts) -> None:
         outputs.append(output)
         take(output)
 
-    monkeypatch.setattr(RunOutput, "claim", keep)
+    monkeypatch.setattr(RunArtifacts, "claim", keep)
     return outputs
 
 
 @pytest.fixture
-def claim(touched: list[RunOutput]) -> Iterator[Claim]:
-    """Claim from a ledger of its own, as another process would; return which of the configs it got.
+def claim(touched: list[RunArtifacts]) -> Iterator[Claim]:
+    """Claim from a run queue of its own, as another process would; return which of the configs it got.
 
     The claims are held until `let_go`, at the latest until the end of the test.
     """
-    held: list[RunOutput] = []
+    held: list[RunArtifacts] = []
 
     def take(
         configs: Sequence[RunConfig], limit: int | Callable[[RunConfig], int] = 100, *, let_go: bool = False
     ) -> list[int]:
         limit_of = limit if callable(limit) else lambda config: limit
-        outputs = Ledger(RUNS, size_of).claim(configs, limit_of)
+        outputs = RunQueue(RUNS, size_of).claim(configs, limit_of)
         held.extend(outputs)
         if let_go:
             release(held)
@@ -69,7 +69,7 @@ def claim(touched: list[RunOutput]) -> Iterator[Claim]:
     release(held)
 
 
-def release(held: list[RunOutput]) -> None:
+def release(held: list[RunArtifacts]) -> None:
     while held:
         held.pop().release()
 
@@ -122,15 +122,15 @@ def test_a_claim_has_at_most_its_limit(runs: list[RunConfig], claim: Claim, limi
 def test_the_first_free_run_decides_shape_and_limit(tiny_config: TinyConfig, claim: Claim) -> None:
     sizes = [32, 16, 32, 16, 32, 16]
     configs = [tiny_config(seed=seed, model__hidden_size=size) for seed, size in enumerate(sizes)]
-    asked: list[int] = []
+    requested: list[int] = []
 
     def limit(config: RunConfig) -> int:
-        asked.append(size_of(config))
+        requested.append(size_of(config))
         return 2 if size_of(config) == 32 else 3
 
     assert [claim(configs, limit) for _ in range(4)] == [[0, 2], [1, 3, 5], [4], []]
-    assert set(asked[:2]) == {32}
-    assert set(asked[2:5]) == {16}
+    assert set(requested[:2]) == {32}
+    assert set(requested[2:5]) == {16}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_runs_that_ended_are_not_handed_out(
 ) -> None:
     record(runs[1], status, csv=csv)
     expected = [0, 1, 2, 3, 4] if is_open else [0, 2, 3, 4]
-    assert [runs.index(config) for config in Ledger(RUNS, size_of).unfinished(runs)] == expected
+    assert [runs.index(config) for config in RunQueue(RUNS, size_of).unfinished(runs)] == expected
     assert claim(runs) == expected
 
 
@@ -158,7 +158,7 @@ def test_busy_runs_are_passed_over(runs: list[RunConfig], claim: Claim) -> None:
     with FileLock(lock_of(runs[0])):
         assert claim(runs, 2) == [1, 2]
         # passed over, and still to be waited for
-        assert Ledger(RUNS, size_of).unfinished(runs) == runs
+        assert RunQueue(RUNS, size_of).unfinished(runs) == runs
     assert claim(runs, 2) == [0, 3]
 
 
@@ -175,14 +175,14 @@ def test_a_run_that_ends_between_look_and_claim_is_not_handed_out(
     runs: list[RunConfig], claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process trains run 1: still at it when we look which runs are unfinished, done when we come to it."""
-    take = RunOutput.claim
+    take = RunArtifacts.claim
 
-    def finish_elsewhere(output: RunOutput) -> None:
+    def finish_elsewhere(output: RunArtifacts) -> None:
         if output.config == runs[1]:
             record(runs[1], "finished")
         take(output)
 
-    monkeypatch.setattr(RunOutput, "claim", finish_elsewhere)
+    monkeypatch.setattr(RunArtifacts, "claim", finish_elsewhere)
     assert claim(runs, 3) == [0, 2, 3]
     assert is_free(lock_of(runs[1]))
 
@@ -285,10 +285,10 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from bitnetctl.config import parse_config
-from bitnetctl.sweeps.queue import Ledger
+from bitnetctl.sweeps.queue import RunQueue
 import json
 configs = [parse_config(tree) for tree in json.load(sys.stdin)]
-held = Ledger(Path("runs"), lambda config: 0).claim(configs, lambda config: 2)
+held = RunQueue(Path("runs"), lambda config: 0).claim(configs, lambda config: 2)
 print(*(output.paths.name for output in held), flush=True)
 time.sleep(600)
 """

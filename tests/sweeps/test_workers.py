@@ -423,13 +423,13 @@ def test_workers_know_the_runs_and_how_many_they_are(
 def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
     cast = play(
         "pass",
-        "import sys; print('loading'); print('error: no card'); sys.exit(2)",
+        "import sys; print('loading'); print('error: no GPU'); sys.exit(2)",
         "import os; os.kill(os.getpid(), 9)",
     )
     stopped, notices = work(cast, tiny_config)
     assert not stopped
     assert notices[1:] == [
-        "worker on cpu:1 ended with exit code 2: error: no card",
+        "worker on cpu:1 ended with exit code 2: error: no GPU",
         "worker on cpu:2 ended with exit code -9: ",
     ]
 
@@ -437,7 +437,7 @@ def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Cal
 def test_no_worker_that_could_start_is_an_error(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
 ) -> None:
-    cast = play(*["import sys; print('error: no card'); sys.exit(2)"] * 2)
+    cast = play(*["import sys; print('error: no GPU'); sys.exit(2)"] * 2)
     with pytest.raises(ConfigError, match="no worker could start"):
         work(cast, tiny_config)
 
@@ -505,7 +505,7 @@ def test_devices_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["auto", "cuda"])
-@pytest.mark.parametrize(("cards", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
-def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, cards: int, expected: list[str] | None) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
+@pytest.mark.parametrize(("gpus", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
+def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, gpus: int, expected: list[str] | None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     assert local.split_devices(text) == (expected or [text])

@@ -13,7 +13,7 @@ from bitnetctl.records import read_manifest
 from bitnetctl.sweeps import executor
 from bitnetctl.trainer import checkpoint, session
 from bitnetctl.trainer.events import Event, Failed, Saved, Started
-from bitnetctl.trainer.loop import Session
+from bitnetctl.trainer.loop import Trainer
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -96,7 +96,7 @@ def replaced(csv: Path) -> None:
 def test_rows_that_went_elsewhere_are_no_finished_run(
     train: Train, tiny_config: TinyConfig, tamper: Callable[[Path], None], step: int
 ) -> None:
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
             tamper(RUNS / "a.csv")
 
@@ -113,7 +113,7 @@ def test_a_run_goes_on_after_an_editor_replaced_its_csv(
 ) -> None:
     train(tiny_config(), names=["b"])
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Saved):
             replaced(RUNS / "a.csv")
 

@@ -1,4 +1,4 @@
-"""Figures that are not finite: found wherever they are, never saved, never applied; set back if asked to."""
+"""Figures that are not finite: found wherever they are, never saved, never applied; rolled back if asked to."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from bitnetctl.records import Manifest, load_run, read_manifest
 from bitnetctl.sweeps.executor import sweep_runs
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
-from bitnetctl.trainer.loop import MOST_ROLLBACKS, Session
+from bitnetctl.trainer.loop import MOST_ROLLBACKS, Trainer
 from bitnetctl.trainer.session import Options, train_runs
 
 TinyConfig = Callable[..., RunConfig]
@@ -47,10 +47,10 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def after(step: int, spoil: Callable[[Session], None]) -> Callable[[Session, Event], None]:
+def after(step: int, spoil: Callable[[Trainer], None]) -> Callable[[Trainer, Event], None]:
     """Spoil something once the checkpoint of `step` is written."""
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
             with torch.no_grad():
                 spoil(session)
@@ -58,23 +58,23 @@ def after(step: int, spoil: Callable[[Session], None]) -> Callable[[Session, Eve
     return watch
 
 
-def weight(session: Session) -> None:
+def weight(session: Trainer) -> None:
     # a token that the tiny text never has: no forward pass meets it
     session.pack.model.packed["embed"][1, 299, 3] = math.inf
 
 
-def moment(session: Session) -> None:
-    state = session.pack.members[1].optimizer.state()
+def moment(session: Trainer) -> None:
+    state = session.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.nan
 
 
-def second_moment(session: Session) -> None:
+def second_moment(session: Trainer) -> None:
     # divided by infinity, the update is zero and the weights stay as they are
-    state = session.pack.members[1].optimizer.state()
+    state = session.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.inf
 
 
-def head(session: Session) -> None:
+def head(session: Trainer) -> None:
     session.pack.model.packed["head"][1, 5, 0] = math.nan
 
 
@@ -88,7 +88,7 @@ def head(session: Session) -> None:
     ],
 )
 def test_nothing_poisoned_is_saved_or_measured(
-    spoil: Callable[[Session], None], name: str, train: Train, tiny_config: TinyConfig
+    spoil: Callable[[Trainer], None], name: str, train: Train, tiny_config: TinyConfig
 ) -> None:
     configs = [tiny_config(seed=seed) for seed in range(3)]
     events = train(configs, names=["a", "b", "c"], watch=after(4, spoil))
@@ -136,7 +136,7 @@ def test_a_step_that_is_not_finite_is_not_applied(
     monkeypatch.setattr(registry, "compose", lambda specs: Composition([Breaks(what)]))
     weights: dict[int, Tensor] = {}
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Saved | Diverged):
             weights[event.step] = session.pack.model.packed["head"].clone()
 
@@ -155,8 +155,8 @@ def test_the_last_checkpoint_before_it_stays(train: Train, tiny_config: TinyConf
 
 
 def options(said: list[str] | None = None, **named: Any) -> Options:
-    notice = (lambda text: None) if said is None else said.append
-    return Options(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", notice=notice, **named)
+    log = (lambda text: None) if said is None else said.append
+    return Options(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", log=log, **named)
 
 
 def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:

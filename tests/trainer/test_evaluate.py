@@ -39,17 +39,17 @@ def probe_data() -> ProbeData:
     )
 
 
-def measure(model: PackedModel, *strengths: float) -> list[dict[str, float | int]]:
-    return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, strengths or [1.0] * model.num_runs)
+def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, float | int]]:
+    return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, quant_lambdas or [1.0] * model.num_runs)
 
 
 def spy(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Return the list that will hold the tokens of every forward pass."""
     forward, seen = model.forward, []
 
-    def watched(tokens_RBT: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
+    def watched(tokens_RBT: torch.Tensor, quant_lambdas: Sequence[float]) -> torch.Tensor:
         seen.append(tokens_RBT)
-        return forward(tokens_RBT, strengths)
+        return forward(tokens_RBT, quant_lambdas)
 
     monkeypatch.setattr(model, "forward", watched)
     return seen
@@ -64,14 +64,14 @@ def entropy(p: Any) -> float:
     return -sum(float(x) * math.log(float(x)) for x in np.ravel(p) if x > 0)
 
 
-def naive(model: PackedModel, run: int, strengths: list[float]) -> dict[str, float]:
+def naive(model: PackedModel, run: int, quant_lambdas: list[float]) -> dict[str, float]:
     """One position after the other, in double precision."""
     data = probe_data()
 
     def logits(inputs_PT: Any) -> Any:
         with torch.no_grad():
             tokens = torch.from_numpy(inputs_PT).expand(model.num_runs, -1, -1)
-            return model.forward(tokens, strengths)[run].double().numpy().reshape(*inputs_PT.shape, VOCAB)
+            return model.forward(tokens, quant_lambdas)[run].double().numpy().reshape(*inputs_PT.shape, VOCAB)
 
     probabilities = softmax(logits(data.inputs_PT))
     losses, entropies, predicted = [], [], []
@@ -91,12 +91,12 @@ def naive(model: PackedModel, run: int, strengths: list[float]) -> dict[str, flo
     }
 
 
-@pytest.mark.parametrize("strengths", [[1.0, 1.0], [1.0, 0.0]])
-def test_figures_are_those_of_a_naive_account(strengths: list[float]) -> None:
+@pytest.mark.parametrize("quant_lambdas", [[1.0, 1.0], [1.0, 0.0]])
+def test_figures_are_those_of_a_naive_account(quant_lambdas: list[float]) -> None:
     model = build(0, 1)
-    measured = measure(model, *strengths)
+    measured = measure(model, *quant_lambdas)
     for run in range(2):
-        expected = naive(model, run, strengths)
+        expected = naive(model, run, quant_lambdas)
         # a test on a model that says one thing only would pass with many mistakes
         assert 5 < expected["UniquePredictions"] < 60
         assert expected["ContextInformation"] > 0.01

@@ -20,7 +20,7 @@ from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import NAMES, Manifest, RunPaths, read_manifest, write_manifest
 from bitnetctl.trainer import checkpoint, session
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
-from bitnetctl.trainer.loop import Session
+from bitnetctl.trainer.loop import Trainer
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -62,10 +62,10 @@ def said(events: list[Event]) -> list[str]:
     return texts
 
 
-def poison(run: int, after: int) -> Callable[[Session, Event], None]:
+def poison(run: int, after: int) -> Callable[[Trainer, Event], None]:
     """Spoil a weight of one run as soon as the row of step `after` is written."""
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated) and event.row["Step"] == after:
             with torch.no_grad():
                 session.pack.model.packed["head"][run, 0, 0] = math.nan
@@ -164,7 +164,7 @@ def test_events_come_in_the_order_of_what_happened(train: Train, tiny_config: Ti
 def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyConfig) -> None:
     seen: list[tuple[int, list[int]]] = []
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         for step in checkpoint.steps(RUNS / "a" / "checkpoints"):
             seen.append((step, evaluated_steps("a")))
             assert step in evaluated_steps("a")
@@ -179,7 +179,7 @@ def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyC
 def test_the_manifest_says_where_the_run_stands(train: Train, tiny_config: TinyConfig) -> None:
     config, seen = tiny_config(), []
 
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         seen.append((manifest("a").status, manifest("a").steps_done))
 
     train(config, names=["a"], stop_after=6, watch=watch)
@@ -243,22 +243,22 @@ def test_a_run_has_its_name_from_its_config(tiny_config: TinyConfig) -> None:
 
 def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
     config, options = tiny_config(), session.Options(runs_dir=RUNS, device="cpu")
-    with session.open_session([config], options, names=["a"]):
+    with session.open_trainer([config], options, names=["a"]):
         before = (RUNS / "a" / "run.json").read_bytes()
         with (
             pytest.raises(RunBusyError, match="run a is being trained"),
-            session.open_session([config], options, names=["a"]),
+            session.open_trainer([config], options, names=["a"]),
         ):
             pass
         assert (RUNS / "a" / "run.json").read_bytes() == before
         # one busy run keeps the pack from starting, and lets its other runs go
         pack = [tiny_config(seed=1), config]
-        with pytest.raises(RunBusyError, match="run a "), session.open_session(pack, options, names=["b", "a"]):
+        with pytest.raises(RunBusyError, match="run a "), session.open_trainer(pack, options, names=["b", "a"]):
             pass
-        with session.open_session([pack[0]], options, names=["b"]) as first:
+        with session.open_trainer([pack[0]], options, names=["b"]) as first:
             pass
         # let go at the end of the session, not with the last reference to it
-        with session.open_session([pack[0]], options, names=["b"]) as second:
+        with session.open_trainer([pack[0]], options, names=["b"]) as second:
             assert second is not first
 
 
@@ -337,7 +337,7 @@ def test_a_pack_without_runs_left_ends(train: Train, tiny_config: TinyConfig) ->
 
 
 def test_the_probe_measures_with_the_strength_of_the_step(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated):
             pack = session.pack
             measured = session.probe.measure(pack.model, [0.5, 1.0])[event.run]

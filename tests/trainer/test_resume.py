@@ -275,7 +275,7 @@ def test_a_pack_resumes_where_all_its_runs_can(
     # killed between the saves of its members
     shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
     notices: list[str] = []
-    assert start_of(train(configs, names=["a", "b"], notice=notices.append)) == 6
+    assert start_of(train(configs, names=["a", "b"], log=notices.append)) == 6
     assert notices == []
     assert_undisturbed("a", "b")
 
@@ -288,10 +288,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 7) / file)
     notices: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], notice=notices.append)) == 6
-    (notice,) = notices
-    assert "step-00000007" in notice
-    assert file in notice
+    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
+    (log,) = notices
+    assert "step-00000007" in log
+    assert file in log
     assert_undisturbed("a")
 
 
@@ -343,9 +343,9 @@ def test_a_changed_row_gives_way_to_the_checkpoint_before_it(
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     change(RUNS / "a.csv", 8, bit)
     notices: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], notice=notices.append)) == 6
-    (notice,) = notices
-    assert "step-00000009: the rows of " in notice
+    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
+    (log,) = notices
+    assert "step-00000009: the rows of " in log
     assert_undisturbed("a")
 
 
@@ -358,7 +358,7 @@ def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(
     csv = (RUNS / "a.csv").read_bytes()
     notices: list[str] = []
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
-        train(tiny_config(), names=["a"], notice=notices.append)
+        train(tiny_config(), names=["a"], log=notices.append)
     assert (RUNS / "a.csv").read_bytes() == csv
     # the copy that the notice names makes it good
     copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
@@ -446,7 +446,7 @@ def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_co
     csv = (RUNS / "a.csv").read_bytes()
     notices: list[str] = []
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
-        train(tiny_config(), names=["a"], notice=notices.append)
+        train(tiny_config(), names=["a"], log=notices.append)
     assert len(notices) == 2
     assert (RUNS / "a.csv").read_bytes() == csv
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
@@ -524,7 +524,7 @@ def test_never_resume_refuses_what_is_there(train: Train, tiny_config: TinyConfi
 
 def test_an_interrupted_preparation_claims_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(data__source=f"file:{tmp_path / 'none.txt'}")
-    with pytest.raises(ConfigError), session.open_session([config], session.Options(runs_dir=RUNS), names=["a"]):
+    with pytest.raises(ConfigError), session.open_trainer([config], session.Options(runs_dir=RUNS), names=["a"]):
         pass
     assert not RUNS.exists()
 

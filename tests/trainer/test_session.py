@@ -16,12 +16,12 @@ from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.plugins import registry
-from bitnetctl.records import Manifest, PluginRecord, read_manifest, write_manifest
+from bitnetctl.records import Manifest, PluginInfo, read_manifest, write_manifest
 from bitnetctl.trainer import checkpoint, session
-from bitnetctl.trainer.artifacts import RunOutput
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Finished, Started
-from bitnetctl.trainer.loop import Session
+from bitnetctl.trainer.loop import Trainer
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -53,15 +53,15 @@ def ended_meanwhile(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Let another process train the run to its end between the look at it and the claim."""
 
     def arrange(config: RunConfig) -> None:
-        claim = RunOutput.claim
+        claim = RunArtifacts.claim
 
-        def late(output: RunOutput) -> None:
+        def late(output: RunArtifacts) -> None:
             with monkeypatch.context() as patch:
-                patch.setattr(RunOutput, "claim", claim)
+                patch.setattr(RunArtifacts, "claim", claim)
                 train(config, names=["a"], keep_weights=False)
             claim(output)
 
-        monkeypatch.setattr(RunOutput, "claim", late)
+        monkeypatch.setattr(RunArtifacts, "claim", late)
 
     return arrange
 
@@ -82,7 +82,7 @@ def test_it_is_not_trained_again(
         path = checkpoint.path_of(RUNS / "b" / "checkpoints", 4).rename(path)
     ended_meanwhile(config)
     taken: Any = path if resume == "path" else resume
-    options = session.Options(runs_dir=RUNS, device="cpu", resume=taken, notice=said.append)
+    options = session.Options(runs_dir=RUNS, device="cpu", resume=taken, log=said.append)
     assert list(session.train_runs([config], options, names=["a"])) == []
     status = manifest("a").status
     assert status == ("diverged" if fields else "finished")
@@ -165,7 +165,7 @@ def test_checkpoints_behind_links_are_not_read(train: Train, tiny_config: TinyCo
     newest.rename("outside")
     newest.symlink_to(Path("outside").absolute())
     said: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], notice=said.append)) == 6
+    assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
     assert len(said) == 1
     assert "step-00000007: is a link" in said[0]
     assert (Path("outside") / "state.json").exists()
@@ -177,7 +177,7 @@ def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, f
     folder = RUNS / "a" / "checkpoints"
     checkpoint.path_of(folder, 7).rename(checkpoint.path_of(folder, 11))
     said: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], notice=said.append)) == 6
+    assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
     assert "step-00000011: is of step 7; give it back its name" in said[0]
     assert figures(RUNS / "a.csv") == figures(RUNS / "b.csv")
 
@@ -255,7 +255,7 @@ def test_poison_in_a_checkpoint_makes_it_give_way(train: Train, tiny_config: Tin
     poisoned: dict[str, Any] = {kind: first(getattr(state, kind), lambda tensor: tensor * torch.nan)}
     checkpoint.save(folder, replace(state, **poisoned))
     said: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], notice=said.append)) == 6
+    assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
     assert f"in {kind}.safetensors is not finite" in said[0]
     assert manifest("a").status == "finished"
 
@@ -301,7 +301,7 @@ def test_a_run_that_starts_over_has_one_session(train: Train, tiny_config: TinyC
 
 
 def test_what_turns_out_otherwise_is_corrected_in_this_session_alone(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Session, event: Event) -> None:
+    def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Started):
             session.outputs[0].correct(engine="compile")
 
@@ -316,19 +316,19 @@ def test_a_change_of_what_it_is_trained_with_is_told(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, said = tiny_config(arm="no-decay+label-smoothing"), list[str]()
-    train(config, names=["a"], stop_after=3, precision="fp32", notice=said.append)
-    train(config, names=["a"], stop_after=1, notice=said.append)
+    train(config, names=["a"], stop_after=3, precision="fp32", log=said.append)
+    train(config, names=["a"], stop_after=1, log=said.append)
     assert said == []
-    records = registry.plugin_records
+    records = registry.plugin_infos
 
-    def edited(specs: Any) -> list[PluginRecord]:
+    def edited(specs: Any) -> list[PluginInfo]:
         first, *rest = records(specs)
         return [first.model_copy(update={"source_sha256": "0" * 64}), *rest]
 
-    monkeypatch.setattr(registry, "plugin_records", edited)
-    monkeypatch.setattr(select, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(registry, "plugin_infos", edited)
+    monkeypatch.setattr(select, "has_bf16_matmul", lambda device: True)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"threads": 2}))
-    train(config, names=["a"], precision="bf16", notice=said.append)
+    train(config, names=["a"], precision="bf16", log=said.append)
     changes = "precision bf16 (fp32 before), threads 1 (2 before), other code of no-decay"
     assert said == [f"a: goes on with {changes}; run.json names both"]
     *_, before, after = manifest("a").sessions
@@ -340,7 +340,7 @@ def test_a_refused_engine_says_nothing_of_the_precision(train: Train, tiny_confi
     train(tiny_config(), names=["a"], stop_after=3)
     said: list[str] = []
     with pytest.raises(ConfigError, match="--engine graph"):
-        train(tiny_config(), names=["a"], engine="graph", notice=said.append)
+        train(tiny_config(), names=["a"], engine="graph", log=said.append)
     assert said == []
 
 
@@ -349,13 +349,13 @@ def test_a_run_keeps_its_engine_where_the_device_has_it(
 ) -> None:
     monkeypatch.setattr(select, "_missing_to_compile", lambda device: None)
     said: list[str] = []
-    train(tiny_config(), names=["a"], stop_after=3, engine="compile", notice=said.append)
+    train(tiny_config(), names=["a"], stop_after=3, engine="compile", log=said.append)
     assert said == ["compiling before the first step; what is compiled is kept for the next time"]
     train(tiny_config(), names=["a"], stop_after=3)
     assert [session.engine for session in manifest("a").sessions] == ["compile", "compile"]
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"engine": "graph"}))
     said.clear()
-    train(tiny_config(), names=["a"], notice=said.append)
+    train(tiny_config(), names=["a"], log=said.append)
     assert said == ["a: goes on with engine eager (graph before); run.json names both"]
 
 
@@ -363,7 +363,7 @@ def test_another_precision_is_told_where_the_device_has_not_the_old_one(train: T
     train(tiny_config(), names=["a"], stop_after=3)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"precision": "int8"}))
     said: list[str] = []
-    train(tiny_config(), names=["a"], notice=said.append)
+    train(tiny_config(), names=["a"], log=said.append)
     assert said == ["a: goes on with precision fp32 (int8 before); run.json names both"]
 
 

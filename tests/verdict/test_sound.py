@@ -13,7 +13,7 @@ from judging import CURED, LEVELS, manifested, write_run, write_sound_run
 
 from bitnetctl.records import Run
 from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
-from bitnetctl.verdict.outcome import figure_text, outcome_of_run, plain, strictest
+from bitnetctl.verdict.outcome import format_value, outcome_of_run, plain, strictest
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
@@ -141,8 +141,8 @@ def test_a_plan_nobody_knows_must_be_asked_for(run_of: Callable[..., Run]) -> No
         for seed in range(3)
     ]
     assert sound(*runs).reasons[0].startswith("mine-0: the planned steps are unknown: ask for steps")
-    assert sound(*runs, asked_steps=20_000).outcome is SUPPORTED
-    assert sound(*runs, asked_steps=20_001).outcome is INCONCLUSIVE
+    assert sound(*runs, requested_steps=20_000).outcome is SUPPORTED
+    assert sound(*runs, requested_steps=20_001).outcome is INCONCLUSIVE
 
 
 # twins
@@ -381,4 +381,4 @@ def test_json_keeps_nan_and_unknown_apart(sound_run: Callable[..., Run]) -> None
     [(None, "unknown"), (8192.0, "8,192"), (0.123456, "0.1235"), (math.nan, "nan"), (-math.inf, "-inf")],
 )
 def test_figures_in_reasons(value: float | None, text: str) -> None:
-    assert figure_text(value) == text
+    assert format_value(value) == text

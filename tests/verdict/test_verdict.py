@@ -73,7 +73,7 @@ def reported(folder: Path, size: int, final: int | None = None, first: int = 20)
 def test_the_reported_trajectories_are_invalid(tmp_path: Path, size: int) -> None:
     run = reported(tmp_path, size)
     assert (run.size, run.arm) == (size, None)
-    for options in ({}, {"asked_steps": 10_000}, {"sizes": [size]}):
+    for options in ({}, {"requested_steps": 10_000}, {"sizes": [size]}):
         verdict = origin(run, **options)
         assert (verdict.outcome, int(verdict.outcome.exit_code)) == (INVALID, 4)
         assert verdict.reasons == ("UniquePredictions > 50 of at most 20 (inferred from step 1) cannot be met",)
@@ -83,7 +83,7 @@ def test_the_reported_trajectories_are_invalid(tmp_path: Path, size: int) -> Non
 
 
 def test_all_four_together_are_invalid(tmp_path: Path) -> None:
-    verdict = origin(*(reported(tmp_path, size) for size in REPORTED), asked_steps=10_000)
+    verdict = origin(*(reported(tmp_path, size) for size in REPORTED), requested_steps=10_000)
     assert verdict.sizes == dict.fromkeys(REPORTED, INVALID)
     assert len(verdict.reasons) == 4
 
@@ -92,7 +92,7 @@ def test_all_four_together_are_invalid(tmp_path: Path) -> None:
     ("final", "outcome", "code"), [(55, SUPPORTED, 0), (5, REFUTED, 1), (13, INCONCLUSIVE, 5), (50, INCONCLUSIVE, 5)]
 )
 def test_a_larger_probe_makes_them_decidable(tmp_path: Path, final: int, outcome: Outcome, code: int) -> None:
-    verdict = origin(reported(tmp_path, 256, final, first=500), asked_steps=10_000)
+    verdict = origin(reported(tmp_path, 256, final, first=500), requested_steps=10_000)
     assert (verdict.outcome, verdict.outcome.exit_code) == (outcome, code)
     assert verdict.evidence == "scaled"
     assert "judged at 10,000 steps instead of origin's 20,000: scaled replica" in verdict.notes
@@ -170,7 +170,11 @@ def test_an_unknown_loss_may_hide_a_divergence(run_of: Callable[..., Run]) -> No
 @pytest.mark.parametrize("final", [60, 2])
 def test_an_unfinished_run_decides_nothing(run_of: Callable[..., Run], final: int) -> None:
     short = run_of([4000, 40, 20, final], steps=6_000, name="h256-20000-baseline-s0-abcdef.csv")
-    for options, steps in (({}, "20,000"), ({"asked_steps": 6_000}, "20,000"), ({"asked_steps": 30_000}, "30,000")):
+    for options, steps in (
+        ({}, "20,000"),
+        ({"requested_steps": 6_000}, "20,000"),
+        ({"requested_steps": 30_000}, "30,000"),
+    ):
         verdict = origin(short, **options)
         assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, (f"ends at step 6,000 of {steps}",))
         assert verdict.evidence == "none"
@@ -179,10 +183,10 @@ def test_an_unfinished_run_decides_nothing(run_of: Callable[..., Run], final: in
 def test_a_finished_run_of_too_few_steps_is_judged_only_where_asked(run_of: Callable[..., Run]) -> None:
     run = run_of(steps=2_000)
     assert origin(run).reasons == ("ends at step 2,000 of 20,000",)
-    scaled = origin(run, asked_steps=2_000)
+    scaled = origin(run, requested_steps=2_000)
     assert (scaled.outcome, scaled.evidence) == (SUPPORTED, "scaled")
     assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: scaled replica",)
-    assert origin(run_of(), asked_steps=20_000).notes == ()
+    assert origin(run_of(), requested_steps=20_000).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -344,16 +348,16 @@ def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(run_of: Call
 def test_a_size_nobody_knows_counts_only_where_none_is_asked_for(run_of: Callable[..., Run]) -> None:
     run = run_of(name="mine.csv")
     assert (run.size, origin(run).sizes) == (None, {None: SUPPORTED})
-    asked = origin(run, sizes=[256])
-    assert (asked.outcome, asked.sizes) == (INCONCLUSIVE, {256: INCONCLUSIVE})
-    assert "its size is unknown" in asked.notes[0]
-    assert "h256-run.csv" in asked.notes[0]
+    requested = origin(run, sizes=[256])
+    assert (requested.outcome, requested.sizes) == (INCONCLUSIVE, {256: INCONCLUSIVE})
+    assert "its size is unknown" in requested.notes[0]
+    assert "h256-run.csv" in requested.notes[0]
 
 
 def test_reasons_name_the_run_as_far_as_it_is_known(run_of: Callable[..., Run]) -> None:
     low = [*STAGE_1, 4, 4, 4, 4, 4]
     runs = [run_of(low, name="hidden-256.csv"), run_of(low, name="mine.csv"), run_of(low, name="hidden-512.csv")]
-    assert origin(*runs, asked_steps=20_000).reasons == (
+    assert origin(*runs, requested_steps=20_000).reasons == (
         "hidden 256: UniquePredictions 4 < 10",
         "mine: UniquePredictions 4 < 10",
         "hidden 512: UniquePredictions 4 < 10",

@@ -23,7 +23,7 @@ from bitnetctl.report.columns import (
     FACTOR_HEADER,
     MEANS,
     MOST_POINTS,
-    FactRow,
+    SummaryRow,
     arm_rows,
     effect_cells,
     factor_cells,
@@ -218,7 +218,7 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
     return f"<details><summary>{len(rows)} check{'s' * (len(rows) != 1)}</summary>{table}</details>"
 
 
-def _arms(study: Study, rows: Sequence[FactRow]) -> str:
+def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
     grouped = arm_rows(study.facts, study.arms)
     if len(grouped) == len(rows):
         return ""
@@ -260,7 +260,7 @@ def _agreement(study: Study) -> str:
     return _section("Agreement with held-out loss", hint, table) if rows else ""
 
 
-def _runs(rows: Sequence[FactRow]) -> str:
+def _runs(rows: Sequence[SummaryRow]) -> str:
     columns = (*COLLAPSE, *END)
     has_state = any(row.state for row in rows)
     header = ("run", "arm", *(("state",) if has_state else ()), "size", "seed", *(column.header for column in columns))

@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.5
 
 
 def split_devices(text: str) -> list[str]:
-    """Return the devices of a `--device` text; `auto` is every card, or the processor. Raises ConfigError."""
+    """Return the devices of a `--device` text; `auto` is every GPU, or the CPU. Raises ConfigError."""
     if text in ("auto", "cuda"):
         import torch
 
@@ -39,7 +39,7 @@ def work_on_devices(
     configs: Sequence[RunConfig],
     arguments: Sequence[str],
     should_stop: Callable[[], bool],
-    notice: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> bool:
     """Run one worker process for each device until all have ended; True if a stop was asked for.
 
@@ -52,14 +52,14 @@ def work_on_devices(
         runs.write_text(json.dumps(work), encoding="utf-8")
         logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
         workers: list[subprocess.Popen[bytes]] = []
-        told_to_stop = False
+        stop_sent = False
         try:
-            for device, log in zip(devices, logs, strict=True):
-                workers.append(_start(runs, device, arguments, log))
-            notice(f"{len(workers)} workers on {', '.join(devices)}")
+            for device, log_file in zip(devices, logs, strict=True):
+                workers.append(_start(runs, device, arguments, log_file))
+            log(f"{len(workers)} workers on {', '.join(devices)}")
             while any(worker.poll() is None for worker in workers):
-                if should_stop() and not told_to_stop:
-                    told_to_stop = True
+                if should_stop() and not stop_sent:
+                    stop_sent = True
                     for worker in workers:
                         worker.send_signal(signal.SIGTERM)
                 time.sleep(_POLL_SECONDS)
@@ -68,18 +68,18 @@ def work_on_devices(
             for worker in workers:
                 worker.kill()
                 worker.wait()
-        for device, worker, log in zip(devices, workers, logs, strict=True):
+        for device, worker, log_file in zip(devices, workers, logs, strict=True):
             # one that was stopped while it started had nothing to save
-            if worker.returncode not in (0, 1, 75) and not (told_to_stop and worker.returncode == -signal.SIGTERM):
-                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                notice(f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}")
+            if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
+                lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                log(f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}")
         if all(worker.returncode == 2 for worker in workers):
             raise ConfigError("no worker could start; see the lines above")
-        return told_to_stop
+        return stop_sent
 
 
-def _start(runs: Path, device: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(runs: Path, device: str, arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bitnetctl", "sweep", "--configs", str(runs), "--device", device, *arguments]
-    with log.open("wb") as file:
+    with log_file.open("wb") as file:
         # a session of its own, so that Ctrl-C reaches the workers through us and only once
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
