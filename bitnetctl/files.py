@@ -40,33 +40,82 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` with `content`: write aside, fsync, rename, fsync the folder.
+    """Replace the file `path` by `content`; raises StorageError, and the old file is then intact."""
+    with storage_errors(path), replacing(path) as temporary:
+        write_synced(temporary, content)
 
-    Raises StorageError; the old file is then intact and nothing is left aside.
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder that takes the place of `path` at the end of the block.
+
+    If the block raises, what it wrote is deleted and `path` is as before; a block that deletes what it wrote keeps the
+    old one, too. The block syncs its files itself; the rename is synced here.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            # the first error is the one to tell
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_path(path)
+    try:
+        yield temporary
+        if temporary.exists():
+            _put_in_place(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all in it; what cannot be deleted stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder that is never seen half deleted: it is renamed first; raises OSError where that fails."""
+    temporary = _temporary_path(path)
+    path.rename(temporary)
+    remove(temporary)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and sync it; raises OSError."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary_path(path: Path) -> Path:
+    # a name that nobody can foresee, so nobody can have put a link there
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file over `path`, or a folder in its place: only an empty folder can be renamed over."""
+    if not temporary.is_dir():
+        temporary.replace(path)
+        return
+    old = _temporary_path(path) if path.exists() else None
+    if old is not None:
+        path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        if old is not None:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+                old.rename(path)
+        raise
+    if old is not None:
+        remove(old)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what a killed `write_atomic` of `path` left aside; for the one process that may write `path`."""
+    """Delete the temporary files of a killed `replacing(path)`; for the one process that may write `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        # a leftover takes room and does no other harm
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+        remove(leftover)
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

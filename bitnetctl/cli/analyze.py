@@ -14,7 +14,6 @@ from bitnetctl.errors import ConfigError, ExitCode
 if TYPE_CHECKING:
     from bitnetctl.analysis.study import Study
 
-from bitnetctl.cli.paths import find_csvs
 
 MOST_ROWS = 24
 """Runs up to which a terminal shows each; above, arms and sizes."""
@@ -34,7 +33,7 @@ def analyze(
         Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore.")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the facts of every run as CSV.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a summary of every run as CSV.")
     ] = None,
     verdicts: Annotated[
         list[Path] | None,
@@ -44,10 +43,10 @@ def analyze(
 ) -> int:
     """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
-    from bitnetctl import report
-    from bitnetctl.analysis.study import study
+    from bitnetctl import api, report
     from bitnetctl.files import write_atomic
     from bitnetctl.records import load_begun_runs
+    from bitnetctl.records.find import find_csvs
 
     files = find_csvs(paths)
     outputs = [file for file in (markdown, html, csv) if file is not None]
@@ -58,61 +57,61 @@ def analyze(
     runs, notes = load_begun_runs(files)
     if not runs:
         raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
-    found = study(runs, baseline=baseline, notes=notes)
+    study = api.analyze(runs, baseline=baseline, notes=notes)
     if markdown is not None:
-        write_atomic(markdown, report.markdown_report(found).encode())
+        write_atomic(markdown, report.markdown_report(study).encode())
     if html is not None:
-        write_atomic(html, report.html_page(found, judged).encode())
+        write_atomic(html, report.html_page(study, judged).encode())
     if csv is not None:
-        write_atomic(csv, report.summaries_csv(found).encode())
+        write_atomic(csv, report.summaries_csv(study).encode())
     if as_json:
-        print_json(found.to_json())
+        print_json(study.to_json())
     else:
-        show(found, stdout())
+        _show(study, stdout())
     for file in outputs:
         print_message(f"written: {file}")
     return ExitCode.SUPPORTED
 
 
-def show(found: "Study", console: Console) -> None:
+def _show(study: "Study", console: Console) -> None:
     """Print tables, plots and sentences."""
     from bitnetctl import report
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
-    grouped = len(found.facts) > MOST_ROWS
-    rows = arm_rows(found.facts, found.arms) if grouped else run_rows(found.facts)
+    grouped = len(study.facts) > MOST_ROWS
+    rows = arm_rows(study.facts, study.arms) if grouped else run_rows(study.facts)
 
     def line(text: str, style: str = "") -> None:
         console.print(printable(text), style=style, markup=False, highlight=False)
 
     if grouped:
-        line(f"{len(found.facts)} runs; means by arm and size, every run with --json or --html", "dim")
+        line(f"{len(study.facts)} runs; means by arm and size, every run with --json or --html", "dim")
     console.print(report.collapse_table(rows, grouped=grouped))
     console.print()
     console.print(report.end_table(rows, grouped=grouped))
-    if found.effects:
+    if study.effects:
         console.print()
-        console.print(report.effects_table(found.effects))
-    if found.outcomes:
+        console.print(report.effects_table(study.effects))
+    if study.outcomes:
         console.print()
-        console.print(report.factors_table(found.outcomes))
-        for sentence in dict.fromkeys(outcome.sentence for outcome in found.outcomes):
+        console.print(report.factors_table(study.outcomes))
+        for sentence in dict.fromkeys(outcome.sentence for outcome in study.outcomes):
             line(f"• {sentence}")
-    if any(agreement.tau is not None for agreement in found.agreements):
+    if any(agreement.tau is not None for agreement in study.agreements):
         console.print()
-        console.print(report.agreement_table(found.agreements))
-        for agreement in found.agreements:
+        console.print(report.agreement_table(study.agreements))
+        for agreement in study.agreements:
             if agreement.metric == "RandomPromptUnique" and agreement.tau is not None:
                 line(f"• {agreement.sentence}")
     low, high = _PLOT_WIDTHS
     color = console.color_system is not None
-    for plot in report.plots(found, width=max(low, min(high, console.width - 2)), color=color):
+    for plot in report.plots(study, width=max(low, min(high, console.width - 2)), color=color):
         console.print()
         console.print(plot, no_wrap=True, overflow="crop")
-    if found.notes:
+    if study.notes:
         console.print()
-        for note in found.notes:
+        for note in study.notes:
             line(f"note: {note}", "dim")
 
 
@@ -124,10 +123,10 @@ def _read_verdicts(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
-    found = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
-    if not isinstance(found, list) or not all(map(_is_verdict, found)):
+    verdicts = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
+    if not isinstance(verdicts, list) or not all(map(_is_verdict, verdicts)):
         raise ConfigError(f"--verdict {file}: not what `bitnetctl verify --json` writes")
-    return found
+    return verdicts
 
 
 def _is_verdict(tree: Any) -> bool:

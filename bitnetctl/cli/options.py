@@ -46,14 +46,19 @@ OnDivergenceOption = Annotated[
     typer.Option(
         "--on-divergence",
         metavar="stop|rollback",
-        help="rollback: from the last checkpoint on with half the learning rate, at most three times.",
+        help="rollback: resume from the last checkpoint at half the learning rate, at most three times.",
     ),
 ]
 EvalEveryOption = Annotated[
     int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")
 ]
 CheckpointEveryOption = Annotated[
-    int | None, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints; unset: every evaluation.")
+    int | None,
+    typer.Option(
+        "--checkpoint-every",
+        min=1,
+        help="Steps between checkpoints; unset: at evaluations, where it costs next to nothing.",
+    ),
 ]
 PackOption = Annotated[
     str, typer.Option("--pack", metavar="auto|N", help="Runs trained together as one program; auto: what memory takes.")
@@ -74,6 +79,15 @@ def parse_on_divergence(text: str) -> Literal["stop", "rollback"]:
         case "stop" | "rollback":
             return text
     raise ConfigError(f"--on-divergence {text!r} is unknown; take stop or rollback")
+
+
+def parse_pack(text: str) -> int | None:
+    """Read `auto` as None and N as N; raises ConfigError."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--pack {text!r}: expected auto or a whole number from 1")
+    return int(text)
 
 
 def stdout() -> Console:
@@ -141,15 +155,3 @@ def print_lines(*lines: object) -> None:
     """Print lines to stdout as they are: no markup, no wrapping."""
     for line in lines:
         stdout().print(str(line), markup=False, highlight=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person would say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def gibibytes(count: float) -> str:
-    """Return bytes in GiB."""
-    return f"{count / 2**30:.2f} GiB"

@@ -27,10 +27,12 @@ from bitnetctl.cli.options import (
     SizesOption,
     StepsOption,
     parse_on_divergence,
+    parse_pack,
     print_json,
     print_message,
     stdout,
 )
+from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
@@ -38,8 +40,7 @@ from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 
 if TYPE_CHECKING:
     from bitnetctl.config import RunConfig
-
-from bitnetctl.cli.training import parse_pack, show_plan, train_missing
+    from bitnetctl.trainer.resolved import ResolvedRun
 
 
 def sweep(
@@ -76,6 +77,8 @@ def sweep(
     # before what takes long to import
     stop: StopRequest = context.obj
     with stop:
+        from bitnetctl.trainer.resolved import resolve
+
         workers = 1
         if configs_file is not None:
             configs, workers = _read_work(configs_file)
@@ -84,29 +87,30 @@ def sweep(
                 plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
             )
         pack_size = parse_pack(pack)
+        runs = [resolve(config, runs_dir) for config in configs]
         if dry_run:
-            return show_plan(configs, runs_dir, device, pack_size, as_json)
+            return show_plan(runs, device, pack_size, as_json)
         job = slurm_job() if requeue else None
         if train_missing(
-            configs,
+            runs,
             stop,
+            pack=pack_size,
+            workers=workers,
             runs_dir=runs_dir,
             device=device,
             engine=engine,
             precision=precision,
-            pack_size=pack_size,
-            workers=workers,
             checkpoint_every=checkpoint_every,
             on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
         ):
             if job is not None:
                 print_message(requeue_job(job))
-            # the reader of the table may be gone with the terminal; that it was saved is what counts
+            # the reader of the table may be gone with the terminal; what counts is that the runs were saved
             with contextlib.suppress(OSError, SystemExit):
-                _show(_summary(configs, runs_dir), as_json)
+                _show(_summary(runs), as_json)
             return ExitCode.STOPPED
-    rows = _summary(configs, runs_dir)
+    rows = _summary(runs)
     _show(rows, as_json)
     return _exit_code(rows)
 
@@ -170,27 +174,25 @@ def _plan_configs(
     return configs
 
 
-def _summary(configs: "Sequence[RunConfig]", runs_dir: Path) -> list[dict[str, Any]]:
+def _summary(runs: "Sequence[ResolvedRun]") -> list[dict[str, Any]]:
     return [
         {
-            "run": config.run_name,
-            "size": config.model.hidden_size,
-            "arm": config.arm,
-            "seed": config.seed,
-            **_state(config, runs_dir),
+            "run": run.name,
+            "size": run.config.model.hidden_size,
+            "arm": run.config.arm,
+            "seed": run.config.seed,
+            **_state(run),
         }
-        for config in configs
+        for run in runs
     ]
 
 
-def _state(config: "RunConfig", runs_dir: Path) -> dict[str, Any]:
-    from bitnetctl.records import RunPaths, read_manifest
-    from bitnetctl.records.status import ended
+def _state(run: "ResolvedRun") -> dict[str, Any]:
+    from bitnetctl.records import read_manifest
 
-    paths = RunPaths(runs_dir, config.run_name)
     try:
-        final = None if ended(config, runs_dir) is None else final_row(paths.csv)
-        manifest = read_manifest(paths.folder)
+        final = None if run.ended() is None else final_row(run.paths.csv)
+        manifest = read_manifest(run.paths.folder)
     except RecordError as error:
         return {"status": "damaged", "message": str(error), "final": None}
     status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)

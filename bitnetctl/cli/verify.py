@@ -24,10 +24,12 @@ from bitnetctl.cli.options import (
     SetOption,
     SizesOption,
     StepsOption,
+    parse_pack,
     print_json,
     print_message,
     stdout,
 )
+from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.errors import ExitCode
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
@@ -70,8 +72,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Train what is missing, then judge the claim that this set-up does not collapse."""
-    from bitnetctl.cli.training import parse_pack, show_plan, train_missing
     from bitnetctl.sweeps.plan import parse_numbers, parse_seeds
+    from bitnetctl.trainer.resolved import resolve
     from bitnetctl.verdict import UNKNOWN_ARM, criteria_names, load_criteria
 
     judged_by = [load_criteria(name) for name in criteria or criteria_names()]
@@ -90,19 +92,21 @@ def verify(
             )
 
     configs = _configs(recipe, steps, wanted_sizes, wanted_seeds, overrides or (), arm, baseline=not no_baseline)
+    planned = [resolve(config, runs_dir) for config in configs]
     if dry_run:
-        return show_plan(configs, runs_dir, device, parse_pack(pack), as_json)
+        return show_plan(planned, device, parse_pack(pack), as_json)
     if not no_train:
         job = slurm_job() if requeue else None
         with StopRequest() as stop:
             if train_missing(
-                configs,
+                planned,
                 stop,
+                pack=parse_pack(pack),
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,
                 precision=precision,
-                pack_size=parse_pack(pack),
+                keep_weights=False,
             ):
                 if job is not None:
                     print_message(requeue_job(job))
@@ -151,7 +155,7 @@ def _configs(
     *,
     baseline: bool,
 ) -> "list[RunConfig]":
-    """Return the runs of the baseline and, last, of the arm asked for."""
+    """Return the runs of the baseline and, last, of the requested arm."""
     from bitnetctl.sweeps.plan import make_plan
 
     tree: dict[str, Any] = {"recipe": recipe, "steps": steps, "overrides": overrides, "arms": (arm,)}
@@ -165,7 +169,7 @@ def _configs(
 
 
 def _normal_arm(arm: str) -> list[str] | None:
-    """Return the arm asked for as runs call it, None where none is."""
+    """Return the requested arm as runs name it, None without one."""
     if not arm:
         return None
     from bitnetctl.config import RunConfig, parse_arm
@@ -177,9 +181,9 @@ def _normal_arm(arm: str) -> list[str] | None:
 @contextlib.contextmanager
 def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
     """Yield the runs of CSVs, folders and bundles; what a bundle holds lives as long as this."""
-    from bitnetctl.cli.paths import find_csvs
     from bitnetctl.records import load_begun_runs
     from bitnetctl.records.bundle import read_bundle
+    from bitnetctl.records.find import find_csvs
 
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
@@ -187,7 +191,7 @@ def _given_runs(paths: Sequence[str]) -> "Iterator[list[Run]]":
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
             csvs += read_bundle(Path(path), Path(folder) / str(index))
-        yield _noting(load_begun_runs(csvs))
+        yield _with_notes(load_begun_runs(csvs))
 
 
 def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]":
@@ -201,11 +205,11 @@ def _trained_runs(configs: "Sequence[RunConfig]", runs_dir: Path) -> "list[Run]"
         if all(spec.name != "full-precision" for spec in config.interventions)
     ]
     paths = [RunPaths(runs_dir, config.run_name).csv for config in (*configs, *twins)]
-    return _noting(load_begun_runs(path for path in dict.fromkeys(paths) if path.exists()))
+    return _with_notes(load_begun_runs(path for path in dict.fromkeys(paths) if path.exists()))
 
 
-def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
-    """Tell the notes of loading and return the runs."""
+def _with_notes(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
+    """Print the notes of loading and return the runs."""
     for note in loaded[1]:
         print_message(note)
     return loaded[0]
@@ -214,14 +218,14 @@ def _noting(loaded: "tuple[list[Run], list[str]]") -> "list[Run]":
 def _judge_and_show(
     runs: "Sequence[Run]", criteria: "Sequence[Criteria]", requested: _Request, outputs: _Outputs
 ) -> int:
-    from bitnetctl import report
+    from bitnetctl import api, report
     from bitnetctl.files import write_atomic
     from bitnetctl.records.bundle import write_bundle
-    from bitnetctl.verdict import UNKNOWN_ARM, combine, judge_arms, strictest
+    from bitnetctl.verdict import UNKNOWN_ARM, combine, strictest
 
     arms = requested.arms or list(dict.fromkeys(run.arm or UNKNOWN_ARM for run in runs))
     by_criteria = [
-        judge_arms(runs, one, arms=arms, sizes=requested.sizes, seeds=requested.seeds, requested_steps=requested.steps)
+        api.judge(runs, one, arms=arms, sizes=requested.sizes, seeds=requested.seeds, steps=requested.steps)
         for one in criteria
     ]
     judged = {arm: combine([verdicts[arm] for verdicts in by_criteria]) for arm in arms}
@@ -279,6 +283,6 @@ def _show(runs: "Sequence[Run]", judged: "dict[str, Combined]", outcome: "Outcom
     if len(judged) > 1:
         for arm, combined in judged.items():
             line(f"{arm}: {combined.outcome.value}")
-    told = "" if len(judged) == len(decides) else f" ({', '.join(decides)})"
+    deciding = "" if len(judged) == len(decides) else f" ({', '.join(decides)})"
     line(f"next: {report.next_step(outcome)}")
-    line(f"verdict{told}: {outcome.value}", "bold")
+    line(f"verdict{deciding}: {outcome.value}", "bold")

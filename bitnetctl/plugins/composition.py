@@ -70,6 +70,11 @@ class Composition:
         """Whether the claimed loss may be recorded and replayed."""
         return self._loss is not None and type(self._loss).capturable
 
+    @property
+    def needs_host(self) -> bool:
+        """Whether a hook needs the host between the forward pass and the update."""
+        return self.overrides_gradients or (self.overrides_loss and not self.capturable)
+
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Ask the claimant for the objective."""
         assert self._loss is not None

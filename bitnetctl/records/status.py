@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.paths import RunPaths
@@ -38,18 +37,17 @@ def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
             )
 
 
-def ended(config: RunConfig, runs_dir: Path, name: str | None = None) -> Manifest | None:
-    """Return the manifest of this very config if its run ended, finished or diverged; None if it is to be trained.
+def ended(paths: RunPaths, config_hash: str) -> Manifest | None:
+    """Return the manifest of a run of this very config if it has finished or diverged, None if it is to be trained.
 
     Raises ConfigError where the name is taken by another config, RecordError for a damaged manifest or CSV.
     """
-    paths = RunPaths(runs_dir, name or config.run_name)
     manifest = read_manifest(paths.folder)
     if manifest is None:
         return None
-    if manifest.config_hash != config.hash:
+    if manifest.config_hash != config_hash:
         raise ConfigError(
-            f"{paths.folder} holds another run (config {manifest.config_hash[:12]}, not {config.hash[:12]}); "
+            f"{paths.folder} holds another run (config {manifest.config_hash[:12]}, not {config_hash[:12]}); "
             "choose another --name"
         )
     if manifest.status not in ("finished", "diverged") or not paths.csv.exists():

@@ -3,106 +3,154 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
-from bitnetctl.config import RunConfig
-from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError
+from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError, one_line
 from bitnetctl.hardware import release_unused
-from bitnetctl.plugins.registry import effective_config
-from bitnetctl.sweeps.packing import _PackLimits, announcement, plan_costs, shape_of, share
+from bitnetctl.records.status import refuse_case_twins
+from bitnetctl.sweeps.executors.local import split_devices, work_on_devices
+from bitnetctl.sweeps.packing import PackLimits, Shape, announcement, plan_costs, runs_per_worker, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Event, Failed, Stopped
-from bitnetctl.trainer.session import Options, TrainerFactory
+from bitnetctl.trainer.factory import TrainerFactory
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import ResolvedRun
 
 _WAIT_SECONDS = 1.0
 
 
 def sweep_runs(
-    configs: Sequence[RunConfig], options: Options, *, pack: int | None = None, workers: int = 1
+    runs: Sequence[ResolvedRun], options: TrainOptions, *, pack: int | None = None, workers: int = 1
 ) -> Iterator[Event]:
-    """Train every run that has not ended, in packs of at most `pack` runs.
+    """Train every run that has not ended, in packs of at most `pack` runs, yielding events.
 
-    None: as many as memory takes, and no more than leave some to each of the `workers` that sweep the same runs.
-    Other processes may sweep the same folder: each run is trained once, and this one waits for the runs that others
-    hold, taking over those whose owner dies. A run that raises an error is recorded as failed and the rest go on, as
-    they do without a run whose files are damaged.
+    `pack` None: as many as memory takes, and no more than leave some to each of the `workers` that share the runs.
+    Other processes may sweep the same folder: each run is trained once, and this process waits for the runs that others
+    hold and takes over those whose process dies. A run that raises an error is recorded as failed and the others
+    continue, as they do without a run whose files are damaged.
     Raises ConfigError or DataError before anything is created.
     """
-    effective = {config.hash: effective_config(config) for config in configs}
-    sessions = TrainerFactory(options)
-    for config in effective.values():
-        sessions.require_room(config, 1)
-    device = sessions.device
-    alone: set[str] = set()
+    return _Sweep(runs, options, pack, workers).train()
 
-    def shape(config: RunConfig) -> tuple[object, ...]:
-        of_pack = shape_of(config, effective[config.hash], device)
-        return (*of_pack, config.hash if config.hash in alone else None)
 
-    ledger = RunQueue(options.runs_dir, shape)
-    missing = ledger.unfinished(configs)
-    costs = plan_costs(missing, device, pack, lambda config: sessions.prepare(config)[0].vocab_size, workers=workers)
-    options.log(announcement(costs, device))
-    limits = _PackLimits(sessions)
-    runs_of = Counter(shape_of(config, effective[config.hash], device) for config in missing)
+class _Sweep:
+    """One process's part of a sweep."""
 
-    def limit(config: RunConfig) -> int:
-        if pack is not None:
-            return pack
-        most = share(runs_of[shape_of(config, effective[config.hash], device)], workers)
-        # one run is not measured: it fits, or it fails by itself
-        return 1 if most <= 1 else min(most, limits.of(effective[config.hash]))
+    def __init__(self, runs: Sequence[ResolvedRun], options: TrainOptions, pack: int | None, workers: int) -> None:
+        self._options, self._pack, self._workers = options, pack, workers
+        self._factory = TrainerFactory(options)
+        self._device = self._factory.device
+        for run in runs:
+            self._factory.require_room(run.effective, 1)
+        self._candidates = list(runs)
+        # runs of a pack that failed train one by one
+        self._alone: set[str] = set()
+        self._queue = RunQueue(options.runs_dir, self._shape)
+        self._limits = PackLimits(self._factory)
+        missing = list(self._queue.unfinished(runs))
+        self._runs_of_shape = Counter(shape_of(run, self._device) for run in missing)
+        costs = plan_costs(
+            missing,
+            self._device,
+            pack,
+            lambda effective: self._factory.prepare(effective)[0].vocab_size,
+            workers=workers,
+        )
+        options.log(announcement(costs, self._device))
 
-    candidates = list(configs)
-    waiting = False
-    while not options.should_stop():
-        outputs = ledger.claim(candidates, limit)
-        while ledger.damaged:
-            name, message = ledger.damaged.popitem()
-            yield Failed(name=name, message=message)
-        if not outputs:
-            if not ledger.unfinished(candidates):
-                return
-            if not waiting:
-                options.log("waiting for runs that another process trains")
-            waiting = True
-            time.sleep(_WAIT_SECONDS)
-            continue
+    def train(self) -> Iterator[Event]:
+        """Train pack after pack until no run is left or a stop is requested."""
         waiting = False
-        try:
-            if (yield from _train(sessions, outputs)):
+        while not self._options.should_stop():
+            acquired = self._queue.acquire(self._candidates, self._limit)
+            while self._queue.damaged:
+                name, message = self._queue.damaged.popitem()
+                yield Failed(name=name, message=message)
+            if acquired:
+                waiting = False
+                if (yield from self._train_pack(acquired)):
+                    return
+                # here neither a trainer nor the traceback of an error refers to the pack any more
+                release_unused(self._device)
+            elif not any(self._queue.unfinished(self._candidates)):
                 return
+            else:
+                if not waiting:
+                    self._options.log("waiting for runs that another process trains")
+                waiting = True
+                time.sleep(_WAIT_SECONDS)
+
+    def _shape(self, run: ResolvedRun) -> Shape:
+        return (*shape_of(run, self._device), run.name if run.name in self._alone else None)
+
+    def _limit(self, run: ResolvedRun) -> int:
+        if self._pack is not None:
+            return self._pack
+        most = runs_per_worker(self._runs_of_shape[shape_of(run, self._device)], self._workers)
+        # a single run is not measured: it fits, or it fails by itself
+        return 1 if most <= 1 else min(most, self._limits.of(run.effective))
+
+    def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
+        """Train a pack; returns True if it was stopped. Errors of a run or a plug-in end the pack, not the sweep."""
+        try:
+            return (yield from _train(self._factory, acquired))
         except (StorageError, CaptureError, StoppedBySignal, KeyboardInterrupt, GeneratorExit):
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if len(outputs) > 1:
-                options.log(f"a pack of {len(outputs)} failed ({message}); its runs go on one by one")
-                alone.update(output.config.hash for output in outputs)
-            else:
-                # another process may have taken it at once, and tries it for itself; what is damaged cannot tell
-                with contextlib.suppress(RunBusyError, RecordError):
-                    _record_failure(outputs[0], message)
-                failed = outputs[0].config.hash
-                candidates = [config for config in candidates if config.hash != failed]
-                yield Failed(name=outputs[0].paths.name, message=message)
-        # here, where neither a session nor the traceback of an error holds the pack any more
-        release_unused(device)
+            message = f"{type(error).__name__}: {one_line(error, 2000)}"
+        if len(acquired) > 1:
+            self._options.log(f"a pack of {len(acquired)} failed ({message}); its runs continue one by one")
+            self._alone.update(artifacts.name for artifacts in acquired)
+        else:
+            (artifacts,) = acquired
+            # another process may have acquired it at once and try it itself; damaged files cannot be written to
+            with contextlib.suppress(RunBusyError, RecordError):
+                _write_failure(artifacts, message)
+            self._candidates = [run for run in self._candidates if run.name != artifacts.name]
+            yield Failed(name=artifacts.name, message=message)
+        return False
 
 
-def _train(sessions: TrainerFactory, outputs: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
-    """Train a pack; True if it was stopped. A frame of its own lets go of the session, and with it of the memory."""
-    with sessions.open(outputs) as session:
-        for event in loop.train(session):
+def _train(factory: TrainerFactory, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
+    """Train a pack; returns True if it was stopped. When this frame ends, nothing refers to the trainer's memory."""
+    with factory.open(acquired) as trainer:
+        for event in loop.train(trainer):
             yield event
     return isinstance(event, Stopped)
 
 
-def _record_failure(output: RunArtifacts, message: str) -> None:
-    output.claim()
+def _write_failure(artifacts: RunArtifacts, message: str) -> None:
+    artifacts.acquire()
     try:
-        output.fail(message)
+        artifacts.fail(message)
     finally:
-        output.release()
+        artifacts.release()
+
+
+def sweep_missing(
+    runs: Sequence[ResolvedRun],
+    options: TrainOptions,
+    *,
+    pack: int | None = None,
+    workers: int = 1,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> bool:
+    """Train the runs that have not ended, on one device or one worker process for each; True if it was stopped.
+
+    `options.device` may be a list such as `cuda:0,cuda:1`; `auto` is every GPU. `workers` says how many processes share
+    the runs. Raises StoppedBySignal where a stop is requested before there is anything to save, ConfigError where names
+    of runs differ in letter case only.
+    """
+    refuse_case_twins([run.name for run in runs], options.runs_dir)
+    devices = split_devices(options.device)
+    if len(devices) > 1:
+        work_on_devices(devices, runs, options, pack)
+    else:
+        for event in sweep_runs(runs, options, pack=pack, workers=workers):
+            on_event(event)
+            if isinstance(event, Stopped):
+                return True
+    # between two runs, or in a worker; after the last step of all there is nothing left to resume
+    return options.should_stop() and not all(run.has_ended() for run in runs)

@@ -14,8 +14,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,13 +26,15 @@ from torch import Tensor
 
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError
-from bitnetctl.files import storage_errors, sync_folder
+from bitnetctl.files import discard, remove, replacing, storage_errors, sync_folder, write_synced
 
 SCHEMA_VERSION = 1
 KEPT = 2
 _STEP = re.compile(r"step-([0-9]{8,})")
 _TENSOR_FILES = ("model", "optimizer", "codes")
 _RECORDS = "records.csv"
+# temporary folders of killed processes, as earlier versions named them
+_OLD_LEFTOVERS = ".aside-*"
 _FILES = {_RECORDS, *(f"{name}.safetensors" for name in _TENSOR_FILES)}
 
 
@@ -59,21 +59,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     target = path_of(folder, checkpoint.step)
     with storage_errors(target):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".aside-*"):
-            _remove(leftover)
-        temporary = _temporary_path(folder)
-        temporary.mkdir()
-        try:
+        for leftover in (*folder.glob(".step-*"), *folder.glob(_OLD_LEFTOVERS)):
+            remove(leftover)
+        with replacing(target) as temporary:
+            temporary.mkdir()
             state = _write_files(temporary, checkpoint)
             if _says(target, state):
-                _remove(temporary)
-            else:
-                _put_in_place(temporary, target)
-        except BaseException:
-            _remove(temporary)
-            raise
-        sync_folder(folder)
+                remove(temporary)
     for step in steps(folder)[:-KEPT]:
         _drop_if_possible(path_of(folder, step))
     return target
@@ -94,7 +86,7 @@ def drop_after(folder: Path, step: int) -> None:
     for other in reversed(steps(folder)):
         if other > step:
             with storage_errors(path_of(folder, other)):
-                _drop(path_of(folder, other))
+                discard(path_of(folder, other))
 
 
 def steps(folder: Path) -> list[int]:
@@ -199,10 +191,6 @@ def _check_records(path: Path, records: bytes, csv: Path) -> None:
             )
 
 
-def _temporary_path(folder: Path) -> Path:
-    return folder / f".aside-{secrets.token_hex(4)}"
-
-
 def _says(path: Path, state: dict[str, Any]) -> bool:
     """Whether a sound checkpoint is there with this very state."""
     try:
@@ -211,41 +199,9 @@ def _says(path: Path, state: dict[str, Any]) -> bool:
         return False
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
-    old = None
-    if target.exists():
-        old = _temporary_path(target.parent)
-        target.rename(old)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        if old is not None:
-            with contextlib.suppress(OSError):
-                old.rename(target)
-        raise
-    if old is not None:
-        _remove(old)
-
-
-def _drop(path: Path) -> None:
-    # out of sight at once: half a checkpoint would look like a damaged one
-    temporary = _temporary_path(path.parent)
-    path.rename(temporary)
-    _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    """Delete a folder with all in it, or a link or file in its place; what cannot be deleted stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
 def _drop_if_possible(path: Path) -> None:
     with contextlib.suppress(OSError):
-        _drop(path)
+        discard(path)
 
 
 def _has_shape(state: Mapping[str, Any]) -> bool:
@@ -268,13 +224,6 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Write and sync all files; returns what `verify` will return."""
     sums = {}
@@ -288,7 +237,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
                 os.fsync(file.fileno())
     if checkpoint.records:
         sums[_RECORDS] = hashlib.sha256(checkpoint.records).hexdigest()
-        _write_synced(folder / _RECORDS, checkpoint.records)
+        write_synced(folder / _RECORDS, checkpoint.records)
     state: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "step": checkpoint.step,
@@ -298,6 +247,6 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "sha256": sums,
     }
     sealed = {**state, "state_sha256": canonical_hash(state)}
-    _write_synced(folder / "state.json", json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode())
+    write_synced(folder / "state.json", json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode())
     sync_folder(folder)
     return state

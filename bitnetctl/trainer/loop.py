@@ -1,14 +1,13 @@
 """The order of operations of a training, and nothing else; the caller renders what it yields.
 
-The order matters: a step is trained, then measured, then its rows are on disk, then a checkpoint may claim them. A
-stop is honoured at the step boundary, after all of these.
+The order matters: a step is trained, then evaluated, then its rows are written, then a checkpoint that counts on them
+is saved. A stop request is honoured at the step boundary, after all of these.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -21,48 +20,47 @@ from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, RolledBack, Saved, Started, Stopped
-
-OnDivergence: TypeAlias = Literal["stop", "rollback"]
+from bitnetctl.trainer.options import Log, OnDivergence
 
 MOST_ROLLBACKS = 3
 _TICK_SECONDS = 0.25
-# without a wish, a checkpoint is due when saving takes no more than this share of the time since the last one
-_SAVING_SHARE = 0.005
+# without a requested interval a checkpoint is due when saving takes at most this fraction of the time since the last
+_SAVING_FRACTION = 0.005
 _LONGEST_UNSAVED_SECONDS = 900
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A pack in training with what surrounds it; `codes` are the ternary values at the last evaluation."""
+    """A pack with all that its training needs; `codes` are the ternary values at the last evaluation."""
 
     pack: Pack
     probe: Probe
-    outputs: Sequence[RunArtifacts]
+    artifacts: Sequence[RunArtifacts]
     data_fingerprint: str
     start_step: int = 0
     checkpoint_every: int | None = None
     keep_weights: bool = True
     on_divergence: OnDivergence = "stop"
-    log: Callable[[str], None] = lambda text: None
+    log: Log = lambda text: None
     should_stop: Callable[[], bool] = lambda: False
     codes: dict[str, Tensor] | None = None
 
 
-def train(session: Trainer) -> Iterator[Event]:
-    """Train the pack from its start step to the end, yielding what happened."""
-    pack, steps = session.pack, session.pack.steps
+def train(trainer: Trainer) -> Iterator[Event]:
+    """Train the pack from its start step to the end, yielding events."""
+    pack, steps = trainer.pack, trainer.pack.steps
     config = pack.replicas[0].config
     yield Started(
-        names=[output.paths.name for output in session.outputs],
-        configs=[output.config for output in session.outputs],
-        start_step=session.start_step,
+        names=[artifacts.name for artifacts in trainer.artifacts],
+        configs=[artifacts.run.config for artifacts in trainer.artifacts],
+        start_step=trainer.start_step,
         num_parameters=pack.model.num_parameters,
         device=str(pack.device),
     )
     reported: set[int] = set()
-    saving = _Saving(session, config)
+    saving = _Saving(trainer, config)
     clock = _Clock(pack.tokens_per_step)
-    for step in range(session.start_step + 1, steps + 1):
+    for step in range(trainer.start_step + 1, steps + 1):
         clock.start()
         pack.step(step)
         is_evaluated = config.is_evaluated(step)
@@ -71,14 +69,14 @@ def train(session: Trainer) -> Iterator[Event]:
             pack.wait()
         clock.stop()
         is_saved = saving.is_due(step) and step < steps
-        must_stop = session.should_stop() and step < steps
+        must_stop = trainer.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
             pack.mark_diverged(step)
-        yield from _report_diverged(session, step, reported)
+        yield from _report_diverged(trainer, step, reported)
         if is_evaluated:
-            for run, row in _evaluate(session, step, clock.tokens_per_second()):
-                session.outputs[run].append(row)
+            for run, row in _evaluate(trainer, step, clock.tokens_per_second()):
+                trainer.artifacts[run].append(row)
                 yield Evaluated(run=run, row=row)
         if is_saved or must_stop:
             saving.save(step)
@@ -86,26 +84,26 @@ def train(session: Trainer) -> Iterator[Event]:
         if len(reported) == len(pack.replicas):
             break
         if must_stop:
-            _mark_stopped(session, step)
+            _mark_stopped(trainer, step)
             yield Stopped(step=step)
             return
         if is_tick:
             yield Progress(step=step, losses=pack.loss_R.tolist(), memory_bytes=memory_in_use(pack.device))
-    _finish(session)
+    _finish(trainer)
     yield Finished(step=steps)
 
 
-def _evaluate(session: Trainer, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
-    pack = session.pack
-    measured = session.probe.measure(pack.model, pack.quant_lambdas(step))
+def _evaluate(trainer: Trainer, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
+    pack = trainer.pack
+    measured = trainer.probe.measure(pack.model, pack.quant_lambdas(step))
     codes = pack.model.ternary_codes()
-    health = ternary_health(codes, session.codes)
-    session.codes = codes
+    health = ternary_health(codes, trainer.codes)
+    trainer.codes = codes
     return [
         (
             run,
             {
-                **_figures(pack, run, step),
+                **_step_values(pack, run, step),
                 **measured[run],
                 **health[run],
                 "TokensPerSecond": tokens_per_second,
@@ -116,8 +114,8 @@ def _evaluate(session: Trainer, step: int, tokens_per_second: float) -> list[tup
     ]
 
 
-def _figures(pack: Pack, run: int, step: int) -> dict[str, float | int]:
-    """Return the columns of a row that the training step itself decides."""
+def _step_values(pack: Pack, run: int, step: int) -> dict[str, float | int]:
+    """Return the columns of a row that come from the training step itself."""
     replica = pack.replicas[run]
     return {
         "Step": step,
@@ -129,43 +127,43 @@ def _figures(pack: Pack, run: int, step: int) -> dict[str, float | int]:
     }
 
 
-def _report_diverged(session: Trainer, step: int, reported: set[int]) -> Iterator[Event]:
-    """Write the last row of runs that diverged: the step where it was seen, its figures as they are."""
-    for run, replica in enumerate(session.pack.replicas):
+def _report_diverged(trainer: Trainer, step: int, reported: set[int]) -> Iterator[Event]:
+    """Write the last row of each run that diverged, with its values as they are, or roll the run back."""
+    for run, replica in enumerate(trainer.pack.replicas):
         if replica.diverged_at is not None and run not in reported:
             reported.add(run)
-            tensor = session.pack.first_bad_tensor(run)
-            if session.on_divergence == "rollback" and len(session.outputs[run].rollbacks) < MOST_ROLLBACKS:
-                yield _roll_back(session, run, replica.diverged_at, tensor)
+            tensor = trainer.pack.first_bad_tensor(run)
+            if trainer.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MOST_ROLLBACKS:
+                yield _roll_back(trainer, run, replica.diverged_at, tensor)
                 continue
-            row = {**_figures(session.pack, run, step), "UniquePredictions": math.nan}
-            session.outputs[run].append(row)
+            row = {**_step_values(trainer.pack, run, step), "UniquePredictions": math.nan}
+            trainer.artifacts[run].append(row)
             message = f"{tensor} not finite at step {replica.diverged_at}"
-            session.outputs[run].update("diverged", step, diverged_at=replica.diverged_at, message=message)
+            trainer.artifacts[run].update("diverged", step, diverged_at=replica.diverged_at, message=message)
             yield Evaluated(run=run, row=row)
             yield Diverged(run=run, step=replica.diverged_at)
 
 
-def _roll_back(session: Trainer, run: int, diverged_at: int, tensor: str) -> RolledBack:
-    """Leave a run that diverged to be taken up again from its last checkpoint; the pack goes on without it."""
-    output = session.outputs[run]
-    resumed_from = output.roll_back(diverged_at, tensor, session.start_step)
-    session.log(
-        f"{output.paths.name}: {tensor} not finite at step {diverged_at:,}; it goes on from step {resumed_from:,} "
-        f"with half the learning rate ({len(output.rollbacks)} of {MOST_ROLLBACKS} times)"
+def _roll_back(trainer: Trainer, run: int, diverged_at: int, tensor: str) -> RolledBack:
+    """Mark a run that diverged to be resumed from its last checkpoint; the pack continues without it."""
+    artifacts = trainer.artifacts[run]
+    resumed_from = artifacts.roll_back(diverged_at, tensor, trainer.start_step)
+    trainer.log(
+        f"{artifacts.name}: {tensor} not finite at step {diverged_at:,}; it resumes from step {resumed_from:,} "
+        f"with half the learning rate ({len(artifacts.rollbacks)} of {MOST_ROLLBACKS} times)"
     )
     return RolledBack(run=run, step=resumed_from)
 
 
-def _state(session: Trainer, run: int, step: int, *, resumable: bool) -> Checkpoint:
-    pack, output = session.pack, session.outputs[run]
+def _state(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Checkpoint:
+    pack, artifacts = trainer.pack, trainer.artifacts[run]
     replica = pack.replicas[run]
     weights = {name: view.detach() for name, view in pack.model.parameters(run).items()}
-    codes = {key: code[run].contiguous() for key, code in (session.codes or {}).items()}
+    codes = {key: code[run].contiguous() for key, code in (trainer.codes or {}).items()}
     return Checkpoint(
         step=step,
-        config_hash=output.config.hash,
-        data_fingerprint=session.data_fingerprint,
+        config_hash=artifacts.run.config_hash,
+        data_fingerprint=trainer.data_fingerprint,
         model=weights,
         optimizer=pack.model.by_spec(replica.optimizer.state()) if resumable else {},
         codes=codes if resumable else {},
@@ -173,56 +171,56 @@ def _state(session: Trainer, run: int, step: int, *, resumable: bool) -> Checkpo
     )
 
 
-def _finish(session: Trainer) -> None:
-    steps = session.pack.steps
-    for run, replica in enumerate(session.pack.replicas):
+def _finish(trainer: Trainer) -> None:
+    steps = trainer.pack.steps
+    for run, replica in enumerate(trainer.pack.replicas):
         if replica.diverged_at is not None:
             continue
-        output = session.outputs[run]
-        if session.keep_weights:
-            output.save(_state(session, run, steps, resumable=False))
-            checkpoint.keep_only(output.paths.checkpoints, steps)
-        output.update("finished", steps)
-        if not session.keep_weights:
-            checkpoint.keep_only(output.paths.checkpoints, -1)
+        artifacts = trainer.artifacts[run]
+        if trainer.keep_weights:
+            artifacts.save(_state(trainer, run, steps, resumable=False))
+            checkpoint.keep_only(artifacts.paths.checkpoints, steps)
+        artifacts.update("finished", steps)
+        if not trainer.keep_weights:
+            checkpoint.keep_only(artifacts.paths.checkpoints, -1)
 
 
-def _mark_stopped(session: Trainer, step: int) -> None:
-    for run, replica in enumerate(session.pack.replicas):
+def _mark_stopped(trainer: Trainer, step: int) -> None:
+    for run, replica in enumerate(trainer.pack.replicas):
         if replica.diverged_at is None:
-            session.outputs[run].update("stopped", step)
+            trainer.artifacts[run].update("stopped", step)
 
 
 class _Saving:
-    """When a checkpoint is due: at the steps asked for, or at evaluations as often as it costs next to nothing."""
+    """When a checkpoint is due: at the requested interval, or at evaluations as often as it costs next to nothing."""
 
-    def __init__(self, session: Trainer, config: RunConfig) -> None:
-        self._session = session
+    def __init__(self, trainer: Trainer, config: RunConfig) -> None:
+        self._trainer = trainer
         self._config = config
         self._cost_seconds = 0.0
         self._saved_at = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        every = self._session.checkpoint_every
+        every = self._trainer.checkpoint_every
         if every is not None:
             return step % every == 0
         if step == 1 or not self._config.is_evaluated(step):
             return False
-        wait_seconds = min(self._cost_seconds / _SAVING_SHARE, _LONGEST_UNSAVED_SECONDS)
+        wait_seconds = min(self._cost_seconds / _SAVING_FRACTION, _LONGEST_UNSAVED_SECONDS)
         return time.perf_counter() - self._saved_at >= wait_seconds
 
     def save(self, step: int) -> None:
         """Save every run that has not diverged."""
         start = time.perf_counter()
-        for run, replica in enumerate(self._session.pack.replicas):
+        for run, replica in enumerate(self._trainer.pack.replicas):
             if replica.diverged_at is None:
-                self._session.outputs[run].save(_state(self._session, run, step, resumable=True))
+                self._trainer.artifacts[run].save(_state(self._trainer, run, step, resumable=True))
         self._saved_at = time.perf_counter()
         self._cost_seconds = self._saved_at - start
 
 
 class _Clock:
-    """Measures training time alone, without evaluations and saves."""
+    """Measure the time of training steps alone, without evaluations and checkpoints."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens_per_step = tokens_per_step

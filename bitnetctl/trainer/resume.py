@@ -1,82 +1,110 @@
-"""Where the runs of a pack go on, from what, and what is other than before."""
+"""From which checkpoints a pack resumes, and what differs from the session before."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitnetctl.engine.pack import Pack
-from bitnetctl.errors import CheckpointError, ConfigError
+from bitnetctl.errors import CheckpointError, ConfigError, one_line
 from bitnetctl.records import Manifest, read_manifest
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
-
-Resume: TypeAlias = Literal["auto", "never"] | Path
-Log: TypeAlias = Callable[[str], None]
+from bitnetctl.trainer.options import Log, Resume
 
 
-def resume_point(outputs: Sequence[RunArtifacts], resume: Resume, log: Log) -> tuple[int, list[Checkpoint] | None]:
-    """Return the last step that every run of the pack can go on from, with its checkpoints.
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """The step after which a pack resumes, with a checkpoint and a manifest of every run; both are empty at step 0."""
 
-    Raises CheckpointError where something was computed and no checkpoint of it can be used.
+    step: int = 0
+    checkpoints: Sequence[Checkpoint] = ()
+    manifests: Sequence[Manifest | None] = ()
+
+    @property
+    def before(self) -> Manifest | None:
+        """Manifest of the first run."""
+        return self.manifests[0] if self.manifests else None
+
+
+def resume_point(acquired: Sequence[RunArtifacts], resume: Resume, log: Log) -> ResumePoint:
+    """Return the last step that every run of a pack can resume from.
+
+    Raises CheckpointError where steps were done and no checkpoint of them can be used, ConfigError where `resume` is
+    "never" and a run is there.
     """
-    first = outputs[0].paths
     if isinstance(resume, Path):
-        saved = checkpoint.load(resume, first.csv)
-        if saved.config_hash != outputs[0].config.hash:
-            raise CheckpointError(f"checkpoint {resume} belongs to another config ({saved.config_hash[:12]})")
-        if not saved.optimizer:
-            raise CheckpointError(f"checkpoint {resume} is of a finished run; there is nothing to resume")
-        return saved.step, [saved]
-    available = [_steps(output) for output in outputs]
+        return _resume_at([_named(acquired[0], resume)], acquired[:1])
+    available = [_steps(artifacts) for artifacts in acquired]
     if resume == "never":
-        if any(available) or any(output.paths.csv.exists() for output in outputs):
-            raise ConfigError(f"run {first.name} exists; take --resume auto, another --name, or remove it")
-        return 0, None
+        if any(available) or any(artifacts.paths.csv.exists() for artifacts in acquired):
+            raise ConfigError(f"run {acquired[0].name} exists; take --resume auto, another --name, or remove it")
+        return ResumePoint()
     for step in sorted(set.intersection(*available), reverse=True):
         try:
-            found = [_load(output, step) for output in outputs]
+            checkpoints = [_load(artifacts, step) for artifacts in acquired]
         except CheckpointError as error:
             log(str(error))
             continue
-        for output, state in zip(outputs, found, strict=True):
-            if state.config_hash != output.config.hash:
-                raise CheckpointError(
-                    f"run {output.paths.name} holds checkpoints of another config ({state.config_hash[:12]}); "
-                    "choose another --name"
-                )
-        return step, found
+        return _resume_at(checkpoints, acquired)
     if any(available):
-        raise CheckpointError(f"no checkpoint of run {first.name} can be used; {_start_over(outputs[0])}")
-    for output in outputs:
-        before = read_manifest(output.paths.folder)
-        if before is not None and before.steps_done:
+        raise CheckpointError(f"no checkpoint of run {acquired[0].name} can be used; {_start_over(acquired[0])}")
+    for artifacts in acquired:
+        _require_nothing_done(artifacts)
+    return ResumePoint()
+
+
+def _named(artifacts: RunArtifacts, path: Path) -> Checkpoint:
+    """Load the checkpoint that the user names."""
+    saved = checkpoint.load(path, artifacts.paths.csv)
+    if saved.config_hash != artifacts.run.config_hash:
+        raise CheckpointError(f"checkpoint {path} belongs to another config ({saved.config_hash[:12]})")
+    if not saved.optimizer:
+        raise CheckpointError(f"checkpoint {path} is of a finished run; there is nothing to resume")
+    return saved
+
+
+def _resume_at(checkpoints: Sequence[Checkpoint], acquired: Sequence[RunArtifacts]) -> ResumePoint:
+    for artifacts, saved in zip(acquired, checkpoints, strict=True):
+        if saved.config_hash != artifacts.run.config_hash:
             raise CheckpointError(
-                f"run {output.paths.name}: {before.steps_done} steps were done, but its checkpoints are gone; put them "
-                f"back, or {_start_over(output)}"
+                f"run {artifacts.name} holds checkpoints of another config ({saved.config_hash[:12]}); "
+                "choose another --name"
             )
-    return 0, None
+    manifests = [read_manifest(artifacts.paths.folder) for artifacts in acquired]
+    return ResumePoint(step=checkpoints[0].step, checkpoints=checkpoints, manifests=manifests)
 
 
-def _steps(output: RunArtifacts) -> set[int]:
-    folder = output.paths.checkpoints
+def _require_nothing_done(artifacts: RunArtifacts) -> None:
+    """Raise CheckpointError for a run that was trained and whose checkpoints are gone."""
+    before = read_manifest(artifacts.paths.folder)
+    if before is not None and before.steps_done:
+        raise CheckpointError(
+            f"run {artifacts.name}: {before.steps_done} steps were done, but its checkpoints are gone; put them "
+            f"back, or {_start_over(artifacts)}"
+        )
+
+
+def _steps(artifacts: RunArtifacts) -> set[int]:
+    folder = artifacts.paths.checkpoints
     if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-        raise CheckpointError(f"{folder}: is no folder; put the checkpoints back, or {_start_over(output)}")
+        raise CheckpointError(f"{folder}: is not a folder; put the checkpoints back, or {_start_over(artifacts)}")
     return set(checkpoint.steps(folder))
 
 
-def _load(output: RunArtifacts, step: int) -> Checkpoint:
-    path = checkpoint.path_of(output.paths.checkpoints, step)
+def _load(artifacts: RunArtifacts, step: int) -> Checkpoint:
+    path = checkpoint.path_of(artifacts.paths.checkpoints, step)
     if path.is_symlink():
         raise CheckpointError(f"checkpoint {path}: is a link; put the folder itself there, or take --resume")
-    return checkpoint.load(path, output.paths.csv)
+    return checkpoint.load(path, artifacts.paths.csv)
 
 
-def _start_over(output: RunArtifacts) -> str:
-    return f"remove {output.paths.folder} and {output.paths.csv.name} to start over"
+def _start_over(artifacts: RunArtifacts) -> str:
+    return f"remove {artifacts.paths.folder} and {artifacts.paths.csv.name} to start over"
 
 
 def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> dict[str, Tensor]:
@@ -96,37 +124,37 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
                 raise ValueError(f"that has {pack.steps} steps")
             _require_alike(state.model, pack.model.parameters(run))
             pack.model.load(run, state.model)
-            # the last checkpoint of all holds nothing to train on with
+            # the checkpoint of a finished run has no optimizer state
             if state.step != pack.steps:
                 _require_alike(state.codes, {key: code[run] for key, code in codes.items()})
                 _require_alike(state.optimizer, pack.model.by_spec(replica.optimizer.state_like()))
                 replica.optimizer.load_state(pack.model.by_flat_parameter(state.optimizer))
             replica.composition.load_state_dict(state.interventions)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            text = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {text}") from error
+            reason = one_line(error)
+            raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {reason}") from error
     if saved[0].step == pack.steps:
         return codes
     return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in codes}
 
 
-def _require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _require_alike(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless the tensors have the names, shapes and dtypes of the expected ones."""
-    for name in sorted(found.keys() ^ expected.keys()):
+    for name in sorted(loaded.keys() ^ expected.keys()):
         raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
     for name, like in expected.items():
-        ours, theirs = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (found[name], like))
+        ours, theirs = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
         if ours != theirs:
             raise ValueError(f"{name} is {ours}, not {theirs}")
 
 
-def changes(before: Manifest, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Say what a run is carried out with from now on that it was not before: figures may differ for it."""
+def changes(before: Manifest, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is different from the session before and may change the run's values."""
     for name in ("engine", "precision", "threads"):
         old = getattr(before, name)
-        if old not in (None, facts[name]):
-            yield f"{name} {facts[name]} ({old} before)"
+        if old not in (None, metadata[name]):
+            yield f"{name} {metadata[name]} ({old} before)"
     code = {plugin.name: plugin.source_sha256 for plugin in before.plugins}
-    for plugin in facts["plugins"]:
+    for plugin in metadata["plugins"]:
         if code.get(plugin.name) not in (None, plugin.source_sha256):
             yield f"other code of {plugin.name}"

@@ -1,7 +1,7 @@
 """Several devices: one worker process each, all sweeping the same folder.
 
-A worker is `bitnetctl sweep` itself on one device with the plan written to a file; the claims in the runs folder
-divide the work, so a worker that dies leaves its runs to the others.
+A worker is `bitnetctl sweep` itself on one device, with the runs written to a file; the run queue divides the work, so
+a worker that dies leaves its runs to the others.
 """
 
 import json
@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import resolve_device
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import ResolvedRun
 
 _POLL_SECONDS = 0.5
 
@@ -35,36 +36,26 @@ def split_devices(text: str) -> list[str]:
 
 
 def work_on_devices(
-    devices: Sequence[str],
-    configs: Sequence[RunConfig],
-    arguments: Sequence[str],
-    should_stop: Callable[[], bool],
-    log: Callable[[str], None],
-) -> bool:
-    """Run one worker process for each device until all have ended; True if a stop was asked for.
+    devices: Sequence[str], runs: Sequence[ResolvedRun], options: TrainOptions, pack: int | None = None
+) -> None:
+    """Run one worker process for each device until all have ended.
 
-    `arguments` are those of `bitnetctl sweep` besides runs and device. A stop is passed on to the workers, which save
-    and leave. The output of a worker is kept until it fails.
+    A stop request is passed on to the workers, which save and exit. The output of a worker is shown if it fails.
+    Raises ConfigError if no worker could start.
     """
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
-        runs = Path(folder) / "runs.json"
-        work = {"workers": len(devices), "configs": [config.model_dump(mode="json") for config in configs]}
-        runs.write_text(json.dumps(work), encoding="utf-8")
+        file = Path(folder) / "runs.json"
+        work = {"workers": len(devices), "configs": [run.config.model_dump(mode="json") for run in runs]}
+        file.write_text(json.dumps(work), encoding="utf-8")
         logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
         workers: list[subprocess.Popen[bytes]] = []
-        stop_sent = False
         try:
             for device, log_file in zip(devices, logs, strict=True):
-                workers.append(_start(runs, device, arguments, log_file))
-            log(f"{len(workers)} workers on {', '.join(devices)}")
-            while any(worker.poll() is None for worker in workers):
-                if should_stop() and not stop_sent:
-                    stop_sent = True
-                    for worker in workers:
-                        worker.send_signal(signal.SIGTERM)
-                time.sleep(_POLL_SECONDS)
+                workers.append(_start(file, device, _arguments(options, pack), log_file))
+            options.log(f"{len(workers)} workers on {', '.join(devices)}")
+            stop_sent = _wait(workers, options.should_stop)
         finally:
-            # only after an error or a second interrupt is one alive; in a session of its own, nothing else would end it
+            # alive only after an error or a second interrupt, and nothing else ends a process session of its own
             for worker in workers:
                 worker.kill()
                 worker.wait()
@@ -72,14 +63,38 @@ def work_on_devices(
             # one that was stopped while it started had nothing to save
             if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
                 lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                log(f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}")
+                options.log(
+                    f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}"
+                )
         if all(worker.returncode == 2 for worker in workers):
             raise ConfigError("no worker could start; see the lines above")
-        return stop_sent
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]], should_stop: Callable[[], bool]) -> bool:
+    """Wait until all workers have ended; True if a stop request was passed on to them."""
+    stop_sent = False
+    while any(worker.poll() is None for worker in workers):
+        if should_stop() and not stop_sent:
+            stop_sent = True
+            for worker in workers:
+                worker.send_signal(signal.SIGTERM)
+        time.sleep(_POLL_SECONDS)
+    return stop_sent
+
+
+def _arguments(options: TrainOptions, pack: int | None) -> list[str]:
+    """Return the options of `bitnetctl sweep` that a worker shares with the others."""
+    return [
+        *("--runs-dir", str(options.runs_dir), "--pack", str(pack or "auto")),
+        *("--engine", options.engine, "--precision", options.precision),
+        *("--on-divergence", options.on_divergence),
+        "--keep-weights" if options.keep_weights else "--no-keep-weights",
+        *(("--checkpoint-every", str(options.checkpoint_every)) if options.checkpoint_every else ()),
+    ]
 
 
 def _start(runs: Path, device: str, arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bitnetctl", "sweep", "--configs", str(runs), "--device", device, *arguments]
     with log_file.open("wb") as file:
-        # a session of its own, so that Ctrl-C reaches the workers through us and only once
+        # a process session of its own: Ctrl-C reaches the workers through this process, and only once
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -1,4 +1,4 @@
-"""CSVs that files, folders and patterns name."""
+"""Which CSVs files, folders and patterns name."""
 
 import glob
 import os

@@ -1,0 +1,157 @@
+"""What the commands are made of, for notebooks and scripts: `import bitnetctl` offers all of this.
+
+Nothing here loads torch before something trains, or pandas before a run is read.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bitnetctl.analysis.study import Study, study
+from bitnetctl.config import RunConfig, build_config, parse_arm
+from bitnetctl.errors import StoppedBySignal
+from bitnetctl.plugins.registry import normalize
+from bitnetctl.records import Run, load_begun_runs, load_run
+from bitnetctl.records.find import find_csvs
+from bitnetctl.records.status import refuse_case_twins
+from bitnetctl.sweeps.plan import Plan, load_plan
+from bitnetctl.trainer.events import Event, Stopped
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
+from bitnetctl.verdict import Criteria, Outcome, Verdict, judge_arms, load_criteria
+
+__all__ = [
+    "Criteria",
+    "Outcome",
+    "Plan",
+    "Run",
+    "RunConfig",
+    "Study",
+    "TrainOptions",
+    "Verdict",
+    "analyze",
+    "judge",
+    "load_plan",
+    "load_recipe",
+    "load_runs",
+    "sweep",
+    "train",
+]
+
+OnEvent = Callable[[Event], None]
+
+
+def _ignore(event: Event) -> None:
+    """Follow no events."""
+
+
+def load_recipe(
+    name: str = "origin",
+    *,
+    arm: str = "",
+    size: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> RunConfig:
+    """Return the config of a run from a built-in recipe or a `FILE.toml`.
+
+    `arm` composes interventions as `-i` does, such as `"reduced-lr:peak=5e-4+no-decay"`; `size` is `hidden_size`;
+    `overrides` sets fields by dotted name, such as `{"optimizer.name": "adam"}`. Raises ConfigError.
+    """
+    texts = [f"{field}={'none' if value is None else json.dumps(value)}" for field, value in (overrides or {}).items()]
+    specs = parse_arm(arm) or None
+    return normalize(build_config(name, size=size, steps=steps, seed=seed, overrides=texts, interventions=specs))
+
+
+def train(
+    config: RunConfig, options: TrainOptions | None = None, *, name: str | None = None, on_event: OnEvent = _ignore
+) -> Run:
+    """Train one run, or find it trained already, and return it; one that was stopped is resumed.
+
+    `name` is that of its files, by default made from the config. A run that diverges is returned as it is, see
+    `Run.diverged_at`. Raises ConfigError or DataError before anything is created, StoppedBySignal where
+    `options.should_stop` stopped it.
+    """
+    from bitnetctl.trainer.factory import train_runs
+
+    options = options or TrainOptions()
+    run = resolve(normalize(config), options.runs_dir, name)
+    refuse_case_twins([run.name], options.runs_dir)
+    if run.ended() is None:
+        for event in train_runs([run], options):
+            on_event(event)
+            if isinstance(event, Stopped):
+                raise StoppedBySignal(f"{run.name}: trained again, it resumes from step {event.step:,}")
+    return load_run(run.paths.csv)
+
+
+def sweep(
+    plan: Plan | str | Iterable[RunConfig],
+    options: TrainOptions | None = None,
+    *,
+    pack: int | None = None,
+    on_event: OnEvent = _ignore,
+) -> list[Run]:
+    """Train the runs of a plan, of a built-in plan's name, or of these configs; return those that have rows.
+
+    Runs that are trained already are found; runs of one shape train as one program, at most `pack` together (unset:
+    what memory takes). `options.device` may be a list such as `cuda:0,cuda:1`, a worker process for each. A run that
+    fails does not stop the others: it is warned of if it has no rows, and tried again by the next call.
+    Raises ConfigError or DataError before anything is created, StoppedBySignal where `options.should_stop` stopped it.
+    """
+    from bitnetctl.sweeps.executor import sweep_missing
+
+    options = options or TrainOptions()
+    plan = load_plan(plan, {}) if isinstance(plan, str) else plan
+    configs = plan.configs() if isinstance(plan, Plan) else [normalize(config) for config in plan]
+    runs = [resolve(config, options.runs_dir) for config in configs]
+    missing = [run for run in runs if not run.has_ended()]
+    if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):
+        raise StoppedBySignal("the sweep was stopped; called again, it resumes")
+    begun = [run.paths.csv for run in runs if run.paths.csv.exists()]
+    return _load(begun, [f"{run.name}: no rows" for run in runs if run.paths.csv not in begun])
+
+
+def load_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
+    """Read the CSVs that files, folders and patterns name, each with the manifest beside it.
+
+    A run that has no rows yet is left out with a warning. Raises ConfigError where a path names nothing, RecordError
+    naming file and line for what cannot be trusted.
+    """
+    names = [paths] if isinstance(paths, str | Path) else paths
+    return _load(find_csvs([str(name) for name in names]))
+
+
+def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
+    """Return what a set of runs shows: collapses, paired effects of arms, factors, agreement of metrics.
+
+    `baseline` names the arm that the others are compared with, by default the one that all others contain.
+    """
+    return study(runs, baseline=baseline, notes=notes)
+
+
+def judge(
+    runs: Sequence[Run],
+    criteria: Criteria | str | Path = "sound",
+    *,
+    arms: Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+) -> dict[str, Verdict]:
+    """Judge the claim that a set-up does not collapse, for every arm among the runs or those of `arms`.
+
+    `criteria` are built in (origin, sound), a `FILE.toml`, or loaded already. `sizes`, `seeds` and `steps` are those
+    that were requested: one without a run makes the verdict inconclusive. Raises ConfigError.
+    """
+    loaded = criteria if isinstance(criteria, Criteria) else load_criteria(criteria)
+    return judge_arms(runs, loaded, arms=arms, sizes=sizes, seeds=seeds, requested_steps=steps)
+
+
+def _load(csvs: Iterable[Path], notes: Sequence[str] = ()) -> list[Run]:
+    runs, skipped = load_begun_runs(csvs)
+    for note in (*notes, *skipped):
+        warnings.warn(note, stacklevel=3)
+    return runs

@@ -1,0 +1,230 @@
+"""From runs to a trainer: text, probe, model, resume point, manifests."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bitnetctl import data
+from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
+from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.engine.pack import Pack
+from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, hosted_engine, make_pack
+from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, StoppedBySignal, one_line
+from bitnetctl.files import require_space
+from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
+from bitnetctl.model.parameters import num_parameters
+from bitnetctl.plugins.registry import compose, plugin_infos
+from bitnetctl.records import Manifest
+from bitnetctl.trainer import checkpoint, loop
+from bitnetctl.trainer.artifacts import RunArtifacts
+from bitnetctl.trainer.evaluate import Probe
+from bitnetctl.trainer.events import Event, Stopped
+from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.provenance import data_metadata, environment
+from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
+
+
+class TrainerFactory:
+    """Makes trainers on one device; text and probe that are prepared for one pack are kept for the next."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        self.options = options
+        self.device = resolve_device(options.device)
+        self._tokens: dict[DataConfig, data.TokenData] = {}
+        self._probes: dict[tuple[DataConfig, ProbeConfig], Probe] = {}
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        prepare_cpu()
+        self._threads = torch.get_num_threads()
+
+    def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
+        """Return tokens and probe of a run's effective config; raises DataError before anything is created."""
+        if config.data not in self._tokens:
+            self._tokens[config.data] = data.prepare(config.data, progress=self.options.progress)
+        tokens = self._tokens[config.data]
+        key = (config.data, config.probe)
+        if key not in self._probes:
+            references = data.probe_data(
+                tokens,
+                positions=config.probe.positions,
+                sequence_length=config.data.sequence_length,
+                progress=self.options.progress,
+            )
+            self._probes[key] = Probe(config.probe, references, tokens.vocab_size, self.device)
+        return tokens, self._probes[key]
+
+    def execution(self, config: RunConfig, before: Manifest | None = None) -> Execution:
+        """Return engine and precision for an effective config: as requested, else as in the session before."""
+        options, vocab_size = self.options, self.prepare(config)[0].vocab_size
+        engine, precision = options.engine, options.precision
+        if before is not None:
+            engine = before.engine or "auto" if engine == "auto" else engine
+            precision = before.precision or "auto" if precision == "auto" else precision
+        # another device may not have what the session before ran with
+        for choice in ((engine, precision), (options.engine, precision)):
+            with contextlib.suppress(ConfigError):
+                return choose(config, vocab_size, self.device, *choice)
+        return choose(config, vocab_size, self.device, options.engine, options.precision)
+
+    @contextlib.contextmanager
+    def open(self, acquired: Sequence[RunArtifacts]) -> Iterator[Trainer]:
+        """Yield the trainer of runs that pack together, resumed where they stopped; releases them at the end."""
+        with _errors_after_a_stop(self.options.should_stop), contextlib.ExitStack() as stack:
+            for artifacts in acquired:
+                stack.callback(artifacts.release)
+            tokens, probe = self.prepare(acquired[0].run.effective)
+            start = resume_point(acquired, self.options.resume, self.options.log)
+            execution = self.execution(acquired[0].run.effective, start.before)
+            pack = self._make_pack(acquired, tokens, execution)
+            stack.callback(torch.set_num_threads, self._threads)
+            threads = self._set_threads(pack, start.before)
+            codes = restore(pack, start.checkpoints, tokens.fingerprint) if start.checkpoints else None
+            engine = self._actual_engine(pack, execution.engine, acquired)
+            metadata = {
+                **environment(),
+                "device": device_name(self.device),
+                "engine": engine,
+                "precision": execution.precision,
+                "threads": threads,
+                "data": data_metadata(tokens),
+                "pack": [artifacts.name for artifacts in acquired],
+            }
+            for run, artifacts in enumerate(acquired):
+                self._begin(artifacts, start, run, pack.replicas[run].config, metadata)
+                pack.replicas[run].halved_after = [rollback.resumed_from for rollback in artifacts.rollbacks]
+            yield Trainer(
+                pack=pack,
+                probe=probe,
+                artifacts=acquired,
+                data_fingerprint=tokens.fingerprint,
+                start_step=start.step,
+                checkpoint_every=self.options.checkpoint_every,
+                keep_weights=self.options.keep_weights,
+                on_divergence=self.options.on_divergence,
+                log=self.options.log,
+                should_stop=self.options.should_stop,
+                codes=codes,
+            )
+
+    def require_room(self, config: RunConfig, runs: int) -> None:
+        """Raise StorageError where the checkpoints of `runs` runs of this effective config would not fit."""
+        tokens, _ = self.prepare(config)
+        state_bytes = 12 * num_parameters(config.model, tokens.vocab_size)
+        require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
+
+    def _make_pack(self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution) -> Pack:
+        # instances of their own: an intervention may keep state
+        compositions = [compose(artifacts.run.config.interventions) for artifacts in acquired]
+        effective = [
+            composition.configure(artifacts.run.config)
+            for composition, artifacts in zip(compositions, acquired, strict=True)
+        ]
+        return make_pack(effective, compositions, tokens, self.device, execution)
+
+    def _set_threads(self, pack: Pack, before: Manifest | None) -> int:
+        """Set and return the number of threads; a resumed run keeps its own, or sums differ in the last bit."""
+        known = before.threads if before is not None else None
+        threads = min(known, self._threads) if known else choose_threads(pack, self._threads)
+        torch.set_num_threads(threads)
+        return threads
+
+    def _actual_engine(self, pack: Pack, engine: Engine, acquired: Sequence[RunArtifacts]) -> Engine:
+        """Return the engine that the pack runs with; it is corrected in run.json if a step cannot be captured."""
+        if engine == "compile":
+            self.options.log("compiling before the first step; what is compiled is kept for the next time")
+        hosted = hosted_engine(engine)
+        if not isinstance(pack, CapturedPack) or pack.graphs is None:
+            return hosted
+        pack.graphs.on_error = functools.partial(self._correct_engine, acquired, hosted)
+        return engine
+
+    def _correct_engine(self, acquired: Sequence[RunArtifacts], engine: Engine, error: str) -> None:
+        self.options.log(f"{acquired[0].name}: its pack continues without a CUDA graph, which is slower: {error}")
+        for artifacts in acquired:
+            artifacts.correct(engine=engine)
+
+    def _begin(
+        self, artifacts: RunArtifacts, start: ResumePoint, run: int, effective: RunConfig, metadata: dict[str, object]
+    ) -> None:
+        """Open the files of a run; say what is different from the session before."""
+        metadata = {
+            **metadata,
+            "effective_config": effective.model_dump(mode="json"),
+            "plugins": plugin_infos(artifacts.run.config.interventions),
+        }
+        before = start.manifests[run] if start.manifests else None
+        if before is not None and (different := ", ".join(changes(before, metadata))):
+            self.options.log(f"{before.run}: resumes with {different}; run.json names both")
+        artifacts.begin(metadata, start.step)
+
+
+@contextlib.contextmanager
+def _errors_after_a_stop(should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Take an error after a stop request as the stop: Ctrl-C, for one, ends compilers, too."""
+    try:
+        yield
+    except BitnetctlError:
+        raise
+    except Exception as error:
+        if not should_stop():
+            raise
+        reason = f"{type(error).__name__}: {one_line(error, 80)}"
+        raise StoppedBySignal(f"stopped by a signal ({reason}); the same command resumes from what is saved") from error
+
+
+@contextlib.contextmanager
+def open_trainer(runs: Sequence[ResolvedRun], options: TrainOptions) -> Iterator[Trainer]:
+    """Acquire runs that pack together and yield their trainer; nothing is created if their text is unusable.
+
+    Raises RunBusyError where another process holds a run, RunEndedError where a run has ended.
+    """
+    factory = TrainerFactory(options)
+    if isinstance(options.resume, Path):
+        checkpoint.verify(options.resume)
+    factory.require_room(runs[0].effective, len(runs))
+    acquired: list[RunArtifacts] = []
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            artifacts = RunArtifacts(run)
+            artifacts.acquire()
+            stack.callback(artifacts.release)
+            # another process may have ended it while this one got ready
+            if (manifest := run.ended()) is not None:
+                raise RunEndedError(f"{run.name}: already {manifest.status}, nothing to train")
+            acquired.append(artifacts)
+        yield stack.enter_context(factory.open(acquired))
+
+
+def train_runs(runs: Sequence[ResolvedRun], options: TrainOptions) -> Iterator[Event]:
+    """Train runs one after the other, yielding events; ends after a stop."""
+    for run in runs:
+        if (yield from _train_to_its_end(run, options)):
+            return
+
+
+def _train_to_its_end(run: ResolvedRun, options: TrainOptions) -> Generator[Event, None, bool]:
+    """Train a run, again and again after rollbacks, until it ends; returns True if it was stopped."""
+    while True:
+        try:
+            with open_trainer([run], options) as trainer:
+                (artifacts,) = trainer.artifacts
+                rollbacks = len(artifacts.rollbacks)
+                for event in loop.train(trainer):
+                    yield event
+                was_rolled_back = len(artifacts.rollbacks) > rollbacks
+                # a checkpoint that the user named stays the newest until the run has saved one of its own
+                if max(checkpoint.steps(artifacts.paths.checkpoints), default=0) >= trainer.start_step:
+                    options = replace(options, resume="auto")
+        except RunEndedError as error:
+            options.log(str(error))
+            return False
+        # two packs at once would take twice the memory
+        del trainer
+        if isinstance(event, Stopped) or not was_rolled_back:
+            return isinstance(event, Stopped)

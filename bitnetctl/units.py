@@ -1,0 +1,13 @@
+"""Quantities as a person would write them."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gibibytes(count: float) -> str:
+    """Return bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"
