@@ -28,8 +28,10 @@ from bitnetctl.config import RunConfig, build_config
 from bitnetctl.monitor.console import PlainReporter, Reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.trainer import loop
+from bitnetctl.trainer.factory import open_trainer
 from bitnetctl.trainer.loop import Trainer
-from bitnetctl.trainer.session import Options, open_trainer
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
 
 _STEPS = 20_000
 _LIMIT = 0.03
@@ -138,15 +140,15 @@ def _run(config: RunConfig, reporter: Reporter, watch: Watch) -> harness.Turn:
 @contextlib.contextmanager
 def _session(config: RunConfig) -> Iterator[Trainer]:
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(runs_dir=Path(folder), device="cpu")
-        with open_trainer([config], options, names=[config.run_name]) as session:
+        options = TrainOptions(runs_dir=Path(folder), device="cpu")
+        with open_trainer([resolve(config, options.runs_dir)], options) as session:
             yield session
 
 
 @contextlib.contextmanager
 def _watching(session: Trainer, reporter: Reporter, watch: Watch) -> Iterator[None]:
     """Put the pieces of a session under the clock."""
-    output, model = session.outputs[0], session.pack.model
+    output, model = session.artifacts[0], session.pack.model
     calls = (
         ("steps", session.pack, "step"),
         ("probe", session.probe, "measure"),

@@ -14,7 +14,9 @@ from pathlib import Path
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.records import NAMES
 from bitnetctl.trainer import loop
-from bitnetctl.trainer.session import Options, open_trainer
+from bitnetctl.trainer.factory import open_trainer
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
 
 _TIMED = ("TokensPerSecond",)
 
@@ -58,8 +60,8 @@ def main() -> None:
 def _train(configs: list[RunConfig], runs_dir: Path, how: str) -> None:
     packs = [configs] if how == "together" else [[config] for config in configs]
     for pack in packs:
-        names = [config.run_name for config in pack]
-        with open_trainer(pack, Options(runs_dir=runs_dir, keep_weights=False), names=names) as session:
+        runs = [resolve(config, runs_dir) for config in pack]
+        with open_trainer(runs, TrainOptions(runs_dir=runs_dir, keep_weights=False)) as session:
             for _ in loop.train(session):
                 pass
 

@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from hypothesis import settings
+from training import open_trainer
 
 from bitnetctl import data
 from bitnetctl.config import RunConfig, build_config, parse_arm
@@ -21,7 +22,7 @@ from bitnetctl.data import ProbeData, TokenData
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
-from bitnetctl.trainer.session import Options, open_trainer
+from bitnetctl.trainer.options import TrainOptions
 
 # the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
@@ -157,7 +158,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
         # at every evaluation: by default the clock decides
         options.setdefault("checkpoint_every", configs[0].eval_every_steps)
-        chosen = Options(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
+        chosen = TrainOptions(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
         with open_trainer(configs, chosen, names=names or [config.run_name for config in configs]) as session:
             events = []
             for event in loop.train(session):

@@ -17,14 +17,14 @@ from bitnetctl import cli
 from bitnetctl.data import store
 from bitnetctl.engine.pack import Pack
 from bitnetctl.plugins import registry
-from bitnetctl.trainer import checkpoint, loop, session
+from bitnetctl.trainer import checkpoint, factory, loop
 from bitnetctl.trainer.evaluate import Probe
 
 # moment: owner of a function, its name, at which call; the function then begins with what happens
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "reading": (registry, "normalize", 1),
     "encoding": (store, "_encode", 1),
-    "building": (session, "make_pack", 1),
+    "building": (factory, "make_pack", 1),
     "step": (Pack, "step", 5),
     "evaluation": (Probe, "measure", 2),
     "saving": (checkpoint, "_write_files", 1),

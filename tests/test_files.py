@@ -1,5 +1,6 @@
 """Names that are file names everywhere, writes that are whole or not at all, room on the disk."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
-from bitnetctl.files import remove_leftovers, require_space, safe_name, storage_errors, sync_folder, write_atomic
+from bitnetctl.files import (
+    remove,
+    remove_leftovers,
+    replacing,
+    require_space,
+    safe_name,
+    storage_errors,
+    sync_folder,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_leftovers_of_one_file_are_removed(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).write_bytes(b"")
     with monkeypatch.context() as patch:
         # what cannot be deleted is left
-        patch.setattr(Path, "unlink", lambda path: (_ for _ in ()).throw(PermissionError))
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: (_ for _ in ()).throw(PermissionError))
         remove_leftovers(tmp_path / "a[b].csv")
     remove_leftovers(tmp_path / "a[b].csv")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
@@ -184,3 +194,41 @@ def test_require_space_takes_a_relative_folder(tmp_path: Path, monkeypatch: pyte
     require_space(Path("runs"), 1)
     with pytest.raises(StorageError, match="runs: no space left"):
         require_space(Path("runs"), 2**80)
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "saved"
+    for content in ("one", "two"):
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+        assert [entry.name for entry in target.iterdir()] == [content]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_block_that_raises_or_deletes_what_it_wrote_keeps_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "saved"
+    target.mkdir()
+    (target / "old").touch()
+    with contextlib.suppress(KeyError), replacing(target) as temporary:
+        temporary.mkdir()
+        raise KeyError
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        remove(temporary)
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_rename_that_is_refused_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "saved"
+    target.mkdir()
+    (target / "old").touch()
+    rename, calls = Path.rename, iter((True, False, True))
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: rename(path, to) if next(calls) else (_ for _ in ()).throw(OSError)
+    )
+    with pytest.raises(OSError), replacing(target) as temporary:  # noqa: PT011 - any refusal
+        temporary.mkdir()
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]

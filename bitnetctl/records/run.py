@@ -17,6 +17,7 @@ from bitnetctl.records.schema import NAMES, Row
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
 
     Floats = npt.NDArray[np.float64]
 
@@ -59,6 +60,11 @@ class Run:
     def steps(self) -> "npt.NDArray[np.int64]":
         """Steps of the evaluations, ascending."""
         return self.records.frame["Step"].to_numpy()
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The rows as a pandas frame with the CSV's columns; NaN is unknown unless `records.unknown` is False."""
+        return self.records.frame
 
     @property
     def final_step(self) -> int:

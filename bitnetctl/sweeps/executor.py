@@ -146,11 +146,13 @@ def sweep_missing(
     refuse_case_twins([run.name for run in runs], options.runs_dir)
     devices = split_devices(options.device)
     if len(devices) > 1:
-        work_on_devices(devices, runs, options, pack)
+        stopped = work_on_devices(devices, runs, options, pack)
     else:
         for event in sweep_runs(runs, options, pack=pack, workers=workers):
             on_event(event)
             if isinstance(event, Stopped):
                 return True
-    # between two runs, or in a worker; after the last step of all there is nothing left to resume
-    return options.should_stop() and not all(run.has_ended() for run in runs)
+        # between two runs
+        stopped = options.should_stop()
+    # after the last step of all there is nothing left to resume
+    return stopped and not all(run.has_ended() for run in runs)

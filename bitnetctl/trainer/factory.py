@@ -17,7 +17,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, Stopped
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
 from bitnetctl.model.parameters import num_parameters
-from bitnetctl.plugins.registry import compose, plugin_infos
+from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest
 from bitnetctl.trainer import checkpoint, loop
 from bitnetctl.trainer.artifacts import RunArtifacts
@@ -120,7 +120,7 @@ class TrainerFactory:
 
     def _make_pack(self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution) -> Pack:
         # instances of their own: an intervention may keep state
-        compositions = [compose(artifacts.run.config.interventions) for artifacts in acquired]
+        compositions = [registry.compose(artifacts.run.config.interventions) for artifacts in acquired]
         effective = [
             composition.configure(artifacts.run.config)
             for composition, artifacts in zip(compositions, acquired, strict=True)
@@ -156,7 +156,7 @@ class TrainerFactory:
         metadata = {
             **metadata,
             "effective_config": effective.model_dump(mode="json"),
-            "plugins": plugin_infos(artifacts.run.config.interventions),
+            "plugins": registry.plugin_infos(artifacts.run.config.interventions),
         }
         before = start.manifests[run] if start.manifests else None
         if before is not None and (different := ", ".join(changes(before, metadata))):

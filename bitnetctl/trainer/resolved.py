@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import RecordError
-from bitnetctl.plugins.registry import compose
+from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest, RunPaths
 from bitnetctl.records.status import ended
 
@@ -46,7 +46,7 @@ class ResolvedRun:
 
 def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> ResolvedRun:
     """Resolve a run; raises ConfigError for interventions that cannot be used and for names that cannot be files."""
-    composition = compose(config.interventions)
+    composition = registry.compose(config.interventions)
     config_hash = config.hash
     return ResolvedRun(
         config=config,

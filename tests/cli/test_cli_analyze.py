@@ -13,8 +13,8 @@ import pytest
 from synthetic import curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl import cli
-from bitnetctl.cli.paths import find_csvs
 from bitnetctl.errors import ConfigError
+from bitnetctl.records.find import find_csvs
 from bitnetctl.records.schema import HEADER
 
 ORIGIN = "Hidden 256, 10k steps\nStep,Loss,UniquePredictions,LR,WD\n1,10.9,20,4e-06,0.1\n1000,10.1,16,0.0014,0.1\n"

@@ -502,7 +502,7 @@ def test_a_run_that_failed_is_an_error_and_the_rest_go_on(sweep: Sweep) -> None:
     bad = done.json["runs"][1]
     assert (bad["message"], bad["final"]) == ("RuntimeError: two lines [bold]", None)
     assert f"{bad['run']}: failed: RuntimeError: two lines [bold]\n" in done.err
-    assert "a pack of 4 failed (RuntimeError: two lines [bold]); its runs go on one by one\n" in done.err
+    assert "a pack of 4 failed (RuntimeError: two lines [bold]); its runs continue one by one\n" in done.err
     # tried again, and nothing else
     again = sweep(*arguments)
     assert (again.code, again.out) == (done.code, done.out)

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from calling import call
+from training import open_trainer
 
 from bitnetctl.config import canonical_hash, parse_config
 from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginInfo, RunPaths, load_run, read, read_manifest
-from bitnetctl.records.status import ended
 from bitnetctl.trainer import checkpoint, loop
 from bitnetctl.trainer.events import Event
-from bitnetctl.trainer.session import Options, open_trainer
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
@@ -106,7 +107,7 @@ def go_on(old: Old, *paths: RunPaths) -> list[Event]:
     paths = paths or (old.stopped,)
     configs = [parse_config(old.manifest(of_run).config) for of_run in paths]
     steps: list[str] = []
-    options = Options(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
+    options = TrainOptions(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
     with open_trainer(configs, options, names=[of_run.name for of_run in paths]) as session:
         assert session.start_step == 6
         events = list(loop.train(session))
@@ -120,7 +121,7 @@ def assert_went_on(old: Old, paths: RunPaths, before: bytes) -> None:
     assert read(paths.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
     manifest = old.manifest(paths)
     assert (manifest.status, manifest.steps_done) == ("finished", 12)
-    assert ended(parse_config(manifest.config), old.folder / "runs") is not None
+    assert resolve(parse_config(manifest.config), old.folder / "runs").ended() is not None
 
 
 def test_a_stopped_run_goes_on(old: Old) -> None:
@@ -154,7 +155,7 @@ def test_a_run_that_was_set_back_keeps_its_lower_rate(old: Old) -> None:
 
 def test_a_finished_run_is_found_finished(old: Old) -> None:
     config = parse_config(old.manifest(old.finished).config)
-    assert ended(config, old.folder / "runs") == old.manifest(old.finished)
+    assert resolve(config, old.folder / "runs").ended() == old.manifest(old.finished)
 
 
 @pytest.mark.parametrize("command", ["analyze", "verify"])

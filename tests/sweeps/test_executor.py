@@ -15,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 from pydantic import Field
+from training import sweep_runs
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
@@ -27,11 +28,10 @@ from bitnetctl.plugins import registry
 from bitnetctl.plugins.registry import Plugin
 from bitnetctl.records import NAMES, Manifest, RunPaths, read, read_manifest
 from bitnetctl.sweeps import executor, packing
-from bitnetctl.sweeps.executor import sweep_runs
-from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer import checkpoint, factory
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Saved, Started, Stopped
-from bitnetctl.trainer.session import Options
+from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
@@ -65,7 +65,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
         events: list[Event] = []
         named = {"should_stop": lambda: any(map(stop_when, events)), **options}
         named.setdefault("checkpoint_every", configs[0].eval_every_steps)
-        chosen = Options(runs_dir=runs_dir, device="cpu", **named)  # type: ignore[arg-type]
+        chosen = TrainOptions(runs_dir=runs_dir, device="cpu", **named)  # type: ignore[arg-type]
         # one by one: `stop_when` looks at them while the sweep goes on
         events.extend(sweep_runs(configs, chosen, pack=pack, workers=workers))
         return events
@@ -302,7 +302,7 @@ class MadePacks:
             return pack
 
         monkeypatch.setattr(packing, "make_pack", counting)
-        monkeypatch.setattr(session, "make_pack", counting)
+        monkeypatch.setattr(factory, "make_pack", counting)
         monkeypatch.setattr(packing, "memory_available", lambda device: self.count() + 2**60)
 
     def count(self) -> int:
@@ -371,7 +371,7 @@ def test_on_a_card_runs_that_need_the_host_are_apart(sweep: Sweep, grid: Grid, m
     gpu = torch.device("cuda", 0)
     shape_of = packing.shape_of
     for module in (packing, executor):
-        monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, gpu))
+        monkeypatch.setattr(module, "shape_of", lambda run, device: shape_of(run, gpu))
     recorded, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
     events = sweep([*recorded[:2], *hosted, *recorded[2:]], pack=16)
     assert packs(events) == [names(recorded), names(hosted)]
@@ -460,9 +460,9 @@ def test_the_manifest_names_the_engine_that_ran(
         pack.graphs = Unrecordable()  # type: ignore[assignment]
         return pack
 
-    monkeypatch.setattr(session, "make_pack", make)
+    monkeypatch.setattr(factory, "make_pack", make)
     chosen = Execution(engine="graph", precision="fp32")
-    monkeypatch.setattr(session.TrainerFactory, "execution", lambda sessions, config, before=None: chosen)
+    monkeypatch.setattr(factory.TrainerFactory, "execution", lambda factory, config, before=None: chosen)
     configs, engines, notices = grid(2), [], list[str]()
 
     def look(event: Event) -> bool:
@@ -472,9 +472,7 @@ def test_the_manifest_names_the_engine_that_ran(
     sweep(configs, pack=2, stop_when=look, log=notices.append)
     assert engines[0] == (["graph"] * 2 if is_recorder else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
-    told = (
-        f"{configs[0].run_name}: its pack goes on without a CUDA graph, which is slower: the host waits in plugin.py:7"
-    )
+    told = f"{configs[0].run_name}: its pack continues without a CUDA graph, which is slower: the host waits in plugin.py:7"
     assert notices[1:] == ([told] if is_recorder else [])
 
 
@@ -529,7 +527,7 @@ def test_a_run_that_raises_fails_alone(
     message = "RuntimeError: two lines [bold]"
     assert [event.message for event in events if isinstance(event, Failed)] == [message]
     _, log = notices
-    assert log == f"a pack of 3 failed ({message}); its runs go on one by one"
+    assert log == f"a pack of 3 failed ({message}); its runs continue one by one"
     assert [manifest(config).status for config in configs] == ["finished", "failed", "finished"]
     assert manifest(bad).message == message
 
@@ -578,7 +576,7 @@ def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
 
     def release_to_another(output: RunArtifacts) -> None:
         release(output)
-        if output.config == bad:
+        if output.run.config == bad:
             theirs.acquire(timeout=0)
 
     monkeypatch.setattr(RunArtifacts, "release", release_to_another)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
+from training import resolved
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, StorageError
@@ -16,6 +17,7 @@ from bitnetctl.records import Manifest, RunPaths, Status, utc_now, write_manifes
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
+from bitnetctl.trainer.resolved import ResolvedRun
 
 TinyConfig = Callable[..., RunConfig]
 Claim = Callable[..., list[int]]
@@ -23,8 +25,8 @@ Claim = Callable[..., list[int]]
 RUNS = Path("runs")
 
 
-def size_of(config: RunConfig) -> int:
-    return config.model.hidden_size
+def size_of(run: ResolvedRun) -> int:
+    return run.config.model.hidden_size
 
 
 @pytest.fixture
@@ -37,13 +39,13 @@ def runs(tiny_config: TinyConfig) -> list[RunConfig]:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[RunArtifacts]:
     """Every output that was claimed, so that none is let go by being forgotten."""
     outputs: list[RunArtifacts] = []
-    take = RunArtifacts.claim
+    take = RunArtifacts.acquire
 
     def keep(output: RunArtifacts) -> None:
         outputs.append(output)
         take(output)
 
-    monkeypatch.setattr(RunArtifacts, "claim", keep)
+    monkeypatch.setattr(RunArtifacts, "acquire", keep)
     return outputs
 
 
@@ -58,12 +60,12 @@ def claim(touched: list[RunArtifacts]) -> Iterator[Claim]:
     def take(
         configs: Sequence[RunConfig], limit: int | Callable[[RunConfig], int] = 100, *, let_go: bool = False
     ) -> list[int]:
-        limit_of = limit if callable(limit) else lambda config: limit
-        outputs = RunQueue(RUNS, size_of).claim(configs, limit_of)
+        limit_of = (lambda run: limit(run.config)) if callable(limit) else (lambda run: limit)
+        outputs = RunQueue(RUNS, size_of).acquire(resolved(configs, RUNS), limit_of)
         held.extend(outputs)
         if let_go:
             release(held)
-        return [configs.index(output.config) for output in outputs]
+        return [configs.index(output.run.config) for output in outputs]
 
     yield take
     release(held)
@@ -125,8 +127,8 @@ def test_the_first_free_run_decides_shape_and_limit(tiny_config: TinyConfig, cla
     requested: list[int] = []
 
     def limit(config: RunConfig) -> int:
-        requested.append(size_of(config))
-        return 2 if size_of(config) == 32 else 3
+        requested.append(config.model.hidden_size)
+        return 2 if config.model.hidden_size == 32 else 3
 
     assert [claim(configs, limit) for _ in range(4)] == [[0, 2], [1, 3, 5], [4], []]
     assert set(requested[:2]) == {32}
@@ -149,7 +151,7 @@ def test_runs_that_ended_are_not_handed_out(
 ) -> None:
     record(runs[1], status, csv=csv)
     expected = [0, 1, 2, 3, 4] if is_open else [0, 2, 3, 4]
-    assert [runs.index(config) for config in RunQueue(RUNS, size_of).unfinished(runs)] == expected
+    assert [runs.index(run.config) for run in RunQueue(RUNS, size_of).unfinished(resolved(runs, RUNS))] == expected
     assert claim(runs) == expected
 
 
@@ -158,7 +160,7 @@ def test_busy_runs_are_passed_over(runs: list[RunConfig], claim: Claim) -> None:
     with FileLock(lock_of(runs[0])):
         assert claim(runs, 2) == [1, 2]
         # passed over, and still to be waited for
-        assert RunQueue(RUNS, size_of).unfinished(runs) == runs
+        assert [run.config for run in RunQueue(RUNS, size_of).unfinished(resolved(runs, RUNS))] == runs
     assert claim(runs, 2) == [0, 3]
 
 
@@ -175,14 +177,14 @@ def test_a_run_that_ends_between_look_and_claim_is_not_handed_out(
     runs: list[RunConfig], claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process trains run 1: still at it when we look which runs are unfinished, done when we come to it."""
-    take = RunArtifacts.claim
+    take = RunArtifacts.acquire
 
     def finish_elsewhere(output: RunArtifacts) -> None:
-        if output.config == runs[1]:
+        if output.run.config == runs[1]:
             record(runs[1], "finished")
         take(output)
 
-    monkeypatch.setattr(RunArtifacts, "claim", finish_elsewhere)
+    monkeypatch.setattr(RunArtifacts, "acquire", finish_elsewhere)
     assert claim(runs, 3) == [0, 2, 3]
     assert is_free(lock_of(runs[1]))
 
@@ -286,9 +288,10 @@ import sys, time
 from pathlib import Path
 from bitnetctl.config import parse_config
 from bitnetctl.sweeps.queue import RunQueue
+from bitnetctl.trainer.resolved import resolve
 import json
-configs = [parse_config(tree) for tree in json.load(sys.stdin)]
-held = RunQueue(Path("runs"), lambda config: 0).claim(configs, lambda config: 2)
+runs = [resolve(parse_config(tree), Path("runs")) for tree in json.load(sys.stdin)]
+held = RunQueue(Path("runs"), lambda run: 0).acquire(runs, lambda run: 2)
 print(*(output.paths.name for output in held), flush=True)
 time.sleep(600)
 """

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training import resolved
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Manifest, RunPaths, read, read_manifest
 from bitnetctl.sweeps.executors import local
 from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.options import TrainOptions
 
 Figures = Callable[[Path], list[bytes]]
 
@@ -385,7 +387,9 @@ def work(
 ) -> tuple[bool, list[str]]:
     notices: list[str] = []
     devices = [f"cpu:{index}" for index in range(len(cast.programs))]
-    stopped = local.work_on_devices(devices, [tiny_config()], [], should_stop, notices.append)
+    stopped = local.work_on_devices(
+        devices, resolved([tiny_config()], Path("runs")), TrainOptions(should_stop=should_stop, log=notices.append)
+    )
     return stopped, notices
 
 

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training import sweep_runs
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, RecordError, StorageError
 from bitnetctl.records import read_manifest
-from bitnetctl.sweeps import executor
-from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Event, Failed, Saved, Started
 from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -38,7 +39,9 @@ def test_a_csv_whose_folder_is_gone_is_left_alone(
     shutil.rmtree(RUNS / "a")
     csv = (RUNS / "a.csv").read_bytes()
     for _ in range(2):
-        with pytest.raises(RecordError, match=r"a\.csv: has rows, but .*run\.json, which says whose, is gone"):
+        with pytest.raises(
+            RecordError, match=r"a\.csv: has rows, but .*run\.json, which says of which config, is gone"
+        ):
             train(tiny_config(seed=seed), names=["a"])
         assert (RUNS / "a.csv").read_bytes() == csv
     (RUNS / "a.csv").rename("away.csv")
@@ -55,7 +58,7 @@ def test_a_sweep_fails_a_run_without_folder_and_never_trains_over_it(train: Trai
     rows = csv.read_bytes()
     # a failure is recorded in run.json, which must not pass for that of the rows
     for _ in range(2):
-        events = list(executor.sweep_runs(configs, session.Options(runs_dir=RUNS, device="cpu"), pack=1))
+        events = list(sweep_runs(configs, TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
         assert [event.name for event in events if isinstance(event, Failed)] == [configs[0].run_name]
         assert csv.read_bytes() == rows
     other = read_manifest(RUNS / configs[1].run_name)

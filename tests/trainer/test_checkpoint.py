@@ -170,7 +170,7 @@ def test_the_rows_must_be_those_that_were_saved(folder: Path) -> None:
 
 
 def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
-    leftover = folder / ".aside-0123abcd"
+    leftover = folder / ".step-00000003.0123abcd"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
     (folder / "step-0000000x").mkdir()
@@ -178,7 +178,7 @@ def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
     assert checkpoint.steps(folder) == []
     checkpoint.save(folder, state(4))
     assert checkpoint.steps(folder) == [4]
-    assert not list(folder.glob(".aside-*"))
+    assert not list(folder.glob(".step-*"))
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -363,7 +363,7 @@ def test_a_kill_during_a_save_leaves_the_old_ones(folder: Path, monkeypatch: pyt
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(folder, state(2))
-    assert list(folder.glob(".aside-*"))
+    assert list(folder.glob(".step-*"))
     assert checkpoint.steps(folder) == [1]
     checkpoint.save(folder, state(3))
     assert sorted(entry.name for entry in folder.iterdir()) == ["step-00000001", "step-00000003"]

@@ -14,6 +14,7 @@ from calling import call
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from training import sweep_runs, train_runs
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine.pack import Pack
@@ -23,11 +24,10 @@ from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import Manifest, load_run, read_manifest
-from bitnetctl.sweeps.executor import sweep_runs
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
 from bitnetctl.trainer.loop import MOST_ROLLBACKS, Trainer
-from bitnetctl.trainer.session import Options, train_runs
+from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -154,9 +154,9 @@ def test_the_last_checkpoint_before_it_stays(train: Train, tiny_config: TinyConf
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [12]
 
 
-def options(said: list[str] | None = None, **named: Any) -> Options:
+def options(said: list[str] | None = None, **named: Any) -> TrainOptions:
     log = (lambda text: None) if said is None else said.append
-    return Options(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", log=log, **named)
+    return TrainOptions(runs_dir=RUNS, device="cpu", checkpoint_every=2, on_divergence="rollback", log=log, **named)
 
 
 def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
@@ -190,9 +190,9 @@ def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, m
     assert found.status == "finished"
     (rollback,) = found.rollbacks
     assert (rollback.diverged_at, rollback.resumed_from, rollback.tensor) == (8, 6, "the weight lm_head.weight")
-    assert "goes on from step 6 with half the learning rate (1 of 3 times)" in said[-1]
+    assert "resumes from step 6 with half the learning rate (1 of 3 times)" in said[-1]
 
-    list(train_runs([config], Options(runs_dir=RUNS, device="cpu"), names=["plain"]))
+    list(train_runs([config], TrainOptions(runs_dir=RUNS, device="cpu"), names=["plain"]))
     for ours, theirs in zip(rows("a"), rows("plain"), strict=True):
         factor = 0.5 if int(ours["Step"]) > 6 else 1.0
         assert float(ours["LR"]) == pytest.approx(factor * float(theirs["LR"]))

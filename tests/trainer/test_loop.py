@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from training import open_trainer, train_runs
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
@@ -18,9 +19,10 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import RunBusyError, StoppedBySignal
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import NAMES, Manifest, RunPaths, read_manifest, write_manifest
-from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -223,42 +225,42 @@ def test_a_stop_at_the_last_step_is_the_end(train: Train, tiny_config: TinyConfi
 def test_a_stop_ends_all_runs_to_come(tiny_config: TinyConfig) -> None:
     configs = [tiny_config(steps=3, seed=seed) for seed in range(3)]
     steps = iter(range(100))
-    options = session.Options(runs_dir=RUNS, device="cpu", should_stop=lambda: next(steps) == 4)
-    events = list(session.train_runs(configs, options, names=["a", "b", "c"]))
+    options = TrainOptions(runs_dir=RUNS, device="cpu", should_stop=lambda: next(steps) == 4)
+    events = list(train_runs(configs, options, names=["a", "b", "c"]))
     assert isinstance(events[-1], Stopped)
     assert (manifest("a").status, manifest("b").status) == ("finished", "stopped")
     assert manifest("b").steps_done == 2
     assert not (RUNS / "c").exists()
 
-    options = session.Options(runs_dir=RUNS, device="cpu")
-    list(session.train_runs(configs[1:], options, names=["b", "c"]))
+    options = TrainOptions(runs_dir=RUNS, device="cpu")
+    list(train_runs(configs[1:], options, names=["b", "c"]))
     assert (manifest("b").status, manifest("c").status) == ("finished", "finished")
 
 
 def test_a_run_has_its_name_from_its_config(tiny_config: TinyConfig) -> None:
     config = tiny_config(steps=1)
-    list(session.train_runs([config], session.Options(runs_dir=RUNS, device="cpu")))
+    list(train_runs([config], TrainOptions(runs_dir=RUNS, device="cpu")))
     assert manifest(config.run_name).status == "finished"
 
 
 def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
-    config, options = tiny_config(), session.Options(runs_dir=RUNS, device="cpu")
-    with session.open_trainer([config], options, names=["a"]):
+    config, options = tiny_config(), TrainOptions(runs_dir=RUNS, device="cpu")
+    with open_trainer([config], options, names=["a"]):
         before = (RUNS / "a" / "run.json").read_bytes()
         with (
             pytest.raises(RunBusyError, match="run a is being trained"),
-            session.open_trainer([config], options, names=["a"]),
+            open_trainer([config], options, names=["a"]),
         ):
             pass
         assert (RUNS / "a" / "run.json").read_bytes() == before
         # one busy run keeps the pack from starting, and lets its other runs go
         pack = [tiny_config(seed=1), config]
-        with pytest.raises(RunBusyError, match="run a "), session.open_trainer(pack, options, names=["b", "a"]):
+        with pytest.raises(RunBusyError, match="run a "), open_trainer(pack, options, names=["b", "a"]):
             pass
-        with session.open_trainer([pack[0]], options, names=["b"]) as first:
+        with open_trainer([pack[0]], options, names=["b"]) as first:
             pass
         # let go at the end of the session, not with the last reference to it
-        with session.open_trainer([pack[0]], options, names=["b"]) as second:
+        with open_trainer([pack[0]], options, names=["b"]) as second:
             assert second is not first
 
 

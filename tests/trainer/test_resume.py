@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training import open_trainer, sweep_runs
 
 from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError, RecordError, RunEndedError, StorageError
@@ -17,11 +18,11 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import RecordWriter, read, read_manifest, write_manifest
-from bitnetctl.records.status import ended
-from bitnetctl.sweeps import executor
-from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Failed, Started, Stopped
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -386,10 +387,10 @@ def test_a_missing_row_is_missed_beside_a_checkpoint_from_elsewhere(
 def test_figures_that_changed_after_the_end_are_told(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config()
     train(config, names=["a"])
-    assert ended(config, RUNS, "a") is not None
+    assert resolve(config, RUNS, "a").ended() is not None
     change(RUNS / "a.csv", 8)
     with pytest.raises(RecordError, match=r"a\.csv: damaged or edited since the run ended"):
-        ended(config, RUNS, "a")
+        resolve(config, RUNS, "a").ended()
 
 
 def test_no_flipped_bit_of_a_manifest_goes_unnoticed(train: Train, tiny_config: TinyConfig) -> None:
@@ -524,7 +525,7 @@ def test_never_resume_refuses_what_is_there(train: Train, tiny_config: TinyConfi
 
 def test_an_interrupted_preparation_claims_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(data__source=f"file:{tmp_path / 'none.txt'}")
-    with pytest.raises(ConfigError), session.open_trainer([config], session.Options(runs_dir=RUNS), names=["a"]):
+    with pytest.raises(ConfigError), open_trainer([config], TrainOptions(runs_dir=RUNS), names=["a"]):
         pass
     assert not RUNS.exists()
 
@@ -545,7 +546,7 @@ def test_a_sweep_that_cannot_resume_keeps_what_is_there(
         checkpoint.path_of(RUNS / name / "checkpoints", step).rename(RUNS / name / f"away-{step}")
     # a checkpoint that is there and cannot be used
     folder.mkdir()
-    events = list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    events = list(sweep_runs([config], TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
     assert isinstance(events[-1], Failed)
     found = read_manifest(RUNS / name)
     assert found is not None
@@ -557,5 +558,5 @@ def test_a_sweep_that_cannot_resume_keeps_what_is_there(
     # mended, it goes on
     folder.rmdir()
     (RUNS / name / "away-5").rename(checkpoint.path_of(RUNS / name / "checkpoints", 5))
-    list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
+    list(sweep_runs([config], TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
     assert_undisturbed(name)

@@ -11,17 +11,19 @@ import pytest
 import torch
 from calling import call
 from torch import Tensor
+from training import train_runs
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest, PluginInfo, read_manifest, write_manifest
-from bitnetctl.trainer import checkpoint, session
+from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Finished, Started
 from bitnetctl.trainer.loop import Trainer
+from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
@@ -53,15 +55,15 @@ def ended_meanwhile(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Let another process train the run to its end between the look at it and the claim."""
 
     def arrange(config: RunConfig) -> None:
-        claim = RunArtifacts.claim
+        claim = RunArtifacts.acquire
 
         def late(output: RunArtifacts) -> None:
             with monkeypatch.context() as patch:
-                patch.setattr(RunArtifacts, "claim", claim)
+                patch.setattr(RunArtifacts, "acquire", claim)
                 train(config, names=["a"], keep_weights=False)
             claim(output)
 
-        monkeypatch.setattr(RunArtifacts, "claim", late)
+        monkeypatch.setattr(RunArtifacts, "acquire", late)
 
     return arrange
 
@@ -82,8 +84,8 @@ def test_it_is_not_trained_again(
         path = checkpoint.path_of(RUNS / "b" / "checkpoints", 4).rename(path)
     ended_meanwhile(config)
     taken: Any = path if resume == "path" else resume
-    options = session.Options(runs_dir=RUNS, device="cpu", resume=taken, log=said.append)
-    assert list(session.train_runs([config], options, names=["a"])) == []
+    options = TrainOptions(runs_dir=RUNS, device="cpu", resume=taken, log=said.append)
+    assert list(train_runs([config], options, names=["a"])) == []
     status = manifest("a").status
     assert status == ("diverged" if fields else "finished")
     assert said == [f"a: already {status}, nothing to train"]
@@ -135,8 +137,8 @@ def link_to_nothing(folder: Path) -> None:
     ("harm", "complaint"),
     [
         (shutil.rmtree, "run a: 7 steps were done, but its checkpoints are gone; put them back"),
-        (file_in_place, "checkpoints: is no folder; put the checkpoints back"),
-        (link_to_nothing, "checkpoints: is no folder; put the checkpoints back"),
+        (file_in_place, "checkpoints: is not a folder; put the checkpoints back"),
+        (link_to_nothing, "checkpoints: is not a folder; put the checkpoints back"),
     ],
 )
 def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
@@ -303,7 +305,7 @@ def test_a_run_that_starts_over_has_one_session(train: Train, tiny_config: TinyC
 def test_what_turns_out_otherwise_is_corrected_in_this_session_alone(train: Train, tiny_config: TinyConfig) -> None:
     def watch(session: Trainer, event: Event) -> None:
         if isinstance(event, Started):
-            session.outputs[0].correct(engine="compile")
+            session.artifacts[0].correct(engine="compile")
 
     train(tiny_config(), names=["a"], stop_after=3)
     train(tiny_config(), names=["a"], watch=watch)
@@ -330,7 +332,7 @@ def test_a_change_of_what_it_is_trained_with_is_told(
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"threads": 2}))
     train(config, names=["a"], precision="bf16", log=said.append)
     changes = "precision bf16 (fp32 before), threads 1 (2 before), other code of no-decay"
-    assert said == [f"a: goes on with {changes}; run.json names both"]
+    assert said == [f"a: resumes with {changes}; run.json names both"]
     *_, before, after = manifest("a").sessions
     assert (before.precision, after.precision) == ("fp32", "bf16")
     assert before.plugins[0].source_sha256 != after.plugins[0].source_sha256 == "0" * 64
@@ -356,7 +358,7 @@ def test_a_run_keeps_its_engine_where_the_device_has_it(
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"engine": "graph"}))
     said.clear()
     train(tiny_config(), names=["a"], log=said.append)
-    assert said == ["a: goes on with engine eager (graph before); run.json names both"]
+    assert said == ["a: resumes with engine eager (graph before); run.json names both"]
 
 
 def test_another_precision_is_told_where_the_device_has_not_the_old_one(train: Train, tiny_config: TinyConfig) -> None:
@@ -364,7 +366,7 @@ def test_another_precision_is_told_where_the_device_has_not_the_old_one(train: T
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"precision": "int8"}))
     said: list[str] = []
     train(tiny_config(), names=["a"], log=said.append)
-    assert said == ["a: goes on with precision fp32 (int8 before); run.json names both"]
+    assert said == ["a: resumes with precision fp32 (int8 before); run.json names both"]
 
 
 def test_a_finished_run_without_its_manifest_is_finished(train: Train, tiny_config: TinyConfig) -> None:

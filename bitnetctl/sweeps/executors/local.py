@@ -37,10 +37,10 @@ def split_devices(text: str) -> list[str]:
 
 def work_on_devices(
     devices: Sequence[str], runs: Sequence[ResolvedRun], options: TrainOptions, pack: int | None = None
-) -> None:
-    """Run one worker process for each device until all have ended.
+) -> bool:
+    """Run one worker process for each device until all have ended; True if a stop request was passed on to them.
 
-    A stop request is passed on to the workers, which save and exit. The output of a worker is shown if it fails.
+    Workers that are stopped save and exit. The last line of a worker that fails is logged.
     Raises ConfigError if no worker could start.
     """
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
@@ -68,6 +68,7 @@ def work_on_devices(
                 )
         if all(worker.returncode == 2 for worker in workers):
             raise ConfigError("no worker could start; see the lines above")
+        return stop_sent
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], should_stop: Callable[[], bool]) -> bool:

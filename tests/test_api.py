@@ -1,0 +1,146 @@
+"""The library's face: what a notebook calls, that it is lazy, and that README's example runs."""
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bitnetctl
+from bitnetctl import api
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError, StoppedBySignal
+from bitnetctl.trainer.events import Evaluated, Event, Failed
+
+TinyConfig = Callable[..., RunConfig]
+ROOT = Path(__file__).parents[1]
+RUNS = Path("runs")
+OPTIONS = bitnetctl.TrainOptions(device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def test_the_package_offers_what_the_module_has() -> None:
+    assert sorted([*api.__all__, "__version__"]) == bitnetctl.__all__
+    assert set(bitnetctl.__all__) <= set(dir(bitnetctl))
+    for name in api.__all__:
+        assert getattr(bitnetctl, name) is getattr(api, name)
+        assert getattr(api, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        bitnetctl.__getattr__("trian")
+
+
+def test_submodules_do_not_hide_the_functions() -> None:
+    import bitnetctl.sweeps.executor
+    import bitnetctl.trainer.factory
+
+    assert callable(bitnetctl.train)
+    assert callable(bitnetctl.sweep)
+
+
+def test_a_recipe_with_changes() -> None:
+    config = bitnetctl.load_recipe(
+        "quick",
+        arm="reduced-lr:peak=5e-4+no-decay",
+        size=32,
+        steps=10,
+        seed=3,
+        overrides={"optimizer.name": "adamw", "optimizer.max_norm": None, "optimizer.exempt": ["norms"]},
+    )
+    # the default setting is left out
+    assert config.arm == "reduced-lr+no-decay"
+    assert (config.model.hidden_size, config.steps, config.seed) == (32, 10, 3)
+    assert (config.optimizer.name, config.optimizer.max_norm, config.optimizer.exempt) == ("adamw", None, ("norms",))
+    with pytest.raises(ConfigError, match="did you mean 'quick'"):
+        bitnetctl.load_recipe("quikc")
+
+
+def test_a_run_is_trained_once(tiny_config: TinyConfig) -> None:
+    events: list[Event] = []
+    run = bitnetctl.train(tiny_config(), OPTIONS, on_event=events.append)
+    assert (run.final_step, run.is_complete, run.diverged_at) == (12, True, None)
+    assert run.records.frame["Step"].tolist() == [1, 4, 8, 12]
+    assert sum(isinstance(event, Evaluated) for event in events) == 4
+    events.clear()
+    again = bitnetctl.train(tiny_config(), OPTIONS, on_event=events.append)
+    assert events == []
+    assert again.records.frame.equals(run.records.frame)
+    assert bitnetctl.train(tiny_config(), OPTIONS, name="other").path == RUNS / "other.csv"
+
+
+def test_a_stop_is_an_error_and_the_next_call_resumes(tiny_config: TinyConfig) -> None:
+    asked = iter(range(100))
+    stopping = bitnetctl.TrainOptions(device="cpu", should_stop=lambda: next(asked) >= 5)
+    with pytest.raises(StoppedBySignal, match="resumes from step 6"):
+        bitnetctl.train(tiny_config(), stopping)
+    assert bitnetctl.train(tiny_config(), OPTIONS).is_complete
+
+
+def test_a_run_that_diverges_is_returned(tiny_config: TinyConfig) -> None:
+    config = tiny_config(schedule__peak_learning_rate=1e30)
+    assert bitnetctl.train(config, OPTIONS).diverged_at is not None
+
+
+def test_a_sweep_of_configs_and_what_it_shows(tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(arm=arm, seed=seed) for arm in ("", "no-decay") for seed in range(2)]
+    runs = bitnetctl.sweep(configs, OPTIONS, pack=4)
+    assert [run.seed for run in runs] == [0, 1, 0, 1]
+    study = bitnetctl.analyze(runs)
+    assert study.arms == ("baseline", "no-decay")
+    verdicts = bitnetctl.judge(runs, "origin")
+    assert {arm: verdict.outcome.value for arm, verdict in verdicts.items()} == {
+        "baseline": "inconclusive",
+        "no-decay": "inconclusive",
+    }
+    assert bitnetctl.judge(runs, arms=["baseline"]).keys() == {"baseline"}
+    assert [run.name for run in bitnetctl.load_runs(RUNS)] == sorted(run.name for run in runs)
+    assert len(bitnetctl.load_runs(["runs/*no-decay*.csv", runs[0].path])) == 3
+    with pytest.raises(ConfigError, match="no such arm"):
+        bitnetctl.analyze(runs, baseline="unheard-of")
+
+
+def test_a_sweep_of_a_plan(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    monkeypatch.setattr(bitnetctl.Plan, "configs", lambda plan: [config])
+    assert [run.name for run in bitnetctl.sweep("scaling", OPTIONS)] == [config.run_name]
+    assert [run.name for run in bitnetctl.sweep(bitnetctl.load_plan("scaling", {}), OPTIONS)] == [config.run_name]
+
+
+def test_a_failed_run_is_warned_of(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitnetctl.trainer import factory
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(factory, "make_pack", fail)
+    events: list[Event] = []
+    with pytest.warns(UserWarning, match="no rows"):
+        assert bitnetctl.sweep([tiny_config()], OPTIONS, pack=1, on_event=events.append) == []
+    assert any(isinstance(event, Failed) for event in events)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, tiny_text: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    # the same calls at a size that takes a second
+    overrides = TINY | {"data.source": f"file:{tiny_text}"}
+    tiny = code.replace('"quick"', f'"quick", steps=40, size=16, overrides={overrides}')
+    assert tiny != code
+    (tmp_path / "example.py").write_text(f"import warnings\nwarnings.simplefilter('error', UserWarning)\n{tiny}")
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "decoupled-decay" in done.stdout
+
+
+TINY = {"data.tokenizer": "bpe:300", "data.batch_size": 2, "data.sequence_length": 16, "probe.positions": 128}
+
+
+def test_no_warning_where_nothing_is_missing(tiny_config: TinyConfig) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bitnetctl.sweep([], OPTIONS) == []
