@@ -17,7 +17,8 @@ from bitnetctl.analysis.study import study
 from bitnetctl.records import Manifest, load_runs, write_manifest
 from bitnetctl.report import html_page
 from bitnetctl.report.columns import MOST_POINTS
-from bitnetctl.report.html.page import embed, esc, page_data
+from bitnetctl.report.escape import html_text
+from bitnetctl.report.html.curves import embed, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "br"}
@@ -152,7 +153,7 @@ def test_json_in_markup() -> None:
     assert json.loads(text) == {"a": "</script><!--&\u2028"}
     with pytest.raises(ValueError, match="not JSON compliant"):
         embed(float("nan"))
-    assert esc("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
+    assert html_text("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
 
 
 def test_curves_hold_gaps_where_nothing_is_known(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from bitnetctl import report
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.records import load_runs
 from bitnetctl.report.columns import COLLAPSE, arm_rows, p_text, run_rows, signed
-from bitnetctl.report.escape import printable
-from bitnetctl.report.markdown import escape
+from bitnetctl.report.escape import markdown_text, printable
+
 from bitnetctl.report.plots import curves
 
 FOREIGN = curve(
@@ -170,7 +170,7 @@ def test_markdown_keeps_names_as_text(tmp_path: Path) -> None:
     text = report.markdown_report(found)
     assert r"a\|b\*c\_\<i\>" in text
     assert "<i>" not in text
-    assert escape("</script><img src=x onerror=alert(1)>") == r"\</script\>\<img src=x onerror=alert(1)\>"
+    assert markdown_text("</script><img src=x onerror=alert(1)>") == r"\</script\>\<img src=x onerror=alert(1)\>"
 
 
 def test_names_cannot_steer_the_terminal() -> None:
