@@ -71,15 +71,39 @@ END = (
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One run, or the runs of one arm and size, as cells of a table."""
+    """One run, or if `grouped` the runs of one arm and size, as cells of a table."""
 
-    arm: str
-    size: str
-    seed: str
-    state: str
-    failed: bool
     summaries: tuple[RunSummary, ...]
     grouped: bool = False
+
+    @property
+    def arm(self) -> str:
+        """Label of the arm."""
+        return self.summaries[0].arm
+
+    @property
+    def size(self) -> str:
+        """Hidden size."""
+        return format_value(self.summaries[0].size)
+
+    @property
+    def seed(self) -> str:
+        """Seed of the run; how many runs there are where they are grouped."""
+        return str(len(self.summaries)) if self.grouped else format_value(self.summaries[0].seed)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run diverged or crashed."""
+        return any(summary.failed for summary in self.summaries)
+
+    @property
+    def state(self) -> str:
+        """What is not simply finished, else nothing."""
+        if not self.grouped:
+            return _state(self.summaries[0])
+        failed = sum(summary.failed for summary in self.summaries)
+        short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
+        return ", ".join([f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short))
 
     def value(self, column: SummaryColumn) -> float | None:
         """Return the mean over the runs that have a value; None where none has one."""
@@ -87,7 +111,7 @@ class SummaryRow:
         return sum(known) / len(known) if known else None
 
     def text(self, column: SummaryColumn) -> str:
-        """Format a value; an event over several runs as "happened in / runs where that is known"."""
+        """Format a value; of grouped runs, in how many an event happened / in how many that is known."""
         if self.grouped and column.is_event:
             judged = [summary for summary in self.summaries if summary.collapsed_fraction is not None]
             happened = sum(column.value(summary) is not None for summary in judged)
@@ -95,8 +119,7 @@ class SummaryRow:
         return column.text(self.value(column))
 
 
-def state_of(summary: RunSummary) -> str:
-    """Return the state of a run that is not simply finished, else nothing."""
+def _state(summary: RunSummary) -> str:
     if summary.diverged_at is not None:
         return f"diverged at {summary.diverged_at:,}"
     if summary.failed:
@@ -108,17 +131,7 @@ def state_of(summary: RunSummary) -> str:
 
 def run_rows(summaries: Sequence[RunSummary]) -> list[SummaryRow]:
     """Return a row for every run."""
-    return [
-        SummaryRow(
-            arm=summary.arm,
-            size=format_value(summary.size),
-            seed=format_value(summary.seed),
-            state=state_of(summary),
-            failed=summary.failed,
-            summaries=(summary,),
-        )
-        for summary in summaries
-    ]
+    return [SummaryRow((summary,)) for summary in summaries]
 
 
 def arm_rows(summaries: Sequence[RunSummary], arms: Sequence[str]) -> list[SummaryRow]:
@@ -127,23 +140,7 @@ def arm_rows(summaries: Sequence[RunSummary], arms: Sequence[str]) -> list[Summa
     groups: dict[tuple[str, int | None], list[RunSummary]] = {}
     for summary in sorted(summaries, key=lambda summary: (ranks[summary.arm], summary.size or 0)):
         groups.setdefault((summary.arm, summary.size), []).append(summary)
-    rows = []
-    for (arm, size), group in groups.items():
-        failed = sum(summary.failed for summary in group)
-        short = sum(summary.complete is False and not summary.failed for summary in group)
-        parts = [f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short)
-        rows.append(
-            SummaryRow(
-                arm=arm,
-                size=format_value(size),
-                seed=str(len(group)),
-                state=", ".join(parts),
-                failed=failed > 0,
-                summaries=tuple(group),
-                grouped=True,
-            )
-        )
-    return rows
+    return [SummaryRow(tuple(group), grouped=True) for group in groups.values()]
 
 
 def signed(value: float | None) -> str:
@@ -230,6 +227,6 @@ def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], st
     ]
 
 
-def agreement_cells(agreements: Sequence[Agreement]) -> list[tuple[str, ...]]:
+def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
     """Return the cells under AGREEMENT_HEADER."""
-    return [(one.metric, one.when, str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
+    return [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]

@@ -80,6 +80,6 @@ def _factors(study: Study) -> list[str]:
 def _agreement(study: Study) -> list[str]:
     if not study.agreements:
         return []
-    table = markdown_table(AGREEMENT_HEADER, agreement_cells(study.agreements), texts=2)
+    table = markdown_table(AGREEMENT_HEADER, agreement_cells(study.agreements, markdown_cell), texts=2)
     sentences = [f"- {markdown_text(agreement.sentence)}" for agreement in study.agreements]
     return ["## Agreement with held-out loss", "", *table, *sentences, ""]

@@ -118,34 +118,30 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
     grouped = arm_rows(study.facts, study.arms)
-    if len(grouped) == len(rows):
-        return ""
     header = ("arm", "state", "size", "runs", *(column.header for column in _COLUMNS))
     cells = [
         [html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, _COLUMNS)] for row in grouped
     ]
-    return _section("Arms", MEANS, _table(header, cells, texts=2))
+    return _section("Arms", MEANS, header, cells if len(grouped) < len(rows) else (), texts=2)
 
 
 def _effects(study: Study) -> str:
-    rows = effect_cells(study.effects, html_cell)
     hint = (
         "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
         "this many pairs would detect with a power of 80 %."
     )
-    return _section("Effects", hint, _table(EFFECT_HEADER, rows, texts=4)) if rows else ""
+    return _section("Effects", hint, EFFECT_HEADER, effect_cells(study.effects, html_cell), texts=4)
 
 
 def _factors(study: Study) -> str:
-    rows = factor_cells(study.outcomes, html_cell)
     hint = "η² is the fraction of the variance between runs that a factor, or a pair of factors, explains."
-    return _section("Factors", hint, _table(FACTOR_HEADER, rows, texts=3)) if rows else ""
+    return _section("Factors", hint, FACTOR_HEADER, factor_cells(study.outcomes, html_cell), texts=3)
 
 
 def _agreement(study: Study) -> str:
-    rows = agreement_cells(study.agreements)
     hint = "Kendall τ-b over runs: +1 ranks them as the held-out loss does, −1 backwards."
-    return _section("Agreement with held-out loss", hint, _table(AGREEMENT_HEADER, rows, texts=2)) if rows else ""
+    rows = agreement_cells(study.agreements, html_cell)
+    return _section("Agreement with held-out loss", hint, AGREEMENT_HEADER, rows, texts=2)
 
 
 def _runs(rows: Sequence[SummaryRow]) -> str:
@@ -202,8 +198,12 @@ def _value(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"
 
 
-def _section(title: str, hint: str, body: str) -> str:
-    return f'<section><h2>{html_text(title)}</h2><p class="hint">{html_text(hint)}</p>{body}</section>'
+def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """Return a section with a table, see `_table`; nothing where it has no rows."""
+    if not rows:
+        return ""
+    heading = f'<h2>{html_text(title)}</h2><p class="hint">{html_text(hint)}</p>'
+    return f"<section>{heading}{_table(header, rows, texts=texts)}</section>"
 
 
 def _details(title: str, body: str) -> str:
@@ -214,9 +214,8 @@ def _list(texts: Iterable[object]) -> str:
     return f"<ul>{''.join(f'<li>{html_text(text)}</li>' for text in texts)}</ul>"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int) -> str:
-    """Return a table of cells that are HTML already: its first `texts` columns are words, an empty state is left out."""
-    rows = list(rows)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """Return a table of cells that are HTML already: the first `texts` columns are words, an empty state is omitted."""
     shown = [index for index, name in enumerate(header) if name != "state" or any(cells[index] for cells in rows)]
 
     kinds = [' class="t"' if index < texts else "" for index in range(len(header))]
