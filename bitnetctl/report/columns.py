@@ -46,10 +46,6 @@ class SummaryColumn:
         value = getattr(summary, self.field)
         return None if value is None else float(value)
 
-    def text(self, value: float | None) -> str:
-        """Format a value, a dash where it is unknown."""
-        return format_value(value, self.format_spec)
-
 
 COLLAPSE = (
     SummaryColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
@@ -116,7 +112,7 @@ class SummaryRow:
             judged = [summary for summary in self.summaries if summary.collapsed_fraction is not None]
             happened = sum(column.value(summary) is not None for summary in judged)
             return f"{happened}/{len(judged)}" if judged else UNKNOWN
-        return column.text(self.value(column))
+        return format_value(self.value(column), column.format_spec)
 
 
 def _state(summary: RunSummary) -> str:
@@ -171,14 +167,12 @@ def p_text(p: float | None) -> str:
 
 def pairs_text(effect: ArmEffect) -> str:
     """Return how many pairs a comparison is based on, and which runs failed or have no partner."""
-    parts = [plural(effect.pairs, "pair")]
-    if effect.failures:
-        parts.append(f"{effect.failures} failed")
-    if effect.baseline_failures:
-        parts.append(f"{effect.baseline_failures} of the baseline failed")
-    if effect.unpaired_runs:
-        parts.append(f"{effect.unpaired_runs} without a partner")
-    return ", ".join(parts)
+    counts = {
+        "failed": effect.failures,
+        "of the baseline failed": effect.baseline_failures,
+        "without a partner": effect.unpaired_runs,
+    }
+    return ", ".join([plural(effect.pairs, "pair"), *(f"{count} {what}" for what, count in counts.items() if count)])
 
 
 def kept_indices(count: int) -> list[int]:

@@ -47,20 +47,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text
 
 def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
     columns = (*COLLAPSE, *END)
-    return markdown_table(
-        ("arm", "size", seed, *(column.header for column in columns), "state"),
-        [
-            (
-                markdown_cell(row.arm),
-                row.size,
-                row.seed,
-                *(row.text(column) for column in columns),
-                markdown_cell(row.state),
-            )
-            for row in rows
-        ],
-        texts=1,
-    )
+    header = ("arm", "size", seed, *(column.header for column in columns), "state")
+    cells = [
+        (markdown_cell(row.arm), row.size, row.seed, *map(row.text, columns), markdown_cell(row.state)) for row in rows
+    ]
+    return markdown_table(header, cells, texts=1)
 
 
 def _effects(study: Study) -> list[str]:

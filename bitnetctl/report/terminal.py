@@ -1,5 +1,6 @@
 """Tables for a terminal, readable at 80 columns."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,17 +132,17 @@ def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
     table = _analysis_table("Factors: η² (* p < 0.05) and means")
     table.add_column("factor", overflow="fold")
     _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
-    names = dict.fromkeys(term.name for outcome in outcomes for term in outcome.terms)
-    terms = {name: [_term(outcome, name) for outcome in outcomes] for name in names}
+    by_outcome = [{term.name: term for term in outcome.terms} for outcome in outcomes]
+    terms = {name: [of_outcome.get(name) for of_outcome in by_outcome] for name in itertools.chain(*by_outcome)}
     explained = {
         name: max((term.eta_squared or 0.0 for term in of_name if term), default=0.0) for name, of_name in terms.items()
     }
-    for name in sorted(names, key=lambda name: -explained[name])[:MOST_TERMS]:
+    for name in sorted(terms, key=lambda name: -explained[name])[:MOST_TERMS]:
         table.add_row(f"[bold]{_label(name)}[/]", *map(_explained, terms[name]))
         if " × " not in name:
             _add_levels(table, outcomes, terms[name])
-    if len(names) > MOST_TERMS:
-        table.add_row(f"… and {len(names) - MOST_TERMS} weaker ones")
+    if len(terms) > MOST_TERMS:
+        table.add_row(f"… and {len(terms) - MOST_TERMS} weaker ones")
     return table
 
 
@@ -154,10 +155,6 @@ def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequen
         table.add_row(f"  {_label(level)}", *cells, style="dim")
     if len(levels) > MOST_LEVELS:
         table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
-
-
-def _term(outcome: OutcomeAnalysis, name: str) -> Term | None:
-    return next((term for term in outcome.terms if term.name == name), None)
 
 
 def _explained(term: Term | None) -> str:

@@ -13,7 +13,7 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 from bitnetctl import report
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.records import load_runs
-from bitnetctl.report.columns import COLLAPSE, arm_rows, p_text, run_rows, signed
+from bitnetctl.report.columns import arm_rows, format_value, p_text, run_rows, signed
 from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
 from bitnetctl.report.terminal import key_value_table
@@ -186,7 +186,7 @@ def test_values_have_one_format() -> None:
         "+∞",
         "−∞",
     ]
-    assert COLLAPSE[0].text(None) == "–"
+    assert [format_value(value, ",.0f") for value in (None, 1234.0, "nan")] == ["–", "1,234", "nan"]
 
 
 def test_the_tables_of_other_commands() -> None:

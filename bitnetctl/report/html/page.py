@@ -1,6 +1,6 @@
-"""One self-contained page: curves to explore, tables, verdicts, manifests. It loads nothing, and every name stays text.
+"""One self-contained page that loads nothing: curves to explore, tables, verdicts, manifests.
 
-Every function returns HTML: texts pass `html_text` or, in cells of tables, `html_cell` before they get into it.
+Every foreign text passes `html_text` or, in a cell of a table, `html_cell`, so that it stays text.
 """
 
 import base64
@@ -105,15 +105,16 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
     if not checks:
         return ""
     rows = [
-        [
-            html_cell(check.get("run") or f"size {check.get('size')}"),
-            html_cell(check.get("check", "")),
-            html_cell(check.get("outcome", check.get("verdict", ""))),
-            html_cell(check.get("reason", "")),
-        ]
+        (
+            check.get("run") or f"size {check.get('size')}",
+            check.get("check", ""),
+            check.get("outcome", check.get("verdict", "")),
+            check.get("reason", ""),
+        )
         for check in checks
     ]
-    return _details(plural(len(rows), "check"), _table(("run", "check", "outcome", "because"), rows, texts=4))
+    table = _table(("run", "check", "outcome", "because"), [list(map(html_cell, row)) for row in rows], texts=4)
+    return _details(plural(len(rows), "check"), table)
 
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
@@ -217,7 +218,6 @@ def _list(texts: Iterable[object]) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
     """Return a table of cells that are HTML already: the first `texts` columns are words, an empty state is omitted."""
     shown = [index for index, name in enumerate(header) if name != "state" or any(cells[index] for cells in rows)]
-
     kinds = [' class="t"' if index < texts else "" for index in range(len(header))]
 
     def line(tag: str, cells: Sequence[str]) -> str:
