@@ -1,42 +1,39 @@
-"""What a person sees while runs train: a live view in a terminal, plain lines elsewhere. All of it on stderr."""
+"""Reporting on runs in training: a live view in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
 
 from bitnetctl.config import RunConfig
 from bitnetctl.monitor.live import LiveReporter
-from bitnetctl.monitor.view import _REPEAT_SECONDS, _RunView, _work_line, ended_lines, row_line, started_lines
+from bitnetctl.monitor.view import REPEAT_SECONDS, RunView, ended_lines, row_line, started_lines, work_line
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, RolledBack, Started, Stopped
 
 
 class Reporter(Protocol):
-    """Follows the events of a training."""
+    """Shows the events of a training run."""
 
     def event(self, event: Event) -> None:
         """Show what happened."""
 
     def log(self, text: str) -> None:
-        """Show one line that stays."""
+        """Show one permanent line."""
 
     def work(self, what: str, done: int, total: int | None) -> None:
-        """Show how far a long preparation is."""
+        """Show the progress of a preparation, such as encoding text; `total` is None where it is unknown."""
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 
 def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> Reporter:
     """Return a live view where `console` is a terminal that can move its cursor, else plain lines.
 
-    With `configs` the view covers all runs of a sweep, those that other processes train in `runs_dir` included.
+    With `configs` the view covers all runs of a sweep, including those that other processes train in `runs_dir`.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReporter(console, configs, runs_dir)
@@ -44,26 +41,24 @@ def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir:
 
 
 class PlainReporter:
-    """One line for each evaluation and notice; nothing rewrites itself."""
+    """One line for each evaluation and log message; nothing is redrawn."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._pack: list[_RunView] = []
+        self._pack: list[RunView] = []
         self._work_shown = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def __exit__(self, *exception: object) -> None:
+        pass
 
     def event(self, event: Event) -> None:
-        """Print a line where there is something to say."""
+        """Print a line for each event but `Progress`, `Saved` and `RolledBack`."""
         match event:
             case Started():
-                self._pack = [_RunView(*run) for run in zip(event.names, event.configs, strict=True)]
+                self._pack = [RunView(*run) for run in zip(event.names, event.configs, strict=True)]
                 for view in self._pack:
                     view.state = "training"
                 for text in started_lines(event):
@@ -87,6 +82,6 @@ class PlainReporter:
     def work(self, what: str, done: int, total: int | None) -> None:
         """Print a line every two seconds."""
         now = time.monotonic()
-        if now - self._work_shown >= _REPEAT_SECONDS:
+        if now - self._work_shown >= REPEAT_SECONDS:
             self._work_shown = now
-            self.log(_work_line(what, done, total))
+            self.log(work_line(what, done, total))

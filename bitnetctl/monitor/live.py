@@ -1,11 +1,10 @@
-"""A live view of runs in training for a terminal."""
+"""A live view of runs in training, for a terminal."""
 
 import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -18,17 +17,17 @@ from rich.text import Text
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import BitnetctlError
 from bitnetctl.monitor.view import (
-    _REPEAT_SECONDS,
-    _clock,
-    _figure,
-    _memory,
-    _RunView,
-    _work_line,
+    REPEAT_SECONDS,
+    RunView,
     ended_lines,
+    format_clock,
+    format_memory,
     sparkline,
     started_lines,
+    work_line,
 )
 from bitnetctl.records import read_manifest
+from bitnetctl.report.columns import format_value
 from bitnetctl.trainer.events import (
     Diverged,
     Evaluated,
@@ -45,17 +44,17 @@ _STATES = ("training", "failed", "diverged", "stopped", "elsewhere", "finished",
 
 
 class LiveReporter:
-    """A view of the runs in training that rewrites itself, with lasting lines above it."""
+    """A view of the runs in training that redraws itself, with permanent lines above it."""
 
     def __init__(self, console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> None:
         self._console = console
         self._runs_dir = runs_dir
-        self._runs = {config.run_name: _RunView(config.run_name, config) for config in configs}
+        self._runs = {config.run_name: RunView(config.run_name, config) for config in configs}
         self._is_sweep = len(self._runs) > 1
-        self._pack: list[_RunView] = []
+        self._pack: list[RunView] = []
         self._start_step = self._step = 0
-        self._begun = time.monotonic()
-        self._folder_read = 0.0
+        self._started_at = time.monotonic()
+        self._folder_read_at = 0.0
         self._memory_bytes = 0
         self._work: str | None = None
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
@@ -64,45 +63,25 @@ class LiveReporter:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
     def event(self, event: Event) -> None:
-        """Take what happened into the view."""
+        """Update the view."""
         match event:
             case Started():
-                self._work = None
-                self._begun, self._start_step = time.monotonic(), event.start_step
-                self._step = event.start_step
-                self._leave_pack()
-                for name, config in zip(event.names, event.configs, strict=True):
-                    view = self._runs.setdefault(name, _RunView(name, config))
-                    view.state, view.step = "training", event.start_step
-                    self._pack.append(view)
-                for text in started_lines(event):
-                    self.log(text)
+                self._start(event)
             case Progress():
-                self._step, self._memory_bytes = event.step, event.memory_bytes
-                for view, loss in zip(self._pack, event.losses, strict=True):
-                    if view.state == "training":
-                        view.step, view.loss = event.step, loss
+                self._progress(event)
             case Evaluated():
-                view = self._pack[event.run]
-                warning = view.update(event.row)
+                warning = self._pack[event.run].update(event.row)
                 if warning:
                     self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
             case RolledBack():
                 view = self._pack[event.run]
                 view.state, view.step = "waiting", event.step
             case Diverged() | Failed() | Stopped() | Finished():
-                for text in ended_lines(event, self._pack):
-                    self.log(text)
-                if isinstance(event, Failed) and event.name in self._runs:
-                    self._runs[event.name].state = "failed"
-                if not isinstance(event, Diverged):
-                    self._leave_pack()
+                self._end(event)
 
     def log(self, text: str) -> None:
         """Print one line above the view."""
@@ -110,10 +89,36 @@ class LiveReporter:
 
     def work(self, what: str, done: int, total: int | None) -> None:
         """Show the preparation in the view."""
-        self._work = _work_line(what, done, total)
+        self._work = work_line(what, done, total)
+
+    def _start(self, event: Started) -> None:
+        self._work = None
+        self._started_at = time.monotonic()
+        self._start_step = self._step = event.start_step
+        self._leave_pack()
+        for name, config in zip(event.names, event.configs, strict=True):
+            view = self._runs.setdefault(name, RunView(name, config))
+            view.state, view.step = "training", event.start_step
+            self._pack.append(view)
+        for text in started_lines(event):
+            self.log(text)
+
+    def _progress(self, event: Progress) -> None:
+        self._step, self._memory_bytes = event.step, event.memory_bytes
+        for view, loss in zip(self._pack, event.losses, strict=True):
+            if view.state == "training":
+                view.step, view.loss = event.step, loss
+
+    def _end(self, event: Diverged | Failed | Stopped | Finished) -> None:
+        for text in ended_lines(event, self._pack):
+            self.log(text)
+        if isinstance(event, Failed) and event.name in self._runs:
+            self._runs[event.name].state = "failed"
+        if not isinstance(event, Diverged):
+            self._leave_pack()
 
     def _leave_pack(self) -> None:
-        """Let go of the pack; runs of one that broke up wait for their turn again."""
+        """Forget the pack; runs that it did not finish wait for their turn again."""
         for view in self._pack:
             if view.state == "training":
                 view.state = "waiting"
@@ -133,7 +138,7 @@ class LiveReporter:
     def _headline(self) -> Table:
         config = self._pack[0].config
         steps = config.steps
-        elapsed = time.monotonic() - self._begun
+        elapsed = time.monotonic() - self._started_at
         done = self._step - self._start_step
         left = elapsed / done * (steps - self._step) if done else None
         stage = 1 if self._step <= config.boundary_step else 2
@@ -142,21 +147,21 @@ class LiveReporter:
         grid.add_column(no_wrap=True)
         grid.add_row(
             ProgressBar(total=steps, completed=self._step),
-            f"{self._step:,}/{steps:,} · stage {stage} · {_clock(elapsed)} < {_clock(left)} · "
-            f"{_memory(self._memory_bytes)}",
+            f"{self._step:,}/{steps:,} · stage {stage} · {format_clock(elapsed)} < {format_clock(left)} · "
+            f"{format_memory(self._memory_bytes)}",
         )
         return grid
 
-    def _solo_table(self, view: _RunView) -> Table:
+    def _solo_table(self, view: RunView) -> Table:
         row = view.row
         cells = {
-            "loss": _figure(view.loss, ".3f"),
-            "held-out": _figure(row.get("HeldOutLoss"), ".3f"),
-            "unique": _figure(row.get("UniquePredictions"), ",.0f"),
+            "loss": format_value(view.loss, ".3f"),
+            "held-out": format_value(row.get("HeldOutLoss"), ".3f"),
+            "unique": format_value(row.get("UniquePredictions"), ",.0f"),
             "history": sparkline(view.history),
-            "LR": _figure(row.get("LR"), ".2e"),
-            "WD": _figure(row.get("WD"), "g"),
-            "tok/s": _figure(row.get("TokensPerSecond"), ",.0f"),
+            "LR": format_value(row.get("LR"), ".2e"),
+            "WD": format_value(row.get("WD"), "g"),
+            "tok/s": format_value(row.get("TokensPerSecond"), ",.0f"),
         }
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for name in cells:
@@ -170,7 +175,7 @@ class LiveReporter:
         return Text(f"{len(self._runs)} runs: {', '.join(parts)}", style="bold")
 
     def _run_table(self) -> Table:
-        """Return as many runs as the terminal is high, those in training first, then the latest that ended."""
+        """Return as many runs as fit the height of the terminal, in the order of `_STATES`."""
         room = max(3, self._console.height - 5)
         ordered = sorted(self._runs.values(), key=lambda view: _STATES.index(view.state))
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
@@ -183,8 +188,8 @@ class LiveReporter:
             table.add_row(
                 view.label,
                 f"{view.step:,}",
-                _figure(view.loss, ".3f"),
-                _figure(view.row.get("UniquePredictions"), ",.0f"),
+                format_value(view.loss, ".3f"),
+                format_value(view.row.get("UniquePredictions"), ",.0f"),
                 sparkline(view.history, width=8),
                 view.state,
                 style=view.style,
@@ -194,11 +199,11 @@ class LiveReporter:
         return table
 
     def _read_folder(self) -> None:
-        """Take over the state of runs that other processes train."""
+        """Read the state of runs that other processes train."""
         now = time.monotonic()
-        if self._runs_dir is None or now - self._folder_read < _REPEAT_SECONDS:
+        if self._runs_dir is None or now - self._folder_read_at < REPEAT_SECONDS:
             return
-        self._folder_read = now
+        self._folder_read_at = now
         for view in self._runs.values():
             if view.state in ("waiting", "elsewhere"):
                 with contextlib.suppress(BitnetctlError):

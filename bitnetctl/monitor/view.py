@@ -1,15 +1,17 @@
-"""What is known of a run in training, and the lines that say it."""
+"""State of a run in training, and the lines of text that report it."""
 
 from bitnetctl.config import RunConfig
 from bitnetctl.records import Row, collapse, known
+from bitnetctl.report.columns import format_value
 from bitnetctl.trainer.events import Diverged, Failed, Finished, Started, Stopped
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_REPEAT_SECONDS = 2.0
+REPEAT_SECONDS = 2.0
+"""Least time between two lines on a preparation, and between two looks at the folder of runs."""
 
 
-class _RunView:
-    """What is known of one run in training."""
+class RunView:
+    """State of one run, from its events or, for a run of another process, from its manifest."""
 
     def __init__(self, name: str, config: RunConfig) -> None:
         self.name = name
@@ -34,7 +36,7 @@ class _RunView:
         return "yellow" if self.collapsed_since is not None else "dim" if self.state == "waiting" else ""
 
     def update(self, row: Row) -> str | None:
-        """Take a new row; return a warning when a collapse begins."""
+        """Take over a new row; return a warning where a collapse begins."""
         self.row = row
         unique = known(row, "UniquePredictions")
         if unique is not None:
@@ -52,7 +54,7 @@ class _RunView:
 
 
 def started_lines(event: Started) -> list[str]:
-    """Say what begins."""
+    """Return the line on a run or pack that starts."""
     where = f"{event.num_parameters:,} parameters on {event.device}"
     resumed = f", resumed after step {event.start_step:,}" if event.start_step else ""
     if len(event.names) == 1:
@@ -60,8 +62,8 @@ def started_lines(event: Started) -> list[str]:
     return [f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"]
 
 
-def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[_RunView]) -> list[str]:
-    """Say how a run or a pack ended; marks the views."""
+def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunView]) -> list[str]:
+    """Set the state of the runs that ended, and return a line on each."""
     match event:
         case Diverged():
             pack[event.run].state = "diverged"
@@ -81,12 +83,12 @@ def row_line(row: Row, steps: int) -> str:
     """Return an evaluation as one line of text."""
     parts = [
         f"step {int(row['Step'] or 0):>{len(str(steps))}}/{steps}",
-        f"loss {_figure(row.get('Loss'), '.4f')}",
-        f"held-out {_figure(row.get('HeldOutLoss'), '.4f')}",
-        f"unique {_figure(row.get('UniquePredictions'), '.0f')}/{_figure(row.get('ProbePositions'), '.0f')}",
-        f"lr {_figure(row.get('LR'), '.3e')}",
-        f"wd {_figure(row.get('WD'), 'g')}",
-        f"{_figure(row.get('TokensPerSecond'), '.0f')} tok/s",
+        f"loss {format_value(row.get('Loss'), '.4f')}",
+        f"held-out {format_value(row.get('HeldOutLoss'), '.4f')}",
+        f"unique {format_value(row.get('UniquePredictions'), '.0f')}/{format_value(row.get('ProbePositions'), '.0f')}",
+        f"lr {format_value(row.get('LR'), '.3e')}",
+        f"wd {format_value(row.get('WD'), 'g')}",
+        f"{format_value(row.get('TokensPerSecond'), '.0f')} tok/s",
     ]
     return "  ".join(parts)
 
@@ -98,32 +100,31 @@ def sparkline(values: list[float], width: int = 16) -> str:
     return "".join(_SPARKS[min(int(value / top * len(_SPARKS)), len(_SPARKS) - 1)] for value in recent)
 
 
-def _outcome(view: _RunView) -> str:
+def _outcome(view: RunView) -> str:
     row = view.row
     if not row:
-        # nothing was left to train
+        # no evaluation since the run was resumed: nothing was left to train
         return "finished"
     return (
-        f"finished, held-out loss {_figure(row.get('HeldOutLoss'), '.3f')}, "
-        f"{_figure(row.get('UniquePredictions'), '.0f')} unique predictions"
+        f"finished, held-out loss {format_value(row.get('HeldOutLoss'), '.3f')}, "
+        f"{format_value(row.get('UniquePredictions'), '.0f')} unique predictions"
     )
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _work_line(what: str, done: int, total: int | None) -> str:
+def work_line(what: str, done: int, total: int | None) -> str:
+    """Return the line on a preparation; `total` is None where it is unknown."""
     if total is not None:
         return f"{what}: {done:,} of {total:,}"
     return f"{what}: {done:,}" if done else what
 
 
-def _memory(count: int) -> str:
+def format_memory(count: int) -> str:
+    """Format bytes; 0 is unknown."""
     return f"{count / 2**30:.1f} GiB" if count else "–"
 
 
-def _clock(seconds: float | None) -> str:
+def format_clock(seconds: float | None) -> str:
+    """Format seconds as h:mm:ss or m:ss; None is unknown."""
     if seconds is None:
         return "–:––"
     minutes, rest = divmod(int(seconds), 60)

@@ -1,54 +1,63 @@
-"""A judgement as the founding document's hand-off, in Markdown. No torch here."""
+"""A judgement as the founding document's hand-off, in Markdown."""
 
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
-from bitnetctl.report.columns import UNKNOWN
-from bitnetctl.report.escape import printable
-from bitnetctl.report.trajectory import MILESTONES, _ordered, _plain, _trajectory, next_step
-from bitnetctl.verdict import Combined, Outcome
+from bitnetctl.report.columns import UNKNOWN, format_value
+from bitnetctl.report.escape import markdown_line
+from bitnetctl.report.markdown import markdown_table
+from bitnetctl.report.trajectory import MILESTONES, by_size_and_seed, next_step, trajectory_cells
+from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict
 
 
 def handoff(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcome) -> str:
-    """Return the founding document's hand-off as Markdown: hardware, duration, figures, status, assessment."""
-    lines = ["# Verification report", "", f"**Overall: {overall.value}**", ""]
-    hardware = dict.fromkeys(run.manifest.device or UNKNOWN for run in runs if run.manifest)
-    seconds = sum(run.manifest.elapsed_seconds for run in runs if run.manifest)
+    """Return the founding document's hand-off as Markdown: hardware, duration, values, status, assessment."""
+    lines = ["# Verification report", "", f"**Overall: {overall.value}**", "", *_provenance(runs)]
+    for arm, combined in judged.items():
+        lines += [f"## Arm {markdown_line(arm)}: {combined.outcome.value}", ""]
+        lines += _trajectories([run for run in runs if (run.arm or UNKNOWN_ARM) == arm])
+        for verdict in combined.verdicts:
+            lines += _verdict(verdict)
+        if combined.disagreement:
+            lines += [markdown_line(combined.disagreement), ""]
+    return "\n".join([*lines, f"Next: {next_step(overall)}", ""])
+
+
+def _provenance(runs: Sequence[Run]) -> list[str]:
+    """Return devices, versions and the time that the runs took, as far as manifests are there."""
+    manifests = [run.manifest for run in runs if run.manifest]
+    hardware = dict.fromkeys(manifest.device or UNKNOWN for manifest in manifests)
+    seconds = sum(manifest.elapsed_seconds for manifest in manifests)
     versions = dict.fromkeys(
-        ", ".join(f"{name} {run.manifest.versions.get(name, UNKNOWN)}" for name in ("bitnetctl", "torch"))
-        for run in runs
-        if run.manifest
+        ", ".join(f"{name} {manifest.versions.get(name, UNKNOWN)}" for name in ("bitnetctl", "torch"))
+        for manifest in manifests
     )
-    lines += [
-        f"- Hardware: {_cell('; '.join(hardware) or UNKNOWN)}",
-        f"- Versions: {_cell('; '.join(versions) or UNKNOWN)}",
+    return [
+        f"- Hardware: {markdown_line('; '.join(hardware) or UNKNOWN)}",
+        f"- Versions: {markdown_line('; '.join(versions) or UNKNOWN)}",
         f"- Duration of the runs, summed: {f'{seconds / 60:.1f} min' if seconds else UNKNOWN}",
         "",
     ]
-    for arm, combined in judged.items():
-        of_arm = [run for run in runs if (run.arm or "unknown") == arm]
-        lines += [f"## Arm {_cell(arm)}: {combined.outcome.value}", ""]
-        heads = " | ".join(f"{share:.0%}" for share in MILESTONES)
-        lines += [f"| size | seed | {heads} | status |", "|---" * (len(MILESTONES) + 3) + "|"]
-        for run in _ordered(of_arm):
-            cells = " | ".join(_trajectory(run))
-            status = run.manifest.status if run.manifest else f"ends at step {run.final_step:,}"
-            lines.append(f"| {_plain(run.size)} | {_plain(run.seed)} | {cells} | {status} |")
-        lines.append("")
-        for verdict in combined.verdicts:
-            lines.append(f"### {_cell(verdict.criteria)}: {verdict.outcome.value}")
-            lines += ["", f"Confidence: {_cell(verdict.confidence or UNKNOWN)}", ""]
-            if verdict.evidence:
-                lines += [f"Evidence: {_cell(verdict.evidence)}", ""]
-            lines += [f"- {_cell(reason)}" for reason in verdict.reasons]
-            lines += [f"- note: {_cell(note)}" for note in verdict.notes]
-            lines.append("")
-        if combined.disagreement:
-            lines += [_cell(combined.disagreement), ""]
-    lines += [f"Next: {next_step(overall)}", ""]
-    return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Return text that stays one line and no markup in Markdown."""
-    return printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def _trajectories(runs: Sequence[Run]) -> list[str]:
+    rows = [
+        (
+            format_value(run.size),
+            format_value(run.seed),
+            *trajectory_cells(run),
+            run.manifest.status if run.manifest else f"ends at step {run.final_step:,}",
+        )
+        for run in by_size_and_seed(runs)
+    ]
+    return markdown_table(("size", "seed", *(f"{fraction:.0%}" for fraction in MILESTONES), "status"), rows)
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    lines = [f"### {markdown_line(verdict.criteria)}: {verdict.outcome.value}", ""]
+    lines += [f"Confidence: {markdown_line(verdict.confidence or UNKNOWN)}", ""]
+    if verdict.evidence:
+        lines += [f"Evidence: {markdown_line(verdict.evidence)}", ""]
+    lines += [f"- {markdown_line(reason)}" for reason in verdict.reasons]
+    lines += [f"- note: {markdown_line(note)}" for note in verdict.notes]
+    return [*lines, ""]

@@ -1,4 +1,4 @@
-"""Verdicts as JUnit XML, for continuous integration. No torch here."""
+"""Verdicts as JUnit XML, for continuous integration."""
 
 import re
 from collections.abc import Sequence
@@ -7,13 +7,15 @@ from xml.etree import ElementTree
 from bitnetctl.report.escape import defused
 from bitnetctl.verdict import Outcome, Verdict
 
-# XML 1.0 has no way to write these, escaped or not
+_ELEMENTS = {Outcome.REFUTED: "failure", Outcome.INVALID: "error", Outcome.INCONCLUSIVE: "skipped"}
+# XML 1.0 cannot hold these, escaped or not
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_xml(verdicts: Sequence[Verdict]) -> str:
-    """Return one suite for each arm and criteria with a case for each check: refuted is a failure, invalid an error,
-    inconclusive is skipped.
+    """Return a suite for each arm and criteria with a case for each check.
+
+    Refuted is a failure, invalid an error, inconclusive is skipped.
     """
     root = ElementTree.Element("testsuites", name="bitnetctl verify")
     for verdict in verdicts:
@@ -28,11 +30,10 @@ def junit_xml(verdicts: Sequence[Verdict]) -> str:
             skipped=str(counts.count(Outcome.INCONCLUSIVE)),
         )
         for result in verdict.results:
-            place = result.run or (f"hidden {result.size}" if result.size else "all runs")
-            case = ElementTree.SubElement(suite, "testcase", classname=_text(place), name=_text(result.check))
-            kind = {Outcome.REFUTED: "failure", Outcome.INVALID: "error", Outcome.INCONCLUSIVE: "skipped"}
-            if result.outcome in kind:
-                ElementTree.SubElement(case, kind[result.outcome], message=_text(result.reason))
+            where = result.run or (f"hidden {result.size}" if result.size else "all runs")
+            case = ElementTree.SubElement(suite, "testcase", classname=_text(where), name=_text(result.check))
+            if result.outcome in _ELEMENTS:
+                ElementTree.SubElement(case, _ELEMENTS[result.outcome], message=_text(result.reason))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -1,4 +1,4 @@
-"""The facts of every run as CSV, for a spreadsheet or a script."""
+"""The summary of every run as CSV, for a spreadsheet or a script."""
 
 import csv
 import io
@@ -11,13 +11,13 @@ from bitnetctl.report.escape import defused, printable
 
 
 def summaries_csv(study: Study) -> str:
-    """Return a row for every run under the names that `analyze --json` has: figures in full, unknown is empty."""
+    """Return a row for every run, with the names of `analyze --json`: values in full precision, unknown is empty."""
     file = io.StringIO()
     names = [field.name for field in fields(RunSummary)]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
-    for facts in study.facts:
-        tree = facts.to_json()
+    for summary in study.facts:
+        tree = summary.to_json()
         writer.writerow([_cell(tree[name]) for name in names])
     return file.getvalue()
 

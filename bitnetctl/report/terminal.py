@@ -1,5 +1,6 @@
 """Tables for a terminal, readable at 80 columns."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,26 +15,17 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
-    UNKNOWN,
     SummaryColumn,
     SummaryRow,
+    format_value,
     interval,
     p_text,
     pairs_text,
     signed,
 )
 from bitnetctl.report.escape import printable
-from bitnetctl.report.trajectory import MILESTONES, _ordered, _plain, _trajectory
+from bitnetctl.report.trajectory import MILESTONES, by_size_and_seed, trajectory_cells
 from bitnetctl.verdict import Outcome, Verdict
-
-
-def key_value_table(title: str, facts: Mapping[str, str]) -> Table:
-    """Return names and values in two columns."""
-    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        table.add_row(name, escape(value))
-    return table
-
 
 OUTCOME_STYLES = {
     Outcome.SUPPORTED: "green",
@@ -41,16 +33,29 @@ OUTCOME_STYLES = {
     Outcome.INCONCLUSIVE: "yellow",
     Outcome.INVALID: "magenta",
 }
-_JOINT = re.compile(r"\+(?=[A-Za-z])")
 MOST_TERMS = 10
 MOST_LEVELS = 8
+# the + between two interventions of an arm, not that of a number such as 1e+3
+_PLUS = re.compile(r"\+(?=[A-Za-z])")
+
+
+def key_value_table(title: str, values: Mapping[str, str]) -> Table:
+    """Return names and values in two columns."""
+    table = _table(title)
+    table.show_header = False
+    for name, value in values.items():
+        table.add_row(name, escape(value))
+    return table
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a line for every run of a sweep, as `bitnetctl sweep --json` describes it."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("size", "arm", "seed", "status", "unique", "held-out"):
-        table.add_column(name, justify="left" if name in ("arm", "status") else "right", no_wrap=name != "arm")
+    """Return a row for every run of a sweep, as `bitnetctl sweep --json` describes it."""
+    table = _table()
+    _add_numbers(table, "size")
+    table.add_column("arm")
+    _add_numbers(table, "seed")
+    table.add_column("status", no_wrap=True)
+    _add_numbers(table, "unique", "held-out")
     for row in rows:
         final = row["final"] or {}
         failed = row["status"] in ("failed", "damaged", "diverged")
@@ -59,17 +64,16 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             escape(row["arm"]),
             str(row["seed"]),
             f"[red]{row['status']}[/]" if failed else row["status"],
-            _figure(final.get("UniquePredictions"), ",.0f"),
-            _figure(final.get("HeldOutLoss"), ".3f"),
+            format_value(final.get("UniquePredictions"), ",.0f"),
+            format_value(final.get("HeldOutLoss"), ".3f"),
         )
     return table
 
 
 def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a line for every shape of a planned sweep, as `sweep --dry-run --json` describes it."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("size", "steps", "runs", "packs", "in a pack", "memory", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Return a row for every shape of a planned sweep, as `sweep --dry-run --json` describes it."""
+    table = _table()
+    _add_numbers(table, "size", "steps", "runs", "packs", "in a pack", "memory", "time")
     table.add_column("arms")
     for row in rows:
         table.add_row(
@@ -85,31 +89,22 @@ def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _figure(value: float | str | None, form: str) -> str:
-    """Format a figure; unknown is a dash, and what is not finite arrives as text."""
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else format(value, form)
-
-
 def collapse_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
-    """Return how deep every run fell in stage 1 and whether it came back; `grouped` for rows of whole arms."""
+    """Return collapse and recovery of every run; `grouped` for rows of whole arms."""
     return _summary_table("Stage 1 and the boundary", rows, COLLAPSE, grouped=grouped)
 
 
 def end_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
-    """Return where every run ended and how its ternary weights fare."""
+    """Return the final metrics of every run and its ternary weights; `grouped` for rows of whole arms."""
     return _summary_table("The end", rows, END, grouped=grouped)
 
 
 def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn], *, grouped: bool) -> Table:
-    table = _table(title)
+    table = _analysis_table(title)
     table.add_column("arm", overflow="fold")
-    for name in ("size", "runs" if grouped else "seed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for column in columns:
-        # two words stand above each other, so that the arm has room
-        table.add_column(column.header.replace(" ", "\n").replace("-", "-\n"), justify="right", no_wrap=True)
+    _add_numbers(table, "size", "runs" if grouped else "seed")
+    # one word above the other leaves room for the arm
+    _add_numbers(table, *(column.header.replace(" ", "\n").replace("-", "-\n") for column in columns))
     for row in rows:
         state = f"\n[{'red' if row.failed else 'dim'}]{escape(row.state)}[/]" if row.state else ""
         table.add_row(_label(row.arm) + state, row.size, row.seed, *(row.text(column) for column in columns))
@@ -118,10 +113,9 @@ def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[Sum
 
 def effects_table(effects: Sequence[ArmEffect]) -> Table:
     """Return every arm's differences from its baseline."""
-    table = _table("Arm minus baseline, paired by size and seed")
-    table.add_column("figure", overflow="fold")
-    for name in ("difference", "95 % interval", "p", "p (Holm)"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _analysis_table("Arm minus baseline, paired by size and seed")
+    table.add_column("metric", overflow="fold")
+    _add_numbers(table, "difference", "95 % interval", "p", "p (Holm)")
     for arm in effects:
         table.add_row(f"[bold]{_label(arm.arm)}[/]\n[dim]− {_label(arm.baseline)}: {pairs_text(arm)}[/]")
         for metric, (name, _) in METRICS.items():
@@ -134,35 +128,33 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
 
 
 def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
-    """Return factors, the strongest first, with the variance that each explains and the mean of each of its levels."""
-    table = _table("Factors: η² (* p < 0.05) and means")
+    """Return factors, the strongest first: the variance that each explains, and the mean of each of its levels."""
+    table = _analysis_table("Factors: η² (* p < 0.05) and means")
     table.add_column("factor", overflow="fold")
-    for name in ("collapsed\nshare", "stage 1\nloss", "final\nloss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    names = dict.fromkeys(term.name for outcome in outcomes for term in outcome.terms)
-    terms = {name: [_term(outcome, name) for outcome in outcomes] for name in names}
-    strength = {
-        name: max((term.eta_squared or 0.0 for term in found if term), default=0.0) for name, found in terms.items()
+    _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
+    by_outcome = [{term.name: term for term in outcome.terms} for outcome in outcomes]
+    terms = {name: [of_outcome.get(name) for of_outcome in by_outcome] for name in itertools.chain(*by_outcome)}
+    explained = {
+        name: max((term.eta_squared or 0.0 for term in of_name if term), default=0.0) for name, of_name in terms.items()
     }
-    for name in sorted(names, key=lambda name: -strength[name])[:MOST_TERMS]:
-        found = terms[name]
-        table.add_row(f"[bold]{_label(name)}[/]", *(_explained(term) for term in found))
-        if " × " in name:
-            continue
-        levels = dict.fromkeys(level for term in found if term for level in term.means)
-        for level in list(levels)[:MOST_LEVELS]:
-            means = (term.means.get(level) if term else None for term in found)
-            cells = (_figure(mean, outcome.form) for mean, outcome in zip(means, outcomes, strict=True))
-            table.add_row(f"  {_label(level)}", *cells, style="dim")
-        if len(levels) > MOST_LEVELS:
-            table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
-    if len(names) > MOST_TERMS:
-        table.add_row(f"… and {len(names) - MOST_TERMS} weaker ones")
+    for name in sorted(terms, key=lambda name: -explained[name])[:MOST_TERMS]:
+        table.add_row(f"[bold]{_label(name)}[/]", *map(_explained, terms[name]))
+        if " × " not in name:
+            _add_levels(table, outcomes, terms[name])
+    if len(terms) > MOST_TERMS:
+        table.add_row(f"… and {len(terms) - MOST_TERMS} weaker ones")
     return table
 
 
-def _term(outcome: OutcomeAnalysis, name: str) -> Term | None:
-    return next((term for term in outcome.terms if term.name == name), None)
+def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequence[Term | None]) -> None:
+    """Add a row for each level of one factor; `terms` has its term in every outcome, in the order of `outcomes`."""
+    levels = dict.fromkeys(level for term in terms if term for level in term.means)
+    for level in list(levels)[:MOST_LEVELS]:
+        means = (term.means.get(level) if term else None for term in terms)
+        cells = (format_value(mean, outcome.form) for mean, outcome in zip(means, outcomes, strict=True))
+        table.add_row(f"  {_label(level)}", *cells, style="dim")
+    if len(levels) > MOST_LEVELS:
+        table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
 
 
 def _explained(term: Term | None) -> str:
@@ -173,54 +165,34 @@ def _explained(term: Term | None) -> str:
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
     """Return how each metric ranks the runs against the held-out loss."""
-    table = _table("Agreement with held-out loss (Kendall τ-b)")
+    table = _analysis_table("Agreement with held-out loss (Kendall τ-b)")
     table.add_column("metric", no_wrap=True)
     table.add_column("at", no_wrap=True)
-    for name in ("runs", "τ-b", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for found in agreements:
-        tau = UNKNOWN if found.tau is None else f"{found.tau:+.2f}"
-        style = "yellow" if found.tau is not None and found.tau < 0 else ""
-        table.add_row(found.metric, found.when, str(found.runs), tau, p_text(found.p), style=style)
+    _add_numbers(table, "runs", "τ-b", "p")
+    for agreement in agreements:
+        tau = agreement.tau
+        cells = (agreement.metric, agreement.when, str(agreement.runs), format_value(tau, "+.2f"), p_text(agreement.p))
+        table.add_row(*cells, style="yellow" if tau is not None and tau < 0 else "")
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-    )
-
-
-def _label(text: str) -> str:
-    """Write an arm so that it breaks between its interventions."""
-    return escape(_JOINT.sub(" +", printable(text)))
 
 
 def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
     """Return unique predictions and, where known, held-out loss of every run of an arm at the milestones."""
-    table = Table(title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.title = escape(f"{printable(arm)}: unique predictions · held-out loss")
+    table = _table(escape(f"{printable(arm)}: unique predictions · held-out loss"), title_style="bold")
     table.add_column("size", justify="right")
     table.add_column("seed", justify="right")
-    for share in MILESTONES:
-        table.add_column(f"{share:.0%}", justify="right", no_wrap=True)
+    _add_numbers(table, *(f"{fraction:.0%}" for fraction in MILESTONES))
     table.add_column("of", justify="right")
-    for run in _ordered(runs):
-        ceiling = run.ceiling
-        limit = UNKNOWN if ceiling is None else f"{ceiling[0]:,.0f}{'?' if ceiling[1] else ''}"
-        table.add_row(_plain(run.size), _plain(run.seed), *_trajectory(run), limit)
+    for run in by_size_and_seed(runs):
+        ceiling, inferred = run.ceiling or (None, False)
+        limit = format_value(ceiling, ",.0f") + "?" * inferred
+        table.add_row(format_value(run.size), format_value(run.seed), *trajectory_cells(run), limit)
     return table
 
 
 def checks_table(verdict: Verdict) -> Table:
-    """Return every check of a verdict with figure and threshold, the deciding ones first."""
-    table = Table(title=f"{escape(verdict.criteria)}: {_coloured(verdict.outcome)}", title_justify="left", box=None)
-    table.padding = (0, 2, 0, 0)
+    """Return every check of a verdict with value and threshold, the decisive ones first."""
+    table = _table(f"{escape(verdict.criteria)}: {_coloured(verdict.outcome)}")
     table.add_column("size", justify="right")
     table.add_column("seed", justify="right")
     table.add_column("outcome", no_wrap=True)
@@ -229,10 +201,37 @@ def checks_table(verdict: Verdict) -> Table:
     for result in shown:
         if result.outcome is Outcome.SUPPORTED and result.supports is None:
             continue
-        seed = "all" if result.run is None else _plain(result.seed)
-        table.add_row(_plain(result.size), seed, _coloured(result.outcome), escape(printable(result.reason)))
+        seed = "all" if result.run is None else format_value(result.seed)
+        cells = (format_value(result.size), seed, _coloured(result.outcome), escape(printable(result.reason)))
+        table.add_row(*cells)
     return table
 
 
 def _coloured(outcome: Outcome) -> str:
     return f"[{OUTCOME_STYLES[outcome]}]{outcome.value}[/]"
+
+
+def _label(text: str) -> str:
+    """Format an arm so that it breaks between its interventions."""
+    return escape(_PLUS.sub(" +", printable(text)))
+
+
+def _table(title: str | None = None, *, title_style: str | None = None, header_style: str = "bold") -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style=title_style,
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style=header_style,
+    )
+
+
+def _analysis_table(title: str) -> Table:
+    return _table(title, title_style="bold", header_style="dim")
+
+
+def _add_numbers(table: Table, *headers: str) -> None:
+    """Add columns of numbers: aligned right and never wrapped."""
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)

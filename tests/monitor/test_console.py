@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a file, a live view that fits a terminal of 80 columns."""
+"""Plain lines in a file, and a live view that fits a terminal of 80 columns."""
 
 import io
 import math
@@ -16,7 +16,6 @@ from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.monitor.view import row_line, sparkline
 from bitnetctl.records import Row, collapse, known
-from bitnetctl.report.terminal import key_value_table
 from bitnetctl.trainer.events import (
     Diverged,
     Evaluated,
@@ -79,7 +78,7 @@ def started(count: int = 1, config: RunConfig = CONFIG, start_step: int = 0) -> 
 
 
 def row(step: int, unique: float | None = 8192, **columns: float | None) -> Row:
-    figures: Row = {
+    values: Row = {
         "Step": step,
         "Loss": 10.8249,
         "UniquePredictions": unique,
@@ -91,7 +90,7 @@ def row(step: int, unique: float | None = 8192, **columns: float | None) -> Row:
         "UnigramLoss": 7.0,
         "TokensPerSecond": 12_345_678.9,
     }
-    return {**figures, **columns}
+    return {**values, **columns}
 
 
 def drive(reporter: Reporter, events: Sequence[Event]) -> None:
@@ -111,7 +110,7 @@ def long_run(count: int = 1) -> list[Event]:
 # plain lines
 
 
-def test_plain_output_is_a_line_for_each_event_that_says_something() -> None:
+def test_plain_output_is_a_line_for_each_event_of_interest() -> None:
     screen = Screen(terminal=False)
     drive(PlainReporter(screen.console), [*long_run(), Evaluated(run=0, row=row(STEPS)), Finished(step=STEPS)])
     lines = screen.output.splitlines()
@@ -133,7 +132,7 @@ def test_plain_output_has_no_control_codes(terminal: bool) -> None:
     drive(PlainReporter(screen.console), long_run(2) + ending)
     assert "\x1b" not in screen.output
     assert "\r" not in screen.output
-    # nothing is wrapped at 40 columns: a line of a log is one line
+    # lines of a log are never wrapped
     assert len(screen.lines) == 1 + 2 * 20 + 2 + 2
 
 
@@ -178,14 +177,14 @@ REPORTERS = [PlainReporter, LiveReporter]
 
 
 @pytest.mark.parametrize("kind", REPORTERS)
-def test_a_collapse_is_told_once_a_streak_with_its_figures(kind: type[PlainReporter] | type[LiveReporter]) -> None:
+def test_a_collapse_is_reported_once_a_streak_with_its_values(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     screen = Screen(terminal=kind is LiveReporter, width=300)
     uniques = {300: 2, 1000: 60, 2000: 9, 3000: 2, 4000: 2, 5000: 60, 6000: 4, 7000: 2}
     events: list[Event] = [Evaluated(run=0, row=row(step, unique)) for step, unique in uniques.items()]
     events.append(Evaluated(run=0, row=row(8000, 60, HeldOutLoss=7.25)))
     drive(kind(screen.console), [started(), *events])
     warnings = [line.partition(f"{NAME}: ")[2] for line in screen.lines if "collapse" in line]
-    # 300 is within the warm-up; 8,000 goes on with the streak of 6,000
+    # 300 is within the warm-up; 8,000 belongs to the streak of 6,000
     assert warnings == [
         "collapse since step 2,000: 9 distinct predictions",
         "collapse since step 6,000: 4 distinct predictions",
@@ -193,7 +192,7 @@ def test_a_collapse_is_told_once_a_streak_with_its_figures(kind: type[PlainRepor
 
 
 @pytest.mark.parametrize("kind", REPORTERS)
-def test_a_dead_model_with_many_tokens_is_told(kind: type[PlainReporter] | type[LiveReporter]) -> None:
+def test_a_dead_model_with_many_tokens_is_reported(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     screen = Screen(terminal=kind is LiveReporter, width=300)
     drive(kind(screen.console), [started(2), Evaluated(run=1, row=row(2000, 118, HeldOutLoss=7.62))])
     (warning,) = [line for line in screen.lines if "collapse" in line]
@@ -217,7 +216,7 @@ HEALTHY: Row = {"Step": 9, "UniquePredictions": 60, "UniqueTargets": 800, "HeldO
             {"HeldOutLoss": 7.62, "UniquePredictions": 2},
             "2 distinct predictions and held-out loss 7.62 above the unigram predictor's 6.37",
         ),
-        # a text of few tokens cannot ask for many
+        # a text of few tokens has few targets
         ({"UniquePredictions": 3, "UniqueTargets": 5}, None),
         ({"UniquePredictions": 3, "UniqueTargets": 10}, "3 distinct predictions"),
         ({"UniquePredictions": 3, "UniqueTargets": None}, "3 distinct predictions"),
@@ -229,17 +228,17 @@ HEALTHY: Row = {"Step": 9, "UniquePredictions": 60, "UniqueTargets": 800, "HeldO
         ({"HeldOutLoss": 7.62, "UnigramLoss": math.nan}, None),
     ],
 )
-def test_collapse_has_two_keys(changes: dict[str, float | None], reason: str | None) -> None:
+def test_collapse_has_two_criteria(changes: dict[str, float | None], reason: str | None) -> None:
     assert collapse({**HEALTHY, **changes}) == reason
 
 
-def test_an_empty_row_decides_nothing() -> None:
+def test_an_empty_row_is_no_collapse() -> None:
     assert collapse({}) is None
     assert collapse({"UniquePredictions": 2}) == "2 distinct predictions"
 
 
 @pytest.mark.parametrize(("value", "expected"), [(3, 3.0), (0, 0.0), (None, None), (math.nan, None), (-math.inf, None)])
-def test_known_figures_are_finite(value: float | None, expected: float | None) -> None:
+def test_known_values_are_finite(value: float | None, expected: float | None) -> None:
     assert known({"Loss": value}, "Loss") == expected
     assert known({}, "Loss") is None
 
@@ -256,11 +255,11 @@ def test_the_live_view_of_a_long_run_fits(clock: SimpleNamespace) -> None:
         clock.now += 35 * 3600 + 61
     assert all(len(line) <= 80 for line in screen.lines)
     assert "…" not in screen.output
-    headline, header, figures = screen.lines[-3:]
+    headline, header, values = screen.lines[-3:]
     assert headline.endswith("19,999/20,000 · stage 2 · 35:01:01 < 0:06 · 139.0 GiB")
     assert headline.startswith("━")
     assert header.split() == ["loss", "held-out", "unique", "history", "LR", "WD", "tok/s"]
-    assert figures.split() == ["1234.568", "6.250", "8,192", "█" * 16, "1.50e-03", "0.1", "12,345,679"]
+    assert values.split() == ["1234.568", "6.250", "8,192", "█" * 16, "1.50e-03", "0.1", "12,345,679"]
 
 
 @pytest.mark.parametrize(
@@ -285,13 +284,13 @@ def test_time_left_counts_from_where_the_run_resumed(clock: SimpleNamespace) -> 
     assert "19,000/20,000 · stage 2 · 1:00 < 1:00 · 1.0 GiB" in "\n".join(screen.lines)
 
 
-def test_the_live_view_leaves_only_what_lasts() -> None:
+def test_the_live_view_leaves_only_permanent_lines() -> None:
     screen = Screen(terminal=True, width=120)
     drive(LiveReporter(screen.console), [*long_run(), Evaluated(run=0, row=row(STEPS)), Finished(step=STEPS)])
     assert screen.output.startswith("\x1b[?25l")
     assert "\x1b[?25h" in screen.output
     assert f"{NAME}: finished, held-out loss 6.250, 8192 unique predictions" in screen.lines
-    # after the end there is no view any more
+    # no view remains after the end
     assert not screen.lines[-1].startswith(("━", "loss"))
 
 
@@ -341,7 +340,7 @@ def test_the_live_view_of_a_sweep_fits() -> None:
     ]
 
 
-def test_a_run_that_was_set_back_waits_for_its_turn() -> None:
+def test_a_run_that_was_rolled_back_waits_for_its_turn() -> None:
     screen = Screen(terminal=True)
     drive(LiveReporter(screen.console, SWEEP), [*sweep_events(), RolledBack(run=1, step=5000), Finished(step=STEPS)])
     assert sum("finished, held-out loss" in line for line in screen.lines) == 1
@@ -354,7 +353,7 @@ def test_a_run_that_was_set_back_waits_for_its_turn() -> None:
     }
 
 
-def test_a_long_arm_is_cut_before_its_figures() -> None:
+def test_a_long_arm_is_cut_and_not_its_values() -> None:
     specs = parse_arm("wd-schedule:stage2=0.05+reduced-lr:peak=5e-4+label-smoothing:amount=0.1")
     configs = [build_config("origin", seed=seed, interventions=specs) for seed in (0, 1)]
     screen = Screen(terminal=True)
@@ -412,9 +411,3 @@ def test_brackets_are_text_and_no_markup(kind: type[PlainReporter] | type[LiveRe
 def test_sparkline(values: list[float], blocks: str) -> None:
     assert sparkline(values) == blocks
     assert sparkline(values, width=2) == sparkline(values[-2:])
-
-
-def test_facts_are_shown_as_they_are() -> None:
-    screen = Screen(terminal=False)
-    screen.console.print(key_value_table("run", {"time": "about 5 s", "text": "file:[a-z].txt"}))
-    assert [line.split() for line in screen.lines] == [["run"], ["time", "about", "5", "s"], ["text", "file:[a-z].txt"]]

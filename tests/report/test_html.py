@@ -1,4 +1,4 @@
-"""The page: complete, without network, quick for hundreds of runs, and text stays text."""
+"""The page: complete, self-contained, fast for hundreds of runs, and text stays text."""
 
 import base64
 import hashlib
@@ -17,7 +17,8 @@ from bitnetctl.analysis.study import study
 from bitnetctl.records import Manifest, load_runs, write_manifest
 from bitnetctl.report import html_page
 from bitnetctl.report.columns import MOST_POINTS
-from bitnetctl.report.html.page import embed, esc, page_data
+from bitnetctl.report.escape import html_text
+from bitnetctl.report.html.curves import embed, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "input", "br"}
@@ -65,7 +66,7 @@ def page_of(*paths: Path, verdicts: Any = ()) -> Page:
     return Page(html_page(study(load_runs(paths)), verdicts))
 
 
-def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
+def test_the_page_is_complete_and_needs_no_network(tmp_path: Path) -> None:
     paths = [simple_run(tmp_path, quick(arm, seed=seed)) for arm in ("", "no-decay") for seed in range(2)]
     text = html_page(study(load_runs(paths)))
     page = Page(text)
@@ -152,10 +153,10 @@ def test_json_in_markup() -> None:
     assert json.loads(text) == {"a": "</script><!--&\u2028"}
     with pytest.raises(ValueError, match="not JSON compliant"):
         embed(float("nan"))
-    assert esc("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
+    assert html_text("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
 
 
-def test_curves_hold_gaps_where_nothing_is_known(tmp_path: Path) -> None:
+def test_curves_have_gaps_where_a_value_is_unknown(tmp_path: Path) -> None:
     rows = [
         row | REFERENCES
         for row in curve((1, 100, 200, 300), HeldOutLoss=(7.5, None, 5.123456, "nan"), UniquePredictions=(9, 8, 7, 1))
@@ -174,7 +175,7 @@ def test_curves_hold_gaps_where_nothing_is_known(tmp_path: Path) -> None:
     assert "UnigramLoss" not in names
 
 
-def test_foreign_files_are_drawn(tmp_path: Path) -> None:
+def test_files_of_other_tools_are_drawn(tmp_path: Path) -> None:
     page = page_of(*(write_csv(tmp_path / f"{name}.csv", curve((1, 100, 200))) for name in ("one", "two")))
     assert page.data["arms"] == ["one", "two"]
     assert [metric["id"] for metric in page.data["metrics"]] == ["UniquePredictions", "Loss", "LR", "WD"]
@@ -191,7 +192,7 @@ def test_runs_with_equal_steps_share_them(tmp_path: Path) -> None:
     assert data["runs"][2]["detail"] == "baseline, size 64, seed 2"
 
 
-def test_long_runs_are_thinned_and_said_so(tmp_path: Path) -> None:
+def test_long_runs_are_thinned_with_a_hint(tmp_path: Path) -> None:
     page = page_of(write_csv(tmp_path / "long.csv", curve(range(1, 5001))))
     [grid] = page.data["grids"]
     assert len(grid) == MOST_POINTS
@@ -200,7 +201,7 @@ def test_long_runs_are_thinned_and_said_so(tmp_path: Path) -> None:
     assert "thinned" in page.data["hint"]
 
 
-def test_cells_sort_by_figures_and_unknown_is_empty(tmp_path: Path) -> None:
+def test_cells_sort_by_value_and_unknown_is_empty(tmp_path: Path) -> None:
     text = html_page(study(load_runs([write_csv(tmp_path / "x.csv", curve((1, 100), UniquePredictions=(20, 1234)))])))
     assert '<td data-v="1234.0">1,234</td>' in text
     assert '<td data-v="">–</td>' in text
@@ -230,7 +231,7 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
     assert ("article", {"class": "card refuted"}) in page.tags
 
 
-def test_many_reasons_are_cut_and_said_so(tmp_path: Path) -> None:
+def test_many_reasons_are_cut_with_a_hint(tmp_path: Path) -> None:
     reasons = [f"reason {index}" for index in range(9)]
     page = page_of(simple_run(tmp_path, quick()), verdicts=[{"verdict": "refuted", "reasons": reasons}])
     assert "reason 4" in page.texts
@@ -238,7 +239,7 @@ def test_many_reasons_are_cut_and_said_so(tmp_path: Path) -> None:
     assert "… and 4 more reasons: see the checks" in page.texts
 
 
-def test_manifests_say_once_what_all_share(tmp_path: Path) -> None:
+def test_fields_that_all_manifests_share_are_shown_once(tmp_path: Path) -> None:
     paths = [simple_run(tmp_path, quick(seed=seed), device="cpu (a fine one)") for seed in range(3)]
     page = page_of(*paths)
     assert page.texts.count("cpu (a fine one)") == 1
@@ -246,7 +247,7 @@ def test_manifests_say_once_what_all_share(tmp_path: Path) -> None:
     assert "what all 3 share" in page.texts
 
 
-def test_hundreds_of_runs_stay_quick_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hundreds_of_runs_stay_fast_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     paths = [
         simple_run(tmp_path, quick(arm, seed=seed)) for arm in ("", "no-decay", "reduced-lr") for seed in range(100)
@@ -254,10 +255,10 @@ def test_hundreds_of_runs_stay_quick_and_small(tmp_path: Path, monkeypatch: pyte
     runs = load_runs(paths)
     few, many = study(runs[::10]), study(runs)
     sizes, times = [], []
-    for found in (few, many):
-        begun = time.process_time()
-        sizes.append(len(html_page(found)))
-        times.append(time.process_time() - begun)
+    for one in (few, many):
+        started = time.process_time()
+        sizes.append(len(html_page(one)))
+        times.append(time.process_time() - started)
     assert sizes[1] < 10 * sizes[0]
     assert sizes[1] / 300 < 8_000
     # linear would be ten times; a shared machine is not exact
@@ -266,5 +267,5 @@ def test_hundreds_of_runs_stay_quick_and_small(tmp_path: Path, monkeypatch: pyte
 
 
 def test_page_data_is_what_the_page_holds(tmp_path: Path) -> None:
-    found = study(load_runs([simple_run(tmp_path, quick())]))
-    assert Page(html_page(found)).data == json.loads(json.dumps(page_data(found)))
+    one = study(load_runs([simple_run(tmp_path, quick())]))
+    assert Page(html_page(one)).data == json.loads(json.dumps(page_data(one)))

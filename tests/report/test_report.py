@@ -13,10 +13,10 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 from bitnetctl import report
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.records import load_runs
-from bitnetctl.report.columns import COLLAPSE, arm_rows, p_text, run_rows, signed
-from bitnetctl.report.escape import printable
-from bitnetctl.report.markdown import escape
+from bitnetctl.report.columns import arm_rows, format_value, p_text, run_rows, signed
+from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
+from bitnetctl.report.terminal import key_value_table
 
 FOREIGN = curve(
     (1, 1000, 5000, 6000, 7000),
@@ -50,7 +50,7 @@ def cells(lines: Iterable[str]) -> list[list[str]]:
     return [line.split() for line in lines]
 
 
-def test_the_collapse_table_has_a_line_for_every_run(sweep: Study) -> None:
+def test_the_collapse_table_has_a_row_for_every_run(sweep: Study) -> None:
     lines = rendered(report.collapse_table(run_rows(sweep.facts)))
     assert lines[0].rstrip() == "Stage 1 and the boundary"
     assert ["baseline", "64", "0", "100", "200", "–", "100%", "1.00", "0.000"] in cells(lines)
@@ -63,7 +63,7 @@ def test_the_end_table(sweep: Study) -> None:
     )
 
 
-def test_arms_are_means_and_falls_are_counted(sweep: Study) -> None:
+def test_arms_are_means_and_collapses_are_counted(sweep: Study) -> None:
     rows = arm_rows(sweep.facts, sweep.arms)
     assert [(row.arm, row.size, row.seed, row.state) for row in rows] == [
         ("baseline", "64", "3", "1 failed"),
@@ -96,7 +96,7 @@ def test_nothing_is_wider_than_the_terminal(sweep: Study, width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in rendered(*tables, *plots, width=width))
 
 
-def test_plots_without_colour_have_no_codes_and_tell_curves_by_letters(sweep: Study) -> None:
+def test_plots_without_colour_have_no_codes_and_letters_distinguish_curves(sweep: Study) -> None:
     loss, unique = (text.plain for text in report.plots(sweep, width=78, color=False))
     assert loss.startswith("held-out loss (nats)\n")
     assert unique.startswith("distinct predictions\n")
@@ -114,30 +114,30 @@ def test_plots_with_colour(sweep: Study) -> None:
 
 
 def test_a_curve_is_the_mean_of_its_arm(sweep: Study) -> None:
-    found = {one.label: one for one in curves(sweep, "UniquePredictions", logarithmic=False)}
-    assert set(found["baseline h128"].values) == {101.0}
-    assert found["baseline h128"].steps == tuple(range(100, 1001, 100))
+    by_label = {one.label: one for one in curves(sweep, "UniquePredictions", logarithmic=False)}
+    assert set(by_label["baseline h128"].values) == {101.0}
+    assert by_label["baseline h128"].steps == tuple(range(100, 1001, 100))
 
 
-def test_many_curves_are_cut_and_said_so(tmp_path: Path) -> None:
+def test_many_curves_are_cut_with_a_hint(tmp_path: Path) -> None:
     paths = [write_csv(tmp_path / f"run{index}.csv", FOREIGN) for index in range(9)]
     [loss, _] = report.plots(study(load_runs(paths)), width=78, color=False)
     assert "… and 3 more; --html shows all" in loss.plain
 
 
-def test_foreign_files_have_every_table_and_plots(tmp_path: Path) -> None:
+def test_files_of_other_tools_have_every_table_and_plots(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "hidden256.csv", FOREIGN, "Hidden 256\n")
-    found = study(load_runs([path]))
-    rows = run_rows(found.facts)
-    lines = rendered(report.collapse_table(rows), report.end_table(rows), report.effects_table(found.effects))
+    shown = study(load_runs([path]))
+    rows = run_rows(shown.facts)
+    lines = rendered(report.collapse_table(rows), report.end_table(rows), report.effects_table(shown.effects))
     assert ["hidden256", "256", "–", "2", "–", "–", "25%", "5.00", "–"] in cells(lines)
-    loss, unique = report.plots(found, width=78, color=False)
+    loss, unique = report.plots(shown, width=78, color=False)
     assert loss.plain.startswith("training loss (nats)")
     assert "boundary at step 5,000" in unique.plain
-    assert "| hidden256 | 256 | – | 2 |" in report.markdown_report(found)
+    assert "| hidden256 | 256 | – | 2 |" in report.markdown_report(shown)
 
 
-def test_constant_and_single_figures_can_be_drawn(tmp_path: Path) -> None:
+def test_constant_and_single_values_can_be_drawn(tmp_path: Path) -> None:
     one = study(load_runs([write_csv(tmp_path / "one.csv", curve((1, 100)))]))
     assert len(report.plots(one, width=60, color=False)) == 2
     nothing = study(load_runs([write_csv(tmp_path / "none.csv", curve((1,)))]))
@@ -148,10 +148,10 @@ def test_constant_and_single_figures_can_be_drawn(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_marked(tmp_path: Path) -> None:
     rows = [row | REFERENCES for row in curve((1, 100, 200), HeldOutLoss=(7.5, 6.0, 5.5))]
     path = write_run(tmp_path, quick(), rows, status="running")
-    found = study(load_runs([path]))
-    assert run_rows(found.facts)[0].state == "running at 200 of 1,000"
-    assert any("1 of 1 runs are short of their plan" in note for note in found.notes)
-    assert arm_rows(found.facts, found.arms)[0].state == "1 unfinished"
+    shown = study(load_runs([path]))
+    assert run_rows(shown.facts)[0].state == "running at 200 of 1,000"
+    assert any("1 of 1 runs are short of their plan" in note for note in shown.notes)
+    assert arm_rows(shown.facts, shown.arms)[0].state == "1 unfinished"
 
 
 def test_markdown_has_every_part(sweep: Study) -> None:
@@ -166,18 +166,18 @@ def test_markdown_has_every_part(sweep: Study) -> None:
 
 def test_markdown_keeps_names_as_text(tmp_path: Path) -> None:
     path = simple_run(tmp_path, quick(), name="x")
-    found = study(load_runs([write_csv(tmp_path / "a|b*c_<i>.csv", FOREIGN), path]))
-    text = report.markdown_report(found)
+    shown = study(load_runs([write_csv(tmp_path / "a|b*c_<i>.csv", FOREIGN), path]))
+    text = report.markdown_report(shown)
     assert r"a\|b\*c\_\<i\>" in text
     assert "<i>" not in text
-    assert escape("</script><img src=x onerror=alert(1)>") == r"\</script\>\<img src=x onerror=alert(1)\>"
+    assert markdown_text("</script><img src=x onerror=alert(1)>") == r"\</script\>\<img src=x onerror=alert(1)\>"
 
 
 def test_names_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[31mb\nc\udc80") == "a�[31mb�c�"
 
 
-def test_figures_are_written_alike() -> None:
+def test_values_have_one_format() -> None:
     assert [p_text(p) for p in (None, 0.00001, 0.05, 1.0)] == ["–", "< 0.001", "0.050", "1.000"]
     assert [signed(value) for value in (None, 0.5, -0.5, float("inf"), float("-inf"))] == [
         "–",
@@ -186,12 +186,17 @@ def test_figures_are_written_alike() -> None:
         "+∞",
         "−∞",
     ]
-    assert COLLAPSE[0].text(None) == "–"
+    assert [format_value(value, ",.0f") for value in (None, 1234.0, "nan")] == ["–", "1,234", "nan"]
 
 
-def test_the_tables_of_other_commands_are_still_there() -> None:
+def test_the_tables_of_other_commands() -> None:
     row = {"size": 64, "arm": "[x]", "seed": 0, "status": "failed", "final": None}
     assert ["64", "[x]", "0", "failed", "–", "–"] in cells(rendered(report.sweep_table([row])))
     pack = {"size": 64, "steps": 2000, "runs": 4, "packs": 1, "runs_in_a_pack": 4, "memory_bytes": 2**30}
     lines = rendered(report.packs_table([pack | {"seconds": 60, "arms": ["baseline"]}]))
     assert ["64", "2,000", "4", "1", "4", "1.00", "GiB", "1.0", "min", "baseline"] in cells(lines)
+
+
+def test_keys_and_values_are_shown_unchanged() -> None:
+    lines = rendered(key_value_table("run", {"time": "about 5 s", "text": "file:[a-z].txt"}))
+    assert cells(lines) == [["run"], ["time", "about", "5", "s"], ["text", "file:[a-z].txt"]]

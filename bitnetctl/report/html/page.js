@@ -6,7 +6,7 @@
   const metric = byId("metric"), show = byId("show"), logX = byId("log-x"), logY = byId("log-y");
   const rows = [...document.querySelectorAll("#runs tbody tr")];
   const hiddenArms = new Set();
-  let filtered = null; // run indices that the filter leaves; null: all
+  let filtered = null; // indices of the runs that match the filter; null: no filter
   let drawn = [];
 
   const make = (name, attributes, parent, text) => {
@@ -17,7 +17,7 @@
     return element;
   };
   const look = (arm) => `k${arm % 8} d${Math.floor(arm / 8) % 4}`;
-  const figure = (value) => {
+  const format = (value) => {
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en");
     return size !== 0 && size < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
@@ -32,13 +32,13 @@
     }));
     if (show.value === "runs") return single;
     const groups = new Map();
-    runs.forEach((run, place) => {
+    runs.forEach((run, index) => {
       const key = `${run.arm}/${run.size}`;
       if (!groups.has(key)) groups.set(key, { arm: run.arm, size: run.size, sums: new Map(), count: 0 });
       const group = groups.get(key);
       group.count += 1;
-      single[place].steps.forEach((step, index) => {
-        const value = single[place].values[index];
+      single[index].steps.forEach((step, at) => {
+        const value = single[index].values[at];
         if (value === null) return;
         const sum = group.sums.get(step) || [0, 0];
         group.sums.set(step, [sum[0] + value, sum[1] + 1]);
@@ -56,18 +56,18 @@
 
   function ticks(low, high, log, room) {
     if (log) {
-      const found = [];
+      const candidates = [];
       for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-        for (const factor of [1, 2, 5]) found.push(factor * 10 ** power);
-      let inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+        for (const factor of [1, 2, 5]) candidates.push(factor * 10 ** power);
+      let inside = candidates.filter((value) => value >= low * 0.999 && value <= high * 1.001);
       if (inside.length > room) inside = inside.filter((value) => Number.isInteger(Number(Math.log10(value).toFixed(9))));
       if (inside.length > 1) return inside;
     }
     const unit = 10 ** Math.floor(Math.log10((high - low) / room));
     const step = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => (high - low) / size <= room);
-    const found = [];
-    for (let place = Math.ceil(low / step - 1e-9); place * step <= high + step * 1e-9; place++) found.push(place * step);
-    return found;
+    const round = [];
+    for (let multiple = Math.ceil(low / step - 1e-9); multiple * step <= high + step * 1e-9; multiple++) round.push(multiple * step);
+    return round;
   }
 
   function draw() {
@@ -85,7 +85,7 @@
         firstX = Math.min(firstX, one.steps[index]); lastX = Math.max(lastX, one.steps[index]);
         low = Math.min(low, value); high = Math.max(high, value);
       });
-    byId("caption").textContent = kind ? `${kind.label}; ${all.length} curve${all.length === 1 ? "" : "s"}. ${data.hint}` : "No figures to draw.";
+    byId("caption").textContent = kind ? `${kind.label}; ${all.length} curve${all.length === 1 ? "" : "s"}. ${data.hint}` : "No values to draw.";
     drawn = [];
     if (low > high) {
       make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to draw: all arms are off or the filter leaves none");
@@ -107,10 +107,10 @@
 
     for (const value of ticks(backY(bottom), backY(top), asLogY, height / 50)) {
       make("line", { class: "grid", x1: left, x2: right, y1: atY(value), y2: atY(value) }, svg);
-      make("text", { x: left - 6, y: atY(value) + 4, "text-anchor": "end" }, svg, figure(value));
+      make("text", { x: left - 6, y: atY(value) + 4, "text-anchor": "end" }, svg, format(value));
     }
     for (const step of ticks(Math.max(firstX, asLogX ? 1 : 0), lastX, asLogX, width / 90))
-      make("text", { x: atX(step), y: under + 18, "text-anchor": "middle" }, svg, figure(step));
+      make("text", { x: atX(step), y: under + 18, "text-anchor": "middle" }, svg, format(step));
     make("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, svg, "step");
     for (const one of references) {
       make("line", { class: "reference", x1: left, x2: right, y1: atY(one.value), y2: atY(one.value) }, svg);
@@ -118,19 +118,18 @@
     }
     for (const step of data.boundaries.filter((one) => one >= firstX && one <= lastX)) {
       make("line", { class: "boundary", x1: atX(step), x2: atX(step), y1: over, y2: under }, svg);
-      make("text", { x: atX(step), y: over - 6, "text-anchor": "middle" }, svg, `boundary ${figure(step)}`);
+      make("text", { x: atX(step), y: over - 6, "text-anchor": "middle" }, svg, `boundary ${format(step)}`);
     }
     const layer = make("g", { class: all.length > 40 ? "many" : "" }, svg);
     for (const one of all) {
       const points = [];
-      let path = "", pen = "M", gap = true;
+      let path = "", pen = "M";
       one.values.forEach((value, index) => {
-        if (value === null || (asLogY && value <= 0)) { pen = "M"; gap = true; return; }
+        if (value === null || (asLogY && value <= 0)) { pen = "M"; return; }
         const x = atX(one.steps[index]), y = atY(value);
         path += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
         pen = "L";
         points.push([x, y, one.steps[index], value]);
-        gap = false;
       });
       const element = make("path", { class: `curve ${look(one.arm)}`, d: path }, layer);
       if (points.length === 1) make("circle", { class: look(one.arm), cx: points[0][0], cy: points[0][1], r: 3 }, layer);
@@ -165,7 +164,7 @@
     make("circle", { class: `dot ${look(one.arm)}`, cx: point[0], cy: point[1], r: 4.5 }, svg);
     const title = document.createElement("strong");
     title.textContent = one.title;
-    tip.replaceChildren(title, `${one.detail}`, document.createElement("br"), `step ${point[2].toLocaleString("en")}: ${figure(point[3])}`);
+    tip.replaceChildren(title, `${one.detail}`, document.createElement("br"), `step ${point[2].toLocaleString("en")}: ${format(point[3])}`);
     tip.hidden = false;
     const beside = point[0] + 14 + tip.offsetWidth > box.width ? point[0] - 14 - tip.offsetWidth : point[0] + 14;
     tip.style.transform = `translate(${Math.max(0, beside)}px, ${Math.max(0, Math.min(point[1] - 20, box.height - tip.offsetHeight))}px)`;
@@ -223,7 +222,7 @@
     const key = (row) => row.cells[column].dataset.v;
     const numeric = header.dataset.kind === "number";
     const sorted = rows.map((row) => [key(row), row]).sort(([one], [other]) => {
-      // what is unknown comes last either way
+      // unknown values come last in both directions
       if (one === "" || other === "") return (one === "") - (other === "");
       const order = numeric ? one - other : one.localeCompare(other, "en", { numeric: true });
       return upwards ? order : -order;

@@ -1,0 +1,109 @@
+"""What the page draws its curves from, as one JSON tree."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bitnetctl.analysis.study import Study
+from bitnetctl.analysis.summary import RunSummary
+from bitnetctl.records import COLUMNS, Run
+from bitnetctl.records.metrics import skill
+from bitnetctl.report.columns import MOST_POINTS, kept_indices
+from bitnetctl.report.escape import printable
+
+_FIRST = ("HeldOutLoss", "UniquePredictions", "Loss", "Skill")
+"""Metrics at the head of the page's menu."""
+_LOGARITHMIC = frozenset(
+    {"UniquePredictions", "EffectiveVocab", "RandomPromptUnique", "GradNorm", "TokensPerSecond", "ContextInformation"}
+)
+_CONSTANT = frozenset({"UniqueTargets", "ProbePositions", "UnigramLoss", "BigramLoss", "BigramUnique"})
+
+
+def embed(value: Any) -> str:
+    """Return strict JSON that no markup can end."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page_data(study: Study) -> dict[str, Any]:
+    """Return what the curves are drawn from; runs with the same steps share one grid."""
+    arms = {label: index for index, label in enumerate(study.arms)}
+    grids: dict[tuple[int, ...], int] = {}
+    runs, known, thinned = [], set(), False
+    for run, summary in zip(study.runs, study.facts, strict=True):
+        steps = run.steps.tolist()
+        kept = kept_indices(len(steps))
+        thinned = thinned or len(kept) < len(steps)
+        values = _values(run, kept)
+        known |= set(values)
+        runs.append(
+            {
+                "name": printable(summary.name),
+                "arm": arms[summary.arm],
+                "size": summary.size,
+                "detail": _detail(summary),
+                "grid": grids.setdefault(tuple(steps[index] for index in kept), len(grids)),
+                "values": values,
+            }
+        )
+    boundaries = sorted({summary.boundary_step for summary in study.facts if summary.boundary_step})
+    return {
+        "arms": [printable(label) for label in arms],
+        "runs": runs,
+        "grids": list(grids),
+        "metrics": _metrics(known),
+        "boundaries": boundaries if len(boundaries) <= 4 else [],
+        "references": _references(study),
+        "hint": f"Long runs are thinned to {MOST_POINTS} points." if thinned else "",
+    }
+
+
+def _detail(summary: RunSummary) -> str:
+    parts = (("size", summary.size), ("seed", summary.seed))
+    return printable(", ".join([summary.arm, *(f"{name} {value}" for name, value in parts if value is not None)]))
+
+
+def _values(run: Run, kept: Sequence[int]) -> dict[str, list[float | None]]:
+    """Return every column that has a value, to five digits; what is not finite is a gap."""
+    values = {}
+    for column in COLUMNS[1:]:
+        if column.name not in _CONSTANT and run.records.known(column.name):
+            values[column.name] = [_short(value) for value in run.figures(column.name)[kept].tolist()]
+    names = ("HeldOutLoss", "UnigramLoss", "BigramLoss")
+    losses = zip(*(run.figures(name)[kept].tolist() for name in names), strict=True)
+    skills = [_short(skill(*row)) for row in losses]
+    if any(value is not None for value in skills):
+        values["Skill"] = skills
+    return values
+
+
+def _short(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) and abs(value) < 1e15 else float(f"{value:.5g}")
+
+
+def _metrics(known: set[str]) -> list[dict[str, Any]]:
+    units = {column.name: column.unit for column in COLUMNS}
+    order = [*_FIRST, *(column.name for column in COLUMNS if column.name not in _FIRST)]
+    return [
+        {
+            "id": name,
+            "label": name if units.get(name, "1") == "1" else f"{name} ({units[name]})",
+            "log": name in _LOGARITHMIC,
+        }
+        for name in order
+        if name in known
+    ]
+
+
+def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Return the losses of the unigram and bigram predictor where all runs share them."""
+    losses = []
+    for name in ("unigram", "bigram"):
+        values = {getattr(summary, f"{name}_loss") for summary in study.facts}
+        if len(values) == 1 and None not in values:
+            losses.append({"label": name, "value": _short(values.pop())})
+    skills = [{"label": "unigram", "value": 0}, {"label": "bigram", "value": 1}]
+    return {"HeldOutLoss": losses, "Skill": skills if len(losses) == 2 else []}
