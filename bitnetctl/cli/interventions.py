@@ -26,19 +26,19 @@ def list_all(as_json: JsonOption = False) -> None:
     from bitnetctl.plugins import registry
     from bitnetctl.report.escape import printable
 
-    found = registry.load_all()
+    plugins = registry.load_all()
     if as_json:
-        print_json([_describe(plugin) for plugin in found])
+        print_json([_describe(plugin) for plugin in plugins])
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("from", no_wrap=True)
     table.add_column("what it does")
-    for plugin in found:
+    for plugin in plugins:
         state, style = ("refused", "dim") if plugin.refused else ("broken", "red")
         what = plugin.intervention.summary if plugin.intervention else f"{state}: {plugin.problem}"
         cells = (plugin.name, f"{plugin.distribution} {plugin.version}", what)
-        # a name that nobody has checked may hold anything
+        # the name of a broken plug-in is unchecked: it may hold anything
         table.add_row(*(escape(printable(cell)) for cell in cells), style=style if plugin.problem else "")
     stdout().print(table)
 

@@ -82,8 +82,8 @@ def verify(
     if paths:
         with _given_runs(paths) as runs:
             decides = _normal_arm(arm)
-            found = [run.arm or UNKNOWN_ARM for run in runs]
-            arms = list(dict.fromkeys([*found, *(decides or ())]))
+            present = [run.arm or UNKNOWN_ARM for run in runs]
+            arms = list(dict.fromkeys([*present, *(decides or ())]))
             return _judge_and_show(
                 runs,
                 judged_by,

@@ -55,7 +55,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint below `folder` and drop all but the last two; raises StorageError, leaving the old ones.
 
-    A sound checkpoint that says the same is left where it is: it may be the only one.
+    An intact checkpoint with the same content is kept: it may be the only one.
     """
     target = path_of(folder, checkpoint.step)
     with storage_errors(target):
@@ -64,7 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         with replacing(target) as temporary:
             temporary.mkdir()
             state = _write_files(temporary, checkpoint)
-            if _says(target, state):
+            if _has_state(target, state):
                 remove(temporary)
     for step in steps(folder)[:-KEPT]:
         _drop_if_possible(path_of(folder, step))
@@ -79,9 +79,9 @@ def keep_only(folder: Path, step: int) -> None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Drop the checkpoints after `step`, from which nothing goes on any more; raises StorageError.
+    """Drop the checkpoints after `step`, since their rows are cut from the CSV; raises StorageError.
 
-    Left there, they would outlive the good ones: only the last two are kept.
+    Left there, they would displace the good ones: only the last two are kept.
     """
     for other in reversed(steps(folder)):
         if other > step:
@@ -108,7 +108,7 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         version, sums, own_sum = state["schema_version"], state["sha256"], state.pop("state_sha256")
-        # no other file is opened, whatever the list says
+        # no file but these is opened, whatever the list names
         if not isinstance(version, int) or not isinstance(sums, dict) or not sums.keys() <= _FILES:
             raise ValueError("another shape")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -133,7 +133,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, csv: Path | None = None) -> Checkpoint:
-    """Read a checkpoint to go on from in `csv`; unset: that of the run it lies in.
+    """Read a checkpoint to resume from; `csv` is the run's, by default that of the run which the folder is in.
 
     Raises CheckpointError if it is missing, damaged or too new, or if the CSV is there without its rows.
     """
@@ -191,8 +191,8 @@ def _check_records(path: Path, records: bytes, csv: Path) -> None:
             )
 
 
-def _says(path: Path, state: dict[str, Any]) -> bool:
-    """Whether a sound checkpoint is there with this very state."""
+def _has_state(path: Path, state: dict[str, Any]) -> bool:
+    """Whether an intact checkpoint with this state is there."""
     try:
         return verify(path) == state
     except CheckpointError:
@@ -217,7 +217,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        # the library tells the system's error number in its text only
+        # the library gives the system's error number in its text only
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

@@ -80,14 +80,14 @@ class Probe:
 
     def _columns(self, counts_V: Tensor, loss: float, context: float, last_P: Tensor) -> dict[str, float | int]:
         data, finite = self._data, math.isfinite(loss)
-        share_V = counts_V.double() / counts_V.sum()
+        fraction_V = counts_V.double() / counts_V.sum()
         return {
             "UniquePredictions": int(counts_V.count_nonzero()) if finite else math.nan,
             "HeldOutLoss": loss,
             "UniqueTargets": data.unique_targets,
             "ProbePositions": data.inputs_PT.size,
-            "TopShare": float(share_V.max()) if finite else math.nan,
-            "EffectiveVocab": math.exp(torch.special.entr(share_V).sum()) if finite else math.nan,
+            "TopShare": float(fraction_V.max()) if finite else math.nan,
+            "EffectiveVocab": math.exp(torch.special.entr(fraction_V).sum()) if finite else math.nan,
             "ContextInformation": context,
             "UnigramLoss": data.unigram_loss,
             "BigramLoss": data.bigram_loss,
@@ -99,7 +99,7 @@ class Probe:
 def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> list[dict[str, float | None]]:
     """Return zero fraction and flip rate for every run of ternary codes [R, L, O, I].
 
-    The flip rate is the share of ternary weights that changed their value since `previous`; unknown without it.
+    The flip rate is the fraction of ternary weights that changed their value since `previous`; unknown without it.
     """
     total = sum(code[0].numel() for code in codes.values())
     none = torch.zeros((), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""What a training tells whoever watches it; no torch here, so that rendering needs none."""
+"""What happens in a training, for whoever renders it. No torch here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Diverged:
 
 @dataclass(frozen=True, kw_only=True)
 class RolledBack:
-    """A run that diverged is to be taken up again after `step`; its pack goes on without it."""
+    """A run that diverged will be resumed after `step`; its pack continues without it."""
 
     run: int
     step: int
@@ -60,7 +60,7 @@ class RolledBack:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A run raised an error while training; it is recorded and the others go on, even if its pack never began."""
+    """A run raised an error, which is in its manifest; the others continue. Its pack may never have started."""
 
     name: str
     message: str
@@ -68,7 +68,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """A stop was asked for; the pack can be resumed from `step`."""
+    """A stop was requested; the pack can be resumed from `step`."""
 
     step: int
 

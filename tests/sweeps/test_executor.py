@@ -472,7 +472,8 @@ def test_the_manifest_names_the_engine_that_ran(
     sweep(configs, pack=2, stop_when=look, log=notices.append)
     assert engines[0] == (["graph"] * 2 if is_recorder else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
-    told = f"{configs[0].run_name}: its pack continues without a CUDA graph, which is slower: the host waits in plugin.py:7"
+    name = configs[0].run_name
+    told = f"{name}: its pack continues without a CUDA graph, which is slower: the host waits in plugin.py:7"
     assert notices[1:] == ([told] if is_recorder else [])
 
 

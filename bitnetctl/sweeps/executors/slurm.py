@@ -23,10 +23,10 @@ def requeue_job(job: str) -> str:
         done = subprocess.run(
             ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
         )
-        trouble = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         failed = done.returncode != 0
     except (OSError, subprocess.TimeoutExpired) as error:
-        trouble, failed = str(error), True
+        reason, failed = str(error), True
     if failed:
-        return f"job {job} could not be requeued: {trouble}; submit it again to go on"
-    return f"job {job} is requeued and goes on by itself"
+        return f"job {job} could not be requeued: {reason}; submit it again to resume"
+    return f"job {job} is requeued and resumes by itself"
