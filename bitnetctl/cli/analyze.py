@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from bitnetctl.cli.options import JsonOption, print_json, print_message, stdout
+from bitnetctl.cli import options
+from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def analyze(
         list[Path] | None,
         typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]

@@ -4,16 +4,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bitnetctl.cli.options import (
-    ArmOption,
-    JsonOption,
-    RecipeOption,
-    SeedOption,
-    SetOption,
-    SizeOption,
-    StepsOption,
-    print_json,
-)
+from bitnetctl.cli import options
+from bitnetctl.cli.options import print_json
 
 if TYPE_CHECKING:
     pass
@@ -25,13 +17,13 @@ app = typer.Typer(help="Show what decides a run.", no_args_is_help=True)
 
 @app.command("show")
 def show(
-    recipe: RecipeOption = "origin",
-    size: SizeOption = None,
-    steps: StepsOption = None,
-    seed: SeedOption = None,
-    overrides: SetOption = None,
-    arm: ArmOption = "",
-    as_json: JsonOption = False,
+    recipe: options.Recipe = "origin",
+    size: options.Size = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    overrides: options.Set = None,
+    arm: options.Arm = "",
+    as_json: options.Json = False,
 ) -> None:
     """Print a config as it would run."""
     from bitnetctl.config import build_config, parse_arm

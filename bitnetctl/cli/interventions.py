@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bitnetctl.cli.options import JsonOption, print_json, print_lines, stdout
+from bitnetctl.cli import options
+from bitnetctl.cli.options import print_json, print_lines, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 
 
 @app.command("list")
-def list_all(as_json: JsonOption = False) -> None:
+def list_all(as_json: options.Json = False) -> None:
     """List every intervention, the broken ones with what is wrong."""
     from bitnetctl.plugins import registry
     from bitnetctl.report.escape import printable
@@ -44,7 +45,7 @@ def list_all(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: JsonOption = False) -> int:
+def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: options.Json = False) -> int:
     """Show what an intervention does, its settings and where it comes from."""
     from bitnetctl.plugins import registry
 

@@ -12,36 +12,36 @@ from rich.console import Console
 
 from bitnetctl.errors import ConfigError
 
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")]
-SizeOption = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
-SizesOption = Annotated[
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")]
+Size = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
+Sizes = Annotated[
     str | None, typer.Option("--sizes", metavar="LIST", help="Hidden sizes, such as 256,512; unset: the recipe's.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Initialisation and shuffled order.")]
-SeedsOption = Annotated[
+Seed = Annotated[int | None, typer.Option("--seed", help="Initialisation and shuffled order.")]
+Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
 ]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Training steps; unset: the recipe's.")]
-SetOption = Annotated[
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; unset: the recipe's.")]
+Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
 ]
-ArmOption = Annotated[
+Arm = Annotated[
     str,
     typer.Option("--intervention", "-i", metavar="ARM", help="Interventions, such as reduced-lr:peak=5e-4+no-decay."),
 ]
-ArmsOption = Annotated[
+Arms = Annotated[
     list[str] | None,
     typer.Option("--intervention", "-i", metavar="ARM", help="An arm, such as reduced-lr:peak=5e-4; may be repeated."),
 ]
-RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-EngineOption = Annotated[
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Engine = Annotated[
     str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
 ]
-PrecisionOption = Annotated[
+Precision = Annotated[
     str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a GPU).")
 ]
-OnDivergenceOption = Annotated[
+OnDivergence = Annotated[
     str,
     typer.Option(
         "--on-divergence",
@@ -49,10 +49,8 @@ OnDivergenceOption = Annotated[
         help="rollback: resume from the last checkpoint at half the learning rate, at most three times.",
     ),
 ]
-EvalEveryOption = Annotated[
-    int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")
-]
-CheckpointEveryOption = Annotated[
+EvalEvery = Annotated[int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")]
+CheckpointEvery = Annotated[
     int | None,
     typer.Option(
         "--checkpoint-every",
@@ -60,17 +58,17 @@ CheckpointEveryOption = Annotated[
         help="Steps between checkpoints; unset: at evaluations, where it costs next to nothing.",
     ),
 ]
-PackOption = Annotated[
+Pack = Annotated[
     str, typer.Option("--pack", metavar="auto|N", help="Runs trained together as one program; auto: what memory takes.")
 ]
-KeepWeightsOption = Annotated[
+KeepWeights = Annotated[
     bool, typer.Option("--keep-weights/--no-keep-weights", help="Keep the final weights of every run.")
 ]
-RequeueOption = Annotated[
+Requeue = Annotated[
     bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
 
 
 def parse_on_divergence(text: str) -> Literal["stop", "rollback"]:

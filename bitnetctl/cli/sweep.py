@@ -9,29 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitnetctl.cli.options import (
-    ArmsOption,
-    CheckpointEveryOption,
-    DryRunOption,
-    EngineOption,
-    EvalEveryOption,
-    JsonOption,
-    KeepWeightsOption,
-    OnDivergenceOption,
-    PackOption,
-    PrecisionOption,
-    RequeueOption,
-    RunsDirOption,
-    SeedsOption,
-    SetOption,
-    SizesOption,
-    StepsOption,
-    parse_on_divergence,
-    parse_pack,
-    print_json,
-    print_message,
-    stdout,
-)
+from bitnetctl.cli import options
+from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records.status import final_row
@@ -49,29 +28,29 @@ def sweep(
         str | None, typer.Option("--plan", help="Built-in plan or FILE.toml; other options change it.")
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")] = None,
-    sizes: SizesOption = None,
-    arms: ArmsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    overrides: SetOption = None,
+    sizes: options.Sizes = None,
+    arms: options.Arms = None,
+    seeds: options.Seeds = None,
+    steps: options.Steps = None,
+    overrides: options.Set = None,
     no_baseline: Annotated[
         bool, typer.Option("--no-baseline", help="Do not add the arm without interventions.")
     ] = False,
-    pack: PackOption = "auto",
-    runs_dir: RunsDirOption = Path("runs"),
+    pack: options.Pack = "auto",
+    runs_dir: options.RunsDir = Path("runs"),
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, or a list such as cuda:0,cuda:1: one worker process each.")
     ] = "auto",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "auto",
-    eval_every: EvalEveryOption = None,
-    checkpoint_every: CheckpointEveryOption = None,
-    on_divergence: OnDivergenceOption = "stop",
-    keep_weights: KeepWeightsOption = False,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    eval_every: options.EvalEvery = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    on_divergence: options.OnDivergence = "stop",
+    keep_weights: options.KeepWeights = False,
     configs_file: Annotated[Path | None, typer.Option("--configs", hidden=True, help="Runs for a worker.")] = None,
-    requeue: RequeueOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    requeue: options.Requeue = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> int:
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
     # before what takes long to import

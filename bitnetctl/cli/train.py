@@ -5,28 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitnetctl.cli.options import (
-    ArmOption,
-    CheckpointEveryOption,
-    DeviceOption,
-    DryRunOption,
-    EngineOption,
-    EvalEveryOption,
-    JsonOption,
-    OnDivergenceOption,
-    PrecisionOption,
-    RecipeOption,
-    RequeueOption,
-    RunsDirOption,
-    SeedOption,
-    SetOption,
-    SizeOption,
-    StepsOption,
-    parse_on_divergence,
-    print_json,
-    print_message,
-    stdout,
-)
+from bitnetctl.cli import options
+from bitnetctl.cli.options import parse_on_divergence, print_json, print_message, stdout
 from bitnetctl.cli.training import reporting
 from bitnetctl.config import config_text
 from bitnetctl.errors import ExitCode, StoppedBySignal
@@ -41,24 +21,24 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    recipe: RecipeOption = "origin",
-    size: SizeOption = None,
-    steps: StepsOption = None,
-    seed: SeedOption = None,
-    overrides: SetOption = None,
-    arm: ArmOption = "",
+    recipe: options.Recipe = "origin",
+    size: options.Size = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    overrides: options.Set = None,
+    arm: options.Arm = "",
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; unset: made from the config.")] = None,
-    runs_dir: RunsDirOption = Path("runs"),
-    device: DeviceOption = "auto",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "auto",
-    eval_every: EvalEveryOption = None,
-    checkpoint_every: CheckpointEveryOption = None,
-    on_divergence: OnDivergenceOption = "stop",
+    runs_dir: options.RunsDir = Path("runs"),
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    eval_every: options.EvalEvery = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    on_divergence: options.OnDivergence = "stop",
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
-    requeue: RequeueOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    requeue: options.Requeue = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> int:
     """Train one model on text; the same command again finds the finished run or resumes where it stopped."""
     # before what takes long to import
@@ -98,9 +78,9 @@ def train(
                 checkpoint_every=checkpoint_every,
                 on_divergence=when_diverged,
                 resume=resume if resume in ("auto", "never") else Path(resume),
-            ) as (options, reporter):
+            ) as (train_options, reporter):
                 try:
-                    api.train(config, options, name=name, on_event=reporter.event)
+                    api.train(config, train_options, name=name, on_event=reporter.event)
                 except StoppedBySignal as error:
                     reporter.log(str(error))
             manifest = run.ended()

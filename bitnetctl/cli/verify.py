@@ -9,26 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitnetctl.cli.options import (
-    ArmOption,
-    DeviceOption,
-    DryRunOption,
-    EngineOption,
-    JsonOption,
-    PackOption,
-    PrecisionOption,
-    RecipeOption,
-    RequeueOption,
-    RunsDirOption,
-    SeedsOption,
-    SetOption,
-    SizesOption,
-    StepsOption,
-    parse_pack,
-    print_json,
-    print_message,
-    stdout,
-)
+from bitnetctl.cli import options
+from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.errors import ExitCode
 from bitnetctl.signals import StopRequest
@@ -47,29 +29,29 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="[PATHS]", help="CSVs, folders or a bundle: judge these, train nothing."),
     ] = None,
-    sizes: SizesOption = None,
-    steps: StepsOption = None,
-    recipe: RecipeOption = "origin",
-    arm: ArmOption = "",
-    seeds: SeedsOption = None,
-    overrides: SetOption = None,
+    sizes: options.Sizes = None,
+    steps: options.Steps = None,
+    recipe: options.Recipe = "origin",
+    arm: options.Arm = "",
+    seeds: options.Seeds = None,
+    overrides: options.Set = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the arm without any.")] = False,
     criteria: Annotated[
         list[str] | None,
         typer.Option("--criteria", metavar="NAME|FILE", help="Built in or FILE.toml; unset: all built in."),
     ] = None,
-    runs_dir: RunsDirOption = Path("runs"),
-    device: DeviceOption = "auto",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "auto",
-    pack: PackOption = "auto",
+    runs_dir: options.RunsDir = Path("runs"),
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    pack: options.Pack = "auto",
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
     report: Annotated[FileOption, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
     bundle: Annotated[FileOption, typer.Option("--bundle", metavar="FILE.zip", help="Pack all to send back.")] = None,
     junit: Annotated[FileOption, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
-    requeue: RequeueOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    requeue: options.Requeue = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> int:
     """Train what is missing, then judge the claim that this set-up does not collapse."""
     from bitnetctl.sweeps.plan import parse_numbers, parse_seeds
