@@ -1,7 +1,8 @@
-"""What decides a run: the config tree, and how it is read."""
+"""The config of a run: its typed tree, and how it is read."""
 
 from bitnetctl.config.load import (
     build_config,
+    builtin_names,
     config_text,
     field_paths,
     flatten,
@@ -9,9 +10,8 @@ from bitnetctl.config.load import (
     near_miss,
     parse_arm,
     parse_config,
-    parse_toml,
     parse_value,
-    read_text,
+    read_toml,
     recipe_names,
     validation_line,
 )
@@ -45,6 +45,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "build_config",
+    "builtin_names",
     "canonical_hash",
     "config_text",
     "field_paths",
@@ -53,9 +54,8 @@ __all__ = [
     "near_miss",
     "parse_arm",
     "parse_config",
-    "parse_toml",
     "parse_value",
-    "read_text",
+    "read_toml",
     "recipe_names",
     "validation_line",
 ]
