@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from hypothesis import settings
+from texts import prose
 
 from bitnetctl import data
 from bitnetctl.config import RunConfig, build_config, parse_arm
@@ -66,6 +67,21 @@ def isolated(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
     """Keep the user's cache and the checkout out of reach."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def token_cache(tmp_path: Path, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use an empty cache; returns its folder of tokens."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bitnetctl" / "tokens"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A text file of 800 lines that the test may edit."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(prose(800))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ class Options:
     keep_weights: bool = True
     on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
-    progress: data.Progress = data.ignore
+    progress: data.Progress = data.no_progress
     log: Log = field(default=lambda text: None)
 
 
