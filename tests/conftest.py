@@ -3,7 +3,9 @@
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from distributions import HALVED, Distribution, forget_plugins
 from hypothesis import settings
+from packs import PackArms, compose
 from texts import prose
 
 from bitnetctl import data
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import ProbeData, TokenData
+from bitnetctl.engine.pack import Pack
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
@@ -195,3 +200,60 @@ def figures() -> Callable[[Path], list[bytes]]:
         return [line.rpartition(b",")[0] for line in (header, *rows)]
 
     return read
+
+
+@pytest.fixture
+def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Discover plug-ins anew; afterwards forget them and restore modules and sys.path."""
+    for name in ("DISABLE_PLUGINS", "ALLOWED_PLUGINS", "TRACEBACK"):
+        monkeypatch.delenv(f"BITNETCTL_{name}", raising=False)
+    modules, path = dict(sys.modules), list(sys.path)
+    forget_plugins()
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - set(modules):
+        if name.startswith(("made_up", "bitnetctl_")):
+            del sys.modules[name]
+    sys.modules.update(modules)
+    forget_plugins()
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, fresh_registry: None) -> Distribution:
+    """Install a distribution: `points` are its entry points, its module is `made_up_NAME`."""
+
+    def install(
+        name: str = "halved",
+        code: str = HALVED,
+        *,
+        version: str = "1.2",
+        points: Mapping[str, str] | str | None = None,
+        folder: str = "site",
+    ) -> Path:
+        site = tmp_path / folder
+        module = f"made_up_{name.replace('-', '_')}"
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        points = {name: f"{module}:Halved"} if points is None else points
+        lines = points if isinstance(points, str) else "".join(f"{key} = {value}\n" for key, value in points.items())
+        (info / "entry_points.txt").write_text(f"[bitnetctl.interventions]\n{lines}", encoding="utf-8")
+        (site / f"{module}.py").write_text(textwrap.dedent(code), encoding="utf-8")
+        if str(site) not in sys.path:
+            sys.path.append(str(site))
+        forget_plugins()
+        return site
+
+    return install
+
+
+@pytest.fixture
+def pack_arms(tiny_tokens: TokenData) -> PackArms:
+    """Build a pack of one config under several arms, each with its effective config."""
+
+    def build(config: RunConfig, *arms: str) -> Pack:
+        compositions = [compose(arm) for arm in arms]
+        configs = [composition.configure(config) for composition in compositions]
+        return Pack(configs, compositions, tiny_tokens, torch.device("cpu"))
+
+    return build
