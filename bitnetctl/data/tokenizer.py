@@ -35,8 +35,8 @@ class TokenizerSource:
 
     spec: str
     identity: str
-    size: int | None
-    loaded: Tokenizer | None
+    size: int | None = None
+    loaded: Tokenizer | None = None
 
     def build(self, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
         """Return the tokenizer, trained on `texts` if it is not loaded; raises DataError.
@@ -105,7 +105,7 @@ def _open_bpe(spec: str, rest: str) -> TokenizerSource:
             f"tokenizer {spec!r}: expected bpe:SIZE with a SIZE from {_BPE_SIZES.start} "
             f"(256 bytes and the end of text) to {_BPE_SIZES.stop - 1}, such as bpe:2048"
         )
-    return TokenizerSource(spec=spec, identity=f"bpe:{int(rest)}", size=int(rest), loaded=None)
+    return TokenizerSource(spec=spec, identity=f"bpe:{int(rest)}", size=int(rest))
 
 
 def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
@@ -132,7 +132,7 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
     bpe.byte_level(tokenizer)
     if END_OF_TEXT in vocabulary:
         tokenizer.add_special_tokens([END_OF_TEXT])
-    return TokenizerSource(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", size=None, loaded=tokenizer)
+    return TokenizerSource(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", loaded=tokenizer)
 
 
 def _open_file(spec: str, rest: str) -> TokenizerSource:
@@ -140,7 +140,7 @@ def _open_file(spec: str, rest: str) -> TokenizerSource:
     if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
     content = _read(path, spec)
-    return TokenizerSource(spec=spec, identity=f"file:{_digest(content)}", size=None, loaded=load_tokenizer(path))
+    return TokenizerSource(spec=spec, identity=f"file:{_digest(content)}", loaded=load_tokenizer(path))
 
 
 def _open_hub(spec: str, rest: str) -> TokenizerSource:
@@ -151,9 +151,7 @@ def _open_hub(spec: str, rest: str) -> TokenizerSource:
             f"tokenizer {spec}: {one_line(error)}; check the name and the network, or use file:tokenizer.json"
         ) from error
     tokenizer = _without_limits(tokenizer, spec)
-    return TokenizerSource(
-        spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", size=None, loaded=tokenizer
-    )
+    return TokenizerSource(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", loaded=tokenizer)
 
 
 def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:

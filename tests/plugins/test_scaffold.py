@@ -419,7 +419,7 @@ def test_show() -> None:
     assert rows == [
         "setting default meaning",
         "peak 0.0005 new peak learning rate",
-        "factor unset factor on the peak; wins over `peak`",
+        "factor unset factor on the peak; overrides `peak`",
     ]
     assert "setting" not in call("show", "no-decay").out
     shown = json.loads(call("show", "reduced-lr", "--json").out)
