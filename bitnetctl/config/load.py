@@ -37,16 +37,20 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
 
     Returns its tree and its name without folder and suffix. Raises ConfigError that names the `kind` of file.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
-        return _parse_toml(_read_text(path, f"{kind} file {name}"), f"{kind} {name}"), path.stem
     known = builtin_names(package, folder)
-    if name not in known:
+    if name.endswith(".toml"):
+        text = _read_text(Path(name), f"{kind} file {name}")
+    elif name in known:
+        text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
+    else:
         raise ConfigError(
             f"unknown {kind} {name!r}{near_miss(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
         )
-    text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
-    return _parse_toml(text, f"{kind} {name}"), name
+    try:
+        return tomllib.loads(text), Path(name).stem
+    # ValueError also for thousands of digits, RecursionError for thousands of brackets
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
 
 
 def _read_text(path: Path, source: str) -> str:
@@ -60,15 +64,6 @@ def _read_text(path: Path, source: str) -> str:
     except ValueError as error:
         # a name with a NUL byte
         raise ConfigError(f"{source}: {error}") from error
-
-
-def _parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML; raises ConfigError that begins with `source`."""
-    try:
-        return tomllib.loads(text)
-    # ValueError also for thousands of digits, RecursionError for thousands of brackets
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from error
 
 
 def build_config(
@@ -88,14 +83,10 @@ def build_config(
     tree = load_recipe(recipe)
     for text in overrides:
         _apply_override(tree, text)
-    if size is not None:
-        _section(tree, "model")["hidden_size"] = size
-    if eval_every_steps is not None:
-        _section(tree, "probe")["eval_every_steps"] = eval_every_steps
-    if steps is not None:
-        tree["steps"] = steps
-    if seed is not None:
-        tree["seed"] = seed
+    named = {"model.hidden_size": size, "probe.eval_every_steps": eval_every_steps, "steps": steps, "seed": seed}
+    for path, value in named.items():
+        if value is not None:
+            _set(tree, path, value)
     if interventions is not None:
         tree["interventions"] = [spec.model_dump() for spec in interventions]
     return parse_config(tree, source=f"recipe {recipe}")
@@ -177,17 +168,16 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
     parsed = parse_value(value)
     if path in ("optimizer.exempt", "optimizer.betas") and isinstance(parsed, str):
         parsed = [item.strip() for item in parsed.split(",") if item.strip()]
+    _set(tree, path, parsed)
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
     for section in sections:
-        tree = _section(tree, section)
-    tree[field] = parsed
-
-
-def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    section = tree.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"recipe: {name} must be a table")
-    return section
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"recipe: {section} must be a table")
+    tree[field] = value
 
 
 def _unknown_field(path: str, model: type[BaseModel]) -> str:

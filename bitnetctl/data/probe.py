@@ -1,6 +1,6 @@
 """The probe: the fixed held-out positions of every evaluation, and the loss of n-gram predictors on them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,25 +34,21 @@ class ProbeData:
         return self.targets_PT.size
 
 
-@dataclass(frozen=True, kw_only=True)
-class References:
+class References(BaseModel):
     """Scores of the unigram and the bigram predictor on a probe; losses in nats."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     unigram_loss: float
     bigram_loss: float
     bigram_unique: int
 
 
-class _CachedReferences(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class _CachedReferences(References):
     format: int
     fingerprint: str
     rows: int
     sequence_length: int
-    unigram_loss: float
-    bigram_loss: float
-    bigram_unique: int
 
 
 def probe_data(data: TokenData, *, positions: int, sequence_length: int, progress: Progress = no_progress) -> ProbeData:
@@ -83,7 +79,7 @@ def probe_data(data: TokenData, *, positions: int, sequence_length: int, progres
         inputs_PT=inputs_PT,
         targets_PT=targets_PT,
         unique_targets=len(np.unique(targets_PT)),
-        **asdict(references),
+        **references.model_dump(),
     )
 
 
@@ -135,7 +131,7 @@ def _cached_references(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, p
     except (OSError, ValidationError):
         progress("recounting references (the cached ones are damaged)", 0, None)
     references = count_references(data.train_N, inputs_PT, targets_PT, vocab_size=data.vocab_size, progress=progress)
-    entry = _CachedReferences.model_validate({**key, **asdict(references)})
+    entry = _CachedReferences.model_validate({**key, **references.model_dump()})
     write_atomic(path, entry.model_dump_json(indent=1).encode())
     return references
 

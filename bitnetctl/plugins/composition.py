@@ -12,14 +12,7 @@ from bitnetctl.intervention import Intervention
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOOKS = (
-    "configure",
-    "quantization",
-    "learning_rate",
-    "weight_decay",
-    "training_loss",
-    "transform_gradients",
-)
+HOOKS = ("configure", "quantization", "learning_rate", "weight_decay", "training_loss", "transform_gradients")
 
 
 class Composition:
