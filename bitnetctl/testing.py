@@ -71,19 +71,18 @@ def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
     )
 
 
-def build(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
-    """Return a composition of this one intervention with validated settings."""
+def _compose(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
     return Composition([intervention(intervention.Settings.model_validate(dict(settings)))])
 
 
-def train_steps(composition: Composition, steps: int = 2) -> Pack:
-    """Train a run with `composition`, in one pack with a baseline run if the shapes allow that; return the pack."""
+def _train(composition: Composition) -> Pack:
+    """Train two steps, in one pack with a baseline run if the shapes allow that."""
     base = tiny_config()
     config = composition.configure(base)
     together = pack_key(config) == pack_key(base)
     configs, compositions = ([config, base], [composition, Composition()]) if together else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
-    for step in range(1, steps + 1):
+    for step in (1, 2):
         pack.step(step)
     return pack
 
@@ -98,9 +97,9 @@ def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any
 
 
 def _check_schedules(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    composition = build(intervention, settings)
+    composition = _compose(intervention, settings)
     config = composition.configure(tiny_config())
-    again = build(intervention, settings)
+    again = _compose(intervention, settings)
     assert again.configure(tiny_config()) == config, "configure returns different configs for the same config"
     for hook, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
         values = [getattr(composition, hook)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
@@ -110,16 +109,16 @@ def _check_schedules(intervention: type[Intervention], settings: Mapping[str, An
 
 
 def _check_training(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    first = train_steps(build(intervention, settings))
+    first = _train(_compose(intervention, settings))
     assert first.replicas[0].diverged_at is None, "two training steps give values that are not finite"
-    second = train_steps(build(intervention, settings))
+    second = _train(_compose(intervention, settings))
     assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives different results"
     if len(first.replicas) == 2:
-        baseline = train_steps(Composition())
+        baseline = _train(Composition())
         for key, flat in baseline.replicas[1].flat_parameters.items():
             torch.testing.assert_close(
                 first.replicas[1].flat_parameters[key],
                 flat,
                 msg=f"it changed {key} of the baseline run in the same pack",
             )
-    build(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())
+    _compose(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())

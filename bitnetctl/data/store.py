@@ -28,7 +28,7 @@ Tokens = npt.NDArray[np.uint16 | np.uint32]
 
 _FORMAT = 1
 _ENCODE_CHARACTERS = 1 << 20
-_STALE_SECONDS = 24 * 3600.0  # a living process writes to its temporary folder more often
+_STALE_SECONDS = 24 * 3600.0  # older temporary folders are those of killed processes
 _WAIT_SECONDS = 0.5
 
 
