@@ -1,25 +1,27 @@
-"""What a plug-in author reads: everything an intervention may change about a run, and when it is asked.
+"""The interface for plug-in authors: what an intervention can change in a run, and when each hook is called.
 
-An intervention is a class with a `Settings` model and any of six hooks; a hook left alone changes nothing.
+An intervention is a subclass of `Intervention` with a `Settings` model and any of six hooks. A hook that it does not
+override changes nothing. Hooks of one run are called
 
-Per run, in this order:
+1. before the model is built: `configure(config)` returns a changed config;
+2. for every step, counted from 1 to `steps`: `quantization`, `learning_rate` and `weight_decay` return the value of the
+   step, given the value so far. They must be pure functions of arguments and settings: steps may be evaluated ahead;
+3. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy;
+4. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
+   `transform_gradients` changes the gradients in place.
 
-1. `configure(config)`, once, before anything is built: static changes to the run's config.
-2. Every step, before the forward pass, as pure functions of the step (1 … steps):
-   `quantization`, `learning_rate`, `weight_decay`, each handed the value so far.
-3. Every step, after the forward pass: `training_loss`, in place of the plain cross-entropy.
-4. Every step, after the backward pass and the measurement of the gradient norm, before clipping and the optimizer:
-   `transform_gradients`.
+Several interventions, `-i first+second`, apply in the order given: the second receives what the first returned. Only
+one of them may override `training_loss`, and only one `transform_gradients`; two raise a ConfigError.
 
-Interventions compose in the order they are given, `-i first+second`: each sees what the one before it returned.
-`training_loss` and `transform_gradients` can be claimed by one intervention of a run only; two are a config error.
+Measurements are the same in every arm: the CSV column `Loss` is the mean cross-entropy, `GradNorm` is measured before
+`transform_gradients`, and the probe is the same. The value of `training_loss` is the column `Objective`.
 
-Measurement never depends on treatment: the CSV's `Loss` is the plain cross-entropy for every arm, the probe is the
-same for all, and what `training_loss` returns is the column `Objective`.
+Several runs may train together as one batched model (a pack). Each run has its own instance of the intervention, so
+state belongs on `self`, and `transform_gradients` receives the parameters of that run only. State that changes during
+training must be returned by `state_dict`; checkpoints store it, and `load_state_dict` restores it on resume.
 
-Many runs train as one program, so a hook must keep its state, if it has any, on `self`: every run has an instance of
-its own, and `transform_gradients` sees the parameters of its own run only. State is saved and restored with a
-checkpoint through `state_dict` and `load_state_dict`.
+On a GPU, steps are captured in CUDA graphs. `transform_gradients`, and a `training_loss` that is not `capturable`, work
+there too, but without graphs and therefore more slowly.
 
 A worked example, complete as a plug-in file:
 
@@ -31,9 +33,9 @@ A worked example, complete as a plug-in file:
 
 
     class HalvedRate(Intervention):
-        '''Cut the learning rate after a share of the run.'''
+        '''Lower the learning rate after a fraction of the run.'''
 
-        summary = "learning rate times a factor after a share of the run"
+        summary = "learning rate times a factor after a fraction of the run"
         source = "an example"
 
         class Settings(InterventionSettings):
@@ -50,7 +52,8 @@ and in the pyproject.toml of its package
     [project.entry-points."bitnetctl.interventions"]
     halved-rate = "my_package.halved_rate:HalvedRate"
 
-after which `bitnetctl train -i halved-rate:factor=0.1` runs it, and `bitnetctl interventions check` tests it.
+after which `bitnetctl train -i halved-rate:factor=0.1` uses it. `bitnetctl interventions new halved-rate` writes such a
+project with a test, and `bitnetctl interventions check` runs the tests of `bitnetctl.testing.check_contract` on it.
 """
 
 from collections.abc import Mapping
@@ -65,25 +68,27 @@ if TYPE_CHECKING:
 
 
 API_VERSION = 1
-"""Version of the hooks below; raised when a hook changes its meaning or signature."""
+"""Version of this interface; it increases when a hook changes its meaning or signature."""
 
 
 class InterventionSettings(BaseModel):
-    """Base of an intervention's settings: frozen, no unknown keys, every field with a default."""
+    """Base of the settings of an intervention: frozen, without unknown keys; every field needs a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Intervention:
-    """Base of every intervention; the hooks below are the identity."""
+    """Base of every intervention. Its hooks change nothing."""
 
     api_version: ClassVar[int] = API_VERSION
+    """Version of the interface that the class was written for."""
     summary: ClassVar[str] = ""
-    """One line for `bitnetctl interventions list`."""
+    """One line for `bitnetctl interventions list`; required."""
     source: ClassVar[str] = ""
     """Where the idea comes from: a paper and section, or a document."""
     capturable: ClassVar[bool] = False
-    """Whether `training_loss` may be recorded once and replayed: it reads no figure and no state of Python."""
+    """Whether `training_loss` may be captured in a CUDA graph and replayed: it must depend on its arguments and on
+    constants only, and never read a tensor's value on the host (`.item()`, `if loss > 1`)."""
 
     class Settings(InterventionSettings):
         """No settings."""
@@ -94,32 +99,42 @@ class Intervention:
         self.settings = settings
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Return the run's config, changed. Called once, before anything is built."""
+        """Return the config of the run, changed, such as `config.model_copy(update={"steps": 100})`.
+
+        Must return the same for the same config: it may be called more than once.
+        """
         return config
 
     def quantization(self, base: float, step: int, steps: int) -> float:
-        """Return the quantization strength of `step`: 0 is full precision, 1 is ternary."""
+        """Return the quantization strength λ of `step`, from 0 (full precision) to 1 (ternary); clamped to [0, 1]."""
         return base
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
-        """Return the learning rate of `step`."""
+        """Return the learning rate of `step`; `base` is that of the schedule."""
         return base
 
     def weight_decay(self, base: float, step: int, steps: int) -> float:
-        """Return the weight decay of `step` for the parameters that are not exempt."""
+        """Return the weight decay of `step`, for all parameters that `optimizer.exempt` does not list."""
         return base
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
-        """Return the scalar objective of a batch, in nats: all its T positions over the vocabulary V."""
-        raise NotImplementedError("a hook without claimant is never called")
+        """Return the scalar objective of a batch in nats, differentiable by the logits.
+
+        `logits_TV` are the logits of all T = batch size x sequence length positions over V tokens, `targets_T` the
+        ids of the next tokens.
+        """
+        raise NotImplementedError("called only where it is overridden")
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
-        """Change the `.grad` of the run's parameters in place; names are those of `transformers`."""
-        raise NotImplementedError("a hook without claimant is never called")
+        """Change the `.grad` of the run's parameters in place.
+
+        Names are those of `transformers`, such as `model.embed_tokens.weight`. Called without gradient tracking.
+        """
+        raise NotImplementedError("called only where it is overridden")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on, as JSON values; stateless by default."""
+        """Return the state that a resumed run needs, as finite JSON values; none by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""

@@ -1,4 +1,4 @@
-"""A stop that is asked for by a signal and honoured at a step boundary."""
+"""Stop signals: they set a flag, and training stops at its next step boundary."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,10 +8,10 @@ _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class StopRequest:
-    """While active, a stop signal only sets a flag; a second SIGINT interrupts at once.
+    """While active, a stop signal only sets a flag; a second SIGINT raises KeyboardInterrupt.
 
-    Nothing is saved in the handler: saving there can hang, so the loop saves at its next step boundary. A SIGHUP that
-    was ignored before, as under nohup, stays ignored.
+    The handler saves nothing, because saving inside a signal handler can hang: the training loop saves at its next
+    step boundary. A SIGHUP that was ignored before, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class StopRequest:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return self.signal_name is not None
 
     def begin(self) -> Self:
-        """Become active, if it is not."""
+        """Install the handlers that are not installed yet."""
         for number in _numbers():
             before = signal.getsignal(number)
             if number not in self._previous and (number.name != "SIGHUP" or before != signal.SIG_IGN):
@@ -33,7 +33,7 @@ class StopRequest:
         return self
 
     def end(self) -> None:
-        """Leave signals to those who had them before; what was asked for stays known."""
+        """Restore the previous handlers; the flag stays as it is."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -56,7 +56,7 @@ class StopRequest:
 
 
 def ignore_stops() -> None:
-    """Ignore stop signals from now on: for a process that has stopped and only has to tell its exit code."""
+    """Ignore stop signals from now on: for a process that has stopped and is about to exit."""
     for number in _numbers():
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""The contract every intervention must keep, for plug-in authors' tests and `bitnetctl interventions check`.
+"""A test of the rules for interventions, for plug-in authors' tests and `bitnetctl interventions check`.
 
 from bitnetctl.testing import check_contract
 
@@ -28,11 +28,13 @@ _VOCAB = 64
 
 
 def check_contract(intervention: type[Intervention], settings: Mapping[str, Any] | None = None) -> None:
-    """Raise AssertionError or ConfigError that says what of the contract is broken.
+    """Train an intervention for two tiny steps on the CPU, and raise an error that says which rule it breaks.
 
-    Checked: the class is usable and documented; unknown settings are refused; schedules are pure, finite and within
-    range; two training steps beside a baseline run end in finite numbers, change nothing of the baseline, and give
-    the same again; its state is JSON and can be taken back.
+    The rules: the class derives from `Intervention` and has a summary; every setting has a default and unknown ones are
+    refused; `configure` and the schedules are pure, and schedules finite and not negative; training next to a baseline
+    run gives finite values, does not change the baseline, and gives the same values when repeated; its state is JSON
+    and can be restored. Raises AssertionError, ConfigError, pydantic's ValidationError for invalid `settings`, and
+    whatever a hook raises.
     """
     check_class(intervention)
     _check_settings(intervention, settings or {})
@@ -41,7 +43,7 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
 
 
 def tiny_config() -> RunConfig:
-    """Return a config small enough to train in milliseconds."""
+    """Return a config that trains in milliseconds."""
     return RunConfig.model_validate(
         {
             "steps": _STEPS,
@@ -53,7 +55,7 @@ def tiny_config() -> RunConfig:
 
 
 def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
-    """Return random tokens in place of a text, enough for `config`."""
+    """Return random tokens, enough for `config`."""
     needed = 4 * config.data.batch_size * config.data.sequence_length + 1
     tokens_N = np.random.default_rng(seed).integers(0, _VOCAB, max(4096, needed)).astype(np.uint16)
     return TokenData(
@@ -69,19 +71,18 @@ def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
     )
 
 
-def build(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
-    """Return a composition of one intervention with validated settings."""
+def _compose(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
     return Composition([intervention(intervention.Settings.model_validate(dict(settings)))])
 
 
-def train_steps(composition: Composition, steps: int = 2) -> Pack:
-    """Train a run with `composition` beside a baseline run, in one pack where the shapes allow it."""
+def _train(composition: Composition) -> Pack:
+    """Train two steps, in one pack with a baseline run if the shapes allow that."""
     base = tiny_config()
     config = composition.configure(base)
-    beside = pack_key(config) == pack_key(base)
-    configs, compositions = ([config, base], [composition, Composition()]) if beside else ([config], [composition])
+    together = pack_key(config) == pack_key(base)
+    configs, compositions = ([config, base], [composition, Composition()]) if together else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
-    for step in range(1, steps + 1):
+    for step in (1, 2):
         pack.step(step)
     return pack
 
@@ -96,10 +97,10 @@ def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any
 
 
 def _check_schedules(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    composition = build(intervention, settings)
+    composition = _compose(intervention, settings)
     config = composition.configure(tiny_config())
-    again = build(intervention, settings)
-    assert again.configure(tiny_config()) == config, "configure is not the same for the same config"
+    again = _compose(intervention, settings)
+    assert again.configure(tiny_config()) == config, "configure returns different configs for the same config"
     for hook, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
         values = [getattr(composition, hook)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
         assert all(math.isfinite(value) and value >= 0 for value in values), f"{hook} is negative or not finite"
@@ -108,14 +109,16 @@ def _check_schedules(intervention: type[Intervention], settings: Mapping[str, An
 
 
 def _check_training(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    first = train_steps(build(intervention, settings))
-    assert first.replicas[0].diverged_at is None, "two training steps do not end in finite numbers"
-    second = train_steps(build(intervention, settings))
-    assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives two results"
+    first = _train(_compose(intervention, settings))
+    assert first.replicas[0].diverged_at is None, "two training steps give values that are not finite"
+    second = _train(_compose(intervention, settings))
+    assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives different results"
     if len(first.replicas) == 2:
-        baseline = train_steps(Composition())
+        baseline = _train(Composition())
         for key, flat in baseline.replicas[1].flat_parameters.items():
             torch.testing.assert_close(
-                first.replicas[1].flat_parameters[key], flat, msg=f"the baseline run beside it changed in {key}"
+                first.replicas[1].flat_parameters[key],
+                flat,
+                msg=f"it changed {key} of the baseline run in the same pack",
             )
-    build(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())
+    _compose(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())

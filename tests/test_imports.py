@@ -33,7 +33,7 @@ ORDER = (
 INSIDE = {
     "config": ("schema", "load", "__init__"),
     "records": ("schema paths find", "manifest reader metrics", "writer status run", "bundle __init__"),
-    "data": ("sources bpe", "tokenizer", "store", "batches probe", "__init__"),
+    "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),

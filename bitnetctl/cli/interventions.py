@@ -16,7 +16,7 @@ from bitnetctl.errors import ConfigError, ExitCode
 if TYPE_CHECKING:
     from bitnetctl.plugins.registry import Plugin
 
-from bitnetctl.plugins.project import _classes_in
+from bitnetctl.plugins.project import intervention_classes
 
 app = typer.Typer(help="List, show, write and check interventions.", no_args_is_help=True)
 
@@ -101,7 +101,7 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    for intervention in _classes_in(path):
+    for intervention in intervention_classes(path):
         try:
             check_contract(intervention, values)
         # whatever the author's code raises is a finding to print, not an end of the check

@@ -8,7 +8,7 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, print_json, print_message, stdout
 from bitnetctl.cli.training import reporting
-from bitnetctl.config import config_text
+from bitnetctl.config.load import config_text
 from bitnetctl.errors import ExitCode, StoppedBySignal
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest

@@ -1,17 +1,15 @@
-"""What decides a run: the config tree, and how it is read."""
+"""The config of a run: its typed tree, and how it is read."""
 
 from bitnetctl.config.load import (
     build_config,
-    config_text,
+    builtin_names,
     field_paths,
-    flatten,
     load_recipe,
     near_miss,
     parse_arm,
     parse_config,
-    parse_toml,
     parse_value,
-    read_text,
+    read_toml,
     recipe_names,
     validation_line,
 )
@@ -45,17 +43,15 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "build_config",
+    "builtin_names",
     "canonical_hash",
-    "config_text",
     "field_paths",
-    "flatten",
     "load_recipe",
     "near_miss",
     "parse_arm",
     "parse_config",
-    "parse_toml",
     "parse_value",
-    "read_text",
+    "read_toml",
     "recipe_names",
     "validation_line",
 ]

@@ -1,4 +1,4 @@
-"""From recipes, TOML files and the command line to a config, and back to text."""
+"""Read a config from recipes, TOML files and the command line, and write it as TOML."""
 
 import difflib
 import json
@@ -17,29 +17,44 @@ from bitnetctl.errors import ConfigError
 
 def recipe_names() -> list[str]:
     """Names of the built-in recipes."""
-    folder = resources.files("bitnetctl.config") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return builtin_names("bitnetctl.config", "recipes")
 
 
 def load_recipe(name: str) -> dict[str, Any]:
     """Return the tree of a built-in recipe or of a `FILE.toml`; raises ConfigError."""
+    tree, label = read_toml(name, "recipe", "bitnetctl.config", "recipes")
+    return {"recipe": label, **tree}
+
+
+def builtin_names(package: str, folder: str) -> list[str]:
+    """Names of the TOML files in a folder of a package, without their suffix."""
+    entries = (resources.files(package) / folder).iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str, Any], str]:
+    """Read a `FILE.toml` of the user, or a built-in one in a folder of a package by its name.
+
+    Returns its tree and its name without folder and suffix. Raises ConfigError that names the `kind` of file.
+    """
+    known = builtin_names(package, folder)
     if name.endswith(".toml"):
-        path = Path(name)
-        text = read_text(path, f"recipe file {name}")
-        label = path.stem
-    elif name in recipe_names():
-        text = (resources.files("bitnetctl.config") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-        label = name
+        text = _read_text(Path(name), f"{kind} file {name}")
+    elif name in known:
+        text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
     else:
         raise ConfigError(
-            f"unknown recipe {name!r}{near_miss(name, recipe_names())}; "
-            f"built in: {', '.join(recipe_names())}; or give a FILE.toml"
+            f"unknown {kind} {name!r}{near_miss(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
         )
-    return {"recipe": label, **parse_toml(text, f"recipe {name}")}
+    try:
+        return tomllib.loads(text), Path(name).stem
+    # ValueError also for thousands of digits, RecursionError for thousands of brackets
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
 
 
-def read_text(path: Path, source: str) -> str:
-    """Return the text of a file that the user names; raises ConfigError that begins with `source`."""
+def _read_text(path: Path, source: str) -> str:
+    """Return the text of a file; raises ConfigError that begins with `source`."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -49,15 +64,6 @@ def read_text(path: Path, source: str) -> str:
     except ValueError as error:
         # a name with a NUL byte
         raise ConfigError(f"{source}: {error}") from error
-
-
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML; raises ConfigError that begins with `source`."""
-    try:
-        return tomllib.loads(text)
-    # ValueError also for thousands of digits, RecursionError for thousands of brackets
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from error
 
 
 def build_config(
@@ -70,28 +76,24 @@ def build_config(
     overrides: Iterable[str] = (),
     interventions: tuple[InterventionSpec, ...] | None = None,
 ) -> RunConfig:
-    """Build a config from a recipe and what the command line adds to it; raises ConfigError.
+    """Build a config from a recipe and the options of the command line; raises ConfigError.
 
-    `overrides` are `section.field=value` texts; the named arguments win over them.
+    `overrides` are texts `section.field=value`; the named arguments take precedence over them.
     """
     tree = load_recipe(recipe)
     for text in overrides:
         _apply_override(tree, text)
-    if size is not None:
-        _section(tree, "model")["hidden_size"] = size
-    if eval_every_steps is not None:
-        _section(tree, "probe")["eval_every_steps"] = eval_every_steps
-    if steps is not None:
-        tree["steps"] = steps
-    if seed is not None:
-        tree["seed"] = seed
+    named = {"model.hidden_size": size, "probe.eval_every_steps": eval_every_steps, "steps": steps, "seed": seed}
+    for path, value in named.items():
+        if value is not None:
+            _set(tree, path, value)
     if interventions is not None:
         tree["interventions"] = [spec.model_dump() for spec in interventions]
     return parse_config(tree, source=f"recipe {recipe}")
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """Validate a plain tree into a RunConfig; raises ConfigError with one line that names the field."""
+    """Validate a nested dictionary as a RunConfig; raises ConfigError with one line that names the field."""
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -99,7 +101,7 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 
 def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
-    """Parse `a:x=1,y=2+b` into specs; `baseline` or an empty text is no intervention. Raises ConfigError."""
+    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention. Raises ConfigError."""
     if text.strip() in ("", "baseline"):
         return ()
     # a plus sign in front of a letter joins interventions; one in `1e+3` does not
@@ -121,7 +123,7 @@ def _parse_intervention(text: str) -> InterventionSpec:
 
 
 def parse_value(text: str) -> Any:
-    """Read a command-line value: TOML number, boolean, array or string; `none` is None; else the text itself."""
+    """Parse a command-line value: a TOML number, boolean, array or string, `none` for None, else the text itself."""
     stripped = text.strip()
     if stripped.lower() in ("none", "null"):
         return None
@@ -133,7 +135,7 @@ def parse_value(text: str) -> Any:
 
 
 def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say the first problem of a pydantic error in one line, with a near-miss suggestion for unknown fields."""
+    """Return the first problem of a pydantic error as one line, with a suggestion for an unknown field."""
     first = error.errors()[0]
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -166,38 +168,39 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
     parsed = parse_value(value)
     if path in ("optimizer.exempt", "optimizer.betas") and isinstance(parsed, str):
         parsed = [item.strip() for item in parsed.split(",") if item.strip()]
+    _set(tree, path, parsed)
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
     for section in sections:
-        tree = _section(tree, section)
-    tree[field] = parsed
-
-
-def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    section = tree.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"recipe: {name} must be a table")
-    return section
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"recipe: {section} must be a table")
+    tree[field] = value
 
 
 def _unknown_field(path: str, model: type[BaseModel]) -> str:
     known = field_paths(model)
-    by_leaf = {name.rpartition(".")[2]: name for name in known}
-    same_leaf = by_leaf.get(path.rpartition(".")[2])
-    hint = f"; did you mean {same_leaf!r}?" if same_leaf else near_miss(path, known)
+    by_name = {field.rpartition(".")[2]: field for field in known}
+    name = path.rpartition(".")[2]
+    if name in by_name:
+        return f"unknown field {path!r}; did you mean {by_name[name]!r}?"
+    hint = near_miss(path, known)
     if not hint:
-        leaf = difflib.get_close_matches(path.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)
-        hint = f"; did you mean {by_leaf[leaf[0]]!r}?" if leaf else f"; known: {', '.join(known)}"
+        close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
+        hint = f"; did you mean {by_name[close[0]]!r}?" if close else f"; known: {', '.join(known)}"
     return f"unknown field {path!r}{hint}"
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean '...'?` for the closest known word, an empty text if none is close."""
+    """Return `; did you mean '…'?` for the most similar known word, an empty text if none is similar."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def config_text(config: "RunConfig") -> str:
-    """Return a config as TOML; what is unset reads "none"."""
+def config_text(config: RunConfig) -> str:
+    """Return a config as TOML, with "none" for an unset field."""
     tree = config.model_dump(mode="json", exclude={"interventions"})
     lines = [*_plain_lines(tree), f"# arm: {config.arm}"]
     for section, fields in tree.items():
@@ -215,7 +218,7 @@ def _plain_lines(fields: dict[str, Any]) -> list[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of the leaves; lists are leaves."""
+    """Yield the dotted name and the value of every entry of nested tables; a list is one value."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")

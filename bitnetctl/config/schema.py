@@ -1,4 +1,4 @@
-"""The one typed, frozen config tree that decides a run; nothing else is read once it is built."""
+"""The config of a run: a typed, frozen tree of everything that determines its results."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Frozen(BaseModel):
-    """A config node: immutable, no unknown fields, no NaN or infinity, defaults checked too."""
+    """Base of every config class: immutable, no unknown fields, no NaN or infinity, defaults validated too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _read_none(cls, tree: Any) -> Any:
-        """Take the text "none" for None where a field can be unset: TOML has no word for it."""
+        """Read the text "none" as None for optional fields: TOML has no null."""
         if not isinstance(tree, dict):
             return tree
         optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
@@ -31,22 +31,22 @@ class Frozen(BaseModel):
 
 
 class ModelConfig(Frozen):
-    """The transformer. Vocabulary size is a fact of the tokenizer, not a setting."""
+    """The transformer. Its vocabulary size is that of the tokenizer, not a setting."""
 
     hidden_size: PositiveInt = 256
     num_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 4
     num_key_value_heads: PositiveInt = 4
-    intermediate_ratio: Positive = Field(2.0, description="gated feed-forward width over hidden_size")
+    intermediate_ratio: Positive = Field(2.0, description="width of the gated feed-forward layer / hidden_size")
     activation: Literal["relu2", "silu"] = "relu2"
-    inner_norms: bool = Field(False, description="extra RMSNorm in front of the fused qkv and gate-up matrices")
+    inner_norms: bool = Field(False, description="RMSNorm also before the fused qkv and gate-up matrices")
     tie_word_embeddings: bool = False
     scale_group: Literal["projection", "fused"] = Field(
-        "projection", description="ternary scale over each projection, or over fused qkv and gate-up"
+        "projection", description="one ternary scale for each projection, or for fused qkv and gate-up"
     )
     quantization: Fraction = Field(1.0, description="0: full precision, 1: ternary weights and int8 activations")
     initialization: Literal["default", "normal"] = Field(
-        "normal", description="torch defaults (Embedding N(0,1), Linear U(±1/sqrt(in))) or N(0, init_std)"
+        "normal", description="torch defaults (Embedding N(0, 1), Linear U(±1/sqrt(in))) or N(0, init_std²)"
     )
     init_std: Positive = 0.02
     rms_norm_eps: Positive = 1e-5
@@ -54,7 +54,7 @@ class ModelConfig(Frozen):
 
     @property
     def intermediate_size(self) -> int:
-        """Width of the gated feed-forward."""
+        """Width of the gated feed-forward layer."""
         return round(self.intermediate_ratio * self.hidden_size)
 
     @property
@@ -88,7 +88,7 @@ class DataConfig(Frozen):
 
     source: str = Field("stdlib", min_length=1, description="stdlib | file:GLOB | hf:DATASET[/CONFIG]")
     held_out_source: str | None = Field(
-        None, description="text to probe on; unset: a part of source, disjoint from training"
+        None, description="text of the probe; unset: a part of source that is not trained on"
     )
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     tokenizer: str = Field(
@@ -100,14 +100,14 @@ class DataConfig(Frozen):
 
 
 class OptimizerConfig(Frozen):
-    """A stock torch optimizer and global-norm clipping."""
+    """A torch optimizer and clipping by the global gradient norm."""
 
-    name: Literal["adam", "adamw"] = Field("adamw", description="adam: coupled L2; adamw: decoupled decay")
+    name: Literal["adam", "adamw"] = Field("adamw", description="adam: coupled L2 penalty; adamw: decoupled decay")
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Positive = 1e-8
-    max_norm: Positive | None = Field(1.0, description="global gradient-norm clip; none: no clipping")
+    max_norm: Positive | None = Field(1.0, description="largest global gradient norm; none: no clipping")
     exempt: tuple[ParameterGroup, ...] = Field((), description="parameter groups without weight decay")
-    reset_moments_every_steps: PositiveInt | None = Field(None, description="forget both moments at this interval")
+    reset_moments_every_steps: PositiveInt | None = Field(None, description="interval at which both moments are zeroed")
 
 
 class ScheduleConfig(Frozen):
@@ -116,18 +116,18 @@ class ScheduleConfig(Frozen):
     kind: Literal["two-stage", "paper", "cosine", "constant"] = "two-stage"
     peak_learning_rate: NonNegative = 1.5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 375
-    boundary_fraction: Fraction = Field(0.5, description="share of the steps that stage 1 takes")
+    boundary_fraction: Fraction = Field(0.5, description="fraction of the steps in stage 1")
     boundary_learning_rate_fraction: NonNegative = Field(
-        2 / 3, description="two-stage: learning rate at the boundary over the peak"
+        2 / 3, description="two-stage: learning rate at the boundary / peak"
     )
     stage2_peak_learning_rate: NonNegative = Field(
-        1e-3, description="paper: peak of the line that the learning rate drops to at the boundary"
+        1e-3, description="paper: peak of the second line, to which the learning rate drops at the boundary"
     )
-    final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate at the end over the peak")
+    final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate of the last step / peak")
     stage1_weight_decay: NonNegative = 0.1
     stage2_weight_decay: NonNegative = 0.0
     weight_decay_boundary_fraction: Fraction | None = Field(
-        None, description="share of the steps before the weight decay changes; unset: boundary_fraction"
+        None, description="fraction of the steps before the weight decay changes; unset: boundary_fraction"
     )
 
     def weight_decay_boundary_step(self, steps: int) -> int:
@@ -142,17 +142,17 @@ class ScheduleConfig(Frozen):
 
 
 class ProbeConfig(Frozen):
-    """What is measured at every evaluation, the same for every run."""
+    """The measurements of an evaluation, the same for every arm."""
 
     positions: PositiveInt = Field(8192, description="held-out next-token positions, teacher-forced")
     eval_every_steps: PositiveInt | None = Field(None, description="unset: a twentieth of the steps")
     random_prompts: PositiveInt = Field(20, description="prompts of the founding document's metric")
     random_prompt_tokens: PositiveInt = 8
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="draws the random prompts; not the run's seed")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the random prompts, not of the run")
 
 
 class InterventionSpec(Frozen):
-    """One intervention asked for by name, with its settings."""
+    """One requested intervention: its name and settings."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
     settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
@@ -164,9 +164,9 @@ class InterventionSpec(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything that decides a run."""
+    """Everything that determines the results of a run."""
 
-    recipe: str = Field("custom", description="label of the recipe it came from; decides nothing")
+    recipe: str = Field("custom", description="name of its recipe; a label without effect")
     steps: PositiveInt = 20_000
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: ModelConfig = ModelConfig()
@@ -188,15 +188,15 @@ class RunConfig(Frozen):
 
     @property
     def arm(self) -> str:
-        """The composition of interventions, `baseline` when empty."""
+        """The interventions of the run as text, `baseline` when there are none."""
         return "+".join(str(spec) for spec in self.interventions) or "baseline"
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON of everything that decides the run.
+        """SHA-256 of the canonical JSON of every field except `recipe`.
 
-        Fields at their default are left out, so that a field added later leaves the hashes of older runs alone; a
-        default, once released, must therefore never change.
+        Fields at their default are left out, so that a new field does not change the hashes of older runs; a released
+        default must therefore never change.
         """
         return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}, exclude_defaults=True))
 
@@ -207,7 +207,7 @@ class RunConfig(Frozen):
         return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether the probe runs after `step`: at step 1, every `eval_every_steps`, and at the end."""
+        """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do."""
         return step in (1, self.steps) or step % self.eval_every_steps == 0
 
 
@@ -218,7 +218,7 @@ def canonical_hash(value: Any) -> str:
 
 
 def _value_text(value: bool | int | float | str | None) -> str:
-    """Return a value as `parse_value` reads it back."""
+    """Return a value as text that `parse_value` reads back."""
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

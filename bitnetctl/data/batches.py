@@ -1,4 +1,4 @@
-"""Batches as a pure function of tokens, order, seed and step."""
+"""Batches of training tokens, a pure function of tokens, order, seed and step."""
 
 from functools import lru_cache
 
@@ -11,15 +11,15 @@ from bitnetctl.errors import DataError
 
 
 class Batches:
-    """Rows of training tokens for every step, counted from 1; whole epochs follow one another.
+    """The rows of training tokens of every step; steps count from 1.
 
-    An epoch covers non-overlapping windows of `sequence_length` tokens, less those that do not fill a batch.
-    `sequential` takes them in the order of the text and ignores the seed; `shuffled` permutes them anew in
-    every epoch with `numpy.random.default_rng((seed, epoch))`. Raises DataError for less than one batch.
+    An epoch covers the non-overlapping windows of `sequence_length` tokens, without those that do not fill a batch.
+    `sequential` takes them in the order of the text and ignores the seed; `shuffled` permutes them in every epoch
+    with `numpy.random.default_rng((seed, epoch))`. Raises DataError for less than one batch.
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
-        # a plain view: indexing a numpy.memmap costs several times as much
+        # indexing a numpy.memmap takes several times as long
         self._train_N: Tokens = data.train_N.view(np.ndarray)
         self._rows = config.batch_size
         self._length = config.sequence_length
@@ -34,11 +34,11 @@ class Batches:
                 f"batch of {self._rows} x {self._length} tokens; give more text or lower data.batch_size or "
                 "data.sequence_length"
             )
-        # two: a look across the border of an epoch must not permute twice
+        # two epochs, because a prefetch may read across their border
         self._permutation_W = lru_cache(maxsize=2)(self._permute)
 
     def starts_B(self, step: int) -> npt.NDArray[np.int64]:
-        """Return where the rows of a step start in the training tokens; a row is T + 1 tokens."""
+        """Return the index of the first token of every row of a step; a row is T + 1 tokens. Shape [B]."""
         if step < 1:
             raise ValueError(f"steps count from 1, got {step}")
         epoch, position = divmod(step - 1, self.steps_per_epoch)
@@ -48,7 +48,7 @@ class Batches:
         return np.arange(first, first + self._rows, dtype=np.int64) * self._length
 
     def rows_BT1(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the tokens of a step, T + 1 a row: inputs are [:, :-1], targets [:, 1:]."""
+        """Return the tokens of a step, shape [B, T + 1]: inputs are [:, :-1], targets [:, 1:]."""
         tokens_BT1: Tokens = self._train_N[self.starts_B(step)[:, None] + self._offsets_T1]
         return tokens_BT1.astype(np.int64)
 

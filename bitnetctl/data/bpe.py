@@ -1,7 +1,8 @@
-"""Train byte-level BPE; run as a program it does so apart, where it can be ended at any time.
+"""Train a byte-level BPE tokenizer; run as a program, in a process of its own that can be killed at any time.
 
-The program takes the size and the file to write. It reads texts from stdin, each behind its length in 8 bytes, then the
-length −1; without that, whoever sends is gone and nothing is written.
+The arguments of the program are the vocabulary size and the file to write. Its stdin is a sequence of texts, each
+preceded by its length in 8 bytes, and ends with the length −1. Without that end the sender has died, and the program
+fails without writing the file.
 """
 
 import struct
@@ -13,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 _LENGTH = struct.Struct("<q")
-_LAST = -1
+_END = -1
 
 
 def train_bpe(size: int, texts: Iterable[str]) -> Tokenizer:
-    """Return a tokenizer of `size` tokens, or as many as the texts support."""
+    """Return a tokenizer of `size` tokens, or of fewer where the texts have no more pairs to merge."""
     tokenizer = Tokenizer(models.BPE())
     byte_level(tokenizer)
     trainer = trainers.BpeTrainer(
@@ -26,34 +27,34 @@ def train_bpe(size: int, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # the marker may stand in the text; it must not be learnt as letters
+    # a marker in the text is the token itself; its characters must not be learned
     tokenizer.train_from_iterator((part for text in texts for part in text.split(END_OF_TEXT)), trainer)
     return tokenizer
 
 
 def byte_level(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer cut text into bytes."""
+    """Make a tokenizer work on bytes."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
 
 
 def send(texts: Iterable[str], file: BinaryIO) -> None:
-    """Write texts for the program to read."""
+    """Write texts to the stdin of the program."""
     for text in texts:
         content = text.encode()
         file.write(_LENGTH.pack(len(content)) + content)
-    file.write(_LENGTH.pack(_LAST))
+    file.write(_LENGTH.pack(_END))
     file.flush()
 
 
 def receive(file: BinaryIO) -> Iterator[str]:
-    """Read what `send` wrote; raises EOFError where its end is missing."""
+    """Read texts that `send` wrote; raises EOFError when the end is missing."""
     while True:
         head = file.read(_LENGTH.size)
         if len(head) < _LENGTH.size:
             raise EOFError
         length = _LENGTH.unpack(head)[0]
-        if length == _LAST:
+        if length == _END:
             return
         yield file.read(length).decode()
 

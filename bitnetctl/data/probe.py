@@ -1,12 +1,12 @@
-"""The fixed held-out positions that every evaluation looks at, and what simple predictors score on them."""
+"""The probe: the fixed held-out positions of every evaluation, and the loss of n-gram predictors on them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bitnetctl.data.sources import Progress, ignore
+from bitnetctl.data.sources import Progress, no_progress
 from bitnetctl.data.store import TokenData, Tokens, cache_folder
 from bitnetctl.errors import DataError
 from bitnetctl.files import write_atomic
@@ -19,7 +19,7 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """Rows of held-out tokens, and what the reference predictors score on them; losses in nats."""
+    """Rows of held-out tokens and the scores of the reference predictors on them; losses in nats."""
 
     inputs_PT: Int64s
     targets_PT: Int64s
@@ -34,28 +34,24 @@ class ProbeData:
         return self.targets_PT.size
 
 
-@dataclass(frozen=True, kw_only=True)
-class References:
+class References(BaseModel):
     """Scores of the unigram and the bigram predictor on a probe; losses in nats."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     unigram_loss: float
     bigram_loss: float
     bigram_unique: int
 
 
-class _Cached(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class _CachedReferences(References):
     format: int
     fingerprint: str
     rows: int
     sequence_length: int
-    unigram_loss: float
-    bigram_loss: float
-    bigram_unique: int
 
 
-def probe_data(data: TokenData, *, positions: int, sequence_length: int, progress: Progress = ignore) -> ProbeData:
+def probe_data(data: TokenData, *, positions: int, sequence_length: int, progress: Progress = no_progress) -> ProbeData:
     """Return evenly spaced, non-overlapping rows of held-out tokens and their references.
 
     `positions` is rounded up to whole rows of `sequence_length`. The references are cached beside the tokens.
@@ -83,21 +79,19 @@ def probe_data(data: TokenData, *, positions: int, sequence_length: int, progres
         inputs_PT=inputs_PT,
         targets_PT=targets_PT,
         unique_targets=len(np.unique(targets_PT)),
-        unigram_loss=references.unigram_loss,
-        bigram_loss=references.bigram_loss,
-        bigram_unique=references.bigram_unique,
+        **references.model_dump(),
     )
 
 
 def count_references(
-    train_N: Tokens, inputs_PT: Int64s, targets_PT: Int64s, *, vocab_size: int, progress: Progress = ignore
+    train_N: Tokens, inputs_PT: Int64s, targets_PT: Int64s, *, vocab_size: int, progress: Progress = no_progress
 ) -> References:
     """Score the unigram and bigram predictors of the training tokens on a probe.
 
     Unigram, add-one (Laplace): P(w) = (c(w) + 1) / (N + V). Bigram, interpolated Witten-Bell:
-    P(w|v) = (c(v,w) + t(v) P(w)) / (c(v) + t(v)), t(v) the number of distinct followers of v, and P(w) for a
-    v that nothing follows (Witten & Bell 1991, method C; Chen & Goodman 1998, its interpolated form). Ties of
-    the arg-max go to the lowest token id. Only contexts of the probe are counted, in chunks of the text.
+    P(w|v) = (c(v, w) + t(v) P(w)) / (c(v) + t(v)), with t(v) the number of distinct followers of v; P(w) where v
+    has none (Witten & Bell 1991, method C; Chen & Goodman 1998 for the interpolated form). Ties of the arg-max go to
+    the lowest token id. Only contexts of the probe are counted, in chunks of the text.
     """
     contexts_C, context = np.unique(inputs_PT, return_inverse=True)
     unigrams_V, keys_K, counts_K = _count(train_N, contexts_C, vocab_size, progress)
@@ -111,14 +105,14 @@ def count_references(
     context_M, target_M = context.ravel(), targets_PT.ravel()
     count_M = _lookup(keys_K, counts_K, context_M * vocab_size + target_M)
     types_M = types_C[context_M]
-    # an unseen context has no followers: the lower order alone
+    # an unseen context has no followers: the unigram alone
     weight_M = np.where(types_M > 0, types_M, 1)
     bigram_M = (count_M + weight_M * unigram_V[target_M]) / (seen_C[context_M] + weight_M)
     predicted_C = _arg_max(context_K, token_K, counts_K, types_C, unigrams_V, total)
     return References(
         unigram_loss=float(-np.log(unigram_V[target_M]).mean()),
         bigram_loss=float(-np.log(bigram_M).mean()),
-        # every context here occurs in the probe
+        # contexts_C holds the contexts of the probe only
         bigram_unique=len(np.unique(predicted_C)),
     )
 
@@ -128,42 +122,41 @@ def _cached_references(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, p
     path = cache_folder() / "references" / f"{data.fingerprint[:32]}-{rows}x{length}.json"
     key = {"format": _FORMAT, "fingerprint": data.fingerprint, "rows": rows, "sequence_length": length}
     try:
-        cached = _Cached.model_validate_json(path.read_bytes())
+        cached = _CachedReferences.model_validate_json(path.read_bytes())
         if cached.model_dump(include=set(key)) == key:
-            return References(
-                unigram_loss=cached.unigram_loss,
-                bigram_loss=cached.bigram_loss,
-                bigram_unique=cached.bigram_unique,
-            )
+            return References(**cached.model_dump(exclude=set(key)))
         progress("recounting references (the cached ones belong to other tokens)", 0, None)
     except FileNotFoundError:
         pass
     except (OSError, ValidationError):
         progress("recounting references (the cached ones are damaged)", 0, None)
     references = count_references(data.train_N, inputs_PT, targets_PT, vocab_size=data.vocab_size, progress=progress)
-    record = _Cached.model_validate({**key, **asdict(references)})
-    write_atomic(path, record.model_dump_json(indent=1).encode())
+    entry = _CachedReferences.model_validate({**key, **references.model_dump()})
+    write_atomic(path, entry.model_dump_json(indent=1).encode())
     return references
 
 
 def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progress) -> tuple[Int64s, Int64s, Int64s]:
-    """Count tokens, and bigrams of the given contexts under sorted keys (place in contexts_C) x V + token."""
-    place_V = np.full(vocab_size, -1, dtype=np.int64)
-    place_V[contexts_C] = np.arange(len(contexts_C))
+    """Count tokens, and bigrams of the given contexts; a bigram's key is its context index x V + token.
+
+    Returns unigrams_V, the sorted keys_K and counts_K.
+    """
+    index_V = np.full(vocab_size, -1, dtype=np.int64)
+    index_V[contexts_C] = np.arange(len(contexts_C))
     unigrams_V = np.zeros(vocab_size, dtype=np.int64)
     merged = (np.empty(0, np.int64), np.empty(0, np.int64))
     pending: list[tuple[Int64s, Int64s]] = []
     total = len(train_N)
     for start in range(0, total, _CHUNK_TOKENS):
         progress("counting references", start, total)
-        # one token more than the chunk, so that no bigram falls between two chunks
+        # one token more, for the bigram across the border of two chunks
         chunk_N = np.asarray(train_N[start : start + _CHUNK_TOKENS + 1]).astype(np.int64)
         unigrams_V += np.bincount(chunk_N[:_CHUNK_TOKENS], minlength=vocab_size)
-        place_N = place_V[chunk_N[:-1]]
-        keys_N = (place_N * vocab_size + chunk_N[1:])[place_N >= 0]
+        index_N = index_V[chunk_N[:-1]]
+        keys_N = (index_N * vocab_size + chunk_N[1:])[index_N >= 0]
         keys, counts = np.unique(keys_N, return_counts=True)
         pending.append((keys, counts.astype(np.int64)))
-        # merging only when as much is waiting keeps the work linear and the memory at twice the result
+        # merge only when as much is pending as is merged: linear work, and memory of twice the result
         if sum(len(keys) for keys, _ in pending) > max(len(merged[0]), _CHUNK_TOKENS):
             merged, pending = _merge([merged, *pending]), []
     progress("counting references", total, total)
@@ -171,37 +164,37 @@ def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progr
 
 
 def _merge(counted: list[tuple[Int64s, Int64s]]) -> tuple[Int64s, Int64s]:
-    keys_K, place = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
+    keys_K, index = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
     counts_K = np.zeros(len(keys_K), dtype=np.int64)
-    np.add.at(counts_K, place, np.concatenate([counts for _, counts in counted]))
+    np.add.at(counts_K, index, np.concatenate([counts for _, counts in counted]))
     return keys_K, counts_K
 
 
 def _lookup(keys_K: Int64s, counts_K: Int64s, wanted_M: Int64s) -> Int64s:
     if not len(keys_K):
         return np.zeros_like(wanted_M)
-    place_M = np.minimum(np.searchsorted(keys_K, wanted_M), len(keys_K) - 1)
-    return np.where(keys_K[place_M] == wanted_M, counts_K[place_M], 0)
+    index_M = np.minimum(np.searchsorted(keys_K, wanted_M), len(keys_K) - 1)
+    return np.where(keys_K[index_M] == wanted_M, counts_K[index_M], 0)
 
 
 def _arg_max(
     context_K: Int64s, token_K: Int64s, counts_K: Int64s, types_C: Int64s, unigrams_V: Int64s, total: int
 ) -> Int64s:
-    """Most probable next token of every context: one of its followers, or the commonest token of all."""
-    commonest = int(np.argmax(unigrams_V))
-    predicted_C = np.full(len(types_C), commonest, dtype=np.int64)
+    """Return the most probable next token of every context: one of its followers, or the most frequent token."""
+    most_frequent = int(np.argmax(unigrams_V))
+    predicted_C = np.full(len(types_C), most_frequent, dtype=np.int64)
     if not len(context_K):
         return predicted_C
-    # numerators times N + V are whole numbers, so ties are exact; from 3e9 tokens on they outgrow 64 bits
+    # numerators x (N + V) are integers, so ties are exact; beyond 3e9 tokens they overflow 64 bits
     exact = np.int64 if total**2 < 2**63 else np.float64
     backoff_K = types_C[context_K].astype(exact) * (unigrams_V[token_K] + 1)
     score_K = counts_K.astype(exact) * total + backoff_K
-    present, first, place_K = np.unique(context_K, return_index=True, return_inverse=True)
+    present, first, index_K = np.unique(context_K, return_index=True, return_inverse=True)
     best = np.maximum.reduceat(score_K, first)
-    # tokens ascend within a context: its first best one has the lowest id
-    best_contexts, best_first = np.unique(context_K[score_K == best[place_K]], return_index=True)
-    follower = token_K[score_K == best[place_K]][best_first]
-    commonest_score = types_C[best_contexts].astype(exact) * (unigrams_V[commonest] + 1)
-    takes_commonest = (commonest_score > best) | ((commonest_score == best) & (commonest < follower))
-    predicted_C[present] = np.where(takes_commonest, commonest, follower)
+    # tokens ascend within a context, so its first best one has the lowest id
+    best_contexts, best_first = np.unique(context_K[score_K == best[index_K]], return_index=True)
+    follower = token_K[score_K == best[index_K]][best_first]
+    most_frequent_score = types_C[best_contexts].astype(exact) * (unigrams_V[most_frequent] + 1)
+    takes_most_frequent = (most_frequent_score > best) | ((most_frequent_score == best) & (most_frequent < follower))
+    predicted_C[present] = np.where(takes_most_frequent, most_frequent, follower)
     return predicted_C

@@ -1,4 +1,4 @@
-"""Tokens on disk: built once for a text, split and tokenizer, then memory-mapped."""
+"""The token cache: tokens of a text, split and tokenizer are built once, then memory-mapped."""
 
 import contextlib
 import hashlib
@@ -18,34 +18,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from bitnetctl.config import DataConfig, canonical_hash
-from bitnetctl.data.sources import (
-    Block,
-    Meter,
-    Progress,
-    Source,
-    TextHash,
-    block_characters,
-    ignore,
-    one_line,
-    open_source,
-    read_hash,
-    split_blocks,
-)
-from bitnetctl.data.tokenizer import TokenizerPlan, end_of_text, open_tokenizer, vocab_size
-from bitnetctl.errors import DataError
+from bitnetctl.data.sources import Progress, ProgressMeter, no_progress
+from bitnetctl.data.split import Block, SplitText
+from bitnetctl.data.tokenizer import TokenizerSource, end_of_text, open_tokenizer, vocab_size
+from bitnetctl.errors import DataError, one_line
 from bitnetctl.files import storage_errors, sync_folder
 
 Tokens = npt.NDArray[np.uint16 | np.uint32]
 
 _FORMAT = 1
 _ENCODE_CHARACTERS = 1 << 20
-_STALE_SECONDS = 24 * 3600.0
+_STALE_SECONDS = 24 * 3600.0  # older temporary folders are those of killed processes
 _WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """Training and held-out tokens, memory-mapped, and what they are."""
+    """Training and held-out tokens, memory-mapped, with the identity of their text and tokenizer."""
 
     train_N: Tokens
     held_out_N: Tokens
@@ -59,6 +48,8 @@ class TokenData:
 
 
 class _File(BaseModel):
+    """Size and hash of a file of the cache."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
@@ -66,6 +57,8 @@ class _File(BaseModel):
 
 
 class _Meta(BaseModel):
+    """Contents of meta.json."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1]
@@ -80,25 +73,25 @@ class _Meta(BaseModel):
 
 
 class _DamagedError(Exception):
-    """A cached folder is not what its meta.json says."""
+    """A folder of the cache does not agree with its meta.json."""
 
 
 def cache_folder() -> Path:
-    """Folder of this user's token cache; follows XDG_CACHE_HOME."""
+    """Return the folder of this user's cache, below XDG_CACHE_HOME where that is set."""
     return Path(platformdirs.user_cache_dir("bitnetctl"))
 
 
-def prepare(config: DataConfig, *, progress: Progress = ignore) -> TokenData:
-    """Return the tokens of a config's text, from the cache or built into it.
+def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenData:
+    """Return the tokens of a config's text, from the cache or newly built.
 
-    Text and cached tokens are read and hashed every time, so neither an edited text nor altered tokens come from the
-    cache. Without `held_out_source`, blocks of about 64 Ki characters, spread evenly over the text, are held out and
-    the tokenizer is trained on the rest. Every document, and every part of one that the split leaves, is followed by
-    the end-of-text token. Raises DataError for what the user can mend, StorageError when the disk refuses.
+    Text and cached tokens are hashed every time, so an edited text or damaged tokens are noticed. Without
+    `held_out_source`, blocks of about 64 Ki characters, spread evenly over the text, are held out, and the tokenizer
+    is trained on the rest. The end-of-text token follows every document, and every part of a document that the split
+    cuts off. Raises DataError for an unusable source, tokenizer or cache, StorageError when writing fails.
     """
-    plan = open_tokenizer(config.tokenizer)
-    text = _Text.open(config, progress)
-    key = canonical_hash({"format": _FORMAT, "text": text.identity, "tokenizer": plan.identity})
+    tokenizer_source = open_tokenizer(config.tokenizer)
+    text = SplitText.open(config, progress)
+    key = canonical_hash({"format": _FORMAT, "text": text.identity, "tokenizer": tokenizer_source.identity})
     folder = cache_folder() / "tokens" / key[:32]
     try:
         return _open(folder, config)
@@ -106,89 +99,19 @@ def prepare(config: DataConfig, *, progress: Progress = ignore) -> TokenData:
         pass
     except _DamagedError as damage:
         progress(f"rebuilding the damaged token cache ({damage})", 0, None)
-    with _sole_builder(folder, progress):
+    with _build_lock(folder, progress):
         with contextlib.suppress(FileNotFoundError, _DamagedError):
-            # another process may have built it while we waited
+            # another process may have built it in the meantime
             return _open(folder, config)
-        _build(folder, text, plan, config, progress)
+        _build(folder, text, tokenizer_source, config, progress)
     try:
         return _open(folder, config)
     except (FileNotFoundError, _DamagedError) as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """Both sides of the split, read once: what they are and how to read them again."""
-
-    train: Source
-    held_out: Source | None
-    train_hash: TextHash
-    held_out_hash: TextHash | None
-    fraction: float
-
-    @classmethod
-    def open(cls, config: DataConfig, progress: Progress) -> "_Text":
-        train = open_source(config.source)
-        held_out = None if config.held_out_source is None else open_source(config.held_out_source)
-        if held_out is not None and (shared := train.files & held_out.files):
-            raise DataError(
-                f"data.held_out_source {held_out.spec}: {min(shared)} is also in data.source {train.spec}; "
-                "held-out text must not be trained on"
-            )
-        train_hash = read_hash(train, progress)
-        held_out_hash = None if held_out is None else read_hash(held_out, progress)
-        if held_out_hash is not None and held_out_hash.digest == train_hash.digest:
-            raise DataError(
-                f"data.held_out_source {config.held_out_source} is the same text as data.source "
-                f"{train.spec}; held-out text must not be trained on"
-            )
-        return cls(
-            train=train,
-            held_out=held_out,
-            train_hash=train_hash,
-            held_out_hash=held_out_hash,
-            fraction=config.held_out_fraction,
-        )
-
-    @property
-    def identity(self) -> dict[str, str | float]:
-        """What the tokens depend on."""
-        if self.held_out_hash is not None:
-            return {"train": self.train_hash.digest, "held_out": self.held_out_hash.digest}
-        return {"train": self.train_hash.digest, "held_out_fraction": self.fraction}
-
-    @property
-    def characters(self) -> int:
-        """Length of both sides."""
-        return self.train_hash.characters + (self.held_out_hash.characters if self.held_out_hash else 0)
-
-    def blocks(self) -> Iterator[Block]:
-        """Read both sides again; raises DataError if the text is no longer what it was."""
-        fraction = self.fraction if self.held_out is None else 0.0
-        yield from self._side(self.train, self.train_hash, fraction)
-        if self.held_out is not None and self.held_out_hash is not None:
-            yield from self._side(self.held_out, self.held_out_hash, 1.0)
-
-    def training_blocks(self, meter: Meter) -> Iterator[str]:
-        """Read what a tokenizer may be trained on."""
-        for block in self.blocks():
-            meter.add(len(block.text))
-            if not block.held_out:
-                yield block.text
-
-    def _side(self, source: Source, known: TextHash, fraction: float) -> Iterator[Block]:
-        size = block_characters(known.characters, fraction)
-        again = TextHash()
-        for block in split_blocks(source.pieces(), fraction=fraction, size=size):
-            again.update(block.text, block.ends)
-            yield block
-        if again.digest != known.digest:
-            raise DataError(f"data source {source.spec}: the text changed while it was being read; try again")
-
-
 class _TokenFile:
-    """Append token ids to a new file, counting and hashing them."""
+    """A new file of token ids, counted and hashed as they are appended."""
 
     def __init__(self, path: Path, dtype: str) -> None:
         self._dtype = np.dtype(dtype)
@@ -215,10 +138,10 @@ class _TokenFile:
 
 
 @contextlib.contextmanager
-def _sole_builder(folder: Path, progress: Progress) -> Iterator[None]:
-    """Wait while another process builds the same tokens.
+def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a folder of the cache, which only one process builds at a time.
 
-    Where locks do not work each process builds apart; that only takes longer, the first to be done counts.
+    On a file system without locks every process builds its own copy, and the first to finish publishes it.
     """
     locks = folder.parent.parent / "locks"
     with storage_errors(folder):
@@ -236,23 +159,25 @@ def _sole_builder(folder: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(folder: Path, text: _Text, plan: TokenizerPlan, config: DataConfig, progress: Progress) -> None:
+def _build(
+    folder: Path, text: SplitText, tokenizer_source: TokenizerSource, config: DataConfig, progress: Progress
+) -> None:
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = folder.parent / f".aside-{secrets.token_hex(8)}"
-        aside.mkdir()
-        _sweep(folder.parent, aside.stat().st_mtime)
+        temporary = folder.parent / f".aside-{secrets.token_hex(8)}"
+        temporary.mkdir()
+        _sweep(folder.parent, temporary.stat().st_mtime)
         try:
-            meter = Meter(progress, "training tokenizer", text.characters)
-            tokenizer = plan.build(text.training_blocks(meter), aside, meter.again)
+            meter = ProgressMeter(progress, "training tokenizer", text.characters)
+            tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
             content = tokenizer.to_str().encode()
-            tokenizer_file = _write(aside / "tokenizer.json", content)
+            tokenizer_file = _write(temporary / "tokenizer.json", content)
             dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
             with (
-                _TokenFile(aside / "train.bin", dtype) as train,
-                _TokenFile(aside / "held_out.bin", dtype) as held_out,
+                _TokenFile(temporary / "train.bin", dtype) as train,
+                _TokenFile(temporary / "held_out.bin", dtype) as held_out,
             ):
-                _encode(text, tokenizer, plan.spec, train, held_out, progress)
+                _encode(text, tokenizer, tokenizer_source.spec, train, held_out, progress)
                 _check_lengths(train.count, held_out.count, config)
                 files = {"train.bin": train.finish(), "held_out.bin": held_out.finish()}
             files["tokenizer.json"] = tokenizer_file
@@ -267,29 +192,29 @@ def _build(folder: Path, text: _Text, plan: TokenizerPlan, config: DataConfig, p
                 tokenizer_fingerprint=tokenizer_file.sha256,
                 files=files,
             )
-            _write(aside / "meta.json", meta.model_dump_json(indent=1).encode())
-            sync_folder(aside)
-            _publish(aside, folder)
+            _write(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
+            sync_folder(temporary)
+            _publish(temporary, folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _encode(
-    text: _Text, tokenizer: Tokenizer, spec: str, train: _TokenFile, held_out: _TokenFile, progress: Progress
+    text: SplitText, tokenizer: Tokenizer, spec: str, train: _TokenFile, held_out: _TokenFile, progress: Progress
 ) -> None:
     size = vocab_size(tokenizer)
     end = end_of_text(tokenizer)
     end_N = np.array([] if end is None else [end], dtype=np.int64)
-    meter = Meter(progress, "encoding text", text.characters)
+    meter = ProgressMeter(progress, "encoding text", text.characters)
     previous: Block | None = None
-    for blocks in _batches(text.blocks()):
+    for blocks in _groups(text.blocks()):
         try:
             encodings = tokenizer.encode_batch_fast([block.text for block in blocks], add_special_tokens=False)
-        except Exception as error:  # a model without an unknown token raises bare Exception
+        except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(f"tokenizer {spec}: cannot encode the text: {one_line(error)}") from error
         for block, encoding in zip(blocks, encodings, strict=True):
             if previous is not None and not previous.ends and previous.held_out != block.held_out:
-                # the split interrupts the document: neither side may run on into text that does not follow
+                # the split cut the document here: the next text of this side does not follow
                 (held_out if previous.held_out else train).append(end_N)
             ids_N = np.array(encoding.ids, dtype=np.int64)
             if ids_N.size and int(ids_N.max()) >= size:
@@ -303,17 +228,18 @@ def _encode(
     meter.finish()
 
 
-def _batches(blocks: Iterator[Block]) -> Iterator[list[Block]]:
-    batch: list[Block] = []
+def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
+    """Yield groups of blocks, each as large as is encoded at a time."""
+    group: list[Block] = []
     characters = 0
     for block in blocks:
-        batch.append(block)
+        group.append(block)
         characters += len(block.text)
         if characters >= _ENCODE_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) -> None:
@@ -344,9 +270,9 @@ def _fingerprint(files: dict[str, _File], dtype: str) -> str:
     return canonical_hash({"dtype": dtype, "files": {name: file.sha256 for name, file in files.items()}})
 
 
-def _publish(aside: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path) -> None:
     try:
-        aside.rename(folder)
+        temporary.rename(folder)
     except OSError:
         if not folder.exists():
             raise
@@ -357,23 +283,22 @@ def _publish(aside: Path, folder: Path) -> None:
             trash = folder.parent / f".aside-{secrets.token_hex(8)}"
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(trash)
-            aside.rename(folder)
+            temporary.rename(folder)
             shutil.rmtree(trash, ignore_errors=True)
     sync_folder(folder.parent)
 
 
 def _sweep(folder: Path, now: float) -> None:
-    """Drop what killed processes left; `now` is by the clock that stamps the files, whosever that is."""
-    # a living process writes more often than once a day
-    for aside in folder.glob(".aside-*"):
+    """Delete what killed processes left; `now` is by the clock of the file system, which may not be ours."""
+    for temporary in folder.glob(".aside-*"):
         with contextlib.suppress(OSError):
-            newest = max(path.stat().st_mtime for path in (aside, *aside.iterdir()))
+            newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
             if now - newest > _STALE_SECONDS:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_meta(folder: Path) -> _Meta:
-    """Return meta.json if the files fit it; raises FileNotFoundError without a folder, else _DamagedError."""
+    """Return meta.json if the files agree with it; raises FileNotFoundError without a folder, else _DamagedError."""
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:
@@ -382,10 +307,10 @@ def _read_meta(folder: Path) -> _Meta:
             raise _DamagedError("meta.json lists other files")
         for name, file in meta.files.items():
             if (folder / name).stat().st_size != file.bytes:
-                raise _DamagedError(f"{name} has another size than in meta.json")
+                raise _DamagedError(f"the size of {name} differs from meta.json")
             with (folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    raise _DamagedError(f"{name} is not the one of meta.json")
+                    raise _DamagedError(f"the hash of {name} differs from meta.json")
     except ValidationError as error:
         raise _DamagedError("meta.json is not readable") from error
     except OSError as error:
@@ -397,7 +322,7 @@ def _read_meta(folder: Path) -> _Meta:
         or meta.tokenizer_fingerprint != meta.files["tokenizer.json"].sha256
         or any(meta.files[name].bytes != count * width for name, count in counted.items())
     ):
-        raise _DamagedError("meta.json contradicts itself")
+        raise _DamagedError("meta.json is inconsistent")
     return meta
 
 

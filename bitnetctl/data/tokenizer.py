@@ -1,4 +1,4 @@
-"""Byte-level BPE trained on the training text, or a tokenizer from files or the hub."""
+"""Tokenizers: byte-level BPE trained on the training text, or one from files or the Hugging Face hub."""
 
 import contextlib
 import hashlib
@@ -17,78 +17,81 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from bitnetctl.config import DataConfig, near_miss
 from bitnetctl.data import bpe
 from bitnetctl.data.bpe import END_OF_TEXT
-from bitnetctl.data.sources import expand, is_file, is_folder, one_line
-from bitnetctl.errors import DataError
+from bitnetctl.data.sources import expand, is_file, is_folder
+from bitnetctl.errors import DataError, one_line
 
-_BPE_SIZES = range(257, (1 << 20) + 1)  # from 256 bytes and the end of text
-_MOST_TOKENS = 1 << 22
+_BPE_SIZES = range(257, (1 << 20) + 1)  # 256 bytes and the end of text at least
+_MAX_TOKENS = 1 << 22
 _TICK_SECONDS = 0.1
-_FORMS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
+_SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerPlan:
-    """A tokenizer to train (`ready` is None) or to use; `identity` changes whenever its tokens may."""
+class TokenizerSource:
+    """A tokenizer that is loaded, or (`loaded` is None) to be trained to `size` tokens.
+
+    Two sources of one `identity` give the same tokens for the same text.
+    """
 
     spec: str
     identity: str
-    size: int | None
-    ready: Tokenizer | None
+    size: int | None = None
+    loaded: Tokenizer | None = None
 
     def build(self, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
-        """Return the tokenizer, trained on `texts` if it has to be, in `folder`; raises DataError.
+        """Return the tokenizer, trained on `texts` if it is not loaded; raises DataError.
 
-        `tick` is called several times a second meanwhile; what it raises ends the training at once.
+        Training writes to `folder` and calls `tick` several times per second; an exception from it ends the training.
         """
-        return self.ready if self.ready is not None else _train(self.spec, self.size or 0, texts, folder, tick)
+        return self.loaded if self.loaded is not None else _train(self.spec, self.size or 0, texts, folder, tick)
 
 
-def open_tokenizer(spec: str) -> TokenizerPlan:
-    """Read and check what a tokenizer spec names; raises DataError."""
+def open_tokenizer(spec: str) -> TokenizerSource:
+    """Open the tokenizer that a spec names; raises DataError."""
     scheme, _, rest = spec.partition(":")
     known = {"bpe": _open_bpe, "gpt2-files": _open_gpt2, "file": _open_file, "hf": _open_hub}
     if scheme in known and rest:
-        plan = known[scheme](spec, rest)
-        if plan.ready is not None and vocab_size(plan.ready) > _MOST_TOKENS:
+        source = known[scheme](spec, rest)
+        if source.loaded is not None and vocab_size(source.loaded) > _MAX_TOKENS:
             raise DataError(
-                f"tokenizer {spec}: token ids up to {vocab_size(plan.ready) - 1}, beyond {_MOST_TOKENS - 1}"
+                f"tokenizer {spec}: token ids up to {vocab_size(source.loaded) - 1}, beyond {_MAX_TOKENS - 1}"
             )
-        return plan
+        return source
     if scheme in known:
-        raise DataError(f"tokenizer {spec!r} names nothing after the scheme: expected {_FORMS}")
+        raise DataError(f"tokenizer {spec!r} names nothing after the scheme: expected {_SPECS}")
     if is_file(expand(spec)):
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'file:{spec}'?")
     if is_folder(expand(spec)):
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'gpt2-files:{spec}'?")
-    raise DataError(f"unknown tokenizer {spec!r}{near_miss(scheme, known) or ':'} expected {_FORMS}")
+    raise DataError(f"unknown tokenizer {spec!r}{near_miss(scheme, known) or ':'} expected {_SPECS}")
 
 
 def vocab_size_of(config: DataConfig) -> int | None:
-    """Vocabulary size of a config's tokenizer without touching its text; None for `hf:`. Raises DataError."""
+    """Return the vocabulary size of a config's tokenizer without reading the text, None for `hf:`; raises DataError."""
     if config.tokenizer.startswith("hf:"):
         return None
-    plan = open_tokenizer(config.tokenizer)
-    return plan.size if plan.ready is None else vocab_size(plan.ready)
+    source = open_tokenizer(config.tokenizer)
+    return source.size if source.loaded is None else vocab_size(source.loaded)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json that neither truncates nor pads; raises DataError."""
+    """Load a tokenizer.json, without its truncation and padding; raises DataError."""
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"tokenizer {path}: cannot read: {error.strerror or error}") from error
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DataError(f"tokenizer {path}: not a valid tokenizer.json: {one_line(error)}") from error
-    return _whole_texts(tokenizer, str(path))
+    return _without_limits(tokenizer, str(path))
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
-    """Return one more than the largest token id; ids may have gaps."""
+    """Return the largest token id + 1; ids may have gaps."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that follows a document, if the tokenizer has one."""
+    """Return the id of the token that follows a document, None if the tokenizer has none."""
     for token in (END_OF_TEXT, "</s>"):
         token_id: int | None = tokenizer.token_to_id(token)
         if token_id is not None:
@@ -96,16 +99,16 @@ def end_of_text(tokenizer: Tokenizer) -> int | None:
     return None
 
 
-def _open_bpe(spec: str, rest: str) -> TokenizerPlan:
+def _open_bpe(spec: str, rest: str) -> TokenizerSource:
     if not rest.isascii() or not rest.isdigit() or len(rest) > 9 or int(rest) not in _BPE_SIZES:
         raise DataError(
             f"tokenizer {spec!r}: expected bpe:SIZE with a SIZE from {_BPE_SIZES.start} "
             f"(256 bytes and the end of text) to {_BPE_SIZES.stop - 1}, such as bpe:2048"
         )
-    return TokenizerPlan(spec=spec, identity=f"bpe:{int(rest)}", size=int(rest), ready=None)
+    return TokenizerSource(spec=spec, identity=f"bpe:{int(rest)}", size=int(rest))
 
 
-def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
+def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
     folder = expand(rest)
     paths = [folder / "vocab.json", folder / "merges.txt"]
     missing = [path.name for path in paths if not is_file(path)]
@@ -121,7 +124,7 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
             for left, right in [line.split(" ")]
         ]
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # bad JSON, a merge that is no pair, a merge of unknown tokens
+    except Exception as error:  # bad JSON, a merge that is not a pair, a merge of unknown tokens
         raise DataError(f"tokenizer {spec}: malformed vocab.json or merges.txt: {one_line(error)}") from error
     absent = sum(symbol not in vocabulary for symbol in pre_tokenizers.ByteLevel.alphabet())
     if absent:
@@ -129,31 +132,31 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerPlan:
     bpe.byte_level(tokenizer)
     if END_OF_TEXT in vocabulary:
         tokenizer.add_special_tokens([END_OF_TEXT])
-    return TokenizerPlan(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", size=None, ready=tokenizer)
+    return TokenizerSource(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", loaded=tokenizer)
 
 
-def _open_file(spec: str, rest: str) -> TokenizerPlan:
+def _open_file(spec: str, rest: str) -> TokenizerSource:
     path = expand(rest)
     if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
     content = _read(path, spec)
-    return TokenizerPlan(spec=spec, identity=f"file:{_digest(content)}", size=None, ready=load_tokenizer(path))
+    return TokenizerSource(spec=spec, identity=f"file:{_digest(content)}", loaded=load_tokenizer(path))
 
 
-def _open_hub(spec: str, rest: str) -> TokenizerPlan:
+def _open_hub(spec: str, rest: str) -> TokenizerSource:
     try:
         tokenizer = Tokenizer.from_pretrained(rest)
-    except Exception as error:  # whatever the hub or the network may raise
+    except Exception as error:  # the hub or the network may raise anything
         raise DataError(
             f"tokenizer {spec}: {one_line(error)}; check the name and the network, or use file:tokenizer.json"
         ) from error
-    tokenizer = _whole_texts(tokenizer, spec)
-    return TokenizerPlan(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", size=None, ready=tokenizer)
+    tokenizer = _without_limits(tokenizer, spec)
+    return TokenizerSource(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", loaded=tokenizer)
 
 
 def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
     path = folder / "bpe.json"
-    _train_apart(spec, size, texts, path, tick)
+    _train_in_subprocess(spec, size, texts, path, tick)
     tokenizer = load_tokenizer(path)
     path.unlink()
     supported = vocab_size(tokenizer)
@@ -164,8 +167,8 @@ def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Calla
     return tokenizer
 
 
-def _train_apart(spec: str, size: int, texts: Iterable[str], path: Path, tick: Callable[[], None]) -> None:
-    """Train in a process of its own: inside ours, a signal would wait until the library is done."""
+def _train_in_subprocess(spec: str, size: int, texts: Iterable[str], path: Path, tick: Callable[[], None]) -> None:
+    """Train in a subprocess, which can be killed: in this process, a signal would wait until training is done."""
     command = [sys.executable, "-P", bpe.__file__, str(size), str(path)]
     errors: list[BaseException] = []
 
@@ -174,14 +177,14 @@ def _train_apart(spec: str, size: int, texts: Iterable[str], path: Path, tick: C
             with file:
                 bpe.send(texts, file)
         except BrokenPipeError:
-            pass  # how it ended says more
+            pass  # the exit code and stderr of the process say more
         except BaseException as error:
             errors.append(error)
 
-    with tempfile.TemporaryFile() as said:
-        # a session of its own: Ctrl-C at a terminal is ours to pass on
+    with tempfile.TemporaryFile() as stderr:
+        # a new session, so that Ctrl-C at a terminal reaches this process only
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
         assert process.stdin is not None
         feeder = threading.Thread(target=feed, args=(process.stdin,), daemon=True)
@@ -198,16 +201,16 @@ def _train_apart(spec: str, size: int, texts: Iterable[str], path: Path, tick: C
         if errors:
             raise errors[0]
         if process.returncode != 0:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+            stderr.seek(0)
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
             reason = f": {lines[-1][:300]}" if lines else ""
             raise DataError(f"tokenizer {spec}: its training ended with exit code {process.returncode}{reason}")
 
 
-def _whole_texts(tokenizer: Tokenizer, name: str) -> Tokenizer:
+def _without_limits(tokenizer: Tokenizer, name: str) -> Tokenizer:
     if not tokenizer.get_vocab_size():
         raise DataError(f"tokenizer {name}: the vocabulary is empty")
-    # a file may carry the limits of the model it came with; they would drop text silently
+    # the limits of a model that the file was made for would silently drop text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

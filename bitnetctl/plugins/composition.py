@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.config import RunConfig, parse_config
-from bitnetctl.errors import BitnetctlError, ConfigError
+from bitnetctl.errors import BitnetctlError, ConfigError, one_line
 from bitnetctl.intervention import Intervention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+HOOKS = ("configure", "quantization", "learning_rate", "weight_decay", "training_loss", "transform_gradients")
+
 
 class Composition:
-    """The interventions of one run, applied in order; each hook asked only of those that changed it."""
+    """The interventions of one run. `training_loss` and `transform_gradients` may be overridden by one of them each."""
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         self.interventions = tuple(interventions)
@@ -22,52 +24,49 @@ class Composition:
         self._gradients = self._overriding("transform_gradients")
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Apply `configure` of each in turn; raises ConfigError for a config that no recipe could have."""
+        """Return the config after `configure` of each in order; raises ConfigError for an invalid config."""
         for intervention in self.interventions:
-            with _no_way_out(intervention):
+            with _no_process_exit(intervention):
                 changed = intervention.configure(config)
             if not isinstance(changed, RunConfig):
                 name, kind = type(intervention).__name__, type(changed).__name__
                 raise ConfigError(f"{name}: configure returned {kind}, not a RunConfig")
             if changed is not config:
-                # a frozen config is changed by copying, which checks nothing
+                # model_copy does not validate
                 config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")
         return config
 
     def quantization(self, base: float, step: int, steps: int) -> float:
-        """Compose the strengths, kept within [0, 1]."""
-        for intervention in self.interventions:
-            with _no_way_out(intervention):
-                base = intervention.quantization(base, step, steps)
-        return min(max(base, 0.0), 1.0)
+        """Return the quantization strength λ of a step, clamped to [0, 1] after the last intervention."""
+        return min(max(self._apply("quantization", base, step, steps), 0.0), 1.0)
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
-        """Compose the learning rates."""
-        for intervention in self.interventions:
-            with _no_way_out(intervention):
-                base = intervention.learning_rate(base, step, steps)
-        return base
+        """Return the learning rate of a step."""
+        return self._apply("learning_rate", base, step, steps)
 
     def weight_decay(self, base: float, step: int, steps: int) -> float:
-        """Compose the weight decays."""
+        """Return the weight decay of a step."""
+        return self._apply("weight_decay", base, step, steps)
+
+    def _apply(self, hook: str, value: float, step: int, steps: int) -> float:
         for intervention in self.interventions:
-            with _no_way_out(intervention):
-                base = intervention.weight_decay(base, step, steps)
-        return base
+            with _no_process_exit(intervention):
+                value = getattr(intervention, hook)(value, step, steps)
+        return value
 
     @property
     def overrides_loss(self) -> bool:
-        """Whether an intervention replaces the training loss."""
+        """Whether an intervention overrides the training loss."""
         return self._loss is not None
 
     @property
     def overrides_gradients(self) -> bool:
-        """Whether an intervention transforms the gradients."""
+        """Whether an intervention overrides the transform of the gradients."""
         return self._gradients is not None
 
     @property
     def capturable(self) -> bool:
-        """Whether the claimed loss may be recorded and replayed."""
+        """Whether the overridden training loss may be captured in a CUDA graph."""
         return self._loss is not None and type(self._loss).capturable
 
     @property
@@ -76,42 +75,44 @@ class Composition:
         return self.overrides_gradients or (self.overrides_loss and not self.capturable)
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
-        """Ask the claimant for the objective."""
+        """Return the objective of the intervention that overrides the training loss."""
         assert self._loss is not None
-        with _no_way_out(self._loss):
+        with _no_process_exit(self._loss):
             return self._loss.training_loss(logits_TV, targets_T)
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
-        """Let the claimant change the gradients."""
+        """Change the gradients by the intervention that overrides this hook."""
         assert self._gradients is not None
-        with _no_way_out(self._gradients):
+        with _no_process_exit(self._gradients):
             self._gradients.transform_gradients(parameters)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the states in order; raises ConfigError for one that would not come back from JSON as it is."""
+        """Return the states in order; raises ConfigError for one that JSON would not restore as it is."""
         return [_state_of(intervention) for intervention in self.interventions]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Hand the states back in order."""
+        """Restore the states in order."""
         for intervention, state in zip(self.interventions, states, strict=True):
-            with _no_way_out(intervention):
+            with _no_process_exit(intervention):
                 intervention.load_state_dict(state)
 
     def _overriding(self, hook: str) -> Intervention | None:
-        claimants = [
-            intervention
-            for intervention in self.interventions
-            if getattr(type(intervention), hook) is not getattr(Intervention, hook)
-        ]
-        if len(claimants) > 1:
-            names = " and ".join(type(claimant).__name__ for claimant in claimants)
-            raise ConfigError(f"{names} both claim {hook}; a run can have one claimant only")
-        return claimants[0] if claimants else None
+        """Return the one intervention that overrides a hook, if any; raises ConfigError for two."""
+        overriding = [each for each in self.interventions if hook in changed_hooks(type(each))]
+        if len(overriding) > 1:
+            names = " and ".join(type(each).__name__ for each in overriding)
+            raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so")
+        return overriding[0] if overriding else None
+
+
+def changed_hooks(intervention: type[Intervention]) -> list[str]:
+    """Return the names of the hooks that a class overrides."""
+    return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
 
 
 @contextlib.contextmanager
-def _no_way_out(intervention: Intervention) -> Iterator[None]:
-    """Turn what would end the process, and with it every other run, into an error of the intervention."""
+def _no_process_exit(intervention: Intervention) -> Iterator[None]:
+    """Raise a BitnetctlError instead of an exception that would end the process and every other run in it."""
     try:
         yield
     except (SystemExit, GeneratorExit) as error:
@@ -119,13 +120,13 @@ def _no_way_out(intervention: Intervention) -> Iterator[None]:
 
 
 def _state_of(intervention: Intervention) -> dict[str, Any]:
-    with _no_way_out(intervention):
+    with _no_process_exit(intervention):
         state = intervention.state_dict()
     try:
         is_json = isinstance(state, dict) and json.loads(json.dumps(state, allow_nan=False)) == state
     except (TypeError, ValueError, RecursionError):
         is_json = False
     if not is_json:
-        name, shown = type(intervention).__name__, " ".join(repr(state).split())[:80]
-        raise ConfigError(f"{name}: state_dict returned {shown}, which is not made of finite JSON values")
+        name, text = type(intervention).__name__, one_line(repr(state), 80)
+        raise ConfigError(f"{name}: state_dict returned {text}, which is not made of finite JSON values")
     return state

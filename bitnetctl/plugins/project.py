@@ -1,4 +1,4 @@
-"""Intervention classes in a Python file or a plug-in project."""
+"""Import the intervention classes of a Python file or a plug-in project that is not installed."""
 
 import importlib.util
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from bitnetctl.intervention import Intervention
 
 
-def _classes_in(path: Path) -> "list[type[Intervention]]":
-    """Import a Python file, or what the entry points of a project name; raises ConfigError."""
+def intervention_classes(path: Path) -> "list[type[Intervention]]":
+    """Return the intervention classes of a Python file, or those of a project's entry points; raises ConfigError."""
     from bitnetctl.intervention import Intervention
 
     # Path.is_file raises for a long name
     if not os.path.isfile(path):  # noqa: PTH113
-        return [_entry_point(path, target) for target in _targets(path)]
-    # a name of its own, so that no file takes the place of a module that others import
+        return [_load_target(path, target) for target in _targets(path)]
+    # a name of its own, so that the file cannot replace a module such as `random`
     module = _import(f"bitnetctl_checked_{path.stem}", path)
     classes = [
         value
@@ -47,7 +47,7 @@ def _import(name: str, file: Path) -> ModuleType:
 
 
 def _targets(path: Path) -> list[str]:
-    """Return the entry points of a project, such as `module:Class`."""
+    """Return the targets of a project's entry points, such as `module:Class`."""
     project = path / "pyproject.toml"
     try:
         tree = tomllib.loads(project.read_text(encoding="utf-8"))
@@ -61,8 +61,8 @@ def _targets(path: Path) -> list[str]:
     return [str(target) for target in points.values()]
 
 
-def _entry_point(path: Path, target: str) -> "type[Intervention]":
-    """Import one entry point from the files of a project, its own packages included."""
+def _load_target(path: Path, target: str) -> "type[Intervention]":
+    """Import one target from the files of a project, which may be packages and import each other."""
     name, _, attribute = target.partition(":")
     stem = Path(*name.strip().split("."))
     roots = [path.resolve(), path.resolve() / "src"]

@@ -1,4 +1,7 @@
-"""Interventions by name: discover → load → check. Built-ins come in through the same door as everybody's."""
+"""Interventions by name, from the entry points of installed distributions: discover → load → check.
+
+Built-in interventions are registered in the same way as those of other distributions.
+"""
 
 import hashlib
 import os
@@ -13,27 +16,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validation_line
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
-from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.composition import Composition, changed_hooks
 from bitnetctl.records import PluginInfo
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
 ALLOWED = "BITNETCTL_ALLOWED_PLUGINS"
-HOOKS = (
-    "configure",
-    "quantization",
-    "learning_rate",
-    "weight_decay",
-    "training_loss",
-    "transform_gradients",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """An entry point of the group, not loaded yet; one name may be claimed by several distributions."""
+class Registration:
+    """An entry point of the group, not loaded. Several distributions may register the same name."""
 
     name: str
     distribution: str
@@ -45,10 +40,10 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """A loaded and checked intervention class, or the one line that says why it cannot be used.
+    """An intervention class, loaded and checked, or the `problem`, one line, why it cannot be used.
 
-    `module` is where the class was defined and `source_sha256` the hash of that module's file, for what was imported;
-    nothing of a `refused` one was.
+    `module` is where the class is defined and `source_sha256` the hash of that module's file, both None if nothing was
+    imported. A `refused` plug-in is not allowed, and nothing of it is imported.
     """
 
     name: str
@@ -63,26 +58,26 @@ class Plugin:
 
     @property
     def refusal(self) -> str:
-        """One line that says why it cannot be used."""
+        """The error of a run that uses it."""
         return f"intervention {self.name!r} of {self.distribution} {self.version} cannot be used: {self.problem}"
 
     @property
     def hooks(self) -> list[str]:
-        """Names of the hooks it changes."""
+        """Names of the hooks that it overrides."""
         return [] if self.intervention is None else changed_hooks(self.intervention)
 
 
 @cache
-def discover() -> tuple[Found, ...]:
+def discover() -> tuple[Registration, ...]:
     """Return every registered entry point, sorted by name and distribution.
 
-    With BITNETCTL_DISABLE_PLUGINS=1 only those of this distribution; with BITNETCTL_ALLOWED_PLUGINS, names of
-    distributions or interventions with commas between them, the others are marked as not allowed.
+    With BITNETCTL_DISABLE_PLUGINS=1 only those of this distribution. With BITNETCTL_ALLOWED_PLUGINS, a comma-separated
+    list of distributions or interventions, the others are marked as not allowed.
     """
     own_only = os.environ.get("BITNETCTL_DISABLE_PLUGINS", "") not in ("", "0")
     allowed = _allowed()
-    found = [
-        Found(
+    registrations = [
+        Registration(
             name=entry.name,
             distribution=dist.name,
             version=dist.version,
@@ -96,19 +91,19 @@ def discover() -> tuple[Found, ...]:
         for entry in entries
         if dist.name == OWN_DISTRIBUTION or not own_only
     ]
-    return tuple(sorted(found, key=lambda each: (each.name, each.distribution, each.target)))
+    return tuple(sorted(registrations, key=lambda each: (each.name, each.distribution, each.target)))
 
 
 def _distributions() -> Iterator[tuple[metadata.Distribution, metadata.EntryPoints]]:
     """Yield every readable distribution with its entry points of the group.
 
-    Of several versions of one distribution only the first on sys.path, which is the one that is imported.
+    Of several versions of one distribution only the first on sys.path counts: Python imports that one.
     """
     seen: set[str] = set()
     for dist in metadata.distributions():
         try:
             name, entries = dist.name, dist.entry_points.select(group=GROUP)
-        # the metadata of others may be damaged in any way
+        # reading damaged metadata may raise anything
         except Exception:
             continue
         normal = _normal(name or "")
@@ -118,12 +113,12 @@ def _distributions() -> Iterator[tuple[metadata.Distribution, metadata.EntryPoin
 
 
 def _normal(distribution: str) -> str:
-    """Return a distribution's name as package indexes compare it."""
+    """Return a distribution's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _allowed() -> set[str] | None:
-    """Return the names in BITNETCTL_ALLOWED_PLUGINS, None where it is unset; where it is empty, none is allowed."""
+    """Return the names in BITNETCTL_ALLOWED_PLUGINS: None where it is unset, no name where it is empty."""
     text = os.environ.get(ALLOWED)
     if text is None:
         return None
@@ -132,35 +127,37 @@ def _allowed() -> set[str] | None:
 
 
 def load_all() -> list[Plugin]:
-    """Load every plug-in; the broken ones carry their problem and kill nothing."""
-    return [load(name) for name in sorted({found.name for found in discover()})]
+    """Load every plug-in; one that cannot be used has a `problem`."""
+    return [load(name) for name in sorted({registration.name for registration in discover()})]
 
 
 @cache
 def load(name: str) -> Plugin:
-    """Load one plug-in by name; what is wrong with it stands in `problem`. Raises ConfigError if there is none."""
-    claims = [found for found in discover() if found.name == name]
-    if not claims:
-        known = sorted({found.name for found in discover() if _is_usable(found.name)})
+    """Load one plug-in by name; `problem` says why it cannot be used. Raises ConfigError for an unknown name."""
+    registrations = [each for each in discover() if each.name == name]
+    if not registrations:
+        known = sorted({each.name for each in discover() if _is_usable(each.name)})
         hint = near_miss(name, known) or f"; there are: {', '.join(known)}"
         raise ConfigError(f"unknown intervention {name!r}{hint}")
-    # what is not allowed must not take a name away either
-    allowed = [found for found in claims if found.allowed]
-    first = (allowed or claims)[0]
+    # a plug-in that is not allowed cannot conflict with one that is
+    allowed = [each for each in registrations if each.allowed]
+    first = (allowed or registrations)[0]
     intervention, problem, module, digest = None, None, None, None
     if not _is_usable(name):
         problem = "its name is not one that -i takes: lower-case letters, digits and '-', at most 64"
     elif not allowed:
         problem = f"not allowed; {_how_to_allow(first)}"
     elif len(allowed) > 1:
-        problem = "claimed by " + " and ".join(f"{found.distribution} {found.version}" for found in allowed)
+        problem = "name conflict: registered by " + " and ".join(
+            f"{each.distribution} {each.version}" for each in allowed
+        )
     else:
         try:
             intervention = check_class(first.entry_point.load())
             module, digest = intervention.__module__, _source_hash(intervention.__module__)
-        # a plug-in may fail to import in any way, and must not take the command down with it
+        # the import of a plug-in may raise anything; other plug-ins stay usable
         except (Exception, SystemExit) as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            problem = f"{type(error).__name__}: {one_line(error)}"
     return Plugin(
         name=name,
         distribution=first.distribution,
@@ -182,13 +179,14 @@ def _is_usable(name: str) -> bool:
     return True
 
 
-def _how_to_allow(found: Found) -> str:
-    alone = "" if found.name == _normal(found.distribution) else f", or {found.name} for this one alone,"
-    return f"add {_normal(found.distribution)}{alone} to {ALLOWED}"
+def _how_to_allow(registration: Registration) -> str:
+    name, distribution = registration.name, _normal(registration.distribution)
+    alone = "" if name == distribution else f", or {name} for this one alone,"
+    return f"add {distribution}{alone} to {ALLOWED}"
 
 
 def _source_hash(module: str) -> str | None:
-    """Return the SHA-256 of the file that a loaded module came from, None where it came from no file."""
+    """Return the SHA-256 of the file of a loaded module, None if it has no file."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     read = getattr(getattr(spec, "loader", None), "get_data", None)
     if spec is None or spec.origin is None or read is None:
@@ -200,7 +198,7 @@ def _source_hash(module: str) -> str | None:
 
 
 def check_class(candidate: Any) -> type[Intervention]:
-    """Return `candidate` if it is an intervention class of this API; raises ConfigError that says what it lacks."""
+    """Return `candidate` if it is an intervention class of this API; raises ConfigError that says what is wrong."""
     if not (isinstance(candidate, type) and issubclass(candidate, Intervention)) or candidate is Intervention:
         raise ConfigError(f"{candidate!r} is not a subclass of bitnetctl.intervention.Intervention")
     if candidate.api_version != API_VERSION:
@@ -216,28 +214,31 @@ def check_class(candidate: Any) -> type[Intervention]:
     return candidate
 
 
-def changed_hooks(intervention: type[Intervention]) -> list[str]:
-    """Return the names of the hooks that a class overrides."""
-    return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
-
-
 def normalize(config: RunConfig) -> RunConfig:
-    """Return the config with its interventions checked and settings at their default left out.
+    """Return the config with its interventions validated and settings at their default left out.
 
     So `reduced-lr` and `reduced-lr:peak=5e-4` are the same run. Raises ConfigError.
     """
-    specs = tuple(_normal_spec(spec) for spec in config.interventions)
+    specs = tuple(
+        InterventionSpec(name=spec.name, settings=_resolve(spec)[1].model_dump(mode="json", exclude_defaults=True))
+        for spec in config.interventions
+    )
     return config.model_copy(update={"interventions": specs})
 
 
 def compose(specs: Sequence[InterventionSpec]) -> Composition:
     """Build the interventions of one run, each with its validated settings; raises ConfigError."""
-    return Composition([_class_of(spec)(_settings_of(spec)) for spec in specs])
+    return Composition([intervention(settings) for intervention, settings in map(_resolve, specs)])
+
+
+def effective_config(config: RunConfig) -> RunConfig:
+    """Return the config after its interventions; raises ConfigError."""
+    return compose(config.interventions).configure(config)
 
 
 def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
-    """Say which code ran with which settings, for the manifest."""
-    plugins = [(load(spec.name), _settings_of(spec)) for spec in specs]
+    """Return which code runs with which settings, for the manifest; raises ConfigError."""
+    plugins = [(load(spec.name), _resolve(spec)[1]) for spec in specs]
     return [
         PluginInfo(
             name=plugin.name,
@@ -251,26 +252,13 @@ def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
     ]
 
 
-def _class_of(spec: InterventionSpec) -> type[Intervention]:
+def _resolve(spec: InterventionSpec) -> tuple[type[Intervention], InterventionSettings]:
+    """Return the class and the validated settings of a spec; raises ConfigError."""
     plugin = load(spec.name)
     if plugin.intervention is None:
         raise ConfigError(plugin.refusal)
-    return plugin.intervention
-
-
-def _settings_of(spec: InterventionSpec) -> InterventionSettings:
-    model = _class_of(spec).Settings
+    model = plugin.intervention.Settings
     try:
-        return model.model_validate(spec.settings)
+        return plugin.intervention, model.model_validate(spec.settings)
     except ValidationError as error:
         raise ConfigError(f"intervention {spec.name}: {validation_line(error, model)}") from error
-
-
-def _normal_spec(spec: InterventionSpec) -> InterventionSpec:
-    settings = _settings_of(spec).model_dump(mode="json", exclude_defaults=True)
-    return InterventionSpec(name=spec.name, settings=settings)
-
-
-def effective_config(config: RunConfig) -> RunConfig:
-    """Return the config after its interventions; raises ConfigError."""
-    return compose(config.interventions).configure(config)

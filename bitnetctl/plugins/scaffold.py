@@ -1,4 +1,4 @@
-"""A ready plug-in project, for `bitnetctl interventions new`."""
+"""Write a plug-in project, for `bitnetctl interventions new`."""
 
 import keyword
 import re
@@ -42,21 +42,21 @@ from pydantic import Field
 
 
 class $class_name(Intervention):
-    """Scale the learning rate after a share of the run."""
+    """Scale the learning rate after a fraction of the run."""
 
-    summary = "scale the learning rate after a share of the run"
-    source = "where the idea comes from: paper and section"
+    summary = "scale the learning rate after a fraction of the run"
+    source = "paper and section that the idea is from"
 
     class Settings(InterventionSettings):
-        """What can be set with `-i $name:factor=0.1`; every field needs a default."""
+        """Set with `-i $name:factor=0.1`; every field needs a default."""
 
         factor: Annotated[float, Field(gt=0, description="factor on the learning rate")] = 0.5
-        after: Annotated[float, Field(ge=0, le=1, description="share of the steps before it")] = 0.5
+        after: Annotated[float, Field(ge=0, le=1, description="fraction of the steps before that")] = 0.5
 
     settings: Settings
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
-        """Return the rate of `step`, a pure function; the other hooks are in bitnetctl/intervention.py."""
+        """Return the rate of `step`, a pure function. bitnetctl/intervention.py documents all hooks."""
         return base * self.settings.factor if step > self.settings.after * steps else base
 ''')
 
@@ -72,7 +72,7 @@ def test_contract() -> None:
     check_contract($class_name, {"factor": 0.1})
 
 
-def test_rate_drops_after_the_share() -> None:
+def test_rate_drops_after_the_fraction() -> None:
     intervention = $class_name($class_name.Settings(factor=0.1, after=0.5))
     assert intervention.learning_rate(1.0, 50, 100) == 1.0
     assert intervention.learning_rate(1.0, 51, 100) == 0.1

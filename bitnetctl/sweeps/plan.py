@@ -5,8 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,10 +13,9 @@ from bitnetctl.config import (
     Frozen,
     RunConfig,
     build_config,
-    near_miss,
+    builtin_names,
     parse_arm,
-    parse_toml,
-    read_text,
+    read_toml,
     validation_line,
 )
 from bitnetctl.errors import ConfigError
@@ -103,22 +100,12 @@ class Plan(Frozen):
 
 def plan_names() -> list[str]:
     """Names of the built-in plans."""
-    folder = resources.files("bitnetctl.sweeps") / "plans"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return builtin_names("bitnetctl.sweeps", "plans")
 
 
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
-    if name.endswith(".toml"):
-        text = read_text(Path(name), f"plan file {name}")
-    elif name in plan_names():
-        text = (resources.files("bitnetctl.sweeps") / "plans" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(
-            f"unknown plan {name!r}{near_miss(name, plan_names())}; built in: {', '.join(plan_names())}; "
-            "or give a FILE.toml"
-        )
-    tree = parse_toml(text, f"plan {name}")
+    tree, _ = read_toml(name, "plan", "bitnetctl.sweeps", "plans")
     own = tree.get("overrides", [])
     # what is no list is refused with the rest of the plan
     tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own

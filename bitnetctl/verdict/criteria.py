@@ -26,7 +26,6 @@ The kinds and their fields are the classes below; measures are the CSV's columns
 """
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
@@ -37,10 +36,10 @@ from bitnetctl.config import (
     Frozen,
     Positive,
     PositiveInt,
+    builtin_names,
     canonical_hash,
     near_miss,
-    parse_toml,
-    read_text,
+    read_toml,
     validation_line,
 )
 from bitnetctl.errors import ConfigError
@@ -326,14 +325,13 @@ class Criteria(Frozen):
 
 def criteria_names() -> list[str]:
     """Names of the built-in criteria."""
-    folder = resources.files("bitnetctl.verdict") / "builtin"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return builtin_names("bitnetctl.verdict", "builtin")
 
 
 def load_criteria(name: str | Path) -> Criteria:
     """Read built-in criteria or a `FILE.toml`; raises ConfigError with one line that names file and field."""
-    text, label = _read_text(str(name))
-    return parse_criteria(parse_toml(text, f"criteria {name}"), name=label, source=f"criteria {name}")
+    tree, label = read_toml(str(name), "criteria", "bitnetctl.verdict", "builtin")
+    return parse_criteria(tree, name=label, source=f"criteria {name}")
 
 
 def parse_criteria(tree: Mapping[str, Any], *, name: str = "custom", source: str = "criteria") -> Criteria:
@@ -361,18 +359,6 @@ def _parse_check(tree: Any, source: str) -> Check:
         return KINDS[kind].model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source} ({kind}): {validation_line(error, KINDS[kind])}") from error
-
-
-def _read_text(name: str) -> tuple[str, str]:
-    if name.endswith(".toml"):
-        path = Path(name)
-        return read_text(path, f"criteria file {name}"), path.stem
-    if name in criteria_names():
-        return (resources.files("bitnetctl.verdict") / "builtin" / f"{name}.toml").read_text(encoding="utf-8"), name
-    raise ConfigError(
-        f"unknown criteria {name!r}{near_miss(name, criteria_names())}; "
-        f"built in: {', '.join(criteria_names())}; or give a FILE.toml"
-    )
 
 
 def _hint(measure: str) -> str:

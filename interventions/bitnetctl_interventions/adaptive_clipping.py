@@ -1,4 +1,4 @@
-"""Clip every unit's gradient by the size of its weights."""
+"""Adaptive gradient clipping (AGC): clip the gradient of every unit relative to its weights."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -14,21 +14,21 @@ _HEAD = "lm_head.weight"
 
 
 class AdaptiveClipping(Intervention):
-    """Keep the gradient norm of each output unit below a share of its weight norm; the head is left alone."""
+    """Keep the gradient norm of each output unit below a fraction of its weight norm, except in the head."""
 
-    summary = "clip each unit's gradient at a share of its weight norm (AGC)"
+    summary = "clip each unit's gradient at a fraction of its weight norm (AGC)"
     source = "Brock et al. 2021, arXiv 2102.06171, section 4"
 
     class Settings(InterventionSettings):
-        """The share and the floor of the weight norm."""
+        """The fraction of the weight norm, and the smallest weight norm."""
 
-        clipping: Annotated[float, Field(gt=0, description="largest gradient norm over weight norm")] = 0.01
-        eps: Annotated[float, Field(gt=0, description="floor of the weight norm")] = 1e-3
+        clipping: Annotated[float, Field(gt=0, description="largest gradient norm / weight norm")] = 0.01
+        eps: Annotated[float, Field(gt=0, description="smallest weight norm that counts")] = 1e-3
 
     settings: Settings
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
-        """Scale each row of a matrix, or a whole vector, whose gradient is too large."""
+        """Scale down the gradient of a matrix row, or of a vector, where its norm is too large."""
         import torch
 
         for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""Decay apart from the gradient."""
+"""Decoupled weight decay."""
 
 from typing import Annotated, Literal
 
@@ -9,16 +9,17 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 
 
 class DecoupledDecay(Intervention):
-    """Use AdamW, so that the decay is not normalised by Adam's second moment."""
+    """Use AdamW, whose decay is not divided by the square root of Adam's second moment."""
 
     summary = "AdamW instead of Adam; embeddings, head and norms without decay"
     source = "Loshchilov & Hutter 2019, arXiv 1711.05101"
 
     class Settings(InterventionSettings):
-        """What is decayed."""
+        """Which parameters decay."""
 
         decayed: Annotated[
-            Literal["matrices", "all"], Field(description="matrices: not embeddings, head and norms; all: everything")
+            Literal["matrices", "all"],
+            Field(description="matrices: all but embeddings, head and norms; all: every parameter"),
         ] = "matrices"
 
     settings: Settings

@@ -8,21 +8,21 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 
 
 class FullPrecisionFirst(Intervention):
-    """Train at full precision for a share of the run, then blend into ternary; the optimizer's state is kept."""
+    """Train at full precision for a fraction of the run, then ramp to ternary; the optimizer state is kept."""
 
-    summary = "full precision for a share of the run, then a ramp to ternary"
+    summary = "full precision for a fraction of the run, then a ramp to ternary"
     source = "Nielsen et al. 2025, Continual Quantization-Aware Pre-Training, arXiv 2502.11895"
 
     class Settings(InterventionSettings):
-        """Where the ramp begins and how long it is, as shares of the steps."""
+        """Begin and length of the ramp, as fractions of the steps."""
 
-        fraction: Annotated[float, Field(ge=0, le=1, description="share of the steps at full precision")] = 0.2
-        ramp: Annotated[float, Field(ge=0, le=1, description="share of the steps from 0 to full strength")] = 0.1
+        fraction: Annotated[float, Field(ge=0, le=1, description="fraction of the steps at full precision")] = 0.2
+        ramp: Annotated[float, Field(ge=0, le=1, description="fraction of the steps from λ = 0 to full λ")] = 0.1
 
     settings: Settings
 
     def quantization(self, base: float, step: int, steps: int) -> float:
-        """Return 0, then a line to `base`, then `base`."""
+        """Return 0, then a linear ramp to `base`, then `base`."""
         begin, length = self.settings.fraction * steps, self.settings.ramp * steps
         if step <= begin:
             return 0.0

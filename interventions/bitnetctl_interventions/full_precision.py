@@ -8,7 +8,7 @@ class FullPrecision(Intervention):
     """Train the same model without ternary weights and int8 activations."""
 
     summary = "the same run at full precision: the twin"
-    source = "control: what quantization itself costs"
+    source = "control: the cost of quantization itself"
 
     def configure(self, config: RunConfig) -> RunConfig:
         """Turn quantization off."""

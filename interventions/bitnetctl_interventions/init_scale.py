@@ -15,7 +15,7 @@ class InitScale(Intervention):
     source = "Radford et al. 2019 (GPT-2), section 2.3: std 0.02"
 
     class Settings(InterventionSettings):
-        """The width."""
+        """The standard deviation."""
 
         std: Annotated[float, Field(gt=0, description="standard deviation")] = 0.02
 

@@ -1,4 +1,4 @@
-"""The published drop of the learning rate."""
+"""The drop of the learning rate in the b1.58 recipe."""
 
 from typing import Annotated
 
@@ -9,15 +9,17 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 
 
 class LearningRateDrop(Intervention):
-    """Follow one line to zero and drop to a lower one at the boundary."""
+    """Decay linearly to zero, and drop to a second, lower line at the boundary."""
 
-    summary = "two learning-rate lines to zero, dropping from the first to the second at the boundary"
+    summary = "two linear decays of the learning rate, with a drop from the first to the second at the boundary"
     source = "The Era of 1-bit LLMs: Training Tips, Code and FAQ, section 2: 1.5e-3 → 1e-3 at 700M"
 
     class Settings(InterventionSettings):
         """The second line."""
 
-        stage2_peak: Annotated[float | None, Field(gt=0, description="its peak; unset: two thirds of the first")] = None
+        stage2_peak: Annotated[
+            float | None, Field(gt=0, description="its peak; unset: two thirds of that of the first")
+        ] = None
 
     settings: Settings
 

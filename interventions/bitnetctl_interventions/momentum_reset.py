@@ -1,4 +1,4 @@
-"""Forget the optimizer's moments now and then."""
+"""Periodic reset of the optimizer's moments."""
 
 from typing import Annotated
 

@@ -19,12 +19,12 @@ class ReducedLearningRate(Intervention):
         """The new peak, or a factor on the old one."""
 
         peak: Annotated[float, Field(gt=0, description="new peak learning rate")] = 5e-4
-        factor: Annotated[float | None, Field(gt=0, description="factor on the peak; wins over `peak`")] = None
+        factor: Annotated[float | None, Field(gt=0, description="factor on the peak; overrides `peak`")] = None
 
     settings: Settings
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Scale both peaks alike, so that the shape of the schedule stays."""
+        """Scale both peaks by the same factor, which keeps the shape of the schedule."""
         schedule = config.schedule
         if not self.settings.factor and not schedule.peak_learning_rate:
             raise ConfigError("reduced-lr: the recipe's peak learning rate is 0; give a factor")

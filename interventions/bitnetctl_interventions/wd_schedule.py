@@ -21,7 +21,7 @@ class WeightDecaySchedule(Intervention):
     source = "founding document, phases 1 and 5; The Era of 1-bit LLMs: Training Tips, Code and FAQ, table 2"
 
     class Settings(InterventionSettings):
-        """A preset, then single values on top of it; what is unset stays as the recipe has it."""
+        """A preset, and values that override it; an unset one keeps the value of the recipe."""
 
         preset: Annotated[
             Literal["stage1-only", "before-fix", "fix"] | None,
@@ -30,13 +30,18 @@ class WeightDecaySchedule(Intervention):
         stage1: Annotated[float | None, Field(ge=0, description="weight decay of stage 1")] = None
         stage2: Annotated[float | None, Field(ge=0, description="weight decay of stage 2")] = None
         boundary: Annotated[
-            float | None, Field(ge=0, le=1, description="share of the steps before the decay changes; not the rate")
+            float | None,
+            Field(
+                ge=0,
+                le=1,
+                description="fraction of the steps before the decay changes; the learning rate keeps its boundary",
+            ),
         ] = None
 
     settings: Settings
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Apply the preset, then the single values."""
+        """Apply the preset, then the values that are set."""
         settings = self.settings
         update: dict[str, Any] = dict(_PRESETS[settings.preset]) if settings.preset else {}
         single = {

@@ -175,7 +175,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "bad setting": (["-i", "no-decay", "-i", "reduced-lr:peak=fast"], "intervention reduced-lr: peak"),
     "setting without value": (["-i", "reduced-lr:peak"], "expected NAME:key=value"),
     "arm twice": (["-i", "no-decay", "-i", "no-decay"], "arm no-decay is named twice"),
-    "arm that contradicts itself": (["-i", "label-smoothing+label-smoothing:epsilon=0.2"], "both claim training_loss"),
+    "arm that contradicts itself": (
+        ["-i", "label-smoothing+label-smoothing:epsilon=0.2"],
+        "both override training_loss",
+    ),
     "no runs": (["--no-baseline"], "the sweep has no runs; give an arm with -i, or leave out --no-baseline"),
     "no steps": (["--steps", "0"], "steps: input should be greater than 0, got 0"),
     "no evaluations": (["--eval-every", "0"], "eval_every_steps: input should be greater than 0"),

@@ -1,4 +1,4 @@
-"""The hooks: identity by default, composed in order, one claimant each; the worked example works."""
+"""Composition of hooks: unchanged by default, in order, one override of loss and gradients; the worked example."""
 
 import re
 import textwrap
@@ -19,7 +19,7 @@ HOOKS = ("quantization", "learning_rate", "weight_decay")
 
 
 class Scale(Intervention):
-    """Multiplies every figure, and the steps of the run."""
+    """Multiplies every value, and the steps of the run."""
 
     factor = 2.0
 
@@ -33,7 +33,7 @@ class Scale(Intervention):
 
 
 class Shift(Intervention):
-    """Adds to every figure, and to the steps of the run."""
+    """Adds to every value, and to the steps of the run."""
 
     amount = 0.25
 
@@ -47,7 +47,7 @@ class Shift(Intervention):
 
 
 class Watch(Intervention):
-    """Says what a hook was asked."""
+    """Returns the fraction of the steps."""
 
     def quantization(self, base: float, step: int, steps: int) -> float:
         return float(step) / steps
@@ -56,21 +56,21 @@ class Watch(Intervention):
 
 
 class Loss(Intervention):
-    """Claims the loss."""
+    """Overrides the loss."""
 
     def training_loss(self, logits_TV: Any, targets_T: Any) -> Any:
         return ("objective", logits_TV, targets_T)
 
 
 class OtherLoss(Intervention):
-    """Claims the loss too."""
+    """Overrides the loss too."""
 
     def training_loss(self, logits_TV: Any, targets_T: Any) -> Any:
         return None
 
 
 class Gradients(Intervention):
-    """Claims the gradients."""
+    """Overrides the transform of the gradients."""
 
     def __init__(self, settings: InterventionSettings) -> None:
         super().__init__(settings)
@@ -81,7 +81,7 @@ class Gradients(Intervention):
 
 
 class InheritedGradients(Gradients):
-    """Claims the gradients by inheritance."""
+    """Overrides it by inheritance."""
 
 
 class Count(Intervention):
@@ -105,7 +105,7 @@ def compose(*kinds: type[Intervention]) -> Composition:
 
 
 @pytest.mark.parametrize("composition", [Composition(), compose(Intervention), compose(Intervention, Intervention)])
-def test_the_identity_by_default(composition: Composition) -> None:
+def test_hooks_change_nothing_by_default(composition: Composition) -> None:
     config = RunConfig()
     assert composition.configure(config) is config
     for hook in HOOKS:
@@ -115,7 +115,7 @@ def test_the_identity_by_default(composition: Composition) -> None:
     assert composition.state_dict() == [{} for _ in composition.interventions]
 
 
-def test_an_unclaimed_seam_is_never_called() -> None:
+def test_the_base_class_has_no_loss_and_no_transform() -> None:
     idle = new(Intervention)
     tensor = cast(Any, None)
     with pytest.raises(NotImplementedError):
@@ -126,7 +126,7 @@ def test_an_unclaimed_seam_is_never_called() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_seams_compose_in_the_order_given(hook: str) -> None:
+def test_hooks_compose_in_the_order_given(hook: str) -> None:
     assert getattr(compose(Scale, Shift), hook)(0.25, 1, 10) == 0.75
     assert getattr(compose(Shift, Scale), hook)(0.25, 1, 10) == 1.0
     assert getattr(compose(Scale, Watch), hook)(0.25, 3, 12) == 0.25
@@ -139,21 +139,21 @@ def test_configure_composes_in_the_order_given() -> None:
 
 
 @pytest.mark.parametrize(("base", "quant_lambda"), [(-0.75, 0.0), (0.2, 0.45), (0.75, 1.0), (1.5, 1.0)])
-def test_quantization_is_kept_within_bounds(base: float, quant_lambda: float) -> None:
+def test_quantization_is_clamped(base: float, quant_lambda: float) -> None:
     composition = compose(Shift)
     assert composition.quantization(base, 1, 10) == pytest.approx(quant_lambda)
     assert composition.learning_rate(base, 1, 10) == base + 0.25
     assert composition.weight_decay(base, 1, 10) == base + 0.25
 
 
-def test_only_the_composed_strength_is_bounded() -> None:
+def test_only_the_composed_quant_lambda_is_clamped() -> None:
     class Halve(Scale):
         factor = 0.5
 
     assert compose(Scale, Scale, Halve, Halve).quantization(0.75, 1, 10) == 0.75
 
 
-def test_the_claimant_is_asked() -> None:
+def test_the_overriding_intervention_is_called() -> None:
     composition = compose(Scale, Loss, InheritedGradients)
     assert composition.overrides_loss
     assert composition.overrides_gradients
@@ -162,9 +162,9 @@ def test_the_claimant_is_asked() -> None:
     )
     parameters: dict[str, Any] = {"weight": object()}
     composition.transform_gradients(parameters)
-    claimant = composition.interventions[2]
-    assert isinstance(claimant, Gradients)
-    assert claimant.seen == [parameters]
+    overriding = composition.interventions[2]
+    assert isinstance(overriding, Gradients)
+    assert overriding.seen == [parameters]
 
 
 @pytest.mark.parametrize(
@@ -175,25 +175,25 @@ def test_the_claimant_is_asked() -> None:
         ((Gradients, InheritedGradients), "transform_gradients"),
     ],
 )
-def test_a_seam_has_one_claimant(kinds: tuple[type[Intervention], ...], hook: str) -> None:
+def test_two_cannot_override_one_hook(kinds: tuple[type[Intervention], ...], hook: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(*kinds)
-    assert f"both claim {hook}" in str(caught.value)
+    assert f"both override {hook}" in str(caught.value)
     assert f"{kinds[0].__name__} and {kinds[-1].__name__}" in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-def test_claimants_of_different_seams_go_together() -> None:
+def test_two_may_override_different_hooks() -> None:
     composition = compose(Loss, Gradients)
     assert composition.overrides_loss
     assert composition.overrides_gradients
 
 
-def test_states_go_back_to_their_owners() -> None:
+def test_states_are_restored_in_order() -> None:
     composition = compose(Count, Shift, Count)
-    for number, owner in enumerate(composition.interventions):
-        if isinstance(owner, Count):
-            owner.count = number + 5
+    for number, each in enumerate(composition.interventions):
+        if isinstance(each, Count):
+            each.count = number + 5
     states = composition.state_dict()
     assert states == [{"count": 5}, {}, {"count": 7}]
     restored = compose(Count, Shift, Count)
@@ -213,7 +213,7 @@ def test_a_state_that_json_cannot_hold_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit()])
 @pytest.mark.parametrize("hook", ["configure", *HOOKS, "training_loss", "transform_gradients", "state_dict"])
-def test_no_seam_ends_the_process(hook: str, error: BaseException) -> None:
+def test_no_hook_ends_the_process(hook: str, error: BaseException) -> None:
     def leave(*arguments: object) -> None:
         raise error
 

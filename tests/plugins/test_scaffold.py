@@ -1,77 +1,46 @@
 """`bitnetctl interventions`: new, check, list, show, and the project that `new` writes."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import calling
 import pytest
+from calling import Done
+from distributions import forget_plugins
 
-from bitnetctl import cli
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.scaffold import write_project
 
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of an error."""
-        assert self.out == ""
-        [line] = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-
-Call = Callable[..., Done]
+pytestmark = pytest.mark.usefixtures("fresh_registry")
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A wide screen, and neither modules nor caches left behind."""
-    for name in ("FORCE_COLOR", "NO_COLOR", "BITNETCTL_TRACEBACK", "BITNETCTL_DISABLE_PLUGINS"):
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of 300 columns, and OpenMP threads that do not spin."""
+    for name in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    modules, path = dict(sys.modules), list(sys.path)
-    forget()
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - set(modules):
-        if name.startswith(("made_up", "bitnetctl_")):
-            del sys.modules[name]
-    sys.modules.update(modules)
-    forget()
 
 
-def forget() -> None:
-    registry.discover.cache_clear()
-    registry.load.cache_clear()
-    importlib.invalidate_caches()
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
+def call(*arguments: str | Path) -> Done:
     """Run `bitnetctl interventions …` in this process."""
+    return calling.call("interventions", *arguments)
 
-    def run(*arguments: str | Path) -> Done:
-        code = cli.run(["interventions", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
 
-    return run
+def error_of(done: Done) -> str:
+    """The one line of an error."""
+    assert done.out == ""
+    [line] = done.err.splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
 SOUND = """
@@ -169,7 +138,7 @@ def test_a_project_is_clean(arguments: tuple[str, ...], written: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -> None:
+def test_a_written_plugin_can_be_installed_and_used(written: Path) -> None:
     info = written.parent / "bitnetctl_twice_as_slow2-0.1.0.dist-info"
     info.mkdir()
     points = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
@@ -177,7 +146,7 @@ def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bitnetctl-twice-as-slow2\nVersion: 0.1.0\n")
     (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {target}\n")
     sys.path += [str(written), str(written.parent)]
-    forget()
+    forget_plugins()
     shown = call("show", "twice-as-slow2")
     assert shown.code == 0
     assert "bitnetctl-twice-as-slow2 0.1.0" in shown.out
@@ -185,7 +154,7 @@ def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -
     assert registry.load("twice-as-slow2").hooks == ["learning_rate"]
 
 
-def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
+def test_new_prints_the_folder_and_the_next_command(tmp_path: Path) -> None:
     done = call("new", "halved-rate", "--path", tmp_path / "not" / "there")
     folder = tmp_path / "not" / "there" / "bitnetctl-halved-rate"
     assert done.code == 0
@@ -195,13 +164,13 @@ def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
     assert (folder / "bitnetctl_halved_rate.py").is_file()
 
 
-def test_new_writes_here_unless_told_otherwise(call: Call, tmp_path: Path) -> None:
+def test_new_writes_into_the_current_folder_by_default(tmp_path: Path) -> None:
     assert call("new", "x").code == 0
     assert (tmp_path / "bitnetctl-x" / "bitnetctl_x.py").is_file()
     assert call("check", "bitnetctl-x").code == 0
 
 
-def test_new_prints_a_command_to_copy(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_prints_a_command_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     folder = tmp_path / "bitnetctl-halved-rate"
     assert call("new", "halved-rate", "--path", tmp_path).out.splitlines() == [
@@ -210,7 +179,7 @@ def test_new_prints_a_command_to_copy(call: Call, tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_new_in_a_folder_with_brackets(call: Call, tmp_path: Path) -> None:
+def test_new_in_a_folder_with_brackets(tmp_path: Path) -> None:
     done = call("new", "halved-rate", "--path", tmp_path / "a[" / "b]")
     assert done.code == 0
     assert done.out.splitlines()[0] == str(tmp_path / "a[" / "b]" / "bitnetctl-halved-rate")
@@ -229,48 +198,48 @@ BAD_NAMES = ["../x", "/x", "a/b", "a\\b", "A", "Ab", "", " ", "a b", "a\n", "-a"
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "x" * 65, "x" * 300])
-def test_bad_names(name: str, call: Call, tmp_path: Path) -> None:
+def test_bad_names(name: str, tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     with pytest.raises(ConfigError, match="lower-case letters and digits joined by '-'"):
         write_project(name, parent)
     assert not parent.exists()
     done = call("new", "--path", parent, "--", name)
     assert done.code == ExitCode.USAGE
-    assert "intervention name" in done.error
+    assert "intervention name" in error_of(done)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["none", "true", "false", "interventions"])
-def test_names_that_make_no_project(name: str, tmp_path: Path) -> None:
+def test_reserved_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         write_project(name, tmp_path)
 
 
-def test_nothing_is_written_over(call: Call, tmp_path: Path) -> None:
+def test_new_overwrites_nothing(tmp_path: Path) -> None:
     folder = write_project("halved", tmp_path)
     module = folder / "bitnetctl_halved.py"
     module.write_text("mine", encoding="utf-8")
     done = call("new", "halved")
     assert done.code == ExitCode.USAGE
-    assert "bitnetctl-halved exists already" in done.error
+    assert "bitnetctl-halved exists already" in error_of(done)
     assert module.read_text(encoding="utf-8") == "mine"
     (tmp_path / "bitnetctl-other").write_text("a file", encoding="utf-8")
-    assert "exists already" in call("new", "other").error
+    assert "exists already" in error_of(call("new", "other"))
 
 
-def test_new_where_nothing_can_be_written(call: Call, tmp_path: Path) -> None:
+def test_new_into_a_path_that_is_not_a_folder(tmp_path: Path) -> None:
     blocked = write(tmp_path / "file", "")
     with pytest.raises(StorageError):
         write_project("halved", blocked)
     done = call("new", "halved", "--path", blocked)
     assert done.code == ExitCode.USAGE
-    assert "cannot write" in done.error
+    assert "cannot write" in error_of(done)
 
 
 # check
 
 
-def test_check_a_project(written: Path, call: Call) -> None:
+def test_check_a_project(written: Path) -> None:
     done = call("check", written)
     assert done == Done(0, "TwiceAsSlow2: keeps the contract\n", "")
     assert call("check", written, "--settings", '{"factor": 0.1, "after": 1}').code == 0
@@ -281,12 +250,12 @@ def test_check_a_project(written: Path, call: Call) -> None:
     assert bad.out.count("\n") == 1
 
 
-def test_check_a_file(call: Call, tmp_path: Path) -> None:
+def test_check_a_file(tmp_path: Path) -> None:
     file = write(tmp_path / "made_up_file.py", SOUND)
     assert call("check", file) == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_tells_the_sound_from_the_broken(call: Call, tmp_path: Path) -> None:
+def test_check_distinguishes_sound_and_broken_interventions(tmp_path: Path) -> None:
     file = write(
         tmp_path / "made_up_both.py", textwrap.dedent(SOUND) + textwrap.dedent(IMPURE).replace("{name}", "Bad")
     )
@@ -300,7 +269,7 @@ def test_check_tells_the_sound_from_the_broken(call: Call, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("folder", ["", "src"])
-def test_check_every_entry_point_of_a_project(folder: str, call: Call, tmp_path: Path) -> None:
+def test_check_every_entry_point_of_a_project(folder: str, tmp_path: Path) -> None:
     project(tmp_path / "p", "made_up_a:A", "made_up_pack.b:B")
     write(tmp_path / "p" / folder / "made_up_a.py", SOUND, "A")
     write(tmp_path / "p" / folder / "made_up_pack" / "b.py", SOUND, "B")
@@ -311,7 +280,7 @@ def test_check_every_entry_point_of_a_project(folder: str, call: Call, tmp_path:
 
 @pytest.mark.parametrize("folder", ["", "src"])
 @pytest.mark.parametrize("statement", ["from made_up_pack.common import FACTOR", "from .common import FACTOR"])
-def test_check_a_package_of_several_files(statement: str, folder: str, call: Call, tmp_path: Path) -> None:
+def test_check_a_package_of_several_files(statement: str, folder: str, tmp_path: Path) -> None:
     package = tmp_path / "p" / folder / "made_up_pack"
     project(tmp_path / "p", "made_up_pack.halved:Halved")
     write(package / "__init__.py", "")
@@ -320,13 +289,13 @@ def test_check_a_package_of_several_files(statement: str, folder: str, call: Cal
     assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_a_package_itself(call: Call, tmp_path: Path) -> None:
+def test_check_a_package_itself(tmp_path: Path) -> None:
     project(tmp_path / "p", "made_up_pack:Halved")
     write(tmp_path / "p" / "made_up_pack" / "__init__.py", SOUND)
     assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_leaves_the_modules_of_others_alone(call: Call, tmp_path: Path) -> None:
+def test_check_does_not_replace_a_module_of_the_same_name(tmp_path: Path) -> None:
     import colorsys
 
     assert call("check", write(tmp_path / "colorsys.py", SOUND)).code == 0
@@ -344,20 +313,20 @@ def test_check_leaves_the_modules_of_others_alone(call: Call, tmp_path: Path) ->
         ("from bitnetctl.intervention import Intervention\n", "no subclass of bitnetctl.intervention.Intervention"),
     ],
 )
-def test_check_a_file_that_is_none(code: str, problem: str, call: Call, tmp_path: Path) -> None:
+def test_check_a_file_without_usable_interventions(code: str, problem: str, tmp_path: Path) -> None:
     file = write(tmp_path / "made_up_bad.py", code)
     done = call("check", file)
     assert done.code == ExitCode.USAGE
-    assert problem in done.error
-    assert str(file) in done.error
+    assert problem in error_of(done)
+    assert str(file) in error_of(done)
 
 
-def test_check_what_is_not_there(call: Call, tmp_path: Path) -> None:
+def test_check_a_path_without_interventions(tmp_path: Path) -> None:
     def refused(path: Path, *parts: str) -> None:
         done = call("check", path)
         assert done.code == ExitCode.USAGE
         for part in (*parts, str(path)):
-            assert part in done.error
+            assert part in error_of(done)
 
     refused(tmp_path / "nowhere", "neither a Python file nor a project")
     refused(write(tmp_path / "text.txt", "hello"), "not a Python file")
@@ -373,10 +342,10 @@ def test_check_what_is_not_there(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"), [("{", "not JSON"), ("[1]", "expected a JSON object"), ("5", "expected a JSON object")]
 )
-def test_check_with_settings_that_are_none(settings: str, problem: str, call: Call, tmp_path: Path) -> None:
+def test_check_with_invalid_settings(settings: str, problem: str, tmp_path: Path) -> None:
     done = call("check", write(tmp_path / "made_up_file.py", SOUND), "--settings", settings)
     assert done.code == ExitCode.USAGE
-    assert problem in done.error
+    assert problem in error_of(done)
 
 
 # list and show
@@ -389,10 +358,10 @@ def install(site: Path, name: str, code: str) -> None:
     write(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
     write(info / "entry_points.txt", f"[{registry.GROUP}]\n{name} = {module}:Halved\n")
     sys.path.append(str(site))
-    forget()
+    forget_plugins()
 
 
-def test_list(call: Call, tmp_path: Path) -> None:
+def test_list(tmp_path: Path) -> None:
     install(tmp_path / "one", "sound", SOUND)
     install(tmp_path / "two", "unwell", "raise RuntimeError('so\\nbroken [red]')")
     done = call("list")
@@ -401,7 +370,7 @@ def test_list(call: Call, tmp_path: Path) -> None:
     header, *lines = done.out.splitlines()
     assert header.split() == ["name", "from", "what", "it", "does"]
     names = [line.split()[0] for line in lines]
-    assert names == sorted(found.name for found in registry.discover())
+    assert names == sorted(each.name for each in registry.discover())
     assert len(names) == 14
     rows = dict(zip(names, lines, strict=True))
     assert rows["sound"].split(maxsplit=3)[1:3] == ["sound", "2.5"]
@@ -410,7 +379,7 @@ def test_list(call: Call, tmp_path: Path) -> None:
     assert "scale the learning-rate schedule to a lower peak" in rows["reduced-lr"]
 
 
-def test_list_as_json(call: Call, tmp_path: Path) -> None:
+def test_list_as_json(tmp_path: Path) -> None:
     install(tmp_path / "one", "sound", SOUND)
     install(tmp_path / "two", "unwell", "raise RuntimeError('broken')")
     done = call("list", "--json")
@@ -435,7 +404,7 @@ def test_list_as_json(call: Call, tmp_path: Path) -> None:
     assert set(rows["wd-schedule"]["settings"]) == {"preset", "stage1", "stage2", "boundary"}
 
 
-def test_show(call: Call) -> None:
+def test_show() -> None:
     done = call("show", "reduced-lr")
     assert done.code == 0
     assert done.err == ""
@@ -450,7 +419,7 @@ def test_show(call: Call) -> None:
     assert rows == [
         "setting default meaning",
         "peak 0.0005 new peak learning rate",
-        "factor unset factor on the peak; wins over `peak`",
+        "factor unset factor on the peak; overrides `peak`",
     ]
     assert "setting" not in call("show", "no-decay").out
     shown = json.loads(call("show", "reduced-lr", "--json").out)
@@ -458,17 +427,17 @@ def test_show(call: Call) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("--json",)])
-def test_show_what_there_is_not(extra: tuple[str, ...], call: Call) -> None:
+def test_show_an_unknown_intervention(extra: tuple[str, ...]) -> None:
     done = call("show", "reduced-rl", *extra)
     assert done.code == ExitCode.USAGE
-    assert "unknown intervention 'reduced-rl'; did you mean 'reduced-lr'?" in done.error
+    assert "unknown intervention 'reduced-rl'; did you mean 'reduced-lr'?" in error_of(done)
 
 
-def test_show_what_is_broken(call: Call, tmp_path: Path) -> None:
+def test_show_a_broken_intervention(tmp_path: Path) -> None:
     install(tmp_path / "one", "unwell", "raise RuntimeError('so\\nbroken')")
     done = call("show", "unwell")
     assert done.code == ExitCode.USAGE
-    assert "intervention 'unwell' of unwell 2.5 cannot be used: RuntimeError: so broken" in done.error
+    assert "intervention 'unwell' of unwell 2.5 cannot be used: RuntimeError: so broken" in error_of(done)
     assert call("show", "reduced-lr").code == 0
 
 

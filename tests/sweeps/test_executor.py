@@ -398,7 +398,7 @@ def test_a_text_that_cannot_be_used_creates_nothing(sweep: Sweep, grid: Grid) ->
 
 
 def test_interventions_that_exclude_each_other_create_nothing(sweep: Sweep, grid: Grid) -> None:
-    with pytest.raises(ConfigError, match="both claim training_loss"):
+    with pytest.raises(ConfigError, match="both override training_loss"):
         sweep([*grid(1), *grid(1, "label-smoothing+label-smoothing:epsilon=0.2")], pack=1)
     assert not RUNS.exists()
 

@@ -1,0 +1,202 @@
+"""Tokenizers: trained, from files, from the hub, and the training subprocess."""
+
+import io
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from texts import END, data_config, decode, failure, prose
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from bitnetctl import data
+from bitnetctl.data import bpe, store
+from bitnetctl.data import tokenizer as tokenizer_module
+from bitnetctl.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("token_cache")
+
+
+def gpt2_files(folder: Path, *, end: bool = True) -> dict[str, int]:
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, "ab", "abc"])}
+    if end:
+        vocabulary[END] = len(vocabulary)
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    return vocabulary
+
+
+def test_a_trained_tokenizer_has_the_requested_size_and_is_deterministic(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = data.prepare(data_config(corpus))
+    assert first.vocab_size == 300 == data.vocab_size_of(data_config(corpus))
+    assert first.train_N.dtype == np.uint16
+    assert int(first.train_N.max()) < 300
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    again = data.prepare(data_config(corpus))
+    assert again.tokenizer_path != first.tokenizer_path
+    assert again.tokenizer_path.read_bytes() == first.tokenizer_path.read_bytes()
+    assert again.fingerprint == first.fingerprint
+
+
+def test_the_end_of_text_in_the_text_is_the_token(tmp_path: Path) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text(prose(400).replace("\n", f"\n{END}\n"))
+    tokens = data.prepare(data_config(path))
+    assert np.count_nonzero(tokens.train_N == 0) > 300
+    vocabulary = data.load_tokenizer(tokens.tokenizer_path).get_vocab()
+    assert not [token for token in vocabulary if token != END and ("<|" in token or "of" in token)]
+
+
+def test_gpt2_files(tmp_path: Path) -> None:
+    vocabulary = gpt2_files(tmp_path / "gpt2")
+    path = tmp_path / "t.txt"
+    path.write_text(" abc ab\n" * 300)
+    fields = {"tokenizer": f"gpt2-files:{tmp_path / 'gpt2'}"}
+    tokens = data.prepare(data_config(path, **fields))
+    assert tokens.vocab_size == len(vocabulary) == 259 == data.vocab_size_of(data_config(path, **fields))
+    assert tokens.end_of_text == vocabulary[END] == tokens.train_N[-1]
+    assert tokens.train_N[:2].tolist() == [vocabulary["Ġ"], vocabulary["abc"]]
+    assert END + "abc" not in decode(tokens, tokens.train_N[:50])
+    gpt2_files(tmp_path / "gpt2", end=False)
+    assert data.prepare(data_config(path, **fields)).end_of_text is None
+
+
+def test_a_tokenizer_file_neither_truncates_nor_adds_tokens(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "b": 70_000}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.enable_truncation(max_length=8)
+    tokenizer.enable_padding(length=512)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "t.txt"
+    path.write_text("a b c\n" * 200)
+    fields = {"tokenizer": f"file:{tmp_path / 'tokenizer.json'}"}
+    tokens = data.prepare(data_config(path, **fields))
+    assert tokens.vocab_size == 70_001 == data.vocab_size_of(data_config(path, **fields))
+    assert tokens.train_N.dtype == np.uint32
+    assert tokens.end_of_text == 2
+    ids = [*tokens.train_N.tolist(), *tokens.held_out_N.tolist()]
+    assert Counter(token for token in ids if token != 2) == {0: 200, 70_000: 200, 3: 200}
+
+
+def test_a_hub_tokenizer(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt2_files(tmp_path / "gpt2")
+    source = tokenizer_module.open_tokenizer(f"gpt2-files:{tmp_path / 'gpt2'}")
+
+    class Hub:
+        @staticmethod
+        def from_pretrained(name: str) -> Any:
+            if name != "org/name":
+                raise OSError("cannot find\nthe requested files")
+            return source.loaded
+
+    monkeypatch.setattr(tokenizer_module, "Tokenizer", Hub)
+    assert data.vocab_size_of(data_config(corpus, tokenizer="hf:org/name")) is None
+    message = failure(corpus, tokenizer="hf:none")
+    assert "tokenizer hf:none: cannot find the requested files; check the name and the network" in message
+    assert data.prepare(data_config(corpus, tokenizer="hf:org/name")).vocab_size == 259
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("bpe:256", "expected bpe:SIZE with a SIZE from 257"),
+        ("bpe:2k", "expected bpe:SIZE"),
+        ("bpe:-300", "expected bpe:SIZE"),
+        ("bpe:9999999", "to 1048576, such as bpe:2048"),
+        ("bpe:" + "9" * 5000, "expected bpe:SIZE"),
+        ("bpe:", "names nothing after the scheme: expected bpe:SIZE, gpt2-files:DIR"),
+        ("bpe", "names nothing after the scheme"),
+        ("bpee:300", "unknown tokenizer 'bpee:300'; did you mean 'bpe'? expected"),
+        ("gpt2-file:x", "did you mean 'gpt2-files'?"),
+        ("word:300", "unknown tokenizer 'word:300': expected"),
+        ("bpe:50257", "tokenizer bpe:50257: the training text supports only "),
+        ("gpt2-files:none", "no vocab.json and no merges.txt in none"),
+        ("file:none.json", "tokenizer file:none.json: there is no file none.json"),
+    ],
+)
+def test_unusable_tokenizers(corpus: Path, spec: str, expected: str) -> None:
+    assert expected in failure(corpus, tokenizer=spec)
+
+
+def test_too_large_a_vocabulary_suggests_the_largest_possible(corpus: Path) -> None:
+    message = failure(corpus, tokenizer="bpe:50257")
+    supported = message.partition("use ")[2].partition(" ")[0]
+    assert data.prepare(data_config(corpus, tokenizer=supported)).vocab_size == int(supported[4:])
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "vocab_size", lambda tokenizer: 10)
+    assert "tokenizer bpe:300: gives token 299 beyond its vocabulary of 10" in failure(corpus)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges", "expected"),
+    [
+        ("{", None, "malformed vocab.json or merges.txt: Expecting"),
+        (None, "#version: 0.2\na\n", "malformed vocab.json or merges.txt"),
+        (None, "#version: 0.2\na zz\n", "malformed vocab.json or merges.txt"),
+        (None, b"\xff \xfe\n", "malformed vocab.json or merges.txt"),
+        ('{"a": 0, "b": 1}', "", "not byte-level BPE: vocab.json lacks 254 of the 256 byte symbols"),
+        ("[1]", "", "malformed vocab.json or merges.txt"),
+    ],
+)
+def test_malformed_gpt2_files(
+    tmp_path: Path, corpus: Path, vocabulary: str | None, merges: str | bytes | None, expected: str
+) -> None:
+    gpt2_files(tmp_path / "gpt2")
+    if vocabulary is not None:
+        (tmp_path / "gpt2" / "vocab.json").write_text(vocabulary)
+    if merges is not None:
+        content = merges if isinstance(merges, bytes) else merges.encode()
+        (tmp_path / "gpt2" / "merges.txt").write_bytes(content)
+    assert expected in failure(corpus, tokenizer=f"gpt2-files:{tmp_path / 'gpt2'}")
+
+
+def test_unusable_tokenizer_files(tmp_path: Path, corpus: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    assert f"tokenizer {path}: not a valid tokenizer.json" in failure(corpus, tokenizer=f"file:{path}")
+    path.write_bytes(b"\xff")
+    assert "not a valid tokenizer.json" in failure(corpus, tokenizer=f"file:{path}")
+    Tokenizer(models.BPE()).save(str(path))
+    assert "the vocabulary is empty" in failure(corpus, tokenizer=f"file:{path}")
+    Tokenizer(models.WordLevel({"a": 0}, "<unk>")).save(str(path))
+    assert "cannot encode the text" in failure(corpus, tokenizer=f"file:{path}")
+    assert f"did you mean 'file:{path}'?" in failure(corpus, tokenizer=str(path))
+    assert f"did you mean 'gpt2-files:{tmp_path}'?" in failure(corpus, tokenizer=str(tmp_path))
+    with pytest.raises(DataError, match="cannot read: No such file"):
+        data.load_tokenizer(tmp_path / "none.json")
+
+
+def test_a_training_process_that_dies_is_reported(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "bpe.py"
+    monkeypatch.setattr("bitnetctl.data.bpe.__file__", str(program))
+    program.write_text("raise MemoryError('too much')")
+    assert "bpe:300: its training ended with exit code 1: MemoryError: too much" in failure(corpus)
+    program.write_text("import os; os.kill(os.getpid(), 9)")
+    assert failure(corpus).endswith("its training ended with exit code -9")
+
+
+def test_a_training_process_writes_nothing_when_its_sender_has_died(tmp_path: Path) -> None:
+    path = tmp_path / "bpe.json"
+    file = io.BytesIO()
+    bpe.send([prose(200)], file)
+    for content, made in ((file.getvalue()[:-8], False), (file.getvalue(), True)):
+        command = [sys.executable, "-P", bpe.__file__, "270", str(path)]
+        done = subprocess.run(command, input=content, capture_output=True, check=False)
+        assert (done.returncode == 0, path.exists()) == (made, made)
+    assert path.read_text() == bpe.train_bpe(270, [prose(200)]).to_str(pretty=True)

@@ -1,0 +1,144 @@
+"""`check_contract` accepts a sound intervention and finds every kind of broken one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError
+from bitnetctl.intervention import Intervention, InterventionSettings
+from bitnetctl.testing import check_contract
+
+pytestmark = pytest.mark.usefixtures("fresh_registry")
+
+
+class Sound(Intervention):
+    """Keeps the contract."""
+
+    summary = "sound"
+
+    class Settings(InterventionSettings):
+        factor: float = 0.5
+
+    settings: Settings
+
+    def learning_rate(self, base: float, step: int, steps: int) -> float:
+        return base * self.settings.factor
+
+
+class LooseSettings(Sound):
+    class Settings(InterventionSettings, extra="ignore"):
+        factor: float = 0.5
+
+
+class Impure(Sound):
+    calls = 0
+
+    def learning_rate(self, base: float, step: int, steps: int) -> float:
+        self.calls += 1
+        return base / self.calls
+
+
+class Negative(Sound):
+    def weight_decay(self, base: float, step: int, steps: int) -> float:
+        return base - 1.0 * (step > 30)
+
+
+class NotFinite(Sound):
+    def learning_rate(self, base: float, step: int, steps: int) -> float:
+        return float("nan") if step == steps else base
+
+
+class Infinite(Sound):
+    def weight_decay(self, base: float, step: int, steps: int) -> float:
+        return float("inf") if step == steps else base
+
+
+class NoConfig(Sound):
+    def configure(self, config: RunConfig) -> RunConfig:
+        return config.model_dump()  # type: ignore[return-value]
+
+
+class BadConfig(Sound):
+    def configure(self, config: RunConfig) -> RunConfig:
+        return config.model_copy(update={"steps": -1})
+
+
+class Unsteady(Sound):
+    calls = 0
+
+    def configure(self, config: RunConfig) -> RunConfig:
+        type(self).calls += 1
+        return config.model_copy(update={"seed": self.calls})
+
+
+class Diverging(Sound):
+    def training_loss(self, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+        return logits_TV.sum() * torch.nan
+
+
+class Random(Sound):
+    generator = torch.Generator()
+
+    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.copy_(torch.randn(parameter.shape, generator=self.generator))
+
+
+class Overreaching(Sound):
+    """Writes to the parameters of other runs."""
+
+    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        weight = parameters["model.norm.weight"]
+        whole = torch.tensor([], dtype=weight.dtype).set_(weight.untyped_storage())
+        whole.mul_(1.5)
+
+
+class Unsaveable(Sound):
+    def state_dict(self) -> dict[str, Any]:
+        return {"sizes": (1, 2)}
+
+
+class Unrestorable(Sound):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        raise KeyError("steps")
+
+
+def test_a_sound_intervention_passes() -> None:
+    check_contract(Sound)
+    check_contract(Sound, {"factor": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "finding"),
+    [
+        (LooseSettings, "takes unknown keys"),
+        (Impure, "learning_rate is not a pure function of the step"),
+        (Negative, "weight_decay is negative or not finite"),
+        (NotFinite, "learning_rate is negative or not finite"),
+        (Infinite, "weight_decay is negative or not finite"),
+        (NoConfig, "configure returned dict"),
+        (BadConfig, "steps"),
+        (Unsteady, "configure returns different configs"),
+        (Diverging, "give values that are not finite"),
+        (Random, "gives different results"),
+        (Overreaching, "it changed .* of the baseline run in the same pack"),
+        (Unsaveable, "state_dict returned .*, which is not made of finite JSON values"),
+        (Unrestorable, "steps"),
+        (Intervention, "is not a subclass"),
+    ],
+)
+def test_a_broken_contract_is_found(kind: type[Intervention], finding: str) -> None:
+    with pytest.raises((AssertionError, ConfigError, ValueError, KeyError), match=finding):
+        check_contract(kind)
+
+
+def test_settings_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="factor"):
+        check_contract(Sound, {"factor": "much"})
+    with pytest.raises(AssertionError, match="negative"):
+        check_contract(Sound, {"factor": -1.0})
