@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from bitnetctl.data.sources import Progress, ProgressMeter, no_progress
 from bitnetctl.data.split import Block, SplitText
 from bitnetctl.data.tokenizer import TokenizerSource, end_of_text, open_tokenizer, vocab_size
 from bitnetctl.errors import DataError, one_line
-from bitnetctl.files import storage_errors, sync_folder
+from bitnetctl.files import remove, replacing, storage_errors, sync_folder, write_synced
 
 Tokens = npt.NDArray[np.uint16 | np.uint32]
 
@@ -162,41 +161,37 @@ def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
 def _build(
     folder: Path, text: SplitText, tokenizer_source: TokenizerSource, config: DataConfig, progress: Progress
 ) -> None:
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".aside-{secrets.token_hex(8)}"
+    with storage_errors(folder), replacing(folder) as temporary:
         temporary.mkdir()
         _sweep(folder.parent, temporary.stat().st_mtime)
-        try:
-            meter = ProgressMeter(progress, "training tokenizer", text.characters)
-            tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
-            content = tokenizer.to_str().encode()
-            tokenizer_file = _write(temporary / "tokenizer.json", content)
-            dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
-            with (
-                _TokenFile(temporary / "train.bin", dtype) as train,
-                _TokenFile(temporary / "held_out.bin", dtype) as held_out,
-            ):
-                _encode(text, tokenizer, tokenizer_source.spec, train, held_out, progress)
-                _check_lengths(train.count, held_out.count, config)
-                files = {"train.bin": train.finish(), "held_out.bin": held_out.finish()}
-            files["tokenizer.json"] = tokenizer_file
-            meta = _Meta(
-                format=_FORMAT,
-                dtype=dtype,
-                vocab_size=vocab_size(tokenizer),
-                end_of_text=end_of_text(tokenizer),
-                train_tokens=train.count,
-                held_out_tokens=held_out.count,
-                fingerprint=_fingerprint(files, dtype),
-                tokenizer_fingerprint=tokenizer_file.sha256,
-                files=files,
-            )
-            _write(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
-            sync_folder(temporary)
-            _publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        meter = ProgressMeter(progress, "training tokenizer", text.characters)
+        tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
+        tokenizer_file = _write(temporary / "tokenizer.json", tokenizer.to_str().encode())
+        dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
+        with (
+            _TokenFile(temporary / "train.bin", dtype) as train,
+            _TokenFile(temporary / "held_out.bin", dtype) as held_out,
+        ):
+            _encode(text, tokenizer, tokenizer_source.spec, train, held_out, progress)
+            _check_lengths(train.count, held_out.count, config)
+            files = {"train.bin": train.finish(), "held_out.bin": held_out.finish(), "tokenizer.json": tokenizer_file}
+        meta = _Meta(
+            format=_FORMAT,
+            dtype=dtype,
+            vocab_size=vocab_size(tokenizer),
+            end_of_text=end_of_text(tokenizer),
+            train_tokens=train.count,
+            held_out_tokens=held_out.count,
+            fingerprint=_fingerprint(files, dtype),
+            tokenizer_fingerprint=tokenizer_file.sha256,
+            files=files,
+        )
+        _write(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
+        sync_folder(temporary)
+        with contextlib.suppress(_DamagedError, FileNotFoundError):
+            _read_meta(folder)
+            # without locks, another process was first, with the same tokens
+            remove(temporary)
 
 
 def _encode(
@@ -259,10 +254,7 @@ def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) 
 
 
 def _write(path: Path, content: bytes) -> _File:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, content)
     return _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -270,27 +262,9 @@ def _fingerprint(files: dict[str, _File], dtype: str) -> str:
     return canonical_hash({"dtype": dtype, "files": {name: file.sha256 for name, file in files.items()}})
 
 
-def _publish(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        try:
-            _read_meta(folder)
-            return  # another process was first, with the same tokens
-        except (_DamagedError, FileNotFoundError):
-            trash = folder.parent / f".aside-{secrets.token_hex(8)}"
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(trash)
-            temporary.rename(folder)
-            shutil.rmtree(trash, ignore_errors=True)
-    sync_folder(folder.parent)
-
-
 def _sweep(folder: Path, now: float) -> None:
     """Delete what killed processes left; `now` is by the clock of the file system, which may not be ours."""
-    for temporary in folder.glob(".aside-*"):
+    for temporary in folder.glob(".*"):
         with contextlib.suppress(OSError):
             newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
             if now - newest > _STALE_SECONDS:

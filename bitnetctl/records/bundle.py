@@ -4,7 +4,6 @@ import itertools
 import json
 import lzma
 import re
-import secrets
 import shutil
 import zipfile
 import zlib
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bitnetctl.errors import RecordError
-from bitnetctl.files import storage_errors
+from bitnetctl.files import replacing, storage_errors
 from bitnetctl.records.run import Run
 
 MAX_FILES = 10_000
@@ -29,25 +28,21 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
 
     `criteria` are names and JSON texts. The old file stays until the new one is whole.
     """
-    # a name that nobody can foresee, and so nobody can have put a link there
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
-                taken: set[str] = set()
-                for run in runs:
-                    stem = _free(_plain(run.path.stem), taken)
-                    bundle.write(run.path, f"runs/{stem}.csv")
-                    manifest = run.path.with_suffix("") / "run.json"
-                    if manifest.is_file():
-                        bundle.write(manifest, f"runs/{stem}/run.json")
-                for name, text in criteria:
-                    bundle.writestr(f"criteria/{name}.json", text)
-                bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with (
+        storage_errors(path),
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle,
+    ):
+        taken: set[str] = set()
+        for run in runs:
+            stem = _free(_plain(run.path.stem), taken)
+            bundle.write(run.path, f"runs/{stem}.csv")
+            manifest = run.path.with_suffix("") / "run.json"
+            if manifest.is_file():
+                bundle.write(manifest, f"runs/{stem}/run.json")
+        for name, text in criteria:
+            bundle.writestr(f"criteria/{name}.json", text)
+        bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
 
 
 def read_bundle(path: Path, folder: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def test_a_damaged_cache_is_rebuilt_and_reported(corpus: Path, name: str, harm: 
     assert any(step.startswith("rebuilding the damaged token cache (") for step in steps)
     assert again.fingerprint == first.fingerprint
     assert (folder / name).read_bytes() == content
-    assert not list(folder.parent.glob(".aside-*"))
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_an_inconsistent_meta_json_is_damage(corpus: Path) -> None:
@@ -145,18 +145,18 @@ def test_without_locks_the_second_of_two_builds_uses_the_first(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    publish = store._publish
+    sync_folder = store.sync_folder
     inner: list[data.TokenData] = []
 
-    def slow_publish(temporary: Path, folder: Path) -> None:
-        if not inner:
-            monkeypatch.setattr(store, "_publish", publish)
-            inner.append(data.prepare(data_config(corpus)))
-            inode.append(folder.stat().st_ino)
-        publish(temporary, folder)
+    def slow_sync(folder: Path) -> None:
+        """Let another process finish just before this one does."""
+        monkeypatch.setattr(store, "sync_folder", sync_folder)
+        inner.append(data.prepare(data_config(corpus)))
+        inode.append(inner[0].tokenizer_path.parent.stat().st_ino)
+        sync_folder(folder)
 
     inode: list[int] = []
-    monkeypatch.setattr(store, "_publish", slow_publish)
+    monkeypatch.setattr(store, "sync_folder", slow_sync)
     tokens = data.prepare(data_config(corpus))
     assert tokens.fingerprint == inner[0].fingerprint
     assert tokens.tokenizer_path.parent.stat().st_ino == inode[0]
@@ -213,7 +213,7 @@ def test_leftovers_of_a_killed_process_block_nothing(corpus: Path, token_cache: 
     )
     killed = subprocess.run([sys.executable, "-c", program, f"file:{corpus}"], check=False)
     assert killed.returncode == -9
-    (temporary,) = token_cache.glob(".aside-*")
+    (temporary,) = token_cache.glob(".*")
     steps: list[str] = []
     # the dates of lock files do not matter: a process holds a lock
     for stamp in (0, 1 << 33):
