@@ -37,7 +37,7 @@ INSIDE = {
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
-    "verdict": ("outcome", "limits", "criteria", "run", "seeds", "judge", "__init__"),
+    "verdict": ("outcome", "limits", "checks", "criteria", "run", "seeds", "judge", "__init__"),
     "trainer": ("events checkpoint evaluate provenance", "artifacts", "loop resume", "session", "__init__"),
     "report": ("escape", "columns", "html trajectory markdown plots summary_csv junit", "terminal handoff", "__init__"),
     "sweeps": ("plan queue packing executors", "executor", "__init__"),

@@ -13,6 +13,7 @@ from bitnetctl.config.load import (
     parse_value,
     read_text,
     recipe_names,
+    split_arm,
     validation_line,
 )
 from bitnetctl.config.schema import (
@@ -57,5 +58,6 @@ __all__ = [
     "parse_value",
     "read_text",
     "recipe_names",
+    "split_arm",
     "validation_line",
 ]

@@ -1,4 +1,4 @@
-"""Figures that criteria may name, and the range in which each can fall at all."""
+"""Measures that criteria may name, and the range of each in a run."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from bitnetctl.verdict.outcome import format_value
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of a figure in one run, with its arithmetic in words; None is unknown.
+    """The range of a measure in one run; None is unknown, `why` explains where the bounds come from.
 
-    `empty` says why the figure has no meaning in this set-up, `damaged` why its range cannot be trusted.
+    `empty` explains why the measure has no meaning in this set-up, `damaged` why its range cannot be trusted.
     """
 
     low: float | None = None
@@ -26,7 +26,7 @@ class Limits:
 
 
 def value_at(run: Run, measure: str, index: int) -> float | None:
-    """Return a measure in one row: None is unknown, NaN and infinity are facts."""
+    """Return a measure in one row: None is unknown, NaN and infinity are values."""
     if measure in DERIVED:
         return DERIVED[measure][1](run.row(index))
     return run.column(measure)[index]
@@ -38,9 +38,9 @@ def values(run: Run, measure: str) -> list[float | None]:
 
 
 def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
-    """Return the median of the last evaluations of the run or of stage 1, the untrained one at step 1 left out.
+    """Return the median of the last evaluations of the run or of stage 1, without the untrained model at step 1.
 
-    Unknown where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
+    None where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
     """
     until = run.final_step if at == "end" else run.boundary_step
     if until is None:
@@ -82,7 +82,7 @@ def limits(run: Run, measure: str) -> Limits:
 
 
 def _constant(run: Run, column: str) -> float | None:
-    """Return the least value of a column that is the same in every row of a sound file; not finite wins."""
+    """Return the value of a column that should be constant: the first that is not finite, else the least."""
     known = [value for value in run.column(column) if value is not None]
     broken = [value for value in known if not math.isfinite(value)]
     return broken[0] if broken else min(known, default=None)
