@@ -1,28 +1,8 @@
-"""Criteria as data: what a TOML file may declare, and how it is read.
+"""Criteria as data: what a TOML file may declare, and how it is read (examples in docs/criteria.md).
 
-A file is a list of checks, each a `kind` with its parameters, and a rule for seeds:
-
-    title = "More than 100 distinct predictions, three seeds"
-
-    [seeds]
-    rule = "share"            # or "every"
-    min_seeds = 3
-
-    [[checks]]
-    kind = "finite"           # required: a crash or a NaN refutes
-
-    [[checks]]
-    kind = "finished"         # required: an unfinished run decides nothing
-
-    [[checks]]
-    kind = "level"
-    measure = "UniquePredictions"
-    last = 3
-    supported_above = 100
-    refuted_below = 20
-
-The kinds and their fields are the classes in `bitnetctl.verdict.checks`; measures are the CSV's columns and `Skill`,
-`DiversityRatio` and `Coverage`. A run is supported when every check that applies supports it.
+A file is a list of checks, each a `kind` with its parameters, and a rule for seeds. The kinds and their fields are the
+classes in `bitnetctl.verdict.checks`; measures are the CSV's columns and `Skill`, `DiversityRatio` and `Coverage`. A
+run is supported when every check that applies supports it.
 """
 
 from collections.abc import Mapping, Sequence

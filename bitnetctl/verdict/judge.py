@@ -169,7 +169,7 @@ def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps
     """Explain in what the evidence differs from what the criteria require."""
     declared, required = criteria.finished.min_steps, criteria.finished.required_steps(requested_steps)
     if declared is not None and required is not None and required < declared:
-        yield f"judged at {required:,} steps instead of {criteria.name}'s {declared:,}: scaled replica"
+        yield f"judged at {required:,} steps instead of {criteria.name}'s {declared:,}: a scaled-down replication"
     sizes = sorted({run.size for level in criteria.evidence for run in level.runs})
     if sizes and finished and not any(run.size in sizes for run in finished):
         yield f"none of the sizes that {criteria.name} names ({', '.join(map(str, sizes))}) is judged"

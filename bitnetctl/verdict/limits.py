@@ -72,13 +72,12 @@ def limits(run: Run, measure: str) -> Limits:
     if positions is None:
         return Limits()
     probe = f"{format_value(positions)} probe positions"
-    if measure == "TopShare":
-        return Limits(1 / positions, 1, probe)
-    if measure == "EffectiveVocab":
-        return Limits(1, positions, probe)
-    if measure == "ContextInformation":
-        return Limits(0, math.log(positions), f"ln of {probe}")
-    return Limits()
+    by_positions = {
+        "TopShare": Limits(1 / positions, 1, probe),
+        "EffectiveVocab": Limits(1, positions, probe),
+        "ContextInformation": Limits(0, math.log(positions), f"ln of {probe}"),
+    }
+    return by_positions.get(measure, Limits())
 
 
 def _constant(run: Run, column: str) -> float | None:
@@ -93,19 +92,12 @@ def _unique_limits(run: Run) -> Limits:
         return Limits()
     ceiling, inferred = run.ceiling
     seen = [value for value in run.column("UniquePredictions") if value is not None and math.isfinite(value)]
+    most = max(seen, default=0)
     if inferred:
         # a value above it shows that the first row was no ceiling
-        if max(seen, default=0) > ceiling:
-            return Limits()
-        return Limits(0, ceiling, "inferred from step 1", inferred=True)
-    if max(seen, default=0) > ceiling:
-        return Limits(
-            0,
-            ceiling,
-            "ProbePositions",
-            damaged=f"{format_value(max(seen))} distinct of {format_value(ceiling)} ProbePositions",
-        )
-    return Limits(0, ceiling, "ProbePositions")
+        return Limits() if most > ceiling else Limits(0, ceiling, "inferred from step 1", inferred=True)
+    damaged = f"{format_value(most)} distinct of {format_value(ceiling)} ProbePositions" if most > ceiling else None
+    return Limits(0, ceiling, "ProbePositions", damaged=damaged)
 
 
 def _skill_limits(run: Run) -> Limits:

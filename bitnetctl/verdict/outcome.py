@@ -56,10 +56,6 @@ class CheckResult:
     supports: str | None = None
     refutes: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        return {name: plain(value) for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedRun:
@@ -98,10 +94,6 @@ class RunVerdict:
     ceiling: float | None
     ceiling_inferred: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        return {name: plain(value) for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -125,26 +117,22 @@ class Verdict:
     confidence: str = ""
     statistics: tuple[Mapping[str, Any], ...] = ()
 
-    @property
-    def decisive(self) -> tuple[CheckResult, ...]:
-        """Results that share the verdict's outcome."""
-        return tuple(result for result in self.results if result.outcome is self.outcome)
-
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: NaN and infinity as text, unknown as null."""
-        return {
-            "verdict": self.outcome.value,
+        tree: dict[str, Any] = {
+            "verdict": self.outcome,
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
             "evidence": self.evidence,
             "confidence": self.confidence,
-            "sizes": [{"size": size, "verdict": outcome.value} for size, outcome in self.sizes.items()],
-            "runs": [run.to_json() for run in self.runs],
-            "checks": [result.to_json() for result in self.results],
-            "reasons": list(self.reasons),
-            "notes": list(self.notes),
-            "statistics": plain(self.statistics),
+            "sizes": [{"size": size, "verdict": outcome} for size, outcome in self.sizes.items()],
+            "runs": [vars(run) for run in self.runs],
+            "checks": [vars(result) for result in self.results],
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "statistics": self.statistics,
         }
+        return {name: plain(value) for name, value in tree.items()}
 
 
 def plain(value: Any) -> Any:
@@ -201,7 +189,7 @@ def _disagreement(verdicts: Sequence[Verdict]) -> str:
     ]
     outcome = strictest(verdict.outcome for verdict in verdicts)
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
-    ours = _measures(strict.decisive)
+    ours = _measures(result for result in strict.results if result.outcome is outcome)
     seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
     unseen = [measure for measure in ours if measure not in seen]
     text = f"the criteria disagree: {', '.join(descriptions)}"
@@ -211,5 +199,5 @@ def _disagreement(verdicts: Sequence[Verdict]) -> str:
     return text
 
 
-def _measures(results: Sequence[CheckResult]) -> list[str]:
+def _measures(results: Iterable[CheckResult]) -> list[str]:
     return list(dict.fromkeys(result.measure for result in results if result.measure is not None))

@@ -125,13 +125,11 @@ def _missing_seeds(runs: Sequence[Run], seeds: Sequence[int] | None) -> Iterator
 
 
 def _mixed_settings(runs: Sequence[Run]) -> Iterator[CheckResult]:
-    for other in runs[1:]:
-        differing = differing_settings(runs[0], other)
-        if differing:
-            text = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in list(differing.items())[:3])
-            reason = f"runs of different settings are no seeds of one arm: {text}"
-            yield CheckResult(check="settings", outcome=Outcome.INVALID, reason=reason)
-            return
+    differing = next(filter(None, (differing_settings(runs[0], other) for other in runs[1:])), None)
+    if differing:
+        text = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in list(differing.items())[:3])
+        reason = f"runs of different settings are no seeds of one arm: {text}"
+        yield CheckResult(check="settings", outcome=Outcome.INVALID, reason=reason)
 
 
 def _seed_numbers(runs: Sequence[Run], rule: SeedRule) -> Iterator[CheckResult]:
@@ -160,7 +158,9 @@ def _bounds(runs: Sequence[Run], criteria: Criteria, levels: Mapping[str, Statis
             outcome=Outcome.SUPPORTED if supported else Outcome.INCONCLUSIVE,
             reason=f"{check.label}: {reason}",
             value=bound,
-            **check.condition,
+            measure=check.measure,
+            supports=check.supports,
+            refutes=check.refutes,
         )
 
 

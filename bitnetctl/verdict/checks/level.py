@@ -31,8 +31,8 @@ class ProbeCheck(Check):
             sizes.append(f"{column} {format_value(size)}")
             if size < least:
                 reason = f"{column} {format_value(size)} is less than {least:,}: too small a probe to tell"
-                return Finding(outcome=Outcome.INVALID, reason=reason, value=size)
-        return Finding(outcome=Outcome.SUPPORTED, reason=", ".join(sizes))
+                return Finding(Outcome.INVALID, reason, size)
+        return Finding(Outcome.SUPPORTED, ", ".join(sizes))
 
 
 class LevelCheck(ThresholdCheck):
@@ -48,15 +48,12 @@ class LevelCheck(ThresholdCheck):
         """Return why the supporting threshold cannot be met in this run, None where it can as far as is known."""
         reach = limits(run, self.measure)
         if reach.empty is not None:
-            return Finding(outcome=Outcome.INVALID, reason=reach.empty)
+            return Finding(Outcome.INVALID, reach.empty)
         best = reach.high if self.higher_is_better else reach.low
         if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
             side = "most" if self.higher_is_better else "least"
-            return Finding(
-                outcome=Outcome.INVALID,
-                reason=f"{self.measure} {self.supports} of at {side} {format_value(best)} ({reach.why}) cannot be met",
-                value=last_median(run, self.measure, self.last, self.at),
-            )
+            reason = f"{self.measure} {self.supports} of at {side} {format_value(best)} ({reach.why}) cannot be met"
+            return Finding(Outcome.INVALID, reason, last_median(run, self.measure, self.last, self.at))
         return None if reach.damaged is None else unknown(reach.damaged)
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
@@ -64,9 +61,8 @@ class LevelCheck(ThresholdCheck):
         value = last_median(run, self.measure, self.last, self.at)
         name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
         if value is None:
-            return unknown(
-                f"{name} is unknown in the last {self.last} evaluations" if self.last > 1 else f"{name} is unknown"
-            )
+            evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
+            return unknown(f"{name} is unknown{evaluations}")
         reach = limits(run, self.measure)
         slack = _TOLERANCE * max(1.0, abs(value))
         above = reach.high is not None and value > reach.high + slack

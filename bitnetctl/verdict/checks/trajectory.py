@@ -59,14 +59,11 @@ class RecoveryCheck(TrajectoryCheck):
         before, after = first[-1], second[0]
         change = f"{self.measure} {format_value(before)} → {format_value(after)} at step {boundary:,}"
         if not before < self.collapsed_below:
-            outcome = Outcome.SUPPORTED
             reason = f"{self.measure} {format_value(before)} at step {boundary:,}: nothing to recover from"
-        elif after >= self.factor * before and after > before:
-            outcome, reason = Outcome.SUPPORTED, f"{change}: recovered"
-        else:
-            outcome = Outcome(self.otherwise)
-            reason = f"{change}: no recovery, less than {self.factor:g} times"
-        return Finding(outcome=outcome, reason=reason, value=after)
+            return Finding(Outcome.SUPPORTED, reason, after)
+        if after >= self.factor * before and after > before:
+            return Finding(Outcome.SUPPORTED, f"{change}: recovered", after)
+        return Finding(Outcome(self.otherwise), f"{change}: no recovery, less than {self.factor:g} times", after)
 
 
 class LastingCheck(TrajectoryCheck):
@@ -84,8 +81,8 @@ class LastingCheck(TrajectoryCheck):
         final, middle = known[-1], median(known)
         reason = f"{self.measure} {format_value(final)} at the end, median {format_value(middle)} in stage 2"
         if final < self.share * middle:
-            return Finding(outcome=Outcome(self.otherwise), reason=f"temporary recovery: {reason}", value=final)
-        return Finding(outcome=Outcome.SUPPORTED, reason=reason, value=final)
+            return Finding(Outcome(self.otherwise), f"temporary recovery: {reason}", final)
+        return Finding(Outcome.SUPPORTED, reason, final)
 
 
 class SteadyCheck(TrajectoryCheck):
@@ -102,10 +99,9 @@ class SteadyCheck(TrajectoryCheck):
         course = "→".join(format_value(value) for value in extremes[:12]) or "level"
         if turns >= self.reversals:
             reason = f"erratic: {turns} reversals by a factor of {self.factor:g} or more in stage 2 ({course})"
-            return Finding(outcome=Outcome(self.otherwise), reason=reason, value=turns)
-        return self.gaps(second) or Finding(
-            outcome=Outcome.SUPPORTED, reason=f"{turns} reversals in stage 2 ({course})", value=turns
-        )
+            return Finding(Outcome(self.otherwise), reason, turns)
+        reason = f"{turns} reversals in stage 2 ({course})"
+        return self.gaps(second) or Finding(Outcome.SUPPORTED, reason, turns)
 
 
 def swings(values: Sequence[float], factor: float) -> list[float]:

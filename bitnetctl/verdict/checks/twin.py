@@ -36,7 +36,7 @@ class TwinCheck(ThresholdCheck):
         name = f"the twin with {self.intervention}"
         if checked.outcome in (Outcome.REFUTED, Outcome.INVALID):
             why = next(result.reason for result in checked.results if result.outcome is checked.outcome)
-            return Finding(outcome=Outcome.INVALID, reason=f"{name} fails as well ({why}): the set-up is at fault")
+            return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the set-up is at fault")
         own, other = (last_median(one, self.measure, self.last) for one in (run, twin))
         if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
             return unknown(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
