@@ -334,7 +334,7 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     assert "| 256 | 0 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 60 · 4.70 | finished |" in lines
     assert "| 256 | 1 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 6 · 4.70 | failed |" in lines
     assert "### origin: refuted" in lines
-    assert "- hidden 256, seed 1: crashed after step 0: disk \\| &lt;full>" in lines
+    assert "- hidden 256, seed 1: crashed after step 20,000: disk \\| &lt;full>" in lines
     assert any(line.startswith("Confidence: ") and "1 of 2 seeds failed" in line for line in lines)
     assert "Evidence: minimum" in lines
     assert lines[-1].startswith("Next: find the cause")

@@ -17,7 +17,7 @@ _FREE = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe
 
 
 class TwinCheck(ThresholdCheck):
-    """The measure minus that of the twin: the run of the same size, seed and steps that has `intervention` besides.
+    """The measure minus that of the twin: the run of the same size, seed and steps that also has `intervention`.
 
     A run without a twin is not checked. A twin that fails the other checks makes the verdict invalid, since the set-up
     is at fault; the thresholds are for the difference, run minus twin.
