@@ -32,11 +32,6 @@ def value_at(run: Run, measure: str, index: int) -> float | None:
     return run.column(measure)[index]
 
 
-def values(run: Run, measure: str) -> list[float | None]:
-    """Return a measure in every row."""
-    return [value_at(run, measure, index) for index in range(len(run.steps))]
-
-
 def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
     """Return the median of the last evaluations of the run or of stage 1, without the untrained model at step 1.
 

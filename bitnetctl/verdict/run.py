@@ -32,9 +32,7 @@ def check_run(
         return CheckedRun(run=run, completion=completion, others=())
     completed = all(result.outcome is Outcome.SUPPORTED for result in completion)
     others = []
-    for check in criteria.checks:
-        if check.about_completion:
-            continue
+    for check in (check for check in criteria.checks if not check.about_completion):
         finding = check.judge_setup(run)
         if finding is None and completed:
             finding = check.judge(run, context)

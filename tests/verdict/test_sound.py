@@ -195,8 +195,8 @@ def test_a_twin_differs_in_nothing_else(tmp_path: Path, arm: str, twin: str, is_
 
 @pytest.mark.parametrize("changes", [{"size": 512}, {"seed": 1}, {"steps": 10_000}, {"name": "twin.csv"}])
 def test_a_twin_has_the_same_size_seed_and_steps(tmp_path: Path, changes: dict[str, Any]) -> None:
-    run = healthy_run(tmp_path, 0)
-    other = healthy_run(tmp_path, **{"seed": 0, "arm": "full-precision", "HeldOutLoss": 4.6} | changes)
+    options: dict[str, Any] = {"seed": 0, "arm": "full-precision", "HeldOutLoss": 4.6}
+    run, other = healthy_run(tmp_path, 0), healthy_run(tmp_path, **options | changes)
     assert not twin_gaps(judge([run], SOUND, twins=[run, other]))
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from bitnetctl.config import Fraction, Positive, PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Otherwise, unknown
-from bitnetctl.verdict.limits import values
+from bitnetctl.verdict.limits import value_at
 from bitnetctl.verdict.outcome import Outcome, format_value
 
 Factor = Annotated[float, Field(gt=1.0)]
@@ -19,14 +19,12 @@ Values = Sequence[float | None]
 class TrajectoryCheck(MeasuredCheck):
     """A check of a measure in stage 1, without the untrained model at step 1, and in stage 2."""
 
-    otherwise: Otherwise = "refuted"
-
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Split the evaluations at the boundary of the stages and judge both parts."""
         boundary = run.boundary_step
         if boundary is None:
             return unknown("the boundary of the stages is unknown: WD never changes and no plan is known")
-        rows = list(zip(run.steps.tolist(), values(run, self.measure), strict=True))
+        rows = [(step, value_at(run, self.measure, index)) for index, step in enumerate(run.steps.tolist())]
         first = [value for step, value in rows if 1 < step <= boundary]
         second = [value for step, value in rows if step > boundary]
         return self.judge_stages(first, second, boundary)
@@ -71,6 +69,7 @@ class LastingCheck(TrajectoryCheck):
 
     kind: Literal["lasting"] = "lasting"
     share: Fraction = 0.5
+    otherwise: Otherwise = "refuted"
 
     def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
         """Compare the last evaluation with the median of stage 2."""
@@ -91,6 +90,7 @@ class SteadyCheck(TrajectoryCheck):
     kind: Literal["steady"] = "steady"
     factor: Factor = 2.0
     reversals: PositiveInt = 3
+    otherwise: Otherwise = "refuted"
 
     def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
         """Count the turns within stage 2; a missing value could only hide one."""
