@@ -11,6 +11,7 @@ from bitnetctl.config.load import (
     parse_value,
     read_toml,
     recipe_names,
+    split_arm,
     validation_line,
 )
 from bitnetctl.config.schema import (
@@ -53,5 +54,6 @@ __all__ = [
     "parse_value",
     "read_toml",
     "recipe_names",
+    "split_arm",
     "validation_line",
 ]

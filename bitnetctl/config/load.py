@@ -102,10 +102,15 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
     """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention. Raises ConfigError."""
+    return tuple(map(_parse_intervention, split_arm(text)))
+
+
+def split_arm(text: str) -> list[str]:
+    """Split `a:x=1,y=2+b` into the texts of its interventions; `baseline` or an empty text has none."""
     if text.strip() in ("", "baseline"):
-        return ()
+        return []
     # a plus sign in front of a letter joins interventions; one in `1e+3` does not
-    return tuple(_parse_intervention(part.strip()) for part in re.split(r"\+(?=\s*[A-Za-z])", text))
+    return [part.strip() for part in re.split(r"\+(?=\s*[A-Za-z])", text)]
 
 
 def _parse_intervention(text: str) -> InterventionSpec:

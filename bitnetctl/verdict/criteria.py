@@ -1,40 +1,18 @@
-"""Criteria as data: what a TOML file may declare, and how it is read.
+"""Criteria as data: what a TOML file may declare, and how it is read (examples in docs/criteria.md).
 
-A file is a list of checks, each a `kind` with its parameters, and a rule for seeds:
-
-    title = "More than 100 distinct predictions, three seeds"
-
-    [seeds]
-    rule = "share"            # or "every"
-    min_seeds = 3
-
-    [[checks]]
-    kind = "finite"           # required: a crash or a NaN refutes
-
-    [[checks]]
-    kind = "finished"         # required: an unfinished run decides nothing
-
-    [[checks]]
-    kind = "level"
-    measure = "UniquePredictions"
-    last = 3
-    supported_above = 100
-    refuted_below = 20
-
-The kinds and their fields are the classes below; measures are the CSV's columns and `Skill`, `DiversityRatio` and
-`Coverage`. A run is supported when every check that applies supports it.
+A file is a list of checks, each a `kind` with its parameters, and a rule for seeds. The kinds and their fields are the
+classes in `bitnetctl.verdict.checks`; measures are the CSV's columns and `Skill`, `DiversityRatio` and `Coverage`. A
+run is supported when every check that applies supports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bitnetctl.config import (
-    Fraction,
     Frozen,
-    Positive,
     PositiveInt,
     builtin_names,
     canonical_hash,
@@ -43,205 +21,23 @@ from bitnetctl.config import (
     validation_line,
 )
 from bitnetctl.errors import ConfigError
-from bitnetctl.records import NAMES
-from bitnetctl.records.metrics import MEASURES
-from bitnetctl.verdict.outcome import Outcome, format_value
+from bitnetctl.records import Run
+from bitnetctl.verdict.checks.base import Check, MeasuredCheck
+from bitnetctl.verdict.checks.completion import FinishedCheck, FiniteCheck
+from bitnetctl.verdict.checks.level import LevelCheck, ProbeCheck
+from bitnetctl.verdict.checks.trajectory import LastingCheck, RecoveryCheck, SteadyCheck
+from bitnetctl.verdict.checks.twin import TwinCheck
 
-Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
-
-
-class _Check(Frozen):
-    """What every check has: a name for tables, by default its kind and measure."""
-
-    kind: str
-    name: str = Field("", description="shown in tables and reasons")
-
-    @property
-    def label(self) -> str:
-        """Name, or kind and measure."""
-        return self.name or " ".join(text for text in (self.kind, getattr(self, "measure", "")) if text)
-
-
-class _Measured(_Check):
-    """A check of one measure."""
-
-    measure: str
-
-    @field_validator("measure")
-    @classmethod
-    def _check_measure(cls, value: str) -> str:
-        if value not in MEASURES:
-            raise ValueError(
-                f"measure: unknown {value!r}{near_miss(value, MEASURES) or '; known: ' + ', '.join(MEASURES)}"
-            )
-        return value
-
-
-class _Threshold(_Measured):
-    """Two thresholds, both strict, with what lies between them inconclusive.
-
-    Larger is better: `supported_above` and `refuted_below`. Smaller is better: `supported_below`, `refuted_above`.
-    The figure is the median of the `last` evaluations, the untrained one at step 1 left out.
-    """
-
-    last: PositiveInt = 1
-    supported_above: float | None = None
-    refuted_below: float | None = None
-    supported_below: float | None = None
-    refuted_above: float | None = None
-
-    @model_validator(mode="after")
-    def _check_thresholds(self) -> Self:
-        rising = (self.supported_above, self.refuted_below)
-        falling = (self.supported_below, self.refuted_above)
-        pairs = [pair for pair in (rising, falling) if pair != (None, None)]
-        if len(pairs) != 1 or None in pairs[0]:
-            raise ValueError("give supported_above and refuted_below, or supported_below and refuted_above")
-        if not self.higher_is_better and self.refuting < self.supporting:
-            raise ValueError(f"refuted_above {self.refuting:g} is less than supported_below {self.supporting:g}")
-        if self.higher_is_better and self.refuting > self.supporting:
-            raise ValueError(f"refuted_below {self.refuting:g} is more than supported_above {self.supporting:g}")
-        return self
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Which way the thresholds point."""
-        return self.supported_above is not None
-
-    @property
-    def supporting(self) -> float:
-        """The threshold on the good side."""
-        return _given(self.supported_above, self.supported_below)
-
-    @property
-    def refuting(self) -> float:
-        """The threshold on the bad side."""
-        return _given(self.refuted_below, self.refuted_above)
-
-    @property
-    def supports(self) -> str:
-        """The supporting condition in signs, such as `> 50`."""
-        return f"{'>' if self.higher_is_better else '<'} {format_value(self.supporting)}"
-
-    @property
-    def refutes(self) -> str:
-        """The refuting condition in signs, such as `< 10`."""
-        return f"{'<' if self.higher_is_better else '>'} {format_value(self.refuting)}"
-
-    def outcome(self, figure: float) -> Outcome:
-        """Compare a finite figure with both thresholds."""
-        sign = 1 if self.higher_is_better else -1
-        if sign * figure > sign * self.supporting:
-            return Outcome.SUPPORTED
-        return Outcome.REFUTED if sign * figure < sign * self.refuting else Outcome.INCONCLUSIVE
-
-
-class FiniteCheck(_Check):
-    """A crash by the manifest refutes, and so do NaN and infinity in a loss, UniquePredictions or one of `columns`.
-
-    An unknown cell of `columns` is inconclusive.
-    """
-
-    kind: Literal["finite"] = "finite"
-    columns: tuple[str, ...] = Field(("Loss", "UniquePredictions"), min_length=1)
-
-    @field_validator("columns")
-    @classmethod
-    def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in NAMES[1:]:
-                raise ValueError(f"columns: unknown {name!r}{_hint(name)}")
-        return value
-
-
-class FinishedCheck(_Check):
-    """A run that is torn, short of its plan or short of `min_steps` is inconclusive, and no level is judged on it.
-
-    Whoever asks for other steps explicitly is judged at those, with a note. Without `min_steps` the plan must be known
-    from the manifest or the file's name, or steps asked for.
-    """
-
-    kind: Literal["finished"] = "finished"
-    min_steps: PositiveInt | None = None
-
-
-class ProbeCheck(_Check):
-    """A probe too small to tell health from collapse makes the verdict invalid; an unknown one is inconclusive."""
-
-    kind: Literal["probe"] = "probe"
-    min_positions: PositiveInt = 1024
-    min_bigram_unique: PositiveInt = 1
-
-
-class LevelCheck(_Threshold):
-    """A measure against two thresholds, at the end or at the end of stage 1 (`at = "boundary"`).
-
-    A supporting threshold that cannot be reached makes the verdict invalid.
-    """
-
-    kind: Literal["level"] = "level"
-    at: Literal["end", "boundary"] = "end"
-
-
-class RecoveryCheck(_Measured):
-    """The first evaluation of stage 2 must be at least `factor` times the last of stage 1, where that is below
-    `collapsed_below`; a run that stage 1 did not collapse has nothing to recover from."""
-
-    kind: Literal["recovery"] = "recovery"
-    collapsed_below: Positive
-    factor: Annotated[float, Field(gt=1.0)] = 2.0
-    otherwise: Otherwise = "inconclusive"
-
-
-class LastingCheck(_Measured):
-    """The last evaluation must be at least `share` of the median of stage 2."""
-
-    kind: Literal["lasting"] = "lasting"
-    share: Fraction = 0.5
-    otherwise: Otherwise = "refuted"
-
-
-class SteadyCheck(_Measured):
-    """Stage 2 must have fewer than `reversals` turns between extremes that differ by at least `factor`."""
-
-    kind: Literal["steady"] = "steady"
-    factor: Annotated[float, Field(gt=1.0)] = 2.0
-    reversals: PositiveInt = 3
-    otherwise: Otherwise = "refuted"
-
-
-class TwinCheck(_Threshold):
-    """The measure minus that of the twin: the run of the same size, seed and steps that has `intervention` besides.
-
-    A run without a twin is not checked. A twin that fails the other checks makes the verdict invalid, since the set-up
-    is at fault; the thresholds are for the difference, run minus twin.
-    """
-
-    kind: Literal["twin"] = "twin"
-    measure: str = "HeldOutLoss"
-    intervention: Annotated[str, Field(min_length=1)]
-
-
-Check: TypeAlias = (
+AnyCheck: TypeAlias = (
     FiniteCheck | FinishedCheck | ProbeCheck | LevelCheck | RecoveryCheck | LastingCheck | SteadyCheck | TwinCheck
 )
-_CLASSES: tuple[type[Check], ...] = (
-    FiniteCheck,
-    FinishedCheck,
-    ProbeCheck,
-    LevelCheck,
-    RecoveryCheck,
-    LastingCheck,
-    SteadyCheck,
-    TwinCheck,
-)
 CheckT = TypeVar("CheckT", bound=Check)
-KINDS: Mapping[str, type[Check]] = {cls.model_fields["kind"].default: cls for cls in _CLASSES}
+KINDS: Mapping[str, type[AnyCheck]] = {cls.model_fields["kind"].default: cls for cls in get_args(AnyCheck)}
 """Every kind of check by its name."""
 
 
 class SeedRule(Frozen):
-    """How the seeds of one size make one outcome.
+    """How the outcomes of all seeds of one size become one outcome.
 
     `every`: the strictest seed decides. `share`: refuted when at least `refuted_share` of the seeds fail; supported
     when every seed supports, there are `min_seeds`, and for each level the one-sided Student-t bound of the mean over
@@ -259,9 +55,14 @@ class SeedRule(Frozen):
             raise ValueError('seeds.min_seeds: a bound over seeds (rule = "share") takes at least 2')
         return self
 
+    @property
+    def over_seeds(self) -> bool:
+        """Whether statistics over seeds decide, and not the strictest seed alone."""
+        return self.rule == "share"
+
 
 class EvidenceRun(Frozen):
-    """A run that a level of evidence asks for."""
+    """A run that a level of evidence requires."""
 
     size: PositiveInt
     steps: PositiveInt
@@ -273,6 +74,13 @@ class EvidenceLevel(Frozen):
     level: Annotated[str, Field(min_length=1)]
     runs: tuple[EvidenceRun, ...] = Field(min_length=1)
 
+    def is_reached(self, finished: Sequence[Run]) -> bool:
+        """Whether the finished runs include every one that this level requires."""
+        return all(
+            any(run.size == required.size and run.final_step >= required.steps for run in finished)
+            for required in self.runs
+        )
+
 
 class Criteria(Frozen):
     """Declared criteria; `name` is the file's and decides nothing."""
@@ -282,7 +90,7 @@ class Criteria(Frozen):
     name: str = "custom"
     title: str = ""
     seeds: SeedRule = SeedRule()
-    checks: tuple[Check, ...] = Field(min_length=1)
+    checks: tuple[AnyCheck, ...] = Field(min_length=1)
     evidence: tuple[EvidenceLevel, ...] = ()
 
     @model_validator(mode="after")
@@ -304,13 +112,13 @@ class Criteria(Frozen):
 
     @property
     def finished(self) -> FinishedCheck:
-        """The one check that says when a run is finished."""
+        """The one check that decides whether a run is finished."""
         return self.of_kind(FinishedCheck)[0]
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Every measure that decides, without repeats."""
-        return tuple(dict.fromkeys(check.measure for check in self.checks if isinstance(check, _Measured)))
+        return tuple(dict.fromkeys(check.measure for check in self.checks if isinstance(check, MeasuredCheck)))
 
     @property
     def hash(self) -> str:
@@ -348,7 +156,7 @@ def parse_criteria(tree: Mapping[str, Any], *, name: str = "custom", source: str
         raise ConfigError(f"{source}: {validation_line(error, Criteria)}") from error
 
 
-def _parse_check(tree: Any, source: str) -> Check:
+def _parse_check(tree: Any, source: str) -> AnyCheck:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected a table, got {tree!r}")
     kind = tree.get("kind")
@@ -359,14 +167,3 @@ def _parse_check(tree: Any, source: str) -> Check:
         return KINDS[kind].model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source} ({kind}): {validation_line(error, KINDS[kind])}") from error
-
-
-def _hint(measure: str) -> str:
-    return near_miss(measure, MEASURES) or f"; known: {', '.join(MEASURES)}"
-
-
-def _given(first: float | None, second: float | None) -> float:
-    if first is not None:
-        return first
-    assert second is not None, "validated"
-    return second

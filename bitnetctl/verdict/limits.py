@@ -1,4 +1,4 @@
-"""Figures that criteria may name, and the range in which each can fall at all."""
+"""Measures that criteria may name, and the range of each in a run."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from bitnetctl.verdict.outcome import format_value
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of a figure in one run, with its arithmetic in words; None is unknown.
+    """The range of a measure in one run; None is unknown, `why` explains where the bounds come from.
 
-    `empty` says why the figure has no meaning in this set-up, `damaged` why its range cannot be trusted.
+    `empty` explains why the measure has no meaning in this set-up, `damaged` why its range cannot be trusted.
     """
 
     low: float | None = None
@@ -26,21 +26,16 @@ class Limits:
 
 
 def value_at(run: Run, measure: str, index: int) -> float | None:
-    """Return a measure in one row: None is unknown, NaN and infinity are facts."""
+    """Return a measure in one row: None is unknown, NaN and infinity are values."""
     if measure in DERIVED:
         return DERIVED[measure][1](run.row(index))
     return run.column(measure)[index]
 
 
-def values(run: Run, measure: str) -> list[float | None]:
-    """Return a measure in every row."""
-    return [value_at(run, measure, index) for index in range(len(run.steps))]
-
-
 def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
-    """Return the median of the last evaluations of the run or of stage 1, the untrained one at step 1 left out.
+    """Return the median of the last evaluations of the run or of stage 1, without the untrained model at step 1.
 
-    Unknown where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
+    None where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
     """
     until = run.final_step if at == "end" else run.boundary_step
     if until is None:
@@ -72,17 +67,16 @@ def limits(run: Run, measure: str) -> Limits:
     if positions is None:
         return Limits()
     probe = f"{format_value(positions)} probe positions"
-    if measure == "TopShare":
-        return Limits(1 / positions, 1, probe)
-    if measure == "EffectiveVocab":
-        return Limits(1, positions, probe)
-    if measure == "ContextInformation":
-        return Limits(0, math.log(positions), f"ln of {probe}")
-    return Limits()
+    by_positions = {
+        "TopShare": Limits(1 / positions, 1, probe),
+        "EffectiveVocab": Limits(1, positions, probe),
+        "ContextInformation": Limits(0, math.log(positions), f"ln of {probe}"),
+    }
+    return by_positions.get(measure, Limits())
 
 
 def _constant(run: Run, column: str) -> float | None:
-    """Return the least value of a column that is the same in every row of a sound file; not finite wins."""
+    """Return the value of a column that should be constant: the first that is not finite, else the least."""
     known = [value for value in run.column(column) if value is not None]
     broken = [value for value in known if not math.isfinite(value)]
     return broken[0] if broken else min(known, default=None)
@@ -93,19 +87,12 @@ def _unique_limits(run: Run) -> Limits:
         return Limits()
     ceiling, inferred = run.ceiling
     seen = [value for value in run.column("UniquePredictions") if value is not None and math.isfinite(value)]
+    most = max(seen, default=0)
     if inferred:
         # a value above it shows that the first row was no ceiling
-        if max(seen, default=0) > ceiling:
-            return Limits()
-        return Limits(0, ceiling, "inferred from step 1", inferred=True)
-    if max(seen, default=0) > ceiling:
-        return Limits(
-            0,
-            ceiling,
-            "ProbePositions",
-            damaged=f"{format_value(max(seen))} distinct of {format_value(ceiling)} ProbePositions",
-        )
-    return Limits(0, ceiling, "ProbePositions")
+        return Limits() if most > ceiling else Limits(0, ceiling, "inferred from step 1", inferred=True)
+    damaged = f"{format_value(most)} distinct of {format_value(ceiling)} ProbePositions" if most > ceiling else None
+    return Limits(0, ceiling, "ProbePositions", damaged=damaged)
 
 
 def _skill_limits(run: Run) -> Limits:

@@ -1,4 +1,4 @@
-"""What a judgement is made of: outcomes, results of single checks, verdicts."""
+"""What a judgement is made of: outcomes, results of single checks, checked runs, verdicts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Any
 
 from bitnetctl.errors import ExitCode
+from bitnetctl.records import Run
 
 
 class Outcome(StrEnum):
-    """What a claim is worth after judging."""
+    """What judging says about a claim."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -29,20 +30,20 @@ def strictest(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def outcome_of_run(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the outcome of one run's checks: a set-up that could not have shown it comes before all it shows."""
+    """Return the outcome of one run's checks: a set-up that cannot show the claim comes before what the run shows."""
     return _first(outcomes, (Outcome.INVALID, Outcome.REFUTED, Outcome.INCONCLUSIVE))
 
 
 def _first(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
-    found = set(outcomes)
-    if not found:
+    present = set(outcomes)
+    if not present:
         return Outcome.INCONCLUSIVE
-    return next((outcome for outcome in order if outcome in found), Outcome.SUPPORTED)
+    return next((outcome for outcome in order if outcome in present), Outcome.SUPPORTED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """One check on one run, or on all seeds of a size where `run` is None; an unknown figure is None."""
+    """One check on one run, or on all seeds of a size where `run` is None; an unknown value is None."""
 
     check: str
     outcome: Outcome
@@ -51,18 +52,37 @@ class CheckResult:
     size: int | None = None
     seed: int | None = None
     measure: str | None = None
-    figure: float | None = None
+    value: float | None = None
     supports: str | None = None
     refutes: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        return {**{name: plain(value) for name, value in vars(self).items()}, "outcome": self.outcome.value}
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """A run and the results of the checks that apply to it: first those of its completion, then the others."""
+
+    run: Run
+    completion: tuple[CheckResult, ...]
+    others: tuple[CheckResult, ...]
+
+    @property
+    def results(self) -> tuple[CheckResult, ...]:
+        """Every result."""
+        return self.completion + self.others
+
+    @property
+    def outcome(self) -> Outcome:
+        """The run's own outcome."""
+        return outcome_of_run(result.outcome for result in self.results)
+
+    def value(self, label: str) -> float | None:
+        """Return the value that the check called `label` compared, None where it has none."""
+        return next((result.value for result in self.results if result.check == label), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunVerdict:
-    """One run's outcome, why, and the figures of the founding document's metric; None is unknown."""
+    """One run's outcome, why, and the values of the founding document's metric; None is unknown."""
 
     run: str
     size: int | None
@@ -74,18 +94,14 @@ class RunVerdict:
     ceiling: float | None
     ceiling_inferred: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        return {**{name: plain(value) for name, value in vars(self).items()}, "outcome": self.outcome.value}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one arm's runs say by one set of criteria.
+    """How one arm's runs are judged by one set of criteria.
 
-    `sizes` holds the outcome of every size judged or asked for (None: a size nobody knows), `reasons` what decided,
-    `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria ask for,
-    "none": no finished run, None: the criteria declare no levels), `figures` one tree per size.
+    `sizes` holds the outcome of every size judged or requested (None: unknown size), `reasons` what decided,
+    `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria require,
+    "none": no finished run, None: the criteria declare no levels), `statistics` those over the seeds of each size.
     """
 
     outcome: Outcome
@@ -99,43 +115,41 @@ class Verdict:
     notes: tuple[str, ...] = ()
     evidence: str | None = None
     confidence: str = ""
-    figures: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def decisive(self) -> tuple[CheckResult, ...]:
-        """Results that share the verdict's outcome."""
-        return tuple(result for result in self.results if result.outcome is self.outcome)
+    statistics: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: NaN and infinity as text, unknown as null."""
-        return {
-            "verdict": self.outcome.value,
+        tree: dict[str, Any] = {
+            "verdict": self.outcome,
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
             "evidence": self.evidence,
             "confidence": self.confidence,
-            "sizes": [{"size": size, "verdict": outcome.value} for size, outcome in self.sizes.items()],
-            "runs": [run.to_json() for run in self.runs],
-            "checks": [result.to_json() for result in self.results],
-            "reasons": list(self.reasons),
-            "notes": list(self.notes),
-            "figures": plain(self.figures),
+            "sizes": [{"size": size, "verdict": outcome} for size, outcome in self.sizes.items()],
+            "runs": [vars(run) for run in self.runs],
+            "checks": [vars(result) for result in self.results],
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "statistics": self.statistics,
         }
+        return {name: plain(value) for name, value in tree.items()}
 
 
 def plain(value: Any) -> Any:
-    """Return a tree that strict JSON can hold."""
+    """Return a tree that strict JSON can hold: NaN and infinity as text, outcomes by their value."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Outcome):
+        return value.value
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
 def format_value(value: float | None) -> str:
-    """Write a figure as reasons show it: four significant digits, whole numbers in full."""
+    """Format a value for reasons: four significant digits, whole numbers in full."""
     if value is None:
         return "unknown"
     if math.isfinite(value) and value == round(value) and abs(value) < 1e15:
@@ -150,14 +164,6 @@ class Combined:
     outcome: Outcome
     verdicts: tuple[Verdict, ...]
     disagreement: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        return {
-            "verdict": self.outcome.value,
-            "disagreement": self.disagreement,
-            "verdicts": [verdict.to_json() for verdict in self.verdicts],
-        }
 
 
 def combine(verdicts: Sequence[Verdict]) -> Combined:
@@ -177,21 +183,21 @@ def combine(verdicts: Sequence[Verdict]) -> Combined:
 
 
 def _disagreement(verdicts: Sequence[Verdict]) -> str:
-    """Say what each criteria found, with figures, and which measures the strictest looks at and the others do not."""
-    told = [
+    """Describe each verdict with its reasons, and which measures the strictest looks at and the others do not."""
+    descriptions = [
         f"{verdict.criteria} says {verdict.outcome.value} ({'; '.join(verdict.reasons[:3])})" for verdict in verdicts
     ]
     outcome = strictest(verdict.outcome for verdict in verdicts)
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
-    ours = _measures(strict.decisive)
+    ours = _measures(result for result in strict.results if result.outcome is outcome)
     seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
     unseen = [measure for measure in ours if measure not in seen]
-    text = f"the criteria disagree: {', '.join(told)}"
+    text = f"the criteria disagree: {', '.join(descriptions)}"
     if unseen:
         others = " and ".join(verdict.criteria for verdict in verdicts if verdict.outcome is not outcome)
         return f"{text}; {strict.criteria} decides by {', '.join(unseen)}, which {others} does not look at"
     return text
 
 
-def _measures(results: Sequence[Any]) -> list[str]:
+def _measures(results: Iterable[CheckResult]) -> list[str]:
     return list(dict.fromkeys(result.measure for result in results if result.measure is not None))

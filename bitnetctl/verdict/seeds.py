@@ -1,138 +1,170 @@
-"""From the runs of one size to an outcome over seeds."""
+"""From the checked runs of one size to an outcome over seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bitnetctl.analysis.stats import mean_bound, rate_lower, rate_upper
 from bitnetctl.records import Run
-from bitnetctl.verdict.criteria import Criteria, LevelCheck, TwinCheck
-from bitnetctl.verdict.outcome import CheckResult, Outcome, format_value, outcome_of_run, strictest
-from bitnetctl.verdict.run import differing_settings
+from bitnetctl.verdict.checks.base import ThresholdCheck
+from bitnetctl.verdict.checks.level import LevelCheck
+from bitnetctl.verdict.checks.twin import differing_settings
+from bitnetctl.verdict.criteria import Criteria, SeedRule
+from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, format_value, outcome_of_run, strictest
+
+Statistics = Mapping[str, Any]
 
 
-@dataclass
-class _Findings:
-    """What is gathered while judging one arm."""
+@dataclass(frozen=True, kw_only=True)
+class SizeJudgement:
+    """What the runs of one size show together.
 
-    sizes: dict[int | None, Outcome] = field(default_factory=dict)
-    results: list[CheckResult] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    figures: list[Mapping[str, Any]] = field(default_factory=list)
-    seeds: list[tuple[int, int]] = field(default_factory=list)
+    `results` are those of every run, then those over seeds; `failed` of `total` runs are refuted.
+    """
+
+    size: int | None
+    outcome: Outcome
+    results: tuple[CheckResult, ...]
+    notes: tuple[str, ...]
+    statistics: Statistics
+    failed: int
+    total: int
 
 
-def _judge_size(
-    size: int | None,
-    members: Sequence[tuple[Run, list[CheckResult]]],
-    criteria: Criteria,
-    seeds: Sequence[int] | None,
-    findings: _Findings,
-) -> None:
-    """Judge all runs of one size, and keep what is found."""
-    over_seeds = criteria.seeds.rule == "share"
-    if over_seeds:
-        members = _longest(members, findings.notes)
-    runs = [run for run, _ in members]
-    own: list[CheckResult] = []
-
-    def say(check: str, outcome: Outcome, reason: str, **fields: Any) -> None:
-        own.append(CheckResult(check=check, outcome=outcome, reason=reason, size=size, **fields))
-
-    if not runs:
-        say("runs", Outcome.INCONCLUSIVE, "no run")
-    missing = [str(seed) for seed in seeds or () if runs and all(run.seed not in (seed, None) for run in runs)]
-    if missing:
-        say("seeds", Outcome.INCONCLUSIVE, f"no run of seed {', '.join(missing)}")
-    mixed = _mixed(runs)
-    if mixed is not None:
-        say("settings", Outcome.INVALID, mixed)
-    outcomes = [outcome_of_run(result.outcome for result in results) for _, results in members]
-    count, failed = _seed_count(runs), outcomes.count(Outcome.REFUTED)
-    if runs and count < criteria.seeds.min_seeds:
-        say("seeds", Outcome.INCONCLUSIVE, f"{count} of at least {criteria.seeds.min_seeds} seeds", figure=float(count))
-    if over_seeds and count < len(runs):
-        say("seeds", Outcome.INCONCLUSIVE, "several different runs claim the same seed")
-    figures = _figures(members, criteria)
-    if over_seeds and runs and count >= criteria.seeds.min_seeds:
-        for check in criteria.of_kind(LevelCheck):
-            bound = figures[check.label]["bound"]
-            reason = f"{check.label}: mean {format_value(figures[check.label]['mean'])} over {count} seeds, bound "
-            told = {"measure": check.measure, "figure": bound, "supports": check.supports, "refutes": check.refutes}
-            if bound is None:
-                say(
-                    check.label,
-                    Outcome.INCONCLUSIVE,
-                    f"{check.label}: no bound over seeds, since one is unknown",
-                    **told,
-                )
-            elif check.outcome(bound) is Outcome.SUPPORTED:
-                say(check.label, Outcome.SUPPORTED, f"{reason}{format_value(bound)} {check.supports}", **told)
-            else:
-                say(check.label, Outcome.INCONCLUSIVE, f"{reason}{format_value(bound)} not {check.supports}", **told)
-    share = failed / len(runs) if runs else 0.0
-    if over_seeds and failed and share < criteria.seeds.refuted_share:
-        say("seeds", Outcome.INCONCLUSIVE, f"{failed} of {len(runs)} seeds failed", figure=share)
+def judge_size(
+    size: int | None, checked: Sequence[CheckedRun], criteria: Criteria, seeds: Sequence[int] | None
+) -> SizeJudgement:
+    """Judge all runs of one size; a seed of `seeds` without a run is inconclusive."""
+    rule = criteria.seeds
+    notes: tuple[str, ...] = ()
+    if rule.over_seeds:
+        checked, notes = _longest(checked)
+    runs = [one.run for one in checked]
+    outcomes = [one.outcome for one in checked]
+    failed = outcomes.count(Outcome.REFUTED)
+    thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
+    levels = {check.label: _level(check, checked, rule) for check in thresholds}
+    mixed = list(_mixed_settings(runs))
+    tolerated = list(_tolerated_failures(failed, len(runs), rule))
+    over_seeds = [
+        replace(result, size=size)
+        for result in (
+            *_missing_seeds(runs, seeds),
+            *mixed,
+            *_seed_numbers(runs, rule),
+            *_bounds(runs, criteria, levels),
+            *tolerated,
+        )
+    ]
+    if tolerated:
         outcomes = [outcome for outcome in outcomes if outcome is not Outcome.REFUTED]
-    result = [*outcomes, *(item.outcome for item in own)]
-    findings.sizes[size] = outcome_of_run(result) if mixed is not None else strictest(result)
-    findings.results += [item for _, results in members for item in results] + own
-    findings.seeds.append((failed, len(runs)))
-    findings.figures.append(
-        {
+    decide = outcome_of_run if mixed else strictest
+    return SizeJudgement(
+        size=size,
+        outcome=decide([*outcomes, *(result.outcome for result in over_seeds)]),
+        results=(*(result for one in checked for result in one.results), *over_seeds),
+        notes=notes,
+        statistics={
             "size": size,
             "runs": len(runs),
-            "seeds": count,
+            "seeds": _seed_count(runs),
             "failed": failed,
-            "failure_rate_at_least": rate_lower(failed, len(runs), criteria.seeds.confidence),
-            "failure_rate_at_most": rate_upper(failed, len(runs), criteria.seeds.confidence),
-            "confidence": criteria.seeds.confidence,
-            "levels": figures,
-        }
+            "failure_rate_at_least": rate_lower(failed, len(runs), rule.confidence),
+            "failure_rate_at_most": rate_upper(failed, len(runs), rule.confidence),
+            "confidence": rule.confidence,
+            "levels": levels,
+        },
+        failed=failed,
+        total=len(runs),
     )
 
 
-def _longest(
-    members: Sequence[tuple[Run, list[CheckResult]]], notes: list[str]
-) -> Sequence[tuple[Run, list[CheckResult]]]:
-    """Leave out shorter runs: seeds of different lengths are no replicas of each other."""
-    longest = max((run.planned_steps for run, _ in members if run.planned_steps is not None), default=None)
-    kept = [(run, results) for run, results in members if run.planned_steps in (longest, None)]
-    left = len(members) - len(kept)
-    if left:
-        notes.append(f"{left} runs of hidden {members[0][0].size} with fewer than {longest:,} steps are left out")
-    return kept
-
-
-def _mixed(runs: Sequence[Run]) -> str | None:
-    for other in runs[1:]:
-        differing = differing_settings(runs[0], other)
-        if differing:
-            told = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in list(differing.items())[:3])
-            return f"runs of different settings are no seeds of one arm: {told}"
-    return None
+def _longest(checked: Sequence[CheckedRun]) -> tuple[Sequence[CheckedRun], tuple[str, ...]]:
+    """Leave out shorter runs, with a note: seeds of different lengths are no repetitions of each other."""
+    longest = max((one.run.planned_steps for one in checked if one.run.planned_steps is not None), default=None)
+    kept = [one for one in checked if one.run.planned_steps in (longest, None)]
+    left_out = len(checked) - len(kept)
+    if not left_out:
+        return kept, ()
+    note = f"{left_out} runs of hidden {checked[0].run.size} with fewer than {longest:,} steps are left out"
+    return kept, (note,)
 
 
 def _seed_count(runs: Sequence[Run]) -> int:
+    """Count distinct seeds; every run of unknown seed counts as one of its own."""
     return len({run.seed for run in runs if run.seed is not None}) + sum(run.seed is None for run in runs)
 
 
-def _figures(members: Sequence[tuple[Run, list[CheckResult]]], criteria: Criteria) -> dict[str, Any]:
-    """Return, for every level and twin, the figure of each seed, their mean, and its bound on the wrong side."""
-    figures: dict[str, Any] = {}
-    for check in criteria.checks:
-        if not isinstance(check, LevelCheck | TwinCheck):
-            continue
-        values = [next((item.figure for item in results if item.check == check.label), None) for _, results in members]
-        known = [value for value in values if value is not None]
-        whole = len(known) == len(values) and len(known) > 0
-        side: Literal["low", "high"] = "low" if check.higher_is_better else "high"
-        figures[check.label] = {
-            "measure": check.measure,
-            "supports": check.supports,
-            "refutes": check.refutes,
-            "values": values,
-            "mean": sum(value / len(known) for value in known) if whole else None,
-            "bound": mean_bound(known, side, criteria.seeds.confidence) if whole else None,
-        }
-    return figures
+def _level(check: ThresholdCheck, checked: Sequence[CheckedRun], rule: SeedRule) -> Statistics:
+    """Return the value of each seed, their mean, and its one-sided bound towards the refuting threshold.
+
+    Mean and bound are None where a value is unknown.
+    """
+    values = [one.value(check.label) for one in checked]
+    known = [value for value in values if value is not None]
+    complete = 0 < len(known) == len(values)
+    return {
+        **check.condition,
+        "values": values,
+        "mean": sum(value / len(known) for value in known) if complete else None,
+        "bound": mean_bound(known, "low" if check.higher_is_better else "high", rule.confidence) if complete else None,
+    }
+
+
+def _inconclusive(check: str, reason: str, value: float | None = None) -> CheckResult:
+    return CheckResult(check=check, outcome=Outcome.INCONCLUSIVE, reason=reason, value=value)
+
+
+def _missing_seeds(runs: Sequence[Run], seeds: Sequence[int] | None) -> Iterator[CheckResult]:
+    if not runs:
+        yield _inconclusive("runs", "no run")
+        return
+    missing = [str(seed) for seed in seeds or () if all(run.seed not in (seed, None) for run in runs)]
+    if missing:
+        yield _inconclusive("seeds", f"no run of seed {', '.join(missing)}")
+
+
+def _mixed_settings(runs: Sequence[Run]) -> Iterator[CheckResult]:
+    differing = next(filter(None, (differing_settings(runs[0], other) for other in runs[1:])), None)
+    if differing:
+        text = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in list(differing.items())[:3])
+        reason = f"runs of different settings are no seeds of one arm: {text}"
+        yield CheckResult(check="settings", outcome=Outcome.INVALID, reason=reason)
+
+
+def _seed_numbers(runs: Sequence[Run], rule: SeedRule) -> Iterator[CheckResult]:
+    count = _seed_count(runs)
+    if runs and count < rule.min_seeds:
+        yield _inconclusive("seeds", f"{count} of at least {rule.min_seeds} seeds", float(count))
+    if rule.over_seeds and count < len(runs):
+        yield _inconclusive("seeds", "several different runs claim the same seed")
+
+
+def _bounds(runs: Sequence[Run], criteria: Criteria, levels: Mapping[str, Statistics]) -> Iterator[CheckResult]:
+    """Compare the bound of each level's mean over seeds with the supporting threshold."""
+    count = _seed_count(runs)
+    if not criteria.seeds.over_seeds or count < criteria.seeds.min_seeds:
+        return
+    for check in criteria.of_kind(LevelCheck):
+        mean, bound = levels[check.label]["mean"], levels[check.label]["bound"]
+        supported = bound is not None and check.outcome(bound) is Outcome.SUPPORTED
+        if bound is None:
+            reason = "no bound over seeds, since one is unknown"
+        else:
+            comparison = check.supports if supported else f"not {check.supports}"
+            reason = f"mean {format_value(mean)} over {count} seeds, bound {format_value(bound)} {comparison}"
+        yield CheckResult(
+            check=check.label,
+            outcome=Outcome.SUPPORTED if supported else Outcome.INCONCLUSIVE,
+            reason=f"{check.label}: {reason}",
+            value=bound,
+            measure=check.measure,
+            supports=check.supports,
+            refutes=check.refutes,
+        )
+
+
+def _tolerated_failures(failed: int, total: int, rule: SeedRule) -> Iterator[CheckResult]:
+    """Report failures of too few seeds to refute the size; they leave it inconclusive."""
+    if rule.over_seeds and failed and failed / total < rule.refuted_share:
+        yield _inconclusive("seeds", f"{failed} of {total} seeds failed", failed / total)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from calling import Done, call, verify
-from judging import CURED, STAGE_1, manifested, write_run, write_sound_run
+from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run
 
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.errors import ExitCode
@@ -58,7 +58,7 @@ def listing(folder: Path) -> list[str]:
     ids=["cured", "failed", "open"],
 )
 def test_a_csv_and_its_folder_give_the_same_verdict(tmp_path: Path, unique: Sequence[int], code: ExitCode) -> None:
-    csv = write_run(tmp_path, unique).path
+    csv = bare_run(tmp_path, unique).path
     before = listing(tmp_path)
     done = verify(csv)
     assert (done.code, done.err, done.last_line) == (code, "", f"verdict: {code.name.lower()}")
@@ -70,8 +70,8 @@ def test_a_csv_and_its_folder_give_the_same_verdict(tmp_path: Path, unique: Sequ
 
 
 def test_a_bundle_gives_the_verdict_of_its_runs(tmp_path: Path) -> None:
-    manifested(tmp_path, FAILED, "finished", arm="decoupled-decay")
-    manifested(tmp_path, CURED, "finished")
+    origin_run(tmp_path, FAILED, "finished", arm="decoupled-decay")
+    origin_run(tmp_path, CURED, "finished")
     bundle = tmp_path / "out" / "all.zip"
     made = verify(tmp_path, "--bundle", bundle, "--json")
     assert judged(made) == (ExitCode.REFUTED, "refuted")
@@ -81,7 +81,7 @@ def test_a_bundle_gives_the_verdict_of_its_runs(tmp_path: Path) -> None:
 
 
 def test_criteria_are_all_built_in_or_those_named(tmp_path: Path) -> None:
-    csv = write_sound_run(tmp_path).path
+    csv = healthy_run(tmp_path).path
     done = call("verify", csv, "--json")
     assert [verdict["criteria"]["name"] for verdict in done.json["verdicts"]] == ["origin", "sound"]
     # one seed is not three
@@ -102,7 +102,7 @@ def test_criteria_are_all_built_in_or_those_named(tmp_path: Path) -> None:
 
 def test_three_sound_seeds_are_supported_by_both(tmp_path: Path) -> None:
     for seed in range(3):
-        write_sound_run(tmp_path, seed)
+        healthy_run(tmp_path, seed)
     done = call("verify", tmp_path, "--json")
     assert judged(done) == (ExitCode.SUPPORTED, "supported")
     assert done.json["disagreements"] == {}
@@ -137,9 +137,9 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], fragment: s
 @pytest.fixture
 def arms(tmp_path: Path) -> Path:
     """A folder of three arms: the baseline failed, one is cured, one is between."""
-    write_run(tmp_path, FAILED)
-    write_run(tmp_path, CURED, arm="decoupled-decay")
-    write_run(tmp_path, OPEN, arm="no-decay")
+    bare_run(tmp_path, FAILED)
+    bare_run(tmp_path, CURED, arm="decoupled-decay")
+    bare_run(tmp_path, OPEN, arm="no-decay")
     return tmp_path
 
 
@@ -179,9 +179,9 @@ def test_the_arm_asked_for_decides(arms: Path, arm: str, code: ExitCode) -> None
 
 
 def test_an_arm_is_found_however_it_is_written(tmp_path: Path) -> None:
-    manifested(tmp_path, CURED, "finished", arm="reduced-lr:peak=0.0004")
-    manifested(tmp_path, OPEN, "finished", arm="reduced-lr")
-    manifested(tmp_path, FAILED, "finished")
+    origin_run(tmp_path, CURED, "finished", arm="reduced-lr:peak=0.0004")
+    origin_run(tmp_path, OPEN, "finished", arm="reduced-lr")
+    origin_run(tmp_path, FAILED, "finished")
     assert verify(tmp_path, "-i", "reduced-lr:peak=4e-4").code == ExitCode.SUPPORTED
     for arm, found, reason in (
         ("reduced-lr:peak=5e-4", "reduced-lr", "UniquePredictions 30 is between 10 and 50"),
@@ -207,21 +207,21 @@ def test_the_last_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "40")
     RUNS.mkdir()
     arm = "wd-schedule:stage2=0.05+reduced-lr:peak=0.0004"
-    manifested(RUNS, CURED, "finished", arm=arm)
+    origin_run(RUNS, CURED, "finished", arm=arm)
     done = verify("--sizes", "256", "-i", arm, "--no-train")
     assert (done.code, done.last_line) == (ExitCode.SUPPORTED, f"verdict ({arm}): supported")
 
 
 def test_a_run_that_has_just_begun_is_inconclusive(tmp_path: Path) -> None:
     RUNS.mkdir()
-    csv = manifested(RUNS, CURED, "running").path
+    csv = origin_run(RUNS, CURED, "running").path
     csv.write_text(csv.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     assert verify("--sizes", "256", "--no-train").code == ExitCode.INCONCLUSIVE
 
 
 def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
     for seed in range(2):
-        write_run(tmp_path, [*CURED[:-1], 60 + seed], seed=seed)
+        bare_run(tmp_path, [*CURED[:-1], 60 + seed], seed=seed)
     assert verify(tmp_path, "--sizes", "256", "--seeds", "2").code == ExitCode.SUPPORTED
     missing_seed = verify(tmp_path, "--seeds", "3", "--json")
     assert judged(missing_seed) == (ExitCode.INCONCLUSIVE, "inconclusive")
@@ -230,7 +230,7 @@ def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
     assert judged(missing_size) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert missing_size.json["verdicts"][0]["reasons"] == ["hidden 512: no run"]
     # what was not asked for decides nothing
-    write_run(tmp_path, FAILED, seed=7)
+    bare_run(tmp_path, FAILED, seed=7)
     assert verify(tmp_path, "--seeds", "0,1").code == ExitCode.SUPPORTED
     assert verify(tmp_path).code == ExitCode.REFUTED
 
@@ -270,11 +270,11 @@ def test_the_reported_trajectories_are_an_invalid_set_up(tmp_path: Path) -> None
 
 def test_a_milestone_is_the_first_evaluation_from_it_to_the_next(tmp_path: Path) -> None:
     # 1k, 5k, 6k, 10k and 20k of 20,000 steps, with an evaluation every 2,000 or every 1,000
-    sparse = write_run(tmp_path, CURED)
+    sparse = bare_run(tmp_path, CURED)
     assert milestones(sparse, "UniquePredictions") == [40, None, 8, 2, 60]
     assert milestones(sparse, "HeldOutLoss") == [None] * 5
     assert ["256", "0", "40", "–", "8", "2", "60", "8,192"] in cells(verify(sparse.path).out)
-    dense = write_run(tmp_path, [*range(100, 121)], seed=1, HeldOutLoss=[round(7 - row / 10, 1) for row in range(21)])
+    dense = bare_run(tmp_path, [*range(100, 121)], seed=1, HeldOutLoss=[round(7 - row / 10, 1) for row in range(21)])
     assert milestones(dense, "UniquePredictions") == [101, 105, 106, 110, 120]
     assert milestones(dense, "HeldOutLoss") == [6.9, 6.5, 6.4, 6.0, 5.0]
     shown = " ".join(verify(dense.path).out.split())
@@ -283,12 +283,12 @@ def test_a_milestone_is_the_first_evaluation_from_it_to_the_next(tmp_path: Path)
 
 @pytest.mark.parametrize("steps", [40, 60, 100, 140, 300, 1100, 2000, 4600, 30_000, 70_000])
 def test_milestones_fall_on_their_steps_at_every_scale(tmp_path: Path, steps: int) -> None:
-    run = write_run(tmp_path, [*range(21)], steps=steps)
+    run = bare_run(tmp_path, [*range(21)], steps=steps)
     assert milestones(run, "UniquePredictions")[1:] == [5, 6, 10, 20]
 
 
 def test_what_a_run_has_not_reached_is_a_dash(tmp_path: Path) -> None:
-    csv = write_run(tmp_path, CURED).path
+    csv = bare_run(tmp_path, CURED).path
     lines = csv.read_text(encoding="utf-8").splitlines()[:6]
     csv.write_text("\n".join([*lines, ""]), encoding="utf-8")
     assert milestones(load_run(csv), "UniquePredictions") == [40, None, 8, None, None]
@@ -299,14 +299,14 @@ def test_what_a_run_has_not_reached_is_a_dash(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_table_are_sorted_by_size_and_seed(tmp_path: Path) -> None:
-    csvs = [write_run(tmp_path, CURED, size=size, seed=seed).path for size in (1024, 256) for seed in (1, 0)]
+    csvs = [bare_run(tmp_path, CURED, size=size, seed=seed).path for size in (1024, 256) for seed in (1, 0)]
     rows = [row[:2] for row in cells(verify(*csvs).out) if row[-1:] == ["8,192"]]
     assert rows == [["256", "0"], ["256", "1"], ["1024", "0"], ["1024", "1"]]
 
 
 @pytest.mark.parametrize("arm", ["reduced-lr:peak=[bold]", "no-decay\x1b[31m"])
 def test_names_steer_no_terminal(tmp_path: Path, arm: str) -> None:
-    write_run(tmp_path, CURED, arm=arm)
+    bare_run(tmp_path, CURED, arm=arm)
     done = verify(tmp_path)
     assert done.code == ExitCode.SUPPORTED
     assert "\x1b" not in done.out
@@ -319,8 +319,8 @@ def test_names_steer_no_terminal(tmp_path: Path, arm: str) -> None:
 def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     fields: dict[str, Any] = {"elapsed_seconds": 90.0, "versions": {"bitnetctl": "1.2", "torch": "2.12"}}
-    manifested(tmp_path / "in", CURED, "finished", device="a|<b>\\c", **fields)
-    manifested(tmp_path / "in", FAILED, "failed", seed=1, device="cpu", message="disk | <full>", **fields)
+    origin_run(tmp_path / "in", CURED, "finished", device="a|<b>\\c", **fields)
+    origin_run(tmp_path / "in", FAILED, "failed", seed=1, device="cpu", message="disk | <full>", **fields)
     path = tmp_path / "out" / "report.md"
     done = verify(tmp_path / "in", "--report", path)
     assert (done.code, done.err) == (ExitCode.REFUTED, f"written: {path}\n")
@@ -334,7 +334,7 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     assert "| 256 | 0 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 60 · 4.70 | finished |" in lines
     assert "| 256 | 1 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 6 · 4.70 | failed |" in lines
     assert "### origin: refuted" in lines
-    assert "- hidden 256, seed 1: crashed after step 0: disk \\| &lt;full>" in lines
+    assert "- hidden 256, seed 1: crashed after step 20,000: disk \\| &lt;full>" in lines
     assert any(line.startswith("Confidence: ") and "1 of 2 seeds failed" in line for line in lines)
     assert "Evidence: minimum" in lines
     assert lines[-1].startswith("Next: find the cause")
@@ -343,7 +343,7 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
 
 
 def test_a_report_of_bare_csvs_says_what_is_unknown(tmp_path: Path) -> None:
-    csv = write_run(tmp_path, CURED, name="hidden_256.csv").path
+    csv = bare_run(tmp_path, CURED, name="hidden_256.csv").path
     path = tmp_path / "report.md"
     assert verify(csv, "--steps", "20000", "--report", path).code == ExitCode.SUPPORTED
     text = path.read_text(encoding="utf-8")
@@ -358,7 +358,7 @@ def test_a_report_of_bare_csvs_says_what_is_unknown(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
-    csv = write_run(tmp_path, CURED).path
+    csv = bare_run(tmp_path, CURED).path
     for option in ("--report", "--junit", "--bundle"):
         done = verify(csv, option, csv / "file")
         assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
@@ -508,7 +508,7 @@ def test_an_arm_is_trained_beside_its_baseline(options: list[str]) -> None:
 def test_a_seed_that_is_missing_leaves_it_open(tmp_path: Path) -> None:
     RUNS.mkdir()
     for seed in (0, 1):
-        manifested(RUNS, [*CURED[:-1], 60 + seed], "finished", seed=seed)
+        origin_run(RUNS, [*CURED[:-1], 60 + seed], "finished", seed=seed)
     arguments = ["--sizes", "256", "--no-train"]
     assert verify(*arguments, "--seeds", "2").code == ExitCode.SUPPORTED
     before = listing(tmp_path)

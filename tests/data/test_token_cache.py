@@ -145,7 +145,7 @@ def test_without_locks_the_second_of_two_builds_uses_the_first(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    sync_folder = store.sync_folder
+    sync_folder = store.sync_folder  # type: ignore[attr-defined]
     inner: list[data.TokenData] = []
 
     def slow_sync(folder: Path) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from calling import Done, verify
-from judging import CURED, STAGE_1, manifested, table, write_run
+from synthetic import CURED, STAGE_1, bare_run, csv_text, origin_run, two_stages
 
 from bitnetctl.errors import ExitCode, RecordError
 from bitnetctl.records import bundle
 from bitnetctl.verdict import load_criteria
 
 RUN = "h256-20000-baseline-s0-abcdef"
-CSV = table(CURED, ProbePositions=8192)
+CSV = csv_text(two_stages(CURED, ProbePositions=8192))
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,8 @@ def refused(path: Path, fragment: str) -> None:
 def test_a_bundle_holds_all_that_the_verdict_needs(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
-    bare = write_run(runs, CURED, seed=1)
-    whole = manifested(runs, [*CURED[:-1], 61], "finished")
+    bare = bare_run(runs, CURED, seed=1)
+    whole = origin_run(runs, [*CURED[:-1], 61], "finished")
     path = tmp_path / "out" / "all.zip"
     done = verify(runs, "--bundle", path, "--json")
     assert done.code == ExitCode.SUPPORTED
@@ -93,7 +93,7 @@ def test_a_bundle_holds_all_that_the_verdict_needs(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    csv = write_run(tmp_path, CURED).path
+    csv = bare_run(tmp_path, CURED).path
     path = tmp_path / "all.zip"
     path.write_bytes(b"the old one")
 
@@ -118,9 +118,9 @@ def test_a_bundle_may_be_written_over_what_it_was_read_from(make: Callable[..., 
 
 def test_two_bundles_and_a_csv_are_judged_together(make: Callable[..., Path], tmp_path: Path) -> None:
     first = make((f"runs/{RUN}.csv", CSV)).rename(tmp_path / "first.ZIP")
-    failed = table([*STAGE_1, 10, 8, 7, 6, 6], ProbePositions=8192)
+    failed = csv_text(two_stages([*STAGE_1, 10, 8, 7, 6, 6], ProbePositions=8192))
     second = make((f"runs/{RUN}.csv", failed))
-    csv = write_run(tmp_path, [*CURED[:-1], 61], seed=1).path
+    csv = bare_run(tmp_path, [*CURED[:-1], 61], seed=1).path
     done = verify(first, csv, second, "--json")
     assert done.code == ExitCode.REFUTED
     assert sorted(run["final_unique"] for run in done.json["verdicts"][0]["runs"]) == [6, 60, 61]
@@ -129,7 +129,7 @@ def test_two_bundles_and_a_csv_are_judged_together(make: Callable[..., Path], tm
 def test_two_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
     for seed, folder in enumerate((tmp_path / "a", tmp_path / "b")):
         folder.mkdir()
-        write_run(folder, [*CURED[:-1], 60 + seed], name="h256.csv")
+        bare_run(folder, [*CURED[:-1], 60 + seed], name="h256.csv")
     arguments = (tmp_path / "a", tmp_path / "b", "--steps", "20000")
     made = verify(*arguments, "--bundle", tmp_path / "all.zip", "--json")
     read = verify(tmp_path / "all.zip", "--steps", "20000", "--json")
@@ -140,13 +140,13 @@ def test_two_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["h256.CSV", "h256.txt"])
 def test_a_csv_by_another_suffix_comes_back(tmp_path: Path, name: str) -> None:
-    csv = write_run(tmp_path, CURED, name=name).path
+    csv = bare_run(tmp_path, CURED, name=name).path
     made = verify(csv, "--steps", "20000", "--bundle", tmp_path / "all.zip")
     assert verify(tmp_path / "all.zip", "--steps", "20000").out == made.out
 
 
 def test_a_csv_without_a_time_is_bundled(tmp_path: Path) -> None:
-    csv = write_run(tmp_path, CURED).path
+    csv = bare_run(tmp_path, CURED).path
     os.utime(csv, (0, 0))
     assert verify(csv, "--bundle", tmp_path / "all.zip").code == ExitCode.SUPPORTED
     assert verify(tmp_path / "all.zip").code == ExitCode.SUPPORTED
@@ -173,7 +173,7 @@ ODD_NAMES = {
 def test_odd_names_are_bundled_as_plain_ones(tmp_path: Path, temporary: Path, name: str) -> None:
     (tmp_path / "runs").mkdir()
     try:
-        csv = write_run(tmp_path / "runs", CURED, name=f"{name}.csv").path
+        csv = bare_run(tmp_path / "runs", CURED, name=f"{name}.csv").path
     except OSError:
         pytest.skip("this file system takes no such name")
     path = tmp_path / "all.zip"
@@ -187,7 +187,7 @@ def test_odd_names_are_bundled_as_plain_ones(tmp_path: Path, temporary: Path, na
 def test_names_that_differ_in_case_only_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for name in ("H256.csv", "h256.csv"):
-        write_run(tmp_path / "runs", CURED, name=name)
+        bare_run(tmp_path / "runs", CURED, name=name)
     if len(files(tmp_path / "runs")) == 1:
         pytest.skip("this file system takes them for one")
     verify(tmp_path / "runs", "--steps", "20000", "--bundle", tmp_path / "all.zip")
@@ -196,7 +196,7 @@ def test_names_that_differ_in_case_only_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_not_written_through_a_link(tmp_path: Path) -> None:
-    csv = write_run(tmp_path, CURED).path
+    csv = bare_run(tmp_path, CURED).path
     precious = tmp_path / "precious"
     precious.write_text("precious", encoding="utf-8")
     for name in ("all.zip", ".all.zip.aside"):

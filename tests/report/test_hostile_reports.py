@@ -7,8 +7,7 @@ import pytest
 from calling import call
 from hostile import environment as environment
 from hostile import refused
-from judging import CURED, manifested, write_run
-from synthetic import curve, write_csv
+from synthetic import CURED, bare_run, curve, origin_run, write_csv
 
 from bitnetctl.analysis.study import study
 from bitnetctl.errors import ExitCode
@@ -88,7 +87,7 @@ MARKUP = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 def test_every_text_of_a_manifest_is_escaped(tmp_path: Path) -> None:
-    run = manifested(
+    run = origin_run(
         tmp_path,
         CURED,
         "failed",
@@ -99,7 +98,7 @@ def test_every_text_of_a_manifest_is_escaped(tmp_path: Path) -> None:
         plugins=[{"name": MARKUP, "module": MARKUP, "source_sha256": MARKUP, "settings": {MARKUP: MARKUP}}],
         pack=[MARKUP],
     )
-    other = write_run(tmp_path, CURED, name="<script>alert(2)<.csv", seed=1)
+    other = bare_run(tmp_path, CURED, name="<script>alert(2)<.csv", seed=1)
     done = call("analyze", run.path, other.path, "--html", "page.html", "--markdown", "report.md")
     assert done.code == ExitCode.SUPPORTED
     page = Path("page.html").read_text(encoding="utf-8")

@@ -219,7 +219,7 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
         "checks": [{"run": None, "size": 256, "check": "unique", "outcome": "refuted", "reason": "8 < 10"}],
         "reasons": ["8 is below 10"],
         "notes": ["one seed"],
-        "figures": [],
+        "statistics": [],
     }
     page = page_of(simple_run(tmp_path, quick()), verdicts=[verdict, {"verdict": "novel"}])
     shown = " ".join(page.texts)

@@ -1,4 +1,4 @@
-"""Criteria as data: what a file may declare, and what is said of a wrong one."""
+"""Criteria as data: what a file may declare, and the errors for an invalid one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.verdict import Criteria, Outcome, criteria_names, load_criteria, parse_criteria
-from bitnetctl.verdict.criteria import KINDS, LevelCheck, TwinCheck
+from bitnetctl.verdict.checks.level import LevelCheck
+from bitnetctl.verdict.checks.twin import TwinCheck
+from bitnetctl.verdict.criteria import KINDS
 
 SMALL = """
 title = "More than 100 distinct predictions"
@@ -58,7 +60,7 @@ def test_origin_states_the_founding_document() -> None:
     }
 
 
-def test_sound_turns_two_keys_over_three_seeds() -> None:
+def test_sound_requires_diversity_and_skill_over_three_seeds() -> None:
     sound = load_criteria("sound")
     assert {"DiversityRatio", "TopShare", "Skill", "ContextInformation", "HeldOutLoss"} == set(sound.measures)
     assert (sound.seeds.rule, sound.seeds.min_seeds) == ("share", 3)
@@ -67,13 +69,13 @@ def test_sound_turns_two_keys_over_three_seeds() -> None:
     assert [check.intervention for check in sound.of_kind(TwinCheck)] == ["full-precision"]
 
 
-def test_a_file_of_ones_own(load: Callable[[str], Criteria]) -> None:
+def test_a_custom_file(load: Callable[[str], Criteria]) -> None:
     mine = load(SMALL)
     assert (mine.name, mine.title) == ("mine", "More than 100 distinct predictions")
     assert [check.label for check in mine.checks] == ["finite", "finished", "level UniquePredictions"]
 
 
-def test_the_hash_is_of_what_decides(load: Callable[[str], Criteria]) -> None:
+def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
     mine = load(SMALL)
     assert len(mine.hash) == 64
     renamed = SMALL.replace('title = "More', '# a comment\ntitle = "Many more').replace(
@@ -140,7 +142,7 @@ def test_the_hash_is_of_what_decides(load: Callable[[str], Criteria]) -> None:
         ("[seeds]", "[[seeds]", "not valid TOML: "),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(
+def test_an_invalid_file_gets_a_one_line_error(
     load: Callable[[str], Criteria], tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert old in SMALL
@@ -161,7 +163,7 @@ def test_a_wrong_file_is_told_in_one_line(
         ({"checks": [{"kind": "finite"}, {"kind": "finished"}]}, "checks: at least one of kind 'level' is needed"),
     ],
 )
-def test_a_wrong_tree_is_told_too(tree: dict[str, Any], message: str) -> None:
+def test_an_invalid_tree_gets_an_error(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=r"^criteria: ") as caught:
         parse_criteria(tree)
     assert str(caught.value).removeprefix("criteria: ").startswith(message)
@@ -187,7 +189,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "figure", "outcome"),
+    ("fields", "value", "outcome"),
     [
         ({"supported_above": 50, "refuted_below": 10}, 50.5, Outcome.SUPPORTED),
         ({"supported_above": 50, "refuted_below": 10}, 50, Outcome.INCONCLUSIVE),
@@ -200,8 +202,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"supported_above": 0.0, "refuted_below": 0.0}, 0.0, Outcome.INCONCLUSIVE),
     ],
 )
-def test_thresholds_are_strict(fields: dict[str, float], figure: float, outcome: Outcome) -> None:
-    assert LevelCheck.model_validate({"measure": "Skill", **fields}).outcome(figure) is outcome
+def test_thresholds_are_strict(fields: dict[str, float], value: float, outcome: Outcome) -> None:
+    assert LevelCheck.model_validate({"measure": "Skill", **fields}).outcome(value) is outcome
 
 
 def test_every_kind_is_documented_and_names_itself() -> None:

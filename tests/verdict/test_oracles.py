@@ -1,4 +1,4 @@
-"""What is known beforehand: predictors of known worth, null data, and damaged files."""
+"""Inputs whose verdict is known: predictors of known quality, null data and damaged files."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from judging import CURED, LEVELS, table
+from synthetic import CURED, LEVELS, csv_text, two_stages, write_csv
 
 from bitnetctl.errors import RecordError
 from bitnetctl.records import Run, load_run
@@ -21,7 +21,7 @@ ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 
 Probabilities = npt.NDArray[np.float64]
 
-# a text whose every token has a favourite successor; V: vocabulary, N: probe positions
+# in this text every token has a most likely successor; V: vocabulary, N: probe positions
 VOCABULARY, TRAINING, PROBE = 300, 120_000, 4096
 
 
@@ -35,9 +35,9 @@ def text() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     fresh = generator.choice(VOCABULARY, TRAINING + PROBE + 1, p=frequencies)
     follows = generator.random(len(fresh)) < 0.5
     tokens = fresh.copy()
-    for place in range(1, len(tokens)):
-        if follows[place]:
-            tokens[place] = favourite[tokens[place - 1]]
+    for index in range(1, len(tokens)):
+        if follows[index]:
+            tokens[index] = favourite[tokens[index - 1]]
     return tokens[:TRAINING], tokens[TRAINING:]
 
 
@@ -59,20 +59,20 @@ def oracle(name: str, generator: np.random.Generator) -> Probabilities:
     contexts, targets = text()[1][:-1], text()[1][1:]
     flat = np.ones((PROBE, VOCABULARY)) / VOCABULARY
     if name == "uniform":
-        found = flat
+        probabilities = flat
     elif name == "unigram":
-        found = np.tile(unigram, (PROBE, 1))
+        probabilities = np.tile(unigram, (PROBE, 1))
     elif name == "two-token":
-        # alternates between two tokens with the context, and is sure of neither
-        found = np.tile(unigram, (PROBE, 1))
-        found[np.arange(PROBE), contexts % 2] += 0.1
+        # predicts one of two tokens depending on the context, with low confidence
+        probabilities = np.tile(unigram, (PROBE, 1))
+        probabilities[np.arange(PROBE), contexts % 2] += 0.1
     elif name == "bigram":
-        found = bigram[contexts]
+        probabilities = bigram[contexts]
     else:
-        found = flat * 0.01
-        found[np.arange(PROBE), targets] += 0.99
-    found = found * (1 + 1e-6 * generator.random(found.shape))
-    return np.asarray(found / found.sum(axis=1, keepdims=True))
+        probabilities = flat * 0.01
+        probabilities[np.arange(PROBE), targets] += 0.99
+    probabilities = probabilities * (1 + 1e-6 * generator.random(probabilities.shape))
+    return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))
 
 
 def entropy(probabilities: Probabilities) -> Probabilities:
@@ -85,7 +85,7 @@ def loss(probabilities: Probabilities) -> float:
 
 
 def oracle_run(folder: Path, name: str, seed: int) -> Run:
-    """A run that ends as this predictor, as its CSV tells it."""
+    """A run whose CSV ends with the metrics of this predictor."""
     generator = np.random.default_rng(seed)
     _, bigram = references()
     probabilities = oracle(name, generator)
@@ -105,14 +105,13 @@ def oracle_run(folder: Path, name: str, seed: int) -> Run:
         "BigramUnique": len(np.unique(bigram[text()[1][:-1]].argmax(axis=1))),
     }
     path = folder / f"h256-20000-{name}-s{seed}-abcdef.csv"
-    path.write_text(table([len(np.unique(chosen))] * 11, **columns), encoding="utf-8")
-    return load_run(path)
+    return load_run(write_csv(path, two_stages([len(np.unique(chosen))] * 11, **columns)))
 
 
 @pytest.mark.parametrize(
     ("name", "by_count", "by_both", "why"),
     [
-        # noise among equals shows every token there is: a count passes it
+        # the arg-max of equal logits is noise over all tokens: a count passes it
         ("uniform", Outcome.SUPPORTED, Outcome.REFUTED, "Skill"),
         ("unigram", Outcome.REFUTED, Outcome.REFUTED, "DiversityRatio"),
         ("two-token", Outcome.REFUTED, Outcome.REFUTED, "DiversityRatio"),
@@ -120,7 +119,7 @@ def oracle_run(folder: Path, name: str, seed: int) -> Run:
         ("perfect", Outcome.SUPPORTED, Outcome.SUPPORTED, "skill"),
     ],
 )
-def test_oracles_get_what_they_are_worth(
+def test_predictors_of_known_quality_get_the_right_verdict(
     tmp_path: Path, name: str, by_count: Outcome, by_both: Outcome, why: str
 ) -> None:
     runs = [oracle_run(tmp_path, name, seed) for seed in range(3)]
@@ -140,10 +139,9 @@ MARGIN = ALPHA + 3.1 * (ALPHA * (1 - ALPHA) / TRIALS) ** 0.5
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Callable[..., list[Run]]:
-    """Healthy runs in memory, one for each value that a column gets."""
+    """Make healthy runs in memory, one for each value of a column."""
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    path.write_text(table([8000, *[200] * 10], **LEVELS), encoding="utf-8")
-    template = load_run(path)
+    template = load_run(write_csv(path, two_stages([8000, *[200] * 10], **LEVELS)))
 
     def with_values(column: str, values: npt.NDArray[np.float64]) -> list[Run]:
         runs = []
@@ -159,32 +157,32 @@ def test_a_recipe_at_the_threshold_is_rarely_supported(fleet: Callable[..., list
     """The mean of TopShare is at the supporting threshold, so that every support is false."""
     generator = np.random.default_rng(3)
     shares = 0.25 + 0.02 * generator.standard_normal((TRIALS, 3))
-    found = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
-    assert found.count(Outcome.SUPPORTED) / TRIALS < MARGIN
-    assert found.count(Outcome.REFUTED) == 0
+    outcomes = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
+    assert outcomes.count(Outcome.SUPPORTED) / TRIALS < MARGIN
+    assert outcomes.count(Outcome.REFUTED) == 0
 
 
 def test_a_recipe_at_the_threshold_is_rarely_refuted(fleet: Callable[..., list[Run]]) -> None:
     """One seed, the most easily misled; seeds spread by half of the distance between the thresholds."""
     generator = np.random.default_rng(1)
     shares = 0.25 + 0.125 * generator.standard_normal((TRIALS, 1))
-    found = [judge(fleet("TopShare", np.clip(row, 0.001, 1)), SOUND).outcome for row in shares]
-    assert found.count(Outcome.REFUTED) / TRIALS < MARGIN
+    outcomes = [judge(fleet("TopShare", np.clip(row, 0.001, 1)), SOUND).outcome for row in shares]
+    assert outcomes.count(Outcome.REFUTED) / TRIALS < MARGIN
 
 
-def test_a_good_recipe_is_supported_as_a_rule(fleet: Callable[..., list[Run]]) -> None:
-    """Power: what never supports would pass the tests above."""
+def test_a_good_recipe_is_usually_supported(fleet: Callable[..., list[Run]]) -> None:
+    """Power: a judge that never supports would pass the tests above."""
     generator = np.random.default_rng(0)
     shares = 0.15 + 0.02 * generator.standard_normal((100, 3))
-    found = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
-    assert found.count(Outcome.SUPPORTED) >= 95
+    outcomes = [judge(fleet("TopShare", row), SOUND).outcome for row in shares]
+    assert outcomes.count(Outcome.SUPPORTED) >= 95
 
 
 # damaged files
 
 WHOLE = {
-    "origin": table(CURED, ProbePositions=8192),
-    "sound": table([8000, *[200] * 10], **LEVELS),
+    "origin": csv_text(two_stages(CURED, ProbePositions=8192)),
+    "sound": csv_text(two_stages([8000, *[200] * 10], **LEVELS)),
 }
 DECIDING = {
     "origin": ("Loss", "UniquePredictions"),
@@ -194,7 +192,7 @@ REFERENCES = ("ProbePositions", "UnigramLoss", "BigramLoss", "BigramUnique")
 
 
 def outcome(folder: Path, name: str, damaged: str) -> Outcome | None:
-    """The outcome where one run of the least number is damaged; None where its file is refused."""
+    """The outcome for the least number of runs, one of them damaged; None where its file is refused."""
     criteria = {"origin": ORIGIN, "sound": SOUND}[name]
     runs = []
     for seed in range(criteria.seeds.min_seeds):
@@ -228,10 +226,10 @@ def test_a_missing_cell_or_a_nan_supports_nothing(
 ) -> None:
     row, value = data.draw(st.integers(0, 10)), data.draw(st.sampled_from(["", "nan", "inf", "-inf"]))
     column = data.draw(st.sampled_from(DECIDING[name]))
-    found = outcome(tmp_path_factory.getbasetemp(), name, with_cell(WHOLE[name], row, column, value))
-    assert found in (Outcome.REFUTED, Outcome.INCONCLUSIVE)
+    result = outcome(tmp_path_factory.getbasetemp(), name, with_cell(WHOLE[name], row, column, value))
+    assert result in (Outcome.REFUTED, Outcome.INCONCLUSIVE)
     # one failed seed of three is too few to refute
-    assert name == "sound" or (found is Outcome.REFUTED) == (value != "")
+    assert name == "sound" or (result is Outcome.REFUTED) == (value != "")
 
 
 @given(row=st.integers(8, 10), column=st.sampled_from(REFERENCES), value=st.sampled_from(["", "nan", "inf", "-inf"]))
@@ -265,13 +263,13 @@ def test_a_missing_column_supports_nothing(tmp_path: Path, name: str, column: st
 
 @pytest.mark.parametrize("name", WHOLE)
 @given(data=st.data())
-def test_any_figure_is_judged_and_none_raises(
+def test_any_value_is_judged_and_none_raises(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     text = WHOLE[name]
     columns = text.splitlines()[0].split(",")
     for _ in range(data.draw(st.integers(1, 12))):
         column = data.draw(st.sampled_from(columns[1:]))
-        figure = data.draw(st.floats().map(repr) | st.sampled_from(["0", "-0.0", "1e308", "-1e308", "5e-324", ""]))
-        text = with_cell(text, data.draw(st.integers(0, 10)), column, figure)
+        value = data.draw(st.floats().map(repr) | st.sampled_from(["0", "-0.0", "1e308", "-1e308", "5e-324", ""]))
+        text = with_cell(text, data.draw(st.integers(0, 10)), column, value)
     assert outcome(tmp_path_factory.getbasetemp(), name, text) in (None, *Outcome)

@@ -1,47 +1,28 @@
-"""The built-in criteria `sound`: two keys over three seeds, and full-precision twins; several verdicts as one."""
+"""The built-in criteria `sound`: diversity and skill over three seeds, full-precision twins; combined verdicts."""
 
 import json
 import math
-from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import CURED, LEVELS, manifested, write_run, write_sound_run
+from synthetic import CURED, LEVELS, bare_run, healthy_run, origin_run
 
 from bitnetctl.records import Run
 from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
 from bitnetctl.verdict.outcome import format_value, outcome_of_run, plain, strictest
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
-SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
-    Outcome.SUPPORTED,
-    Outcome.REFUTED,
-    Outcome.INCONCLUSIVE,
-    Outcome.INVALID,
-)
-
-
-@pytest.fixture
-def run_of(tmp_path: Path) -> Callable[..., Run]:
-    """Write a run into the test's folder."""
-    return partial(write_run, tmp_path)
-
-
-@pytest.fixture
-def sound_run(tmp_path: Path) -> Callable[..., Run]:
-    """Write a healthy run into the test's folder."""
-    return partial(write_sound_run, tmp_path)
+SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
 
 
 def sound(*runs: Run, **options: Any) -> Verdict:
     return judge(runs, SOUND, **options)
 
 
-def test_three_healthy_seeds_are_supported(sound_run: Callable[..., Run]) -> None:
-    verdict = sound(*(sound_run(seed) for seed in range(3)))
+def test_three_healthy_seeds_are_supported(tmp_path: Path) -> None:
+    verdict = sound(*(healthy_run(tmp_path, seed) for seed in range(3)))
     assert verdict.outcome is SUPPORTED
     assert [reason.split(":")[1].strip() for reason in verdict.reasons] == [
         "diversity",
@@ -51,16 +32,16 @@ def test_three_healthy_seeds_are_supported(sound_run: Callable[..., Run]) -> Non
         "skill at the boundary",
     ]
     assert verdict.confidence.startswith("low: no failure in 3 seeds leaves a failure rate of up to 63 %")
-    (figures,) = verdict.figures
-    assert (figures["seeds"], figures["failed"]) == (3, 0)
-    assert figures["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 3))
-    assert figures["levels"]["skill"]["bound"] < figures["levels"]["skill"]["mean"]
+    (statistics,) = verdict.statistics
+    assert (statistics["seeds"], statistics["failed"]) == (3, 0)
+    assert statistics["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 3))
+    assert statistics["levels"]["skill"]["bound"] < statistics["levels"]["skill"]["mean"]
 
 
-def test_two_seeds_are_too_few(sound_run: Callable[..., Run]) -> None:
-    verdict = sound(sound_run(0), sound_run(1))
+def test_two_seeds_are_too_few(tmp_path: Path) -> None:
+    verdict = sound(healthy_run(tmp_path, 0), healthy_run(tmp_path, 1))
     assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: 2 of at least 3 seeds",))
-    twice = sound(sound_run(0), sound_run(1), sound_run(2), sound_run(1, Loss=6.5))
+    twice = sound(*(healthy_run(tmp_path, seed) for seed in range(3)), healthy_run(tmp_path, 1, Loss=6.5))
     assert "hidden 256: several different runs claim the same seed" in twice.reasons
 
 
@@ -103,17 +84,15 @@ def test_two_seeds_are_too_few(sound_run: Callable[..., Run]) -> None:
         ({"ProbePositions": None}, INCONCLUSIVE, "ProbePositions is unknown"),
     ],
 )
-def test_sound_by_its_figures(
-    sound_run: Callable[..., Run], changes: dict[str, Any], outcome: Outcome, reason: str
-) -> None:
-    verdict = sound(*(sound_run(seed, Loss=6 + seed, **changes) for seed in range(3)))
+def test_sound_by_the_values_of_a_run(tmp_path: Path, changes: dict[str, Any], outcome: Outcome, reason: str) -> None:
+    verdict = sound(*(healthy_run(tmp_path, seed, Loss=6 + seed, **changes) for seed in range(3)))
     assert verdict.outcome is outcome
     assert not reason or f"hidden 256, seed 0: {reason}" in " ".join(verdict.reasons)
 
 
-def test_one_failed_seed_of_three_decides_nothing_and_two_refute(sound_run: Callable[..., Run]) -> None:
-    bad = [sound_run(seed, HeldOutLoss=7 + seed) for seed in range(2)]
-    good = [sound_run(seed) for seed in range(2, 5)]
+def test_one_failed_seed_of_three_decides_nothing_and_two_refute(tmp_path: Path) -> None:
+    bad = [healthy_run(tmp_path, seed, HeldOutLoss=7 + seed) for seed in range(2)]
+    good = [healthy_run(tmp_path, seed) for seed in range(2, 5)]
     one = sound(bad[0], *good[:2])
     assert one.outcome is INCONCLUSIVE
     assert "hidden 256: 1 of 3 seeds failed" in one.reasons
@@ -122,24 +101,21 @@ def test_one_failed_seed_of_three_decides_nothing_and_two_refute(sound_run: Call
     assert sound(bad[0]).outcome is REFUTED
 
 
-def test_a_spread_over_seeds_may_leave_the_mean_open(sound_run: Callable[..., Run]) -> None:
-    verdict = sound(*(sound_run(seed, TopShare=share) for seed, share in enumerate((0.05, 0.1, 0.24))))
+def test_a_spread_over_seeds_may_leave_the_mean_open(tmp_path: Path) -> None:
+    verdict = sound(*(healthy_run(tmp_path, seed, TopShare=value) for seed, value in enumerate((0.05, 0.1, 0.24))))
     assert verdict.outcome is INCONCLUSIVE
     assert verdict.reasons == ("hidden 256: top share: mean 0.13 over 3 seeds, bound 0.296 not < 0.25",)
 
 
-def test_shorter_runs_are_no_replicas(sound_run: Callable[..., Run], run_of: Callable[..., Run]) -> None:
-    short = run_of([8000, *[2] * 10], steps=2_000, seed=9, **LEVELS)
-    verdict = sound(*(sound_run(seed) for seed in range(3)), short)
+def test_shorter_runs_are_left_out(tmp_path: Path) -> None:
+    short = bare_run(tmp_path, [8000, *[2] * 10], steps=2_000, seed=9, **LEVELS)
+    verdict = sound(*(healthy_run(tmp_path, seed) for seed in range(3)), short)
     assert verdict.outcome is SUPPORTED
     assert "1 runs of hidden 256 with fewer than 20,000 steps are left out" in verdict.notes
 
 
-def test_a_plan_nobody_knows_must_be_asked_for(run_of: Callable[..., Run]) -> None:
-    runs = [
-        run_of([8000, *[200 + seed] * 10], name=f"mine-{seed}.csv", **{**LEVELS, "HeldOutLoss": 4.7 + seed / 100})
-        for seed in range(3)
-    ]
+def test_unknown_planned_steps_must_be_requested(tmp_path: Path) -> None:
+    runs = [healthy_run(tmp_path, seed, name=f"mine-{seed}.csv") for seed in range(3)]
     assert sound(*runs).reasons[0].startswith("mine-0: the planned steps are unknown: ask for steps")
     assert sound(*runs, requested_steps=20_000).outcome is SUPPORTED
     assert sound(*runs, requested_steps=20_001).outcome is INCONCLUSIVE
@@ -148,12 +124,13 @@ def test_a_plan_nobody_knows_must_be_asked_for(run_of: Callable[..., Run]) -> No
 # twins
 
 
-def with_twins(
-    sound_run: Callable[..., Run], loss: float = 4.6, arm: str = "full-precision", **changes: Any
-) -> list[Run]:
+def with_twins(tmp_path: Path, loss: float = 4.6, arm: str = "full-precision", **changes: Any) -> list[Run]:
     """Three runs and, at a held-out loss of their own, three twins."""
-    runs = [sound_run(seed) for seed in range(3)]
-    return [*runs, *(sound_run(seed, arm=arm, **{"HeldOutLoss": loss + seed / 1000} | changes) for seed in range(3))]
+    runs = [healthy_run(tmp_path, seed) for seed in range(3)]
+    return [
+        *runs,
+        *(healthy_run(tmp_path, seed, arm=arm, **{"HeldOutLoss": loss + seed / 1000} | changes) for seed in range(3)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -173,10 +150,10 @@ def with_twins(
         (4.6, {"TopShare": 0.3}, SUPPORTED, ""),
     ],
 )
-def test_the_twin_tells_what_quantization_costs(
-    sound_run: Callable[..., Run], loss: float, changes: dict[str, Any], outcome: Outcome, reason: str
+def test_twins_measure_the_cost_of_quantization(
+    tmp_path: Path, loss: float, changes: dict[str, Any], outcome: Outcome, reason: str
 ) -> None:
-    runs = with_twins(sound_run, loss, **changes)
+    runs = with_twins(tmp_path, loss, **changes)
     verdict = judge_arms(runs, SOUND)["baseline"]
     assert verdict.outcome is outcome
     assert not reason or reason in verdict.reasons[0]
@@ -185,9 +162,11 @@ def test_the_twin_tells_what_quantization_costs(
     assert not any(result.check == "gap to full precision" for result in without.results)
 
 
-def test_an_unfinished_twin_leaves_it_open(sound_run: Callable[..., Run], run_of: Callable[..., Run]) -> None:
-    runs = [sound_run(seed) for seed in range(3)]
-    short = run_of([8000, *[200] * 5], steps=10_000, name="h256-20000-full-precision-s0-abcdef.csv", **LEVELS)
+def test_an_unfinished_twin_is_inconclusive(tmp_path: Path) -> None:
+    runs = [healthy_run(tmp_path, seed) for seed in range(3)]
+    short = bare_run(
+        tmp_path, [8000, *[200] * 5], steps=10_000, name="h256-20000-full-precision-s0-abcdef.csv", **LEVELS
+    )
     verdict = judge_arms([*runs, short], SOUND)["baseline"]
     assert verdict.outcome is INCONCLUSIVE
     assert "hidden 256, seed 0: the twin with full-precision: ends at step 10,000 of 20,000" in verdict.reasons
@@ -198,7 +177,7 @@ def twin_gaps(verdict: Verdict) -> list[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("arm", "twin", "found"),
+    ("arm", "twin", "is_twin"),
     [
         ("reduced-lr", "full-precision+reduced-lr", True),
         ("reduced-lr", "reduced-lr+full-precision", True),
@@ -209,28 +188,29 @@ def twin_gaps(verdict: Verdict) -> list[str | None]:
         ("full-precision", "full-precision", False),
     ],
 )
-def test_a_twin_differs_in_nothing_else(sound_run: Callable[..., Run], arm: str, twin: str, found: bool) -> None:
-    run, other = sound_run(0, arm=arm), sound_run(0, arm=twin, HeldOutLoss=4.6)
-    assert bool(twin_gaps(judge([run], SOUND, twins=[run, other]))) == found
+def test_a_twin_differs_in_nothing_else(tmp_path: Path, arm: str, twin: str, is_twin: bool) -> None:
+    run, other = healthy_run(tmp_path, 0, arm=arm), healthy_run(tmp_path, 0, arm=twin, HeldOutLoss=4.6)
+    assert bool(twin_gaps(judge([run], SOUND, twins=[run, other]))) == is_twin
 
 
 @pytest.mark.parametrize("changes", [{"size": 512}, {"seed": 1}, {"steps": 10_000}, {"name": "twin.csv"}])
-def test_a_twin_has_the_same_size_seed_and_steps(sound_run: Callable[..., Run], changes: dict[str, Any]) -> None:
-    run, other = sound_run(0), sound_run(**{"seed": 0, "arm": "full-precision", "HeldOutLoss": 4.6} | changes)
+def test_a_twin_has_the_same_size_seed_and_steps(tmp_path: Path, changes: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"seed": 0, "arm": "full-precision", "HeldOutLoss": 4.6}
+    run, other = healthy_run(tmp_path, 0), healthy_run(tmp_path, **options | changes)
     assert not twin_gaps(judge([run], SOUND, twins=[run, other]))
 
 
 def test_a_twin_of_other_settings_is_none(tmp_path: Path) -> None:
-    run = manifested(tmp_path, CURED, "finished")
+    run = origin_run(tmp_path, CURED, "finished")
     twins = [
-        manifested(tmp_path, [*CURED[:-1], 70], "finished", arm="full-precision", overrides=[f"optimizer.name={name}"])
+        origin_run(tmp_path, [*CURED[:-1], 70], "finished", arm="full-precision", overrides=[f"optimizer.name={name}"])
         for name in ("adamw", "adam")
     ]
     assert not twin_gaps(judge([run], SOUND, twins=twins[:1]))
     assert twin_gaps(judge([run], SOUND, twins=twins)) == [run.name]
 
 
-# criteria of one's own
+# custom criteria
 
 FLOOR = {"checks": [{"kind": "finite"}, {"kind": "finished"}]}
 
@@ -252,16 +232,16 @@ def own(**level: Any) -> Criteria:
         ("HeldOutLoss", "below", 0, "< 0 of at least 0 (a loss is never below 0)"),
     ],
 )
-def test_every_measure_knows_its_range(
-    sound_run: Callable[..., Run], measure: str, direction: str, supporting: float, reason: str
+def test_every_measure_has_a_range(
+    tmp_path: Path, measure: str, direction: str, supporting: float, reason: str
 ) -> None:
     other = {"refuted_below": -9} if direction == "above" else {"refuted_above": 9}
-    verdict = judge([sound_run(0)], own(measure=measure, **{f"supported_{direction}": supporting}, **other))
+    verdict = judge([healthy_run(tmp_path, 0)], own(measure=measure, **{f"supported_{direction}": supporting}, **other))
     assert (verdict.outcome, verdict.reasons) == (INVALID, (f"{measure} {reason} cannot be met",))
 
 
 def test_random_prompts_have_a_ceiling_too(tmp_path: Path) -> None:
-    run = manifested(tmp_path, CURED, "finished", columns={"RandomPromptUnique": 20})
+    run = origin_run(tmp_path, CURED, "finished", columns={"RandomPromptUnique": 20})
     verdict = judge([run], own(measure="RandomPromptUnique", supported_above=50, refuted_below=10))
     assert verdict.reasons == ("RandomPromptUnique > 50 of at most 20 (20 prompts) cannot be met",)
     assert judge([run], own(measure="RandomPromptUnique", supported_above=19, refuted_below=10)).outcome is SUPPORTED
@@ -275,14 +255,14 @@ def test_random_prompts_have_a_ceiling_too(tmp_path: Path) -> None:
         ("lasting", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
         ("lasting", [60, 60, 60, 60, 60], SUPPORTED, "Skill 0.7124 > 0"),
         ("steady", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
-        # one cell more could only add a reversal
+        # a value in the missing cell could only add a reversal
         ("steady", [60, 20, 60, "", 20], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
         ("steady", [20, 60, "", 20, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
         ("recovery", ["", 60, 60, 60, 60], INCONCLUSIVE, "UniquePredictions around step 10,000 is unknown"),
     ],
 )
-def test_shapes_need_every_row_of_stage_2(
-    sound_run: Callable[..., Run], kind: str, unique: list[Any], outcome: Outcome, reason: str
+def test_trajectory_checks_need_every_row_of_stage_2(
+    tmp_path: Path, kind: str, unique: list[Any], outcome: Outcome, reason: str
 ) -> None:
     extra = {"collapsed_below": 10} if kind == "recovery" else {}
     checks = [
@@ -291,40 +271,41 @@ def test_shapes_need_every_row_of_stage_2(
         {"kind": "level", "measure": "Skill", "supported_above": 0, "refuted_below": 0},
         {"kind": kind, "measure": "UniquePredictions", **extra},
     ]
-    verdict = judge([sound_run(0, unique=[8000, 60, 60, 60, 60, 60, *unique])], parse_criteria({"checks": checks}))
+    run = healthy_run(tmp_path, 0, unique=[8000, 60, 60, 60, 60, 60, *unique])
+    verdict = judge([run], parse_criteria({"checks": checks}))
     assert (verdict.outcome, verdict.reasons) == (outcome, (reason,))
 
 
-def test_a_mean_over_seeds_takes_all_of_them(sound_run: Callable[..., Run]) -> None:
-    runs = [sound_run(0), sound_run(1), sound_run(2, BigramLoss=None)]
+def test_a_mean_over_seeds_needs_all_of_them(tmp_path: Path) -> None:
+    runs = [healthy_run(tmp_path, 0), healthy_run(tmp_path, 1), healthy_run(tmp_path, 2, BigramLoss=None)]
     verdict = sound(*runs)
-    levels = verdict.figures[0]["levels"]
+    levels = verdict.statistics[0]["levels"]
     assert levels["skill"]["values"][2] is None
     assert (levels["skill"]["mean"], levels["skill"]["bound"]) == (None, None)
     assert levels["context"]["mean"] == pytest.approx(1.3)
     assert "hidden 256: skill: no bound over seeds, since one is unknown" in verdict.reasons
 
 
-def test_a_run_tells_its_own_outcome_and_why(sound_run: Callable[..., Run]) -> None:
-    good, bad = sound(sound_run(0), sound_run(1, TopShare=0.6, ContextInformation=0.05)).runs
+def test_every_run_has_an_outcome_and_a_reason(tmp_path: Path) -> None:
+    good, bad = sound(healthy_run(tmp_path, 0), healthy_run(tmp_path, 1, TopShare=0.6, ContextInformation=0.05)).runs
     assert (good.outcome, bad.outcome) == (SUPPORTED, REFUTED)
     assert good.reason.startswith("DiversityRatio 0.5076 > 0.15; TopShare 0.08 < 0.25; Skill ")
     assert bad.reason == "TopShare 0.6 > 0.5; ContextInformation 0.05 < 0.1"
     assert (bad.run, bad.size, bad.seed, bad.final_step) == ("h256-20000-baseline-s1-abcdef", 256, 1, 20_000)
 
 
-def test_the_least_number_of_seeds_holds_for_either_rule(sound_run: Callable[..., Run]) -> None:
+def test_the_least_number_of_seeds_holds_for_either_rule(tmp_path: Path) -> None:
     tree = {**FLOOR, "seeds": {"min_seeds": 2}}
     tree["checks"] = [*FLOOR["checks"], {"kind": "level", "measure": "Skill", "supported_above": 0, "refuted_below": 0}]
     criteria = parse_criteria(tree)
-    assert judge([sound_run(0)], criteria).reasons == ("hidden 256: 1 of at least 2 seeds",)
-    assert judge([sound_run(0), sound_run(1)], criteria).outcome is SUPPORTED
+    assert judge([healthy_run(tmp_path, 0)], criteria).reasons == ("hidden 256: 1 of at least 2 seeds",)
+    assert judge([healthy_run(tmp_path, 0), healthy_run(tmp_path, 1)], criteria).outcome is SUPPORTED
 
 
 # several verdicts, and JSON
 
 
-def test_the_strictest_outcome_stands_for_all() -> None:
+def test_the_strictest_outcome_decides() -> None:
     order = [REFUTED, INVALID, INCONCLUSIVE, SUPPORTED]
     for count in (1, 2, 3):
         for outcomes in product(Outcome, repeat=count):
@@ -340,39 +321,43 @@ def test_the_strictest_outcome_stands_for_all() -> None:
     }
 
 
-def test_a_dead_model_that_the_count_passes(sound_run: Callable[..., Run]) -> None:
-    dead = sound_run(0, unique=[8000, *[60, 70] * 5], HeldOutLoss=7.62, ContextInformation=1e-7, TopShare=0.2)
+def test_a_dead_model_that_passes_the_count(tmp_path: Path) -> None:
+    dead = healthy_run(
+        tmp_path, 0, unique=[8000, *[60, 70] * 5], HeldOutLoss=7.62, ContextInformation=1e-7, TopShare=0.2
+    )
     by_count, by_both = judge([dead], ORIGIN), judge([dead], SOUND)
-    found = combine([by_count, by_both])
-    assert (by_count.outcome, by_both.outcome, found.outcome) == (SUPPORTED, REFUTED, REFUTED)
-    assert found.disagreement is not None
-    assert "origin says supported (UniquePredictions 70 > 50)" in found.disagreement
-    assert "sound says refuted (hidden 256, seed 0: Skill -0.5408 < 0" in found.disagreement
-    assert found.disagreement.endswith("sound decides by Skill, ContextInformation, which origin does not look at")
+    combined = combine([by_count, by_both])
+    assert (by_count.outcome, by_both.outcome, combined.outcome) == (SUPPORTED, REFUTED, REFUTED)
+    assert combined.disagreement is not None
+    assert "origin says supported (UniquePredictions 70 > 50)" in combined.disagreement
+    assert "sound says refuted (hidden 256, seed 0: Skill -0.5408 < 0" in combined.disagreement
+    assert combined.disagreement.endswith("sound decides by Skill, ContextInformation, which origin does not look at")
     assert combine([by_both, by_both]).disagreement is None
     assert combine([]).outcome is INCONCLUSIVE
 
 
-def test_arms_disagree_with_themselves_only(sound_run: Callable[..., Run]) -> None:
-    runs = [sound_run(0), sound_run(0, arm="no-decay", HeldOutLoss=7.0)]
+def test_arms_disagree_with_themselves_only(tmp_path: Path) -> None:
+    runs = [healthy_run(tmp_path, 0), healthy_run(tmp_path, 0, arm="no-decay", HeldOutLoss=7.0)]
     by_arm = [verdict for criteria in (ORIGIN, SOUND) for verdict in judge_arms(runs, criteria).values()]
-    found = combine(by_arm)
-    assert found.outcome is REFUTED
-    assert found.disagreement is not None
-    assert found.disagreement.startswith("arm baseline: the criteria disagree: origin says supported")
-    assert "; arm no-decay: the criteria disagree: " in found.disagreement
+    combined = combine(by_arm)
+    assert combined.outcome is REFUTED
+    assert combined.disagreement is not None
+    assert combined.disagreement.startswith("arm baseline: the criteria disagree: origin says supported")
+    assert "; arm no-decay: the criteria disagree: " in combined.disagreement
     assert combine(by_arm[:2]).disagreement is None
 
 
-def test_json_keeps_nan_and_unknown_apart(sound_run: Callable[..., Run]) -> None:
-    runs = [sound_run(0, HeldOutLoss=[4.7] * 10 + ["nan"]), sound_run(1, TopShare=None, unique=[8000, *[200] * 9, ""])]
+def test_json_keeps_nan_and_unknown_apart(tmp_path: Path) -> None:
+    runs = [
+        healthy_run(tmp_path, 0, HeldOutLoss=[4.7] * 10 + ["nan"]),
+        healthy_run(tmp_path, 1, TopShare=None, unique=[8000, *[200] * 9, ""]),
+    ]
     for criteria in (ORIGIN, SOUND):
         tree = json.loads(json.dumps(judge(runs, criteria).to_json(), allow_nan=False))
         assert tree["verdict"] == "refuted"
         assert tree["criteria"] == {"name": criteria.name, "hash": criteria.hash}
         assert tree["runs"][1]["final_unique"] is None
-        assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "figures"} < set(tree)
-    assert json.loads(json.dumps(combine([judge(runs, SOUND)]).to_json(), allow_nan=False))["verdict"] == "refuted"
+        assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "statistics"} < set(tree)
     assert plain({"a": (math.nan, None, math.inf)}) == {"a": ["nan", None, "inf"]}
 
 
@@ -380,5 +365,5 @@ def test_json_keeps_nan_and_unknown_apart(sound_run: Callable[..., Run]) -> None
     ("value", "text"),
     [(None, "unknown"), (8192.0, "8,192"), (0.123456, "0.1235"), (math.nan, "nan"), (-math.inf, "-inf")],
 )
-def test_figures_in_reasons(value: float | None, text: str) -> None:
+def test_values_in_reasons(value: float | None, text: str) -> None:
     assert format_value(value) == text

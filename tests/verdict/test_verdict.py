@@ -1,7 +1,5 @@
-"""Verdicts: what each kind of check finds in CSVs, what seeds and sizes make of it, and what cannot be supported."""
+"""Verdicts: each kind of check on CSVs, seeds and sizes together, and what cannot be supported."""
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -9,32 +7,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import CURED, STAGE_1, manifested, table, write_run, write_sound_run
+from synthetic import CURED, STAGE_1, bare_run, csv_text, healthy_run, origin_run, two_stages
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Outcome, Verdict, judge, judge_arms, load_criteria
-from bitnetctl.verdict.run import swings
+from bitnetctl.verdict.checks.trajectory import swings
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
-SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = (
-    Outcome.SUPPORTED,
-    Outcome.REFUTED,
-    Outcome.INCONCLUSIVE,
-    Outcome.INVALID,
-)
-
-
-@pytest.fixture
-def run_of(tmp_path: Path) -> Callable[..., Run]:
-    """Write a run into the test's folder."""
-    return partial(write_run, tmp_path)
-
-
-@pytest.fixture
-def sound_run(tmp_path: Path) -> Callable[..., Run]:
-    """Write a healthy run into the test's folder."""
-    return partial(write_sound_run, tmp_path)
+SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
 
 
 def origin(*runs: Run, **options: Any) -> Verdict:
@@ -45,7 +26,7 @@ def sound(*runs: Run, **options: Any) -> Verdict:
     return judge(runs, SOUND, **options)
 
 
-# the founding document's own figures
+# the values that the founding document reports
 
 REPORTED = {
     256: [20, 16, 8, 2, 2, 2, 10, 14, 13],
@@ -95,15 +76,15 @@ def test_a_larger_probe_makes_them_decidable(tmp_path: Path, final: int, outcome
     verdict = origin(reported(tmp_path, 256, final, first=500), requested_steps=10_000)
     assert (verdict.outcome, verdict.outcome.exit_code) == (outcome, code)
     assert verdict.evidence == "scaled"
-    assert "judged at 10,000 steps instead of origin's 20,000: scaled replica" in verdict.notes
+    assert "judged at 10,000 steps instead of origin's 20,000: a scaled-down replication" in verdict.notes
     assert origin(reported(tmp_path, 256, final, first=500)).outcome is INCONCLUSIVE
 
 
 # origin, one run after another
 
 
-def test_a_cure_is_supported(run_of: Callable[..., Run]) -> None:
-    verdict = origin(run_of())
+def test_a_cure_is_supported(tmp_path: Path) -> None:
+    verdict = origin(bare_run(tmp_path))
     assert verdict.outcome is SUPPORTED
     assert verdict.reasons == ("UniquePredictions 60 > 50",)
     assert (verdict.evidence, verdict.sizes) == ("minimum", {256: SUPPORTED})
@@ -150,26 +131,26 @@ def test_a_cure_is_supported(run_of: Callable[..., Run]) -> None:
         ([*STAGE_1, 10, "", 60, 62, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 11 rows"),
     ],
 )
-def test_origin_by_its_figures(run_of: Callable[..., Run], unique: list[Any], outcome: Outcome, reason: str) -> None:
-    verdict = origin(run_of(unique))
+def test_origin_by_the_values_of_a_run(tmp_path: Path, unique: list[Any], outcome: Outcome, reason: str) -> None:
+    verdict = origin(bare_run(tmp_path, unique))
     assert verdict.outcome is outcome
     assert verdict.reasons[0].startswith(reason)
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
-def test_a_loss_that_is_not_finite_refutes_even_where_it_recovers(run_of: Callable[..., Run], loss: str) -> None:
-    verdict = origin(run_of(Loss=[7.0] * 4 + [loss] + [7.0] * 6))
+def test_a_loss_that_is_not_finite_refutes_even_where_it_recovers(tmp_path: Path, loss: str) -> None:
+    verdict = origin(bare_run(tmp_path, Loss=[7.0] * 4 + [loss] + [7.0] * 6))
     assert (verdict.outcome, verdict.reasons) == (REFUTED, ("diverged at step 8,000",))
 
 
-def test_an_unknown_loss_may_hide_a_divergence(run_of: Callable[..., Run]) -> None:
-    verdict = origin(run_of(Loss=[7.0] * 10 + [""]))
+def test_an_unknown_loss_may_hide_a_divergence(tmp_path: Path) -> None:
+    verdict = origin(bare_run(tmp_path, Loss=[7.0] * 10 + [""]))
     assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("Loss is unknown in 1 of 11 rows",))
 
 
 @pytest.mark.parametrize("final", [60, 2])
-def test_an_unfinished_run_decides_nothing(run_of: Callable[..., Run], final: int) -> None:
-    short = run_of([4000, 40, 20, final], steps=6_000, name="h256-20000-baseline-s0-abcdef.csv")
+def test_an_unfinished_run_decides_nothing(tmp_path: Path, final: int) -> None:
+    short = bare_run(tmp_path, [4000, 40, 20, final], steps=6_000, name="h256-20000-baseline-s0-abcdef.csv")
     for options, steps in (
         ({}, "20,000"),
         ({"requested_steps": 6_000}, "20,000"),
@@ -180,13 +161,13 @@ def test_an_unfinished_run_decides_nothing(run_of: Callable[..., Run], final: in
         assert verdict.evidence == "none"
 
 
-def test_a_finished_run_of_too_few_steps_is_judged_only_where_asked(run_of: Callable[..., Run]) -> None:
-    run = run_of(steps=2_000)
+def test_a_finished_run_of_too_few_steps_is_judged_only_on_request(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, steps=2_000)
     assert origin(run).reasons == ("ends at step 2,000 of 20,000",)
     scaled = origin(run, requested_steps=2_000)
     assert (scaled.outcome, scaled.evidence) == (SUPPORTED, "scaled")
-    assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: scaled replica",)
-    assert origin(run_of(), requested_steps=20_000).notes == ()
+    assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: a scaled-down replication",)
+    assert origin(bare_run(tmp_path), requested_steps=20_000).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -202,35 +183,33 @@ def test_a_finished_run_of_too_few_steps_is_judged_only_where_asked(run_of: Call
         (0, 4000, INCONCLUSIVE, "ProbePositions is 0"),
     ],
 )
-def test_the_ceiling_comes_first(
-    run_of: Callable[..., Run], positions: Any, first: int, outcome: Outcome, reason: str
-) -> None:
-    verdict = origin(run_of([first, *CURED[1:]], ProbePositions=positions))
+def test_the_ceiling_comes_first(tmp_path: Path, positions: Any, first: int, outcome: Outcome, reason: str) -> None:
+    verdict = origin(bare_run(tmp_path, [first, *CURED[1:]], ProbePositions=positions))
     assert (verdict.outcome, verdict.reasons[0]) == (outcome, reason)
-    told = "the ceiling of UniquePredictions is unknown, and so is whether its threshold can be met"
-    assert any(told in note for note in verdict.notes) == (positions is None and first == 45)
+    unknown = "the ceiling of UniquePredictions is unknown, and so is whether its threshold can be met"
+    assert any(unknown in note for note in verdict.notes) == (positions is None and first == 45)
 
 
-def test_an_unreachable_threshold_comes_before_all_a_run_shows(run_of: Callable[..., Run]) -> None:
+def test_an_unreachable_threshold_comes_before_what_a_run_shows(tmp_path: Path) -> None:
     low = [20, 16, 8, 2, 2, 2, 10, 14, 13, 12, 2]
     for changes in ({}, {"Loss": "nan"}, {"unique": [*low[:-1], "nan"]}):
         columns: dict[str, Any] = {"unique": low, "ProbePositions": 20} | changes
-        assert origin(run_of(columns.pop("unique"), **columns)).outcome is INVALID
+        assert origin(bare_run(tmp_path, columns.pop("unique"), **columns)).outcome is INVALID
 
 
-def test_without_a_boundary_recovery_is_unknown(run_of: Callable[..., Run]) -> None:
-    verdict = origin(run_of(WD=0.1, name="mine.csv"))
+def test_without_a_boundary_recovery_is_unknown(tmp_path: Path) -> None:
+    verdict = origin(bare_run(tmp_path, WD=0.1, name="mine.csv"))
     assert verdict.outcome is INCONCLUSIVE
     assert verdict.reasons == ("the boundary of the stages is unknown: WD never changes and no plan is known",)
 
 
-def test_a_stage_without_evaluations_is_unknown(run_of: Callable[..., Run]) -> None:
-    verdict = origin(run_of([4000, 60], Step=[1, 20_000], WD=[0.1, 0.0]))
+def test_a_stage_without_evaluations_is_unknown(tmp_path: Path) -> None:
+    verdict = origin(bare_run(tmp_path, [4000, 60], Step=[1, 20_000], WD=[0.1, 0.0]))
     assert "UniquePredictions around step 10,000 is unknown" in verdict.reasons
 
 
 @pytest.mark.parametrize(
-    ("figures", "extremes"),
+    ("values", "extremes"),
     [
         ([2, 10, 3, 15, 2], [2, 10, 3, 15, 2]),
         ([2, 10, 6, 15, 8], [2, 15]),
@@ -244,17 +223,17 @@ def test_a_stage_without_evaluations_is_unknown(run_of: Callable[..., Run]) -> N
         ([], []),
     ],
 )
-def test_swings_by_hand(figures: list[float], extremes: list[float]) -> None:
-    assert swings(figures, 2.0) == extremes
+def test_swings_by_hand(values: list[float], extremes: list[float]) -> None:
+    assert swings(values, 2.0) == extremes
 
 
-@given(figures=st.lists(st.integers(0, 100), max_size=12))
-def test_swings_alternate_by_the_factor(figures: list[float]) -> None:
-    found = swings(figures, 2.0)
-    changes = [after - before for before, after in pairwise(found)]
-    assert all(max(pair) >= 2 * min(pair) for pair in pairwise(found))
+@given(values=st.lists(st.integers(0, 100), max_size=12))
+def test_swings_alternate_by_the_factor(values: list[float]) -> None:
+    extremes = swings(values, 2.0)
+    changes = [after - before for before, after in pairwise(extremes)]
+    assert all(max(pair) >= 2 * min(pair) for pair in pairwise(extremes))
     assert all(before * after < 0 for before, after in pairwise(changes))
-    assert len(found) != 1
+    assert len(extremes) != 1
 
 
 # torn files
@@ -262,7 +241,7 @@ def test_swings_alternate_by_the_factor(figures: list[float]) -> None:
 
 def test_a_torn_end_supports_nothing(tmp_path: Path) -> None:
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    whole = table(CURED, ProbePositions=8192)
+    whole = csv_text(two_stages(CURED, ProbePositions=8192))
     path.write_text(whole.removesuffix("\n"), encoding="utf-8")
     verdict = origin(load_run(path))
     assert verdict.outcome is INCONCLUSIVE
@@ -273,7 +252,7 @@ def test_a_torn_end_supports_nothing(tmp_path: Path) -> None:
 
 def test_the_documents_format_may_lack_its_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "h256-20000-baseline-s0-abcdef.csv"
-    path.write_text(table(CURED).removesuffix("\n"), encoding="utf-8")
+    path.write_text(csv_text(two_stages(CURED)).removesuffix("\n"), encoding="utf-8")
     verdict = origin(load_run(path))
     assert verdict.outcome is SUPPORTED
     assert any("no newline" in note for note in verdict.notes)
@@ -287,25 +266,25 @@ def test_the_documents_format_may_lack_its_last_newline(tmp_path: Path) -> None:
     [
         ("finished", {}, SUPPORTED, "UniquePredictions 60 > 50"),
         ("failed", {"message": "out of memory", "steps_done": 900}, REFUTED, "crashed after step 900: out of memory"),
-        ("failed", {}, REFUTED, "crashed after step 0"),
+        ("failed", {"steps_done": 0}, REFUTED, "crashed after step 0"),
         ("diverged", {"diverged_at": 17}, REFUTED, "diverged at step 17"),
         ("diverged", {}, REFUTED, "diverged at step 20,000"),
     ],
 )
-def test_the_manifest_tells_of_crashes(
+def test_the_manifest_reports_crashes_and_divergence(
     tmp_path: Path, status: str, fields: dict[str, Any], outcome: Outcome, reason: str
 ) -> None:
     for criteria in (ORIGIN, SOUND):
         folder = tmp_path / criteria.name
         folder.mkdir()
-        verdict = judge([manifested(folder, CURED, status, **fields)], criteria)
+        verdict = judge([origin_run(folder, CURED, status, **fields)], criteria)
         if criteria is ORIGIN or outcome is REFUTED:
             assert (verdict.outcome, verdict.reasons[0].removeprefix("hidden 256, seed 0: ")) == (outcome, reason)
 
 
 def test_runs_of_different_settings_are_no_seeds(tmp_path: Path) -> None:
     runs = [
-        manifested(tmp_path, [*CURED[:-1], 60 + seed], "finished", seed=seed, overrides=[f"optimizer.name={name}"])
+        origin_run(tmp_path, [*CURED[:-1], 60 + seed], "finished", seed=seed, overrides=[f"optimizer.name={name}"])
         for seed, name in enumerate(("adam", "adamw"))
     ]
     for criteria in (ORIGIN, SOUND):
@@ -320,19 +299,21 @@ def test_runs_of_different_settings_are_no_seeds(tmp_path: Path) -> None:
 # sizes and seeds
 
 
-def test_evidence_grows_with_sizes_and_steps(run_of: Callable[..., Run]) -> None:
-    h256, h512, h768 = run_of(), run_of(size=512), run_of(size=768, steps=30_000, Loss=6.5)
+def test_evidence_grows_with_sizes_and_steps(tmp_path: Path) -> None:
+    h256, h512 = bare_run(tmp_path), bare_run(tmp_path, size=512)
+    h768 = bare_run(tmp_path, size=768, steps=30_000, Loss=6.5)
     assert origin(h256).evidence == "minimum"
     assert origin(h256, h512).evidence == "strong"
-    assert origin(h256, h512, run_of(size=768, Loss=6.4)).evidence == "strong"
+    assert origin(h256, h512, bare_run(tmp_path, size=768, Loss=6.4)).evidence == "strong"
     assert origin(h256, h512, h768).evidence == "comprehensive"
     assert origin(h512).evidence == "scaled"
-    assert origin(run_of(size=64)).notes[0] == "none of the sizes that origin names (256, 512, 768) is judged"
+    other = origin(bare_run(tmp_path, size=64))
+    assert other.notes[0] == "none of the sizes that origin names (256, 512, 768) is judged"
     assert sound(h256).evidence is None
 
 
-def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(run_of: Callable[..., Run]) -> None:
-    good, bad = run_of(), run_of([*STAGE_1, 4, 4, 4, 4, 4], size=512)
+def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(tmp_path: Path) -> None:
+    good, bad = bare_run(tmp_path), bare_run(tmp_path, [*STAGE_1, 4, 4, 4, 4, 4], size=512)
     assert origin(good, sizes=[256]).outcome is SUPPORTED
     both = origin(good, bad)
     assert (both.outcome, both.sizes) == (REFUTED, {256: SUPPORTED, 512: REFUTED})
@@ -342,11 +323,11 @@ def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(run_of: Call
     assert missing.reasons == ("hidden 768: no run",)
     left_out = origin(good, bad, sizes=[256])
     assert left_out.outcome is SUPPORTED
-    assert "hidden 512 was not asked for and is left out" in left_out.notes[0]
+    assert "hidden 512 was not requested and is left out" in left_out.notes[0]
 
 
-def test_a_size_nobody_knows_counts_only_where_none_is_asked_for(run_of: Callable[..., Run]) -> None:
-    run = run_of(name="mine.csv")
+def test_an_unknown_size_counts_only_where_no_size_is_requested(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, name="mine.csv")
     assert (run.size, origin(run).sizes) == (None, {None: SUPPORTED})
     requested = origin(run, sizes=[256])
     assert (requested.outcome, requested.sizes) == (INCONCLUSIVE, {256: INCONCLUSIVE})
@@ -354,9 +335,9 @@ def test_a_size_nobody_knows_counts_only_where_none_is_asked_for(run_of: Callabl
     assert "h256-run.csv" in requested.notes[0]
 
 
-def test_reasons_name_the_run_as_far_as_it_is_known(run_of: Callable[..., Run]) -> None:
+def test_reasons_name_the_run_as_far_as_it_is_known(tmp_path: Path) -> None:
     low = [*STAGE_1, 4, 4, 4, 4, 4]
-    runs = [run_of(low, name="hidden-256.csv"), run_of(low, name="mine.csv"), run_of(low, name="hidden-512.csv")]
+    runs = [bare_run(tmp_path, low, name=f"{name}.csv") for name in ("hidden-256", "mine", "hidden-512")]
     assert origin(*runs, requested_steps=20_000).reasons == (
         "hidden 256: UniquePredictions 4 < 10",
         "mine: UniquePredictions 4 < 10",
@@ -365,36 +346,36 @@ def test_reasons_name_the_run_as_far_as_it_is_known(run_of: Callable[..., Run]) 
 
 
 @pytest.mark.parametrize(("seeds", "word"), [(1, "low"), (4, "low"), (5, "moderate"), (8, "moderate"), (9, "high")])
-def test_confidence_grows_with_seeds(run_of: Callable[..., Run], seeds: int, word: str) -> None:
+def test_confidence_grows_with_seeds(tmp_path: Path, seeds: int, word: str) -> None:
     for unique in (CURED, [*STAGE_1, 4, 4, 4, 4, 4]):
-        runs = [run_of(unique, seed=seed, Loss=6.5 + seed) for seed in range(seeds)]
+        runs = [bare_run(tmp_path, unique, seed=seed, Loss=6.5 + seed) for seed in range(seeds)]
         assert origin(*runs).confidence.startswith(f"{word}: ")
 
 
-def test_one_failing_seed_refutes_by_the_letter(run_of: Callable[..., Run]) -> None:
-    good = [run_of(seed=seed, Loss=6 + seed) for seed in range(2)]
-    bad = run_of([*STAGE_1, 4, 4, 4, 4, 4], seed=2)
+def test_one_failing_seed_refutes_by_origin(tmp_path: Path) -> None:
+    good = [bare_run(tmp_path, seed=seed, Loss=6 + seed) for seed in range(2)]
+    bad = bare_run(tmp_path, [*STAGE_1, 4, 4, 4, 4, 4], seed=2)
     assert origin(*good).outcome is SUPPORTED
     verdict = origin(*good, bad)
     assert verdict.outcome is REFUTED
     assert verdict.confidence.startswith("low: 1 of 3 seeds failed, a failure rate of at least 2 %")
 
 
-def test_seeds_asked_for_must_be_there(run_of: Callable[..., Run]) -> None:
-    runs = [run_of(seed=seed, Loss=6 + seed) for seed in range(3)]
+def test_requested_seeds_must_be_present(tmp_path: Path) -> None:
+    runs = [bare_run(tmp_path, seed=seed, Loss=6 + seed) for seed in range(3)]
     assert origin(*runs, seeds=[0, 1, 2]).outcome is SUPPORTED
     verdict = origin(*runs[:2], seeds=[0, 1, 2, 3])
     assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: no run of seed 2, 3",))
-    assert "seed 2 was not asked for" in origin(*runs, seeds=[0, 1]).notes[0]
+    assert "seed 2 was not requested" in origin(*runs, seeds=[0, 1]).notes[0]
 
 
-def test_the_same_run_twice_is_no_second_seed(run_of: Callable[..., Run], sound_run: Callable[..., Run]) -> None:
-    once, again = sound_run(0), sound_run(1, unique=[8000, *[200] * 10], HeldOutLoss=4.7)
+def test_the_same_run_twice_is_no_second_seed(tmp_path: Path) -> None:
+    once, again = healthy_run(tmp_path, 0), healthy_run(tmp_path, 1, unique=[8000, *[200] * 10], HeldOutLoss=4.7)
     verdict = sound(once, again, once)
     assert len(verdict.runs) == 1
-    assert sum("holds the same figures as" in note for note in verdict.notes) == 2
+    assert sum("holds the same values as" in note for note in verdict.notes) == 2
     assert "hidden 256: 1 of at least 3 seeds" in verdict.reasons
-    assert [row.size for row in origin(run_of(), run_of(size=512)).runs] == [256, 512]
+    assert [row.size for row in origin(bare_run(tmp_path), bare_run(tmp_path, size=512)).runs] == [256, 512]
 
 
 def test_no_run_decides_nothing() -> None:
@@ -406,12 +387,16 @@ def test_no_run_decides_nothing() -> None:
         assert verdict.confidence == "none: nothing was decided"
 
 
-def test_a_verdict_is_of_one_arm(run_of: Callable[..., Run]) -> None:
-    runs = [run_of(), run_of(arm="reduced-lr", Loss=6.0), run_of(name="mine.csv", Loss=5.0)]
+def test_a_verdict_is_of_one_arm(tmp_path: Path) -> None:
+    runs = [
+        bare_run(tmp_path),
+        bare_run(tmp_path, arm="reduced-lr", Loss=6.0),
+        bare_run(tmp_path, name="mine.csv", Loss=5.0),
+    ]
     with pytest.raises(ConfigError, match="several arms cannot share a verdict: baseline, reduced-lr, unknown"):
         judge(runs, ORIGIN)
-    found = judge_arms(runs, ORIGIN)
-    assert {arm: verdict.outcome for arm, verdict in found.items()} == dict.fromkeys(
+    by_arm = judge_arms(runs, ORIGIN)
+    assert {arm: verdict.outcome for arm, verdict in by_arm.items()} == dict.fromkeys(
         ("baseline", "reduced-lr", "unknown"), SUPPORTED
     )
     chosen = judge_arms(runs, ORIGIN, arms=["reduced-lr", "no-decay"])

@@ -1,0 +1,187 @@
+"""What all kinds of check share: fields, what they know besides the run, and what they return."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, TypeAlias, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from bitnetctl.config import Frozen, PositiveInt, near_miss
+from bitnetctl.records import Run
+from bitnetctl.records.metrics import MEASURES
+from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, format_value
+
+Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckContext:
+    """What a check may know besides the run.
+
+    `requested_steps` are steps requested explicitly, `candidates` the runs among which twins are looked up, and
+    `check_twin` applies the same criteria to a twin.
+    """
+
+    check_twin: Callable[[Run], CheckedRun]
+    requested_steps: int | None = None
+    candidates: Sequence[Run] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check on one run, why, and the value that was compared (None: unknown, or there is none)."""
+
+    outcome: Outcome
+    reason: str
+    value: float | None = None
+
+
+def unknown(reason: str, value: float | None = None) -> Finding:
+    """Return an inconclusive finding."""
+    return Finding(Outcome.INCONCLUSIVE, reason, value)
+
+
+def require_known(field: str, name: str, known: Collection[str]) -> None:
+    """Raise ValueError for a name that is not in `known`, with the nearest measure as a suggestion."""
+    if name not in known:
+        hint = near_miss(name, MEASURES) or f"; known: {', '.join(MEASURES)}"
+        raise ValueError(f"{field}: unknown {name!r}{hint}")
+
+
+class Check(Frozen):
+    """One `[[checks]]` table of a criteria file.
+
+    A kind of check overrides one or both of the judging methods; each returns None where the check does not apply.
+    """
+
+    about_completion: ClassVar[bool] = False
+    """Whether it judges how a run ended. Such checks come first; only they are made where the file's end is torn."""
+
+    kind: str
+    name: str = Field("", description="shown in tables and reasons")
+
+    @property
+    def label(self) -> str:
+        """Name, or kind and measure."""
+        return self.name or f"{self.kind} {self.condition.get('measure', '')}".rstrip()
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The measure and the conditions that support and refute, as far as this kind has them."""
+        return {}
+
+    def judge_setup(self, run: Run) -> Finding | None:
+        """Judge what was fixed before training, such as the probe; called for unfinished and failed runs too."""
+        return None
+
+    def judge(self, run: Run, context: CheckContext) -> Finding | None:
+        """Judge what the run shows; unless the check is about completion, only called where all of those support."""
+        return None
+
+    def result(self, run: Run, finding: Finding) -> CheckResult:
+        """Return a finding together with what it belongs to."""
+        return CheckResult(
+            check=self.label,
+            outcome=finding.outcome,
+            reason=finding.reason,
+            value=finding.value,
+            run=run.name,
+            size=run.size,
+            seed=run.seed,
+            **self.condition,
+        )
+
+
+class MeasuredCheck(Check):
+    """A check of one measure."""
+
+    measure: str
+
+    @field_validator("measure")
+    @classmethod
+    def _check_measure(cls, value: str) -> str:
+        require_known("measure", value, MEASURES)
+        return value
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The measure."""
+        return {"measure": self.measure}
+
+
+class ThresholdCheck(MeasuredCheck):
+    """Two thresholds, both strict; a value between them is inconclusive.
+
+    Larger is better: `supported_above` and `refuted_below`. Smaller is better: `supported_below`, `refuted_above`.
+    The value is the median of the `last` evaluations, without the one of the untrained model at step 1.
+    """
+
+    last: PositiveInt = 1
+    supported_above: float | None = None
+    refuted_below: float | None = None
+    supported_below: float | None = None
+    refuted_above: float | None = None
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> Self:
+        rising = (self.supported_above, self.refuted_below)
+        falling = (self.supported_below, self.refuted_above)
+        pairs = [pair for pair in (rising, falling) if pair != (None, None)]
+        if len(pairs) != 1 or None in pairs[0]:
+            raise ValueError("give supported_above and refuted_below, or supported_below and refuted_above")
+        if not self.higher_is_better and self.refuting < self.supporting:
+            raise ValueError(f"refuted_above {self.refuting:g} is less than supported_below {self.supporting:g}")
+        if self.higher_is_better and self.refuting > self.supporting:
+            raise ValueError(f"refuted_below {self.refuting:g} is more than supported_above {self.supporting:g}")
+        return self
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values support."""
+        return self.supported_above is not None
+
+    @property
+    def supporting(self) -> float:
+        """The threshold on the good side."""
+        return cast(float, self.supported_above if self.higher_is_better else self.supported_below)
+
+    @property
+    def refuting(self) -> float:
+        """The threshold on the bad side."""
+        return cast(float, self.refuted_below if self.higher_is_better else self.refuted_above)
+
+    @property
+    def supports(self) -> str:
+        """The supporting condition in signs, such as `> 50`."""
+        return f"{'>' if self.higher_is_better else '<'} {format_value(self.supporting)}"
+
+    @property
+    def refutes(self) -> str:
+        """The refuting condition in signs, such as `< 10`."""
+        return f"{'<' if self.higher_is_better else '>'} {format_value(self.refuting)}"
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The measure and both conditions."""
+        return {"measure": self.measure, "supports": self.supports, "refutes": self.refutes}
+
+    def outcome(self, value: float) -> Outcome:
+        """Compare a finite value with both thresholds."""
+        sign = 1 if self.higher_is_better else -1
+        if sign * value > sign * self.supporting:
+            return Outcome.SUPPORTED
+        return Outcome.REFUTED if sign * value < sign * self.refuting else Outcome.INCONCLUSIVE
+
+    def compare(self, value: float, name: str) -> Finding:
+        """Compare a value with both thresholds; one that is not finite refutes. `name` is what reasons call it."""
+        if not math.isfinite(value):
+            return Finding(Outcome.REFUTED, f"{name} is {value}", value)
+        outcome = self.outcome(value)
+        low, high = map(format_value, sorted((self.refuting, self.supporting)))
+        comparison = {
+            Outcome.SUPPORTED: self.supports,
+            Outcome.REFUTED: self.refutes,
+            Outcome.INCONCLUSIVE: f"is between {low} and {high}",
+        }[outcome]
+        return Finding(outcome, f"{name} {format_value(value)} {comparison}", value)

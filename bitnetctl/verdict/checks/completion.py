@@ -1,0 +1,98 @@
+"""Checks of how a run ended: `finite` (no crash, no NaN) and `finished` (all of its steps)."""
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from bitnetctl.config import PositiveInt
+from bitnetctl.records import NAMES, REQUIRED, Run
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, require_known, unknown
+from bitnetctl.verdict.outcome import Outcome
+
+
+class FiniteCheck(Check):
+    """A crash by the manifest refutes, and so do NaN and infinity in a loss, UniquePredictions or one of `columns`.
+
+    An unknown cell of `columns` is inconclusive.
+    """
+
+    about_completion: ClassVar[bool] = True
+
+    kind: Literal["finite"] = "finite"
+    columns: tuple[str, ...] = Field(("Loss", "UniquePredictions"), min_length=1)
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            require_known("columns", name, NAMES[1:])
+        return value
+
+    def judge(self, run: Run, context: CheckContext) -> Finding:
+        """Judge by the manifest, then by every row."""
+        failure = _failure(run)
+        if failure is not None:
+            return Finding(Outcome.REFUTED, failure)
+        gaps = []
+        for name in self.columns:
+            column = run.column(name)
+            for step, value in zip(run.steps.tolist(), column, strict=True):
+                if value is not None and not math.isfinite(value):
+                    return Finding(Outcome.REFUTED, f"{name} is {value} at step {step:,}", value)
+            if None in column:
+                gaps.append(f"{name} is unknown in {column.count(None):,} of {len(column):,} rows")
+        return unknown("; ".join(gaps)) if gaps else Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}")
+
+
+def _failure(run: Run) -> str | None:
+    """Return how a run crashed or diverged."""
+    status = run.manifest.status if run.manifest is not None else None
+    if run.manifest is not None and status == "failed":
+        message = f": {run.manifest.message}" if run.manifest.message else ""
+        return f"crashed after step {run.manifest.steps_done:,}{message}"
+    step = run.diverged_at
+    if step is None and status != "diverged":
+        return None
+    return f"diverged at step {run.final_step if step is None else step:,}"
+
+
+class FinishedCheck(Check):
+    """A run that is torn, short of its plan or short of `min_steps` is inconclusive, and no level is judged on it.
+
+    Steps requested explicitly replace `min_steps`, with a note. Without `min_steps` the plan must be known from the
+    manifest or the file's name, or steps requested.
+    """
+
+    about_completion: ClassVar[bool] = True
+
+    kind: Literal["finished"] = "finished"
+    min_steps: PositiveInt | None = None
+
+    def required_steps(self, requested_steps: int | None) -> int | None:
+        """Return the steps at which runs are judged, None where each run's own plan decides."""
+        return self.min_steps if requested_steps is None or self.min_steps is None else requested_steps
+
+    def judge(self, run: Run, context: CheckContext) -> Finding:
+        """Compare the last step with the steps required, requested and planned."""
+        damage = torn_end(run)
+        if damage is not None:
+            return unknown(damage, run.final_step)
+        requested = context.requested_steps
+        known = [steps for steps in (self.required_steps(requested), requested, run.planned_steps) if steps is not None]
+        if not known:
+            return unknown(
+                "the planned steps are unknown: ask for steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
+                run.final_step,
+            )
+        outcome = Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE
+        return Finding(outcome, f"ends at step {run.final_step:,} of {max(known):,}", run.final_step)
+
+
+def torn_end(run: Run) -> str | None:
+    """Return why the end of the file cannot be trusted."""
+    for note in run.records.notes:
+        # in the founding document's format a cut can only shorten the last WD, which no check looks at
+        if "torn" in note or run.records.extra or set(run.records.frame.columns) != set(REQUIRED):
+            return f"{note}; end a whole file with a newline"
+    return None

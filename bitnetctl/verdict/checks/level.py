@@ -1,0 +1,72 @@
+"""Checks of values: `probe` (is the probe large enough) and `level` (a measure against two thresholds)."""
+
+import math
+from typing import Literal
+
+from bitnetctl.config import PositiveInt
+from bitnetctl.records import Run
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, ThresholdCheck, unknown
+from bitnetctl.verdict.limits import last_median, limits
+from bitnetctl.verdict.outcome import Outcome, format_value
+
+_TOLERANCE = 1e-6
+"""Rounding by which a value may lie outside its range."""
+
+
+class ProbeCheck(Check):
+    """A probe too small to tell health from collapse makes the verdict invalid; an unknown one is inconclusive."""
+
+    kind: Literal["probe"] = "probe"
+    min_positions: PositiveInt = 1024
+    min_bigram_unique: PositiveInt = 1
+
+    def judge_setup(self, run: Run) -> Finding:
+        """Compare the least value of each column with its minimum."""
+        sizes = []
+        for column, least in (("ProbePositions", self.min_positions), ("BigramUnique", self.min_bigram_unique)):
+            known = [value for value in run.column(column) if value is not None]
+            if not known or not all(map(math.isfinite, known)):
+                return unknown(f"{column} is unknown")
+            size = min(known)
+            sizes.append(f"{column} {format_value(size)}")
+            if size < least:
+                reason = f"{column} {format_value(size)} is less than {least:,}: too small a probe to tell"
+                return Finding(Outcome.INVALID, reason, size)
+        return Finding(Outcome.SUPPORTED, ", ".join(sizes))
+
+
+class LevelCheck(ThresholdCheck):
+    """A measure against two thresholds, at the end or at the end of stage 1 (`at = "boundary"`).
+
+    A supporting threshold that cannot be reached makes the verdict invalid.
+    """
+
+    kind: Literal["level"] = "level"
+    at: Literal["end", "boundary"] = "end"
+
+    def judge_setup(self, run: Run) -> Finding | None:
+        """Return why the supporting threshold cannot be met in this run, None where it can as far as is known."""
+        reach = limits(run, self.measure)
+        if reach.empty is not None:
+            return Finding(Outcome.INVALID, reach.empty)
+        best = reach.high if self.higher_is_better else reach.low
+        if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
+            side = "most" if self.higher_is_better else "least"
+            reason = f"{self.measure} {self.supports} of at {side} {format_value(best)} ({reach.why}) cannot be met"
+            return Finding(Outcome.INVALID, reason, last_median(run, self.measure, self.last, self.at))
+        return None if reach.damaged is None else unknown(reach.damaged)
+
+    def judge(self, run: Run, context: CheckContext) -> Finding:
+        """Compare the median of the last evaluations with both thresholds."""
+        value = last_median(run, self.measure, self.last, self.at)
+        name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
+        if value is None:
+            evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
+            return unknown(f"{name} is unknown{evaluations}")
+        reach = limits(run, self.measure)
+        slack = _TOLERANCE * max(1.0, abs(value))
+        above = reach.high is not None and value > reach.high + slack
+        below = reach.low is not None and value < reach.low - slack
+        if above or below:
+            return unknown(f"{name} {format_value(value)} is impossible: the file is damaged", value)
+        return self.compare(value, name)

@@ -1,0 +1,83 @@
+"""Check `twin`: the difference from a run that has one intervention more, such as full precision."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bitnetctl.config import split_arm
+from bitnetctl.config.load import flatten
+from bitnetctl.records import Run
+from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, unknown
+from bitnetctl.verdict.limits import last_median
+from bitnetctl.verdict.outcome import Outcome
+
+_FREE = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"}
+"""Settings in which two runs may differ and still be seeds of one arm or twins."""
+
+
+class TwinCheck(ThresholdCheck):
+    """The measure minus that of the twin: the run of the same size, seed and steps that also has `intervention`.
+
+    A run without a twin is not checked. A twin that fails the other checks makes the verdict invalid, since the set-up
+    is at fault; the thresholds are for the difference, run minus twin.
+    """
+
+    kind: Literal["twin"] = "twin"
+    measure: str = "HeldOutLoss"
+    intervention: Annotated[str, Field(min_length=1)]
+
+    def judge(self, run: Run, context: CheckContext) -> Finding | None:
+        """Judge the twin by the same criteria, then compare the difference with both thresholds."""
+        twin = find_twin(run, self.intervention, context.candidates)
+        if twin is None:
+            return None
+        checked = context.check_twin(twin)
+        name = f"the twin with {self.intervention}"
+        if checked.outcome in (Outcome.REFUTED, Outcome.INVALID):
+            why = next(result.reason for result in checked.results if result.outcome is checked.outcome)
+            return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the set-up is at fault")
+        own, other = (last_median(one, self.measure, self.last) for one in (run, twin))
+        if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
+            return unknown(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
+        for result in checked.completion:
+            if result.outcome is not Outcome.SUPPORTED:
+                return unknown(f"{name}: {result.reason}")
+        return self.compare(own - other, f"{self.measure} minus that of {name}")
+
+
+def find_twin(run: Run, intervention: str, candidates: Sequence[Run]) -> Run | None:
+    """Return the run that differs in having `intervention` and nothing else, as far as is known."""
+    if run.arm is None or run.size is None or run.seed is None:
+        return None
+    parts = split_arm(run.arm)
+    if any(_name(part) == intervention for part in parts):
+        return None
+    for other in candidates:
+        if other.arm is None or _plan(other) != _plan(run):
+            continue
+        theirs = split_arm(other.arm)
+        rest = [part for part in theirs if _name(part) != intervention]
+        if len(rest) < len(theirs) and sorted(rest) == sorted(parts) and not differing_settings(run, other):
+            return other
+    return None
+
+
+def differing_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two requested configs differ, apart from size, seed, steps and interventions.
+
+    Empty where a config is unknown.
+    """
+    if run.config is None or other.config is None:
+        return {}
+    ours, theirs = (dict(flatten(config.model_dump(mode="json"))) for config in (run.config, other.config))
+    return {name: (ours[name], theirs[name]) for name in ours if name not in _FREE and ours[name] != theirs[name]}
+
+
+def _plan(run: Run) -> tuple[int | None, ...]:
+    return run.size, run.seed, run.planned_steps
+
+
+def _name(part: str) -> str:
+    return part.partition(":")[0]
