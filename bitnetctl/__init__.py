@@ -12,23 +12,7 @@ What `__all__` lists is loaded at first use, torch when something trains.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitnetctl.api import (
-        Criteria,
-        Outcome,
-        Plan,
-        Run,
-        RunConfig,
-        Study,
-        TrainOptions,
-        Verdict,
-        analyze,
-        judge,
-        load_plan,
-        load_recipe,
-        load_runs,
-        sweep,
-        train,
-    )
+    from bitnetctl.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
 from bitnetctl.files import (

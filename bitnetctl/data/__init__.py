@@ -4,22 +4,13 @@ Shape legend: N tokens of one side of the split, B rows of a batch, T tokens of 
 M = P x T probe positions, W windows of an epoch, V vocabulary, C contexts, K distinct bigrams.
 """
 
-from bitnetctl.data.batches import Batches
-from bitnetctl.data.probe import ProbeData, probe_data
-from bitnetctl.data.sources import Progress, no_progress
-from bitnetctl.data.store import TokenData, Tokens, cache_folder, prepare
-from bitnetctl.data.tokenizer import load_tokenizer, vocab_size_of
-
-__all__ = [
-    "Batches",
-    "ProbeData",
-    "Progress",
-    "TokenData",
-    "Tokens",
-    "cache_folder",
-    "load_tokenizer",
-    "no_progress",
-    "prepare",
-    "probe_data",
-    "vocab_size_of",
-]
+from bitnetctl.data.batches import Batches as Batches
+from bitnetctl.data.probe import ProbeData as ProbeData, probe_data as probe_data
+from bitnetctl.data.sources import Progress as Progress, no_progress as no_progress
+from bitnetctl.data.store import (
+    TokenData as TokenData,
+    Tokens as Tokens,
+    cache_folder as cache_folder,
+    prepare as prepare,
+)
+from bitnetctl.data.tokenizer import load_tokenizer as load_tokenizer, vocab_size_of as vocab_size_of

@@ -1,39 +1,20 @@
 """What was judged and analysed as tables, plots, Markdown and one HTML page; no torch here."""
 
-from bitnetctl.report.handoff import handoff
-from bitnetctl.report.html.page import html_page
-from bitnetctl.report.junit import junit_xml
-from bitnetctl.report.markdown import markdown_report
-from bitnetctl.report.plots import plots
-from bitnetctl.report.summary_csv import summaries_csv
+from bitnetctl.report.handoff import handoff as handoff
+from bitnetctl.report.html.page import html_page as html_page
+from bitnetctl.report.junit import junit_xml as junit_xml
+from bitnetctl.report.markdown import markdown_report as markdown_report
+from bitnetctl.report.plots import plots as plots
+from bitnetctl.report.summary_csv import summaries_csv as summaries_csv
 from bitnetctl.report.terminal import (
-    agreement_table,
-    checks_table,
-    collapse_table,
-    effects_table,
-    end_table,
-    factors_table,
-    packs_table,
-    sweep_table,
-    trajectory_table,
+    agreement_table as agreement_table,
+    checks_table as checks_table,
+    collapse_table as collapse_table,
+    effects_table as effects_table,
+    end_table as end_table,
+    factors_table as factors_table,
+    packs_table as packs_table,
+    sweep_table as sweep_table,
+    trajectory_table as trajectory_table,
 )
-from bitnetctl.report.trajectory import next_step
-
-__all__ = [
-    "agreement_table",
-    "checks_table",
-    "collapse_table",
-    "effects_table",
-    "end_table",
-    "factors_table",
-    "handoff",
-    "html_page",
-    "junit_xml",
-    "markdown_report",
-    "next_step",
-    "packs_table",
-    "plots",
-    "summaries_csv",
-    "sweep_table",
-    "trajectory_table",
-]
+from bitnetctl.report.trajectory import next_step as next_step

@@ -1,22 +1,18 @@
 """Declared criteria → supported, refuted, inconclusive or invalid; no torch here."""
 
-from bitnetctl.verdict.criteria import Criteria, criteria_names, load_criteria, parse_criteria
-from bitnetctl.verdict.judge import UNKNOWN_ARM, judge, judge_arms
-from bitnetctl.verdict.outcome import CheckResult, Combined, Outcome, RunVerdict, Verdict, combine, strictest
-
-__all__ = [
-    "UNKNOWN_ARM",
-    "CheckResult",
-    "Combined",
-    "Criteria",
-    "Outcome",
-    "RunVerdict",
-    "Verdict",
-    "combine",
-    "criteria_names",
-    "judge",
-    "judge_arms",
-    "load_criteria",
-    "parse_criteria",
-    "strictest",
-]
+from bitnetctl.verdict.criteria import (
+    Criteria as Criteria,
+    criteria_names as criteria_names,
+    load_criteria as load_criteria,
+    parse_criteria as parse_criteria,
+)
+from bitnetctl.verdict.judge import UNKNOWN_ARM as UNKNOWN_ARM, judge as judge, judge_arms as judge_arms
+from bitnetctl.verdict.outcome import (
+    CheckResult as CheckResult,
+    Combined as Combined,
+    Outcome as Outcome,
+    RunVerdict as RunVerdict,
+    Verdict as Verdict,
+    combine as combine,
+    strictest as strictest,
+)

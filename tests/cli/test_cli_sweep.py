@@ -25,8 +25,7 @@ from bitnetctl.engine import cost
 from bitnetctl.engine.cost import bytes_per_replica
 from bitnetctl.errors import ExitCode
 from bitnetctl.intervention import Intervention, InterventionSettings
-from bitnetctl.monitor import console as monitor_console
-from bitnetctl.monitor import live
+from bitnetctl.monitor import console as monitor_console, live
 from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.plugins import registry

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from configs import FIELDS, NAME, WIDTHS, get_field, quick, set_field, trees
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from bitnetctl.config import (
     InterventionSpec,

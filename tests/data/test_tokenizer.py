@@ -14,8 +14,7 @@ from texts import END, data_config, decode, failure, prose
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl import data
-from bitnetctl.data import bpe, store
-from bitnetctl.data import tokenizer as tokenizer_module
+from bitnetctl.data import bpe, store, tokenizer as tokenizer_module
 from bitnetctl.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("token_cache")

@@ -5,8 +5,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from bitnetctl.config import ScheduleConfig, build_config
 from bitnetctl.engine.schedule import learning_rate, weight_decay

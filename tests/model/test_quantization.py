@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitnetctl.model.quantization import int8_activations, ternary_codes, ternary_scale, ternary_weights

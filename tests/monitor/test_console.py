@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from bitnetctl.config import RunConfig, build_config, parse_arm
-from bitnetctl.monitor import console as monitor_console
-from bitnetctl.monitor import live
+from bitnetctl.monitor import console as monitor_console, live
 from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.monitor.view import row_line, sparkline

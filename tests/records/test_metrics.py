@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
 from bitnetctl.analysis.study import study

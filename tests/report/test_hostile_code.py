@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calling import call
-from hostile import TinyConfig, refused, settings
-from hostile import environment as environment
+from hostile import TinyConfig, environment as environment, refused, settings
 from synthetic import quick, simple_run
 
 from bitnetctl import data

@@ -8,8 +8,7 @@ from typing import NoReturn
 
 import pytest
 from calling import call
-from hostile import TinyConfig, everything, refused, settings
-from hostile import environment as environment
+from hostile import TinyConfig, environment as environment, everything, refused, settings
 from synthetic import quick, simple_run
 
 from bitnetctl.errors import ExitCode

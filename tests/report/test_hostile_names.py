@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 from calling import call
-from hostile import TinyConfig, everything, refused, settings
-from hostile import environment as environment
+from hostile import TinyConfig, environment as environment, everything, refused, settings
 
 from bitnetctl import data
 from bitnetctl.errors import DataError

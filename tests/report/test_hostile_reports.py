@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from calling import call
-from hostile import environment as environment
-from hostile import refused
+from hostile import environment as environment, refused
 from synthetic import CURED, bare_run, curve, origin_run, write_csv
 
 from bitnetctl.analysis.study import study

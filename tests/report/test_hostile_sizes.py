@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from calling import call
-from hostile import environment as environment
-from hostile import refused
+from hostile import environment as environment, refused
 from synthetic import quick, simple_run
 
 from bitnetctl import data

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 from synthetic import CURED, LEVELS, csv_text, two_stages, write_csv
 
 from bitnetctl.errors import RecordError

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from synthetic import CURED, STAGE_1, bare_run, csv_text, healthy_run, origin_run, two_stages
 
 from bitnetctl.errors import ConfigError
