@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.engine.pack import Pack, pack_key
+from bitnetctl.engine.pack import Pack
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import check_class
@@ -78,7 +78,7 @@ def train_steps(composition: Composition, steps: int = 2) -> Pack:
     """Train a run with `composition` beside a baseline run, in one pack where the shapes allow it."""
     base = tiny_config()
     config = composition.configure(base)
-    beside = pack_key(config) == pack_key(base)
+    beside = config.pack_key == base.pack_key
     configs, compositions = ([config, base], [composition, Composition()]) if beside else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
     for step in range(1, steps + 1):

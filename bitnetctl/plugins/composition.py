@@ -66,9 +66,9 @@ class Composition:
         return self._gradients is not None
 
     @property
-    def capturable(self) -> bool:
-        """Whether the claimed loss may be recorded and replayed."""
-        return self._loss is not None and type(self._loss).capturable
+    def capturable_step(self) -> bool:
+        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but a capturable one."""
+        return self._gradients is None and (self._loss is None or type(self._loss).capturable)
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Ask the claimant for the objective."""

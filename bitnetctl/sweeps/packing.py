@@ -9,8 +9,6 @@ import torch
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine.cost import bytes_per_replica, estimate, known_vocabulary
-from bitnetctl.engine.cuda_graph import can_be_captured
-from bitnetctl.engine.pack import pack_key
 from bitnetctl.engine.select import choose, make_pack
 from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins import registry
@@ -27,7 +25,7 @@ class _PackLimits:
 
     def of(self, config: RunConfig) -> int:
         """Return the largest pack for an effective config."""
-        key = pack_key(config)
+        key = config.pack_key
         if key not in self._known:
             self._known[key] = self._measure(config)
         return self._known[key]
@@ -66,8 +64,8 @@ def shape_of(config: RunConfig, effective: RunConfig, device: torch.device) -> t
 
     One run that needs the host between its kernels would slow down all that are recorded without it.
     """
-    recordable = device.type != "cpu" and can_be_captured([registry.compose(config.interventions)])
-    return (*pack_key(effective), recordable)
+    recordable = device.type != "cpu" and registry.compose(config.interventions).capturable_step
+    return (*effective.pack_key, recordable)
 
 
 def share(runs: int, workers: int) -> int:

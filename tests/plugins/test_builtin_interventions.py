@@ -15,7 +15,7 @@ from torch import Tensor
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
 from bitnetctl.data import TokenData
 from bitnetctl.engine import schedule
-from bitnetctl.engine.pack import Pack, pack_key
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention
 from bitnetctl.model import matmul
@@ -171,7 +171,7 @@ def test_it_trains_packed_beside_a_baseline(
 ) -> None:
     base = tiny_config()
     together, alone = pack(base, str(InterventionSpec(name=name, settings=settings)), ""), pack(base, "")
-    assert pack_key(together.replicas[0].config) == pack_key(base)
+    assert together.replicas[0].config.pack_key == base.pack_key
     for step in (1, 2):
         together.step(step)
         alone.step(step)
@@ -259,7 +259,7 @@ def test_label_smoothing_trains_on_the_smoothed_loss(tiny_config: TinyConfig, pa
     config = tiny_config(optimizer__max_norm="none")
     both = pack(config, "label-smoothing:epsilon=0.3", "")
     inputs_RBT, targets_RN = batch(both, 1)
-    hidden_NH = both.model.record(inputs_RBT, both.model.quantization([1.0, 1.0])).hidden_RNH[0]
+    hidden_NH = both.model.forward_for_backward(inputs_RBT, both.model.quantization([1.0, 1.0])).hidden_RNH[0]
     head_VH = both.model.packed["head"][0].clone().requires_grad_()
     log_p_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
     nll = -log_p_NV.gather(-1, targets_RN[0][:, None]).mean()
