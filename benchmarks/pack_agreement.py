@@ -2,7 +2,7 @@
 
     python -m benchmarks.pack_agreement [--runs 6] [--steps 400] [--diverge]
 
-Prints, for every CSV column, the largest difference over all rows and seeds, relative to the solo figure where that is
+Prints, for every CSV column, the largest difference over all rows and seeds, relative to the solo value where that is
 above 1. `--diverge` gives the last run of the pack a learning rate of 1e3 and compares the others.
 """
 
@@ -59,8 +59,8 @@ def _train(configs: list[RunConfig], runs_dir: Path, how: str) -> None:
     packs = [configs] if how == "together" else [[config] for config in configs]
     for pack in packs:
         names = [config.run_name for config in pack]
-        with open_trainer(pack, Options(runs_dir=runs_dir, keep_weights=False), names=names) as session:
-            for _ in loop.train(session):
+        with open_trainer(pack, Options(runs_dir=runs_dir, keep_weights=False), names=names) as trainer:
+            for _ in loop.train(trainer):
                 pass
 
 
