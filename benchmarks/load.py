@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.harness import tool
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.records import NAMES, Manifest, write_manifest
 
@@ -131,11 +132,7 @@ def sweep_command(home: Path, folder: str, runs: int, *options: str) -> list[str
         text.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(2000)), encoding="utf-8")
     settings = [f"--set={name}={value}" for name, value in {**_TINY, "data.source": f"file:{text}"}.items()]
     output: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
-    return [_tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *output, *options]
-
-
-def _tool() -> Path:
-    return Path(sys.executable).with_name("bitnetctl")
+    return [tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *output, *options]
 
 
 def measure_all(home: Path, scale: int) -> list[Measured]:
@@ -156,8 +153,8 @@ def measure_all(home: Path, scale: int) -> list[Measured]:
         write_table(path, range(1, rows + 1), rng)
     kinds: dict[str, Callable[[Path], list[str | Path]]] = {
         "records.read": lambda path: [sys.executable, "-c", _READ, path],
-        "analyze": lambda path: [_tool(), "analyze", path],
-        "analyze --html": lambda path: [_tool(), "analyze", path, "--html", home / "page.html"],
+        "analyze": lambda path: [tool(), "analyze", path],
+        "analyze --html": lambda path: [tool(), "analyze", path, "--html", home / "page.html"],
         "verify": lambda path: [sys.executable, "-c", _VERIFY, path],
     }
     for what, command in kinds.items():

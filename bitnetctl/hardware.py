@@ -36,12 +36,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or of the CPU with its core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
+    cpu = cpu_info().get("model name") or platform.processor() or platform.machine()
     return f"cpu ({cpu}, {os.cpu_count()} cores)"
 
 
@@ -106,21 +101,21 @@ def keep_freed_memory() -> bool:
 
 
 @functools.cache
-def cpu_info() -> tuple[str, frozenset[str]]:
-    """Return vendor and instruction sets of the CPU as Linux names them; empty where it does not report them."""
+def cpu_info() -> dict[str, str]:
+    """Return the fields of the first CPU in /proc/cpuinfo, such as `flags`; empty where there is no such file."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
             fields[name.strip()] = value.strip()
-    return fields.get("vendor_id", ""), frozenset(fields.get("flags", "").split())
+    return fields
 
 
 def has_bf16_matmul(device: torch.device) -> bool:
     """Whether the device has bf16 matmul instructions; on CPUs without them bf16 is many times slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(cpu_info()[1] & {"avx512_bf16", "amx_bf16"})
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info().get("flags", "").split())
 
 
 @contextlib.contextmanager
@@ -142,8 +137,8 @@ def onednn_keeps_fp32() -> bool:
     True on AMD CPUs with AVX-512 and without AMX, if four shapes agree with double precision as fp32 must.
     Measured on an AMD EPYC with 2 cores: 345 against MKL's 160 GFLOP/s.
     """
-    vendor, flags = cpu_info()
-    if vendor != "AuthenticAMD" or "avx512f" not in flags or any(flag.startswith("amx") for flag in flags):
+    flags, is_amd = cpu_info().get("flags", "").split(), cpu_info().get("vendor_id") == "AuthenticAMD"
+    if not is_amd or "avx512f" not in flags or any(flag.startswith("amx") for flag in flags):
         return False
     generator = torch.Generator().manual_seed(0)
     with mkldnn_fp32_precision("bf16"):

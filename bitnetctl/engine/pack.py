@@ -84,8 +84,7 @@ class Pack:
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
-        # the first step that was not finite, 0 while all were; on the device, so that the next update is skipped
-        # without a synchronization
+        # first step that was not finite, 0 while all were; on the device, to skip updates without a synchronization
         self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
         self._guards_on_device = device.type != "cpu"
@@ -177,8 +176,8 @@ class Pack:
         if not self.objective_R[run].isfinite():
             return "the loss"
         gradients = {name: parameter.grad for name, parameter in self.model.parameters(run).items()}
-        finite = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
-        return f"the gradient of {next(finite, 'all parameters together')}"
+        bad_gradients = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
+        return f"the gradient of {next(bad_gradients, 'all parameters together')}"
 
     @torch.no_grad()
     def _bad_state(self, run: int) -> str | None:

@@ -128,13 +128,10 @@ def make_pack(
 ) -> Pack:
     """Return a pack with this engine and precision; captured on a GPU unless eager or an intervention prevents it."""
     compiled = execution.engine == "compile"
-    kind = Pack
-    if (
-        device.type == "cuda"
-        and execution.engine != "eager"
-        and all(composition.capturable_step for composition in compositions)
-    ):
-        kind = CapturedPack
+    captured = (
+        device.type == "cuda" and execution.engine != "eager" and all(each.capturable_step for each in compositions)
+    )
+    kind = CapturedPack if captured else Pack
     return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
 
 

@@ -66,7 +66,7 @@ class LayerActivations:
 class LayerGradients:
     """Norm gradients [R, F], and (grad_output [R, N, O], input [R, N, I]) of each matrix.
 
-    The caller forms dW = grad_outputᵀ · input, so that it is written straight into its place.
+    The caller forms dW = grad_outputᵀ · input, written directly into the gradient tensor.
     """
 
     norms: dict[str, Tensor] = field(default_factory=dict)

@@ -55,7 +55,6 @@ class Matmul:
     """Multiplies activations [R, N, I] by matrices [R, O, I] in one precision."""
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
-        self.precision = precision
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._int8 = precision == "int8"
         self._onednn = device.type == "cpu" and precision == "fp32" and onednn_keeps_fp32()

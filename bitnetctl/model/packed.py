@@ -9,7 +9,7 @@ Shapes: R runs, B rows, T positions of a row, N = B·T tokens, H hidden, V vocab
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,8 @@ class SavedActivations:
     layer: Layer
     hidden_RNH: Tensor
     final_norm: list[tuple[Tensor, Tensor]]
-    weights: list[LayerWeights] = field(default_factory=list)
-    layers: list[LayerActivations] = field(default_factory=list)
+    weights: list[LayerWeights]
+    layers: list[LayerActivations]
 
 
 class PackedModel:
@@ -278,7 +278,7 @@ class PackedModel:
         return table.view(self.num_runs, self._padded_vocab, self.config.hidden_size)
 
     def quantization(self, quant_lambdas: Sequence[float]) -> Quantization:
-        """Return the λ of the runs in the form that a step takes."""
+        """Return the λ of the runs as the `Quantization` of a step."""
         if all(quant_lambda == 1.0 for quant_lambda in quant_lambdas):
             return Quantization(off=False, quant_lambda_R=None)
         off = all(quant_lambda == 0.0 for quant_lambda in quant_lambdas)

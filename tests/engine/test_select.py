@@ -204,7 +204,9 @@ def test_a_pack_is_captured_where_all_of_its_steps_can_be(
     monkeypatch.setattr(select, "CapturedPack", lambda *_, **options: ("captured", options["compiled"]))
     monkeypatch.setattr(select, "Pack", lambda *_, **options: ("eager", options["compiled"]))
     compositions = [compose(parse_arm(arm)) for arm in arms]
-    made = make_pack([tiny_config()] * 2, compositions, tiny_tokens, device, Execution(engine=engine, precision="fp32"))
+    made: object = make_pack(
+        [tiny_config()] * 2, compositions, tiny_tokens, device, Execution(engine=engine, precision="fp32")
+    )
     assert made == (expected, engine == "compile")
 
 
