@@ -23,6 +23,8 @@ from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.session import Options, open_trainer
 
+pytest_plugins = ("calling", "resuming", "sweeping")
+
 # the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 settings.load_profile("tests")

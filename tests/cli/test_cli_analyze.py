@@ -1,18 +1,15 @@
 """`bitnetctl analyze` from the command line: what it reads, prints, writes and refuses."""
 
-import contextlib
-import io
 import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from calling import Done, call
 from synthetic import curve, quick, simple_run, write_csv, write_run
 
-from bitnetctl import cli
 from bitnetctl.cli.paths import find_csvs
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.schema import HEADER
@@ -20,33 +17,11 @@ from bitnetctl.records.schema import HEADER
 ORIGIN = "Hidden 256, 10k steps\nStep,Loss,UniquePredictions,LR,WD\n1,10.9,20,4e-06,0.1\n1000,10.1,16,0.0014,0.1\n"
 
 
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        def refuse(name: str) -> None:
-            raise ValueError(name)
-
-        return json.loads(self.out, parse_constant=refuse)
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def analyze(*arguments: str | Path) -> Done:
-    """Run `bitnetctl analyze` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(["analyze", *map(str, arguments)])
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(autouse=True)
-def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "BITNETCTL_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
+    return call("analyze", *arguments)
 
 
 @pytest.fixture

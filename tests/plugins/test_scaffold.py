@@ -7,35 +7,17 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import calling
 import pytest
+from calling import Done
 
-from bitnetctl import cli
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.scaffold import write_project
-
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of an error."""
-        assert self.out == ""
-        [line] = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-
-Call = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +44,8 @@ def forget() -> None:
     importlib.invalidate_caches()
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `bitnetctl interventions …` in this process."""
-
-    def run(*arguments: str | Path) -> Done:
-        code = cli.run(["interventions", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
+def call(*arguments: str | Path) -> Done:
+    return calling.call("interventions", *arguments)
 
 
 SOUND = """
@@ -169,7 +143,7 @@ def test_a_project_is_clean(arguments: tuple[str, ...], written: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -> None:
+def test_a_written_plugin_can_be_installed_and_used(written: Path) -> None:
     info = written.parent / "bitnetctl_twice_as_slow2-0.1.0.dist-info"
     info.mkdir()
     points = tomllib.loads((written / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
@@ -185,7 +159,7 @@ def test_a_written_plugin_can_be_installed_and_used(written: Path, call: Call) -
     assert registry.load("twice-as-slow2").hooks == ["learning_rate"]
 
 
-def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
+def test_new_says_where_and_what_next(tmp_path: Path) -> None:
     done = call("new", "halved-rate", "--path", tmp_path / "not" / "there")
     folder = tmp_path / "not" / "there" / "bitnetctl-halved-rate"
     assert done.code == 0
@@ -195,13 +169,13 @@ def test_new_says_where_and_what_next(call: Call, tmp_path: Path) -> None:
     assert (folder / "bitnetctl_halved_rate.py").is_file()
 
 
-def test_new_writes_here_unless_told_otherwise(call: Call, tmp_path: Path) -> None:
+def test_new_writes_here_unless_told_otherwise(tmp_path: Path) -> None:
     assert call("new", "x").code == 0
     assert (tmp_path / "bitnetctl-x" / "bitnetctl_x.py").is_file()
     assert call("check", "bitnetctl-x").code == 0
 
 
-def test_new_prints_a_command_to_copy(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_prints_a_command_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     folder = tmp_path / "bitnetctl-halved-rate"
     assert call("new", "halved-rate", "--path", tmp_path).out.splitlines() == [
@@ -210,7 +184,7 @@ def test_new_prints_a_command_to_copy(call: Call, tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_new_in_a_folder_with_brackets(call: Call, tmp_path: Path) -> None:
+def test_new_in_a_folder_with_brackets(tmp_path: Path) -> None:
     done = call("new", "halved-rate", "--path", tmp_path / "a[" / "b]")
     assert done.code == 0
     assert done.out.splitlines()[0] == str(tmp_path / "a[" / "b]" / "bitnetctl-halved-rate")
@@ -229,7 +203,7 @@ BAD_NAMES = ["../x", "/x", "a/b", "a\\b", "A", "Ab", "", " ", "a b", "a\n", "-a"
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "x" * 65, "x" * 300])
-def test_bad_names(name: str, call: Call, tmp_path: Path) -> None:
+def test_bad_names(name: str, tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     with pytest.raises(ConfigError, match="lower-case letters and digits joined by '-'"):
         write_project(name, parent)
@@ -246,7 +220,7 @@ def test_names_that_make_no_project(name: str, tmp_path: Path) -> None:
         write_project(name, tmp_path)
 
 
-def test_nothing_is_written_over(call: Call, tmp_path: Path) -> None:
+def test_nothing_is_written_over(tmp_path: Path) -> None:
     folder = write_project("halved", tmp_path)
     module = folder / "bitnetctl_halved.py"
     module.write_text("mine", encoding="utf-8")
@@ -258,7 +232,7 @@ def test_nothing_is_written_over(call: Call, tmp_path: Path) -> None:
     assert "exists already" in call("new", "other").error
 
 
-def test_new_where_nothing_can_be_written(call: Call, tmp_path: Path) -> None:
+def test_new_where_nothing_can_be_written(tmp_path: Path) -> None:
     blocked = write(tmp_path / "file", "")
     with pytest.raises(StorageError):
         write_project("halved", blocked)
@@ -270,7 +244,7 @@ def test_new_where_nothing_can_be_written(call: Call, tmp_path: Path) -> None:
 # check
 
 
-def test_check_a_project(written: Path, call: Call) -> None:
+def test_check_a_project(written: Path) -> None:
     done = call("check", written)
     assert done == Done(0, "TwiceAsSlow2: keeps the contract\n", "")
     assert call("check", written, "--settings", '{"factor": 0.1, "after": 1}').code == 0
@@ -281,12 +255,12 @@ def test_check_a_project(written: Path, call: Call) -> None:
     assert bad.out.count("\n") == 1
 
 
-def test_check_a_file(call: Call, tmp_path: Path) -> None:
+def test_check_a_file(tmp_path: Path) -> None:
     file = write(tmp_path / "made_up_file.py", SOUND)
     assert call("check", file) == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_tells_the_sound_from_the_broken(call: Call, tmp_path: Path) -> None:
+def test_check_tells_the_sound_from_the_broken(tmp_path: Path) -> None:
     file = write(
         tmp_path / "made_up_both.py", textwrap.dedent(SOUND) + textwrap.dedent(IMPURE).replace("{name}", "Bad")
     )
@@ -300,7 +274,7 @@ def test_check_tells_the_sound_from_the_broken(call: Call, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("folder", ["", "src"])
-def test_check_every_entry_point_of_a_project(folder: str, call: Call, tmp_path: Path) -> None:
+def test_check_every_entry_point_of_a_project(folder: str, tmp_path: Path) -> None:
     project(tmp_path / "p", "made_up_a:A", "made_up_pack.b:B")
     write(tmp_path / "p" / folder / "made_up_a.py", SOUND, "A")
     write(tmp_path / "p" / folder / "made_up_pack" / "b.py", SOUND, "B")
@@ -311,7 +285,7 @@ def test_check_every_entry_point_of_a_project(folder: str, call: Call, tmp_path:
 
 @pytest.mark.parametrize("folder", ["", "src"])
 @pytest.mark.parametrize("statement", ["from made_up_pack.common import FACTOR", "from .common import FACTOR"])
-def test_check_a_package_of_several_files(statement: str, folder: str, call: Call, tmp_path: Path) -> None:
+def test_check_a_package_of_several_files(statement: str, folder: str, tmp_path: Path) -> None:
     package = tmp_path / "p" / folder / "made_up_pack"
     project(tmp_path / "p", "made_up_pack.halved:Halved")
     write(package / "__init__.py", "")
@@ -320,13 +294,13 @@ def test_check_a_package_of_several_files(statement: str, folder: str, call: Cal
     assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_a_package_itself(call: Call, tmp_path: Path) -> None:
+def test_check_a_package_itself(tmp_path: Path) -> None:
     project(tmp_path / "p", "made_up_pack:Halved")
     write(tmp_path / "p" / "made_up_pack" / "__init__.py", SOUND)
     assert call("check", tmp_path / "p") == Done(0, "Halved: keeps the contract\n", "")
 
 
-def test_check_leaves_the_modules_of_others_alone(call: Call, tmp_path: Path) -> None:
+def test_check_leaves_the_modules_of_others_alone(tmp_path: Path) -> None:
     import colorsys
 
     assert call("check", write(tmp_path / "colorsys.py", SOUND)).code == 0
@@ -344,7 +318,7 @@ def test_check_leaves_the_modules_of_others_alone(call: Call, tmp_path: Path) ->
         ("from bitnetctl.intervention import Intervention\n", "no subclass of bitnetctl.intervention.Intervention"),
     ],
 )
-def test_check_a_file_that_is_none(code: str, problem: str, call: Call, tmp_path: Path) -> None:
+def test_check_a_file_that_is_none(code: str, problem: str, tmp_path: Path) -> None:
     file = write(tmp_path / "made_up_bad.py", code)
     done = call("check", file)
     assert done.code == ExitCode.USAGE
@@ -352,7 +326,7 @@ def test_check_a_file_that_is_none(code: str, problem: str, call: Call, tmp_path
     assert str(file) in done.error
 
 
-def test_check_what_is_not_there(call: Call, tmp_path: Path) -> None:
+def test_check_what_is_not_there(tmp_path: Path) -> None:
     def refused(path: Path, *parts: str) -> None:
         done = call("check", path)
         assert done.code == ExitCode.USAGE
@@ -373,7 +347,7 @@ def test_check_what_is_not_there(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"), [("{", "not JSON"), ("[1]", "expected a JSON object"), ("5", "expected a JSON object")]
 )
-def test_check_with_settings_that_are_none(settings: str, problem: str, call: Call, tmp_path: Path) -> None:
+def test_check_with_settings_that_are_none(settings: str, problem: str, tmp_path: Path) -> None:
     done = call("check", write(tmp_path / "made_up_file.py", SOUND), "--settings", settings)
     assert done.code == ExitCode.USAGE
     assert problem in done.error
@@ -392,7 +366,7 @@ def install(site: Path, name: str, code: str) -> None:
     forget()
 
 
-def test_list(call: Call, tmp_path: Path) -> None:
+def test_list(tmp_path: Path) -> None:
     install(tmp_path / "one", "sound", SOUND)
     install(tmp_path / "two", "unwell", "raise RuntimeError('so\\nbroken [red]')")
     done = call("list")
@@ -410,7 +384,7 @@ def test_list(call: Call, tmp_path: Path) -> None:
     assert "scale the learning-rate schedule to a lower peak" in rows["reduced-lr"]
 
 
-def test_list_as_json(call: Call, tmp_path: Path) -> None:
+def test_list_as_json(tmp_path: Path) -> None:
     install(tmp_path / "one", "sound", SOUND)
     install(tmp_path / "two", "unwell", "raise RuntimeError('broken')")
     done = call("list", "--json")
@@ -435,7 +409,7 @@ def test_list_as_json(call: Call, tmp_path: Path) -> None:
     assert set(rows["wd-schedule"]["settings"]) == {"preset", "stage1", "stage2", "boundary"}
 
 
-def test_show(call: Call) -> None:
+def test_show() -> None:
     done = call("show", "reduced-lr")
     assert done.code == 0
     assert done.err == ""
@@ -458,13 +432,13 @@ def test_show(call: Call) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("--json",)])
-def test_show_what_there_is_not(extra: tuple[str, ...], call: Call) -> None:
+def test_show_what_there_is_not(extra: tuple[str, ...]) -> None:
     done = call("show", "reduced-rl", *extra)
     assert done.code == ExitCode.USAGE
     assert "unknown intervention 'reduced-rl'; did you mean 'reduced-lr'?" in done.error
 
 
-def test_show_what_is_broken(call: Call, tmp_path: Path) -> None:
+def test_show_what_is_broken(tmp_path: Path) -> None:
     install(tmp_path / "one", "unwell", "raise RuntimeError('so\\nbroken')")
     done = call("show", "unwell")
     assert done.code == ExitCode.USAGE
