@@ -23,7 +23,7 @@ from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.session import Options, open_trainer
 
-pytest_plugins = ("calling", "resuming", "sweeping")
+pytest_plugins = ("calling", "run_files", "sweeping")
 
 # the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
@@ -169,15 +169,3 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
             return events
 
     return run
-
-
-@pytest.fixture(scope="session")
-def figures() -> Callable[[Path], list[bytes]]:
-    """Read the lines of a run's CSV without the last column, the measured speed: all that a run decides."""
-
-    def read(csv: Path) -> list[bytes]:
-        header, *rows = csv.read_bytes().splitlines()
-        assert header.endswith(b",TokensPerSecond")
-        return [line.rpartition(b",")[0] for line in (header, *rows)]
-
-    return read

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
+from run_files import RUNS, UNDISTURBED
 
 from bitnetctl.config import RunConfig
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.registry import Plugin
-from bitnetctl.records import NAMES, Manifest, read, read_manifest
+from bitnetctl.records import NAMES, read
 from bitnetctl.sweeps import executor
 from bitnetctl.sweeps.executor import sweep_runs
 from bitnetctl.trainer.events import Event, Started
@@ -22,9 +23,7 @@ from bitnetctl.trainer.session import Options
 TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
 Grid = Callable[..., list[RunConfig]]
-Figures = Callable[[Path], list[bytes]]
 
-RUNS, UNDISTURBED = Path("runs"), Path("undisturbed")
 DIVERGES = "reduced-lr:factor=1e300"
 # largest relative difference between a run in a pack and the same run alone, in every column but TokensPerSecond.
 # Measured: double 2e-14 (ContextInformation, a difference of entropies), single 0. Noise that another CPU may
@@ -48,13 +47,6 @@ def starts(events: Sequence[Event]) -> list[int]:
 def pick(rows: Iterable[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
     """Return some columns of rows."""
     return [tuple(row[key] for key in keys) for row in rows]
-
-
-def manifest(run: RunConfig | str, runs_dir: Path = RUNS) -> Manifest:
-    """Return the manifest of a run that has one."""
-    manifest = read_manifest(runs_dir / (run if isinstance(run, str) else run.run_name))
-    assert manifest is not None
-    return manifest
 
 
 def row_steps(config: RunConfig, runs_dir: Path = RUNS) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from calling import KERNEL_CACHES, Done, call
-from sweeping import manifest, pick
+from run_files import manifest
+from sweeping import pick
 
 from bitnetctl import data
 from bitnetctl.config import RunConfig

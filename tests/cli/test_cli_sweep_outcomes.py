@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import pytest
 from calling import Done
-from sweeping import manifest, pick
+from run_files import csv_without_speed, manifest
+from sweeping import pick
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.monitor.console import PlainReporter
@@ -106,7 +107,7 @@ def test_a_failure_is_never_told_of_another_run(sweep_command: Sweep) -> None:
 
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_stop_saves_and_the_same_command_goes_on(
-    sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, figures: Callable[[Path], list[bytes]], at: int
+    sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     event = PlainReporter.event
 
@@ -132,7 +133,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(
     assert sweep_command(*arguments, "--runs-dir", "undisturbed").code == ExitCode.SUPPORTED
     for row in rows:
         csv = f"{row['run']}.csv"
-        assert figures(RUNS / csv) == figures(Path("undisturbed") / csv)
+        assert csv_without_speed(RUNS / csv) == csv_without_speed(Path("undisturbed") / csv)
 
 
 def test_a_full_disk_is_one_line(sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

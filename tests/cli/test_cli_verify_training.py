@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from calling import Done, call, judged, listing, names_in, outcomes, quick_run, verify
 from judging import CURED, manifested
-from sweeping import manifest
+from run_files import manifest
 
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.errors import ExitCode

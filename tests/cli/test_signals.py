@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from run_files import csv_without_speed
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read_manifest
@@ -223,8 +224,8 @@ def processes(server: Processes, tmp_path: Path) -> Processes:
     return server
 
 
-def csvs(runs_dir: Path, figures: Callable[[Path], list[bytes]]) -> dict[str, list[bytes]]:
-    return {path.name: figures(path) for path in sorted(runs_dir.glob("*.csv"))}
+def csvs(runs_dir: Path) -> dict[str, list[bytes]]:
+    return {path.name: csv_without_speed(path) for path in sorted(runs_dir.glob("*.csv"))}
 
 
 def status(runs_dir: Path) -> list[tuple[str, int]]:
@@ -232,15 +233,13 @@ def status(runs_dir: Path) -> list[tuple[str, int]]:
     return [(manifest.status, manifest.steps_done) for manifest in found if manifest is not None]
 
 
-def test_every_signal_at_every_moment_of_a_training(
-    processes: Processes, figures: Callable[[Path], list[bytes]]
-) -> None:
+def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> None:
     met = [(at, name) for at in MOMENTS for name in NAMES]
     cases = [processes.case("train", "undisturbed")]
     cases += [processes.case("train", f"{at}-{name}", at=at, signals=[name]) for at, name in met]
     undisturbed, *done = processes.run(cases)
     assert undisturbed.code == ExitCode.SUPPORTED
-    expected = csvs(undisturbed.runs_dir, figures)
+    expected = csvs(undisturbed.runs_dir)
     # a stop that is asked for while step n is measured or saved is honoured after step n + 1
     stopped_after = {"building": 1, "step": 5, "evaluation": 5, "saving": 5}
     for (at, name), stopped in zip(met, done, strict=True):
@@ -257,10 +256,10 @@ def test_every_signal_at_every_moment_of_a_training(
         assert again.code == ExitCode.SUPPORTED
         assert f"resumed after step {stopped_after[at]}" in again.err
         assert status(again.runs_dir) == [("finished", STEPS)]
-        assert csvs(again.runs_dir, figures) == expected, (at, name)
+        assert csvs(again.runs_dir) == expected, (at, name)
 
 
-def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+def test_signals_that_repeat_themselves(processes: Processes) -> None:
     once = ["SIGTERM", "SIGTERM"], ["SIGUSR1", "SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"]
     twice = [(at, ["SIGINT", "SIGTERM", "SIGINT"]) for at in ("reading", *MOMENTS)]
     cases = [
@@ -275,20 +274,20 @@ def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[
         processes.case("train", "nohup", at="step", signals=["SIGHUP"], nohup=True),
     ]
     done = processes.run(cases)
-    expected = csvs(done[0].runs_dir, figures)
+    expected = csvs(done[0].runs_dir)
     assert [case.code for case in done[1:5]] == [ExitCode.STOPPED] * 4
     interrupted, again = done[5 : 5 + len(twice)], done[5 + len(twice) : 5 + 2 * len(twice)]
     assert [(case.code, case.out) for case in interrupted] == [(ExitCode.INTERRUPTED, "")] * len(twice)
     assert all(case.err.endswith("error: interrupted\n") for case in interrupted)
     for case in [*again, *done[-2:]]:
         assert case.code == ExitCode.SUPPORTED
-        assert csvs(case.runs_dir, figures) == expected
+        assert csvs(case.runs_dir) == expected
     for case in again:
         (csv,) = case.runs_dir.glob("*.csv")
         assert checkpoint.steps(RunPaths(case.runs_dir, csv.stem).checkpoints) == [STEPS]
 
 
-def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+def test_a_stop_between_two_runs_and_in_verify(processes: Processes) -> None:
     sweep = ["--seeds", "2", "--pack", "1"]
     both = [("sweep", [*sweep, "--json"]), ("verify", sweep)]
     cases = []
@@ -307,8 +306,8 @@ def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Ca
         # asked for when everything was trained already
         assert last.code == undisturbed.code
         assert len(last.out.splitlines()) == len(undisturbed.out.splitlines())
-        assert csvs(last.runs_dir, figures) == csvs(undisturbed.runs_dir, figures)
-        assert len(csvs(last.runs_dir, figures)) == 2
+        assert csvs(last.runs_dir) == csvs(undisturbed.runs_dir)
+        assert len(csvs(last.runs_dir)) == 2
     assert [run["status"] for run in json.loads(done[1].out)["runs"]] == ["finished", "missing"]
 
 
@@ -337,9 +336,7 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
     assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
 
 
-def test_a_reader_of_stderr_that_leaves_ends_no_training(
-    processes: Processes, figures: Callable[[Path], list[bytes]]
-) -> None:
+def test_a_reader_of_stderr_that_leaves_ends_no_training(processes: Processes) -> None:
     kinds = ["pipe", "terminal", "closed"]
     cases = [processes.case("train", "undisturbed"), *(processes.case("train", kind, stderr=kind) for kind in kinds)]
     # the terminal takes its own with it
@@ -348,7 +345,7 @@ def test_a_reader_of_stderr_that_leaves_ends_no_training(
     for case in done:
         assert case.code == ExitCode.SUPPORTED
         assert case.out.endswith(".csv\n")
-        assert csvs(case.runs_dir, figures) == csvs(done[0].runs_dir, figures)
+        assert csvs(case.runs_dir) == csvs(done[0].runs_dir)
     assert hangup.code == ExitCode.STOPPED
     assert status(hangup.runs_dir) == [("stopped", 5)]
 

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import RUNS, UNDISTURBED, manifest
 from sweeping import (
     COMPARED,
     DOUBLE,
-    RUNS,
     SINGLE,
-    UNDISTURBED,
     Grid,
     Sweep,
     TinyConfig,
     assert_same,
     largest_difference,
-    manifest,
     names,
     packs,
     row_steps,

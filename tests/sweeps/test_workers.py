@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sweeping import manifest
+from run_files import csv_without_speed, manifest
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read
 from bitnetctl.trainer import checkpoint
-
-Figures = Callable[[Path], list[bytes]]
 
 SEEDS, STEPS = 4, 12
 RUNS = Path("runs")
@@ -165,10 +163,9 @@ def commands(tmp_path: Path, gate: Path, tiny_text: Path, shared_cache: Path) ->
 class Undisturbed:
     """The same four runs, trained by one process that nobody disturbed."""
 
-    def __init__(self, runs_dir: Path, figures: Figures) -> None:
+    def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
         self.names = sorted((path.stem for path in runs_dir.glob("*.csv")), key=self.seed)
-        self._figures = figures
 
     def seed(self, name: str) -> int:
         return int(name.split("-s")[-1].split("-")[0])
@@ -178,19 +175,19 @@ class Undisturbed:
         assert sorted(path.stem for path in runs_dir.glob("*.csv")) == sorted(self.names)
         for name in self.names:
             assert read(runs_dir / f"{name}.csv", partial=False).frame["Step"].to_list() == [1, 4, 8, 12]
-            assert self._figures(runs_dir / f"{name}.csv") == self._figures(self.runs_dir / f"{name}.csv")
+            assert csv_without_speed(runs_dir / f"{name}.csv") == csv_without_speed(self.runs_dir / f"{name}.csv")
             assert (manifest(name).status, manifest(name).steps_done) == ("finished", STEPS)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, gate: Path, tiny_text: Path, shared_cache: Path, figures: Figures
+    tmp_path_factory: pytest.TempPathFactory, gate: Path, tiny_text: Path, shared_cache: Path
 ) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     commands = Commands(folder, gate, tiny_text, shared_cache)
     process = commands.start()
     assert commands.end(process) == ExitCode.SUPPORTED, commands.said(process)
-    undisturbed = Undisturbed(folder / "runs", figures)
+    undisturbed = Undisturbed(folder / "runs")
     assert [undisturbed.seed(name) for name in undisturbed.names] == [0, 1, 2, 3]
     return undisturbed
 

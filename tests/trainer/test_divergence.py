@@ -1,4 +1,4 @@
-"""Figures that are not finite: found wherever they are, never saved, never applied; rolled back if asked to."""
+"""Figures that are not finite: stored wherever they are, never saved, never applied; rolled back if asked to."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ import pytest
 import torch
 from calling import call
 from rich.console import Console
+from run_files import manifest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,7 +23,7 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.records import Manifest, load_run, read_manifest
+from bitnetctl.records import load_run
 from bitnetctl.sweeps.executor import sweep_runs
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
@@ -36,12 +37,6 @@ RUNS = Path("runs")
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
 
 
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
-
-
 def rows(name: str) -> list[dict[str, str]]:
     with (RUNS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -50,32 +45,32 @@ def rows(name: str) -> list[dict[str, str]]:
 def after(step: int, spoil: Callable[[Trainer], None]) -> Callable[[Trainer, Event], None]:
     """Spoil something once the checkpoint of `step` is written."""
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
             with torch.no_grad():
-                spoil(session)
+                spoil(trainer)
 
     return watch
 
 
-def weight(session: Trainer) -> None:
+def weight(trainer: Trainer) -> None:
     # a token that the tiny text never has: no forward pass meets it
-    session.pack.model.packed["embed"][1, 299, 3] = math.inf
+    trainer.pack.model.packed["embed"][1, 299, 3] = math.inf
 
 
-def moment(session: Trainer) -> None:
-    state = session.pack.replicas[1].optimizer.state()
+def moment(trainer: Trainer) -> None:
+    state = trainer.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.nan
 
 
-def second_moment(session: Trainer) -> None:
+def second_moment(trainer: Trainer) -> None:
     # divided by infinity, the update is zero and the weights stay as they are
-    state = session.pack.replicas[1].optimizer.state()
+    state = trainer.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.inf
 
 
-def head(session: Trainer) -> None:
-    session.pack.model.packed["head"][1, 5, 0] = math.nan
+def head(trainer: Trainer) -> None:
+    trainer.pack.model.packed["head"][1, 5, 0] = math.nan
 
 
 @pytest.mark.parametrize(
@@ -136,14 +131,14 @@ def test_a_step_that_is_not_finite_is_not_applied(
     monkeypatch.setattr(registry, "compose", lambda specs: Composition([Breaks(what)]))
     weights: dict[int, Tensor] = {}
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved | Diverged):
-            weights[event.step] = session.pack.model.packed["head"].clone()
+            weights[event.step] = trainer.pack.model.packed["head"].clone()
 
     train(tiny_config(), names=["a"], checkpoint_every=5, watch=watch)
-    found = manifest("a")
-    assert (found.status, found.diverged_at) == ("diverged", 6)
-    assert found.message == f"{name} not finite at step 6"
+    stored = manifest("a")
+    assert (stored.status, stored.diverged_at) == ("diverged", 6)
+    assert stored.message == f"{name} not finite at step 6"
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [5]
     assert torch.equal(weights[5], weights[6])
 
@@ -186,9 +181,9 @@ def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, m
     spoil_once(monkeypatch, 7)
     lines = told(train_runs([config], options(said), names=["a"]))
     assert [line for line in lines if "finished" in line] == lines[-1:]
-    found = manifest("a")
-    assert found.status == "finished"
-    (rollback,) = found.rollbacks
+    stored = manifest("a")
+    assert stored.status == "finished"
+    (rollback,) = stored.rollbacks
     assert (rollback.diverged_at, rollback.resumed_from, rollback.tensor) == (8, 6, "the weight lm_head.weight")
     assert "goes on from step 6 with half the learning rate (1 of 3 times)" in said[-1]
 
@@ -222,16 +217,16 @@ def test_a_run_from_a_named_checkpoint_goes_back_to_it(
     spoil_once(monkeypatch, 7)
     chosen = replace(options(), resume=named, checkpoint_every=100)
     list(train_runs([tiny_config()], chosen, names=["a"]))
-    found = manifest("a")
-    assert (found.status, [rollback.resumed_from for rollback in found.rollbacks]) == ("finished", [6])
+    stored = manifest("a")
+    assert (stored.status, [rollback.resumed_from for rollback in stored.rollbacks]) == ("finished", [6])
 
 
 def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
     config, said = tiny_config(**ABSURD), list[str]()
     events = list(train_runs([config], options(said), names=["a"]))
-    found = manifest("a")
-    assert found.status == "diverged"
-    assert len(found.rollbacks) == MOST_ROLLBACKS
+    stored = manifest("a")
+    assert stored.status == "diverged"
+    assert len(stored.rollbacks) == MOST_ROLLBACKS
     assert sum("half the learning rate" in text for text in said) == MOST_ROLLBACKS
     assert sum(isinstance(event, Diverged) for event in events) == 1
 

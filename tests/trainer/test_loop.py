@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import csv_without_speed, manifest
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
@@ -17,7 +18,7 @@ from bitnetctl.engine import schedule
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import RunBusyError, StoppedBySignal
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.records import NAMES, Manifest, RunPaths, read_manifest, write_manifest
+from bitnetctl.records import NAMES, RunPaths, write_manifest
 from bitnetctl.trainer import checkpoint, session
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.trainer.loop import Trainer
@@ -27,12 +28,6 @@ Train = Callable[..., list[Event]]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_loss.json"
 RUNS = Path("runs")
-
-
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -65,10 +60,10 @@ def said(events: list[Event]) -> list[str]:
 def poison(run: int, after: int) -> Callable[[Trainer, Event], None]:
     """Spoil a weight of one run as soon as the row of step `after` is written."""
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated) and event.row["Step"] == after:
             with torch.no_grad():
-                session.pack.model.packed["head"][run, 0, 0] = math.nan
+                trainer.pack.model.packed["head"][run, 0, 0] = math.nan
 
     return watch
 
@@ -164,7 +159,7 @@ def test_events_come_in_the_order_of_what_happened(train: Train, tiny_config: Ti
 def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyConfig) -> None:
     seen: list[tuple[int, list[int]]] = []
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         for step in checkpoint.steps(RUNS / "a" / "checkpoints"):
             seen.append((step, evaluated_steps("a")))
             assert step in evaluated_steps("a")
@@ -179,7 +174,7 @@ def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyC
 def test_the_manifest_says_where_the_run_stands(train: Train, tiny_config: TinyConfig) -> None:
     config, seen = tiny_config(), []
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         seen.append((manifest("a").status, manifest("a").steps_done))
 
     train(config, names=["a"], stop_after=6, watch=watch)
@@ -191,16 +186,16 @@ def test_the_manifest_says_where_the_run_stands(train: Train, tiny_config: TinyC
     write_manifest(RUNS / "a", manifest("a").model_copy(update=changes))
 
     train(config, names=["a"])
-    found = manifest("a")
-    assert (found.status, found.steps_done) == ("finished", 12)
-    assert found.created_at == earlier < found.updated_at
-    assert 1000 < found.elapsed_seconds < 2000
-    assert found.config == config.model_dump(mode="json")
-    assert found.config_hash == config.hash
-    assert found.data["vocab_size"] == 300
-    assert found.threads == 1
-    assert found.pack == ["a"]
-    assert {"torch", "python", "bitnetctl"} <= found.versions.keys()
+    stored = manifest("a")
+    assert (stored.status, stored.steps_done) == ("finished", 12)
+    assert stored.created_at == earlier < stored.updated_at
+    assert 1000 < stored.elapsed_seconds < 2000
+    assert stored.config == config.model_dump(mode="json")
+    assert stored.config_hash == config.hash
+    assert stored.data["vocab_size"] == 300
+    assert stored.threads == 1
+    assert stored.pack == ["a"]
+    assert {"torch", "python", "bitnetctl"} <= stored.versions.keys()
 
 
 def test_a_finished_run_leaves_its_weights_and_nothing_else(train: Train, tiny_config: TinyConfig) -> None:
@@ -295,9 +290,7 @@ def test_a_crash_lets_the_run_go(train: Train, tiny_config: TinyConfig) -> None:
 
 
 @pytest.mark.parametrize("every", [4, 5], ids=["between-rows", "at-a-row"])
-def test_a_diverged_run_ends_and_its_pack_goes_on(
-    train: Train, tiny_config: TinyConfig, figures: Callable[[Path], list[bytes]], every: int
-) -> None:
+def test_a_diverged_run_ends_and_its_pack_goes_on(train: Train, tiny_config: TinyConfig, every: int) -> None:
     configs = [tiny_config(seed=seed, probe__eval_every_steps=every) for seed in range(3)]
     events = train(configs, names=["a", "b", "c"], watch=poison(1, every), checkpoint_every=every)
     # step 5 is the first of the spoilt weight where rows are at every fourth, 6 where they are at every fifth
@@ -305,9 +298,9 @@ def test_a_diverged_run_ends_and_its_pack_goes_on(
     assert f"run 1 diverged at {at}" in said(events)
     assert isinstance(events[-1], Finished)
 
-    found = manifest("b")
-    assert (found.status, found.steps_done, found.diverged_at) == ("diverged", at, at)
-    assert f"not finite at step {at}" in (found.message or "")
+    stored = manifest("b")
+    assert (stored.status, stored.steps_done, stored.diverged_at) == ("diverged", at, at)
+    assert f"not finite at step {at}" in (stored.message or "")
     last = rows("b")[-1]
     assert evaluated_steps("b") == [1, every, at]
     assert (last["Loss"], last["UniquePredictions"], last["HeldOutLoss"]) == ("nan", "nan", "")
@@ -317,8 +310,8 @@ def test_a_diverged_run_ends_and_its_pack_goes_on(
     train(configs, names=["a", "b", "c"], runs_dir="undisturbed", checkpoint_every=every)
     for name in ("a", "c"):
         assert manifest(name).status == "finished"
-        assert figures(RUNS / f"{name}.csv") == figures(Path("undisturbed") / f"{name}.csv")
-    assert figures(RUNS / "b.csv")[:-1] == figures(Path("undisturbed") / "b.csv")[:3]
+        assert csv_without_speed(RUNS / f"{name}.csv") == csv_without_speed(Path("undisturbed") / f"{name}.csv")
+    assert csv_without_speed(RUNS / "b.csv")[:-1] == csv_without_speed(Path("undisturbed") / "b.csv")[:3]
 
 
 def test_a_run_that_diverges_at_a_row_has_one_row_there(train: Train, tiny_config: TinyConfig) -> None:
@@ -337,12 +330,12 @@ def test_a_pack_without_runs_left_ends(train: Train, tiny_config: TinyConfig) ->
 
 
 def test_the_probe_measures_with_the_strength_of_the_step(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated):
-            pack = session.pack
-            measured = session.probe.measure(pack.model, [0.5, 1.0])[event.run]
+            pack = trainer.pack
+            measured = trainer.probe.measure(pack.model, [0.5, 1.0])[event.run]
             assert event.row["HeldOutLoss"] == measured["HeldOutLoss"]
-            assert event.row["HeldOutLoss"] != session.probe.measure(pack.model, [1.0, 0.5])[event.run]["HeldOutLoss"]
+            assert event.row["HeldOutLoss"] != trainer.probe.measure(pack.model, [1.0, 0.5])[event.run]["HeldOutLoss"]
 
     train([tiny_config(model__quantization=0.5), tiny_config()], names=["half", "ternary"], watch=watch)
 

@@ -1,14 +1,24 @@
 """A run that was stopped and resumed is the undisturbed run, bit for bit."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from resuming import RUNS, UNDISTURBED, TinyConfig, Train, assert_equal, assert_same_state, saved, start_of
+from run_files import (
+    RUNS,
+    UNDISTURBED,
+    TinyConfig,
+    Train,
+    assert_equal,
+    assert_same_state,
+    assert_undisturbed,
+    saved,
+    start_of,
+)
 from torch import Tensor
 
 from bitnetctl.config import InterventionSpec
@@ -22,9 +32,7 @@ from bitnetctl.trainer.events import Stopped
 
 
 @pytest.mark.parametrize("stop", range(1, 12))
-def test_a_stop_after_any_step_changes_nothing(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], stop: int
-) -> None:
+def test_a_stop_after_any_step_changes_nothing(train: Train, tiny_config: TinyConfig, stop: int) -> None:
     config = tiny_config(data__order="shuffled", seed=4)
     train(config, names=["a"], runs_dir=UNDISTURBED)
     events = train(config, names=["a"], stop_after=stop)
@@ -34,9 +42,7 @@ def test_a_stop_after_any_step_changes_nothing(
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
-def test_a_pack_of_two_resumes_alike(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], stop: int
-) -> None:
+def test_a_pack_of_two_resumes_alike(train: Train, tiny_config: TinyConfig, stop: int) -> None:
     configs = [tiny_config(seed=4), tiny_config(seed=5, data__order="shuffled", optimizer__name="adamw")]
     train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
     train(configs, names=["a", "b"], stop_after=stop)
@@ -44,9 +50,7 @@ def test_a_pack_of_two_resumes_alike(
     assert_undisturbed("a", "b")
 
 
-def test_a_run_stopped_at_every_step_arrives(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_run_stopped_at_every_step_arrives(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config(arm="adaptive-clipping+momentum-reset:every=5+label-smoothing")
     train(config, names=["a"], runs_dir=UNDISTURBED)
     for step in range(12):
@@ -89,7 +93,7 @@ class Tiring(Intervention):
 
 
 def test_the_state_of_interventions_is_restored(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compose(specs: object) -> Composition:
         return Composition([Tiring(InterventionSettings()), Intervention(InterventionSettings())])
@@ -158,9 +162,7 @@ def test_another_pack_agrees_within_a_tolerance(train: Train, tiny_config: TinyC
             assert (weights[key] - weight).abs().max() < OTHER_PACK
 
 
-def test_a_finished_run_is_left_as_it_is(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_finished_run_is_left_as_it_is(train: Train, tiny_config: TinyConfig) -> None:
     for folder in (RUNS, UNDISTURBED):
         train(tiny_config(), names=["a"], runs_dir=folder)
     csv = (RUNS / "a.csv").read_bytes()
@@ -189,9 +191,7 @@ def test_another_text_is_refused(train: Train, tiny_config: TinyConfig, tiny_tex
     assert start_of(train(config, names=["a"])) == 5
 
 
-def test_a_given_checkpoint_is_where_the_run_goes_on(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_given_checkpoint_is_where_the_run_goes_on(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     path = checkpoint.path_of(RUNS / "a" / "checkpoints", 6)

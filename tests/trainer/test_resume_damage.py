@@ -1,11 +1,19 @@
 """Runs that were killed or damaged: what can be made good is, and nothing is trained over."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resuming import RUNS, UNDISTURBED, Figures, TinyConfig, Train, damage, start_of
+from run_files import (
+    RUNS,
+    UNDISTURBED,
+    TinyConfig,
+    Train,
+    assert_undisturbed,
+    csv_without_speed,
+    damage,
+    start_of,
+)
 
 from bitnetctl.errors import CheckpointError, RecordError, StorageError
 from bitnetctl.records import RecordWriter, read_manifest, write_manifest
@@ -18,27 +26,23 @@ from bitnetctl.trainer.events import Failed
 @pytest.mark.parametrize(
     "torn", [b"", b"9", b"9,3.5,17,0.001", b"9,3.5,17,0.001,0.1,\xff"], ids=["none", "step", "half", "bytes"]
 )
-def test_rows_after_the_checkpoint_are_made_again(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], figures: Figures, torn: bytes
-) -> None:
+def test_rows_after_the_checkpoint_are_made_again(train: Train, tiny_config: TinyConfig, torn: bytes) -> None:
     config = tiny_config(probe__eval_every_steps=2)
     train(config, names=["a"], runs_dir=UNDISTURBED, checkpoint_every=5)
     with pytest.raises(SystemError):
         train(config, names=["a"], crash_after=9, checkpoint_every=5)
     # rows at 6 and 8, the last checkpoint at 5
-    assert len(figures(RUNS / "a.csv")) == 1 + 5
+    assert len(csv_without_speed(RUNS / "a.csv")) == 1 + 5
     with (RUNS / "a.csv").open("ab") as file:
         file.write(torn)
     events = train(config, names=["a"], stop_after=1, checkpoint_every=5)
     assert start_of(events) == 5
-    assert figures(RUNS / "a.csv") == figures(UNDISTURBED / "a.csv")[: 1 + 4]
+    assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(UNDISTURBED / "a.csv")[: 1 + 4]
     train(config, names=["a"], checkpoint_every=5)
     assert_undisturbed("a")
 
 
-def test_a_kill_before_the_first_checkpoint_starts_over(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_kill_before_the_first_checkpoint_starts_over(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     with pytest.raises(SystemError):
         train(tiny_config(), names=["a"], crash_after=3)
@@ -47,9 +51,7 @@ def test_a_kill_before_the_first_checkpoint_starts_over(
     assert_undisturbed("a")
 
 
-def test_a_pack_resumes_where_all_its_runs_can(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_pack_resumes_where_all_its_runs_can(train: Train, tiny_config: TinyConfig) -> None:
     configs = [tiny_config(seed=4), tiny_config(seed=5)]
     train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
     with pytest.raises(SystemError):
@@ -63,9 +65,7 @@ def test_a_pack_resumes_where_all_its_runs_can(
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "codes.safetensors"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], file: str
-) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(train: Train, tiny_config: TinyConfig, file: str) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 7) / file)
@@ -77,9 +77,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert_undisturbed("a")
 
 
-def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     folder = RUNS / "a" / "checkpoints"
@@ -93,9 +91,7 @@ def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(
     assert_undisturbed("a")
 
 
-def test_a_run_set_back_with_its_pack_misses_no_row_alone(
-    train: Train, tiny_config: TinyConfig, figures: Figures
-) -> None:
+def test_a_run_set_back_with_its_pack_misses_no_row_alone(train: Train, tiny_config: TinyConfig) -> None:
     configs = [tiny_config(seed=seed, probe__eval_every_steps=2) for seed in (4, 5)]
     with pytest.raises(SystemError):
         train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
@@ -104,7 +100,7 @@ def test_a_run_set_back_with_its_pack_misses_no_row_alone(
     with pytest.raises(SystemError):
         train(configs, names=["a", "b"], crash_after=1, checkpoint_every=3)
     assert start_of(train(configs[:1], names=["a"])) == 6
-    steps = [int(row.partition(b",")[0]) for row in figures(RUNS / "a.csv")[1:]]
+    steps = [int(row.partition(b",")[0]) for row in csv_without_speed(RUNS / "a.csv")[1:]]
     assert steps == [1, 2, 4, 6, 8, 10, 12]
 
 
@@ -118,9 +114,7 @@ def change(csv: Path, step: int, bit: int = 1) -> None:
 
 
 @pytest.mark.parametrize("bit", [1, 64], ids=["digit", "letter"])
-def test_a_changed_row_gives_way_to_the_checkpoint_before_it(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None], bit: int
-) -> None:
+def test_a_changed_row_gives_way_to_the_checkpoint_before_it(train: Train, tiny_config: TinyConfig, bit: int) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     change(RUNS / "a.csv", 8, bit)
@@ -131,9 +125,7 @@ def test_a_changed_row_gives_way_to_the_checkpoint_before_it(
     assert_undisturbed("a")
 
 
-def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     change(RUNS / "a.csv", 1)
@@ -191,9 +183,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unnoticed(train: Train, tiny_config: 
     assert refusals > 0.7 * len(content)
 
 
-def test_leftovers_of_a_kill_are_swept(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_leftovers_of_a_kill_are_swept(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=5)
     leftovers = [RUNS / ".a.csv.0123abcd", RUNS / "a" / ".run.json.0123abcd", RUNS / "a" / "checkpoints" / ".aside-1"]
@@ -241,9 +231,7 @@ def test_rows_that_are_gone_are_missed(train: Train, tiny_config: TinyConfig) ->
         train(tiny_config(), names=["a"])
 
 
-def test_a_sweep_that_cannot_resume_keeps_what_is_there(
-    train: Train, tiny_config: TinyConfig, assert_undisturbed: Callable[..., None]
-) -> None:
+def test_a_sweep_that_cannot_resume_keeps_what_is_there(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config()
     name = config.run_name
     train(config, runs_dir=UNDISTURBED)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from calling import call
+from run_files import csv_without_speed, manifest
 from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.plugins import registry
-from bitnetctl.records import Manifest, PluginInfo, read_manifest, write_manifest
+from bitnetctl.records import PluginInfo, write_manifest
 from bitnetctl.trainer import checkpoint, session
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
@@ -25,15 +26,8 @@ from bitnetctl.trainer.loop import Trainer
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
-Figures = Callable[[Path], list[bytes]]
 RUNS = Path("runs")
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
-
-
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
 
 
 def start_of(events: list[Event]) -> int:
@@ -171,7 +165,7 @@ def test_checkpoints_behind_links_are_not_read(train: Train, tiny_config: TinyCo
     assert (Path("outside") / "state.json").exists()
 
 
-def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, figures: Figures) -> None:
+def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["b"])
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     folder = RUNS / "a" / "checkpoints"
@@ -179,7 +173,7 @@ def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, f
     said: list[str] = []
     assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
     assert "step-00000011: is of step 7; give it back its name" in said[0]
-    assert figures(RUNS / "a.csv") == figures(RUNS / "b.csv")
+    assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(RUNS / "b.csv")
 
 
 def test_rows_are_compared_with_the_csv_that_goes_on(train: Train, tiny_config: TinyConfig) -> None:
@@ -278,10 +272,10 @@ def test_every_session_is_named_that_is_part_of_the_run(train: Train, tiny_confi
     train([config, tiny_config(seed=1)][:1], names=["a"], stop_after=4)
     assert sessions("a") == [0, 3]
     train(config, names=["a"])
-    found = manifest("a")
+    stored = manifest("a")
     assert sessions("a") == [0, 3, 7]
     for name in ("versions", "git", "device", "engine", "precision", "threads", "plugins", "command", "pack"):
-        assert getattr(found.sessions[-1], name) == getattr(found, name)
+        assert getattr(stored.sessions[-1], name) == getattr(stored, name)
 
 
 def test_the_sessions_of_an_older_manifest_are_what_it_tells(train: Train, tiny_config: TinyConfig) -> None:
@@ -301,15 +295,15 @@ def test_a_run_that_starts_over_has_one_session(train: Train, tiny_config: TinyC
 
 
 def test_what_turns_out_otherwise_is_corrected_in_this_session_alone(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Started):
-            session.outputs[0].correct(engine="compile")
+            trainer.outputs[0].correct(engine="compile")
 
     train(tiny_config(), names=["a"], stop_after=3)
     train(tiny_config(), names=["a"], watch=watch)
-    found = manifest("a")
-    assert found.engine == "compile"
-    assert [session.engine for session in found.sessions] == ["eager", "compile"]
+    stored = manifest("a")
+    assert stored.engine == "compile"
+    assert [session.engine for session in stored.sessions] == ["eager", "compile"]
 
 
 def test_a_change_of_what_it_is_trained_with_is_told(
@@ -374,6 +368,6 @@ def test_a_finished_run_without_its_manifest_is_finished(train: Train, tiny_conf
     events = train(tiny_config(), names=["a"])
     assert [type(event) for event in events] == [Started, Finished]
     assert (RUNS / "a.csv").read_bytes() == csv
-    found = manifest("a")
-    assert (found.status, found.steps_done, sessions("a")) == ("finished", 12, [12])
-    assert found.csv_sha256 is not None
+    stored = manifest("a")
+    assert (stored.status, stored.steps_done, sessions("a")) == ("finished", 12, [12])
+    assert stored.csv_sha256 is not None
