@@ -1,4 +1,4 @@
-"""What every test stands on: an isolated home, a tiny text and a tiny run made from it."""
+"""Fixtures of all tests: an isolated home, a tiny text, and tiny runs trained on it."""
 
 import itertools
 import os
@@ -46,14 +46,14 @@ def pseudo_english(characters: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def denormals() -> Iterator[None]:
-    """A session flushes them for its whole process; hypothesis cannot make any then."""
+    """Training flushes denormals in its whole process, and hypothesis needs them."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Sums in one order, and no fight over the cores of a shared machine."""
+    """Make sums reproducible, and leave the other cores of a shared machine alone."""
     torch.set_num_threads(1)
 
 
@@ -65,7 +65,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's cache and the checkout out of reach."""
+    """Use neither the user's cache nor the checkout."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.chdir(tmp_path)
 
@@ -123,7 +123,7 @@ def tiny_probe(tiny_tokens: TokenData, shared_cache: Path) -> ProbeData:
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Models in double precision: noise that flips an int8 rounding, and with it the logits by 1e-3, is gone."""
+    """Models in double precision: no noise that flips an int8 rounding, and changes logits by 1e-3."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -133,9 +133,9 @@ def double() -> Iterator[None]:
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Event]]:
     """Train one pack under `runs/` and return its events.
 
-    `stop_after` and `crash_after` count the steps of this session; `watch` is called with the session and each event.
+    `stop_after` and `crash_after` count the steps of this call; `watch` is called with the trainer and each event.
     """
-    # half of a tiny run's time, and no test pulls the plug
+    # half of a tiny run's time, and no test needs durability
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
     def run(
@@ -157,7 +157,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
                 raise SystemError("the machine went down")
             return done == stop_after
 
-        # at every evaluation: by default the clock decides
+        # at every evaluation; the default depends on the clock
         options.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = Options(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
         with open_trainer(configs, chosen, names=names or [config.run_name for config in configs]) as session:

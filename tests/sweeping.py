@@ -60,14 +60,14 @@ def largest_difference(config: RunConfig, ours: Path, theirs: Path) -> dict[str,
     assert one.frame["Step"].to_list() == other.frame["Step"].to_list()
     worst = dict.fromkeys(COMPARED, 0.0)
     for name in COMPARED:
-        for place in range(len(one.frame)):
-            a, b = one.value(name, place), other.value(name, place)
+        for index in range(len(one.frame)):
+            a, b = one.value(name, index), other.value(name, index)
             if a is None or b is None or math.isnan(a) or math.isnan(b):
                 assert (a is None, a is not None and math.isnan(a)) == (b is None, b is not None and math.isnan(b)), (
                     name
                 )
             elif a != b:
-                # some figures are zero but for rounding
+                # some values are zero but for rounding
                 worst[name] = max(worst[name], abs(a - b) / max(abs(a), abs(b), 1e-3))
     return worst
 
@@ -79,7 +79,7 @@ def assert_same(configs: Sequence[RunConfig], tolerance: float, theirs: Path = U
 
 
 class Fails(Intervention):
-    """Raise at a step, unless it was mended meanwhile."""
+    """Raise at a step while `broken`."""
 
     summary = "for the tests"
     broken = True
@@ -124,8 +124,8 @@ class Deeper(Intervention):
 
 @pytest.fixture
 def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Sweep `runs/` and return the events; a stop is asked for once `stop_when` is true of an event."""
-    # half of a tiny run's time, and no test pulls the plug
+    """Sweep `runs/` and return the events; a stop is requested once `stop_when` is true of an event."""
+    # half of a tiny run's time, and no test needs durability
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(executor, "_WAIT_SECONDS", 0.01)
 
@@ -142,7 +142,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
         named = {"should_stop": lambda: any(map(stop_when, events)), **options}
         named.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = Options(runs_dir=runs_dir, device="cpu", **named)  # type: ignore[arg-type]
-        # one by one: `stop_when` looks at them while the sweep goes on
+        # one by one: `stop_when` sees them during the sweep
         events.extend(sweep_runs(configs, chosen, pack=pack, workers=workers))
         return events
 

@@ -102,7 +102,7 @@ def test_verdicts_reach_the_page(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', "NaN", '"x"', '{"verdicts": 3}', "[" * 100_000])
-def test_what_is_no_verdict_is_refused(runs: Path, tmp_path: Path, content: str) -> None:
+def test_a_malformed_verdict_is_refused(runs: Path, tmp_path: Path, content: str) -> None:
     judged = tmp_path / "verdict.json"
     judged.write_text(content, encoding="utf-8")
     done = analyze(runs, "--verdict", judged)
@@ -111,16 +111,16 @@ def test_what_is_no_verdict_is_refused(runs: Path, tmp_path: Path, content: str)
     assert done.err.count("\n") == 1
 
 
-def test_one_foreign_file(tmp_path: Path) -> None:
+def test_a_file_of_another_program(tmp_path: Path) -> None:
     path = tmp_path / "hidden256.csv"
     path.write_text(ORIGIN + "10000,7.2,11,1e-6,0.0\n", encoding="utf-8")
     done = analyze(path)
     assert done.code == 0
     assert "hidden256" in done.out
     assert "training loss (nats)" in done.out
-    [facts] = analyze(path, "--json").json["runs"]
-    assert facts["final_held_out_loss"] is None
-    assert facts["stage1_min_unique"] == 16
+    [summary] = analyze(path, "--json").json["runs"]
+    assert summary["final_held_out_loss"] is None
+    assert summary["stage1_min_unique"] == 16
 
 
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_baseline_can_be_chosen(runs: Path) -> None:
     assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(2.0)
 
 
-def test_files_stand_as_a_person_would_sort_them(tmp_path: Path) -> None:
+def test_files_are_sorted_with_numbers_as_numbers(tmp_path: Path) -> None:
     for name in ("h1024.csv", "h256.csv", "H512.CSV", "notes.txt"):
         write_csv(tmp_path / name, curve((1,)))
     assert [path.name for path in find_csvs([str(tmp_path)])] == ["H512.CSV", "h256.csv", "h1024.csv"]

@@ -89,7 +89,7 @@ def test_junit_has_a_suite_for_each_arm_and_criteria(tmp_path: Path) -> None:
         ):
             reasons = [check["reason"] for check in checks if check["outcome"] == kind]
             assert suite.get(attribute) == str(len(reasons))
-            assert [found.get("message") for found in suite.iter(tag)] == reasons
+            assert [child.get("message") for child in suite.iter(tag)] == reasons
     [failure] = root[0].iter("failure")
     assert failure.get("message") == "UniquePredictions 6 < 10"
 
@@ -112,13 +112,13 @@ def test_junit_holds_each_outcome_and_no_character_that_xml_forbids() -> None:
         "errors": "1",
         "skipped": "1",
     }
-    found = {case.get("name"): [(child.tag, child.get("message")) for child in case] for case in suite}
-    told = ' <&">' + "\ufffd" * 4
-    assert found == {
+    children = {case.get("name"): [(child.tag, child.get("message")) for child in case] for case in suite}
+    suffix = ' <&">' + "\ufffd" * 4
+    assert children == {
         "check supported": [],
-        "check refuted": [("failure", f"refuted{told}")],
-        "check inconclusive": [("skipped", f"inconclusive{told}")],
-        "check invalid": [("error", f"invalid{told}")],
+        "check refuted": [("failure", f"refuted{suffix}")],
+        "check inconclusive": [("skipped", f"inconclusive{suffix}")],
+        "check invalid": [("error", f"invalid{suffix}")],
     }
     assert {case.get("classname") for case in suite} == {"hidden 256"}
 

@@ -81,7 +81,7 @@ def test_a_text_too_short_for_a_batch(tmp_path: Path) -> None:
     assert_refused("too few", *arguments)
 
 
-def test_a_card_that_is_not_there(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = training(tiny_text, "--runs-dir", tmp_path / "runs", "--device", "cuda")
     assert_refused("device 'cuda' is not available on this machine", *arguments)
@@ -132,7 +132,7 @@ def test_two_processes_cannot_train_one_run(tmp_path: Path, tiny_text: Path) -> 
     assert call(*arguments).code == ExitCode.SUPPORTED
 
 
-def test_an_error_of_ours_is_one_line_too(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_one_line_too(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **named: object) -> NoReturn:
         raise RuntimeError("two\nlines [bold]")
 
@@ -158,7 +158,7 @@ def test_an_interrupt_at_the_keyboard(tmp_path: Path, tiny_text: Path, monkeypat
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_reader_that_left_refutes_nothing() -> None:
+def test_a_closed_stdout_is_not_a_refutation() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-c", "from bitnetctl.cli import main; main()", "config", "schema"]
@@ -169,7 +169,7 @@ def test_a_reader_that_left_refutes_nothing() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("arguments", [["config", "schema"], ["--help"]])
-def test_a_stdout_that_is_full_is_told(arguments: list[str]) -> None:
+def test_a_full_stdout_is_an_error(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "bitnetctl", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -180,7 +180,7 @@ def test_a_stdout_that_is_full_is_told(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 2, None, "bye"])
-def test_no_exit_of_others_is_a_success(code: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exit_of_other_code_is_never_a_success(code: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(*arguments: object) -> NoReturn:
         raise SystemExit(code)
 

@@ -38,7 +38,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["config"], ["interventions"]])
-def test_a_command_too_few_shows_the_help(arguments: list[str]) -> None:
+def test_a_missing_command_shows_the_help(arguments: list[str]) -> None:
     done = call(*arguments)
     assert done.code == ExitCode.USAGE
     assert "Usage: bitnetctl" in done.out + done.err
@@ -71,15 +71,15 @@ OPTIONS = {
 
 def commands() -> dict[str, Any]:
     """Return every command of the app by its full name."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
 
     def walk(command: Any, name: str) -> None:
-        found[name] = command
+        by_name[name] = command
         for child, below in getattr(command, "commands", {}).items():
             walk(below, f"{name} {child}".strip())
 
     walk(typer.main.get_command(cli.app), "")
-    return found
+    return by_name
 
 
 def test_the_options_of_every_command_are_frozen() -> None:
@@ -125,7 +125,7 @@ def loaded() -> Callable[..., set[str]]:
         ["analyze", "nowhere", "--verdict", "none.json"],
     ],
 )
-def test_help_and_mistakes_start_light(loaded: Callable[..., set[str]], arguments: list[str]) -> None:
+def test_help_and_mistakes_load_no_heavy_module(loaded: Callable[..., set[str]], arguments: list[str]) -> None:
     modules = loaded(*arguments)
     assert "bitnetctl.cli" in modules
     assert not modules & {"torch", "pandas", "scipy", "numpy"}
@@ -156,7 +156,7 @@ def test_what_config_show_prints_is_a_recipe(tmp_path: Path) -> None:
         assert build_config(str(path)) == build_config(recipe)
 
 
-def test_config_show_tells_that_clipping_is_off(tmp_path: Path) -> None:
+def test_config_show_says_that_clipping_is_off(tmp_path: Path) -> None:
     off = ["--set", "optimizer.max_norm=none"]
     shown = call("config", "show", "--recipe", "quick", *off).out
     assert 'max_norm = "none"\n' in shown
@@ -188,7 +188,7 @@ def test_the_scripts_for_slurm_run_and_pass_the_signal_on(tmp_path: Path, script
     path = tmp_path / "job.sh"
     path.write_text(script, encoding="utf-8")
     subprocess.run(["bash", "-n", path], check=True)
-    # one that plays its part: it says what it was given, and is sent the signal of the scheduler
+    # a stand-in that prints its arguments and receives the signal of the scheduler
     stand_in = tmp_path / "bitnetctl"
     stand_in.write_text(
         "#!/bin/bash\ntrap 'sleep 0.1; exit 75' USR1\nprintf '%s\\n' \"$@\"\nkill -USR1 \"$JOB\"\n"
@@ -197,7 +197,7 @@ def test_the_scripts_for_slurm_run_and_pass_the_signal_on(tmp_path: Path, script
     )
     stand_in.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": "there"}
-    # the shell that becomes the job has its number
+    # the shell that becomes the job has this process number
     done = subprocess.run(
         ["bash", "-c", f"JOB=$$ exec bash {path}"], env=environment, stdout=subprocess.PIPE, timeout=60, check=False
     )

@@ -135,7 +135,7 @@ def test_a_dry_run_shows_runs_packs_memory_and_time(
 
 
 def test_a_dry_run_of_two_devices_takes_half_the_time(sweep_command: Sweep) -> None:
-    # long enough for figures that are rounded to tenths of a second
+    # long enough for values that are rounded to tenths of a second
     arguments = ["--dry-run", "--json", "--pack", "1", "--seeds", "4", "--steps", "20000"]
     one, two = sweep_command(*arguments).json, sweep_command(*arguments, "--device", "cpu,cpu").json
     assert two["seconds"] == pytest.approx(one["seconds"] / 2, abs=0.1)
@@ -156,7 +156,7 @@ def test_a_dry_run_divides_the_runs_between_devices(
 
 
 @pytest.mark.parametrize(("free", "packs", "together"), [(0, 5, 1), (4.5, 3, 2), (1e6, 1, 5)])
-def test_a_dry_run_knows_the_packs_that_memory_takes(
+def test_a_dry_run_makes_packs_that_fit_the_memory(
     sweep_command: Sweep,
     tiny_config: Callable[..., RunConfig],
     monkeypatch: pytest.MonkeyPatch,
@@ -170,7 +170,7 @@ def test_a_dry_run_knows_the_packs_that_memory_takes(
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 
 
-def test_a_dry_run_counts_what_is_there(sweep_command: Sweep) -> None:
+def test_a_dry_run_counts_finished_runs(sweep_command: Sweep) -> None:
     assert sweep_command("--seeds", "2").code == ExitCode.SUPPORTED
     before = sorted(RUNS.rglob("*"))
     data = sweep_command("--dry-run", "--json", "--seeds", "5").json
@@ -281,7 +281,7 @@ def test_a_sweep_is_one_object_and_one_table(sweep_command: Sweep) -> None:
     for row in rows:
         last = read(RUNS / f"{row['run']}.csv", partial=False)
         assert row["final"] == {name: last.value(name, 2) for name in NAMES}
-        # figures are what a sweep is for
+        # weights are not kept by default
         assert checkpoint.steps(RunPaths(RUNS, row["run"]).checkpoints) == []
         assert len(manifest(row["run"]).pack) == 4
     lines = done.err.splitlines()
@@ -310,7 +310,7 @@ def test_a_sweep_is_one_object_and_one_table(sweep_command: Sweep) -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_weights_are_kept_on_demand(sweep_command: Sweep, keep: bool) -> None:
+def test_weights_are_kept_with_keep_weights(sweep_command: Sweep, keep: bool) -> None:
     (row,) = sweep_command("--json", *(["--keep-weights"] if keep else [])).json["runs"]
     assert checkpoint.steps(RunPaths(RUNS, row["run"]).checkpoints) == ([8] if keep else [])
 
@@ -338,7 +338,7 @@ def test_a_worker_leaves_runs_to_the_others(sweep_command: Sweep, tiny_config: C
 @pytest.mark.parametrize(
     "work", [[], {"workers": 0, "configs": []}, {"workers": "2", "configs": []}, {"workers": 1, "configs": {}}]
 )
-def test_what_is_no_work_is_refused(work: object) -> None:
+def test_a_malformed_work_file_is_refused(work: object) -> None:
     Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
     done = call("sweep", "--configs", "runs.json", "--device", "cpu")
     assert (done.code, done.err) == (ExitCode.USAGE, "error: --configs runs.json: not the work of a worker\n")
@@ -349,7 +349,7 @@ def test_compiled_kernels_are_kept_beside_the_tokens(monkeypatch: pytest.MonkeyP
     assert {name: os.environ[name] for name in KERNEL_CACHES} == {
         name: str(data.cache_folder() / folder) for name, folder in KERNEL_CACHES.items()
     }
-    # unless someone chose another place
+    # unless another folder was chosen
     for name in KERNEL_CACHES:
         monkeypatch.setenv(name, "elsewhere")
     call("--version")

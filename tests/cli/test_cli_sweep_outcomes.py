@@ -42,7 +42,7 @@ def test_a_run_that_diverged_refutes(sweep_command: Sweep) -> None:
 
 
 @pytest.mark.usefixtures("third_party")
-def test_a_run_that_failed_is_an_error_and_the_rest_go_on(sweep_command: Sweep) -> None:
+def test_a_run_that_failed_is_an_error_and_the_rest_continue(sweep_command: Sweep) -> None:
     arguments = ["-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--json"]
     done = sweep_command(*arguments)
     assert done.code == ExitCode.INTERNAL
@@ -59,7 +59,7 @@ def test_a_run_that_failed_is_an_error_and_the_rest_go_on(sweep_command: Sweep) 
     ]
 
 
-def test_a_run_that_fails_before_it_begins_is_told_by_name(sweep_command: Sweep) -> None:
+def test_a_run_that_fails_before_it_begins_is_reported_by_name(sweep_command: Sweep) -> None:
     names = [run["run"] for run in sweep_command("--seeds", "2", "--json").json["runs"]]
     for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
         path.unlink()
@@ -76,7 +76,7 @@ def test_a_run_that_fails_before_it_begins_is_told_by_name(sweep_command: Sweep)
 
 
 @pytest.mark.parametrize("damage", ["manifest", "csv"])
-def test_a_damaged_run_is_told_and_the_rest_go_on(sweep_command: Sweep, damage: str) -> None:
+def test_a_damaged_run_is_reported_and_the_rest_continue(sweep_command: Sweep, damage: str) -> None:
     assert sweep_command("--seeds", "2").code == ExitCode.SUPPORTED
     bad = min(path.stem for path in RUNS.glob("*.csv"))
     path = RUNS / bad / "run.json" if damage == "manifest" else RUNS / f"{bad}.csv"
@@ -94,7 +94,7 @@ def test_a_damaged_run_is_told_and_the_rest_go_on(sweep_command: Sweep, damage: 
     assert path.read_bytes() == kept
 
 
-def test_a_failure_is_never_told_of_another_run(sweep_command: Sweep) -> None:
+def test_a_failure_is_never_reported_of_another_run(sweep_command: Sweep) -> None:
     names = [run["run"] for run in sweep_command("--seeds", "2", "--json").json["runs"]]
     for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
         path.unlink()
@@ -106,7 +106,7 @@ def test_a_failure_is_never_told_of_another_run(sweep_command: Sweep) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_a_stop_saves_and_the_same_command_goes_on(
+def test_a_stop_saves_and_the_same_command_resumes(
     sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     event = PlainReporter.event
@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line(sweep_command: Sweep, monkeypatch: pytest.Monke
     last = done.err.splitlines()[-1]
     assert last.startswith("error: ")
     assert last.endswith("No space left on device")
-    # nothing goes on after it
+    # the sweep ends there
     assert len(list(RUNS.glob("*.csv"))) == 1
 
 

@@ -163,14 +163,14 @@ def test_a_view_counts_runs_trained_elsewhere(clock: SimpleNamespace, tmp_path: 
 
 
 @pytest.mark.usefixtures("clock")
-def test_runs_of_a_pack_that_broke_up_wait_again() -> None:
+def test_runs_of_a_failed_pack_wait_again() -> None:
     configs = plan_of(4)
     console, draw = view()
     reporter = LiveReporter(console, configs)
     reporter.event(begin(configs[:3]))
     reporter.event(Evaluated(run=1, row=row(500)))
     reporter.event(Saved(step=500))
-    # one of them raised: they go on one by one
+    # one of them raised: they continue one by one
     reporter.event(begin(configs[:1], 500))
     assert "4 runs: 1 training, 3 waiting" in draw(reporter)
     reporter.event(Finished(step=20_000))

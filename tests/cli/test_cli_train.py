@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def name_of(arguments: list[str]) -> str:
-    """Name of the run that a `train` command would make."""
+    """Return the name of the run that a `train` command makes."""
     sets = [value for option, value in pairwise(arguments) if option == "--set"]
     return build_config("quick", size=32, steps=20, overrides=sets).run_name
 
@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, shared_ca
         return Trained(arguments, runs_dir, name_of(arguments), call(*arguments))
 
 
-def test_training_leaves_figures_and_weights(trained: Trained) -> None:
+def test_training_leaves_a_csv_a_manifest_and_weights(trained: Trained) -> None:
     csv = trained.runs_dir / f"{trained.name}.csv"
     assert (trained.done.code, trained.done.out) == (ExitCode.SUPPORTED, f"{csv}\n")
     lines = trained.done.err.splitlines()
@@ -64,7 +64,7 @@ def test_the_same_command_finds_the_finished_run(trained: Trained) -> None:
     done = call(*trained.arguments)
     assert (done.code, done.out) == (trained.done.code, trained.done.out)
     assert done.err == f"{trained.name}: already finished, nothing to train\n"
-    # another label is the same run; so is a field that is set to what it was
+    # another label is the same run; so is a field that is set to its value
     assert call(*trained.arguments, "--set", "recipe=mine", "--seed", "0").err == done.err
     assert {path: path.stat().st_mtime_ns for path in trained.runs_dir.rglob("*")} == before
 
@@ -79,7 +79,7 @@ def test_json_is_one_object_and_nothing_else(trained: Trained) -> None:
     assert done.json["final"] == {name: records.value(name, 2) for name in NAMES}
 
 
-def test_a_name_is_taken_once(tmp_path: Path, tiny_text: Path) -> None:
+def test_a_name_stands_for_one_config(tmp_path: Path, tiny_text: Path) -> None:
     arguments = training(tiny_text, "--runs-dir", tmp_path / "runs", "--name", "mine")
     assert call(*arguments).out == f"{tmp_path / 'runs' / 'mine.csv'}\n"
     before = listing(tmp_path / "runs")
@@ -90,7 +90,7 @@ def test_a_name_is_taken_once(tmp_path: Path, tiny_text: Path) -> None:
     assert listing(tmp_path / "runs") == before
 
 
-def test_a_run_that_diverges_is_told_and_refuted(tmp_path: Path, tiny_text: Path) -> None:
+def test_a_run_that_diverges_is_reported_and_refutes(tmp_path: Path, tiny_text: Path) -> None:
     # the first update already overflows
     fields = {"schedule__peak_learning_rate": "1e38", "schedule__warmup_steps": 0}
     done = call(*training(tiny_text, "--runs-dir", tmp_path / "runs", "--json", **fields))
@@ -102,7 +102,7 @@ def test_a_run_that_diverges_is_told_and_refuted(tmp_path: Path, tiny_text: Path
     assert (again.code, "already diverged" in again.err) == (ExitCode.REFUTED, True)
 
 
-def test_a_dry_run_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = training(tmp_path / "not-yet.txt", "--runs-dir", tmp_path / "runs", "--dry-run")
     done = call(*arguments)
@@ -127,7 +127,7 @@ def test_a_dry_run_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert listing(tmp_path) == []
     assert (run["run"], run["parameters"], run["vocab_size"]) == (name_of(arguments), 29_696, 300)
     assert run["config"]["model"]["hidden_size"] == 32
-    # four copies of the parameters at least, and not the memory of a large model
+    # at least four copies of the parameters, and not the memory of a large model
     assert 4 * 4 * 29_696 < run["memory_bytes"] < 50e6
     assert 1.0 < call(*arguments, "--steps", "200000").json["seconds"] < 36_000.0
 
@@ -145,8 +145,8 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
 
 def test_the_runs_folder_of_the_environment(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITNETCTL_RUNS_DIR", str(trained.runs_dir))
-    place = trained.arguments.index("--runs-dir")
-    assert "already finished" in call(*trained.arguments[:place], *trained.arguments[place + 2 :]).err
+    index = trained.arguments.index("--runs-dir")
+    assert "already finished" in call(*trained.arguments[:index], *trained.arguments[index + 2 :]).err
 
 
 def test_a_signal_stops_with_a_checkpoint_and_the_same_command_finishes(tmp_path: Path, tiny_text: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_finishes(tmp_path
     checkpoints = tmp_path / "runs" / "mine" / "checkpoints"
     assert names_in(checkpoints) == [f"step-{manifest.steps_done:08d}"]
 
-    # the rest in this process: that the first one was stopped early shows in what it resumes
+    # resumed in this process
     finished = call(*arguments)
     assert (finished.code, finished.out) == (ExitCode.SUPPORTED, f"{tmp_path / 'runs' / 'mine.csv'}\n")
     assert f"resumed after step {manifest.steps_done:,}" in finished.err

@@ -139,7 +139,7 @@ def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
         ("reduced-lr", ExitCode.INCONCLUSIVE),
     ],
 )
-def test_the_arm_asked_for_decides(arms: Path, arm: str, code: ExitCode) -> None:
+def test_the_requested_arm_decides(arms: Path, arm: str, code: ExitCode) -> None:
     done = verify(arms, "-i", arm, "--json")
     assert judged(done) == (code, code.name.lower())
     assert done.json["decided_by"] == [arm]
@@ -150,22 +150,22 @@ def test_the_arm_asked_for_decides(arms: Path, arm: str, code: ExitCode) -> None
     assert shown.last_line.endswith(f": {code.name.lower()}")
 
 
-def test_an_arm_is_found_however_it_is_written(tmp_path: Path) -> None:
+def test_an_arm_is_recognized_however_it_is_written(tmp_path: Path) -> None:
     manifested(tmp_path, CURED, "finished", arm="reduced-lr:peak=0.0004")
     manifested(tmp_path, OPEN, "finished", arm="reduced-lr")
     manifested(tmp_path, FAILED, "finished")
     assert verify(tmp_path, "-i", "reduced-lr:peak=4e-4").code == ExitCode.SUPPORTED
-    for arm, found, reason in (
+    for arm, shown, reason in (
         ("reduced-lr:peak=5e-4", "reduced-lr", "UniquePredictions 30 is between 10 and 50"),
         ("reduced-lr:peak=6e-4", "reduced-lr:peak=0.0006", "no run to judge"),
     ):
         done = verify(tmp_path, "-i", arm, "--json")
         assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
-        (verdict,) = [verdict for verdict in done.json["verdicts"] if verdict["arm"] == found]
+        (verdict,) = [verdict for verdict in done.json["verdicts"] if verdict["arm"] == shown]
         assert verdict["reasons"] == [reason]
 
 
-def test_arms_beside_the_one_asked_for_are_shown(arms: Path) -> None:
+def test_arms_beside_the_requested_one_are_shown(arms: Path) -> None:
     done = verify(arms, "-i", "decoupled-decay", "--json")
     assert done.json["decided_by"] == ["decoupled-decay"]
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}
@@ -184,7 +184,7 @@ def test_the_last_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (done.code, done.last_line) == (ExitCode.SUPPORTED, f"verdict ({arm}): supported")
 
 
-def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
+def test_missing_requested_sizes_and_seeds_are_inconclusive(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, [*CURED[:-1], 60 + seed], seed=seed)
     assert verify(tmp_path, "--sizes", "256", "--seeds", "2").code == ExitCode.SUPPORTED
@@ -194,7 +194,7 @@ def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
     missing_size = verify(tmp_path, "--sizes", "256,512", "--json")
     assert judged(missing_size) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert missing_size.json["verdicts"][0]["reasons"] == ["hidden 512: no run"]
-    # what was not asked for decides nothing
+    # runs that were not requested decide nothing
     write_run(tmp_path, FAILED, seed=7)
     assert verify(tmp_path, "--seeds", "0,1").code == ExitCode.SUPPORTED
     assert verify(tmp_path).code == ExitCode.REFUTED
@@ -210,7 +210,7 @@ REPORTED = {
 }
 
 
-def test_the_reported_trajectories_are_an_invalid_set_up(tmp_path: Path) -> None:
+def test_the_reported_trajectories_are_an_invalid_setup(tmp_path: Path) -> None:
     steps = [1, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 10_000]
     losses = [10.98, 10.3, 10.5, 10.6, 10.7, 10.8, 7.2, 7.0, 6.8]
     for size, unique in REPORTED.items():
@@ -225,7 +225,7 @@ def test_the_reported_trajectories_are_an_invalid_set_up(tmp_path: Path) -> None
     # the evaluations at 1,000, 3,000, 5,000 and 10,000 of the 10,000 steps that the files hold; none is in 2,500…2,999
     assert ["256", "–", "16", "–", "2", "2", "13", "20?"] in cells(done.out)
     assert ["1024", "–", "13", "–", "5", "2", "11", "20?"] in cells(done.out)
-    # nor does anything else that is asked for make it decidable
+    # no other request makes it decidable
     for more in ([], ["--steps", "10000"], ["--sizes", "256,512,768,1024"], ["--seeds", "1"]):
         assert call("verify", tmp_path, *more).code == ExitCode.INVALID
 
@@ -252,7 +252,7 @@ def test_milestones_fall_on_their_steps_at_every_scale(tmp_path: Path, steps: in
     assert milestones(run, "UniquePredictions")[1:] == [5, 6, 10, 20]
 
 
-def test_what_a_run_has_not_reached_is_a_dash(tmp_path: Path) -> None:
+def test_a_milestone_not_reached_is_a_dash(tmp_path: Path) -> None:
     csv = write_run(tmp_path, CURED).path
     lines = csv.read_text(encoding="utf-8").splitlines()[:6]
     csv.write_text("\n".join([*lines, ""]), encoding="utf-8")
@@ -270,7 +270,7 @@ def test_rows_of_the_table_are_sorted_by_size_and_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arm", ["reduced-lr:peak=[bold]", "no-decay\x1b[31m"])
-def test_names_steer_no_terminal(tmp_path: Path, arm: str) -> None:
+def test_names_cannot_send_terminal_escapes(tmp_path: Path, arm: str) -> None:
     write_run(tmp_path, CURED, arm=arm)
     done = verify(tmp_path)
     assert done.code == ExitCode.SUPPORTED

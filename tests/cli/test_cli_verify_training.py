@@ -77,7 +77,7 @@ def test_verify_finds_an_unreachable_threshold(tmp_path: Path) -> None:
     assert list(done.json["disagreements"]) == ["baseline"]
 
 
-def test_verify_without_runs_is_inconclusive_and_makes_nothing(tmp_path: Path) -> None:
+def test_verify_without_runs_is_inconclusive_and_creates_nothing(tmp_path: Path) -> None:
     done = call("verify", "--recipe", "quick", "--no-train")
     assert (done.code, done.err) == (ExitCode.INCONCLUSIVE, "")
     assert [line.split()[:1] for line in done.out.splitlines() if "no run" in line] == [["64"], ["64"]]
@@ -108,7 +108,7 @@ def test_a_run_that_diverged_is_judged_in_json(tmp_path: Path) -> None:
         assert verdict["runs"][0]["final_unique"] == "nan"
 
 
-def test_a_seed_that_is_missing_leaves_it_open(tmp_path: Path) -> None:
+def test_a_missing_seed_is_inconclusive(tmp_path: Path) -> None:
     RUNS.mkdir()
     for seed in (0, 1):
         manifested(RUNS, [*CURED[:-1], 60 + seed], "finished", seed=seed)
@@ -150,7 +150,7 @@ def test_verify_trains_what_is_missing_and_keeps_no_weights(tmp_path: Path, tiny
     assert again.err == "all 2 runs are there already, nothing to train\n"
 
 
-def test_verify_dry_run_makes_nothing(tmp_path: Path) -> None:
+def test_verify_dry_run_creates_nothing(tmp_path: Path) -> None:
     arguments = ["verify", "--recipe", "quick", "--sizes", "32,64", "--dry-run"]
     done = call(*arguments)
     assert (done.code, done.err) == (ExitCode.SUPPORTED, "")
@@ -208,7 +208,7 @@ def test_an_arm_is_trained_beside_its_baseline(options: list[str]) -> None:
     assert set(trained()) - {path.stem for path in before} == set(run_names(options, "no-decay", [3]))
     assert list(outcomes(more)) == more.json["decided_by"] == ["no-decay"]
 
-    # the hand-off of trained runs, and the bundle at another place
+    # the report of trained runs, and the bundle
     report = Path("report.md").read_text(encoding="utf-8")
     assert f"- Hardware: {manifest(run_names(options, '', [0])[0]).device}" in report
     assert report.count("| finished |") == 4

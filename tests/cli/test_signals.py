@@ -1,4 +1,4 @@
-"""A stop asked for by a signal: a flag, a way out, and the handlers of before; then real processes that meet one."""
+"""Stop requests by signals: the flag, the second interrupt, the handlers; then real processes that receive signals."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.fixture
 def earlier() -> Callable[[int, object], None]:
-    """A handler that was there before."""
+    """A handler that was installed before."""
 
     def handler(number: int, frame: object) -> None:
         raise AssertionError("the earlier handler must not run")
@@ -50,7 +50,7 @@ def test_a_signal_only_sets_the_flag(number: signal.Signals) -> None:
     assert stop()
 
 
-def test_a_second_interrupt_is_one() -> None:
+def test_a_second_interrupt_raises() -> None:
     with StopRequest() as stop:
         send(signal.SIGINT)
         assert stop()
@@ -58,7 +58,7 @@ def test_a_second_interrupt_is_one() -> None:
             send(signal.SIGINT)
 
 
-def test_a_scheduler_may_repeat_itself() -> None:
+def test_a_repeated_sigterm_changes_nothing() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             send(number)
@@ -183,7 +183,7 @@ class Processes:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._tell(self.case("train", "warm"))
+        self._send(self.case("train", "warm"))
 
     def case(self, command: str, name: str, **fields: Any) -> dict[str, Any]:
         """Describe a command line in the runs folder `name`."""
@@ -199,13 +199,13 @@ class Processes:
             out, err = (self.folder / f"case.{kind}" for kind in ("out", "err"))
             for path in (out, err):
                 path.unlink(missing_ok=True)
-            self._tell({**case, "out": str(out), "err": str(err)})
+            self._send({**case, "out": str(out), "err": str(err)})
             code = int(self.process.stdout.readline())
             said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
             done.append(Case(code, *said, self.folder / case["name"]))
         return done
 
-    def _tell(self, case: dict[str, Any]) -> None:
+    def _send(self, case: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         print(json.dumps(case), file=self.process.stdin, flush=True)
 
@@ -229,8 +229,8 @@ def csvs(runs_dir: Path) -> dict[str, list[bytes]]:
 
 
 def status(runs_dir: Path) -> list[tuple[str, int]]:
-    found = [read_manifest(path) for path in sorted(runs_dir.glob("*.csv"))]
-    return [(manifest.status, manifest.steps_done) for manifest in found if manifest is not None]
+    manifests = [read_manifest(path) for path in sorted(runs_dir.glob("*.csv"))]
+    return [(manifest.status, manifest.steps_done) for manifest in manifests if manifest is not None]
 
 
 def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> None:
@@ -240,7 +240,7 @@ def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> Non
     undisturbed, *done = processes.run(cases)
     assert undisturbed.code == ExitCode.SUPPORTED
     expected = csvs(undisturbed.runs_dir)
-    # a stop that is asked for while step n is measured or saved is honoured after step n + 1
+    # a stop that is requested while step n is evaluated or saved takes effect after step n + 1
     stopped_after = {"building": 1, "step": 5, "evaluation": 5, "saving": 5}
     for (at, name), stopped in zip(met, done, strict=True):
         assert (stopped.code, stopped.out) == (ExitCode.STOPPED, ""), (at, name)
@@ -248,7 +248,7 @@ def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> Non
             f"stopped at step {stopped_after[at]}, checkpoint saved\nthe same command goes on from there\n"
         )
         assert status(stopped.runs_dir) == [("stopped", stopped_after[at])]
-    # one of each moment, each of another signal
+    # one of each moment, with different signals
     chosen = [(at, NAMES[index]) for index, at in enumerate(MOMENTS)]
     for (at, name), again in zip(
         chosen, processes.run([processes.case("train", f"{at}-{name}") for at, name in chosen]), strict=True
@@ -259,13 +259,13 @@ def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> Non
         assert csvs(again.runs_dir) == expected, (at, name)
 
 
-def test_signals_that_repeat_themselves(processes: Processes) -> None:
+def test_repeated_signals(processes: Processes) -> None:
     once = ["SIGTERM", "SIGTERM"], ["SIGUSR1", "SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"]
     twice = [(at, ["SIGINT", "SIGTERM", "SIGINT"]) for at in ("reading", *MOMENTS)]
     cases = [
         processes.case("train", "undisturbed"),
         *(processes.case("train", f"once-{i}", at="step", signals=names) for i, names in enumerate(once)),
-        # a scheduler that repeats itself while Python leaves
+        # a scheduler that repeats its signal while Python exits
         processes.case("train", "leaving", at="step", signals=["SIGTERM"], at_exit="SIGTERM"),
         *(processes.case("train", f"twice-{at}", at=at, signals=names) for at, names in twice),
         *(processes.case("train", f"twice-{at}") for at, _ in twice),
@@ -303,7 +303,7 @@ def test_a_stop_between_two_runs_and_in_verify(processes: Processes) -> None:
         assert [between.code, within.code] == [ExitCode.STOPPED] * 2
         assert between.err.endswith("stopped by SIGUSR1; the same command goes on from there\n")
         assert within.err.endswith("checkpoint saved\nthe same command goes on from there\n")
-        # asked for when everything was trained already
+        # requested when everything was trained already
         assert last.code == undisturbed.code
         assert len(last.out.splitlines()) == len(undisturbed.out.splitlines())
         assert csvs(last.runs_dir) == csvs(undisturbed.runs_dir)
@@ -327,8 +327,8 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
         for command, name in met
     ]
     done = processes.run([*cases, processes.case("train", "again", environment=cold)])
-    for case, meets in zip(done, cases, strict=False):
-        (name,) = meets["signals"]
+    for case, sent in zip(done, cases, strict=False):
+        (name,) = sent["signals"]
         assert case.code == ExitCode.STOPPED
         assert f"stopped by {name} while preparing: encoding text; the same command goes on" in case.err
         assert not list(case.runs_dir.glob("*.csv"))
@@ -336,10 +336,10 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
     assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
 
 
-def test_a_reader_of_stderr_that_leaves_ends_no_training(processes: Processes) -> None:
+def test_a_closed_stderr_ends_no_training(processes: Processes) -> None:
     kinds = ["pipe", "terminal", "closed"]
     cases = [processes.case("train", "undisturbed"), *(processes.case("train", kind, stderr=kind) for kind in kinds)]
-    # the terminal takes its own with it
+    # a terminal that closes sends SIGHUP to its processes
     cases.append(processes.case("sweep", "hangup", stderr="terminal", at="evaluation", signals=["SIGHUP"]))
     *done, hangup = processes.run(cases)
     for case in done:
@@ -367,7 +367,7 @@ def test_a_stop_while_kernels_are_compiled(server: Processes, shared_cache: Path
         "CXX": str(compiler),
         "TORCHDYNAMO_DISABLE": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels"),
-        # nothing is compiled to try what the CPU can do, nor before what is needed
+        # no compilation to detect the instruction set, nor of headers in advance
         "TORCHINDUCTOR_VEC_ISA_OK": "0",
         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
         "XDG_CACHE_HOME": str(shared_cache),
@@ -394,7 +394,7 @@ echo "$@" >> "$CALLS"
 """
 
 
-def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: Path) -> None:
+def test_a_job_requeues_itself(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(SCONTROL, encoding="utf-8")
@@ -405,18 +405,18 @@ def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: P
     array = {**job, "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "7"}
     refused = {**job, "REFUSED": "Requested operation\nis presently disabled"}
     missing = {**job, "PATH": str(tmp_path / "runs")}
-    meets: dict[str, Any] = {"at": "step", "signals": ["SIGUSR1"], "more": ["--requeue"]}
+    stop: dict[str, Any] = {"at": "step", "signals": ["SIGUSR1"], "more": ["--requeue"]}
     cases = [
-        processes.case("train", "job", environment=job, **meets),
-        processes.case("sweep", "array", environment=array, **meets),
-        processes.case("verify", "refused", environment=refused, **meets),
-        processes.case("train", "missing", environment=missing, **meets),
+        processes.case("train", "job", environment=job, **stop),
+        processes.case("sweep", "array", environment=array, **stop),
+        processes.case("verify", "refused", environment=refused, **stop),
+        processes.case("train", "missing", environment=missing, **stop),
         # not stopped
         processes.case("train", "whole", environment=job, more=["--requeue"]),
-        # not asked for
+        # not requested
         processes.case("train", "plain", environment=job, at="step", signals=["SIGUSR1"]),
-        # no job
-        processes.case("train", "none", **meets),
+        # not a Slurm job
+        processes.case("train", "none", **stop),
     ]
     done = processes.run(cases)
     codes = [ExitCode.STOPPED] * 4 + [ExitCode.SUPPORTED, ExitCode.STOPPED, ExitCode.USAGE]
@@ -437,7 +437,7 @@ def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: P
 
 @pytest.fixture
 def slow_text(tmp_path: Path) -> Path:
-    """Words that hardly repeat: a tokenizer takes long to learn them."""
+    """Words that hardly repeat, so that training a tokenizer takes long."""
     letters = random.Random(0).randbytes(4_000_000).hex()
     path = tmp_path / "slow.txt"
     path.write_text("\n".join(letters[start : start + 9] for start in range(0, len(letters), 9)), encoding="utf-8")
@@ -445,7 +445,7 @@ def slow_text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_tokenizer_in_training_is_given_up_at_once(tmp_path: Path, slow_text: Path, name: str) -> None:
+def test_a_signal_interrupts_the_training_of_a_tokenizer(tmp_path: Path, slow_text: Path, name: str) -> None:
     arguments = ["train", "--recipe", "quick", "--set", f"data.source=file:{slow_text}", "--runs-dir", "runs"]
     arguments += ["--set", "data.tokenizer=bpe:20000"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold"), "OMP_NUM_THREADS": "1"}

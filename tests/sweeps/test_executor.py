@@ -48,12 +48,12 @@ def test_every_run_is_trained_once_in_packs(sweep: Sweep, grid: Grid, pack: int,
     kinds = [type(event) for event in events if isinstance(event, Started | Finished | Failed | Diverged | Stopped)]
     assert kinds == [Started, Finished] * len(sizes)
     for config in configs:
-        found = manifest(config)
-        assert (found.status, found.steps_done) == ("finished", 8)
-        assert [found.pack] == [replicas for replicas in packs(events) if config.run_name in replicas]
+        stored = manifest(config)
+        assert (stored.status, stored.steps_done) == ("finished", 8)
+        assert [stored.pack] == [replicas for replicas in packs(events) if config.run_name in replicas]
         assert row_steps(config) == [1, 4, 8]
 
-    # what is finished is left alone
+    # finished runs are left alone
     before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*") if path.is_file()}
     assert sweep(configs, pack=pack) == []
     after = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*") if path.is_file()}
@@ -62,7 +62,7 @@ def test_every_run_is_trained_once_in_packs(sweep: Sweep, grid: Grid, pack: int,
     }
 
 
-def test_what_is_missing_is_trained(sweep: Sweep, grid: Grid) -> None:
+def test_missing_runs_are_trained(sweep: Sweep, grid: Grid) -> None:
     configs = grid(4)
     sweep([configs[1], configs[3]], pack=2)
     assert packs(sweep(configs, pack=4)) == [[configs[0].run_name, configs[2].run_name]]
@@ -88,13 +88,15 @@ def test_memory_decides_how_many_train_together(
     assert [len(replicas) for replicas in packs(sweep(grid(5)))] == sizes
 
 
-def test_a_pack_on_the_processor_has_at_most_sixteen(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_on_the_cpu_has_at_most_sixteen_replicas(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     events = sweep(grid(18, steps=2, probe__eval_every_steps=2))
     assert [len(replicas) for replicas in packs(events)] == [16, 2]
 
 
-def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_every_shape_is_estimated(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 10**13)
     monkeypatch.setattr(
         packing, "bytes_per_replica", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
@@ -106,17 +108,17 @@ def test_every_shape_is_measured_by_itself(sweep: Sweep, grid: Grid, monkeypatch
 @pytest.mark.parametrize(
     ("workers", "pack", "sizes"), [(1, None, [5, 2]), (2, None, [3, 2, 1, 1]), (9, None, [1] * 7), (2, 5, [5, 2])]
 )
-def test_each_worker_finds_runs(
+def test_every_worker_gets_runs(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, workers: int, pack: int | None, sizes: list[int]
 ) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     configs = [*grid(5), *grid(2, model__hidden_size=24)]
-    # the others have not begun yet
+    # the other workers have not begun
     assert [len(replicas) for replicas in packs(sweep(configs, pack=pack, workers=workers))] == sizes
 
 
 class MadePacks:
-    """Makes packs, and counts those that are alive at every moment that memory matters."""
+    """Count the packs that are alive whenever memory is measured or a pack is made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alive: weakref.WeakSet[Pack] = weakref.WeakSet()
@@ -136,14 +138,14 @@ class MadePacks:
         monkeypatch.setattr(packing, "memory_available", lambda device: self.count() + 2**60)
 
     def count(self) -> int:
-        """Return how many are alive, and remember it."""
+        """Return how many are alive, and append it to `counted`."""
         self.counted.append(len(self.alive))
         return self.counted[-1]
 
 
 @pytest.mark.usefixtures("third_party")
 @pytest.mark.parametrize("arm", ["", "fails:at=2"])
-def test_a_pack_is_gone_before_memory_is_counted_again(
+def test_a_pack_is_freed_before_memory_is_measured_again(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:
     made = MadePacks(monkeypatch)
@@ -153,13 +155,11 @@ def test_a_pack_is_gone_before_memory_is_counted_again(
     finally:
         gc.enable()
     assert made.counted == [0] * len(made.counted)
-    # two shapes are measured, two packs trained, and what failed once more alone
+    # two shapes are measured, two packs trained, and the failed runs once more alone
     assert len(made.engines) == (6 if arm else 4)
 
 
-def test_a_run_is_measured_without_recording_or_compiling(
-    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_estimate_neither_captures_nor_compiles(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "_missing_to_compile", lambda device: None)
     made = MadePacks(monkeypatch)
     configs = grid(2)
@@ -182,13 +182,13 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_runs_of_different_shape_are_apart(sweep: Sweep, grid: Grid, shape: str) -> None:
+def test_runs_of_different_shape_are_in_different_packs(sweep: Sweep, grid: Grid, shape: str) -> None:
     ours, theirs = grid(2), grid(2, **SHAPES[shape])
     mixed = [ours[0], theirs[0], ours[1], theirs[1]]
     assert packs(sweep(mixed, pack=4)) == [names(ours), names(theirs)]
 
 
-def test_what_is_no_shape_trains_together(sweep: Sweep, grid: Grid) -> None:
+def test_runs_of_one_shape_share_a_pack(sweep: Sweep, grid: Grid) -> None:
     configs = [
         *grid(2, "", "no-decay", "reduced-lr", "label-smoothing", "adaptive-clipping", "full-precision", "init-scale"),
         *grid(1, data__order="shuffled"),
@@ -197,14 +197,16 @@ def test_what_is_no_shape_trains_together(sweep: Sweep, grid: Grid) -> None:
     assert packs(sweep(configs, pack=16)) == [names(configs)]
 
 
-def test_on_a_card_runs_that_need_the_host_are_apart(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_runs_that_need_the_host_are_in_packs_of_their_own(
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = torch.device("cuda", 0)
     shape_of = packing.shape_of
     for module in (packing, executor):
         monkeypatch.setattr(module, "shape_of", lambda config, effective, device: shape_of(config, effective, gpu))
-    recorded, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
-    events = sweep([*recorded[:2], *hosted, *recorded[2:]], pack=16)
-    assert packs(events) == [names(recorded), names(hosted)]
+    captured, hosted = grid(2, "", "label-smoothing"), grid(2, "adaptive-clipping")
+    events = sweep([*captured[:2], *hosted, *captured[2:]], pack=16)
+    assert packs(events) == [names(captured), names(hosted)]
 
 
 @pytest.mark.usefixtures("third_party")
@@ -214,7 +216,7 @@ def test_the_shape_is_that_after_the_interventions(sweep: Sweep, grid: Grid) -> 
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_weights_are_kept_if_they_are_wanted(sweep: Sweep, grid: Grid, keep: bool) -> None:
+def test_weights_are_kept_if_requested(sweep: Sweep, grid: Grid, keep: bool) -> None:
     configs = grid(2)
     sweep(configs, pack=2, keep_weights=keep)
     for config in configs:
@@ -233,7 +235,7 @@ def test_interventions_that_exclude_each_other_create_nothing(sweep: Sweep, grid
     assert not RUNS.exists()
 
 
-# packs change no figure
+# packs change no value
 
 
 def pack_and_solo(sweep: Sweep, configs: Sequence[RunConfig]) -> None:
@@ -254,18 +256,18 @@ def test_each_seed_of_a_pack_is_the_run_alone(sweep: Sweep, tiny_config: TinyCon
 def test_each_seed_of_a_pack_is_the_run_alone_in_single_precision(sweep: Sweep, tiny_config: TinyConfig) -> None:
     configs = [tiny_config(seed=seed) for seed in range(4)]
     pack_and_solo(sweep, configs)
-    # whole numbers move by one where two logits are close
+    # counts change by one where two logits are close
     counts = {"UniquePredictions", "RandomPromptUnique"}
     for config in configs:
         worst = largest_difference(config, RUNS, UNDISTURBED)
         assert all(worst[name] <= (0.1 if name in counts else SINGLE) for name in COMPARED), worst
 
 
-# how it was computed
+# the engine
 
 
-class Unrecordable:
-    """A recorder that finds the host waiting in the third step."""
+class Uncapturable:
+    """A CUDA graph whose capture fails in the third step, since the host waits."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -278,16 +280,16 @@ class Unrecordable:
             self.on_error("the host waits in plugin.py:7")
 
 
-@pytest.mark.parametrize("is_recorder", [True, False])
+@pytest.mark.parametrize("is_captured", [True, False])
 def test_the_manifest_names_the_engine_that_ran(
-    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, is_recorder: bool
+    sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, is_captured: bool
 ) -> None:
     def make(*arguments: Any) -> Pack:
-        if not is_recorder:
-            # what needs the host is stepped by it
+        if not is_captured:
+            # a pack that needs the host steps eagerly
             return Pack(*arguments[:-1])
         pack = CapturedPack(*arguments[:-1])
-        pack.graphs = Unrecordable()  # type: ignore[assignment]
+        pack.graphs = Uncapturable()  # type: ignore[assignment]
         return pack
 
     monkeypatch.setattr(session, "make_pack", make)
@@ -300,9 +302,9 @@ def test_the_manifest_names_the_engine_that_ran(
         return False
 
     sweep(configs, pack=2, stop_when=look, log=notices.append)
-    assert engines[0] == (["graph"] * 2 if is_recorder else ["eager"] * 2)
+    assert engines[0] == (["graph"] * 2 if is_captured else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
-    told = (
+    message = (
         f"{configs[0].run_name}: its pack goes on without a CUDA graph, which is slower: the host waits in plugin.py:7"
     )
-    assert notices[1:] == ([told] if is_recorder else [])
+    assert notices[1:] == ([message] if is_captured else [])

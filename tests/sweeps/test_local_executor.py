@@ -18,7 +18,7 @@ Figures = Callable[[Path], list[bytes]]
 
 
 class Cast:
-    """Starts small programs in place of workers, one for each device."""
+    """Start small programs in place of workers, one for each device."""
 
     def __init__(self, *programs: str) -> None:
         self.programs = list(programs)
@@ -43,7 +43,7 @@ class Cast:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
-    """Let programs play the workers; none outlives the test."""
+    """Run programs in place of workers; none outlives the test."""
     monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
     casts: list[Cast] = []
 
@@ -84,14 +84,14 @@ sys.exit(75 if count == 1 else 9)
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_workers_that_did_their_part_are_not_mentioned(
+def test_workers_that_end_normally_are_not_reported(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
 ) -> None:
     stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
     assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
 
 
-def test_workers_know_the_runs_and_how_many_they_are(
+def test_workers_get_the_runs_and_the_number_of_workers(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
 ) -> None:
     cast = play("pass", "pass", "pass")
@@ -99,7 +99,7 @@ def test_workers_know_the_runs_and_how_many_they_are(
     assert cast.work == [{"workers": 3, "configs": [tiny_config().model_dump(mode="json")]}] * 3
 
 
-def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
+def test_a_worker_that_fails_is_reported(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
     cast = play(
         "pass",
         "import sys; print('loading'); print('error: no GPU'); sys.exit(2)",
@@ -132,7 +132,7 @@ def test_a_stop_is_passed_on_once(
     assert [process.returncode for process in cast.started] == [75, 75]
 
 
-def test_a_worker_that_is_stopped_while_it_starts_is_not_told(
+def test_a_worker_that_is_stopped_while_it_starts_is_not_reported(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
 ) -> None:
     cast = play("import time; time.sleep(600)", "import sys; sys.exit(75)")
@@ -178,13 +178,13 @@ def test_devices_of_a_list(text: str, devices: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "cpu,", ",", "cpu,tpu", "cpu;cpu", "cpu cpu"])
-def test_devices_that_are_none(text: str) -> None:
+def test_unknown_devices_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is unknown"):
         local.split_devices(text)
 
 
 @pytest.mark.parametrize("text", ["auto", "cuda"])
 @pytest.mark.parametrize(("gpus", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
-def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, gpus: int, expected: list[str] | None) -> None:
+def test_auto_is_every_gpu(monkeypatch: pytest.MonkeyPatch, text: str, gpus: int, expected: list[str] | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     assert local.split_devices(text) == (expected or [text])

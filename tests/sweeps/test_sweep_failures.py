@@ -33,7 +33,7 @@ from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finishe
 
 
 @pytest.mark.usefixtures("double")
-def test_neighbours_of_a_run_that_diverges_do_not_notice(sweep: Sweep, tiny_config: TinyConfig) -> None:
+def test_a_run_that_diverges_does_not_change_its_pack(sweep: Sweep, tiny_config: TinyConfig) -> None:
     diverging = tiny_config(arm=DIVERGES)
     neighbours = [tiny_config(), tiny_config(seed=1), tiny_config(arm="no-decay")]
     configs = [neighbours[0], diverging, *neighbours[1:]]
@@ -51,12 +51,12 @@ def test_neighbours_of_a_run_that_diverges_do_not_notice(sweep: Sweep, tiny_conf
     assert sweep(configs, pack=4) == []
 
 
-def test_a_sweep_goes_on_after_a_run_that_diverges(sweep: Sweep, grid: Grid) -> None:
+def test_a_sweep_continues_after_a_run_that_diverges(sweep: Sweep, grid: Grid) -> None:
     configs = [*grid(1, DIVERGES), *grid(2)]
     events = sweep(configs, pack=1)
     assert packs(events) == [[config.run_name] for config in configs]
     assert [manifest(config).status for config in configs] == ["diverged", "finished", "finished"]
-    # the last of what was said about the diverged run is that it ended
+    # the last event of the diverged run is its end
     first_pack = events[: [type(event) for event in events].index(Finished) + 1]
     assert [type(event) for event in first_pack] == [Started, Evaluated, Diverged, Finished]
 
@@ -75,7 +75,7 @@ def test_a_run_that_raises_fails_alone(
     notices: list[str] = []
     events = sweep(configs, pack=3, log=notices.append)
     assert packs(events) == [names(configs), *([config.run_name] for config in configs)]
-    # what the pack had saved is not trained again
+    # steps up to the checkpoint of the pack are not trained again
     assert starts(events) == [0, resumed, resumed, resumed]
     message = "RuntimeError: two lines [bold]"
     assert [event.message for event in events if isinstance(event, Failed)] == [message]
@@ -84,7 +84,7 @@ def test_a_run_that_raises_fails_alone(
     assert [manifest(config).status for config in configs] == ["finished", "failed", "finished"]
     assert manifest(bad).message == message
 
-    # it is tried again once by every sweep, alone among the finished
+    # every sweep tries it again once, and none of the finished
     again = sweep(configs, pack=3)
     assert (packs(again), starts(again)) == ([[bad.run_name]], [resumed])
     assert isinstance(again[-1], Failed)
@@ -107,7 +107,7 @@ def test_every_run_of_a_pack_may_fail(sweep: Sweep, grid: Grid) -> None:
     assert [manifest(config).status for config in configs] == ["failed", "failed"]
 
 
-def test_a_file_of_someone_else_fails_its_run_and_stays(sweep: Sweep, grid: Grid) -> None:
+def test_a_file_of_another_program_fails_its_run_and_stays(sweep: Sweep, grid: Grid) -> None:
     configs = grid(3)
     RUNS.mkdir()
     theirs = RUNS / f"{configs[1].run_name}.csv"
@@ -120,7 +120,7 @@ def test_a_file_of_someone_else_fails_its_run_and_stays(sweep: Sweep, grid: Grid
 
 
 @pytest.mark.usefixtures("third_party")
-def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
+def test_a_failed_run_that_another_process_locks_at_once_is_left_to_it(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = *grid(1, "fails"), *grid(1)
@@ -148,7 +148,7 @@ def test_a_failed_run_that_another_process_takes_at_once_is_left_to_it(
     ids=["disk", "key", "GPU"],
 )
 @pytest.mark.parametrize("pack", [1, 2])
-def test_a_full_disk_a_keyboard_and_a_spoiled_card_end_the_sweep(
+def test_a_full_disk_an_interrupt_and_a_broken_gpu_end_the_sweep(
     sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch, error: BaseException, pack: int
 ) -> None:
     configs = [*grid(1, "fuller"), *grid(2)]
@@ -158,7 +158,7 @@ def test_a_full_disk_a_keyboard_and_a_spoiled_card_end_the_sweep(
         sweep(configs, pack=pack)
     assert [config for config in configs if (RUNS / f"{config.run_name}.csv").exists()] == configs[:pack]
     assert manifest(configs[0]).status == "running"
-    # every claim is gone, and nothing that was saved
+    # every lock is released, and every checkpoint is there
     monkeypatch.setattr(Fuller, "error", None)
     events = sweep(configs, pack=pack)
     assert packs(events)[0] == names(configs[:pack])
@@ -171,7 +171,7 @@ def test_a_full_disk_a_keyboard_and_a_spoiled_card_end_the_sweep(
 
 
 @pytest.mark.parametrize(("pack", "step"), [(0, 1), (0, 4), (1, 4)])
-def test_a_stopped_sweep_goes_on_where_it_was(sweep: Sweep, grid: Grid, pack: int, step: int) -> None:
+def test_a_stopped_sweep_resumes_where_it_was(sweep: Sweep, grid: Grid, pack: int, step: int) -> None:
     configs = [*grid(2), *grid(2, "wd-schedule+momentum-reset:every=3")]
     sweep(configs, pack=2, runs_dir=UNDISTURBED)
     first = configs[2 * pack].run_name
@@ -205,12 +205,12 @@ def test_a_stop_before_the_first_run_creates_none(sweep: Sweep, grid: Grid) -> N
 
 
 @pytest.mark.usefixtures("double")
-def test_a_stopped_sweep_goes_on_in_other_packs(sweep: Sweep, grid: Grid) -> None:
+def test_a_stopped_sweep_resumes_in_other_packs(sweep: Sweep, grid: Grid) -> None:
     configs = grid(4)
     sweep(configs, pack=4, runs_dir=UNDISTURBED)
     sweep(configs, pack=3, stop_when=lambda event: isinstance(event, Saved))
     events = sweep(configs, pack=2)
-    # the fourth was not begun, so that it does not go with the third
+    # the fourth has no checkpoint, so that it does not share a pack with the third
     assert packs(events) == [names(configs[:2]), names(configs[2:3]), names(configs[3:])]
     assert starts(events) == [5, 5, 0]
     assert [row_steps(config) for config in configs] == [[1, 4, 8]] * 4
@@ -222,7 +222,7 @@ def lose(config: RunConfig, *lost: int) -> None:
         shutil.rmtree(checkpoint.path_of(RunPaths(RUNS, config.run_name).checkpoints, step))
 
 
-# every run has checkpoints of 6 and 9; (those lost, packs and their first step); a run that lost all goes no further
+# every run has checkpoints of 6 and 9; (those lost, packs and their first step); a run that lost both fails
 LOST: dict[str, tuple[list[tuple[int, ...]], list[tuple[list[int], int]]]] = {
     "none": ([(), (), ()], [([0, 1, 2], 9)]),
     "the newest of one": ([(), (9,), ()], [([0, 1, 2], 6)]),
@@ -235,7 +235,7 @@ LOST: dict[str, tuple[list[tuple[int, ...]], list[tuple[list[int], int]]]] = {
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("case", LOST)
-def test_runs_go_on_from_where_they_can(sweep: Sweep, grid: Grid, case: str) -> None:
+def test_runs_resume_from_the_checkpoints_that_are_left(sweep: Sweep, grid: Grid, case: str) -> None:
     lost, expected = LOST[case]
     configs = grid(3, steps=12)
     sweep(configs, pack=3, runs_dir=UNDISTURBED)
@@ -267,7 +267,7 @@ def test_runs_go_on_from_where_they_can(sweep: Sweep, grid: Grid, case: str) -> 
 # other processes
 
 
-def test_what_another_process_holds_is_waited_for(sweep: Sweep, grid: Grid) -> None:
+def test_runs_that_another_process_holds_are_waited_for(sweep: Sweep, grid: Grid) -> None:
     configs = grid(3)
     (RUNS / configs[1].run_name).mkdir(parents=True)
     theirs = FileLock(RunPaths(RUNS, configs[1].run_name).lock)
@@ -283,13 +283,13 @@ def test_what_another_process_holds_is_waited_for(sweep: Sweep, grid: Grid) -> N
 
     theirs.acquire(timeout=0)
     events = sweep(configs, pack=3, log=notices.append, should_stop=leave_it_after_a_while)
-    # its owner left it: taken over
+    # its owner released it: taken over
     assert packs(events) == [[configs[0].run_name, configs[2].run_name], [configs[1].run_name]]
     assert notices == ["3 runs to train on cpu, about 0 s", "waiting for runs that another process trains"]
     assert [manifest(config).status for config in configs] == ["finished"] * 3
 
 
-def test_what_another_process_finishes_is_not_trained_again(sweep: Sweep, grid: Grid) -> None:
+def test_runs_that_another_process_finishes_are_not_trained_again(sweep: Sweep, grid: Grid) -> None:
     configs = grid(2)
     (RUNS / configs[0].run_name).mkdir(parents=True)
     theirs = FileLock(RunPaths(RUNS, configs[0].run_name).lock)

@@ -1,6 +1,6 @@
 """Processes: two sweeps of one folder, sweeps that are killed, a worker for each device.
 
-The runs stand still at a gate, so that every process is caught where the test wants it, on a slow machine too.
+The runs wait at a gate, so that every process is at a known step, on a slow machine too.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ SEEDS, STEPS = 4, 12
 RUNS = Path("runs")
 PATIENCE_SECONDS = 120.0
 
-# an intervention of another distribution that changes nothing: seed k stands still before step n of its training for
-# as long as the file `k-n` is in the folder of gates, and leaves its process number there
+# an intervention of another distribution that changes nothing: seed k waits before step n of its training for
+# as long as the file `k-n` is in the folder of gates, and writes its process number there
 GATE = """
 import os
 import signal
@@ -35,7 +35,7 @@ from bitnetctl.intervention import Intervention
 
 
 class Gate(Intervention):
-    summary = "stand still while a file says so"
+    summary = "wait while a file exists"
 
     def configure(self, config):
         self.seed = config.seed
@@ -53,7 +53,7 @@ class Gate(Intervention):
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the plug-in `gate`, installed as far as Python can tell."""
+    """A folder for PYTHONPATH with the plug-in `gate`, that Python finds as an installed distribution."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "gate_plugin.py").write_text(GATE, encoding="utf-8")
     info = folder / "gate_plugin-1.0.dist-info"
@@ -106,7 +106,7 @@ class Commands:
         return process
 
     def said(self, process: subprocess.Popen[bytes]) -> str:
-        """What it wrote to stderr so far."""
+        """Return what it has written to stderr."""
         return (self.folder / f"{self.processes.index(process)}.err").read_text(encoding="utf-8")
 
     def end(self, process: subprocess.Popen[bytes]) -> int:
@@ -119,17 +119,17 @@ class Commands:
         (self.gates / f"{seed}-{step}").unlink()
 
     def reached(self, seed: int, step: int) -> int:
-        """Wait until a run stands at a gate; return the number of the process that trains it."""
+        """Wait until a run is at a gate; return the number of the process that trains it."""
         file = self.gates / f"{seed}-{step}-reached"
         seen: list[str] = []
 
-        def is_told() -> bool:
-            # one reading decides: the gate may be writing it again
+        def is_written() -> bool:
+            # read once: the gate may be writing it again
             text = file.read_text(encoding="utf-8") if file.exists() else ""
             seen[:] = [text] if text else []
             return bool(seen)
 
-        self.wait_until(is_told)
+        self.wait_until(is_written)
         return int(seen[0])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -161,7 +161,7 @@ def commands(tmp_path: Path, gate: Path, tiny_text: Path, shared_cache: Path) ->
 
 
 class Undisturbed:
-    """The same four runs, trained by one process that nobody disturbed."""
+    """The same four runs, trained by one undisturbed process."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
@@ -171,7 +171,7 @@ class Undisturbed:
         return int(name.split("-s")[-1].split("-")[0])
 
     def check(self, runs_dir: Path) -> None:
-        """Compare all four: the rows, every byte of the figures, how it ended."""
+        """Compare all four: the rows, every byte of the CSV but the speed, the status."""
         assert sorted(path.stem for path in runs_dir.glob("*.csv")) == sorted(self.names)
         for name in self.names:
             assert read(runs_dir / f"{name}.csv", partial=False).frame["Step"].to_list() == [1, 4, 8, 12]
@@ -192,8 +192,8 @@ def undisturbed(
     return undisturbed
 
 
-def rows_told(said: str, name: str) -> list[int]:
-    """Steps of the rows that a process said it wrote."""
+def reported_rows(said: str, name: str) -> list[int]:
+    """Return the steps of the rows that a process reported."""
     lines = [line.split() for line in said.splitlines() if line.startswith(f"{name}  step ")]
     return [int(line[2].split("/")[0]) for line in lines]
 
@@ -220,9 +220,9 @@ def test_two_sweeps_share_a_folder(commands: Commands, undisturbed: Undisturbed)
     assert second.poll() is None
     commands.let_go(0, 2)
     assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
-    told = [[rows_told(commands.said(process), name) for name in undisturbed.names] for process in (first, second)]
+    rows = [[reported_rows(commands.said(process), name) for name in undisturbed.names] for process in (first, second)]
     everything: list[int] = [1, 4, 8, 12]
-    assert told == [[everything, everything, [], []], [[], [], everything, everything]]
+    assert rows == [[everything, everything, [], []], [[], [], everything, everything]]
     assert commands.said(second).count(waiting) == 1
     assert waiting not in commands.said(first)
     undisturbed.check(RUNS)
@@ -236,14 +236,14 @@ def test_runs_of_a_sweep_that_is_killed_are_taken_over(commands: Commands, undis
     commands.wait_until(lambda: "waiting for runs" in commands.said(second))
     first.kill()
     commands.end(first)
-    # stamps of clocks that are wrong by decades: claims end with their owner, not with time
+    # time stamps that are wrong by decades: locks end with their owner, not with time
     for path in RUNS.rglob("*"):
         os.utime(path, (1 << 33, 1 << 33) if path.is_dir() else (0, 0))
     commands.let_go(0, 6)
     assert commands.end(second) == ExitCode.SUPPORTED
-    told = [rows_told(commands.said(second), name) for name in undisturbed.names]
+    rows = [reported_rows(commands.said(second), name) for name in undisturbed.names]
     # from the checkpoint of step 4
-    assert told == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
+    assert rows == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
     undisturbed.check(RUNS)
 
 
@@ -256,14 +256,14 @@ def test_another_name_of_the_folder_is_the_same_folder(commands: Commands, undis
     commands.wait_until(lambda: "waiting for runs that another process trains" in commands.said(second))
     commands.let_go(0, 2)
     assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
-    told = [[rows_told(commands.said(process), name) for process in (first, second)] for name in undisturbed.names]
+    rows = [[reported_rows(commands.said(process), name) for process in (first, second)] for name in undisturbed.names]
     everything = [1, 4, 8, 12]
-    assert told == [[everything, []]] * 2 + [[[], everything]] * 2
+    assert rows == [[everything, []]] * 2 + [[[], everything]] * 2
     undisturbed.check(RUNS)
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturbed) -> None:
+def test_a_sweep_killed_twice_finishes(commands: Commands, undisturbed: Undisturbed) -> None:
     # between two checkpoints of the first pack, then before the first checkpoint of the second
     processes = []
     for seed, step in ((0, 6), (2, 3)):
@@ -276,16 +276,16 @@ def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturb
         commands.let_go(seed, step)
     processes.append(commands.start())
     assert commands.end(processes[-1]) == ExitCode.SUPPORTED
-    told = [[rows_told(commands.said(process), name) for process in processes] for name in undisturbed.names]
-    assert told[0] == told[1] == [[1, 4], [8, 12], []]
-    assert told[2] == told[3] == [[], [1], [1, 4, 8, 12]]
+    rows = [[reported_rows(commands.said(process), name) for process in processes] for name in undisturbed.names]
+    assert rows[0] == rows[1] == [[1, 4], [8, 12], []]
+    assert rows[2] == rows[3] == [[], [1], [1, 4, 8, 12]]
     undisturbed.check(RUNS)
 
 
 # a worker for each device
 
 
-# memory would take all four at once
+# all four would fit into memory at once
 @pytest.mark.parametrize("pack", ["2", "auto"])
 def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed, pack: str) -> None:
     for seed in (0, 2):
@@ -298,7 +298,7 @@ def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed, p
     assert commands.end(parent) == ExitCode.SUPPORTED
     assert commands.said(parent) == "2 workers on cpu, cpu\n"
     undisturbed.check(RUNS)
-    # the parent sums up what its workers did
+    # the parent prints the results of its workers
     table = (commands.folder / "0.out").read_text(encoding="utf-8").splitlines()
     assert len(table) == 1 + SEEDS
     assert all("finished" in line for line in table[1:])

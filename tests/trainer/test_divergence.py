@@ -1,4 +1,4 @@
-"""Figures that are not finite: stored wherever they are, never saved, never applied; rolled back if asked to."""
+"""Values that are not finite: detected wherever they are, never saved, never applied; rolled back if requested."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def after(step: int, spoil: Callable[[Trainer], None]) -> Callable[[Trainer, Event], None]:
-    """Spoil something once the checkpoint of `step` is written."""
+    """Call `spoil` once the checkpoint of `step` is written."""
 
     def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
@@ -54,7 +54,7 @@ def after(step: int, spoil: Callable[[Trainer], None]) -> Callable[[Trainer, Eve
 
 
 def weight(trainer: Trainer) -> None:
-    # a token that the tiny text never has: no forward pass meets it
+    # a token that is not in the tiny text: no forward pass uses it
     trainer.pack.model.packed["embed"][1, 299, 3] = math.inf
 
 
@@ -82,7 +82,7 @@ def head(trainer: Trainer) -> None:
         (head, "the weight lm_head.weight"),
     ],
 )
-def test_nothing_poisoned_is_saved_or_measured(
+def test_nothing_non_finite_is_saved_or_measured(
     spoil: Callable[[Trainer], None], name: str, train: Train, tiny_config: TinyConfig
 ) -> None:
     configs = [tiny_config(seed=seed) for seed in range(3)]
@@ -97,7 +97,7 @@ def test_nothing_poisoned_is_saved_or_measured(
         saved = checkpoint.load(checkpoint.path_of(RUNS / "b" / "checkpoints", step))
         for tensor in (*saved.model.values(), *saved.optimizer.values()):
             assert tensor.isfinite().all()
-    # what the neighbours do is what they do without it
+    # the other runs of the pack are those of a pack without it
     train([configs[0], configs[2]], names=["a2", "c2"])
     for run in "ac":
         for ours, theirs in zip(rows(run), rows(f"{run}2"), strict=True):
@@ -106,7 +106,7 @@ def test_nothing_poisoned_is_saved_or_measured(
 
 
 class Breaks(Intervention):
-    """A loss that is no number from its sixth call on, or a finite one without a gradient."""
+    """A loss that is NaN from its sixth call on, or a finite one whose gradient is not finite."""
 
     def __init__(self, what: str) -> None:
         super().__init__(InterventionSettings())
@@ -118,7 +118,7 @@ class Breaks(Intervention):
         loss = cross_entropy(logits_TV, targets_T)
         if self.calls < 6:
             return loss
-        # the root of zero has no slope
+        # the derivative of the square root at zero is infinite
         return loss + math.nan if self.what == "loss" else loss + (0 * logits_TV).sum().sqrt()
 
 
@@ -155,7 +155,7 @@ def options(said: list[str] | None = None, **named: Any) -> Options:
 
 
 def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
-    """Spoil a weight of a run after a step, the first time that it is trained."""
+    """Make a weight of a run non-finite after a step, the first time that it is trained."""
     step, spoiled = Pack.step, list[int]()
 
     def spoiling(pack: Any, number: int) -> None:
@@ -167,8 +167,8 @@ def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
     monkeypatch.setattr(Pack, "step", spoiling)
 
 
-def told(events: Iterable[Event]) -> list[str]:
-    """Return the lines that a person reads."""
+def reported(events: Iterable[Event]) -> list[str]:
+    """Return the lines that are shown to the user."""
     file = io.StringIO()
     with PlainReporter(Console(file=file)) as reporter:
         for event in events:
@@ -176,10 +176,10 @@ def told(events: Iterable[Event]) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rolled_back_run_resumes_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config, said = tiny_config(), list[str]()
     spoil_once(monkeypatch, 7)
-    lines = told(train_runs([config], options(said), names=["a"]))
+    lines = reported(train_runs([config], options(said), names=["a"]))
     assert [line for line in lines if "finished" in line] == lines[-1:]
     stored = manifest("a")
     assert stored.status == "finished"
@@ -193,17 +193,17 @@ def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, m
         assert float(ours["LR"]) == pytest.approx(factor * float(theirs["LR"]))
         if int(ours["Step"]) <= 6:
             assert ours["HeldOutLoss"] == theirs["HeldOutLoss"]
-    # its config diverges, so it is no evidence for it
+    # a verdict counts its config as diverged
     assert load_run(RUNS / "a.csv").diverged_at == 8
 
 
-def test_a_pack_does_not_finish_a_run_that_it_set_back(
+def test_a_pack_does_not_finish_a_run_that_it_rolled_back(
     tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [tiny_config(seed=seed) for seed in range(3)]
     names = [config.run_name for config in configs]
     spoil_once(monkeypatch, 7, run=1)
-    lines = told(sweep_runs(configs, options(), pack=3))
+    lines = reported(sweep_runs(configs, options(), pack=3))
     assert [line.partition(":")[0] for line in lines if "finished" in line] == [names[0], names[2], names[1]]
     assert [manifest(name).status for name in names] == ["finished"] * 3
 
@@ -212,7 +212,7 @@ def test_a_run_from_a_named_checkpoint_goes_back_to_it(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny_config(), names=["a"], stop_after=6, checkpoint_every=3)
-    # of its own it has an older one
+    # its own checkpoint is older
     named = checkpoint.path_of(RUNS / "a" / "checkpoints", 6).rename("named")
     spoil_once(monkeypatch, 7)
     chosen = replace(options(), resume=named, checkpoint_every=100)
@@ -231,7 +231,7 @@ def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
     assert sum(isinstance(event, Diverged) for event in events) == 1
 
 
-def test_a_sweep_takes_a_rolled_back_run_up_again(tiny_config: TinyConfig) -> None:
+def test_a_sweep_resumes_a_rolled_back_run(tiny_config: TinyConfig) -> None:
     configs = [tiny_config(), tiny_config(seed=1, **ABSURD), tiny_config(seed=2)]
     events = list(sweep_runs(configs, options(), pack=3))
     statuses = [manifest(config.run_name).status for config in configs]

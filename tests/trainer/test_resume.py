@@ -50,7 +50,7 @@ def test_a_pack_of_two_resumes_alike(train: Train, tiny_config: TinyConfig, stop
     assert_undisturbed("a", "b")
 
 
-def test_a_run_stopped_at_every_step_arrives(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_run_stopped_at_every_step_finishes(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config(arm="adaptive-clipping+momentum-reset:every=5+label-smoothing")
     train(config, names=["a"], runs_dir=UNDISTURBED)
     for step in range(12):
@@ -59,7 +59,7 @@ def test_a_run_stopped_at_every_step_arrives(train: Train, tiny_config: TinyConf
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_moments_and_codes_in_between_are_the_same(train: Train, tiny_config: TinyConfig, name: str) -> None:
+def test_moments_and_codes_in_a_checkpoint_are_the_same(train: Train, tiny_config: TinyConfig, name: str) -> None:
     config = tiny_config(optimizer__name=name)
     train(config, names=["a"], runs_dir=UNDISTURBED, stop_after=9)
     for steps in (2, 4, 3):
@@ -73,7 +73,7 @@ def test_moments_and_codes_in_between_are_the_same(train: Train, tiny_config: Ti
 
 
 class Tiring(Intervention):
-    """Gradients that shrink with every call: state that the step alone does not tell."""
+    """Shrink gradients with every call: state that does not follow from the step."""
 
     def __init__(self, settings: InterventionSettings) -> None:
         super().__init__(settings)
@@ -106,16 +106,16 @@ def test_the_state_of_interventions_is_restored(
     assert_undisturbed("a")
 
 
-# what a run may be made of: every optimizer and order, interventions with and without state
+# every optimizer and order, interventions with and without state
 ARMS = ("", "adaptive-clipping+momentum-reset:every=5+label-smoothing", "fp-first+wd-schedule:stage2=0.05")
 
 
 # in the warm-up (1, 2), at a row (4), at the boundary of the stages (6) and around it, before the last step
 @pytest.mark.parametrize("cut", range(1, 11))
-def test_the_whole_state_after_a_cut_is_that_without_one(
+def test_the_whole_state_after_a_stop_is_that_without_one(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    """A pack with state of every kind: moments, codes, an intervention that counts, the place in shuffled data."""
+    """A pack with state of every kind: moments, codes, an intervention that counts, the position in shuffled data."""
     compose = registry.compose
 
     def with_counter(specs: Sequence[InterventionSpec]) -> Composition:
@@ -131,7 +131,7 @@ def test_the_whole_state_after_a_cut_is_that_without_one(
     names = ["a", "b", "c"]
     train(configs, names=names, runs_dir=UNDISTURBED, stop_after=11)
     train(configs, names=names, stop_after=cut)
-    # what others draw from the global generators in between is nothing to the run
+    # draws of others from the global generators must not change the run
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(cut)
     assert start_of(train(configs, names=names, stop_after=11 - cut)) == cut
@@ -140,7 +140,7 @@ def test_the_whole_state_after_a_cut_is_that_without_one(
     assert saved(RUNS, "a", 11).interventions == [{"calls": 11}]
 
 
-# figures of single precision, in another pack or none: int8 roundings may fall differently
+# between single precision in different packs: int8 roundings may differ
 OTHER_PACK = 1e-2
 
 
@@ -175,7 +175,7 @@ def test_a_finished_run_is_left_as_it_is(train: Train, tiny_config: TinyConfig) 
 # given checkpoints, and what is refused
 
 
-def test_another_text_is_refused(train: Train, tiny_config: TinyConfig, tiny_text: Path, tmp_path: Path) -> None:
+def test_a_changed_text_is_refused(train: Train, tiny_config: TinyConfig, tiny_text: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     words = tiny_text.read_text(encoding="utf-8")[:40_000]
     text.write_text(words, encoding="utf-8")
@@ -186,12 +186,12 @@ def test_another_text_is_refused(train: Train, tiny_config: TinyConfig, tiny_tex
     with pytest.raises(CheckpointError, match="text or tokenizer changed"):
         train(config, names=["a"])
     assert (RUNS / "a.csv").read_bytes() == csv
-    # restored, it goes on
+    # restored, it resumes
     text.write_text(words, encoding="utf-8")
     assert start_of(train(config, names=["a"])) == 5
 
 
-def test_a_given_checkpoint_is_where_the_run_goes_on(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_run_resumes_from_a_given_checkpoint(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     path = checkpoint.path_of(RUNS / "a" / "checkpoints", 6)
@@ -233,7 +233,7 @@ def test_never_resume_refuses_what_is_there(train: Train, tiny_config: TinyConfi
     assert (RUNS / "a.csv").read_bytes() == csv
 
 
-def test_an_interrupted_preparation_claims_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
+def test_a_failed_preparation_creates_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(data__source=f"file:{tmp_path / 'none.txt'}")
     with pytest.raises(ConfigError), session.open_trainer([config], session.Options(runs_dir=RUNS), names=["a"]):
         pass

@@ -26,7 +26,7 @@ from bitnetctl.trainer.events import Failed
 @pytest.mark.parametrize(
     "torn", [b"", b"9", b"9,3.5,17,0.001", b"9,3.5,17,0.001,0.1,\xff"], ids=["none", "step", "half", "bytes"]
 )
-def test_rows_after_the_checkpoint_are_made_again(train: Train, tiny_config: TinyConfig, torn: bytes) -> None:
+def test_rows_after_the_checkpoint_are_written_again(train: Train, tiny_config: TinyConfig, torn: bytes) -> None:
     config = tiny_config(probe__eval_every_steps=2)
     train(config, names=["a"], runs_dir=UNDISTURBED, checkpoint_every=5)
     with pytest.raises(SystemError):
@@ -56,7 +56,7 @@ def test_a_pack_resumes_where_all_its_runs_can(train: Train, tiny_config: TinyCo
     train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
     with pytest.raises(SystemError):
         train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
-    # killed between the saves of its members
+    # killed between the checkpoints of its replicas
     shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
     notices: list[str] = []
     assert start_of(train(configs, names=["a", "b"], log=notices.append)) == 6
@@ -77,12 +77,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(train: Train, tiny_con
     assert_undisturbed("a")
 
 
-def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_damaged_checkpoint_does_not_replace_good_ones(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     folder = RUNS / "a" / "checkpoints"
     damage(checkpoint.path_of(folder, 9) / "model.safetensors")
-    # two more saves before the damaged step: it must not push out the good ones
+    # two more checkpoints before the damaged step: it must not displace the good ones
     assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 6
     assert checkpoint.steps(folder) == [6, 7]
     assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 7
@@ -91,12 +91,12 @@ def test_what_a_run_went_back_behind_does_not_outlive_good_checkpoints(train: Tr
     assert_undisturbed("a")
 
 
-def test_a_run_set_back_with_its_pack_misses_no_row_alone(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_run_rolled_back_with_its_pack_misses_no_row_alone(train: Train, tiny_config: TinyConfig) -> None:
     configs = [tiny_config(seed=seed, probe__eval_every_steps=2) for seed in (4, 5)]
     with pytest.raises(SystemError):
         train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
     shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
-    # the pack goes on from 6, and dies before it saves again
+    # the pack resumes from 6, and is killed before its next checkpoint
     with pytest.raises(SystemError):
         train(configs, names=["a", "b"], crash_after=1, checkpoint_every=3)
     assert start_of(train(configs[:1], names=["a"])) == 6
@@ -105,12 +105,12 @@ def test_a_run_set_back_with_its_pack_misses_no_row_alone(train: Train, tiny_con
 
 
 def change(csv: Path, step: int, bit: int = 1) -> None:
-    """Change a digit of a row's loss: with the lowest bit to another one, which no reader can see."""
+    """Change a digit of a row's loss: with the lowest bit to another digit, which no parser notices."""
     lines = csv.read_bytes().splitlines(keepends=True)
-    (place,) = [place for place, line in enumerate(lines) if line.startswith(b"%d," % step)]
-    line = bytearray(lines[place])
+    (index,) = [index for index, line in enumerate(lines) if line.startswith(b"%d," % step)]
+    line = bytearray(lines[index])
     line[line.index(b".") + 1] ^= bit
-    csv.write_bytes(b"".join([*lines[:place], line, *lines[place + 1 :]]))
+    csv.write_bytes(b"".join([*lines[:index], line, *lines[index + 1 :]]))
 
 
 @pytest.mark.parametrize("bit", [1, 64], ids=["digit", "letter"])
@@ -125,7 +125,7 @@ def test_a_changed_row_gives_way_to_the_checkpoint_before_it(train: Train, tiny_
     assert_undisturbed("a")
 
 
-def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_changed_row_before_all_checkpoints_is_not_trained_over(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     change(RUNS / "a.csv", 1)
@@ -134,7 +134,7 @@ def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(train: 
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
         train(tiny_config(), names=["a"], log=notices.append)
     assert (RUNS / "a.csv").read_bytes() == csv
-    # the copy that the notice names makes it good
+    # the copy that the message names repairs it
     copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
     assert str(copy) in notices[0]
     shutil.copy(copy, RUNS / "a.csv")
@@ -142,7 +142,7 @@ def test_a_changed_row_that_all_checkpoints_count_on_is_not_trained_over(train: 
     assert_undisturbed("a")
 
 
-def test_a_missing_row_is_missed_beside_a_checkpoint_from_elsewhere(
+def test_a_missing_row_is_noticed_with_a_checkpoint_from_elsewhere(
     train: Train, tiny_config: TinyConfig, tmp_path: Path
 ) -> None:
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
@@ -157,7 +157,7 @@ def test_a_missing_row_is_missed_beside_a_checkpoint_from_elsewhere(
     assert start_of(train(tiny_config(), names=["a"], resume=elsewhere)) == 9
 
 
-def test_figures_that_changed_after_the_end_are_told(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_csv_changed_after_the_end_is_reported(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config()
     train(config, names=["a"])
     assert ended(config, RUNS, "a") is not None
@@ -166,14 +166,14 @@ def test_figures_that_changed_after_the_end_are_told(train: Train, tiny_config: 
         ended(config, RUNS, "a")
 
 
-def test_no_flipped_bit_of_a_manifest_goes_unnoticed(train: Train, tiny_config: TinyConfig) -> None:
+def test_every_flipped_bit_of_a_manifest_is_detected(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"])
     sound, path = read_manifest(RUNS / "a"), RUNS / "a" / "run.json"
     content = path.read_bytes()
     refusals = 0
-    for place in range(len(content)):
+    for index in range(len(content)):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
+        damaged[index] ^= 1 << index % 8
         path.write_bytes(damaged)
         try:
             # white space between the tokens of JSON means nothing
@@ -183,7 +183,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unnoticed(train: Train, tiny_config: 
     assert refusals > 0.7 * len(content)
 
 
-def test_leftovers_of_a_kill_are_swept(train: Train, tiny_config: TinyConfig) -> None:
+def test_leftovers_of_a_kill_are_removed(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=5)
     leftovers = [RUNS / ".a.csv.0123abcd", RUNS / "a" / ".run.json.0123abcd", RUNS / "a" / "checkpoints" / ".aside-1"]
@@ -198,7 +198,7 @@ def test_leftovers_of_a_kill_are_swept(train: Train, tiny_config: TinyConfig) ->
     assert_undisturbed("a")
 
 
-def test_a_run_is_let_go_even_if_its_csv_cannot_be_closed(
+def test_a_run_is_unlocked_even_if_its_csv_cannot_be_closed(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(writer: RecordWriter) -> None:
@@ -224,7 +224,7 @@ def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_co
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
 
 
-def test_rows_that_are_gone_are_missed(train: Train, tiny_config: TinyConfig) -> None:
+def test_missing_rows_are_noticed(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], stop_after=7)
     (RUNS / "a.csv").unlink()
     with pytest.raises(RecordError, match="rows up to step 7 are gone"):
@@ -243,18 +243,18 @@ def test_a_sweep_that_cannot_resume_keeps_what_is_there(train: Train, tiny_confi
     folder = checkpoint.path_of(RUNS / name / "checkpoints", 4)
     for step in (4, 5):
         checkpoint.path_of(RUNS / name / "checkpoints", step).rename(RUNS / name / f"away-{step}")
-    # a checkpoint that is there and cannot be used
+    # an unusable checkpoint
     folder.mkdir()
     events = list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
     assert isinstance(events[-1], Failed)
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    assert found.status == "failed"
-    assert "no checkpoint" in (found.message or "")
-    assert 1000 <= found.elapsed_seconds < 1600
+    stored = read_manifest(RUNS / name)
+    assert stored is not None
+    assert stored.status == "failed"
+    assert "no checkpoint" in (stored.message or "")
+    assert 1000 <= stored.elapsed_seconds < 1600
     assert (RUNS / f"{name}.csv").read_bytes() == csv
 
-    # mended, it goes on
+    # repaired, it resumes
     folder.rmdir()
     (RUNS / name / "away-5").rename(checkpoint.path_of(RUNS / name / "checkpoints", 5))
     list(executor.sweep_runs([config], session.Options(runs_dir=RUNS, device="cpu"), pack=1))
