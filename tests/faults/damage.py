@@ -107,7 +107,7 @@ def of_csv_and_manifest(
 
 def killed_while_falling_back(bench: Bench, truth: Truth, late: Path, stride: int) -> Iterator[Tally]:
     """Kill, at every `stride`-th write call, a training that falls back to the checkpoint before a damaged one."""
-    tally = Tally("killed while going back behind a damaged checkpoint")
+    tally = Tally("killed while falling back from a damaged checkpoint")
     damaged = checkpoint.path_of(Path(RUN, "checkpoints"), 9) / "optimizer.safetensors"
 
     def begin(fault: Fault) -> Ended:
