@@ -180,7 +180,7 @@ def test_a_full_stdout_is_an_error(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 2, None, "bye"])
-def test_an_exit_of_other_code_is_never_a_success(code: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_exit_is_never_a_success(code: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(*arguments: object) -> NoReturn:
         raise SystemExit(code)
 
