@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("wide_terminal", "known_speed")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A known terminal, and a clock that stands still unless it is moved."""
+    """A known terminal, and a clock that only the test advances."""
     for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -125,7 +125,7 @@ def test_a_view_of_48_runs_fits_the_terminal(height: int) -> None:
 
 
 def states(lines: list[str]) -> dict[str, str]:
-    """State of the runs shown by their seed."""
+    """Return the states of the runs by seed."""
     header = next(index for index, line in enumerate(lines) if line.startswith("run "))
     return {line.split()[1]: line.split()[-1] for line in lines[header + 1 :]}
 
@@ -143,7 +143,7 @@ def test_a_view_counts_runs_trained_elsewhere(clock: SimpleNamespace, tmp_path: 
     assert states(lines)["s4"] == "elsewhere"
     assert next(line for line in lines if line.startswith("h256 s4")).split()[3:4] == ["1,234"]
 
-    # a moment later: our pack is done, another one began, theirs ended and another of theirs began
+    # one second later: this process has finished its pack and begun another, and so has the other process
     reporter.event(Finished(step=20_000))
     reporter.event(begin(configs[2:4]))
     leave(configs[4], tmp_path, "finished", 20_000)
@@ -152,7 +152,7 @@ def test_a_view_counts_runs_trained_elsewhere(clock: SimpleNamespace, tmp_path: 
     assert "8 runs: 2 training, 1 diverged, 1 elsewhere, 3 finished, 1 waiting" in draw(reporter)
     clock.now += 1.5
     assert "8 runs: 2 training, 1 diverged, 1 elsewhere, 4 finished" in draw(reporter)
-    # what this process trains it knows itself
+    # the state of runs of this process is not read from their manifests
     leave(configs[2], tmp_path, "running", 3)
     clock.now += 3.0
     assert states(draw(reporter))["s2"] == "training"

@@ -91,7 +91,7 @@ def test_a_name_stands_for_one_config(tmp_path: Path, tiny_text: Path) -> None:
 
 
 def test_a_run_that_diverges_is_reported_and_refutes(tmp_path: Path, tiny_text: Path) -> None:
-    # the first update already overflows
+    # the first update overflows
     fields = {"schedule__peak_learning_rate": "1e38", "schedule__warmup_steps": 0}
     done = call(*training(tiny_text, "--runs-dir", tmp_path / "runs", "--json", **fields))
     assert done.code == ExitCode.REFUTED

@@ -56,7 +56,7 @@ def test_criteria_are_all_built_in_or_those_named(tmp_path: Path) -> None:
     csv = write_sound_run(tmp_path).path
     done = call("verify", csv, "--json")
     assert [verdict["criteria"]["name"] for verdict in done.json["verdicts"]] == ["origin", "sound"]
-    # one seed is not three
+    # `sound` needs three seeds
     assert [verdict["verdict"] for verdict in done.json["verdicts"]] == ["supported", "inconclusive"]
     assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert "origin says supported" in done.json["disagreements"]["baseline"]

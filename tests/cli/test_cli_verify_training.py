@@ -193,7 +193,7 @@ def test_an_arm_is_trained_beside_its_baseline(options: list[str]) -> None:
     assert done.err.count(" parameters on cpu") == 1
     assert done.err.splitlines()[-2:] == ["written: report.md", "written: all.zip"]
 
-    # again: nothing is trained, and what was judged is judged the same
+    # again: nothing is trained, and the verdict is the same
     before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")}
     again = verify(*arguments, "--json")
     assert (again.code, again.out) == (done.code, done.out)
@@ -203,7 +203,7 @@ def test_an_arm_is_trained_beside_its_baseline(options: list[str]) -> None:
     shown = verify(*arguments, "--no-train")
     assert shown.last_line == f"verdict (no-decay): {done.json['verdict']}"
 
-    # a later seed is trained beside what is there
+    # another seed is trained in addition
     more = verify(*grid, "-i", "no-decay", "--seeds", "3,", "--no-baseline", "--json")
     assert set(trained()) - {path.stem for path in before} == set(run_names(options, "no-decay", [3]))
     assert list(outcomes(more)) == more.json["decided_by"] == ["no-decay"]

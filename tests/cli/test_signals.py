@@ -117,7 +117,7 @@ main()
 
 
 def signalled_while_loaded(numbers: list[signal.Signals], *arguments: str) -> tuple[int, str]:
-    """Send signals to a command that is loading itself; return its exit code and last line."""
+    """Send signals to a command while it imports its modules; return its exit code and last line."""
     command = [sys.executable, "-c", WHILE_LOADED, *arguments, "+".join(str(int(number)) for number in numbers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
@@ -149,7 +149,7 @@ NAMES = [number.name for number in STOPPING]
 
 
 class Case(NamedTuple):
-    """A command line that met something."""
+    """How a command line ended."""
 
     code: int
     out: str
@@ -158,7 +158,7 @@ class Case(NamedTuple):
 
 
 class Processes:
-    """Command lines in processes of their own, all started from one."""
+    """Command lines in processes of their own, forked from one that has imported everything."""
 
     def __init__(self, folder: Path, text: Path, cache: Path) -> None:
         self.folder = folder

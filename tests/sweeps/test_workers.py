@@ -64,7 +64,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Commands:
-    """Starts `bitnetctl sweep` of four runs in packs of two; its output goes to files."""
+    """Start `bitnetctl sweep` of four runs in packs of two; its output goes to files."""
 
     def __init__(self, folder: Path, gate: Path, text: Path, cache: Path) -> None:
         self.folder = folder
