@@ -180,7 +180,7 @@ def _unsealed(tree: Any) -> Any:
     expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
     if expected is not None and canonical_hash(tree) != expected:
         raise ValueError(
-            "checksum differs; remove it and the run goes on from its checkpoints; without any, remove the run"
+            "checksum differs; remove it and the run resumes from its checkpoints; without any, remove the run"
         )
     return tree
 

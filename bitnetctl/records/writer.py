@@ -117,7 +117,7 @@ class RecordWriter:
         if not is_there or (own.st_size != self._end and not self._torn):
             raise StorageError(
                 f"{self.path}: was removed, replaced or changed by somebody else while the run was writing it; "
-                "started again, the run goes on from the last checkpoint whose rows are there",
+                "started again, the run resumes from the last checkpoint whose rows are there",
                 errno.ESTALE,
             )
 

@@ -126,7 +126,7 @@ def test_a_stop_saves_and_the_same_command_resumes(
     rows = done.json["runs"]
     assert pick(rows, "status", "final") == [("stopped", None)] * 2 + [("missing", None)] * 2
     assert [manifest(row["run"]).steps_done for row in rows[:2]] == [at + 1] * 2
-    assert done.err.endswith("the same command goes on from there\n")
+    assert done.err.endswith("the same command resumes from there\n")
     rest = sweep_command(*arguments)
     assert rest.code == ExitCode.SUPPORTED
     assert f"resumed after step {at + 1}" in rest.err

@@ -244,9 +244,8 @@ def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> Non
     stopped_after = {"building": 1, "step": 5, "evaluation": 5, "saving": 5}
     for (at, name), stopped in zip(met, done, strict=True):
         assert (stopped.code, stopped.out) == (ExitCode.STOPPED, ""), (at, name)
-        assert stopped.err.endswith(
-            f"stopped at step {stopped_after[at]}, checkpoint saved\nthe same command goes on from there\n"
-        )
+        assert f"stopped at step {stopped_after[at]}, checkpoint saved\n" in stopped.err
+        assert stopped.err.endswith(f"started again, it resumes from step {stopped_after[at]}\n")
         assert status(stopped.runs_dir) == [("stopped", stopped_after[at])]
     # one of each moment, with different signals
     chosen = [(at, NAMES[index]) for index, at in enumerate(MOMENTS)]
@@ -301,8 +300,8 @@ def test_a_stop_between_two_runs_and_in_verify(processes: Processes) -> None:
     done = processes.run(cases)
     for undisturbed, between, within, last in (done[:4], done[4:]):
         assert [between.code, within.code] == [ExitCode.STOPPED] * 2
-        assert between.err.endswith("stopped by SIGUSR1; the same command goes on from there\n")
-        assert within.err.endswith("checkpoint saved\nthe same command goes on from there\n")
+        assert between.err.endswith("stopped by SIGUSR1; the same command resumes from there\n")
+        assert within.err.endswith("checkpoint saved\nstopped by SIGUSR2; the same command resumes from there\n")
         # requested when everything was trained already
         assert last.code == undisturbed.code
         assert len(last.out.splitlines()) == len(undisturbed.out.splitlines())
@@ -330,7 +329,7 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
     for case, sent in zip(done, cases, strict=False):
         (name,) = sent["signals"]
         assert case.code == ExitCode.STOPPED
-        assert f"stopped by {name} while preparing: encoding text; the same command goes on" in case.err
+        assert f"stopped by {name} while preparing: encoding text; the same command resumes" in case.err
         assert not list(case.runs_dir.glob("*.csv"))
     assert done[-1].code == ExitCode.SUPPORTED
     assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
@@ -385,7 +384,7 @@ def test_a_stop_while_kernels_are_compiled(server: Processes, shared_cache: Path
     assert (done.returncode, done.stdout) == (ExitCode.STOPPED, ""), done.stderr
     said = done.stderr.splitlines()[-1]
     assert said.startswith("stopped by a signal (InductorError: CppCompileError: C++ compile error")
-    assert said.endswith("; the same command goes on from what is saved")
+    assert said.endswith("; the same command resumes from what is saved")
 
 
 SCONTROL = """#!/bin/sh
@@ -423,9 +422,9 @@ def test_a_job_requeues_itself(processes: Processes, tmp_path: Path) -> None:
     assert [case.code for case in done] == codes
     said = [case.err.splitlines()[-1] for case in done[:4]]
     assert said[:3] == [
-        "job 41 is requeued and goes on by itself",
-        "job 40_7 is requeued and goes on by itself",
-        "job 41 could not be requeued: Requested operation is presently disabled; submit it again to go on",
+        "job 41 is requeued and resumes by itself",
+        "job 40_7 is requeued and resumes by itself",
+        "job 41 could not be requeued: Requested operation is presently disabled; submit it again to resume",
     ]
     assert said[3].startswith("job 41 could not be requeued: [Errno 2] No such file or directory")
     assert calls.read_text(encoding="utf-8").splitlines() == ["requeue 41", "requeue 40_7", "requeue 41"]
@@ -466,6 +465,6 @@ def test_a_signal_interrupts_the_training_of_a_tokenizer(tmp_path: Path, slow_te
             process.kill()
         assert process.stderr is not None
         said = process.stderr.read().splitlines()
-    assert said[-1].startswith(f"stopped by {name} while preparing: training tokenizer; the same command goes on")
+    assert said[-1].startswith(f"stopped by {name} while preparing: training tokenizer; the same command resumes")
     assert not list(tokens.iterdir())
     assert not (tmp_path / "runs").exists()
