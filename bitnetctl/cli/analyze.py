@@ -80,14 +80,14 @@ def show(found: "Study", console: Console) -> None:
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
-    grouped = len(found.facts) > MOST_ROWS
-    rows = arm_rows(found.facts, found.arms) if grouped else run_rows(found.facts)
+    grouped = len(found.summaries) > MOST_ROWS
+    rows = arm_rows(found.summaries, found.arms) if grouped else run_rows(found.summaries)
 
     def line(text: str, style: str = "") -> None:
         console.print(printable(text), style=style, markup=False, highlight=False)
 
     if grouped:
-        line(f"{len(found.facts)} runs; means by arm and size, every run with --json or --html", "dim")
+        line(f"{len(found.summaries)} runs; means by arm and size, every run with --json or --html", "dim")
     console.print(report.collapse_table(rows, grouped=grouped))
     console.print()
     console.print(report.end_table(rows, grouped=grouped))

@@ -28,8 +28,8 @@ def markdown_report(study: Study) -> str:
     """Return the whole analysis: arms, effects, factors, agreement of metrics, runs, notes."""
     count = len(study.runs)
     lines = ["# bitnetctl analysis", "", f"{count} run{'s' * (count != 1)}.", ""]
-    rows = run_rows(study.facts)
-    grouped = arm_rows(study.facts, study.arms)
+    rows = run_rows(study.summaries)
+    grouped = arm_rows(study.summaries, study.arms)
     if len(grouped) < len(rows):
         lines += [
             "## Arms",

@@ -42,10 +42,10 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
 
 def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
     """Return a curve for every arm and size, step 1 left out: the mean, geometric if logarithmic, at every step."""
-    sizes = {facts.size for facts in study.facts}
+    sizes = {facts.size for facts in study.summaries}
     groups: dict[str, dict[int, list[float]]] = {}
     places = {arm: place for place, arm in enumerate(study.arms)}
-    runs = zip(study.runs, study.facts, strict=True)
+    runs = zip(study.runs, study.summaries, strict=True)
     for run, facts in sorted(runs, key=lambda pair: (places[pair[1].arm], pair[1].size or 0)):
         label = f"{facts.arm} h{facts.size}" if len(sizes) > 1 and facts.size is not None else facts.arm
         points = groups.setdefault(label, {})
@@ -63,7 +63,7 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
 
 
 def _boundaries(study: Study) -> list[int]:
-    steps = dict.fromkeys(facts.boundary_step for facts in study.facts)
+    steps = dict.fromkeys(facts.boundary_step for facts in study.summaries)
     return [step for step in steps if step]
 
 

@@ -152,7 +152,7 @@ def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
         levels = dict.fromkeys(level for term in found if term for level in term.means)
         for level in list(levels)[:MOST_LEVELS]:
             means = (term.means.get(level) if term else None for term in found)
-            cells = (_figure(mean, outcome.form) for mean, outcome in zip(means, outcomes, strict=True))
+            cells = (_figure(mean, outcome.format_spec) for mean, outcome in zip(means, outcomes, strict=True))
             table.add_row(f"  {_label(level)}", *cells, style="dim")
         if len(levels) > MOST_LEVELS:
             table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")

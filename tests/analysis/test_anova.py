@@ -125,7 +125,7 @@ def test_noise_is_not_explained() -> None:
 
 
 def test_the_same_everywhere_needs_no_explanation() -> None:
-    found = analyze_outcome("share", [A], [0.0] * 8, form=".0%")
+    found = analyze_outcome("share", [A], [0.0] * 8, format_spec=".0%")
     assert found.sentence == "The share is 0% in every run: there is nothing to explain."
     assert [term.eta_squared for term in found.terms] == [None]
 

@@ -89,8 +89,8 @@ def test_a_foreign_file_of_five_columns(tmp_path: Path) -> None:
         "mean_flip_rate unigram_loss bigram_loss worst_held_out_loss"
     )
     assert all(getattr(facts, name) is None for name in unknown.split())
-    assert facts.counted("final_held_out_loss") is None
-    assert facts.counted("final_log2_unique") == math.log2(14)
+    assert facts.compared_value("final_held_out_loss") is None
+    assert facts.compared_value("final_log2_unique") == math.log2(14)
 
 
 def test_without_a_boundary_there_is_no_stage_one(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_empty_cells_are_unknown_and_never_zero(tmp_path: Path) -> None:
     assert facts.volatility is None
     assert facts.mean_flip_rate is None
     assert facts.final_skill is None
-    assert facts.counted("final_log2_unique") is None
+    assert facts.compared_value("final_log2_unique") is None
 
 
 def test_an_evaluation_that_nothing_decides_counts_neither_way(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_a_diverged_run_stays_collapsed_to_its_planned_end(tmp_path: Path) -> No
     # of 200…1000 the evaluations 500…1000
     assert facts.collapsed_fraction == 6 / 9
     assert facts.final_held_out_loss is None
-    assert facts.counted("final_held_out_loss") == 7.6
-    assert facts.counted("final_skill") == (6 - 7.6) / 2
-    assert facts.counted("final_log2_unique") == 0
-    assert facts.counted("stage1_held_out_loss") == 7.6
+    assert facts.compared_value("final_held_out_loss") == 7.6
+    assert facts.compared_value("final_skill") == (6 - 7.6) / 2
+    assert facts.compared_value("final_log2_unique") == 0
+    assert facts.compared_value("stage1_held_out_loss") == 7.6
     json.dumps(facts.to_json(), allow_nan=False)
 
 
@@ -148,8 +148,8 @@ def test_a_run_that_diverged_in_stage_two_keeps_its_stage_one(tmp_path: Path) ->
     rows = example(HeldOutLoss=[7.6, *[5.0] * 10], UniquePredictions=[100] * 11)[:8]
     rows[-1] |= {"Loss": "inf"}
     facts = facts_of(tmp_path, rows, status="diverged", diverged_at=700)
-    assert facts.counted("stage1_held_out_loss") == 5.0
-    assert facts.counted("final_held_out_loss") == 7.6
+    assert facts.compared_value("stage1_held_out_loss") == 5.0
+    assert facts.compared_value("final_held_out_loss") == 7.6
     assert facts.collapsed_at == 700
 
 
@@ -168,7 +168,7 @@ def test_a_foreign_file_with_nan_has_diverged(tmp_path: Path) -> None:
     assert facts.diverged_at == 200
     assert facts.collapsed_at == 200
     assert facts.collapsed_fraction == 2 / 3
-    assert facts.counted("final_held_out_loss") is None
+    assert facts.compared_value("final_held_out_loss") is None
 
 
 def test_a_crash_is_a_failure_and_a_stop_is_not(tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_a_crash_is_a_failure_and_a_stop_is_not(tmp_path: Path) -> None:
     assert not stopped.failed
     assert stopped.complete is False
     assert stopped.collapsed_fraction == 0
-    assert stopped.counted("final_held_out_loss") is None
-    assert stopped.counted("stage1_held_out_loss") == 5.0
+    assert stopped.compared_value("final_held_out_loss") is None
+    assert stopped.compared_value("stage1_held_out_loss") == 5.0
 
 
 def test_failure_is_read_from_figures_or_manifest(tmp_path: Path) -> None:
@@ -200,4 +200,4 @@ def test_skill(loss: float | None, unigram: float, bigram: float, expected: floa
 def test_facts_are_strict_json(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, example())
     assert json.loads(json.dumps(facts.to_json(), allow_nan=False))["collapsed_at"] == 200
-    assert replace(facts, final_unique=0).counted("final_log2_unique") is None
+    assert replace(facts, final_unique=0).compared_value("final_log2_unique") is None

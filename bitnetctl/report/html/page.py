@@ -51,7 +51,7 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
     style, script = _file("page.css"), _file("page.js")
     runs = f"{len(study.runs)} run{'s' * (len(study.runs) != 1)}"
     arms = len(study.arms)
-    rows = run_rows(study.facts)
+    rows = run_rows(study.summaries)
     parts = {
         "STYLE": style,
         "STYLE_HASH": _hash(style),
@@ -96,7 +96,7 @@ def page_data(study: Study) -> dict[str, Any]:
     arms = {label: place for place, label in enumerate(study.arms)}
     grids: dict[tuple[int, ...], int] = {}
     runs, known, thinned = [], set(), False
-    for run, facts in zip(study.runs, study.facts, strict=True):
+    for run, facts in zip(study.runs, study.summaries, strict=True):
         steps = run.steps.tolist()
         kept = kept_places(len(steps))
         thinned = thinned or len(kept) < len(steps)
@@ -114,7 +114,7 @@ def page_data(study: Study) -> dict[str, Any]:
                 "values": values,
             }
         )
-    boundaries = sorted({facts.boundary_step for facts in study.facts if facts.boundary_step})
+    boundaries = sorted({facts.boundary_step for facts in study.summaries if facts.boundary_step})
     return {
         "arms": [printable(label) for label in arms],
         "runs": runs,
@@ -131,9 +131,9 @@ def _values(run: Run, kept: Sequence[int]) -> dict[str, list[float | None]]:
     values = {}
     for column in COLUMNS[1:]:
         if column.name not in _CONSTANT and run.records.known(column.name):
-            values[column.name] = [_short(value) for value in run.figures(column.name)[kept].tolist()]
+            values[column.name] = [_short(value) for value in run.values(column.name)[kept].tolist()]
     names = ("HeldOutLoss", "UnigramLoss", "BigramLoss")
-    losses = zip(*(run.figures(name)[kept].tolist() for name in names), strict=True)
+    losses = zip(*(run.values(name)[kept].tolist() for name in names), strict=True)
     skills = [_short(skill(*row)) for row in losses]
     if any(value is not None for value in skills):
         values["Skill"] = skills
@@ -164,7 +164,7 @@ def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Return the losses of the simple predictors where all runs share them."""
     found = []
     for name in ("unigram", "bigram"):
-        values = {getattr(facts, f"{name}_loss") for facts in study.facts}
+        values = {getattr(facts, f"{name}_loss") for facts in study.summaries}
         if len(values) == 1 and None not in values:
             found.append({"label": name, "value": _short(values.pop())})
     skills = [{"label": "unigram", "value": 0}, {"label": "bigram", "value": 1}]
@@ -219,7 +219,7 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
-    grouped = arm_rows(study.facts, study.arms)
+    grouped = arm_rows(study.summaries, study.arms)
     if len(grouped) == len(rows):
         return ""
     columns = (*COLLAPSE, *END)
