@@ -47,7 +47,7 @@ class Study:
 
 
 def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
-    """Analyse runs; raises ConfigError where `baseline` is not summary of their arms."""
+    """Analyse runs; raises ConfigError where `baseline` does not name exactly one of their arms."""
     arms = name_arms(runs)
     summaries = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
     baselines = choose_baselines(arms, baseline)
