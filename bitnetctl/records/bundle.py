@@ -6,7 +6,6 @@ import lzma
 import re
 import secrets
 import shutil
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,6 @@ from typing import Any
 
 from bitnetctl.errors import RecordError
 from bitnetctl.files import RESERVED_NAME, storage_errors
-from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.run import Run
 
 MAX_FILES = 10_000
@@ -30,7 +28,7 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
 
     `criteria` are names and JSON texts. An existing file is replaced only by a complete one.
     """
-    # a random name, at which nobody can have placed a link
+    # a name that nobody can foresee, and so nobody can have put a link there
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +38,9 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
                 for run in runs:
                     stem = _free(_plain(run.path.stem), taken)
                     bundle.write(run.path, f"runs/{stem}.csv")
-                    manifest = run.path.with_suffix("") / MANIFEST_NAME
+                    manifest = run.path.with_suffix("") / "run.json"
                     if manifest.is_file():
-                        bundle.write(manifest, f"runs/{stem}/{MANIFEST_NAME}")
+                        bundle.write(manifest, f"runs/{stem}/run.json")
                 for name, text in criteria:
                     bundle.writestr(f"criteria/{name}.json", text)
                 bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
@@ -101,7 +99,7 @@ def _is_plain(part: str) -> bool:
 
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(entry.filename).parts
-    is_link = stat.S_ISLNK(entry.external_attr >> 16)
+    is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
     if is_link or not parts or parts[0] != "runs" or not all(map(_is_plain, parts)):
         return False
-    return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == MANIFEST_NAME)
+    return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == "run.json")
