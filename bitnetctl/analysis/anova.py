@@ -68,7 +68,7 @@ class Term:
         return " × ".join(self.factors)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the term by name."""
+        """Return every field by name, but for the sum of squares."""
         return {
             "term": self.name,
             "means": self.means,
@@ -95,7 +95,7 @@ class OutcomeAnalysis:
         return _means_text(term.means, self.format_spec)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return every field by name, but for the format spec."""
         return {
             "outcome": self.outcome,
             "runs": self.runs,

@@ -54,7 +54,6 @@ class Effect:
     is the smallest mean difference that so many pairs of this standard deviation detect with a power of 80 %.
     """
 
-    metric: Metric
     pairs: int
     unknown_pairs: int
     failed_pairs: int
@@ -69,8 +68,8 @@ class Effect:
     mean_by_size: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return every field but the metric by name, infinity as text."""
-        return {name: _plain(value) for name, value in vars(self).items() if name != "metric"}
+        """Return every field by name, infinity as text."""
+        return {name: _plain(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +203,6 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], 
     # equal differences cannot be resampled: the interval is unknown, not of width 0
     has_interval = result is not None and result.degenerate != "constant"
     return Effect(
-        metric=metric,
         pairs=len(differences),
         unknown_pairs=len(pairs) - len(differences),
         failed_pairs=failed_pairs,
