@@ -115,7 +115,7 @@ def test_f_tests_agree_with_least_squares() -> None:
         assert term.sum_of_squares == pytest.approx(residual(design(term.name)) - residual(design("")), abs=1e-9)
 
 
-def test_an_interaction_is_found() -> None:
+def test_an_interaction_explains_the_outcome() -> None:
     analysis = analyze_outcome("loss", [A, B], [1, 1, 5, 5, 5, 5, 1, 1])
     assert eta(analysis) == {"a": 0.0, "b": 0.0, "a × b": 1.0}
     assert analysis.sentence.startswith("a × b explains 100% of the variance of the loss")
@@ -176,7 +176,7 @@ def test_outcomes_without_values_or_factors() -> None:
     assert only_one_level.terms == ()
 
 
-def test_a_synthetic_sweep_names_its_cause(tmp_path: Path) -> None:
+def test_the_cause_of_a_synthetic_sweep_is_named(tmp_path: Path) -> None:
     paths = []
     for decay, precision, seed in itertools.product(
         ("", "decoupled-decay:decayed=all"), ("", "full-precision"), (0, 1)

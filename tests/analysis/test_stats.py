@@ -180,7 +180,7 @@ def test_a_paired_effect_has_what_its_pairs_allow() -> None:
     assert 0.4 <= five.low < five.mean < five.high <= 0.7
 
 
-# families
+# multiple tests
 
 
 def test_holm_by_hand() -> None:
@@ -230,7 +230,7 @@ def test_rate_bounds_at_the_ends() -> None:
             rate_upper(failures, runs)
 
 
-# plans
+# detectable effects
 
 
 def test_the_smallest_effect() -> None:
@@ -272,7 +272,7 @@ def test_the_bound_has_its_nominal_error_rate(seeds: int, law: str) -> None:
     }[law]
     for side, sign in (("low", 1), ("high", -1)):
         false = np.mean(sign * mean_bounds(draws, side, 0.95) > 0)  # type: ignore[arg-type]
-        # few uniform values look less spread than they are
+        # the spread of a few uniform values is underestimated
         assert false < margin(0.065 if law == "uniform" else 0.05, trials)
 
 

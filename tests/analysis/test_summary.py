@@ -154,7 +154,7 @@ def test_a_run_that_diverged_in_stage_two_keeps_its_stage_one(tmp_path: Path) ->
     assert summary.collapsed_at == 700
 
 
-def test_divergence_between_evaluations_is_seen(tmp_path: Path) -> None:
+def test_divergence_between_evaluations_counts(tmp_path: Path) -> None:
     rows = example(HeldOutLoss=[5.0] * 11, UniquePredictions=[100] * 11)[:6]
     summary = summary_of(tmp_path, rows, status="diverged", diverged_at=543)
     assert summary.collapsed_at == 543
