@@ -1,11 +1,11 @@
-"""From text to batches: tokenizing, reading the tokens again, fetching a batch.
+"""The data path: tokenizing, loading cached tokens, fetching a batch.
 
     python -m benchmarks.data [--recipe quick] [--rounds N] [--quick] [--json FILE]
 
-The text is that of the Python standard library. `plain library` is `tokenizers` alone, on documents held in memory and
-nothing kept; `prepare` also splits, checks, hashes and writes, and a second call reads and hashes the text and the
-tokens. A fetch is the mean over the first 2,000 steps, the permutation of the epoch with them; `plain slices` takes the
-next tokens of an array in memory.
+The text is that of the Python standard library. `plain library` is `tokenizers` alone, on documents in memory, without
+writing; `prepare` also splits, checks, hashes and writes, and a second call reads and hashes text and tokens. A fetch
+is the mean over the first 2,000 steps, the permutation of the epoch included; `plain slices` takes the next tokens of
+an array in memory.
 """
 
 import itertools
@@ -35,7 +35,7 @@ def main() -> int:
     """Measure and print; 1 if the trainer's own step broke."""
     parser = harness.argument_parser(__doc__)
     parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="quick")
-    parser.add_argument("--rounds", type=int, help="turns of everything")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
     config = build_config(arguments.recipe)
@@ -67,19 +67,19 @@ def main() -> int:
     ]
     fetch_us, slice_us = (None if ms is None else 1000 * ms for ms in (one.milliseconds() for one in fetching))
     step_ms = step.milliseconds()
-    share = None if fetch_us is None or step_ms is None else fetch_us / 1000 / step_ms
-    facts = {
+    fraction = None if fetch_us is None or step_ms is None else fetch_us / 1000 / step_ms
+    metadata = {
         **harness.machine(torch.device("cpu")),
         "text": f"{megabytes:.1f} MB, {len(documents)} documents, tokenizer {data_config.tokenizer}",
         "batch fetch, µs": fetch_us,
         "plain slices, µs": slice_us,
         f"step of {arguments.recipe}, ms": step_ms,
-        "batch fetch, share of a step": share,
-        "limit of the share": _LIMIT,
+        "batch fetch, fraction of a step": fraction,
+        "limit of the fraction": _LIMIT,
         "measured": f"median of {rounds} turns",
         **harness.notes([*racing, *fetching, step]),
     }
-    harness.report("data", rows, facts, arguments.json)
+    harness.report("data", rows, metadata, arguments.json)
     return int(step.failed)
 
 
@@ -87,7 +87,7 @@ _TRAIN, _ENCODE = "plain library, train the tokenizer and encode", "plain librar
 
 
 def _documents(characters: int | None) -> list[str]:
-    """Return the documents of the standard library, or the first of them up to so many characters."""
+    """Return the documents of the standard library, or the first with at least so many characters together."""
     documents, open_parts, taken = [], [], 0
     for piece in open_source("stdlib").pieces():
         open_parts.append(piece.text)
@@ -100,7 +100,7 @@ def _documents(characters: int | None) -> list[str]:
 
 
 def _tokenizing(config: DataConfig, documents: list[str], folder: Path) -> tuple[list[harness.Contender], TokenData]:
-    """Return what takes turns, and the tokens."""
+    """Return the contenders that tokenize, and the tokens."""
     count = itertools.count()
     _enter_cache(folder / "warm")
     tokens = prepare(config)
@@ -160,7 +160,7 @@ def _fetching(config: DataConfig, tokens: TokenData) -> list[harness.Contender]:
 
 
 def _timed(name: str, work: Callable[[], None], times: int = 1) -> harness.Contender:
-    """Return a contender that does `times` pieces of work at once."""
+    """Return a contender whose turn is one call of `work`, counted as `times` steps."""
 
     def take(steps: int) -> harness.Turn:
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What a step cannot do without: its products and its traffic, at the speed this machine was measured to do them.
+"""The floor of a step: the least time for its matmuls and memory traffic, at the rates measured on this machine.
 
-Counted are the three products of every matrix and of the head (6 FLOPs a multiplied parameter and token), attention
-over half of the positions, 28 bytes a parameter for Adam in fp32, and one reading and one writing of the logits
-between their products. Left out are norms, quantization, activations and the host: a floor, not an estimate. Rates are
-those of `torch.bmm` on the very shapes, operands in the cache if they fit there.
+Counted are the three matmuls of every matrix and of the head (6 FLOPs a multiplied parameter and token), the causal
+half of attention, 28 bytes a parameter for Adam in fp32, and one read and one write of the logits between their
+matmuls. Left out are norms, quantization, activations and the host: a lower bound, not an estimate. Rates are those of
+`torch.bmm` on the same shapes, with operands in the cache if they fit.
 """
 
 import statistics
@@ -25,8 +25,8 @@ _SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Product:
-    """`count` products of [N, I] with [O, I] and the two of their way back; N is the tokens of a step."""
+class LayerMatmul:
+    """`count` matmuls of [N, I] with [O, I] and the two of their backward; N is the tokens of a step."""
 
     name: str
     count: int
@@ -34,23 +34,23 @@ class Product:
     width: int
 
     def flops(self, tokens: int) -> int:
-        """Operations of all three, over all layers."""
+        """Return the operations of all three, over all layers."""
         return 6 * self.count * tokens * self.height * self.width
 
 
-def matmul(config: RunConfig, vocab_size: int) -> list[Product]:
-    """Return every product of a step of one run."""
+def layer_matmuls(config: RunConfig, vocab_size: int) -> list[LayerMatmul]:
+    """Return every weight matmul of a step of one run, the head's last."""
     model = config.model
-    found = [
-        Product(key, spec.shape[0], spec.shape[1], spec.shape[2])
+    layers = [
+        LayerMatmul(key, spec.shape[0], spec.shape[1], spec.shape[2])
         for key, spec in parameter_specs(model, vocab_size).items()
         if spec.is_matrix
     ]
-    return [*found, Product("head", 1, vocab_size, model.hidden_size)]
+    return [*layers, LayerMatmul("head", 1, vocab_size, model.hidden_size)]
 
 
 def attention_flops(config: RunConfig) -> int:
-    """Operations of the causal half of attention, there and back."""
+    """Return the operations of the causal half of attention, forward and backward."""
     positions, width = config.data.sequence_length, config.model.num_attention_heads * config.model.head_size
     return 6 * config.model.num_layers * config.data.batch_size * positions * positions * width
 
@@ -68,7 +68,7 @@ class Floor:
         precisions: Sequence[Precision] = ("fp32", "bf16"),
     ) -> None:
         self._config = config
-        self._products = matmul(config, vocab_size)
+        self._matmuls = layer_matmuls(config, vocab_size)
         self._vocab_size = vocab_size
         self._runs = runs
         self._device = device
@@ -78,12 +78,12 @@ class Floor:
 
     @property
     def flops(self) -> int:
-        """Operations of a step of all runs."""
-        one = sum(product.flops(self._tokens) for product in self._products) + attention_flops(self._config)
+        """Operations of one step of all runs."""
+        one = sum(matmul.flops(self._tokens) for matmul in self._matmuls) + attention_flops(self._config)
         return self._runs * one
 
     def measure(self) -> dict[str, Any]:
-        """Return seconds of a step in each precision, of Adam's traffic alone, and the rates that they rest on."""
+        """Return the seconds of a step in each precision and of Adam's traffic alone, and the rates behind them."""
         adam_bytes = ADAM_BYTES * self._parameters * self._runs
         logits_bytes = LOGITS_BYTES * self._tokens * self._vocab_size * self._runs
         adam_rate = self._traffic_rate(16 * self._parameters * self._runs)
@@ -100,39 +100,39 @@ class Floor:
         }
         seconds: dict[str, float] = {}
         for precision in self._precisions:
-            taken = {product: self._seconds(product, precision) for product in self._products}
-            flops = sum(product.flops(self._tokens) for product in taken) * self._runs
+            taken = {matmul: self._seconds(matmul, precision) for matmul in self._matmuls}
+            flops = sum(matmul.flops(self._tokens) for matmul in taken) * self._runs
             rate = flops / sum(taken.values())
             seconds[precision] = self.flops / rate + traffic
-            rates[f"GFLOP/s, {precision}, all products"] = rate / 1e9
-            for product, spent in taken.items():
-                label = f"GFLOP/s, {precision}, {product.name} {self._tokens} x {product.width} x {product.height}"
-                rates[label] = self._runs * product.flops(self._tokens) / spent / 1e9
+            rates[f"GFLOP/s, {precision}, all matmuls"] = rate / 1e9
+            for matmul, spent in taken.items():
+                label = f"GFLOP/s, {precision}, {matmul.name} {self._tokens} x {matmul.width} x {matmul.height}"
+                rates[label] = self._runs * matmul.flops(self._tokens) / spent / 1e9
         return {**seconds, "adam": adam_bytes / adam_rate, "rates": rates}
 
-    def _seconds(self, product: Product, precision: Precision) -> float:
-        """Return the time of a product there and back over all layers, with the faster of the libraries."""
-        multiply = Matmul(precision, self._device)
+    def _seconds(self, matmul: LayerMatmul, precision: Precision) -> float:
+        """Return the time of a matmul, forward and backward over all layers, in the faster BLAS."""
+        arithmetic = Matmul(precision, self._device)
         x, weight, grad = (
-            multiply.cast(torch.randn(self._runs, *shape, device=self._device))
+            arithmetic.cast(torch.randn(self._runs, *shape, device=self._device))
             for shape in (
-                (self._tokens, product.width),
-                (product.height, product.width),
-                (self._tokens, product.height),
+                (self._tokens, matmul.width),
+                (matmul.height, matmul.width),
+                (self._tokens, matmul.height),
             )
         )
 
-        def there_and_back() -> None:
+        def forward_backward() -> None:
             torch.bmm(x, weight.mT)
             torch.bmm(grad, weight)
             torch.bmm(grad.mT, x)
 
-        plain = self._time(there_and_back)
-        with multiply.scope(2**30):
-            return product.count * min(plain, self._time(there_and_back))
+        plain = self._time(forward_backward)
+        with arithmetic.fastest_blas(2**30):
+            return matmul.count * min(plain, self._time(forward_backward))
 
     def _traffic_rate(self, footprint: int) -> float:
-        """Return bytes a second of reading two arrays, together of this size, and writing one of them again."""
+        """Return the bytes/s of reading two arrays of this size together and writing one of them."""
         count = max(1, footprint // 8)
         a, b = (torch.zeros(count, device=self._device) for _ in range(2))
         return 12 * count / self._time(lambda: a.add_(b))
@@ -157,5 +157,5 @@ class Floor:
 
 
 def median_rates(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the median of every rate over the turns of a floor."""
+    """Return the median of every rate over the turns of a floor contender."""
     return {name: statistics.median(turn["rates"][name] for turn in turns) for name in turns[0]["rates"]}

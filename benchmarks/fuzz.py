@@ -4,7 +4,7 @@
 
 Three sound seeds are written, one of them is damaged, and all are judged. Damage of a known kind (rows cut, repeated or
 swapped, judged cells emptied, made NaN or text, columns dropped or doubled, a file cut anywhere) must never end in
-`supported`; noise in single bytes may leave the judged figures alone: there only the reader's own errors may come out.
+`supported`; noise in single bytes may leave the judged values intact: there only the reader's own errors may be raised.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def _cut_anywhere(table: Table, rng: random.Random) -> bytes:
 
 
 def _repeat_row(table: Table, rng: random.Random) -> bytes:
-    place = rng.randrange(1, len(table))
-    return _text([*table[: place + 1], *table[place:]])
+    index = rng.randrange(1, len(table))
+    return _text([*table[: index + 1], *table[index:]])
 
 
 def _swap_rows(table: Table, rng: random.Random) -> bytes:
@@ -86,13 +86,13 @@ def _spoil_judged(table: Table, rng: random.Random, value: str) -> bytes:
 
 
 def _drop_column(table: Table, rng: random.Random) -> bytes:
-    place = NAMES.index(rng.choice(("Step", *_JUDGED)))
-    return _text([row[:place] + row[place + 1 :] for row in table])
+    column = NAMES.index(rng.choice(("Step", *_JUDGED)))
+    return _text([row[:column] + row[column + 1 :] for row in table])
 
 
 def _double_column(table: Table, rng: random.Random) -> bytes:
-    place = rng.randrange(len(NAMES))
-    return _text([[*row, row[place]] for row in table])
+    column = rng.randrange(len(NAMES))
+    return _text([[*row, row[column]] for row in table])
 
 
 def _noise(table: Table, rng: random.Random) -> bytes:

@@ -1,7 +1,7 @@
 """Contenders side by side: each in a process of its own, taking turns; medians, a table, JSON.
 
-A process each, because an allocator's thresholds, thread settings and a compiler's caches belong to a process; taking
-turns, because a shared machine is not equally fast all the time. The others sleep while one works.
+A process each, since allocator thresholds, thread settings and compiler caches belong to a process; in turns, since
+the speed of a shared machine changes. The others sleep while one works.
 """
 
 import argparse
@@ -37,7 +37,7 @@ print(json.dumps(dict(os.environ)))
 
 
 class Contender:
-    """Something that takes turns; `note` says why it cannot, and is empty where it can."""
+    """Something that is timed in turns; `note` says why it cannot run, and is empty where it can."""
 
     def __init__(self, name: str, take: Callable[[int], Turn], *, note: str = "", failed: bool = False) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Contender:
         self._take = take
 
     def take_turn(self, steps: int) -> None:
-        """Let it work for `steps` steps and keep its answer; an error ends its part in the race."""
+        """Run `steps` steps and keep the answer; after an error it takes no more turns."""
         if self.note:
             return
         answer = self._take(steps)
@@ -56,9 +56,9 @@ class Contender:
         else:
             self.turns.append(answer)
 
-    def median(self, figure: str, skip: int = 1) -> float | None:
-        """Return the median of a figure a step, the first `skip` turns left out as warm-up; None where it has none."""
-        values = [turn[figure] / turn["steps"] for turn in self.turns[skip:]]
+    def median(self, metric: str, skip: int = 1) -> float | None:
+        """Return the median of a metric per step, without the first `skip` turns (warm-up); None if unknown."""
+        values = [turn[metric] / turn["steps"] for turn in self.turns[skip:]]
         return None if self.note or not values else statistics.median(values)
 
     def milliseconds(self, skip: int = 1) -> float | None:
@@ -75,19 +75,19 @@ class Contender:
         return None if self.note or not self.turns else self.turns[-1]["threads"]
 
     def peak_bytes(self) -> int | None:
-        """Return the most memory it held."""
+        """Return the peak memory, the largest of its turns."""
         return max((turn["peak_bytes"] for turn in self.turns), default=None)
 
 
 @contextlib.contextmanager
 def contenders(jobs: Mapping[str, Job]) -> Iterator[list[Contender]]:
-    """Start a process for every job, one after the other; ends them all."""
+    """Start a process for every job, one after the other; end them all on exit."""
     with contextlib.ExitStack() as stack:
         yield [_start(name, job, stack) for name, job in jobs.items()]
 
 
 def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[Contender]:
-    """Let every contender start, take all its turns and end before the next: a GPU cannot hold them all together."""
+    """Run every contender from start to end before the next: a GPU does not have the memory for all of them."""
     ended: list[Contender] = []
     for name, job in jobs.items():
         with contenders({name: job}) as alone:
@@ -115,8 +115,8 @@ def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
     def answer() -> Turn:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found: Turn = json.loads(line) if line else {"error": f"its process ended with {process.wait()}"}
-        return found
+        turn: Turn = json.loads(line) if line else {"error": f"its process ended with {process.wait()}"}
+        return turn
 
     def take(steps: int) -> Turn:
         assert process.stdin is not None
@@ -132,7 +132,7 @@ def _start(name: str, job: Job, stack: contextlib.ExitStack) -> Contender:
 def command(name: str, make: Callable[[], Sequence[str | Path]], *, cache: Callable[[], Path]) -> Contender:
     """Return a contender that runs a command of `bitnetctl` from start to end, whatever its verdict.
 
-    `make` gives the arguments and `cache` the folder of the token cache for each run anew.
+    `make` returns the arguments and `cache` the folder of the token cache; both are called for each run.
     """
 
     def take(steps: int) -> Turn:
@@ -150,32 +150,32 @@ def command(name: str, make: Callable[[], Sequence[str | Path]], *, cache: Calla
 
 
 def tool() -> Path:
-    """Return the `bitnetctl` of this Python."""
+    """Return the path of the `bitnetctl` command of this Python."""
     return Path(sys.executable).with_name("bitnetctl")
 
 
 def alternate(racing: Sequence[Contender], *, rounds: int, steps: int = 1, warm_up: int = 1) -> None:
-    """Let the contenders take turns of `steps` steps, `warm_up` rounds more in front."""
+    """Let the contenders take turns of `steps` steps, after `warm_up` additional rounds."""
     for _ in range(rounds + warm_up):
         for contender in racing:
             contender.take_turn(steps)
 
 
 def ratio(reference: float | None, value: float | None) -> float | None:
-    """Return how many times `value` goes into `reference`; None where either is unknown."""
+    """Return `reference` / `value`; None where either is unknown."""
     return None if reference is None or value is None else reference / value
 
 
 @functools.cache
 def cli_environment() -> dict[str, str]:
-    """Return the environment that the command line trains in, thread settings included, by asking it."""
-    requested = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
-    environment: dict[str, str] = json.loads(requested.stdout.splitlines()[-1])
+    """Return the environment that the command line trains in, thread settings included, from a run of it."""
+    printed = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
+    environment: dict[str, str] = json.loads(printed.stdout.splitlines()[-1])
     return environment
 
 
 def enter_cli_environment() -> None:
-    """Start this process over in the environment of the command line, unless it is there already."""
+    """Restart this process in the environment of the command line, unless it has it already."""
     environment = cli_environment()
     if any(os.environ.get(name) != value for name, value in environment.items()):
         sys.stdout.flush()
@@ -185,8 +185,8 @@ def enter_cli_environment() -> None:
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
-    parser.add_argument("--quick", action="store_true", help="just enough to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON too")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: too short to measure")
     return parser
 
 
@@ -203,7 +203,7 @@ def add_device(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the figures belong to."""
+    """Return the machine and command that the results belong to."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -213,8 +213,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], json_path: Path | None) -> None:
-    """Print the rows as a table with the facts below it; write both as JSON if asked to."""
+def report(title: str, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any], json_path: Path | None) -> None:
+    """Print the rows as a table with the metadata below it; write both as JSON if `json_path` is given."""
     console = Console(width=140)
     if rows:
         table = Table(title=title, title_justify="left")
@@ -223,20 +223,20 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, An
         for row in rows:
             table.add_row(*(cell(value) for value in row.values()))
         console.print(table)
-    for name, value in facts.items():
+    for name, value in metadata.items():
         console.print(f"{name}: {cell(value)}", highlight=False, markup=False)
     if json_path is not None:
-        content = {"title": title, "rows": list(rows), **facts}
+        content = {"title": title, "rows": list(rows), **metadata}
         json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def notes(racing: Sequence[Contender]) -> dict[str, str]:
-    """Return what is to be said of the contenders that did not run to the end."""
+    """Return the notes of the contenders that did not run to the end."""
     return {one.name: one.note for one in racing if one.note}
 
 
 def cell(value: Any) -> str:
-    """Return a figure as a person reads it; – is unknown."""
+    """Return a value as text for a table; – is unknown."""
     if value is None:
         return "–"
     if not isinstance(value, float):

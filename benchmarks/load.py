@@ -1,10 +1,10 @@
-"""How time and memory grow: a sweep of tiny runs, long CSVs, many CSVs. Every command is a process of its own.
+"""How time and memory scale: a sweep of tiny runs, long CSVs, many CSVs. Every command is a process of its own.
 
     python -m benchmarks.load [--quick] [--json FILE]
 
-Time is wall-clock time and, for what a busy machine cannot distort, CPU time; peak memory is the largest resident
-set of the process (`ru_maxrss`). What each costs is the difference from the line above, a run, a row or a file more, so
-that what a command costs before it starts is out of it; `growth` is that CPU time over the one of the line above:
+Time is wall-clock time and CPU time, which a busy machine distorts less; peak memory is the largest resident set of
+the process (`ru_maxrss`). The cost of each run, row or file is the difference from the line above divided by the
+additional number, which leaves out the start of the command; `growth` is that CPU time over that of the line above:
 about 1 is linear.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.harness import tool
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.records import NAMES, Manifest, write_manifest
 
@@ -43,7 +44,7 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one command took."""
+    """Time and memory of one command."""
 
     what: str
     unit: str
@@ -66,12 +67,12 @@ def measure(what: str, unit: str, count: int, command: Sequence[str | Path], cac
     if status:
         raise RuntimeError(f"{' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")
     cpu_seconds = usage.ru_utime + usage.ru_stime
-    found = Measured(what, unit, count, round(seconds, 2), round(cpu_seconds, 2), round(usage.ru_maxrss / 1024, 1))
-    print(f"{what}: {count:,} {unit}: {found.seconds:.2f} s, {found.peak_mib:,.0f} MiB", file=sys.stderr)
-    return found
+    measured = Measured(what, unit, count, round(seconds, 2), round(cpu_seconds, 2), round(usage.ru_maxrss / 1024, 1))
+    print(f"{what}: {count:,} {unit}: {measured.seconds:.2f} s, {measured.peak_mib:,.0f} MiB", file=sys.stderr)
+    return measured
 
 
-def figures(step: int, last: int, rng: random.Random) -> list[str]:
+def row_of(step: int, last: int, rng: random.Random) -> list[str]:
     """Return one row of a healthy run in all columns."""
     done = step / last
     row = {
@@ -97,14 +98,14 @@ def write_table(path: Path, steps: Sequence[int], rng: random.Random) -> None:
     """Write a CSV with a row for every step."""
     with path.open("w", encoding="utf-8") as file:
         file.write(",".join(NAMES) + "\n")
-        file.writelines(",".join(figures(step, steps[-1], rng)) + "\n" for step in steps)
+        file.writelines(",".join(row_of(step, steps[-1], rng)) + "\n" for step in steps)
 
 
 def write_runs(folder: Path, count: int, rng: random.Random) -> None:
-    """Write finished runs with their manifests: four arms, two sizes, as many seeds as it takes."""
+    """Write `count` finished runs with their manifests: four arms, two sizes, as many seeds as needed."""
     folder.mkdir()
-    for place in range(count):
-        seed, rest = divmod(place, len(_ARMS) * len(_SIZES))
+    for index in range(count):
+        seed, rest = divmod(index, len(_ARMS) * len(_SIZES))
         arm, size = _ARMS[rest % len(_ARMS)], _SIZES[rest // len(_ARMS)]
         config = build_config("quick", size=size, seed=seed, interventions=parse_arm(arm))
         (folder / config.run_name).mkdir()
@@ -123,65 +124,61 @@ def write_runs(folder: Path, count: int, rng: random.Random) -> None:
 
 
 def sweep_command(home: Path, folder: str, runs: int, *options: str) -> list[str | Path]:
-    """Return a sweep over seeds of the tiniest run there is, on a text of made-up words."""
+    """Return a sweep over seeds of the smallest run possible, on a text of random words."""
     text = home / "text.txt"
     if not text.exists():
         rng = random.Random(0)
         words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(400)]
         text.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(2000)), encoding="utf-8")
     settings = [f"--set={name}={value}" for name, value in {**_TINY, "data.source": f"file:{text}"}.items()]
-    places: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
-    return [_tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *places, *options]
-
-
-def _tool() -> Path:
-    return Path(sys.executable).with_name("bitnetctl")
+    output: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
+    return [tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *output, *options]
 
 
 def measure_all(home: Path, scale: int) -> list[Measured]:
-    """Measure every stage; `scale` divides the numbers."""
+    """Measure every command; `scale` divides the numbers of runs, rows and CSVs."""
     rng = random.Random(0)
     cache = home / "cache"
-    found = []
-    # the text is tokenized once, before any clock runs
+    results = []
+    # the text is tokenized once, before anything is timed
     measure("warm-up", "runs", 1, sweep_command(home, "warm-up", 1), cache)
     for what, options in (("sweep", ()), ("sweep --pack 10", ("--pack", "10"))):
         for runs in (125 // scale, 250 // scale, 500 // scale):
             folder = f"{what}-{runs}"
-            found.append(measure(what, "runs", runs, sweep_command(home, folder, runs, *options), cache))
-    found.append(measure("the same sweep, all done", "runs", runs, sweep_command(home, folder, runs), cache))
+            results.append(measure(what, "runs", runs, sweep_command(home, folder, runs, *options), cache))
+    results.append(measure("the same sweep, all done", "runs", runs, sweep_command(home, folder, runs), cache))
     lengths = [10_000 // scale, 100_000 // scale, 1_000_000 // scale]
     paths = [home / f"h64-{rows}-baseline-s0-000000.csv" for rows in lengths]
     for path, rows in zip(paths, lengths, strict=True):
         write_table(path, range(1, rows + 1), rng)
     kinds: dict[str, Callable[[Path], list[str | Path]]] = {
         "records.read": lambda path: [sys.executable, "-c", _READ, path],
-        "analyze": lambda path: [_tool(), "analyze", path],
-        "analyze --html": lambda path: [_tool(), "analyze", path, "--html", home / "page.html"],
+        "analyze": lambda path: [tool(), "analyze", path],
+        "analyze --html": lambda path: [tool(), "analyze", path, "--html", home / "page.html"],
         "verify": lambda path: [sys.executable, "-c", _VERIFY, path],
     }
     for what, command in kinds.items():
         for path, rows in zip(paths, lengths, strict=True):
-            found.append(measure(what, "rows", rows, command(path), cache))
+            results.append(measure(what, "rows", rows, command(path), cache))
     counts = [count // scale for count in (250, 500, 1000, 2000)]
     for count in counts:
         write_runs(home / f"runs-{count}", count, rng)
     for what, command in kinds.items():
         if what != "records.read":
-            found += [measure(what, "CSVs", count, command(home / f"runs-{count}"), cache) for count in counts]
-    return found
+            results += [measure(what, "CSVs", count, command(home / f"runs-{count}"), cache) for count in counts]
+    return results
 
 
-# a verdict of any kind is a success here
+# any verdict is a success here
 _VERIFY = "import sys; from bitnetctl.cli import run; sys.exit(run(['verify', sys.argv[1]]) in (2, 3))"
 
 
-def table(found: Sequence[Measured]) -> list[str]:
+def table(results: Sequence[Measured]) -> list[str]:
     """Return a Markdown table."""
     names = ("what", "number", "seconds", "CPU s", "MiB", "CPU µs each", "KiB each", "growth")
     lines = [f"| {' | '.join(names)} |", "|:--|--:|--:|--:|--:|--:|--:|--:|"]
     stages: dict[tuple[str, str], list[Measured]] = {}
-    for one in found:
+    for one in results:
         stages.setdefault((one.what, one.unit), []).append(one)
     for stage in stages.values():
         slopes: list[tuple[float, float]] = []
@@ -202,14 +199,14 @@ def table(found: Sequence[Measured]) -> list[str]:
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--quick", action="store_true", help="a tenth of all numbers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        found = measure_all(Path(home), 10 if arguments.quick else 1)
-    print(*table(found), sep="\n")
+        results = measure_all(Path(home), 10 if arguments.quick else 1)
+    print(*table(results), sep="\n")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

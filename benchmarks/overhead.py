@@ -1,12 +1,11 @@
-"""What a run costs beyond its training steps: probe, ternary health, rows, checkpoints, the loop itself, the view.
+"""The overhead of a run beyond its steps: probe, ternary health, rows, checkpoints, the loop itself, the view.
 
     python -m benchmarks.overhead [--recipe quick|origin] [--rounds N] [--steps N] [--quick] [--json FILE]
 
-A run of a few hundred steps has the 21 evaluations and 20 saves of one of 20,000, so these are timed in it, piece by
-piece, and counted once, with what is left around them; what the loop does at every step is timed with steps that do
-nothing and taken 20,000 times. The views follow the clock and draw beside the training: their share is the CPU
-time that they add while steps only sleep. Bare steps and whole runs take turns in this process, on the CPU;
-opening a run is not in it.
+A run of a few hundred steps has the 21 evaluations and 20 saves of one of 20,000, so these are timed in it one by one,
+with the remainder around them; what the loop does at every step is timed with empty steps and multiplied by 20,000.
+The views redraw by the clock beside the training: their overhead is the CPU time that they add while steps only sleep.
+Bare steps and whole runs take turns in this process, on the CPU; opening a run is left out.
 """
 
 import contextlib
@@ -39,14 +38,14 @@ _PIECES = ("probe", "ternary codes", "ternary health", "CSV row", "checkpoint", 
 
 
 class Watch:
-    """Times calls by name; one inside another belongs to the outer one."""
+    """Times calls by name; a nested call counts as part of the outer one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
         self._is_busy = False
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `work` under the clock."""
+        """Return `work`, timed under `name`."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             if self._is_busy:
@@ -76,7 +75,7 @@ def main() -> int:
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     steps = arguments.steps or (40 if arguments.quick or arguments.recipe == "origin" else 400)
     if steps < 40:
-        parser.error("--steps: fewer than 40 have fewer evaluations than a run of 20,000")
+        parser.error("--steps: fewer than 40 steps have fewer evaluations than a run of 20,000")
     config = build_config(arguments.recipe, steps=steps)
 
     watch = Watch()
@@ -90,7 +89,7 @@ def main() -> int:
     whole = sum(turn["seconds"] for turn in racing[1].turns)
     each_step = _loop_seconds(config)
     around = (whole - watch.total()) / rounds - steps * each_step
-    views = _view_shares(config, bare, 1.0 if arguments.quick else 4.0)
+    views = _view_overheads(config, bare, 1.0 if arguments.quick else 4.0)
 
     training = _STEPS * bare
     rows = [_row("bare steps", 1000 * bare, _STEPS, training, training)]
@@ -100,58 +99,60 @@ def main() -> int:
     rows.append(_row("around these", None, None, around, training))
     rows.append(_row("the loop, every step", 1000 * each_step, _STEPS, _STEPS * each_step, training))
     pieces = sum(row["seconds"] for row in rows[1:])
-    rows += [_row(f"view: {name}", None, None, share * training, training) for name, share in views.items()]
-    rows += [_row(f"all, {name}", None, None, pieces + share * training, training) for name, share in views.items()]
-    facts = {
+    rows += [_row(f"view: {name}", None, None, fraction * training, training) for name, fraction in views.items()]
+    rows += [
+        _row(f"all, {name}", None, None, pieces + fraction * training, training) for name, fraction in views.items()
+    ]
+    metadata = {
         **harness.machine(torch.device("cpu")),
-        "limit of the share": _LIMIT,
-        "measured": f"{rounds} turns of {steps} steps; seconds and shares are those of {_STEPS:,} steps",
+        "limit of the fraction": _LIMIT,
+        "measured": f"{rounds} turns of {steps} steps; seconds and fractions are those of {_STEPS:,} steps",
         f"bare, {steps} steps, seconds": steps * bare,
         f"plain lines, {steps} steps, seconds": steps * plain,
         f"live view, {steps} steps, seconds": steps * live,
         f"bare and all pieces, {steps} steps, seconds": steps * bare + pieces - (_STEPS - steps) * each_step,
     }
-    harness.report(f"overhead: recipe {arguments.recipe}, {_STEPS:,} steps", rows, facts, arguments.json)
+    harness.report(f"overhead: recipe {arguments.recipe}, {_STEPS:,} steps", rows, metadata, arguments.json)
     return 0
 
 
 def _row(name: str, each: float | None, times: int | None, seconds: float, training: float) -> dict[str, Any]:
-    return {"overhead": name, "ms each": each, "times": times, "seconds": seconds, "share": seconds / training}
+    return {"overhead": name, "ms each": each, "times": times, "seconds": seconds, "fraction": seconds / training}
 
 
 def _bare(config: RunConfig) -> harness.Turn:
     """Train steps of a new pack with nothing around them."""
-    with _session(config) as session:
+    with _opened(config) as trainer:
         start = time.perf_counter()
         for step in range(1, config.steps + 1):
-            session.pack.step(step)
+            trainer.pack.step(step)
         return {"steps": config.steps, "seconds": time.perf_counter() - start}
 
 
 def _run(config: RunConfig, reporter: Reporter, watch: Watch) -> harness.Turn:
-    """Train with everything on."""
-    with _session(config) as session, reporter, _watching(session, reporter, watch):
+    """Train a whole run with its view."""
+    with _opened(config) as trainer, reporter, _watching(trainer, reporter, watch):
         start = time.perf_counter()
-        for event in loop.train(session):
+        for event in loop.train(trainer):
             reporter.event(event)
         return {"steps": config.steps, "seconds": time.perf_counter() - start}
 
 
 @contextlib.contextmanager
-def _session(config: RunConfig) -> Iterator[Trainer]:
+def _opened(config: RunConfig) -> Iterator[Trainer]:
     with tempfile.TemporaryDirectory() as folder:
         options = TrainOptions(runs_dir=Path(folder), device="cpu")
-        with open_trainer([resolve(config, options.runs_dir)], options) as session:
-            yield session
+        with open_trainer([resolve(config, options.runs_dir)], options) as trainer:
+            yield trainer
 
 
 @contextlib.contextmanager
-def _watching(session: Trainer, reporter: Reporter, watch: Watch) -> Iterator[None]:
-    """Put the pieces of a session under the clock."""
-    output, model = session.artifacts[0], session.pack.model
+def _watching(trainer: Trainer, reporter: Reporter, watch: Watch) -> Iterator[None]:
+    """Time the methods that a run calls besides its steps."""
+    output, model = trainer.artifacts[0], trainer.pack.model
     calls = (
-        ("steps", session.pack, "step"),
-        ("probe", session.probe, "measure"),
+        ("steps", trainer.pack, "step"),
+        ("probe", trainer.probe, "measure"),
         ("ternary codes", model, "ternary_codes"),
         ("ternary health", loop, "ternary_health"),
         ("CSV row", output, "append"),
@@ -166,21 +167,21 @@ def _watching(session: Trainer, reporter: Reporter, watch: Watch) -> Iterator[No
 
 
 def _loop_seconds(config: RunConfig, steps: int = 2000) -> float:
-    """Return what the loop itself takes at a step, by a run whose steps do nothing."""
+    """Return the seconds of the loop itself at a step, from a run with empty steps."""
     start, end = _idle(_evaluated_at_the_ends(config, steps), None, lambda: None)
     return (end.wall - start.wall) / (steps - 2)
 
 
-def _view_shares(config: RunConfig, step_seconds: float, seconds: float) -> dict[str, float]:
-    """Return the CPU time that each view adds to a run whose steps only sleep, over the time it takes."""
+def _view_overheads(config: RunConfig, step_seconds: float, seconds: float) -> dict[str, float]:
+    """Return the CPU time that each view adds to a run whose steps only sleep, as a fraction of its wall time."""
     idle = _evaluated_at_the_ends(config, max(3, round(seconds / step_seconds)))
 
-    def share(reporter: Reporter | None) -> float:
+    def cpu_fraction(reporter: Reporter | None) -> float:
         start, end = _idle(idle, reporter, lambda: time.sleep(step_seconds))
-        return (end.processor - start.processor) / (end.wall - start.wall)
+        return (end.cpu - start.cpu) / (end.wall - start.wall)
 
-    nobody = share(None)
-    return {"plain lines": share(plain_lines()) - nobody, "live view": share(live_view()) - nobody}
+    without = cpu_fraction(None)
+    return {"plain lines": cpu_fraction(plain_lines()) - without, "live view": cpu_fraction(live_view()) - without}
 
 
 def _evaluated_at_the_ends(config: RunConfig, steps: int) -> RunConfig:
@@ -189,7 +190,7 @@ def _evaluated_at_the_ends(config: RunConfig, steps: int) -> RunConfig:
 
 
 class _Mark(NamedTuple):
-    processor: float
+    cpu: float
     wall: float
 
 
@@ -203,11 +204,11 @@ def _idle(config: RunConfig, reporter: Reporter | None, work: Callable[[], None]
         work()
 
     with (
-        _session(config) as session,
+        _opened(config) as trainer,
         reporter or contextlib.nullcontext(),
-        mock.patch.object(session.pack, "step", pretend),
+        mock.patch.object(trainer.pack, "step", pretend),
     ):
-        for event in loop.train(session):
+        for event in loop.train(trainer):
             if reporter is not None:
                 reporter.event(event)
     return marks

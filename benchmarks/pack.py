@@ -2,10 +2,9 @@
 
     python -m benchmarks.pack [--sizes 1,3,9,16] [--rounds N] [--steps N] [--device cpu] [--quick] [--json FILE]
 
-The time is that of one step of one run. The runs of a serial sweep, each alone, take the time of the pack of one. The
-share of the possible is against the floor of a whole pack: its products and its memory traffic as measured here. On a
-GPU the steps are recorded, their products bf16, and a column more is against Adam's traffic alone, 28 bytes a
-parameter.
+The time is that of one step of one run. The runs of a serial sweep take the time of the pack of one. The fraction of
+peak is the floor of a whole pack (`benchmarks.floor`) over the time of its step. On a GPU the steps are captured, the
+matmuls are bf16, and one more column compares with Adam's traffic alone, 28 bytes a parameter.
 """
 
 from collections.abc import Sequence
@@ -27,10 +26,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--steps", type=int, help="steps a turn")
     arguments = parser.parse_args()
-    on_card = arguments.device.type == "cuda"
-    recipe = arguments.recipe or ("origin" if on_card else "quick")
+    on_gpu = arguments.device.type == "cuda"
+    recipe = arguments.recipe or ("origin" if on_gpu else "quick")
     rounds = arguments.rounds or (1 if arguments.quick else 9)
-    steps = arguments.steps or (5 if arguments.quick else 100 if on_card else 30)
+    steps = arguments.steps or (5 if arguments.quick else 100 if on_gpu else 30)
     sizes = sorted({1, *(int(size) for size in arguments.sizes.split(","))})
 
     jobs, floors = pack_jobs(recipe, sizes, arguments.device)
@@ -51,11 +50,15 @@ def main() -> int:
                 "times the reference's speed": harness.ratio(reference, run_ms),
                 "threads": by_name[name].threads(),
                 "page faults a step": by_name[name].median("faults"),
-                "share of the possible": harness.ratio(floor_ms(floor, job.precision), step_ms),
-                **({"share of Adam's traffic": harness.ratio(floor_ms(floor, "adam"), step_ms)} if on_card else {}),
+                "fraction of peak": harness.ratio(floor_ms(floor, job.precision), step_ms),
+                **(
+                    {"fraction of Adam's traffic rate": harness.ratio(floor_ms(floor, "adam"), step_ms)}
+                    if on_gpu
+                    else {}
+                ),
             }
         )
-    facts = {
+    metadata = {
         **harness.machine(arguments.device),
         "measured": f"median of {rounds} turns of {steps} steps, after one turn to warm up",
         **{
@@ -64,7 +67,7 @@ def main() -> int:
         },
         **harness.notes(racing),
     }
-    harness.report(f"pack: recipe {recipe}", rows, facts, arguments.json)
+    harness.report(f"pack: recipe {recipe}", rows, metadata, arguments.json)
     return int(any(one.failed for one in racing))
 
 

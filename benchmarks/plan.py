@@ -1,11 +1,11 @@
-"""How long a plan of many runs takes on this device, by a measured pack of each size, and how long memory alone takes.
+"""The time of a plan of many runs on this device, from a measured pack of each size, against that of memory alone.
 
     python -m benchmarks.plan [--sizes 256,512,768,1024] [--runs N] [--rounds N] [--steps N] [--device auto]
     python -m benchmarks.plan --device cpu --sizes 256 --quick
 
-The plan trains 8 arms with 6 seeds at every size for 20,000 steps, in packs of `--runs`; its time is that of as many
-steps of the measured pack. The floor is Adam's traffic, 28 bytes a parameter and step, at the bandwidth measured on
-arrays of that size. Left out is what a run pays besides its steps, which `benchmarks.overhead` measures.
+The plan trains 8 arms with 6 seeds at every size for 20,000 steps, in packs of `--runs`; its time is that of all
+these steps at the speed of the measured pack. The floor is Adam's traffic, 28 bytes a parameter and step, at the
+bandwidth measured on arrays of that size. Left out is the overhead of a run, which `benchmarks.overhead` measures.
 """
 
 from collections.abc import Sequence
@@ -34,30 +34,30 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of every pack")
     parser.add_argument("--steps", type=int, help="steps a turn")
     arguments = parser.parse_args()
-    on_card = arguments.device.type == "cuda"
-    runs = arguments.runs or (16 if on_card else 4)
+    on_gpu = arguments.device.type == "cuda"
+    runs = arguments.runs or (16 if on_gpu else 4)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
-    steps = arguments.steps or (5 if arguments.quick else 100 if on_card else 5)
+    steps = arguments.steps or (5 if arguments.quick else 100 if on_gpu else 5)
 
     jobs = plan_jobs(arguments.recipe, [int(size) for size in arguments.sizes.split(",")], runs, arguments.device)
-    # a large pack takes what a GPU has, so they cannot take turns
+    # a large pack fills the memory of a GPU, so they cannot take turns
     trained = harness.one_by_one(jobs, rounds=rounds, steps=steps)
     floor_jobs = {f"floor of {name}": replace(job, kind="floor", precision="bf16") for name, job in jobs.items()}
     floors = harness.one_by_one(floor_jobs, rounds=1, steps=1)
     rows = [_row(*each, arguments.device) for each in zip(trained, floors, jobs.values(), strict=True)]
-    facts = {
+    metadata = {
         **harness.machine(arguments.device),
         "plan": f"{len(jobs)} sizes x {_ARMS} arms x {_SEEDS} seeds x {_STEPS:,} steps, in packs of {runs}",
         "measured": f"median of {rounds} turns of {steps} steps, after one turn to warm up",
         "limit, times the floor": _LIMIT,
         **harness.notes([*trained, *floors]),
     }
-    harness.report(f"plan: recipe {arguments.recipe}", [*rows, _total(rows)], facts, arguments.json)
+    harness.report(f"plan: recipe {arguments.recipe}", [*rows, _total(rows)], metadata, arguments.json)
     return int(any(one.failed for one in (*trained, *floors)))
 
 
 def plan_jobs(recipe: str, sizes: Sequence[int], runs: int, device: torch.device) -> dict[str, Job]:
-    """Return a pack of each size, carried out as the command line would."""
+    """Return a pack of each size, with the engine and precision that the command line would choose."""
     common: dict[str, Any] = {"recipe": recipe, "vocab_size": VOCABULARIES[recipe], "device": str(device), "runs": runs}
     common |= {"kind": "ours", "engine": "auto", "precision": "auto"}
     return {f"hidden {size}": Job(overrides=(f"model.hidden_size={size}",), **common) for size in sizes}
@@ -69,7 +69,7 @@ def _row(pack: harness.Contender, floor: harness.Contender, job: Job, device: to
     return {
         "plan": pack.name,
         "parameters": f"{num_parameters(job.config.model, job.vocab_size):,}",
-        "carried out": f"{chosen.engine}, {chosen.precision}",
+        "engine, precision": f"{chosen.engine}, {chosen.precision}",
         "ms a step of a pack": step_ms,
         "Adam's traffic, ms": least_ms,
         "hours": _hours(step_ms, job.runs),
@@ -79,7 +79,7 @@ def _row(pack: harness.Contender, floor: harness.Contender, job: Job, device: to
 
 
 def _hours(pack_ms: float | None, runs: int) -> float | None:
-    """Return what all steps of one size take, each that long for so many runs."""
+    """Return the hours of all runs of one size, from the time of a step of a pack of `runs`."""
     return None if pack_ms is None else _ARMS * _SEEDS / runs * _STEPS * pack_ms / 3_600_000
 
 

@@ -1,7 +1,8 @@
-"""What the trainer is measured against: the same mathematics with stock modules, in a plain loop.
+"""The reference of the benchmarks: the same mathematics with stock modules, in a plain loop.
 
-`PlainModel` is what one writes first: `nn.Linear` with a straight-through estimator by detach, `nn.RMSNorm`, SDPA, one
-Adam over all parameters with its defaults, `clip_grad_norm_`, and `.item()` each step.
+`PlainModel` is the straightforward implementation: `nn.Linear` with a straight-through estimator by detach,
+`nn.RMSNorm` and SDPA. `StockLoop` trains it with one stock Adam, `clip_grad_norm_`, and `.item()` each step.
+
 Shapes: B rows, T positions, N = B·T, H hidden, V vocabulary, D head size.
 """
 
@@ -16,7 +17,7 @@ from bitnetctl.model.packed import PackedModel
 
 
 class BitLinear(nn.Linear):
-    """A linear layer with ternary weights and int8 activations; the gradient passes straight through."""
+    """A linear layer with ternary weights and int8 activations, and the straight-through estimator."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize both, then multiply."""
@@ -122,7 +123,7 @@ class PlainModel(nn.Module):
 def plain_model(
     config: RunConfig, vocab_size: int, device: torch.device, linear: type[nn.Linear] = BitLinear
 ) -> PlainModel:
-    """Return the model with the very weights that the trainer begins this run with."""
+    """Return the model with the same initial weights that the trainer gives this run."""
     packed = PackedModel([config.model], vocab_size, [config.seed], torch.device("cpu"))
     model = PlainModel(config.model, vocab_size, linear)
     model.load_packed(packed.parameters(0))
@@ -132,8 +133,8 @@ def plain_model(
 class StockLoop:
     """A loop of stock parts over the trainer's batches, learning rate and weight decay.
 
-    `tuned` is what an expert adds: forward and loss compiled, fused Adam, no waiting for the loss. Under `autocast` the
-    products are bf16 and the weights fp32.
+    `tuned`: fused Adam, no synchronization for the loss. `compiles`: forward and loss are compiled together.
+    `autocast`: matmuls are bf16 and weights fp32.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class StockLoop:
 
 
 def stock_loss(model: nn.Module, inputs_BT: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in fp32 at least."""
+    """Return the mean cross-entropy, in fp32 or wider."""
     output = model(inputs_BT)
     # models of `transformers` return an object
     logits_BTV: Tensor = getattr(output, "logits", output)

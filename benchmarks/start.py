@@ -1,11 +1,11 @@
-"""How long a command takes to begin, and to end where it has little to do.
+"""Start-up time of commands, and the total time of those that do little.
 
     python -m benchmarks.start [--rounds N] [--device cpu] [--quick] [--json FILE]
 
-Every start is a process of its own; they take turns, and the figure is the median. The floor of all of them is Python
-itself, and that of training is Python with torch. The first step of a training is there when its first row is printed:
-step 1 is trained and measured by then. The text has been tokenized before. A compiled training is started with the
-compiler's cache empty and with it kept, fewer times than the others.
+Every start is a process of its own; they take turns, and the result is the median. The floor of all is Python itself,
+and that of training is Python with torch. Training is timed until its first row is printed: step 1 is trained and
+evaluated by then. The text has been tokenized before. Compiled training is started with an empty compiler cache and
+with a filled one, fewer times than the others.
 """
 
 import itertools
@@ -73,23 +73,23 @@ def main() -> int:
             "seconds": seconds,
             "times python's": harness.ratio(seconds, python),
             "limit, seconds": _LIMITS.get(one.name),
-            "share of the limit": harness.ratio(seconds, _LIMITS.get(one.name)),
+            "fraction of the limit": harness.ratio(seconds, _LIMITS.get(one.name)),
         }
         for one in racing
         for seconds in [one.median("seconds")]
     ]
-    facts = {
+    metadata = {
         **harness.machine(arguments.device),
         "measured": f"median of {rounds} starts after one to warm up, {min(rounds, _COMPILED_ROUNDS)} of what is "
         f"compiled; {_CSVS} CSVs",
         **harness.notes(racing),
     }
-    harness.report("start", rows, facts, arguments.json)
+    harness.report("start", rows, metadata, arguments.json)
     return int(any(one.failed for one in racing))
 
 
 def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contender], list[harness.Contender]]:
-    """Return trainings up to their first row: those that compile nothing, and those that compile."""
+    """Return trainings up to their first row: those with an uncompiled engine, and those that compile."""
     kept, count = folder / "compiled", itertools.count()
 
     def train(name: str, engine: str, compiler_cache: Callable[[], Path]) -> harness.Contender:
@@ -108,7 +108,7 @@ def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contende
 
 
 def _first_row(folder: Path, device: torch.device, engine: str, compiler_cache: Path) -> harness.Turn:
-    """Start a training and wait for its first row; end it."""
+    """Start a training, wait for its first row and end it."""
     command = [str(harness.tool()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache)

@@ -3,9 +3,10 @@
     python -m benchmarks.step [--recipe origin|quick] [--rounds N] [--steps N] [--device cpu] [--quick] [--json FILE]
 
 Every contender trains in a process of its own and they take turns; a step's time is the median over the turns. The
-loss difference is the largest over the first ten steps against the reference, which begins with the same weights and
-sees the same batches; that of `transformers` has other norms and scales, so its losses are not compared. What is
-compiled or recorded is so in the turn before the first that counts.
+loss difference is the largest over the first ten steps against the reference, which has the same initial weights and
+batches; the model of `transformers` has other norms and scales, so its losses are not compared. Compilation and
+capture happen in the first turn, which is not counted. The fraction of peak is the floor (`benchmarks.floor`) over the
+time of a step.
 """
 
 from typing import Any
@@ -46,13 +47,13 @@ def main() -> int:
             "threads": one.threads(),
             "page faults a step": one.median("faults"),
             "loss difference": _difference(one, reference) if jobs[one.name].kind == "ours" else None,
-            "share of the possible": harness.ratio(floor_ms(floor, job.precision), one.milliseconds()),
+            "fraction of peak": harness.ratio(floor_ms(floor, job.precision), one.milliseconds()),
         }
         for one, job in zip(trained, jobs.values(), strict=False)
     ]
     config = jobs["reference"].config
     parameters = num_parameters(config.model, VOCABULARIES[arguments.recipe])
-    facts = {
+    metadata = {
         **harness.machine(arguments.device),
         "model": f"{parameters:,} parameters, {tokens_of(config)} tokens a step",
         "measured": f"median of {rounds} turns of {steps} steps, after one turn to warm up",
@@ -61,12 +62,12 @@ def main() -> int:
         **(median_rates(floor.turns) if floor.turns else {}),
         **harness.notes(racing),
     }
-    harness.report(f"step: recipe {arguments.recipe}", rows, facts, arguments.json)
+    harness.report(f"step: recipe {arguments.recipe}", rows, metadata, arguments.json)
     return int(any(one.failed for one in racing))
 
 
 def step_jobs(recipe: str, device: torch.device) -> dict[str, Job]:
-    """Return who trains on a device, the reference first and the floor last; the trainer in the ways it has there."""
+    """Return the contenders on a device, the reference first and the floor last; ours in each engine and precision."""
     common: dict[str, Any] = {"recipe": recipe, "vocab_size": VOCABULARIES[recipe], "device": str(device)}
     jobs = {
         "reference": Job(kind="reference", **common),
@@ -84,7 +85,7 @@ def step_jobs(recipe: str, device: torch.device) -> dict[str, Job]:
 
 
 def floor_ms(floor: harness.Contender, precision: str) -> float | None:
-    """Return the milliseconds that a step of this precision cannot do without; None where it was not measured."""
+    """Return the floor of a step in this precision in milliseconds; None where it was not measured."""
     if not floor.turns or precision not in floor.turns[0]:
         return None
     seconds = floor.median(precision, skip=0)

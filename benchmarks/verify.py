@@ -3,10 +3,10 @@
     python -m benchmarks.verify [--rounds N] [--steps N] [--quick] [--json FILE]
     python -m benchmarks.verify --device cuda --recipe origin --sizes 256,512 --steps 20000 --seeds 1
 
-Runs of the quick recipe, two arms with three seeds, are trained and judged; of another recipe the baseline alone. The
-same with `--pack 1` trains them one after the other; the plain loops are all their steps at the median time of the
-stock reference, which evaluates and writes nothing; the floor is that of a pack of each size. Commands are timed from
-start to end, in turns.
+Runs of the quick recipe, two arms with three seeds, are trained and judged; of another recipe the baseline alone. With
+`--pack 1` they are trained one after the other; the time of the plain loops is that of all their steps at the median
+of the stock reference, which evaluates and writes nothing; the floor is that of a pack of each size. Commands are
+timed from start to end, in turns.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from bitnetctl.config import build_config
 
 _FEW_STEPS = 200
 _LIMIT_SECONDS = 1.5
-# on a GPU, for this alone
+# the limit applies to these arguments on a GPU alone
 _TRAINING_LIMIT_SECONDS, _LIMITED = 60.0, ("cuda", "origin", "256,512", 20_000, 1)
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="quick")
     parser.add_argument("--sizes", metavar="LIST", help="hidden sizes; unset: the recipe's")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every arm and size")
-    parser.add_argument("--rounds", type=int, help="turns of what trains")
+    parser.add_argument("--rounds", type=int, help="turns of the commands that train")
     parser.add_argument("--steps", type=int, help="training steps of a run; unset: the recipe's")
     arguments = parser.parse_args()
     recipe = build_config(arguments.recipe)
@@ -54,41 +54,41 @@ def main() -> int:
     loops, floors = models[: len(sizes)], models[len(sizes) :]
     precision = "bf16" if arguments.device.type == "cuda" else "fp32"
     plain = _seconds([one.milliseconds() for one in loops], runs * arguments.steps)
-    possible = _seconds([floor_ms(one, precision) for one in floors], arguments.steps)
+    floor = _seconds([floor_ms(one, precision) for one in floors], arguments.steps)
     total, limit = len(sizes) * runs, training_limit(arguments)
     rows = [
         _row(f"{total} plain loops, one after the other", plain, plain, None),
         *(_row(one.name, one.median("seconds", skip=0), plain, limit) for one in training),
-        _row(f"floor of {total} runs in packs", possible, plain, None),
+        _row(f"floor of {total} runs in packs", floor, plain, None),
         *(_row(one.name, one.median("seconds"), None, _LIMIT_SECONDS) for one in judging),
     ]
     racing = [*training, *judging, *models]
-    facts = {
+    metadata = {
         **harness.machine(arguments.device),
         "measured": f"median of {rounds} trainings of {total} runs of {arguments.steps} steps",
         **harness.notes(racing),
     }
-    harness.report("verify: the whole command", rows, facts, arguments.json)
+    harness.report("verify: the whole command", rows, metadata, arguments.json)
     return int(any(one.failed for one in racing))
 
 
 def command_line(arguments: argparse.Namespace) -> list[str]:
-    """Return what `bitnetctl` is asked for, but for the folder of the runs."""
+    """Return the arguments of `bitnetctl` without the folder of the runs."""
     command = ["verify", "--recipe", arguments.recipe, "--seeds", str(arguments.seeds)]
     command += ["--steps", str(arguments.steps), "--device", str(arguments.device)]
     command += [] if arguments.sizes is None else ["--sizes", arguments.sizes]
     for arm in _arms(arguments.recipe)[1:]:
         command += ["-i", arm]
     if arguments.steps < _FEW_STEPS:
-        # else a twentieth of so few steps would be nothing but evaluations
+        # a twentieth of so few steps would leave little but evaluations
         command += ["--set", f"probe.eval_every_steps={arguments.steps}"]
     return command
 
 
 def training_limit(arguments: argparse.Namespace) -> float | None:
-    """Return the seconds that are aimed at for what is asked; None where none are."""
-    found = (arguments.device.type, arguments.recipe, arguments.sizes, arguments.steps, arguments.seeds)
-    return _TRAINING_LIMIT_SECONDS if found == _LIMITED else None
+    """Return the target in seconds for these arguments; None where there is none."""
+    measured = (arguments.device.type, arguments.recipe, arguments.sizes, arguments.steps, arguments.seeds)
+    return _TRAINING_LIMIT_SECONDS if measured == _LIMITED else None
 
 
 def _jobs(recipe: str, sizes: Sequence[int], runs: int, device: str) -> dict[str, Job]:
@@ -108,7 +108,7 @@ def _arms(recipe: str) -> list[str]:
 def _commands(
     folder: Path, requested: Sequence[str], runs: int
 ) -> tuple[list[harness.Contender], list[harness.Contender]]:
-    """Return the commands that train, and those that find everything there."""
+    """Return the commands that train, and those that find every run finished."""
     warm, count = folder / "cache", itertools.count()
 
     def new() -> Path:
@@ -139,7 +139,7 @@ def _commands(
 
 
 def _seconds(milliseconds: Sequence[float | None], times: int) -> float | None:
-    """Return the seconds of all of them so many times; None where one is unknown."""
+    """Return the sum in seconds, times `times`; None where one is unknown."""
     known = [one for one in milliseconds if one is not None]
     return times * sum(known) / 1000 if len(known) == len(milliseconds) else None
 
@@ -150,7 +150,7 @@ def _row(name: str, seconds: float | None, plain: float | None, limit: float | N
         "seconds": seconds,
         "times the plain loops' speed": harness.ratio(plain, seconds),
         "limit, seconds": limit,
-        "share of the limit": harness.ratio(seconds, limit),
+        "fraction of the limit": harness.ratio(seconds, limit),
     }
 
 

@@ -1,6 +1,6 @@
-"""One contender's process: reads a number of steps from a line, works, answers with a line of JSON.
+"""The process of one contender: reads a number of steps from a line, runs them, answers with a line of JSON.
 
-A contender that cannot be built here answers `missing`, one that breaks `error`; the race goes on without it.
+A contender that cannot be built here answers `missing`, one that breaks `error`; the others continue without it.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from bitnetctl.config import RunConfig, build_config
 from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.select import choose, choose_threads, make_pack
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.hardware import prepare_cpu
 from bitnetctl.model.matmul import Precision
 from bitnetctl.plugins.composition import Composition
@@ -36,7 +36,7 @@ Kind = Literal["ours", "reference", "transformers", "tuned", "torchao", "floor"]
 
 
 class MissingError(Exception):
-    """What this machine lacks for a contender."""
+    """This machine lacks something that the contender needs; the message says what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ class Job:
     """What a worker does; `runs`, `engine` and `precision` are those of a pack, as the command line takes them.
 
     `tuned` is the reference as an expert runs it, compiled unless `uses_compiler` is off: its `linear` layers full
-    precision or ternary, its `precision` fp32, bf16 (weights too) or autocast. `floor` measures what a step needs at
-    the least.
+    precision or ternary, its `precision` fp32, bf16 (weights too) or autocast. `floor` measures the floor of a step.
     """
 
     kind: Kind
@@ -66,7 +65,7 @@ class Job:
 
     @property
     def as_command_line(self) -> bool:
-        """Whether it runs in the environment of `bitnetctl`; the others take what a plain script would."""
+        """Whether it runs in the environment of `bitnetctl`; the others run in that of a plain script."""
         return self.kind in ("ours", "floor")
 
 
@@ -122,12 +121,12 @@ def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
 
 
 def build(job: Job, device: torch.device) -> Train:
-    """Return what trains a step; raises MissingError where this machine lacks something for it."""
+    """Return a function that trains a step; raises MissingError where this machine lacks something for it."""
     return _KINDS[job.kind](job, device)
 
 
 def zipf_tokens(vocab_size: int, config: RunConfig, count: int = 200_000) -> TokenData:
-    """Return tokens that fall like Zipf's law; no text is needed to measure speed."""
+    """Return tokens distributed by Zipf's law; no text is needed to measure speed."""
     needed = 4 * config.data.batch_size * config.data.sequence_length + 1
     ranks = np.random.default_rng(0).zipf(1.1, max(count, needed)) % vocab_size
     return TokenData(
@@ -158,15 +157,15 @@ def _ours(job: Job, device: torch.device) -> Train:
 
     def train(step: int) -> torch.Tensor:
         pack.step(step)
-        # a captured step writes its loss to the same place every time
+        # a captured step overwrites its loss
         return pack.loss_R[0].clone()
 
     return train
 
 
 def _refuse(error: str) -> None:
-    """End a contender whose steps are not recorded after all: its figures would be those of another engine."""
-    raise RuntimeError(f"not recorded as a CUDA graph: {error}")
+    """End a contender whose steps are not captured after all: its times would be those of another engine."""
+    raise RuntimeError(f"not captured as a CUDA graph: {error}")
 
 
 def _reference(job: Job, device: torch.device) -> Train:
@@ -248,12 +247,12 @@ _KINDS: dict[str, Callable[[Job, torch.device], Train]] = {
 
 
 def tokens_of(config: RunConfig) -> int:
-    """Tokens a step of one run."""
+    """Return the tokens of one run in a step."""
     return config.data.batch_size * config.data.sequence_length
 
 
 def _keep_stdout() -> None:
-    """Send to stderr what libraries print; stdout is for answers."""
+    """Redirect the output of libraries to stderr; stdout is for answers."""
     global _answers
     _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -265,7 +264,7 @@ def _say(answer: dict[str, Any]) -> None:
 
 def _fail(error: Exception) -> None:
     traceback.print_exc()
-    _say({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    _say({"error": f"{type(error).__name__}: {one_line(error, 300)}"})
 
 
 def _wait(device: torch.device) -> None:

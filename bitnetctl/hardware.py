@@ -1,4 +1,4 @@
-"""Facts about the machine: device, memory, and how fast it multiplies and copies."""
+"""The machine: devices, memory, CPU features, and how fast it multiplies and copies."""
 
 import contextlib
 import ctypes
@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -36,17 +36,12 @@ def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or of the CPU with its core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
+    cpu = cpu_info().get("model name") or platform.processor() or platform.machine()
     return f"cpu ({cpu}, {os.cpu_count()} cores)"
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return bytes allocated on the GPU, or resident in this process; 0 where the system does not tell."""
+    """Return bytes allocated on the GPU, or resident in this process; 0 where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     with contextlib.suppress(OSError):
@@ -56,11 +51,11 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def memory_available(device: torch.device) -> int:
-    """Return free bytes on the GPU, or in the machine without swapping; 0 where the system does not tell."""
+    """Return free bytes on the GPU, or in the machine without swapping; 0 where the system does not report it."""
     if device.type == "cuda":
-        # what torch keeps for itself it hands to the next who asks
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        # memory cached by torch's allocator is free for its next allocation
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -69,28 +64,28 @@ def memory_available(device: torch.device) -> int:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give a GPU back the memory of what nobody uses any more, recorded graphs with it."""
+    """Free unused GPU memory, that of dropped CUDA graphs included: `gc.collect()`, then `empty_cache()`."""
     if device.type == "cuda":
-        # objects that only hold each other hold their memory too
+        # objects in reference cycles hold GPU memory until they are collected
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def prepare_cpu() -> None:
-    """Set what makes this process compute faster: freed memory is kept, figures below 1.2e-38 are zero.
+    """Make this process compute faster: keep freed memory, and flush denormals (below 1.2e-38) to zero.
 
-    Arithmetic with denormals takes many times as long, and a confident softmax is full of them. Threads inherit the
-    setting, so it must come before the first parallel operation.
+    Arithmetic with denormals is many times slower, and a confident softmax is full of them. Threads inherit the
+    setting, so call this before the first parallel operation.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory for the next step instead of returning it; True where it could be set.
+    """Make glibc keep freed memory instead of returning it to the system; return whether it could be set.
 
-    A step frees and takes the same hundreds of megabytes; given back, every page of them faults anew. Measured on
-    2 cores, origin recipe: 219 to 134 ms a step.
+    Every step frees and allocates the same hundreds of megabytes; memory that was returned page-faults again.
+    Measured on 2 cores, origin recipe: 219 to 134 ms a step.
     """
     if sys.platform != "linux":
         return False
@@ -106,38 +101,47 @@ def keep_freed_memory() -> bool:
 
 
 @functools.cache
-def cpu_info() -> tuple[str, frozenset[str]]:
-    """Return maker and instruction sets of the CPU as Linux names them; empty where it does not tell."""
-    facts: dict[str, str] = {}
+def cpu_info() -> dict[str, str]:
+    """Return the fields of the first CPU in /proc/cpuinfo, such as `flags`; empty where there is no such file."""
+    fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
-            facts[name.strip()] = value.strip()
-    return facts.get("vendor_id", ""), frozenset(facts.get("flags", "").split())
+            fields[name.strip()] = value.strip()
+    return fields
 
 
 def has_bf16_matmul(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones there; on other CPUs they are many times slower."""
+    """Whether the device has bf16 matmul instructions; on CPUs without them bf16 is many times slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(cpu_info()[1] & {"avx512_bf16", "amx_bf16"})
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info().get("flags", "").split())
+
+
+@contextlib.contextmanager
+def mkldnn_fp32_precision(precision: str) -> Iterator[None]:
+    """Set what may be used inside fp32 matmuls on the CPU: "ieee" or "bf16". Allowing bf16 sends them to oneDNN."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 @functools.cache
 def onednn_keeps_fp32() -> bool:
-    """Whether oneDNN, allowed bf16 inside fp32 products, multiplies in fp32 all the same, and is worth it.
+    """Whether oneDNN, allowed bf16 inside fp32 matmuls, still computes in fp32, and is faster than MKL.
 
-    True on CPUs of another maker than Intel with AVX-512 and without AMX, if a check on four shapes agrees with
-    double precision as fp32 must. Measured on an AMD EPYC with 2 cores: 345 against MKL's 160 GFLOP/s.
+    True on AMD CPUs with AVX-512 and without AMX, if four shapes agree with double precision as fp32 must.
+    Measured on an AMD EPYC with 2 cores: 345 against MKL's 160 GFLOP/s.
     """
-    maker, flags = cpu_info()
-    if maker != "AuthenticAMD" or "avx512f" not in flags or any(flag.startswith("amx") for flag in flags):
+    flags, is_amd = cpu_info().get("flags", "").split(), cpu_info().get("vendor_id") == "AuthenticAMD"
+    if not is_amd or "avx512f" not in flags or any(flag.startswith("amx") for flag in flags):
         return False
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
     generator = torch.Generator().manual_seed(0)
-    try:
-        matmul.fp32_precision = "bf16"
+    with mkldnn_fp32_precision("bf16"):
         for rows, inner, outputs in ((128, 256, 2048), (128, 64, 192), (17, 33, 65), (1024, 512, 256)):
             a = torch.randn(2, rows, inner, generator=generator, dtype=torch.float)
             b = torch.randn(2, outputs, inner, generator=generator, dtype=torch.float)
@@ -145,13 +149,11 @@ def onednn_keeps_fp32() -> bool:
             # bf16 keeps 8 bits: its error here is above 1e-1
             if error > 1e-3:
                 return False
-    finally:
-        matmul.fp32_precision = before
     return True
 
 
 def measure_rates(device: torch.device, multiply: Callable[[torch.Tensor], object]) -> tuple[float, float]:
-    """Return throughput of `multiply(a)`, a · a, in FLOP/s and memory traffic in bytes/s, measured in about 0.2 s."""
+    """Return the throughput of `multiply(a)`, a · a, in FLOP/s and of memory in bytes/s, measured in about 0.2 s."""
     a = torch.randn(1, 1024, 1024, device=device)
     big = torch.zeros(32 * 2**20, device=device)
     flops = 2 * 1024**3 / _best_seconds(lambda: multiply(a), device)

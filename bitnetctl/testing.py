@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.engine.pack import Pack, pack_key
+from bitnetctl.engine.pack import Pack
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import check_class
@@ -79,8 +79,8 @@ def _train(composition: Composition) -> Pack:
     """Train two steps, in one pack with a baseline run if the shapes allow that."""
     base = tiny_config()
     config = composition.configure(base)
-    together = pack_key(config) == pack_key(base)
-    configs, compositions = ([config, base], [composition, Composition()]) if together else ([config], [composition])
+    beside = config.pack_key == base.pack_key
+    configs, compositions = ([config, base], [composition, Composition()]) if beside else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
     for step in (1, 2):
         pack.step(step)

@@ -1,11 +1,9 @@
-"""Fixtures: an isolated cache and folder, a tiny text, tiny runs on it, and made-up plug-ins."""
+"""Fixtures of all tests: an isolated home, a tiny text, and tiny runs trained on it."""
 
 import itertools
 import os
 import random
-import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from distributions import HALVED, Distribution, forget_plugins
 from hypothesis import settings
-from packs import PackArms, compose
 from texts import prose
 from training import open_trainer
 
 from bitnetctl import data
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import ProbeData, TokenData
-from bitnetctl.engine.pack import Pack
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 
-# reproducible examples, no files in the checkout, no time limits on a shared machine
+pytest_plugins = ("calling", "run_files", "sweeping")
+
+# the same examples every time, no files in the checkout, no timing on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 settings.load_profile("tests")
 
@@ -51,14 +48,14 @@ def pseudo_english(characters: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def denormals() -> Iterator[None]:
-    """Enable them again: training disables them for the process, and hypothesis needs them."""
+    """Training flushes denormals in its whole process, and hypothesis needs them."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Use one thread, for sums in a fixed order."""
+    """Make sums reproducible, and leave the other cores of a shared machine alone."""
     torch.set_num_threads(1)
 
 
@@ -70,7 +67,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use neither the user's cache nor the checkout as the current folder."""
+    """Use neither the user's cache nor the checkout."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.chdir(tmp_path)
 
@@ -143,7 +140,7 @@ def tiny_probe(tiny_tokens: TokenData, shared_cache: Path) -> ProbeData:
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Use double precision: float32 noise can flip an int8 rounding, which changes logits by 1e-3."""
+    """Models in double precision: no noise that flips an int8 rounding, and changes logits by 1e-3."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -155,7 +152,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
     `stop_after` and `crash_after` count the steps of this call; `watch` is called with the trainer and each event.
     """
-    # fsync takes half of the time of a tiny run
+    # half of a tiny run's time, and no test needs durability
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
     def run(
@@ -177,7 +174,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
                 raise SystemError("the machine went down")
             return done == stop_after
 
-        # at every evaluation: the default depends on the time
+        # at every evaluation; the default depends on the clock
         options.setdefault("checkpoint_every", configs[0].eval_every_steps)
         chosen = TrainOptions(runs_dir=tmp_path / runs_dir, device="cpu", should_stop=should_stop, **options)
         with open_trainer(configs, chosen, names=names or [config.run_name for config in configs]) as trainer:
@@ -189,72 +186,3 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
             return events
 
     return run
-
-
-@pytest.fixture(scope="session")
-def figures() -> Callable[[Path], list[bytes]]:
-    """Read the lines of a run's CSV without the last column, the measured speed: all that is reproducible."""
-
-    def read(csv: Path) -> list[bytes]:
-        header, *rows = csv.read_bytes().splitlines()
-        assert header.endswith(b",TokensPerSecond")
-        return [line.rpartition(b",")[0] for line in (header, *rows)]
-
-    return read
-
-
-@pytest.fixture
-def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Discover plug-ins anew; afterwards forget them and restore modules and sys.path."""
-    for name in ("DISABLE_PLUGINS", "ALLOWED_PLUGINS", "TRACEBACK"):
-        monkeypatch.delenv(f"BITNETCTL_{name}", raising=False)
-    modules, path = dict(sys.modules), list(sys.path)
-    forget_plugins()
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - set(modules):
-        if name.startswith(("made_up", "bitnetctl_")):
-            del sys.modules[name]
-    sys.modules.update(modules)
-    forget_plugins()
-
-
-@pytest.fixture
-def distribution(tmp_path: Path, fresh_registry: None) -> Distribution:
-    """Install a distribution: `points` are its entry points, its module is `made_up_NAME`."""
-
-    def install(
-        name: str = "halved",
-        code: str = HALVED,
-        *,
-        version: str = "1.2",
-        points: Mapping[str, str] | str | None = None,
-        folder: str = "site",
-    ) -> Path:
-        site = tmp_path / folder
-        module = f"made_up_{name.replace('-', '_')}"
-        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-        points = {name: f"{module}:Halved"} if points is None else points
-        lines = points if isinstance(points, str) else "".join(f"{key} = {value}\n" for key, value in points.items())
-        (info / "entry_points.txt").write_text(f"[bitnetctl.interventions]\n{lines}", encoding="utf-8")
-        (site / f"{module}.py").write_text(textwrap.dedent(code), encoding="utf-8")
-        if str(site) not in sys.path:
-            sys.path.append(str(site))
-        forget_plugins()
-        return site
-
-    return install
-
-
-@pytest.fixture
-def pack_arms(tiny_tokens: TokenData) -> PackArms:
-    """Build a pack of one config under several arms, each with its effective config."""
-
-    def build(config: RunConfig, *arms: str) -> Pack:
-        compositions = [compose(arm) for arm in arms]
-        configs = [composition.configure(config) for composition in compositions]
-        return Pack(configs, compositions, tiny_tokens, torch.device("cpu"))
-
-    return build

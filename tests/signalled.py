@@ -1,4 +1,4 @@
-"""A program for tests: command lines that meet a signal, or lose their terminal, at a moment of their training.
+"""A program for tests: command lines that receive a signal, or lose their terminal, at a given moment.
 
 Each is a process of its own, forked from one that has loaded everything. Reads a case a line, writes its exit code.
 """
@@ -20,7 +20,7 @@ from bitnetctl.plugins import registry
 from bitnetctl.trainer import checkpoint, factory, loop
 from bitnetctl.trainer.evaluate import Probe
 
-# moment: owner of a function, its name, at which call; the function then begins with what happens
+# moment: owner of a function, its name, and the call that begins with the action
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "reading": (registry, "normalize", 1),
     "encoding": (store, "_encode", 1),
@@ -32,8 +32,8 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 }
 
 
-def happen(moment: str, action: Callable[[], None]) -> None:
-    """Let something happen at a moment of this process."""
+def act_at(moment: str, action: Callable[[], None]) -> None:
+    """Call `action` at a moment of this process."""
     owner, name, at = MOMENTS[moment]
     original = getattr(owner, name)
     calls = 0
@@ -55,12 +55,12 @@ def send(names: list[str]) -> None:
 
 
 def hold_terminal() -> int:
-    """Make stderr a terminal, and return the process at its other end: the terminal ends with it."""
+    """Make stderr a terminal, and return the process that holds its other end: the terminal closes with it."""
     master, slave = os.openpty()
     holder = os.fork()
     if holder == 0:
         os.close(slave)
-        # until nobody has it open any more
+        # until no process has it open
         with contextlib.suppress(OSError):
             while os.read(master, 4096):
                 pass
@@ -78,14 +78,14 @@ def end(pid: int) -> None:
 
 
 def become(case: dict[str, Any]) -> None:
-    """Turn this process into a command line."""
+    """Run a command line in this process and exit."""
     os.environ.update(case.get("environment", {}))
     for number, path in ((1, case["out"]), (2, case["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     if case.get("nohup"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if "at" in case:
-        happen(case["at"], lambda: send(case["signals"]))
+        act_at(case["at"], lambda: send(case["signals"]))
     if "at_exit" in case:
         atexit.register(os.kill, os.getpid(), getattr(signal, case["at_exit"]))
     match case.get("stderr"):
@@ -93,11 +93,11 @@ def become(case: dict[str, Any]) -> None:
             reading, writing = os.pipe()
             os.dup2(writing, 2)
             os.close(writing)
-            happen("step", lambda: os.close(reading))
+            act_at("step", lambda: os.close(reading))
         case "terminal":
             os.environ["TERM"] = "xterm"
             holder = hold_terminal()
-            happen("step", lambda: end(holder))
+            act_at("step", lambda: end(holder))
         case "closed":
             os.close(2)
     sys.argv = ["bitnetctl", *case["arguments"]]
@@ -105,20 +105,20 @@ def become(case: dict[str, Any]) -> None:
         cli.main()
     except SystemExit as left:
         if "at_exit" not in case:
-            # Python's own leaving takes a second
+            # a regular exit of Python takes a second
             sys.stderr.flush()
             os._exit(int(left.code or 0))
         raise
 
 
 def warm_up(arguments: list[str]) -> None:
-    """Load everything and fill every cache, once for all."""
+    """Import every module and fill every cache, for all children."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert cli.run(arguments) == 0
 
 
 def main() -> None:
-    # half of a tiny run's time, and no test pulls the plug
+    # half of a tiny run's time, and no test needs durability
     os.fsync = lambda fd: None
     warm_up(json.loads(sys.stdin.readline())["arguments"])
     for line in sys.stdin:

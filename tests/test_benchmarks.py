@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness, large, plan, start, verify, worker
-from benchmarks.floor import Floor, attention_flops, matmul
+from benchmarks.floor import Floor, attention_flops, layer_matmuls
 from benchmarks.overhead import Watch
 from benchmarks.pack import pack_jobs
 from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
@@ -21,7 +21,7 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.plugins.composition import Composition
 
-CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 VOCABULARY = 96
 TINY = (
     "model.hidden_size=32",
@@ -33,12 +33,12 @@ TINY = (
 
 
 def tiny(recipe: str, *overrides: str) -> RunConfig:
-    # other seeds can put the first token's whole-number sums exactly between two int8 codes, where the last bit decides
+    # with other seeds an activation may lie exactly between two int8 codes, where the last bit decides
     return build_config(recipe, steps=20, seed=2, overrides=[*TINY, *overrides])
 
 
 def both(config: RunConfig) -> tuple[PlainModel, StockLoop, Pack]:
-    """The reference, its loop and the trainer, on the same tokens."""
+    """Return the reference, its loop and the trainer's pack, on the same tokens."""
     tokens = zipf_tokens(VOCABULARY, config, count=4000)
     model = plain_model(config, VOCABULARY, CPU)
     return model, StockLoop(model, config, tokens, CPU), Pack([config], [Composition()], tokens, CPU)
@@ -73,7 +73,7 @@ def test_trainer_and_reference_agree_in_fp32() -> None:
     for step in range(1, 4):
         loss = reference.step(step)
         pack.step(step)
-        # a rounding that falls the other way moves the loss in the fourth decimal
+        # one int8 rounding that flips moves the loss in the fourth decimal
         assert pack.loss_R[0].item() == pytest.approx(loss, abs=2e-3)
 
 
@@ -87,13 +87,13 @@ def test_floor_counts_six_flops_for_every_multiplied_parameter_and_token(recipe:
     )
     multiplied = num_parameters(config.model, VOCABULARY) - unmultiplied
     tokens = config.data.batch_size * config.data.sequence_length
-    assert sum(product.flops(tokens) for product in matmul(config, VOCABULARY)) == 6 * multiplied * tokens
+    assert sum(matmul.flops(tokens) for matmul in layer_matmuls(config, VOCABULARY)) == 6 * multiplied * tokens
     floor = Floor(config, VOCABULARY, CPU, runs=3)
     assert floor.flops == 3 * (6 * multiplied * tokens + attention_flops(config))
 
 
 def contender(name: str, seconds: list[float], order: list[str]) -> harness.Contender:
-    """Take as long as it is told, and note the turn."""
+    """Return a contender whose turns take the given seconds and are noted in `order`."""
     turns = iter(seconds)
 
     def take(steps: int) -> harness.Turn:
@@ -103,7 +103,7 @@ def contender(name: str, seconds: list[float], order: list[str]) -> harness.Cont
     return harness.Contender(name, take)
 
 
-def test_contenders_take_turns_and_the_first_is_left_out() -> None:
+def test_contenders_take_turns_and_the_first_turn_is_left_out() -> None:
     order: list[str] = []
     racing = [contender("a", [100.0, 2.0, 6.0, 4.0], order), contender("b", [0.0, 1.0, 1.0, 1.0], order)]
     harness.alternate(racing, rounds=3, steps=2)
@@ -114,7 +114,7 @@ def test_contenders_take_turns_and_the_first_is_left_out() -> None:
     assert harness.ratio(racing[0].milliseconds(), racing[1].milliseconds()) == 4.0
 
 
-def test_a_contender_that_breaks_leaves_the_race() -> None:
+def test_a_contender_that_breaks_takes_no_more_turns() -> None:
     answers: Iterator[harness.Turn] = iter([{"steps": 1, "seconds": 1.0}, {"error": "MemoryError: none left"}])
     broken = harness.Contender("broken", lambda steps: next(answers))
     absent = harness.Contender("absent", lambda steps: pytest.fail("it cannot run"), note="not installed")
@@ -128,7 +128,7 @@ def test_a_contender_that_breaks_leaves_the_race() -> None:
 
 
 def test_report_prints_and_writes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "found.json"
+    path = tmp_path / "results.json"
     rows = [{"what": "a", "ms": 1.23456, "other": None}, {"what": "b", "ms": 12345.6, "other": 3}]
     harness.report("title", rows, {"threads": 2}, path)
     printed = capsys.readouterr().out
@@ -138,8 +138,8 @@ def test_report_prints_and_writes_the_same(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_adam_is_a_part_of_the_floor() -> None:
-    found = Floor(tiny("quick"), VOCABULARY, CPU, precisions=["fp32"]).measure()
-    assert 0 < found["adam"] < found["fp32"]
+    seconds = Floor(tiny("quick"), VOCABULARY, CPU, precisions=["fp32"]).measure()
+    assert 0 < seconds["adam"] < seconds["fp32"]
 
 
 def test_floor_is_the_median_of_its_turns() -> None:
@@ -150,7 +150,7 @@ def test_floor_is_the_median_of_its_turns() -> None:
     assert floor_ms(floor, "bf16") is None
 
 
-def test_large_without_a_card_measures_nothing(
+def test_large_without_a_gpu_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -160,7 +160,7 @@ def test_large_without_a_card_measures_nothing(
     assert json.loads((tmp_path / "large.json").read_text())["rows"] == []
 
 
-def test_contenders_that_go_one_by_one_end_before_the_next_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_one_by_one_end_before_the_next_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     def begin(name: str, job: Job, stack: contextlib.ExitStack) -> harness.Contender:
@@ -176,7 +176,7 @@ def test_contenders_that_go_one_by_one_end_before_the_next_starts(monkeypatch: p
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, step_ms: Callable[[str], float]) -> None:
-    """Let contenders that go one by one take the time of their name, and a floor half a millisecond for Adam."""
+    """Fake `one_by_one`: a contender takes the time of its name, and a floor half a millisecond for Adam."""
 
     def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[harness.Contender]:
         def racing(name: str) -> harness.Contender:
@@ -185,9 +185,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, step_ms: Callable[[str], float]) ->
             turn = {"steps": steps, "seconds": seconds, "peak_bytes": 2**30, **rates}
             return harness.Contender(name, lambda steps: {**turn, "steps": 1} if "floor" in name else turn)
 
-        found = [racing(name) for name in jobs]
-        harness.alternate(found, rounds=rounds, steps=steps)
-        return found
+        faked = [racing(name) for name in jobs]
+        harness.alternate(faked, rounds=rounds, steps=steps)
+        return faked
 
     monkeypatch.setattr(harness, "one_by_one", one_by_one)
 
@@ -195,34 +195,34 @@ def pretend(monkeypatch: pytest.MonkeyPatch, step_ms: Callable[[str], float]) ->
 def reported(main: Callable[[], int], *options: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, "--json", str(path)])
     assert main() == 0
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
 
 
 def test_large_measures_the_first_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, lambda name: 4.0 if name.endswith("again") else 2.0 if name.startswith("ours") else 5.0)
-    found = reported(large.main, "--tiny", "--device", "cpu", path=tmp_path / "large.json", monkeypatch=monkeypatch)
-    names = [row["large"] for row in found["rows"]]
+    report = reported(large.main, "--tiny", "--device", "cpu", path=tmp_path / "large.json", monkeypatch=monkeypatch)
+    names = [row["large"] for row in report["rows"]]
     assert names[-1] == f"{names[0]}, again"
-    by_name = {row["large"]: row for row in found["rows"]}
+    by_name = {row["large"]: row for row in report["rows"]}
     assert by_name[names[-1]]["times the first"] == 1.25
     assert by_name["ours, eager, bf16"]["times the first"] == 2.5
-    assert by_name["ours, eager, bf16"]["share of the possible"] == 0.5
-    assert {row["peak memory, GiB"] for row in found["rows"]} == {1.0}
+    assert by_name["ours, eager, bf16"]["fraction of peak"] == 0.5
+    assert {row["peak memory, GiB"] for row in report["rows"]} == {1.0}
 
 
-def test_torchao_that_is_not_there_is_told_with_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torchao_is_reported_with_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(worker.MissingError, match=r"torchao 0\.18\.0"):
         worker.build(Job(kind="torchao", overrides=TINY, vocab_size=VOCABULARY, precision="bf16"), CPU)
 
 
-def test_a_plan_takes_what_its_packs_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_plan_is_that_of_its_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, lambda name: {"hidden 32": 3.0, "hidden 64": 6.0}.get(name, 0.0))
     options = ("--quick", "--device", "cpu", "--recipe", "quick", "--sizes", "32,64", "--runs", "16")
-    found = reported(plan.main, *options, path=tmp_path / "plan.json", monkeypatch=monkeypatch)
-    assert "cpu" in found["device"]
-    narrow, wide, every = found["rows"]
+    report = reported(plan.main, *options, path=tmp_path / "plan.json", monkeypatch=monkeypatch)
+    assert "cpu" in report["device"]
+    narrow, wide, every = report["rows"]
     # three packs of 16 are the 48 runs of a size: 60,000 steps of a pack
     assert narrow["hours"] == pytest.approx(60_000 * 3e-3 / 3600)
     assert wide["hours"] == pytest.approx(60_000 * 6e-3 / 3600)
@@ -232,35 +232,35 @@ def test_a_plan_takes_what_its_packs_take(tmp_path: Path, monkeypatch: pytest.Mo
     assert every["times the floor"] == pytest.approx(9.0)
 
 
-def ways(jobs: Mapping[str, Job]) -> dict[str, tuple[str, str]]:
+def engines_and_precisions(jobs: Mapping[str, Job]) -> dict[str, tuple[str, str]]:
     return {name: (job.engine, job.precision) for name, job in jobs.items() if job.kind == "ours"}
 
 
-def test_a_step_is_measured_in_the_ways_that_a_device_has() -> None:
+def test_a_step_is_measured_in_each_engine_and_precision_of_a_device() -> None:
     plain = {"ours, fp32": ("eager", "fp32"), "ours, bf16": ("eager", "bf16")}
-    assert ways(step_jobs("origin", CPU)) == plain
-    assert ways(step_jobs("quick", CPU)) == {**plain, "ours, fp32, compiled": ("compile", "fp32")}
-    assert ways(step_jobs("origin", CARD)) == {
+    assert engines_and_precisions(step_jobs("origin", CPU)) == plain
+    assert engines_and_precisions(step_jobs("quick", CPU)) == {**plain, "ours, fp32, compiled": ("compile", "fp32")}
+    assert engines_and_precisions(step_jobs("origin", GPU)) == {
         **plain,
         "ours, fp32, graph": ("graph", "fp32"),
         "ours, bf16, graph": ("graph", "bf16"),
         "ours, bf16, compiled": ("compile", "bf16"),
     }
-    for device in (CPU, CARD):
+    for device in (CPU, GPU):
         jobs = step_jobs("origin", device)
         assert (next(iter(jobs)), [*jobs][-1]) == ("reference", "floor")
         assert {job.device for job in jobs.values()} == {str(device)}
 
 
-def test_packs_on_a_card_are_recorded_and_in_bf16() -> None:
-    for device, way in ((CPU, ("eager", "fp32")), (CARD, ("graph", "bf16"))):
+def test_packs_on_a_gpu_are_captured_and_in_bf16() -> None:
+    for device, expected in ((CPU, ("eager", "fp32")), (GPU, ("graph", "bf16"))):
         trained, floors = pack_jobs("quick", [1, 16], device)
-        assert ways(trained) == {"pack of 1": way, "pack of 16": way}
+        assert engines_and_precisions(trained) == {"pack of 1": expected, "pack of 16": expected}
         assert [trained[f"pack of {job.runs}"].runs for job in floors.values()] == [1, 16]
 
 
-def test_verify_asks_for_what_it_is_asked_for() -> None:
-    arguments = argparse.Namespace(recipe="origin", sizes="256,512", steps=20_000, seeds=1, device=CARD)
+def test_verify_passes_its_arguments_on() -> None:
+    arguments = argparse.Namespace(recipe="origin", sizes="256,512", steps=20_000, seeds=1, device=GPU)
     requested = ["verify", "--recipe", "origin", "--seeds", "1", "--steps", "20000", "--device", "cuda:0"]
     assert verify.command_line(arguments) == [*requested, "--sizes", "256,512"]
     assert verify.training_limit(arguments) == 60.0
@@ -271,12 +271,12 @@ def test_verify_asks_for_what_it_is_asked_for() -> None:
     assert verify.training_limit(arguments) is None
 
 
-def test_trainings_that_cannot_be_compiled_do_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_that_cannot_compile_do_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     (plain,), compiled = start.trainings(tmp_path, CPU)
     assert plain.note == ""
     assert all("no-such-compiler" in one.note for one in compiled)
-    assert [one.name for one in start.trainings(tmp_path, CARD)[0]] == [plain.name, f"{plain.name}, --engine graph"]
+    assert [one.name for one in start.trainings(tmp_path, GPU)[0]] == [plain.name, f"{plain.name}, --engine graph"]
 
 
 def test_worker_trains_and_answers() -> None:
@@ -293,7 +293,7 @@ def test_worker_trains_and_answers() -> None:
     assert not missing.failed
 
 
-def test_watch_gives_inner_calls_to_the_outer() -> None:
+def test_watch_counts_nested_calls_with_the_outer_one() -> None:
     watch = Watch()
     inner = watch.timed("inner", lambda: None)
     outer: Callable[[], Any] = watch.timed("outer", inner)

@@ -1,4 +1,4 @@
-"""The faults of the benchmark, a share of each; that it would notice a loss; and the library that makes the faults."""
+"""A fraction of the faults of `tests.faults`; that a loss would be noticed; and the library that makes the faults."""
 
 import json
 import os
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the faults are made the Linux way"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the faults need Linux"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) to build the faults with"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def benchmarks_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def importable_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
@@ -44,7 +44,7 @@ def cases_without_loss(folder: Path, *options: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("BITNETCTL_EVERY_FAULT"), reason="BITNETCTL_EVERY_FAULT=1 asks for 40 minutes")
+@pytest.mark.skipif(not os.environ.get("BITNETCTL_EVERY_FAULT"), reason="takes 40 minutes; set BITNETCTL_EVERY_FAULT=1")
 def test_nothing_is_lost_by_any_fault(tmp_path: Path) -> None:
     assert sum(cases_without_loss(tmp_path).values()) > 150_000
 
@@ -54,10 +54,8 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     tried = cases_without_loss(tmp_path, "--quick")
     few = {fault for fault, cases in tried.items() if cases < 2}
     assert few == {fault for fault in tried if fault.endswith("of all checkpoints damaged")}
-    for place in ("run.json, lock, folders", "the CSV", "a checkpoint"):
-        assert {f"killed before a write call: {place}", f"killed in the middle of, or after, one: {place}"} <= set(
-            tried
-        )
+    for file in ("run.json, lock, folders", "the CSV", "a checkpoint"):
+        assert {f"killed before a write call: {file}", f"killed in the middle of, or after, one: {file}"} <= set(tried)
     assert sum(cases for fault, cases in tried.items() if fault.startswith("rolled back after it diverged")) >= 4
     for kind in ("killed before a write", "at a random moment", "sweep killed", "two sweeps", "pack killed"):
         assert any(kind in fault for fault in tried), kind
@@ -65,7 +63,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
         assert any(kind in fault for fault in tried), kind
 
 
-# what the benchmark must notice
+# losses that the fault tests must notice
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def double_a_row(runs: Path) -> None:
     csv.write_bytes(b"".join(lines[:3] + lines[2:]))
 
 
-def change_a_figure(runs: Path) -> None:
+def change_a_value(runs: Path) -> None:
     csv = runs / "run.csv"
     csv.write_bytes(csv.read_bytes().replace(b"\n4,", b"\n4,1", 1))
 
@@ -114,21 +112,23 @@ def leave_litter(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lose_a_row, "the CSV differs"),
         (double_a_row, "the CSV differs"),
-        (change_a_figure, "the CSV differs"),
+        (change_a_value, "the CSV differs"),
         (change_a_weight, "the weights differ"),
         (say_running, "run.json does not say finished"),
         (leave_litter, "other files are there: ['.run.csv.0123abcd']"),
     ],
 )
-def test_a_loss_at_the_end_is_noticed(truth: "Truth", tmp_path: Path, spoil: Callable[[Path], None], told: str) -> None:
+def test_a_loss_at_the_end_is_noticed(
+    truth: "Truth", tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
     runs = tmp_path / "runs"
     assert truth.finished(runs) is None
     spoil(runs)
-    assert told in (truth.finished(runs) or "")
+    assert message in (truth.finished(runs) or "")
 
 
 def test_a_loss_in_between_is_noticed(truth: "Truth", tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_loss_in_between_is_noticed(truth: "Truth", tmp_path: Path) -> None:
     # a torn row is no loss
     csv.write_bytes(whole + b"13,1.")
     assert truth.intact(runs, "run", 4) is None
-    for spoil in (lose_a_row, double_a_row, change_a_figure):
+    for spoil in (lose_a_row, double_a_row, change_a_value):
         csv.write_bytes(whole)
         spoil(runs)
         assert "rows in the CSV are not those" in (truth.intact(runs, "run") or "")
@@ -201,7 +201,7 @@ CALLS = "mkdir/a open/file write/file fsync/file ftruncate/file rename/a/file un
         ("COUNT", 0, f"| {CALLS}"),
         ("REFUSE_ONCE", 3, f"28 | {CALLS}"),
         ("REFUSE_FROM", 6, f"28 28 28 | {CALLS}"),
-        # half of the row is taken, and only what needs room is refused
+        # half of the write is done, and only calls that need space are refused
         ("FILL_UP", 3, f"28 | {CALLS}"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Devices by name and facts about the machine."""
+"""Devices by name, and what is read and measured of the machine."""
 
 import sys
 import weakref
@@ -22,18 +22,18 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.fixture
-def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
-@pytest.mark.usefixtures("no_cards")
-def test_without_a_card_it_is_the_processor() -> None:
+@pytest.mark.usefixtures("no_gpus")
+def test_without_a_gpu_it_is_the_cpu() -> None:
     assert resolve_device("auto") == resolve_device("cpu") == CPU
 
 
-@pytest.mark.usefixtures("no_cards")
+@pytest.mark.usefixtures("no_gpus")
 @pytest.mark.parametrize(
     ("name", "fragment"),
     [
@@ -57,7 +57,7 @@ def test_a_bad_device_is_one_line(name: str, fragment: str) -> None:
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-def test_cards_are_taken_by_number(gpus: int) -> None:
+def test_gpus_are_chosen_by_number(gpus: int) -> None:
     # numbered, as torch.cuda.set_device wants them
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
     assert resolve_device("cuda:1") == torch.device("cuda", gpus - 1)
@@ -66,7 +66,7 @@ def test_cards_are_taken_by_number(gpus: int) -> None:
         resolve_device(f"cuda:{gpus}")
 
 
-def test_facts_of_the_processor() -> None:
+def test_name_of_the_cpu() -> None:
     assert hardware.device_name(CPU).startswith("cpu (")
     assert hardware.device_name(CPU).endswith("cores)")
 
@@ -81,16 +81,16 @@ def test_memory_is_known_on_linux() -> None:
     assert 2**20 < hardware.memory_available(CPU) < 2**50
 
 
-def test_what_torch_keeps_on_a_card_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
-    for name, figure in figures.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+def test_memory_cached_by_torch_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
+    for name, value in values.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert hardware.memory_available(torch.device("cuda", 0)) == 10 + 30 - 25
 
 
-def test_unused_memory_of_a_card_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_gpu_memory_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     class Holder:
-        """Holds what a GPU would keep, and is held by itself only."""
+        """Holds GPU memory, and is referenced by itself only."""
 
         def __init__(self) -> None:
             self.itself = self
@@ -113,5 +113,5 @@ def test_rates_are_measured() -> None:
     assert 1e8 < traffic < 1e14
 
 
-def test_freed_memory_is_kept_where_glibc_is() -> None:
+def test_freed_memory_is_kept_with_glibc() -> None:
     assert hardware.keep_freed_memory() is (sys.platform == "linux")

@@ -206,6 +206,18 @@ class RunConfig(Frozen):
         arm = "+".join(spec.name for spec in self.interventions) or "baseline"
         return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
 
+    @property
+    def pack_key(self) -> tuple[object, ...]:
+        """What must be equal for runs to train in one pack: model shape, batch, data, steps, probe."""
+        model = self.model.model_dump(exclude={"initialization", "init_std", "quantization"})
+        return (
+            self.steps,
+            self.eval_every_steps,
+            tuple(model.items()),
+            tuple(self.data.model_dump(exclude={"order"}).items()),
+            tuple(self.probe.model_dump(exclude={"eval_every_steps"}).items()),
+        )
+
     def is_evaluated(self, step: int) -> bool:
         """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do."""
         return step in (1, self.steps) or step % self.eval_every_steps == 0

@@ -1,4 +1,4 @@
-"""What a training will take, from counted operations and bytes over what the machine was measured to do."""
+"""Estimated time and memory of training: counted operations and bytes over the machine's measured rates."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ from bitnetctl.model.parameters import num_parameters, parameter_specs
 
 
 def known_vocabulary(config: RunConfig) -> int:
-    """Return the vocabulary size of a config without touching its text; raises ConfigError where that cannot be."""
+    """Return the vocabulary size of a config without reading its text; raises ConfigError if that is not possible."""
     size = vocab_size_of(config.data)
     if size is None:
         raise ConfigError(f"the vocabulary of {config.data.tokenizer} is not known without fetching it")
     return size
 
 
-# Adam reads weight, gradient and two moments and writes three of them; the gradient is written once more: 4 bytes each
+# a parameter: Adam reads weight, gradient and two moments and writes three of them, backward writes the gradient
 _OPTIMIZER_BYTES = 28
-# time of one layer's small operations: measured on a 64-wide model on the CPU; on a GPU about sixty kernels
-# of a replayed graph at 4 µs each, counted and not measured
+# time of a layer's small operations: measured on a model of hidden size 64 on the CPU; on a GPU counted, not
+# measured, as sixty kernels of a replayed graph at 4 µs each
 _LAYER_SECONDS = {"cpu": 0.9e-3, "cuda": 0.25e-3}
 
 
@@ -40,10 +40,10 @@ class Estimate:
 def estimate(
     config: RunConfig, vocab_size: int, device: torch.device, runs: int = 1, precision: Precision = "fp32"
 ) -> Estimate:
-    """Estimate a pack of `runs` runs of one shape; it multiplies and copies for 0.2 s to know the machine."""
+    """Estimate a pack of `runs` runs of one shape; measures the rates of the device for 0.2 s."""
     parameters = num_parameters(config.model, vocab_size)
     matmul = Matmul(precision, device)
-    with matmul.scope(2**30):
+    with matmul.fastest_blas(2**30):
         flops_rate, bytes_rate = measure_rates(device, lambda a: torch.bmm(matmul.cast(a), matmul.cast(a)))
     multiplied = parameters if config.model.tie_word_embeddings else parameters - vocab_size * config.model.hidden_size
     tokens = config.data.batch_size * config.data.sequence_length
@@ -65,7 +65,7 @@ def estimate(
 
 
 def bytes_per_replica(config: RunConfig, vocab_size: int) -> int:
-    """Return the bytes a run adds to its pack: weights, gradients, moments, quantized copies and activations."""
+    """Return the bytes of a run in its pack: weights, gradients, moments, quantized copies and activations."""
     model = config.model
     parameters = num_parameters(model, vocab_size)
     matrices = sum(

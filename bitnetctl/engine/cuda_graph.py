@@ -1,12 +1,14 @@
-"""A pack whose whole step runs on the device, recorded once as a CUDA graph and replayed.
+"""A pack whose whole step runs on the device, captured once as a CUDA graph and replayed.
 
 A small model's step is a thousand short kernels; launched one by one they wait for the host. Here everything that
-changes from step to step is read from tables on the device at the place of a counter that lives there too: where the
-rows of the batch start, learning rates, quantization strengths. The host fills the tables for the steps ahead, starts
-replays, and reads a figure only at a log point.
+changes from step to step (batch offsets, learning rates, quantization λ) is read from tables on the device, at the
+index of a counter that is there too. The host fills the tables for the steps ahead, starts replays, and reads metrics
+only at log points.
 
-What the recording bakes in (weight decay, and whether anything is quantized or blended) is its key: a stage that
-changes it is recorded anew.
+What capture makes constant (weight decay, and whether anything is quantized or blended) is the graph's key: a stage
+that changes it gets a graph of its own.
+
+Shapes: R runs, B rows, T positions, N tokens of the training text, S steps of a block.
 """
 
 import contextlib
@@ -26,26 +28,19 @@ from bitnetctl.errors import CaptureError
 from bitnetctl.model.matmul import Quantization
 from bitnetctl.plugins.composition import Composition
 
-# steps whose tables are made at once
+# steps whose tables are filled at once
 _BLOCK = 256
-# real steps before a recording, in which libraries choose their kernels and take their workspaces
+# uncaptured steps before a capture, in which libraries choose their kernels and allocate their workspaces
 _WARM_UP = 3
-# a recording holds memory, and a stage that is over does not come back as a rule
-_MOST_GRAPHS = 8
+# a graph holds memory, and a stage that has ended rarely returns
+_MAX_GRAPHS = 8
 
+# nothing is quantized, some λ is not 1, weight decay of every run
 _Key = tuple[bool, bool, tuple[float, ...]]
 
 
-def can_be_captured(compositions: Sequence[Composition]) -> bool:
-    """Whether no intervention needs the host between forward pass and update."""
-    return all(
-        not composition.overrides_gradients and (not composition.overrides_loss or composition.capturable)
-        for composition in compositions
-    )
-
-
 class CapturedPack(Pack):
-    """R runs of one shape in training, the step on the device; without a GPU the same program runs uncaptured."""
+    """R runs of one shape in training, the step on the device; without a GPU the same operations run uncaptured."""
 
     def __init__(
         self,
@@ -64,6 +59,7 @@ class CapturedPack(Pack):
         self._keys: list[_Key] = []
 
     def _make_tables(self, data: TokenData, device: torch.device) -> None:
+        """Allocate the tables of a block of steps, its metrics and the counter."""
         runs, batch = len(self.replicas), self.replicas[0].config.data
         self._tokens_N = torch.from_numpy(data.train_N.astype("int32")).to(device)
         self._offsets_T1 = torch.arange(batch.sequence_length + 1, device=device)
@@ -71,15 +67,15 @@ class CapturedPack(Pack):
         self._rates_SR = torch.zeros(_BLOCK, runs, device=device)
         self._quant_lambdas_SR = torch.ones(_BLOCK, runs, device=device)
         self._steps_S = torch.zeros(_BLOCK, dtype=torch.long, device=device)
-        self._ring_S3R = torch.full((_BLOCK, 3, runs), torch.nan, device=device)
-        self._slot_1 = torch.zeros(1, dtype=torch.long, device=device)
-        # an optimizer keeps the tensor that it was given
+        self._block_metrics_S3R = torch.full((_BLOCK, 3, runs), torch.nan, device=device)
+        self._index_1 = torch.zeros(1, dtype=torch.long, device=device)
+        # the optimizer keeps the tensor it is given, so a captured step must write into one
         self._rates_R = torch.zeros(runs, device=device)
         limits = [replica.config.optimizer.max_norm for replica in self.replicas]
         self._limits_R = torch.tensor([torch.inf if limit is None else limit for limit in limits], device=device)
 
     def step(self, step: int) -> None:
-        """Train one step; the host does not wait for it."""
+        """Train one step; the host does not wait for the device."""
         with _on(self.device):
             if not self._keys or step != self._next or step - self._first >= len(self._keys):
                 self._fill(step)
@@ -88,16 +84,16 @@ class CapturedPack(Pack):
                     replica.optimizer.reset_moments()
             key = self._keys[step - self._first]
             if self.graphs is None:
-                self._program(key)
+                self._step_on_device(key)
             else:
-                self.graphs.run(key, lambda: self._program(key))
+                self.graphs.run(key, lambda: self._step_on_device(key))
         self._next = step + 1
 
     def _last_metrics(self) -> Tensor:
-        return self._ring_S3R[self._next - 1 - self._first]
+        return self._block_metrics_S3R[self._next - 1 - self._first]
 
     def _fill(self, first: int) -> None:
-        """Make the tables of the steps from `first` on."""
+        """Fill the tables for a block of steps from `first` on, and reset the counter."""
         steps = range(first, min(first + _BLOCK, self.steps + 1))
         count = len(steps)
         quant_lambdas = [self.quant_lambdas(step) for step in steps]
@@ -107,77 +103,73 @@ class CapturedPack(Pack):
         self._rates_SR[:count] = torch.tensor(rates)
         self._quant_lambdas_SR[:count] = torch.tensor(quant_lambdas)
         self._steps_S[:count] = torch.arange(first, first + count)
-        self._slot_1.zero_()
+        self._index_1.zero_()
         self._first = first
         self._keys = [
             (
-                all(quant_lambda == 0.0 for quant_lambda in of_step),
-                any(quant_lambda != 1.0 for quant_lambda in of_step),
+                all(quant_lambda == 0.0 for quant_lambda in step_lambdas),
+                any(quant_lambda != 1.0 for quant_lambda in step_lambdas),
                 tuple(replica.weight_decay(step) for replica in self.replicas),
             )
-            for step, of_step in zip(steps, quant_lambdas, strict=True)
+            for step, step_lambdas in zip(steps, quant_lambdas, strict=True)
         ]
 
-    def _program(self, key: _Key) -> None:
-        """Train the step at the counter, and count."""
+    def _step_on_device(self, key: _Key) -> None:
+        """Train the step at the counter and increment it, without a synchronization."""
         off, blended, decays = key
-        starts_RB = self._at_slot(self._starts_SRB)
+        starts_RB = self._at_index(self._starts_SRB)
         rows_RBT1 = self._tokens_N[starts_RB.unsqueeze(-1) + self._offsets_T1].long()
-        quant_lambda_R = self._at_slot(self._quant_lambdas_SR) if blended and not off else None
+        quant_lambda_R = self._at_index(self._quant_lambdas_SR) if blended and not off else None
         self._compute(rows_RBT1, Quantization(off=off, quant_lambda_R=quant_lambda_R))
-        self._guard(self._at_slot(self._steps_S))
+        self._guard(self._at_index(self._steps_S))
         divisor_R = clip_divisor(self._metrics_3R[2], self._limits_R)
-        self._rates_R.copy_(self._at_slot(self._rates_SR))
+        self._rates_R.copy_(self._at_index(self._rates_SR))
         for run, replica in enumerate(self.replicas):
-            # without a limit there is nothing to divide by, and a pass that writes gradients back is saved
+            # a divisor, even of 1, makes the fused kernel write the gradients back
             divisor = None if replica.config.optimizer.max_norm is None else divisor_R[run]
             replica.optimizer.step(self._rates_R[run], decays[run], divisor=divisor, skip=self._skip_R[run])
-        self._ring_S3R.index_copy_(0, self._slot_1, self._metrics_3R.unsqueeze(0))
-        self._slot_1.add_(1)
+        self._block_metrics_S3R.index_copy_(0, self._index_1, self._metrics_3R.unsqueeze(0))
+        self._index_1.add_(1)
 
-    def _at_slot(self, table: Tensor) -> Tensor:
-        return table.index_select(0, self._slot_1)[0]
+    def _at_index(self, table: Tensor) -> Tensor:
+        """Return the row of a table at the counter."""
+        return table.index_select(0, self._index_1)[0]
 
 
 class GraphCache:
-    """Runs programs by their key: a few times as they are, then recorded as a CUDA graph and replayed.
+    """Runs programs by their key: the first times uncaptured, then captured as a CUDA graph and replayed.
 
-    A step in which the host waits for the device cannot be recorded. The last of those before a recording is watched
-    for that: then `error` says where, `on_error` is told, and nothing is recorded any more.
+    A program that synchronizes with the device cannot be captured. The last uncaptured run of each key is checked for
+    that: if it synchronizes, `error` says where, `on_error` is called with it, and nothing more is captured.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # one for all: memory that was used on a stream is used again on that stream only
+        # one stream for all: memory freed on a stream is reused on that stream only
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._warm: Counter[Hashable] = Counter()
-        # the one used last is the last
+        self._warm_up_runs: Counter[Hashable] = Counter()
+        # in order of use, the most recent last
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.error: str | None = None
         self.on_error: Callable[[str], None] = lambda error: None
 
     def run(self, key: Hashable, program: Callable[[], None]) -> None:
-        """Run the program that belongs to `key`, recorded once it may be; raises CaptureError."""
+        """Run the program of `key`, captured once it is warmed up; raises CaptureError."""
         graph = self._graphs.pop(key, None)
-        if graph is None and self._is_due(key):
-            graph = self._record(program)
+        if graph is None and self.error is None and self._warm_up_runs[key] >= _WARM_UP:
+            graph = self._capture(program)
         if graph is None:
-            self._run_unrecorded(key, program)
+            self._run_uncaptured(key, program)
             return
         self._graphs[key] = graph
-        if len(self._graphs) > _MOST_GRAPHS:
-            # only now, since the pool of memory lives as long as one of its graphs
-            self._drop(next(iter(self._graphs)))
+        if len(self._graphs) > _MAX_GRAPHS:
+            # after the capture, since the memory pool is freed with the last of its graphs
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest], self._warm_up_runs[oldest]
         graph.replay()
 
-    def _is_due(self, key: Hashable) -> bool:
-        return self.error is None and self._warm[key] >= _WARM_UP
-
-    def _drop(self, key: Hashable) -> None:
-        del self._graphs[key], self._warm[key]
-
-    def _record(self, program: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, program: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             with warnings.catch_warnings():
@@ -185,22 +177,22 @@ class GraphCache:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                     program()
         except torch.OutOfMemoryError:
-            # ends the recording only
+            # ends the capture only: the GPU stays usable
             raise
         except (RuntimeError, UserWarning) as error:
-            # torch does not leave the stream of a recording that failed, so there is no going on unrecorded
+            # torch leaves the stream in capture mode, so the step cannot run uncaptured instead
             reason = str(error).partition("\n")[0]
-            message = f"the step cannot be recorded as a CUDA graph ({reason}); take --engine eager"
+            message = f"the step cannot be captured as a CUDA graph ({reason}); take --engine eager"
             raise CaptureError(message) from error
         return graph
 
-    def _run_unrecorded(self, key: Hashable, program: Callable[[], None]) -> None:
-        self._warm[key] += 1
+    def _run_uncaptured(self, key: Hashable, program: Callable[[], None]) -> None:
+        self._warm_up_runs[key] += 1
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            if self.error is None and self._warm[key] == _WARM_UP:
-                self.error = _run_watched(program)
+            if self.error is None and self._warm_up_runs[key] == _WARM_UP:
+                self.error = _run_checked(program)
                 if self.error is not None:
                     self.on_error(self.error)
             else:
@@ -208,22 +200,22 @@ class GraphCache:
         current.wait_stream(self._stream)
 
 
-def _run_watched(program: Callable[[], None]) -> str | None:
-    """Run a program and say where in it the host waited for the device."""
+def _run_checked(program: Callable[[], None]) -> str | None:
+    """Run a program; return where in it the host synchronized with the device, None if nowhere."""
     before = torch.cuda.get_sync_debug_mode()
-    # what else is warned of was said in the steps before
+    # other warnings were shown in the steps before
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # with "error" the step would end halfway
+        # "error" would end the step halfway
         torch.cuda.set_sync_debug_mode("warn")
         try:
             program()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    places = [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]
-    return f"the host waits for the device in {places[0]}" if places else None
+    lines = [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]
+    return f"the host waits for the device in {lines[0]}" if lines else None
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which a GPU is the current one: streams and recordings are made there."""
+    """Return a context in which a GPU is the current one, where streams and graphs are created."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

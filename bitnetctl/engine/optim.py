@@ -1,4 +1,4 @@
-"""Parameter groups and stock torch optimizers, one for each run of a pack."""
+"""The optimizer of a run: stock torch Adam or AdamW, fused, over flat parameters."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ _CLASSES = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class RunOptimizer:
-    """The optimizer of one run: a decayed and an exempt parameter group over the run's own leaf tensors.
+    """The optimizer of one run: a decayed and an exempt parameter group over the run's flat parameters.
 
     `adam` couples the decay (L2 added to the gradient, Kingma & Ba 2015 with torch's `weight_decay`);
     `adamw` decouples it (Loshchilov & Hutter 2019).
@@ -39,7 +39,7 @@ class RunOptimizer:
             fused=True,
             capturable=device.type == "cuda",
         )
-        # steps that are not captured are meant: those before a recording, and all of the eager engine
+        # uncaptured steps are intended: the warm-up before a capture, and all of the eager engine
         self._optimizer._warned_capturable_if_run_uncaptured = True
 
     def step(
@@ -50,11 +50,11 @@ class RunOptimizer:
         divisor: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> None:
-        """Update the leaves from their `.grad`; the exempt group is never decayed.
+        """Update the flat parameters from their `.grad`; the exempt group is never decayed.
 
-        `divisor` divides the gradients in the pass over memory that the update is. `skip`, a float of 1, leaves
-        weights and moments as they are without anybody waiting for its value. On a GPU the rate may be a tensor
-        there, so that a captured step reads it anew.
+        `divisor`: passed as `grad_scale`: clipping inside the fused kernel. `skip`: passed as `found_inf`: where it is
+        1.0 the kernel leaves weights and moments unchanged, without a synchronization. On a GPU the learning rate may
+        be a tensor, which a captured step reads at every replay.
         """
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate
@@ -64,18 +64,18 @@ class RunOptimizer:
         self._optimizer.step()
 
     def reset_moments(self) -> None:
-        """Forget both moments and the step count, as if the next update were the first."""
+        """Zero both moments and the step count, as if the next update were the first."""
         for entry in self._optimizer.state.values():
             for tensor in entry.values():
                 tensor.zero_()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors as `leaf/key`, such as `head/exp_avg`."""
+        """Return the optimizer's tensors as `flat parameter/key`, such as `head/exp_avg`."""
         state = self._optimizer.state_dict()["state"]
         return {f"{self._names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
     def state_like(self) -> dict[str, Tensor]:
-        """Return stand-ins with the names, shapes and dtypes of what `state` returns after a step."""
+        """Return tensors with the names, shapes and dtypes of what `state` returns after a step."""
         flat_parameters = [flat for group in self._optimizer.param_groups for flat in group["params"]]
         count = torch.zeros((), dtype=torch.float32)
         return {
@@ -85,7 +85,7 @@ class RunOptimizer:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
         index = {name: i for i, name in enumerate(self._names)}
         state: dict[int, dict[str, Tensor]] = {}
         for path, value in tensors.items():
@@ -95,5 +95,5 @@ class RunOptimizer:
 
 
 def clip_divisor(norm: Tensor, max_norm: float | Tensor) -> Tensor:
-    """Return what gradients are divided by for a global norm of at most `max_norm`, as `clip_grad_norm_` does."""
+    """Return the divisor that clips gradients to a global norm of `max_norm`: max(1, (norm + 1e-6) / max_norm)."""
     return ((norm + 1e-6) / max_norm).clamp_(min=1.0).to(torch.float32)

@@ -1,6 +1,6 @@
-"""One optimizer step of a pack: forward and backward batched over the runs, everything else per run.
+"""One optimizer step of a pack: forward and backward batched over the runs, everything else run by run.
 
-Shapes: R runs, B rows, T positions, N = B·T, V vocabulary.
+Shapes: R runs, B rows, T positions, N = B·T tokens, H hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from bitnetctl.plugins.composition import Composition
 
 
 class Replica:
-    """One run inside a pack: its config, interventions, parameters, optimizer and the figures of its last step."""
+    """One run inside a pack: its config, interventions, parameters and optimizer."""
 
     def __init__(self, config: RunConfig, composition: Composition, model: PackedModel, run: int) -> None:
         self.config = config
@@ -31,40 +31,28 @@ class Replica:
         self.halved_after: Sequence[int] = ()
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of `step` after all interventions, halved for every rollback that lies before it."""
+        """Return the learning rate of `step` after all interventions, halved for every rollback before it."""
         base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
         rate = self.composition.learning_rate(base, step, self.config.steps)
         return rate * 0.5 ** sum(step > after for after in self.halved_after)
 
     def weight_decay(self, step: int) -> float:
-        """Weight decay of `step` after all interventions."""
+        """Return the weight decay of `step` after all interventions."""
         base = schedule.weight_decay(self.config.schedule, step, self.config.steps)
         return self.composition.weight_decay(base, step, self.config.steps)
 
     def resets_moments(self, step: int) -> bool:
-        """Whether the moments are forgotten before the update of `step`."""
+        """Whether the optimizer's moments are reset before the update of `step`."""
         every = self.config.optimizer.reset_moments_every_steps
         return every is not None and step > 1 and (step - 1) % every == 0
 
     def quant_lambda(self, step: int) -> float:
-        """Quantization strength λ of `step` after all interventions."""
+        """Return the quantization λ of `step` after all interventions."""
         return self.composition.quantization(self.config.model.quantization, step, self.config.steps)
 
 
-def pack_key(config: RunConfig) -> tuple[object, ...]:
-    """Return what must be equal for runs to train in one pack: model shape, batch, data, steps, probe."""
-    model = config.model.model_dump(exclude={"initialization", "init_std", "quantization"})
-    return (
-        config.steps,
-        config.eval_every_steps,
-        tuple(model.items()),
-        tuple(config.data.model_dump(exclude={"order"}).items()),
-        tuple(config.probe.model_dump(exclude={"eval_every_steps"}).items()),
-    )
-
-
 class Pack:
-    """R runs of one shape in training, step by step from the host."""
+    """R runs of one shape in training; the host starts every operation of a step."""
 
     def __init__(
         self,
@@ -76,7 +64,7 @@ class Pack:
         precision: Precision = "fp32",
         compiled: bool = False,
     ) -> None:
-        if len({pack_key(config) for config in configs}) != 1:
+        if len({config.pack_key for config in configs}) != 1:
             raise ConfigError("runs of different shape cannot train in one pack")
         self.device = device
         self.model = PackedModel(
@@ -94,25 +82,26 @@ class Pack:
         self.steps = configs[0].steps
         self._overrides_loss = any(replica.composition.overrides_loss for replica in self.replicas)
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
+        # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
-        # the first step that was not finite, 0 while all were; kept on the device, where it takes effect at once
+        # first step that was not finite, 0 while all were; on the device, to skip updates without a synchronization
         self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
         self._guards_on_device = device.type != "cpu"
 
     @property
     def loss_R(self) -> Tensor:
-        """Plain cross-entropy of the last step's batch, in nats."""
+        """Cross-entropy of the last step's batch, in nats, whatever the objective."""
         return self._last_metrics()[0]
 
     @property
     def objective_R(self) -> Tensor:
-        """What the last step minimised: the loss, unless a hook is claimed."""
+        """What the last step minimised: the loss, unless an intervention overrides it."""
         return self._last_metrics()[1]
 
     @property
     def grad_norm_R(self) -> Tensor:
-        """Global norm of the last step's gradients, before hooks and clipping."""
+        """Global norm of the last step's gradients, before gradient hooks and clipping."""
         return self._last_metrics()[2]
 
     def _last_metrics(self) -> Tensor:
@@ -120,16 +109,16 @@ class Pack:
 
     @property
     def tokens_per_step(self) -> int:
-        """Training tokens a step of one run."""
+        """Training tokens of one run in a step."""
         data = self.replicas[0].config.data
         return data.batch_size * data.sequence_length
 
     def quant_lambdas(self, step: int) -> list[float]:
-        """Quantization strengths of all members."""
+        """Return the quantization λ of every run at `step`."""
         return [replica.quant_lambda(step) for replica in self.replicas]
 
     def step(self, step: int) -> None:
-        """Train one step; its figures stay on the device until they are read."""
+        """Train one step; its metrics stay on the device until they are read."""
         self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
         self._guard(step)
         for run, replica in enumerate(self.replicas):
@@ -137,31 +126,32 @@ class Pack:
                 self._update(run, replica, step)
 
     def wait(self) -> None:
-        """Wait until the device has done the steps so far."""
+        """Synchronize with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def _rows(self, step: int) -> Tensor:
+        """Return the batch of every run, inputs and targets overlapping: [R, B, T + 1]."""
         rows_RBT1 = torch.from_numpy(np.stack([batches.rows_BT1(step) for batches in self._batches]))
         if self.device.type == "cuda":
             return rows_RBT1.pin_memory().to(self.device, non_blocking=True)
         return rows_RBT1
 
     def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
-        """Write the gradients of a batch and its figures."""
+        """Compute the gradients and metrics of a batch."""
         targets_RN = rows_RBT1[..., 1:].flatten(1)
-        activations = self.model.record(rows_RBT1[..., :-1], quantization)
-        claims = _LossOverrides(self.replicas, targets_RN) if self._overrides_loss else None
-        loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, claims)
+        activations = self.model.forward_for_backward(rows_RBT1[..., :-1], quantization)
+        overrides = _LossOverrides(self.replicas, targets_RN) if self._overrides_loss else None
+        loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, overrides)
         self.model.backward(activations, grad_RNH)
-        objective_R = loss_R if claims is None else claims.objectives(loss_R)
+        objective_R = loss_R if overrides is None else overrides.objectives(loss_R)
         torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._metrics_3R)
 
     def _guard(self, step: int | Tensor) -> None:
-        """Remember the runs whose objective or gradient is not finite; they are not updated any more."""
+        """Mark the runs whose objective or gradient norm is not finite; they are not updated from here on."""
         bad_R = ~self._metrics_3R[1:].isfinite().all(0)
         if not self._guards_on_device:
-            # reading a figure costs nothing here, a pass over a diverged run's memory does
+            # reading a value costs nothing on the CPU, and updates of a diverged run are saved
             for replica, is_bad in zip(self.replicas, bad_R.tolist(), strict=True):
                 if is_bad and replica.diverged_at is None:
                     replica.diverged_at = int(step)
@@ -170,7 +160,7 @@ class Pack:
         self._skip_R.copy_(self._failed_at_R > 0)
 
     def mark_diverged(self, step: int) -> None:
-        """Read from the device which runs diverged, and when; after `step`, look at weights and moments too."""
+        """Set `diverged_at` from what the device marked, and to `step` where a weight or moment is not finite."""
         for run, (replica, failed_at) in enumerate(zip(self.replicas, self._failed_at_R.tolist(), strict=True)):
             if replica.diverged_at is None and failed_at:
                 replica.diverged_at = failed_at
@@ -179,18 +169,19 @@ class Pack:
 
     @torch.no_grad()
     def first_bad_tensor(self, run: int) -> str:
-        """Name what of a diverged run is not finite: a weight or moment first, since the rest follows from it."""
+        """Return what is not finite in a diverged run: first a weight or moment, from which the rest follows."""
         bad = self._bad_state(run)
         if bad is not None:
             return bad
         if not self.objective_R[run].isfinite():
             return "the loss"
         gradients = {name: parameter.grad for name, parameter in self.model.parameters(run).items()}
-        finite = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
-        return f"the gradient of {next(finite, 'all parameters together')}"
+        bad_gradients = (name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all())
+        return f"the gradient of {next(bad_gradients, 'all parameters together')}"
 
     @torch.no_grad()
     def _bad_state(self, run: int) -> str | None:
+        """Return the first weight or moment that is not finite."""
         replica = self.replicas[run]
         if not all(flat.isfinite().all() for flat in replica.flat_parameters.values()):
             weights = self.model.parameters(run).items()
@@ -200,6 +191,7 @@ class Pack:
         return None if name is None else f"the moment {name}"
 
     def _update(self, run: int, replica: Replica, step: int) -> None:
+        """Apply gradient hook, clipping and optimizer to one run."""
         norm = self.grad_norm_R[run]
         if replica.composition.overrides_gradients:
             with torch.no_grad():
@@ -217,16 +209,16 @@ class Pack:
 
 
 class _LossOverrides:
-    """The objectives of the runs whose intervention claims the training loss."""
+    """The objectives of the runs whose intervention overrides the training loss, called with all logits of a step."""
 
     def __init__(self, replicas: Sequence[Replica], targets_RN: Tensor) -> None:
-        self._members = replicas
+        self._replicas = replicas
         self._targets_RN = targets_RN
         self._objectives: dict[int, Tensor] = {}
 
     def __call__(self, logits_RNV: Tensor, grad_RNV: Tensor) -> None:
-        """Replace the gradients of the claimed runs."""
-        for run, replica in enumerate(self._members):
+        """Write N times the gradient of its objective over that of each such run: `head_loss` divides by N."""
+        for run, replica in enumerate(self._replicas):
             if replica.composition.overrides_loss:
                 logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
                 with torch.enable_grad():
@@ -236,7 +228,7 @@ class _LossOverrides:
                 self._objectives[run] = objective.detach()
 
     def objectives(self, loss_R: Tensor) -> Tensor:
-        """Return what is minimised: the plain loss but for the claimed runs."""
+        """Return what each run minimises [R]: the loss, or the objective that overrides it."""
         objective_R = loss_R.clone()
         for run, objective in self._objectives.items():
             objective_R[run] = objective

@@ -6,14 +6,14 @@ from bitnetctl.config import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
-    """Return the learning rate of `step`.
+    """Return the learning rate of `step`; every kind warms up linearly to the peak at `warmup_steps`.
 
-    All kinds rise linearly to the peak at `warmup_steps`. Then `two-stage` falls linearly to
-    `boundary_learning_rate_fraction` of the peak at the boundary and on to the final fraction at the end, or straight
-    to it where the warm-up takes all of stage 1;
-    `paper` follows one line to the final fraction until the boundary and the same line scaled to the stage-2 peak
-    after it ("The Era of 1-bit LLMs: Training Tips, Code and FAQ"); `cosine` is half a cosine to the final fraction
-    (Loshchilov & Hutter 2017); `constant` stays at the peak.
+    - `two-stage` falls linearly to `boundary_learning_rate_fraction` of the peak at the boundary, then linearly to the
+      final fraction at the end; in one line if the warm-up takes all of stage 1
+    - `paper` falls in one line to the final fraction, that line being scaled to the stage-2 peak after the boundary
+      ("The Era of 1-bit LLMs: Training Tips, Code and FAQ")
+    - `cosine` falls in half a cosine to the final fraction (Loshchilov & Hutter 2017)
+    - `constant` stays at the peak
     """
     peak, warmup = schedule.peak_learning_rate, schedule.warmup_steps
     if step < warmup:
@@ -46,7 +46,7 @@ def weight_decay(schedule: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def _line(x: float, x0: float, y0: float, x1: float, y1: float) -> float:
-    """Interpolate linearly between two points; a segment without length is already at its end."""
+    """Interpolate linearly from (x0, y0) to (x1, y1), constant beyond; y1 where x1 ≤ x0."""
     if x1 <= x0:
         return y1
     t = min(max((x - x0) / (x1 - x0), 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""How a pack is carried out on a device: engine, precision and threads, chosen unless asked for."""
+"""Engine, precision and number of threads for a device, chosen automatically unless requested."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from torch.utils._triton import has_triton
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.engine.cuda_graph import CapturedPack, can_be_captured
+from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import has_bf16_matmul
@@ -24,20 +24,20 @@ from bitnetctl.plugins.composition import Composition
 
 Engine: TypeAlias = Literal["eager", "graph", "compile"]
 
-# below this the products are too small for bf16 to pay for its casts
+# below this many parameters the matmuls are too small to make up for the casts to bf16
 _BF16_FROM_PARAMETERS = 2_000_000
-# rehearsals of a step with each number of threads: as many as there is time for, or the fewest that say anything
-_TRIALS, _FEWEST_TRIALS = 9, 3
-_SECONDS = 1.0
-# from this width on a step is bound by its kernels, not by their number
+# timed steps with each number of threads: as many as fit into so many seconds, within these bounds
+_MAX_TRIALS, _MIN_TRIALS = 9, 3
+_TRIAL_SECONDS = 1.0
+# from this hidden size on a step is bound by the work of its kernels, not by their number
 _COMPILE_FROM_HIDDEN = 1024
-# what a GPU's int8 products want: widths in multiples of this, and at least so many tokens
+# `torch._int_mm` on a GPU: widths in multiples of this, and at least so many tokens
 _INT8_MULTIPLE, _INT8_TOKENS = 8, 17
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What `run.json` names as the way a run was computed."""
+    """How a run is computed, as `run.json` names it."""
 
     engine: Engine
     precision: Precision
@@ -48,8 +48,8 @@ def choose(
 ) -> Execution:
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
 
-    Automatically: on the CPU eager, and bf16 only for models above 2 M parameters where the CPU has
-    bf16 products; on a GPU bf16, the step as a CUDA graph, compiled too from hidden size 1024 on if it can be.
+    `auto` is, on the CPU, eager, and bf16 only for models from 2 M parameters on CPUs with bf16 matmuls; on a GPU, the
+    step as a CUDA graph, compiled too from hidden size 1024 on where it can be, and bf16.
     """
     return Execution(
         engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
@@ -67,14 +67,14 @@ def _engine(requested: str, config: RunConfig, device: torch.device) -> Engine:
             plain = "eager" if device.type == "cpu" else "graph"
             raise ConfigError(f"--engine compile: {device} needs {missing} for it; take --engine {plain}")
         case "graph" if device.type == "cpu":
-            raise ConfigError("--engine graph records CUDA kernels; on the CPU take eager or compile")
+            raise ConfigError("--engine graph captures CUDA kernels; on the CPU take eager or compile")
         case "eager" | "graph" | "compile":
             return requested
     raise ConfigError(f"--engine {requested!r} is unknown; take auto, {', '.join(get_args(Engine))}")
 
 
 def _missing_to_compile(device: torch.device) -> str | None:
-    """Return what torch and Triton would look for in vain: the compiler named in the environment, or their own."""
+    """Return what torch.compile needs and does not find: Triton, or the compiler named by CXX or CC, or a usual one."""
     if device.type == "cpu":
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
         return None if shutil.which(compiler) else f"a C++ compiler, {compiler} or another in CXX,"
@@ -91,7 +91,7 @@ def _precision(requested: str, config: RunConfig, vocab_size: int, device: torch
             large = device.type == "cuda" or num_parameters(config.model, vocab_size) >= _BF16_FROM_PARAMETERS
             return "bf16" if has_bf16 and large else "fp32"
         case "bf16" | "int8" if not has_bf16:
-            raise ConfigError(f"--precision {requested}: {device} has no bf16 products; take --precision fp32")
+            raise ConfigError(f"--precision {requested}: {device} has no bf16 matmuls; take --precision fp32")
         case "int8" if device.type == "cpu":
             raise ConfigError("--precision int8 is for the int8 tensor cores of a GPU; take fp32 or bf16")
         case "int8" if not int8_sum_is_exact(max(config.model.hidden_size, config.model.intermediate_size)):
@@ -104,18 +104,18 @@ def _precision(requested: str, config: RunConfig, vocab_size: int, device: torch
 
 
 def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
-    """Return what of a run's shape `torch._int_mm` refuses on a GPU."""
+    """Return why `torch._int_mm` refuses the shapes of a run on a GPU; None if it takes them."""
     matrices = [spec.shape[1:] for spec in parameter_specs(config.model, vocab_size).values() if spec.is_matrix]
     odd = [f"{rows}×{columns}" for rows, columns in matrices if rows % _INT8_MULTIPLE or columns % _INT8_MULTIPLE]
     if odd:
         return f"a matrix of {odd[0]} is not made of multiples of {_INT8_MULTIPLE}"
-    # the probe may look at a single row
+    # the probe may evaluate a single row
     fewest = min(config.data.sequence_length, config.probe.random_prompts * config.probe.random_prompt_tokens)
     return f"{fewest} tokens at once are fewer than {_INT8_TOKENS}" if fewest < _INT8_TOKENS else None
 
 
 def hosted_engine(engine: Engine) -> Engine:
-    """Return what really runs where `engine` was chosen and the host has to start every kernel of a step."""
+    """Return the engine used when capture is impossible: graph → eager."""
     return "eager" if engine == "graph" else engine
 
 
@@ -126,39 +126,45 @@ def make_pack(
     device: torch.device,
     execution: Execution,
 ) -> Pack:
-    """Return a pack that is carried out so; on a GPU captured, unless an intervention needs the host."""
+    """Return a pack with this engine and precision; captured on a GPU unless eager or an intervention prevents it."""
     compiled = execution.engine == "compile"
-    kind = Pack
-    if device.type == "cuda" and execution.engine != "eager" and can_be_captured(compositions):
-        kind = CapturedPack
+    captured = (
+        device.type == "cuda" and execution.engine != "eager" and all(each.capturable_step for each in compositions)
+    )
+    kind = CapturedPack if captured else Pack
     return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
 
 
 def choose_threads(pack: Pack, most: int) -> int:
-    """Return `most` threads or one, whichever does a step's arithmetic faster now.
+    """Return `most` threads or one, whichever is faster for a step's forward and backward now.
 
-    Small products gain little from a second thread and lose everything where it has to share its core: measured beside
-    one busy process, two threads took 40 ms for a step that takes one thread 7. Two CPUs of a virtual machine may
-    be one core, or be taken away by its neighbours, and then large steps lose, too.
+    Small matmuls gain little from a second thread and lose much when its core is shared: beside one busy process, two
+    threads were measured to take 40 ms for a step that takes 7 ms in one. Two CPUs of a virtual machine may be one
+    core, or be used by its neighbours, and then large steps lose too.
     """
     if most == 1 or pack.device.type != "cpu":
         return most
-    taken: dict[int, list[float]] = {most: [], 1: []}
+    timings: dict[int, list[float]] = {most: [], 1: []}
+
+    def has_time() -> bool:
+        return len(timings[1]) < _MAX_TRIALS and sum(map(sum, timings.values())) < _TRIAL_SECONDS
+
     try:
-        # in turns: what comes first pays for memory that is touched for the first time, and is not counted
-        while len(taken[1]) < _FEWEST_TRIALS or (len(taken[1]) < _TRIALS and sum(map(sum, taken.values())) < _SECONDS):
-            for threads, seconds in taken.items():
+        # alternating, as the load of the machine changes
+        while len(timings[1]) < _MIN_TRIALS or has_time():
+            for threads, seconds in timings.items():
                 torch.set_num_threads(threads)
                 seconds.append(_step_seconds(pack))
     finally:
         torch.set_num_threads(most)
-    several, one = (statistics.median(seconds[1:]) for seconds in taken.values())
-    # the optimizer, which is not measured, gains more from threads
+    # the first of each warms up: it page-faults new memory
+    several, one = (statistics.median(seconds[1:]) for seconds in timings.values())
+    # the optimizer, which is not timed, gains more from threads
     return 1 if one < 0.9 * several else most
 
 
 def _step_seconds(pack: Pack) -> float:
-    """Time the arithmetic of a step, after a forward pass that wakes the threads up."""
+    """Time one forward and backward, after a forward that wakes the threads up."""
     data = pack.replicas[0].config.data
     tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
     quant_lambdas = pack.quant_lambdas(1)

@@ -1,7 +1,7 @@
-"""The pieces of a step that are not matrix products, forward and backward written out.
+"""The operations of a step other than weight matmuls, each with a hand-written backward.
 
-Gradients are written by hand because a recorded graph costs more than the arithmetic of a small model, and because a
-step that records nothing can be captured and fused as it stands. Each function takes and returns plain tensors.
+Without autograd, because its graph costs more than the arithmetic of a small model, and because a step without one
+can be captured as a CUDA graph and compiled as it is. Each function takes and returns plain tensors.
 
 Shapes: R runs, N tokens, F features, V vocabulary, B·R rows of T positions, A heads, D head size.
 """
@@ -15,19 +15,19 @@ from torch import Tensor
 
 
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a number as a tensor: made once, where a plain number would be made into one at every use."""
+    """Return a number as a cached scalar tensor: torch converts a plain number at every use."""
     if torch.compiler.is_compiling():
         return torch.full((), value, dtype=dtype, device=device)
-    return _kept_constant(value, dtype, device)
+    return _cached_constant(value, dtype, device)
 
 
 @lru_cache(maxsize=64)
-def _kept_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cached_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
 def rms_norm(x_RNF: Tensor, weight_R1F: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019), the unweighted figures and 1 / sqrt(…)."""
+    """Return x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019), x / sqrt(…) and 1 / sqrt(…)."""
     norm_RN1 = torch.linalg.vector_norm(x_RNF, dim=-1, keepdim=True)
     floor = constant(eps, x_RNF.dtype, x_RNF.device)
     inverse_RN1 = torch.addcmul(floor, norm_RN1, norm_RN1, value=1 / x_RNF.shape[-1]).rsqrt_()
@@ -47,20 +47,20 @@ def rms_norm_backward(
 
 
 def rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Turn heads [R·B, A, T, D] by their position (RoPE, Su et al. 2021); the sine carries rotate-half's sign."""
+    """Apply RoPE (Su et al. 2021) to heads [R·B, A, T, D]; the sine carries rotate-half's sign."""
     first, second = x.chunk(2, dim=-1)
-    # half the time of roll
+    # takes half the time of torch.roll
     return torch.addcmul(x * cos_TD, torch.cat((second, first), dim=-1), sin_TD)
 
 
 def rotate_backward(grad: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Return the gradient of what was turned."""
+    """Return the gradient of the heads before rotation."""
     first, second = (grad * sin_TD).chunk(2, dim=-1)
     return torch.cat((second, first), dim=-1).addcmul_(grad, cos_TD)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask_TT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return softmax(q · kᵀ / √D + mask) · v and the softmax, for heads [R·B·A, T, D]: faster than SDPA if short."""
+    """Return softmax(q · kᵀ / √D + mask) · v and the softmax, for heads [R·B·A, T, D]: faster than SDPA for short T."""
     p = torch.baddbmm(mask_TT, q, k.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
     return torch.bmm(p, v), p
 
@@ -75,7 +75,7 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) ->
 
 
 def gate(gate_up_RNF: Tensor, activation: str) -> Tensor:
-    """Return act(gate) · up of the fused projection [R, N, 2F] in at least fp32, act being ReLU² or SiLU."""
+    """Return act(gate) · up of the fused projection [R, N, 2F] in fp32 or wider; act is ReLU² or SiLU."""
     gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
     gate_RNF = gate_RNF.to(torch.promote_types(gate_RNF.dtype, torch.float32))
     if activation == "relu2":
@@ -85,22 +85,22 @@ def gate(gate_up_RNF: Tensor, activation: str) -> Tensor:
 
 
 def gate_backward(grad_RNF: Tensor, gate_up_RNF: Tensor, activation: str) -> Tensor:
-    """Return the gradient of the fused projection."""
+    """Return the gradient of the fused projection [R, N, 2F]."""
     gate_RNF, up_RNF = gate_up_RNF.chunk(2, dim=-1)
     gate_RNF = gate_RNF.to(grad_RNF.dtype)
     if activation == "relu2":
         gate_RNF = F.relu(gate_RNF)
-        half_RNF = grad_RNF * up_RNF
-        return _side_by_side(half_RNF.add_(half_RNF), gate_RNF, grad_RNF, gate_RNF * gate_RNF)
+        up_grad_RNF = grad_RNF * up_RNF
+        return _products_concatenated(up_grad_RNF.add_(up_grad_RNF), gate_RNF, grad_RNF, gate_RNF * gate_RNF)
     sigmoid_RNF = torch.sigmoid(gate_RNF)
     silu_RNF = gate_RNF * sigmoid_RNF
     # d silu(g) = σ + silu·(1 − σ)
     slope_RNF = torch.addcmul(sigmoid_RNF, silu_RNF, 1 - sigmoid_RNF)
-    return _side_by_side(grad_RNF * up_RNF, slope_RNF, grad_RNF, silu_RNF)
+    return _products_concatenated(grad_RNF * up_RNF, slope_RNF, grad_RNF, silu_RNF)
 
 
-def _side_by_side(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Return a · b and c · d next to each other in the last dimension."""
+def _products_concatenated(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return a · b and c · d concatenated in the last dimension."""
     if torch.compiler.is_compiling():
         return torch.cat((a * b, c * d), dim=-1)
     result = a.new_empty(*a.shape[:-1], 2 * a.shape[-1])
@@ -111,9 +111,9 @@ def _side_by_side(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of every token [R, N] in fp32 and softmax − one-hot [R, N, V]: its gradient, token by token.
+    """Return every token's loss [R, N] in fp32 or wider, and its gradient by the logits, softmax − one-hot [R, N, V].
 
-    One pass of softmax serves both: log Σ exp is read off at the largest logit, where it loses nothing.
+    One softmax serves both: with p at the largest logit m, log Σ exp = m − log p, which cannot underflow.
     """
     targets_RN1 = targets_RN.unsqueeze(-1)
     p_RNV = torch.softmax(logits_RNV, -1, dtype=torch.promote_types(logits_RNV.dtype, torch.float32))
@@ -125,7 +125,7 @@ def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tenso
 
 
 def normalize(x_RNF: Tensor, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Apply one RMSNorm after the other; return the result and what the way back needs."""
+    """Apply RMSNorms in sequence; return the result and, of each, (normed, 1 / RMS) for backward."""
     saved = []
     for weight_R1F in weights:
         x_RNF, normed_RNF, inverse_RN1 = rms_norm(x_RNF, weight_R1F, eps)

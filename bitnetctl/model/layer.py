@@ -1,9 +1,9 @@
-"""One layer of the packed transformer, forward and backward written out: functions of tensors alone.
+"""One layer of the packed transformer, forward and hand-written backward, as functions of tensors alone.
 
-All layers of a model have one shape, so what is compiled for one of them serves them all.
+All layers of a model have one shape, so a function compiled for one of them serves them all.
 
-Shapes: R runs, B rows, T positions of a row, N = B·T, H hidden, F features, O outputs of a matrix, A query heads, G
-key/value heads, D head size.
+Shapes: R runs, B rows, T positions of a row, N = B·T tokens, H hidden, F features, I inputs and O outputs of a matrix,
+A query heads, G key/value heads, D head size.
 """
 
 import math
@@ -26,10 +26,10 @@ _NORMS_BEFORE = {
     "gate_up": ("post_norm", "gate_up_norm"),
     "down": ("ffn_sub_norm",),
 }
-# up to this many positions plain products beat the fused attention of the CPU
-_SHORT = 64
-# shapes that one process may compile; beyond its limit the compiler runs new ones as they are, and says nothing
-_MOST_SHAPES = 64
+# up to this many positions attention as plain matmuls is faster on the CPU than SDPA
+_PLAIN_ATTENTION_POSITIONS = 64
+# beyond its limit of shapes the compiler silently runs new ones uncompiled
+_RECOMPILE_LIMIT = 64
 
 _Heads = tuple[Tensor, Tensor, Tensor]
 _P = ParamSpec("_P")
@@ -49,8 +49,12 @@ class LayerWeights:
 
 
 @dataclass
-class Saved:
-    """What the way back needs: what each matrix multiplied, what its norms did, what attention and gate saw."""
+class LayerActivations:
+    """Activations saved for backward.
+
+    `inputs` and `norms` by matrix: its quantized input, and (normed, 1 / RMS) of each norm in front of it.
+    `attention` is (q, k, v, p), p being the softmax, or the output with its autograd graph where torch's SDPA runs.
+    """
 
     inputs: dict[str, Operand] = field(default_factory=dict)
     norms: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
@@ -59,152 +63,159 @@ class Saved:
 
 
 @dataclass
-class Gradients:
-    """What the way back finds: gradients [R, F] of norms; of a matrix the gradient of its product, and its input.
+class LayerGradients:
+    """Norm gradients [R, F], and (grad_output [R, N, O], input [R, N, I]) of each matrix.
 
-    A matrix's own gradient is the product of these two; the caller makes it where it belongs.
+    The caller forms dW = grad_outputᵀ · input, written directly into the gradient tensor.
     """
 
     norms: dict[str, Tensor] = field(default_factory=dict)
-    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    matrix_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def fused(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Return the function compiled, for every shape that it meets."""
-    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return the function, compiled for every shape it is called with if `enabled`."""
+    if not enabled:
+        return function
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     compiled: Callable[_P, _T] = torch.compile(function, dynamic=False, fullgraph=True)
     return compiled
-
-
-def as_is(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Return the function."""
-    return function
 
 
 class Layer:
     """The arithmetic of a layer for rows of `positions` tokens; it holds no weights.
 
-    `compiled` fuses it: as a whole where attention is made of plain products, else what is before and after attention.
+    `compiled`: one function each way where attention is plain matmuls, else one before and one after attention.
     """
 
     def __init__(
         self, config: ModelConfig, matmul: Matmul, positions: int, device: torch.device, *, compiled: bool = False
     ) -> None:
-        self._config, self._products, self._positions = config, matmul, positions
-        self._queries, self._groups = config.num_attention_heads, config.num_key_value_heads
+        self._config, self._matmul, self._positions = config, matmul, positions
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._on_gpu = device.type == "cuda"
-        self._is_plain = not self._on_gpu and self._queries == self._groups and positions <= _SHORT
+        short = positions <= _PLAIN_ATTENTION_POSITIONS
+        self._plain_attention = short and not self._on_gpu and self._heads == self._kv_heads
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
-        # fused attention has its own, and rows may be long
-        masked = positions if self._is_plain else 0
+        # SDPA makes its own mask, and rows may be long
+        masked = positions if self._plain_attention else 0
         self._mask_TT = torch.full((masked, masked), -math.inf).triu(1).to(device)
-        whole = fused if compiled and self._is_plain else as_is
-        piece = fused if compiled and not self._is_plain else as_is
-        self.forward, self.backward = whole(self._forward), whole(self._backward)
-        self._before, self._after = piece(self._up_to_attention), piece(self._from_attention)
-        self._after_back, self._before_back = piece(self._back_to_attention), piece(self._back_from_attention)
+        whole, part = compiled and self._plain_attention, compiled and not self._plain_attention
+        self.forward, self.backward = compile_if(whole, self._forward), compile_if(whole, self._backward)
+        self._before, self._after = compile_if(part, self._before_attention), compile_if(part, self._after_attention)
+        self._after_back = compile_if(part, self._after_attention_backward)
+        self._before_back = compile_if(part, self._before_attention_backward)
 
-    def _forward(self, x_RNH: Tensor, weights: LayerWeights, q: Quantization) -> tuple[Tensor, Saved]:
-        """Return the residual stream after the layer, and what the way back needs."""
+    def _forward(self, x_RNH: Tensor, weights: LayerWeights, q: Quantization) -> tuple[Tensor, LayerActivations]:
+        """Return the residual stream after the layer, and the activations saved for backward."""
         heads, before = self._before(x_RNH, weights, q)
         a_RNH, attention = self._attend(heads, x_RNH.shape[0])
         x_RNH, after = self._after(x_RNH, a_RNH, weights, q)
-        return x_RNH, Saved(before.inputs | after.inputs, before.norms | after.norms, attention, after.gate_up)
+        inputs, norms = before.inputs | after.inputs, before.norms | after.norms
+        return x_RNH, LayerActivations(inputs, norms, attention, after.gate_up)
 
-    def _backward(self, grad_RNH: Tensor, saved: Saved, weights: LayerWeights) -> tuple[Tensor, Gradients]:
-        """Return the gradient of the residual stream before the layer, and what concerns its weights."""
+    def _backward(
+        self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
+    ) -> tuple[Tensor, LayerGradients]:
+        """Return the gradients of the residual stream before the layer and of the layer's weights."""
         grad_RNH, grad_a_RNH, after = self._after_back(grad_RNH, saved, weights)
         grad_heads = self._attend_backward(grad_a_RNH, saved.attention)
         grad_RNH, before = self._before_back(grad_RNH, grad_heads, saved, weights)
-        return grad_RNH, Gradients(after.norms | before.norms, after.factors | before.factors)
+        return grad_RNH, LayerGradients(after.norms | before.norms, after.matrix_factors | before.matrix_factors)
 
-    def _up_to_attention(self, x_RNH: Tensor, weights: LayerWeights, q: Quantization) -> tuple[_Heads, Saved]:
-        """Return queries [R·B, A, T, D], keys and values [R·B, G, T, D]."""
-        saved = Saved()
-        qkv_RNO = self._multiply("qkv", x_RNH, weights, q, saved)
-        heads = qkv_RNO.view(-1, self._positions, self._queries + 2 * self._groups, self._config.head_size)
-        # rotary embeddings turn queries and keys alike, so both go through in one piece
-        turned, value = heads.transpose(1, 2).split([self._queries + self._groups, self._groups], dim=1)
-        query, key = functional.rotate(turned, self._cos_TD, self._sin_TD).split([self._queries, self._groups], dim=1)
-        # on a GPU in the type that its fast kernels take; elsewhere that of the weights
-        dtype = self._products.dtype if self._on_gpu else x_RNH.dtype
-        # a view of the values would keep the whole product
-        value = value.to(dtype) if self._is_plain or value.dtype != dtype else value.clone()
+    def _before_attention(
+        self, x_RNH: Tensor, weights: LayerWeights, q: Quantization
+    ) -> tuple[_Heads, LayerActivations]:
+        """Return queries [R·B, A, T, D] and keys and values [R·B, G, T, D], queries and keys rotated."""
+        saved = LayerActivations()
+        qkv_RNO = self._linear("qkv", x_RNH, weights, q, saved)
+        heads = qkv_RNO.view(-1, self._positions, self._heads + 2 * self._kv_heads, self._config.head_size)
+        # rotary embeddings treat queries and keys alike, so one call rotates both
+        query_key, value = heads.transpose(1, 2).split([self._heads + self._kv_heads, self._kv_heads], dim=1)
+        rotated = functional.rotate(query_key, self._cos_TD, self._sin_TD)
+        query, key = rotated.split([self._heads, self._kv_heads], dim=1)
+        # on a GPU in the type its fast kernels take, elsewhere in that of the weights
+        dtype = self._matmul.dtype if self._on_gpu else x_RNH.dtype
+        # SDPA saves v for backward: a view would keep all of qkv in memory
+        value = value.to(dtype) if self._plain_attention or value.dtype != dtype else value.clone()
         return (query.to(dtype), key.to(dtype), value), saved
 
-    def _from_attention(
+    def _after_attention(
         self, x_RNH: Tensor, a_RNH: Tensor, weights: LayerWeights, q: Quantization
-    ) -> tuple[Tensor, Saved]:
-        """Return the residual stream after attention and feed-forward."""
-        saved = Saved()
-        x_RNH = x_RNH + self._multiply("o", a_RNH.to(x_RNH.dtype), weights, q, saved)
-        gate_up_RNF = self._multiply("gate_up", x_RNH, weights, q, saved)
+    ) -> tuple[Tensor, LayerActivations]:
+        """Return the residual stream after output projection and feed-forward."""
+        saved = LayerActivations()
+        x_RNH = x_RNH + self._linear("o", a_RNH.to(x_RNH.dtype), weights, q, saved)
+        gate_up_RNF = self._linear("gate_up", x_RNH, weights, q, saved)
         saved.gate_up = (gate_up_RNF,)
         f_RNF = functional.gate(gate_up_RNF, self._config.activation)
-        return x_RNH + self._multiply("down", f_RNF, weights, q, saved), saved
+        return x_RNH + self._linear("down", f_RNF, weights, q, saved), saved
 
-    def _back_to_attention(
-        self, grad_RNH: Tensor, saved: Saved, weights: LayerWeights
-    ) -> tuple[Tensor, Tensor, Gradients]:
-        """Return the gradients of the residual stream after attention, and of attention's output."""
-        found = Gradients()
-        grad_RNF = self._multiply_backward("down", grad_RNH, saved, weights, found)
+    def _after_attention_backward(
+        self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
+    ) -> tuple[Tensor, Tensor, LayerGradients]:
+        """Return the gradients of the residual stream after attention, of attention's output, and of the weights."""
+        grads = LayerGradients()
+        grad_RNF = self._linear_backward("down", grad_RNH, saved, weights, grads)
         grad_RNF = functional.gate_backward(grad_RNF, saved.gate_up[0], self._config.activation)
-        grad_RNH = grad_RNH + self._multiply_backward("gate_up", grad_RNF, saved, weights, found)
-        return grad_RNH, self._multiply_backward("o", grad_RNH, saved, weights, found), found
+        grad_RNH = grad_RNH + self._linear_backward("gate_up", grad_RNF, saved, weights, grads)
+        return grad_RNH, self._linear_backward("o", grad_RNH, saved, weights, grads), grads
 
-    def _back_from_attention(
-        self, grad_RNH: Tensor, grad_heads: _Heads, saved: Saved, weights: LayerWeights
-    ) -> tuple[Tensor, Gradients]:
-        """Return the gradient of the residual stream before the layer."""
-        found = Gradients()
+    def _before_attention_backward(
+        self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights
+    ) -> tuple[Tensor, LayerGradients]:
+        """Return the gradients of the residual stream before the layer and of the weights."""
+        grads = LayerGradients()
         grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
-        grad_turned = torch.cat((grad_query, grad_key), dim=1)
-        grad_turned = functional.rotate_backward(grad_turned, self._cos_TD, self._sin_TD)
-        grad_qkv_RNO = torch.cat((grad_turned, grad_value), dim=1).transpose(1, 2).reshape(*grad_RNH.shape[:2], -1)
-        return grad_RNH + self._multiply_backward("qkv", grad_qkv_RNO, saved, weights, found), found
+        grad_query_key = torch.cat((grad_query, grad_key), dim=1)
+        grad_query_key = functional.rotate_backward(grad_query_key, self._cos_TD, self._sin_TD)
+        grad_qkv_RNO = torch.cat((grad_query_key, grad_value), dim=1).transpose(1, 2).reshape(*grad_RNH.shape[:2], -1)
+        return grad_RNH + self._linear_backward("qkv", grad_qkv_RNO, saved, weights, grads), grads
 
-    def _multiply(self, matrix: str, x_RNF: Tensor, weights: LayerWeights, q: Quantization, saved: Saved) -> Tensor:
-        """Normalize, quantize and multiply."""
-        norms = [weights.norms[key] for key in weights.norm_keys(matrix)]
-        normed_RNF, saved.norms[matrix] = functional.normalize(x_RNF, norms, self._config.rms_norm_eps)
-        saved.inputs[matrix] = self._products.activations(normed_RNF, q)
-        return self._products.multiply(saved.inputs[matrix], weights.matrices[matrix])
-
-    def _multiply_backward(
-        self, matrix: str, grad_RNO: Tensor, saved: Saved, weights: LayerWeights, found: Gradients
+    def _linear(
+        self, matrix: str, x_RNI: Tensor, weights: LayerWeights, q: Quantization, saved: LayerActivations
     ) -> Tensor:
-        """Return the gradient of what went into the norms before a matrix; note what concerns their weights."""
+        """Normalize, quantize and multiply; add to `saved` what backward needs."""
+        norms = [weights.norms[key] for key in weights.norm_keys(matrix)]
+        normed_RNI, saved.norms[matrix] = functional.normalize(x_RNI, norms, self._config.rms_norm_eps)
+        saved.inputs[matrix] = self._matmul.activations(normed_RNI, q)
+        return self._matmul.multiply(saved.inputs[matrix], weights.matrices[matrix])
+
+    def _linear_backward(
+        self, matrix: str, grad_RNO: Tensor, saved: LayerActivations, weights: LayerWeights, grads: LayerGradients
+    ) -> Tensor:
+        """Return the gradient of the input of a matrix's norms; add those of norms and matrix to `grads`."""
         keys = weights.norm_keys(matrix)
-        grad_RNO = self._products.cast(grad_RNO)
-        found.factors[matrix] = (grad_RNO, self._products.figures(saved.inputs[matrix]))
-        grad_RNF = torch.bmm(grad_RNO, self._products.figures(weights.matrices[matrix]))
+        grad_RNO = self._matmul.cast(grad_RNO)
+        grads.matrix_factors[matrix] = (grad_RNO, self._matmul.dequantize(saved.inputs[matrix]))
+        grad_RNI = torch.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
         norms = [weights.norms[key] for key in keys]
-        grad_RNF, grads_RF = functional.normalize_backward(grad_RNF, saved.norms[matrix], norms)
-        found.norms.update(zip(keys, grads_RF, strict=True))
-        return grad_RNF
+        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], norms)
+        grads.norms.update(zip(keys, norm_grads_RF, strict=True))
+        return grad_RNI
 
     def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the heads' output [R, N, A·D] and what the way back needs."""
-        with self._products.outside():
-            if self._is_plain:
+        """Return the output of attention [R, N, A·D] and what its backward needs."""
+        with self._matmul.default_blas():
+            if self._plain_attention:
                 q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
                 out, last = functional.attend(q, k, v, self._mask_TT)
             else:
-                # the one piece whose gradient torch records: its kernels differ by device
+                # the one gradient left to autograd: SDPA's backward kernels differ by device
                 q, k, v = (head.detach().requires_grad_() for head in heads)
                 with torch.enable_grad():
-                    shares = self._queries != self._groups
-                    last = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shares)
+                    grouped = self._heads != self._kv_heads
+                    last = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
                 out = last.detach()
-        out = out.view(-1, self._queries, self._positions, self._config.head_size)
-        return out.transpose(1, 2).reshape(runs, -1, self._queries * self._config.head_size), (q, k, v, last)
+        out = out.view(-1, self._heads, self._positions, self._config.head_size)
+        return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, last)
 
     def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> _Heads:
+        """Return the gradients of queries, keys and values."""
         q, k, v, last = saved
-        grad_out = grad_RNH.view(-1, self._positions, self._queries, self._config.head_size).transpose(1, 2)
-        with self._products.outside():
-            if self._is_plain:
+        grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)
+        with self._matmul.default_blas():
+            if self._plain_attention:
                 grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, last)
                 grad_q, grad_k, grad_v = (grad.view(grad_out.shape) for grad in grads)
             else:

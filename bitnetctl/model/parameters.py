@@ -1,4 +1,7 @@
-"""The packed tensors of a model and the named parameters that are blocks of them."""
+"""Shapes of a model's packed tensors, and the named parameters that are blocks of their rows.
+
+Shapes: L layers, O×I a matrix, F the width of a norm, V vocabulary, H hidden.
+"""
 
 import math
 from collections.abc import Iterator
@@ -13,8 +16,8 @@ from bitnetctl.config import ModelConfig, ParameterGroup
 class ParameterSpec:
     """One packed tensor of the model and the named parameters that are blocks of it.
 
-    `shape` is without the run dimension: [L, O, I] for matrices, [L, F] for norms, [V, H] for tables.
-    `blocks` are the projections fused in the rows: name (with `{layer}`) and height; the heights sum to O.
+    `shape` is without the run dimension: [L, O, I] for matrices, [L, F] for norms ([F] for the last), [V, H] for
+    embeddings and head. `blocks` are the parameters fused in the rows: name (with `{layer}`) and number of rows.
     """
 
     shape: tuple[int, ...]
@@ -24,12 +27,12 @@ class ParameterSpec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is quantized."""
+        """Whether it is a matrix, which is quantized and always decayed."""
         return self.group is None
 
-    def parameters(self, row: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the view of every parameter in a run's row of this storage, or of its gradient."""
-        for layer, rows in enumerate(row.unbind(0) if self.per_layer else (row,)):
+    def parameters(self, packed: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and view of every parameter in one run's slice [*shape] of the packed tensor or its gradient."""
+        for layer, rows in enumerate(packed.unbind(0) if self.per_layer else (packed,)):
             start = 0
             for name, height in self.blocks:
                 yield name.format(layer=layer), rows[start : start + height]
@@ -76,5 +79,5 @@ def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, Parameter
 
 
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Number of parameters of one run."""
+    """Return the number of parameters of one run."""
     return sum(math.prod(spec.shape) for spec in parameter_specs(config, vocab_size).values())

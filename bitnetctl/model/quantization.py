@@ -1,8 +1,9 @@
 """Ternary weights and int8 activations: the arithmetic of BitNet b1.58.
 
-The gradient passes straight through both (Bengio et al. 2013, arXiv 1308.3432), so the way back needs no code here.
+The gradient passes straight through both (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432), so
+backward needs no code here.
 
-Shapes: R runs, L layers, O outputs, I inputs of a matrix; any trailing feature dimension F for activations.
+Shapes: R runs, L layers, O outputs, I inputs of a matrix; activations have any dimensions and their features F last.
 Source: "The Era of 1-bit LLMs" (arXiv 2402.17764) section 2 and its "Training Tips, Code and FAQ".
 """
 
@@ -16,10 +17,9 @@ INT8_MAX = 127
 
 
 def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
-    """Return 1 / max(mean |w|, 1e-5) for each row, the mean taken over the row's segment of outputs.
+    """Return 1 / max(mean |w|, 1e-5) for each row [R, L, O, 1], the mean taken over the row's segment of the matrix.
 
-    `segments` are the heights, summing to O, of the projections fused in the matrix: [O] shares one scale.
-    Shape: [R, L, O, 1].
+    `segments` are numbers of rows that sum to O, one for each projection with a scale of its own; [O] is one scale.
     """
     if len(segments) == 1:
         mean_RLO1 = weight_RLOI.abs().mean((-2, -1), keepdim=True).expand(*weight_RLOI.shape[:-1], 1)
@@ -30,20 +30,20 @@ def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
 
 
 def ternary_codes(weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
-    """Return the ternary values in {-1, 0, 1} of a weight, as int8 of the same shape."""
+    """Return clamp(round(w·s), ±1) with s = `ternary_scale`: values in {-1, 0, 1}, as int8 of the same shape."""
     return (weight_RLOI * ternary_scale(weight_RLOI, segments)).round_().clamp_(-1, 1).to(torch.int8)
 
 
 def ternary_weights(
     weight_RLOI: Tensor, segments: Sequence[int], quant_lambda_R: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """Return round(clamp(w·s, ±1)) / s with s = `ternary_scale`, in `out` if given: its layout and type are kept.
+    """Return clamp(round(w·s), ±1) / s with s = `ternary_scale`; written into `out` if given, in its layout and type.
 
-    `quant_lambda_R` blends run r from full precision (0) to ternary (1); None is 1 for all. Both ends are exact.
+    `quant_lambda_R` interpolates run r from full precision (0) to ternary (1), both exactly; None is 1 for all.
     """
     scale_RLO1 = ternary_scale(weight_RLOI, segments)
     codes_RLOI = (weight_RLOI * scale_RLO1).round_().clamp_(-1, 1)
-    # a compiler fuses the copy, and refuses to write into what is not contiguous
+    # when compiling, the copy is fused anyway, and `out=` would have to be contiguous
     if quant_lambda_R is None and out is not None and not torch.compiler.is_compiling():
         return torch.div(codes_RLOI, scale_RLO1, out=out)
     values_RLOI = codes_RLOI.div_(scale_RLO1)
@@ -59,15 +59,13 @@ def int8_scale(x: Tensor) -> Tensor:
 
 
 def int8_activations(x: Tensor, quant_lambda_R: Tensor | None = None) -> Tensor:
-    """Return round(x·s) / s with s = `int8_scale`: one scale for each token.
+    """Return round(x·s) / s of activations [R, …, F] with s = `int8_scale`, one scale a token.
 
-    Shape: [R, …, F]. `quant_lambda_R` as in `ternary_weights`.
+    `quant_lambda_R` as in `ternary_weights`.
     """
     scale = int8_scale(x)
     # |x| * 127 / max|x| cannot round beyond ±127, so the formula's clamp to -128…127 never binds
     quantized = (x * scale).round_().div_(scale)
-    return (
-        quantized
-        if quant_lambda_R is None
-        else torch.lerp(x, quantized, quant_lambda_R.view(-1, *(1,) * (x.dim() - 1)))
-    )
+    if quant_lambda_R is None:
+        return quantized
+    return torch.lerp(x, quantized, quant_lambda_R.view(-1, *(1,) * (x.dim() - 1)))

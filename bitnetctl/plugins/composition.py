@@ -65,14 +65,9 @@ class Composition:
         return self._gradients is not None
 
     @property
-    def capturable(self) -> bool:
-        """Whether the overridden training loss may be captured in a CUDA graph."""
-        return self._loss is not None and type(self._loss).capturable
-
-    @property
-    def needs_host(self) -> bool:
-        """Whether a hook needs the host between the forward pass and the update."""
-        return self.overrides_gradients or (self.overrides_loss and not self.capturable)
+    def capturable_step(self) -> bool:
+        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but a capturable one."""
+        return self._gradients is None and (self._loss is None or type(self._loss).capturable)
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Return the objective of the intervention that overrides the training loss."""

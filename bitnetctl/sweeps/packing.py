@@ -9,7 +9,6 @@ import torch
 
 from bitnetctl.config import RunConfig
 from bitnetctl.engine.cost import bytes_per_replica, estimate, known_vocabulary
-from bitnetctl.engine.pack import pack_key
 from bitnetctl.engine.select import choose, make_pack
 from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins.composition import Composition
@@ -29,7 +28,7 @@ def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
 
     One run that needs the host between its kernels would slow down all that are captured without it.
     """
-    return (*pack_key(run.effective), device.type != "cpu" and not run.needs_host)
+    return (*run.effective.pack_key, device.type != "cpu" and run.capturable_step)
 
 
 def largest_pack(device: torch.device, replica_bytes: int) -> int:
@@ -52,7 +51,7 @@ class PackLimits:
 
     def of(self, effective: RunConfig) -> int:
         """Return the largest pack for an effective config."""
-        key = pack_key(effective)
+        key = effective.pack_key
         if key not in self._known:
             self._known[key] = self._measure(effective)
         return self._known[key]

@@ -14,15 +14,15 @@ from bitnetctl.records.status import ended
 class ResolvedRun:
     """A run with what follows from its config, so that a sweep of thousands derives it once for each.
 
-    `config` is the run as requested, `effective` after its interventions. `needs_host` says whether a hook needs the
-    host between the forward pass and the update, so that a step cannot be captured as a CUDA graph.
+    `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
+    needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph.
     """
 
     config: RunConfig
     effective: RunConfig
     config_hash: str
     paths: RunPaths
-    needs_host: bool
+    capturable_step: bool
 
     @property
     def name(self) -> str:
@@ -53,5 +53,5 @@ def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> Resol
         effective=composition.configure(config),
         config_hash=config_hash,
         paths=RunPaths(runs_dir, name or config.run_name),
-        needs_host=composition.needs_host,
+        capturable_step=composition.capturable_step,
     )

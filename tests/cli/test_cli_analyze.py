@@ -1,18 +1,15 @@
 """`bitnetctl analyze` from the command line: what it reads, prints, writes and refuses."""
 
-import contextlib
-import io
 import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from calling import Done, call
 from synthetic import curve, quick, simple_run, write_csv, write_run
 
-from bitnetctl import cli
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.schema import HEADER
@@ -20,33 +17,11 @@ from bitnetctl.records.schema import HEADER
 ORIGIN = "Hidden 256, 10k steps\nStep,Loss,UniquePredictions,LR,WD\n1,10.9,20,4e-06,0.1\n1000,10.1,16,0.0014,0.1\n"
 
 
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        def refuse(name: str) -> None:
-            raise ValueError(name)
-
-        return json.loads(self.out, parse_constant=refuse)
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def analyze(*arguments: str | Path) -> Done:
-    """Run `bitnetctl analyze` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(["analyze", *map(str, arguments)])
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(autouse=True)
-def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "BITNETCTL_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
+    return call("analyze", *arguments)
 
 
 @pytest.fixture
@@ -127,7 +102,7 @@ def test_verdicts_reach_the_page(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', "NaN", '"x"', '{"verdicts": 3}', "[" * 100_000])
-def test_what_is_no_verdict_is_refused(runs: Path, tmp_path: Path, content: str) -> None:
+def test_a_malformed_verdict_is_refused(runs: Path, tmp_path: Path, content: str) -> None:
     judged = tmp_path / "verdict.json"
     judged.write_text(content, encoding="utf-8")
     done = analyze(runs, "--verdict", judged)
@@ -136,16 +111,16 @@ def test_what_is_no_verdict_is_refused(runs: Path, tmp_path: Path, content: str)
     assert done.err.count("\n") == 1
 
 
-def test_one_foreign_file(tmp_path: Path) -> None:
+def test_a_file_of_another_program(tmp_path: Path) -> None:
     path = tmp_path / "hidden256.csv"
     path.write_text(ORIGIN + "10000,7.2,11,1e-6,0.0\n", encoding="utf-8")
     done = analyze(path)
     assert done.code == 0
     assert "hidden256" in done.out
     assert "training loss (nats)" in done.out
-    [facts] = analyze(path, "--json").json["runs"]
-    assert facts["final_held_out_loss"] is None
-    assert facts["stage1_min_unique"] == 16
+    [summary] = analyze(path, "--json").json["runs"]
+    assert summary["final_held_out_loss"] is None
+    assert summary["stage1_min_unique"] == 16
 
 
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
@@ -209,7 +184,7 @@ def test_a_baseline_can_be_chosen(runs: Path) -> None:
     assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(2.0)
 
 
-def test_files_stand_as_a_person_would_sort_them(tmp_path: Path) -> None:
+def test_files_are_sorted_with_numbers_as_numbers(tmp_path: Path) -> None:
     for name in ("h1024.csv", "h256.csv", "H512.CSV", "notes.txt"):
         write_csv(tmp_path / name, curve((1,)))
     assert [path.name for path in find_csvs([str(tmp_path)])] == ["H512.CSV", "h256.csv", "h1024.csv"]

@@ -1,52 +1,24 @@
-"""`bitnetctl verify`: judging CSVs, folders and bundles, training what is missing, and what it writes."""
+"""`bitnetctl verify` of CSVs, folders and bundles: verdicts, arms and the trajectory table."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import pytest
-from calling import Done, call, verify
+from calling import Done, call, judged, listing, outcomes, verify
 from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run
 
-from bitnetctl.config import build_config, parse_arm
 from bitnetctl.errors import ExitCode
-from bitnetctl.records import load_run, read_manifest
-from bitnetctl.report import junit_xml
+from bitnetctl.records import load_run
 from bitnetctl.report.trajectory import milestones
-from bitnetctl.verdict import CheckResult, Outcome, Verdict
 
 FAILED = [*STAGE_1, 10, 8, 7, 6, 6]
 OPEN = [*STAGE_1, 10, 20, 30, 30, 30]
 RUNS = Path("runs")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test; durability is of no concern here."""
-    for name in ("BITNETCTL_RUNS_DIR", "BITNETCTL_TRACEBACK", "FORCE_COLOR", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    # a table is as wide as its terminal
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-def outcomes(done: Done) -> dict[str, str]:
-    return {arm: tree["verdict"] for arm, tree in done.json["arms"].items()}
-
-
-def judged(done: Done) -> tuple[int, str]:
-    return done.code, done.json["verdict"]
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 def cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 # judging what is given
@@ -84,7 +56,7 @@ def test_criteria_are_all_built_in_or_those_named(tmp_path: Path) -> None:
     csv = healthy_run(tmp_path).path
     done = call("verify", csv, "--json")
     assert [verdict["criteria"]["name"] for verdict in done.json["verdicts"]] == ["origin", "sound"]
-    # one seed is not three
+    # `sound` needs three seeds
     assert [verdict["verdict"] for verdict in done.json["verdicts"]] == ["supported", "inconclusive"]
     assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert "origin says supported" in done.json["disagreements"]["baseline"]
@@ -167,7 +139,7 @@ def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
         ("reduced-lr", ExitCode.INCONCLUSIVE),
     ],
 )
-def test_the_arm_asked_for_decides(arms: Path, arm: str, code: ExitCode) -> None:
+def test_the_requested_arm_decides(arms: Path, arm: str, code: ExitCode) -> None:
     done = verify(arms, "-i", arm, "--json")
     assert judged(done) == (code, code.name.lower())
     assert done.json["decided_by"] == [arm]
@@ -178,22 +150,22 @@ def test_the_arm_asked_for_decides(arms: Path, arm: str, code: ExitCode) -> None
     assert shown.last_line.endswith(f": {code.name.lower()}")
 
 
-def test_an_arm_is_found_however_it_is_written(tmp_path: Path) -> None:
+def test_an_arm_is_recognized_however_it_is_written(tmp_path: Path) -> None:
     origin_run(tmp_path, CURED, "finished", arm="reduced-lr:peak=0.0004")
     origin_run(tmp_path, OPEN, "finished", arm="reduced-lr")
     origin_run(tmp_path, FAILED, "finished")
     assert verify(tmp_path, "-i", "reduced-lr:peak=4e-4").code == ExitCode.SUPPORTED
-    for arm, found, reason in (
+    for arm, shown, reason in (
         ("reduced-lr:peak=5e-4", "reduced-lr", "UniquePredictions 30 is between 10 and 50"),
         ("reduced-lr:peak=6e-4", "reduced-lr:peak=0.0006", "no run to judge"),
     ):
         done = verify(tmp_path, "-i", arm, "--json")
         assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
-        (verdict,) = [verdict for verdict in done.json["verdicts"] if verdict["arm"] == found]
+        (verdict,) = [verdict for verdict in done.json["verdicts"] if verdict["arm"] == shown]
         assert verdict["reasons"] == [reason]
 
 
-def test_arms_beside_the_one_asked_for_are_shown(arms: Path) -> None:
+def test_arms_beside_the_requested_one_are_shown(arms: Path) -> None:
     done = verify(arms, "-i", "decoupled-decay", "--json")
     assert done.json["decided_by"] == ["decoupled-decay"]
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}
@@ -212,14 +184,7 @@ def test_the_last_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (done.code, done.last_line) == (ExitCode.SUPPORTED, f"verdict ({arm}): supported")
 
 
-def test_a_run_that_has_just_begun_is_inconclusive(tmp_path: Path) -> None:
-    RUNS.mkdir()
-    csv = origin_run(RUNS, CURED, "running").path
-    csv.write_text(csv.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
-    assert verify("--sizes", "256", "--no-train").code == ExitCode.INCONCLUSIVE
-
-
-def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
+def test_missing_requested_sizes_and_seeds_are_inconclusive(tmp_path: Path) -> None:
     for seed in range(2):
         bare_run(tmp_path, [*CURED[:-1], 60 + seed], seed=seed)
     assert verify(tmp_path, "--sizes", "256", "--seeds", "2").code == ExitCode.SUPPORTED
@@ -229,7 +194,7 @@ def test_sizes_and_seeds_asked_for_are_missed(tmp_path: Path) -> None:
     missing_size = verify(tmp_path, "--sizes", "256,512", "--json")
     assert judged(missing_size) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert missing_size.json["verdicts"][0]["reasons"] == ["hidden 512: no run"]
-    # what was not asked for decides nothing
+    # runs that were not requested decide nothing
     bare_run(tmp_path, FAILED, seed=7)
     assert verify(tmp_path, "--seeds", "0,1").code == ExitCode.SUPPORTED
     assert verify(tmp_path).code == ExitCode.REFUTED
@@ -245,7 +210,7 @@ REPORTED = {
 }
 
 
-def test_the_reported_trajectories_are_an_invalid_set_up(tmp_path: Path) -> None:
+def test_the_reported_trajectories_are_an_invalid_setup(tmp_path: Path) -> None:
     steps = [1, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 10_000]
     losses = [10.98, 10.3, 10.5, 10.6, 10.7, 10.8, 7.2, 7.0, 6.8]
     for size, unique in REPORTED.items():
@@ -260,7 +225,7 @@ def test_the_reported_trajectories_are_an_invalid_set_up(tmp_path: Path) -> None
     # the evaluations at 1,000, 3,000, 5,000 and 10,000 of the 10,000 steps that the files hold; none is in 2,500…2,999
     assert ["256", "–", "16", "–", "2", "2", "13", "20?"] in cells(done.out)
     assert ["1024", "–", "13", "–", "5", "2", "11", "20?"] in cells(done.out)
-    # nor does anything else that is asked for make it decidable
+    # no other request makes it decidable
     for more in ([], ["--steps", "10000"], ["--sizes", "256,512,768,1024"], ["--seeds", "1"]):
         assert call("verify", tmp_path, *more).code == ExitCode.INVALID
 
@@ -287,7 +252,7 @@ def test_milestones_fall_on_their_steps_at_every_scale(tmp_path: Path, steps: in
     assert milestones(run, "UniquePredictions")[1:] == [5, 6, 10, 20]
 
 
-def test_what_a_run_has_not_reached_is_a_dash(tmp_path: Path) -> None:
+def test_a_milestone_not_reached_is_a_dash(tmp_path: Path) -> None:
     csv = bare_run(tmp_path, CURED).path
     lines = csv.read_text(encoding="utf-8").splitlines()[:6]
     csv.write_text("\n".join([*lines, ""]), encoding="utf-8")
@@ -305,224 +270,9 @@ def test_rows_of_the_table_are_sorted_by_size_and_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arm", ["reduced-lr:peak=[bold]", "no-decay\x1b[31m"])
-def test_names_steer_no_terminal(tmp_path: Path, arm: str) -> None:
+def test_names_cannot_send_terminal_escapes(tmp_path: Path, arm: str) -> None:
     bare_run(tmp_path, CURED, arm=arm)
     done = verify(tmp_path)
     assert done.code == ExitCode.SUPPORTED
     assert "\x1b" not in done.out
     assert arm.replace("\x1b", "�") + ": unique predictions · held-out loss" in " ".join(done.out.split())
-
-
-# the hand-off
-
-
-def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    fields: dict[str, Any] = {"elapsed_seconds": 90.0, "versions": {"bitnetctl": "1.2", "torch": "2.12"}}
-    origin_run(tmp_path / "in", CURED, "finished", device="a|<b>\\c", **fields)
-    origin_run(tmp_path / "in", FAILED, "failed", seed=1, device="cpu", message="disk | <full>", **fields)
-    path = tmp_path / "out" / "report.md"
-    done = verify(tmp_path / "in", "--report", path)
-    assert (done.code, done.err) == (ExitCode.REFUTED, f"written: {path}\n")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[:3] == ["# Verification report", "", "**Overall: refuted**"]
-    assert "- Hardware: a\\|&lt;b>\\\\c; cpu" in lines
-    assert "- Versions: bitnetctl 1.2, torch 2.12" in lines
-    assert "- Duration of the runs, summed: 3.0 min" in lines
-    assert "## Arm baseline: refuted" in lines
-    assert "| size | seed | 5% | 25% | 30% | 50% | 100% | status |" in lines
-    assert "| 256 | 0 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 60 · 4.70 | finished |" in lines
-    assert "| 256 | 1 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 6 · 4.70 | failed |" in lines
-    assert "### origin: refuted" in lines
-    assert "- hidden 256, seed 1: crashed after step 20,000: disk \\| &lt;full>" in lines
-    assert any(line.startswith("Confidence: ") and "1 of 2 seeds failed" in line for line in lines)
-    assert "Evidence: minimum" in lines
-    assert lines[-1].startswith("Next: find the cause")
-    # every row of a table has as many cells as its head
-    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {9}
-
-
-def test_a_report_of_bare_csvs_says_what_is_unknown(tmp_path: Path) -> None:
-    csv = bare_run(tmp_path, CURED, name="hidden_256.csv").path
-    path = tmp_path / "report.md"
-    assert verify(csv, "--steps", "20000", "--report", path).code == ExitCode.SUPPORTED
-    text = path.read_text(encoding="utf-8")
-    for line in (
-        "- Hardware: –",
-        "- Versions: –",
-        "- Duration of the runs, summed: –",
-        "## Arm unknown: supported",
-        "| 256 | – | 40 | – | 8 | 2 | 60 | ends at step 20,000 |",
-    ):
-        assert line in text.splitlines()
-
-
-def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
-    csv = bare_run(tmp_path, CURED).path
-    for option in ("--report", "--junit", "--bundle"):
-        done = verify(csv, option, csv / "file")
-        assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
-        assert done.err.startswith(f"error: {csv / 'file'}: cannot write: ")
-
-
-# junit
-
-
-def test_junit_has_a_suite_for_each_arm_and_criteria(arms: Path) -> None:
-    path = arms / "out" / "junit.xml"
-    done = call("verify", arms, "--junit", path, "--json")
-    root = ElementTree.parse(path).getroot()
-    assert root.tag == "testsuites"
-    assert [suite.get("name") for suite in root] == [
-        f"{criteria} · {arm}" for arm in outcomes(done) for criteria in ("origin", "sound")
-    ]
-    for suite, verdict in zip(root, done.json["verdicts"], strict=True):
-        checks = verdict["checks"]
-        assert suite.get("tests") == str(len(suite)) == str(len(checks))
-        for kind, attribute, tag in (
-            ("refuted", "failures", "failure"),
-            ("invalid", "errors", "error"),
-            ("inconclusive", "skipped", "skipped"),
-        ):
-            reasons = [check["reason"] for check in checks if check["outcome"] == kind]
-            assert suite.get(attribute) == str(len(reasons))
-            assert [found.get("message") for found in suite.iter(tag)] == reasons
-    [failure] = root[0].iter("failure")
-    assert failure.get("message") == "UniquePredictions 6 < 10"
-
-
-def test_junit_holds_each_outcome_and_no_character_that_xml_forbids() -> None:
-    results = [
-        CheckResult(check=f"check {outcome}", outcome=outcome, reason=f'{outcome} <&">\x00\x1b\ud800\ufffe', size=256)
-        for outcome in Outcome
-    ]
-    verdict = Verdict(
-        outcome=Outcome.REFUTED, arm="a\x07<b>", criteria="own", criteria_hash="0", results=tuple(results)
-    )
-    text = junit_xml([verdict])
-    (suite,) = ElementTree.fromstring(text.encode())
-    assert text.endswith("</testsuites>\n")
-    assert suite.get("name") == "own · a\ufffd<b>"
-    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
-        "tests": "4",
-        "failures": "1",
-        "errors": "1",
-        "skipped": "1",
-    }
-    found = {case.get("name"): [(child.tag, child.get("message")) for child in case] for case in suite}
-    told = ' <&">' + "\ufffd" * 4
-    assert found == {
-        "check supported": [],
-        "check refuted": [("failure", f"refuted{told}")],
-        "check inconclusive": [("skipped", f"inconclusive{told}")],
-        "check invalid": [("error", f"invalid{told}")],
-    }
-    assert {case.get("classname") for case in suite} == {"hidden 256"}
-
-
-def test_junit_without_runs(tmp_path: Path) -> None:
-    assert verify("--no-train", "--junit", "junit.xml").code == ExitCode.INCONCLUSIVE
-    (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert [(case.get("name"), case[0].get("message")) for case in suite] == [("runs", "no run")]
-
-
-# training what is missing
-
-
-@pytest.fixture
-def options(tiny_text: Path) -> list[str]:
-    """Options of the smallest run: eight steps, rows at 1, 4 and 8."""
-    values = {
-        "data.source": f"file:{tiny_text}",
-        "data.tokenizer": "bpe:300",
-        "data.batch_size": 2,
-        "data.sequence_length": 16,
-        "model.num_layers": 1,
-        "schedule.warmup_steps": 2,
-        "probe.positions": 64,
-        "probe.eval_every_steps": 4,
-    }
-    sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    return ["--recipe", "quick", *sets, "--sizes", "16", "--steps", "8", "--device", "cpu"]
-
-
-def run_names(options: Sequence[str], arm: str, seeds: Sequence[int]) -> list[str]:
-    sets = [value for option, value in itertools.pairwise(options) if option == "--set"]
-    return [
-        build_config("quick", size=16, steps=8, seed=seed, overrides=sets, interventions=parse_arm(arm)).run_name
-        for seed in seeds
-    ]
-
-
-def trained() -> list[str]:
-    return sorted(path.stem for path in RUNS.glob("*.csv"))
-
-
-def test_an_arm_is_trained_beside_its_baseline(options: list[str]) -> None:
-    arguments = [*options, "-i", "no-decay", "--seeds", "2"]
-    untrained = verify(*arguments, "--no-train", "--json")
-    assert judged(untrained) == (ExitCode.INCONCLUSIVE, "inconclusive")
-    assert outcomes(untrained) == {"baseline": "inconclusive", "no-decay": "inconclusive"}
-    assert not RUNS.exists()
-
-    done = verify(*arguments, "--json", "--bundle", "all.zip", "--report", "report.md")
-    assert trained() == sorted(run_names(options, "", [0, 1]) + run_names(options, "no-decay", [0, 1]))
-    assert list(outcomes(done)) == ["baseline", "no-decay"]
-    assert done.json["decided_by"] == ["no-decay"]
-    assert done.json["verdict"] == outcomes(done)["no-decay"]
-    assert done.code == ExitCode[done.json["verdict"].upper()]
-    for verdict, arm in zip(done.json["verdicts"], ("", "no-decay"), strict=True):
-        assert [run["run"] for run in verdict["runs"]] == run_names(options, arm, [0, 1])
-        assert [run["final_step"] for run in verdict["runs"]] == [8, 8]
-    assert done.err.count(" parameters on cpu") == 1
-    assert done.err.splitlines()[-2:] == ["written: report.md", "written: all.zip"]
-
-    # again: nothing is trained, and what was judged is judged the same
-    before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")}
-    again = verify(*arguments, "--json")
-    assert (again.code, again.out) == (done.code, done.out)
-    assert again.err == "all 4 runs are there already, nothing to train\n"
-    assert verify(*arguments, "--json", "--no-train") == Done(done.code, done.out, "")
-    assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")} == before
-    shown = verify(*arguments, "--no-train")
-    assert shown.last_line == f"verdict (no-decay): {done.json['verdict']}"
-
-    # a later seed is trained beside what is there
-    more = verify(*options, "-i", "no-decay", "--seeds", "3,", "--no-baseline", "--json")
-    assert set(trained()) - {path.stem for path in before} == set(run_names(options, "no-decay", [3]))
-    assert list(outcomes(more)) == more.json["decided_by"] == ["no-decay"]
-
-    # the hand-off of trained runs, and the bundle at another place
-    report = Path("report.md").read_text(encoding="utf-8")
-    manifest = read_manifest(RUNS / run_names(options, "", [0])[0])
-    assert manifest is not None
-    assert manifest.device is not None
-    assert f"- Hardware: {manifest.device}" in report
-    assert report.count("| finished |") == 4
-    bundled = verify("all.zip", "-i", "no-decay", "--sizes", "16", "--seeds", "2", "--steps", "8", "--json")
-    (verdict,) = [verdict for verdict in bundled.json["verdicts"] if verdict["arm"] == "no-decay"]
-    assert verdict == done.json["verdicts"][1]
-    assert bundled.code == done.code
-
-
-def test_a_seed_that_is_missing_leaves_it_open(tmp_path: Path) -> None:
-    RUNS.mkdir()
-    for seed in (0, 1):
-        origin_run(RUNS, [*CURED[:-1], 60 + seed], "finished", seed=seed)
-    arguments = ["--sizes", "256", "--no-train"]
-    assert verify(*arguments, "--seeds", "2").code == ExitCode.SUPPORTED
-    before = listing(tmp_path)
-    done = verify(*arguments, "--seeds", "3", "--json")
-    assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
-    assert done.json["verdicts"][0]["reasons"] == ["hidden 256: no run of seed 2"]
-    assert verify(*arguments, "--seeds", "0,1", "--sizes", "256,512").code == ExitCode.INCONCLUSIVE
-    assert listing(tmp_path) == before
-
-
-def test_the_dry_run_names_both_arms_and_trains_none(options: list[str]) -> None:
-    done = verify(*options, "-i", "no-decay", "--seeds", "2", "--dry-run", "--json")
-    assert (done.code, done.err) == (ExitCode.SUPPORTED, "")
-    assert [(shape["runs"], shape["arms"]) for shape in done.json["shapes"]] == [(4, ["baseline", "no-decay"])]
-    alone = verify(*options, "-i", "no-decay", "--no-baseline", "--dry-run", "--json")
-    assert [(shape["runs"], shape["arms"]) for shape in alone.json["shapes"]] == [(1, ["no-decay"])]
-    assert not RUNS.exists()

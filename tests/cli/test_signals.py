@@ -1,4 +1,4 @@
-"""A stop asked for by a signal: a flag, a way out, and the handlers of before; then real processes that meet one."""
+"""Stop requests by signals: the flag, the second interrupt, the handlers; then real processes that receive signals."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from run_files import csv_without_speed
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read_manifest
@@ -30,7 +31,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.fixture
 def earlier() -> Callable[[int, object], None]:
-    """A handler that was there before."""
+    """A handler that was installed before."""
 
     def handler(number: int, frame: object) -> None:
         raise AssertionError("the earlier handler must not run")
@@ -49,7 +50,7 @@ def test_a_signal_only_sets_the_flag(number: signal.Signals) -> None:
     assert stop()
 
 
-def test_a_second_interrupt_is_one() -> None:
+def test_a_second_interrupt_raises() -> None:
     with StopRequest() as stop:
         send(signal.SIGINT)
         assert stop()
@@ -57,7 +58,7 @@ def test_a_second_interrupt_is_one() -> None:
             send(signal.SIGINT)
 
 
-def test_a_scheduler_may_repeat_itself() -> None:
+def test_a_repeated_sigterm_changes_nothing() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             send(number)
@@ -116,7 +117,7 @@ main()
 
 
 def signalled_while_loaded(numbers: list[signal.Signals], *arguments: str) -> tuple[int, str]:
-    """Send signals to a command that is loading itself; return its exit code and last line."""
+    """Send signals to a command while it imports its modules; return its exit code and last line."""
     command = [sys.executable, "-c", WHILE_LOADED, *arguments, "+".join(str(int(number)) for number in numbers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
@@ -148,7 +149,7 @@ NAMES = [number.name for number in STOPPING]
 
 
 class Case(NamedTuple):
-    """A command line that met something."""
+    """How a command line ended."""
 
     code: int
     out: str
@@ -157,7 +158,7 @@ class Case(NamedTuple):
 
 
 class Processes:
-    """Command lines in processes of their own, all started from one."""
+    """Command lines in processes of their own, forked from one that has imported everything."""
 
     def __init__(self, folder: Path, text: Path, cache: Path) -> None:
         self.folder = folder
@@ -182,7 +183,7 @@ class Processes:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._tell(self.case("train", "warm"))
+        self._send(self.case("train", "warm"))
 
     def case(self, command: str, name: str, **fields: Any) -> dict[str, Any]:
         """Describe a command line in the runs folder `name`."""
@@ -198,13 +199,13 @@ class Processes:
             out, err = (self.folder / f"case.{kind}" for kind in ("out", "err"))
             for path in (out, err):
                 path.unlink(missing_ok=True)
-            self._tell({**case, "out": str(out), "err": str(err)})
+            self._send({**case, "out": str(out), "err": str(err)})
             code = int(self.process.stdout.readline())
             said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
             done.append(Case(code, *said, self.folder / case["name"]))
         return done
 
-    def _tell(self, case: dict[str, Any]) -> None:
+    def _send(self, case: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         print(json.dumps(case), file=self.process.stdin, flush=True)
 
@@ -223,25 +224,23 @@ def processes(server: Processes, tmp_path: Path) -> Processes:
     return server
 
 
-def csvs(runs_dir: Path, figures: Callable[[Path], list[bytes]]) -> dict[str, list[bytes]]:
-    return {path.name: figures(path) for path in sorted(runs_dir.glob("*.csv"))}
+def csvs(runs_dir: Path) -> dict[str, list[bytes]]:
+    return {path.name: csv_without_speed(path) for path in sorted(runs_dir.glob("*.csv"))}
 
 
 def status(runs_dir: Path) -> list[tuple[str, int]]:
-    found = [read_manifest(path) for path in sorted(runs_dir.glob("*.csv"))]
-    return [(manifest.status, manifest.steps_done) for manifest in found if manifest is not None]
+    manifests = [read_manifest(path) for path in sorted(runs_dir.glob("*.csv"))]
+    return [(manifest.status, manifest.steps_done) for manifest in manifests if manifest is not None]
 
 
-def test_every_signal_at_every_moment_of_a_training(
-    processes: Processes, figures: Callable[[Path], list[bytes]]
-) -> None:
+def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> None:
     met = [(at, name) for at in MOMENTS for name in NAMES]
     cases = [processes.case("train", "undisturbed")]
     cases += [processes.case("train", f"{at}-{name}", at=at, signals=[name]) for at, name in met]
     undisturbed, *done = processes.run(cases)
     assert undisturbed.code == ExitCode.SUPPORTED
-    expected = csvs(undisturbed.runs_dir, figures)
-    # a stop that is asked for while step n is measured or saved is honoured after step n + 1
+    expected = csvs(undisturbed.runs_dir)
+    # a stop that is requested while step n is evaluated or saved takes effect after step n + 1
     stopped_after = {"building": 1, "step": 5, "evaluation": 5, "saving": 5}
     for (at, name), stopped in zip(met, done, strict=True):
         assert (stopped.code, stopped.out) == (ExitCode.STOPPED, ""), (at, name)
@@ -249,7 +248,7 @@ def test_every_signal_at_every_moment_of_a_training(
             f"stopped at step {stopped_after[at]}, checkpoint saved\nthe same command goes on from there\n"
         )
         assert status(stopped.runs_dir) == [("stopped", stopped_after[at])]
-    # one of each moment, each of another signal
+    # one of each moment, with different signals
     chosen = [(at, NAMES[index]) for index, at in enumerate(MOMENTS)]
     for (at, name), again in zip(
         chosen, processes.run([processes.case("train", f"{at}-{name}") for at, name in chosen]), strict=True
@@ -257,16 +256,16 @@ def test_every_signal_at_every_moment_of_a_training(
         assert again.code == ExitCode.SUPPORTED
         assert f"resumed after step {stopped_after[at]}" in again.err
         assert status(again.runs_dir) == [("finished", STEPS)]
-        assert csvs(again.runs_dir, figures) == expected, (at, name)
+        assert csvs(again.runs_dir) == expected, (at, name)
 
 
-def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+def test_repeated_signals(processes: Processes) -> None:
     once = ["SIGTERM", "SIGTERM"], ["SIGUSR1", "SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"]
     twice = [(at, ["SIGINT", "SIGTERM", "SIGINT"]) for at in ("reading", *MOMENTS)]
     cases = [
         processes.case("train", "undisturbed"),
         *(processes.case("train", f"once-{i}", at="step", signals=names) for i, names in enumerate(once)),
-        # a scheduler that repeats itself while Python leaves
+        # a scheduler that repeats its signal while Python exits
         processes.case("train", "leaving", at="step", signals=["SIGTERM"], at_exit="SIGTERM"),
         *(processes.case("train", f"twice-{at}", at=at, signals=names) for at, names in twice),
         *(processes.case("train", f"twice-{at}") for at, _ in twice),
@@ -275,20 +274,20 @@ def test_signals_that_repeat_themselves(processes: Processes, figures: Callable[
         processes.case("train", "nohup", at="step", signals=["SIGHUP"], nohup=True),
     ]
     done = processes.run(cases)
-    expected = csvs(done[0].runs_dir, figures)
+    expected = csvs(done[0].runs_dir)
     assert [case.code for case in done[1:5]] == [ExitCode.STOPPED] * 4
     interrupted, again = done[5 : 5 + len(twice)], done[5 + len(twice) : 5 + 2 * len(twice)]
     assert [(case.code, case.out) for case in interrupted] == [(ExitCode.INTERRUPTED, "")] * len(twice)
     assert all(case.err.endswith("error: interrupted\n") for case in interrupted)
     for case in [*again, *done[-2:]]:
         assert case.code == ExitCode.SUPPORTED
-        assert csvs(case.runs_dir, figures) == expected
+        assert csvs(case.runs_dir) == expected
     for case in again:
         (csv,) = case.runs_dir.glob("*.csv")
         assert checkpoint.steps(RunPaths(case.runs_dir, csv.stem).checkpoints) == [STEPS]
 
 
-def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Callable[[Path], list[bytes]]) -> None:
+def test_a_stop_between_two_runs_and_in_verify(processes: Processes) -> None:
     sweep = ["--seeds", "2", "--pack", "1"]
     both = [("sweep", [*sweep, "--json"]), ("verify", sweep)]
     cases = []
@@ -304,11 +303,11 @@ def test_a_stop_between_two_runs_and_in_verify(processes: Processes, figures: Ca
         assert [between.code, within.code] == [ExitCode.STOPPED] * 2
         assert between.err.endswith("stopped by SIGUSR1; the same command goes on from there\n")
         assert within.err.endswith("checkpoint saved\nthe same command goes on from there\n")
-        # asked for when everything was trained already
+        # requested when everything was trained already
         assert last.code == undisturbed.code
         assert len(last.out.splitlines()) == len(undisturbed.out.splitlines())
-        assert csvs(last.runs_dir, figures) == csvs(undisturbed.runs_dir, figures)
-        assert len(csvs(last.runs_dir, figures)) == 2
+        assert csvs(last.runs_dir) == csvs(undisturbed.runs_dir)
+        assert len(csvs(last.runs_dir)) == 2
     assert [run["status"] for run in json.loads(done[1].out)["runs"]] == ["finished", "missing"]
 
 
@@ -328,8 +327,8 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
         for command, name in met
     ]
     done = processes.run([*cases, processes.case("train", "again", environment=cold)])
-    for case, meets in zip(done, cases, strict=False):
-        (name,) = meets["signals"]
+    for case, sent in zip(done, cases, strict=False):
+        (name,) = sent["signals"]
         assert case.code == ExitCode.STOPPED
         assert f"stopped by {name} while preparing: encoding text; the same command goes on" in case.err
         assert not list(case.runs_dir.glob("*.csv"))
@@ -337,18 +336,16 @@ def test_a_stop_while_text_is_prepared(processes: Processes, tmp_path: Path) -> 
     assert len(list((tmp_path / "cold" / "bitnetctl" / "tokens").iterdir())) == 1
 
 
-def test_a_reader_of_stderr_that_leaves_ends_no_training(
-    processes: Processes, figures: Callable[[Path], list[bytes]]
-) -> None:
+def test_a_closed_stderr_ends_no_training(processes: Processes) -> None:
     kinds = ["pipe", "terminal", "closed"]
     cases = [processes.case("train", "undisturbed"), *(processes.case("train", kind, stderr=kind) for kind in kinds)]
-    # the terminal takes its own with it
+    # a terminal that closes sends SIGHUP to its processes
     cases.append(processes.case("sweep", "hangup", stderr="terminal", at="evaluation", signals=["SIGHUP"]))
     *done, hangup = processes.run(cases)
     for case in done:
         assert case.code == ExitCode.SUPPORTED
         assert case.out.endswith(".csv\n")
-        assert csvs(case.runs_dir, figures) == csvs(done[0].runs_dir, figures)
+        assert csvs(case.runs_dir) == csvs(done[0].runs_dir)
     assert hangup.code == ExitCode.STOPPED
     assert status(hangup.runs_dir) == [("stopped", 5)]
 
@@ -370,7 +367,7 @@ def test_a_stop_while_kernels_are_compiled(server: Processes, shared_cache: Path
         "CXX": str(compiler),
         "TORCHDYNAMO_DISABLE": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels"),
-        # nothing is compiled to try what the CPU can do, nor before what is needed
+        # no compilation to detect the instruction set, nor of headers in advance
         "TORCHINDUCTOR_VEC_ISA_OK": "0",
         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
         "XDG_CACHE_HOME": str(shared_cache),
@@ -397,7 +394,7 @@ echo "$@" >> "$CALLS"
 """
 
 
-def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: Path) -> None:
+def test_a_job_requeues_itself(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(SCONTROL, encoding="utf-8")
@@ -408,18 +405,18 @@ def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: P
     array = {**job, "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "7"}
     refused = {**job, "REFUSED": "Requested operation\nis presently disabled"}
     missing = {**job, "PATH": str(tmp_path / "runs")}
-    meets: dict[str, Any] = {"at": "step", "signals": ["SIGUSR1"], "more": ["--requeue"]}
+    stop: dict[str, Any] = {"at": "step", "signals": ["SIGUSR1"], "more": ["--requeue"]}
     cases = [
-        processes.case("train", "job", environment=job, **meets),
-        processes.case("sweep", "array", environment=array, **meets),
-        processes.case("verify", "refused", environment=refused, **meets),
-        processes.case("train", "missing", environment=missing, **meets),
+        processes.case("train", "job", environment=job, **stop),
+        processes.case("sweep", "array", environment=array, **stop),
+        processes.case("verify", "refused", environment=refused, **stop),
+        processes.case("train", "missing", environment=missing, **stop),
         # not stopped
         processes.case("train", "whole", environment=job, more=["--requeue"]),
-        # not asked for
+        # not requested
         processes.case("train", "plain", environment=job, at="step", signals=["SIGUSR1"]),
-        # no job
-        processes.case("train", "none", **meets),
+        # not a Slurm job
+        processes.case("train", "none", **stop),
     ]
     done = processes.run(cases)
     codes = [ExitCode.STOPPED] * 4 + [ExitCode.SUPPORTED, ExitCode.STOPPED, ExitCode.USAGE]
@@ -440,7 +437,7 @@ def test_a_job_puts_itself_back_into_the_queue(processes: Processes, tmp_path: P
 
 @pytest.fixture
 def slow_text(tmp_path: Path) -> Path:
-    """Words that hardly repeat: a tokenizer takes long to learn them."""
+    """Words that hardly repeat, so that training a tokenizer takes long."""
     letters = random.Random(0).randbytes(4_000_000).hex()
     path = tmp_path / "slow.txt"
     path.write_text("\n".join(letters[start : start + 9] for start in range(0, len(letters), 9)), encoding="utf-8")
@@ -448,7 +445,7 @@ def slow_text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_tokenizer_in_training_is_given_up_at_once(tmp_path: Path, slow_text: Path, name: str) -> None:
+def test_a_signal_interrupts_the_training_of_a_tokenizer(tmp_path: Path, slow_text: Path, name: str) -> None:
     arguments = ["train", "--recipe", "quick", "--set", f"data.source=file:{slow_text}", "--runs-dir", "runs"]
     arguments += ["--set", "data.tokenizer=bpe:20000"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold"), "OMP_NUM_THREADS": "1"}

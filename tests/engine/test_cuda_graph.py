@@ -1,4 +1,4 @@
-"""The step as a program on the device: run here as it is, or recorded and replayed, it does what the host does."""
+"""The step on the device, uncaptured or captured and replayed, trains what the step from the host does."""
 
 import contextlib
 import warnings
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
 from bitnetctl.engine import cuda_graph
-from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache, can_be_captured
+from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache
 from bitnetctl.engine.optim import RunOptimizer
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CaptureError
@@ -36,50 +36,50 @@ def both(
     device: torch.device = CPU,
     **options: Any,
 ) -> tuple[Pack, CapturedPack]:
-    """The same runs twice: stepped by the host, and as a program."""
+    """Return packs of the same runs, the second with its step on the device."""
 
     def built(kind: type[Pack]) -> Pack:
         compositions = [compose(parse_arm(arm)) for arm in arms or [""] * len(configs)]
         effective = [each.configure(config) for each, config in zip(compositions, configs, strict=True)]
         return kind(effective, compositions, tokens, device, **options)
 
-    program = built(CapturedPack)
-    assert isinstance(program, CapturedPack)
-    return built(Pack), program
+    captured = built(CapturedPack)
+    assert isinstance(captured, CapturedPack)
+    return built(Pack), captured
 
 
-def assert_alike(host: Pack, program: Pack, tolerance: float = 1e-6) -> None:
+def assert_alike(host: Pack, captured: Pack, tolerance: float = 1e-6) -> None:
     for key, packed in host.model.packed.items():
-        torch.testing.assert_close(program.model.packed[key], packed, rtol=0, atol=tolerance, msg=key)
+        torch.testing.assert_close(captured.model.packed[key], packed, rtol=0, atol=tolerance, msg=key)
 
 
 @pytest.mark.usefixtures("double")
-def test_the_program_trains_as_the_host_does(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+def test_steps_on_the_device_train_as_steps_from_the_host(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     configs = [
         tiny_config(seed=0, optimizer__max_norm=0.1),
         tiny_config(seed=1, data__order="shuffled", optimizer__name="adamw", optimizer__max_norm="none"),
         tiny_config(seed=2, schedule__kind="cosine", optimizer__exempt="norms,head"),
     ]
-    host, program = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
-    # over the stage boundary at step 6, where the weight decay and with it the program change
+    host, captured = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
+    # over the stage boundary at step 6, where the weight decay changes, and the graph with it
     for step in range(1, 13):
         host.step(step)
-        program.step(step)
-        for figure in ("loss_R", "objective_R", "grad_norm_R"):
-            torch.testing.assert_close(getattr(program, figure), getattr(host, figure), rtol=1e-9, atol=1e-9)
-    assert_alike(host, program, 1e-8)
-    assert len(set(program._keys)) > 2
+        captured.step(step)
+        for metric in ("loss_R", "objective_R", "grad_norm_R"):
+            torch.testing.assert_close(getattr(captured, metric), getattr(host, metric), rtol=1e-9, atol=1e-9)
+    assert_alike(host, captured, 1e-8)
+    assert len(set(captured._keys)) > 2
 
 
-def test_tables_are_made_anew_where_they_end(
+def test_tables_are_filled_again_where_they_end(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graph, "_BLOCK", 5)
-    host, program = both([tiny_config()], tiny_tokens)
+    host, captured = both([tiny_config()], tiny_tokens)
     for step in range(1, 13):
         host.step(step)
-        program.step(step)
-        torch.testing.assert_close(program.loss_R, host.loss_R, rtol=1e-5, atol=1e-5)
+        captured.step(step)
+        torch.testing.assert_close(captured.loss_R, host.loss_R, rtol=1e-5, atol=1e-5)
     # as after a resume: a step that does not follow the last
     again = both([tiny_config()], tiny_tokens)[1]
     again.step(7)
@@ -88,12 +88,12 @@ def test_tables_are_made_anew_where_they_end(
     assert_alike(fresh, again)
 
 
-def test_moments_are_forgotten_on_time(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
-    host, program = both([tiny_config(optimizer__reset_moments_every_steps=3)], tiny_tokens)
+def test_moments_are_reset_on_time(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    host, captured = both([tiny_config(optimizer__reset_moments_every_steps=3)], tiny_tokens)
     for step in range(1, 9):
         host.step(step)
-        program.step(step)
-    ours, theirs = program.replicas[0].optimizer.state(), host.replicas[0].optimizer.state()
+        captured.step(step)
+    ours, theirs = captured.replicas[0].optimizer.state(), host.replicas[0].optimizer.state()
     assert {key: value.item() for key, value in ours.items() if key.endswith("/step")} == {
         key: 2.0 for key in ours if key.endswith("/step")
     }
@@ -102,7 +102,7 @@ def test_moments_are_forgotten_on_time(tiny_config: TinyConfig, tiny_tokens: Tok
 
 
 class Broken(Intervention):
-    """A loss that is not finite from a step on, told by the batch alone."""
+    """A loss that is not finite once it is low enough; it depends on the batch alone."""
 
     capturable = True
 
@@ -111,36 +111,39 @@ class Broken(Intervention):
         return torch.where(loss < 5.9, torch.full_like(loss, torch.nan), loss)
 
 
-def test_a_run_that_diverges_keeps_its_weights_unasked(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+def test_a_diverged_run_keeps_its_weights_without_a_synchronization(
+    tiny_config: TinyConfig, tiny_tokens: TokenData
+) -> None:
     absurd = tiny_config(seed=1, schedule__peak_learning_rate=1e38, schedule__warmup_steps=0)
-    _, program = both([tiny_config(), absurd, tiny_config(seed=2)], tiny_tokens)
+    _, captured = both([tiny_config(), absurd, tiny_config(seed=2)], tiny_tokens)
     calm = both([tiny_config(), tiny_config(seed=1), tiny_config(seed=2)], tiny_tokens)[1]
     kept: Tensor | None = None
     for step in range(1, 7):
-        program.step(step)
+        captured.step(step)
         calm.step(step)
-        if kept is None and program._failed_at_R[1]:
-            failed_at, kept = step, program.model.packed["qkv"][1].clone()
-    # nobody asked in between: the first step that failed is known all the same, and nothing was updated since
-    program.mark_diverged(6)
+        if kept is None and captured._failed_at_R[1]:
+            failed_at, kept = step, captured.model.packed["qkv"][1].clone()
+    # not read in between: the first step that failed is known all the same, and nothing was updated since
+    captured.mark_diverged(6)
     assert kept is not None
-    assert program.replicas[1].diverged_at == failed_at
-    assert torch.equal(program.model.packed["qkv"][1], kept)
+    assert captured.replicas[1].diverged_at == failed_at
+    assert torch.equal(captured.model.packed["qkv"][1], kept)
     for run in (0, 2):
-        assert program.replicas[run].diverged_at is None
-        assert torch.equal(program.model.packed["qkv"][run], calm.model.packed["qkv"][run])
+        assert captured.replicas[run].diverged_at is None
+        assert torch.equal(captured.model.packed["qkv"][run], calm.model.packed["qkv"][run])
 
 
 def test_what_needs_the_host_is_not_captured() -> None:
-    assert can_be_captured([Composition(), compose(parse_arm("label-smoothing+reduced-lr"))])
-    assert not can_be_captured([Composition(), compose(parse_arm("adaptive-clipping"))])
+    assert Composition().capturable_step
+    assert compose(parse_arm("label-smoothing+reduced-lr")).capturable_step
+    assert not compose(parse_arm("adaptive-clipping")).capturable_step
 
     class Plain(Intervention):
         def training_loss(self, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
             return logits_TV.sum()
 
-    assert not can_be_captured([Composition([Plain(Plain.Settings())])])
-    assert can_be_captured([Composition([Broken(Broken.Settings())])])
+    assert not Composition([Plain(Plain.Settings())]).capturable_step
+    assert Composition([Broken(Broken.Settings())]).capturable_step
 
 
 def test_gradients_without_a_limit_are_not_divided(
@@ -155,7 +158,7 @@ def test_gradients_without_a_limit_are_not_divided(
     assert divided == [False, True]
 
 
-def test_everything_is_done_on_the_card_of_the_pack(
+def test_everything_is_done_on_the_gpu_of_the_pack(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current: list[torch.device] = []
@@ -186,11 +189,11 @@ def test_everything_is_done_on_the_card_of_the_pack(
     assert (seen, current) == ([CPU], [])
 
 
-# recording, with a GPU that is played by the CPU
+# capture, with torch.cuda faked on the CPU
 
 
-class Recording(TorchDispatchMode):
-    """What a CUDA graph is: the operations of a program, with the memory they worked in, to be done again."""
+class FakeGraph(TorchDispatchMode):
+    """A fake CUDA graph: the operations of a program with their memory, to be replayed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -212,13 +215,13 @@ class Recording(TorchDispatchMode):
         return out
 
     def undo(self) -> None:
-        """Put back what was written: a GPU does nothing while it records."""
+        """Restore what was written: a GPU executes nothing during capture."""
         for spec, before in self._before.values():
             spec.copy_(before)
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Do the operations again, out of the same memory and into it."""
+        """Repeat the operations on the same memory."""
         for func, args, kwargs, out in self.operations:
             again = func(*args, **kwargs)
             for kept, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
@@ -227,7 +230,7 @@ class Recording(TorchDispatchMode):
 
 
 class Stream:
-    """A CUDA stream, as far as a recorder asks for one."""
+    """A fake CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -238,26 +241,26 @@ class Stream:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Play torch.cuda: streams made, recordings alive now and at each recording, the debug mode, an error to raise."""
-    gpu = SimpleNamespace(streams=[], alive=weakref.WeakSet(), recordings=[], mode=0, error=None)
+    """Fake torch.cuda: streams made, graphs alive now and at each capture, the debug mode, an error to raise."""
+    gpu = SimpleNamespace(streams=[], alive=weakref.WeakSet(), captures=[], mode=0, error=None)
 
     def make_stream(device: torch.device) -> Stream:
         stream = Stream(device)
         gpu.streams.append(stream)
         return stream
 
-    def make_graph() -> Recording:
-        recording = Recording()
-        gpu.alive.add(recording)
-        return recording
+    def make_graph() -> FakeGraph:
+        made = FakeGraph()
+        gpu.alive.add(made)
+        return made
 
     @contextlib.contextmanager
-    def graph(recording: Recording, *, pool: object, stream: Stream) -> Iterator[None]:
+    def graph(captured: FakeGraph, *, pool: object, stream: Stream) -> Iterator[None]:
         assert (pool, stream) == ("the pool", gpu.streams[0])
-        gpu.recordings.append(len(gpu.alive))
-        with recording:
+        gpu.captures.append(len(gpu.alive))
+        with captured:
             yield
-        recording.undo()
+        captured.undo()
         if isinstance(gpu.error, Warning):
             warnings.warn(gpu.error, stacklevel=1)
         elif gpu.error is not None:
@@ -279,7 +282,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 class Program:
-    """Counts on the device, and how often the host went through it."""
+    """Counts its executions on the device, and its calls from the host."""
 
     def __init__(self) -> None:
         self.done = torch.zeros(())
@@ -290,17 +293,17 @@ class Program:
         self.done.add_(1)
 
 
-def test_a_program_is_recorded_after_three_runs(gpu: SimpleNamespace) -> None:
+def test_a_program_is_captured_after_three_runs(gpu: SimpleNamespace) -> None:
     graphs, program = GraphCache(CPU), Program()
     calls = []
     for _ in range(6):
         graphs.run("a", program)
         calls.append(program.calls)
-    # the fourth time it is recorded, and done by the recording
+    # the fourth run captures it, and executes it by a replay
     assert calls == [1, 2, 3, 4, 4, 4]
     assert program.done == 6
     assert len(gpu.streams) == 1
-    # each key is warmed up and recorded by itself
+    # each key is warmed up and captured by itself
     other = Program()
     for _ in range(5):
         graphs.run("b", other)
@@ -310,15 +313,13 @@ def test_a_program_is_recorded_after_three_runs(gpu: SimpleNamespace) -> None:
     assert len(gpu.streams) == 1
 
 
-def test_the_recording_that_was_used_least_recently_makes_room(
-    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 2)
+def test_the_least_recently_used_graph_is_dropped(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_MAX_GRAPHS", 2)
     graphs, programs = GraphCache(CPU), {key: Program() for key in "abc"}
     for key in "aaaabbbbacccc":
         graphs.run(key, programs[key])
     assert list(graphs._graphs) == ["a", "c"]
-    # what it takes to record one is not paid at every turn
+    # a dropped graph is warmed up again before it is captured
     for key in "bbba":
         graphs.run(key, programs[key])
     assert list(graphs._graphs) == ["c", "a"]
@@ -331,16 +332,16 @@ def test_the_recording_that_was_used_least_recently_makes_room(
     }
 
 
-def test_the_pool_of_the_recordings_is_never_without_one(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_MOST_GRAPHS", 1)
+def test_the_memory_pool_is_never_without_a_graph(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_MAX_GRAPHS", 1)
     graphs = GraphCache(CPU)
     for key in "aaaabbbbaaaa":
         graphs.run(key, Program())
-    # the new one beside the old one
-    assert (gpu.recordings, len(gpu.alive)) == ([1, 2, 2], 1)
+    # the new graph is captured before the old one is dropped
+    assert (gpu.captures, len(gpu.alive)) == ([1, 2, 2], 1)
 
 
-def test_a_step_in_which_the_host_waits_is_never_recorded(gpu: SimpleNamespace) -> None:
+def test_a_step_that_synchronizes_is_never_captured(gpu: SimpleNamespace) -> None:
     class Waiting(Program):
         def __call__(self) -> None:
             super().__call__()
@@ -349,8 +350,8 @@ def test_a_step_in_which_the_host_waits_is_never_recorded(gpu: SimpleNamespace) 
                 warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     graphs, program = GraphCache(CPU), Waiting()
-    told: list[str] = []
-    graphs.on_error = told.append
+    errors: list[str] = []
+    graphs.on_error = errors.append
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="something else")
         for _ in range(8):
@@ -358,12 +359,12 @@ def test_a_step_in_which_the_host_waits_is_never_recorded(gpu: SimpleNamespace) 
         for _ in range(8):
             graphs.run("b", program)
     assert (program.calls, int(program.done)) == (16, 16)
-    assert told == [graphs.error]
-    assert told[0].startswith(f"the host waits for the device in {__file__}:")
-    assert (gpu.recordings, gpu.mode) == ([], 0)
+    assert errors == [graphs.error]
+    assert errors[0].startswith(f"the host waits for the device in {__file__}:")
+    assert (gpu.captures, gpu.mode) == ([], 0)
 
 
-def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(gpu: SimpleNamespace) -> None:
+def test_a_step_that_raises_while_it_is_checked_restores_the_debug_mode(gpu: SimpleNamespace) -> None:
     def fail() -> None:
         if gpu.mode:
             raise ValueError("a plug-in's own")
@@ -383,7 +384,7 @@ def test_a_step_that_raises_while_it_is_watched_leaves_no_trace(gpu: SimpleNames
         UserWarning("The CUDA Graph is empty. This usually means that the graph was attempted on a wrong device"),
     ],
 )
-def test_a_recording_that_fails_ends_in_one_line(gpu: SimpleNamespace, error: Exception) -> None:
+def test_a_capture_that_fails_ends_in_one_line(gpu: SimpleNamespace, error: Exception) -> None:
     graphs = GraphCache(CPU)
     for _ in range(3):
         graphs.run("a", Program())
@@ -395,7 +396,7 @@ def test_a_recording_that_fails_ends_in_one_line(gpu: SimpleNamespace, error: Ex
     assert "\n" not in str(caught.value)
 
 
-def test_a_card_that_is_full_is_not_blamed_on_the_recording(gpu: SimpleNamespace) -> None:
+def test_out_of_memory_is_not_reported_as_a_failed_capture(gpu: SimpleNamespace) -> None:
     graphs = GraphCache(CPU)
     for _ in range(3):
         graphs.run("a", Program())
@@ -405,7 +406,7 @@ def test_a_card_that_is_full_is_not_blamed_on_the_recording(gpu: SimpleNamespace
 
 
 @pytest.mark.usefixtures("double", "gpu")
-def test_recorded_steps_are_those_of_the_host(
+def test_captured_steps_train_as_steps_from_the_host(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [
@@ -413,29 +414,29 @@ def test_recorded_steps_are_those_of_the_host(
         tiny_config(seed=1, steps=24, data__order="shuffled", optimizer__name="adamw", optimizer__max_norm="none"),
         tiny_config(seed=2, steps=24, schedule__kind="cosine", schedule__peak_learning_rate=1e-2),
     ]
-    host, program = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
-    program.graphs = graphs = GraphCache(CPU)
+    host, captured = both(configs, tiny_tokens, ["", "label-smoothing", "fp-first:fraction=0.25,ramp=0.25"])
+    captured.graphs = graphs = GraphCache(CPU)
     passes: Counter[object] = Counter()
-    go_through = program._program
+    step_on_device = captured._step_on_device
 
     def counted(key: Any) -> None:
         passes[key] += 1
-        go_through(key)
+        step_on_device(key)
 
-    monkeypatch.setattr(program, "_program", counted)
+    monkeypatch.setattr(captured, "_step_on_device", counted)
     for step in range(1, 25):
         host.step(step)
-        program.step(step)
-        for figure in ("loss_R", "objective_R", "grad_norm_R"):
-            torch.testing.assert_close(getattr(program, figure), getattr(host, figure), rtol=1e-9, atol=1e-9)
-    assert_alike(host, program, 1e-8)
-    # two stages of eleven and twelve steps, with one step between them: rates and strengths go on changing
+        captured.step(step)
+        for metric in ("loss_R", "objective_R", "grad_norm_R"):
+            torch.testing.assert_close(getattr(captured, metric), getattr(host, metric), rtol=1e-9, atol=1e-9)
+    assert_alike(host, captured, 1e-8)
+    # two stages of eleven and twelve steps with one step between them; learning rates and λ change within a stage
     assert list(passes.values()) == [4, 1, 4]
     assert list(graphs._graphs) == [key for key, count in passes.items() if count == 4]
 
 
 def waits(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation's outcome must be known to the host, or comes from there."""
+    """Whether an operation needs its result on the host, or data from there."""
     if func is torch.ops.aten.index.Tensor:
         return any(index is not None and index.dtype == torch.bool for index in args[1])
     needs = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -443,35 +444,35 @@ def waits(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_nothing_in_a_step_waits_for_the_host(
+def test_nothing_in_a_step_synchronizes_with_the_host(
     tiny_config: TinyConfig, tiny_tokens: TokenData, gpu: SimpleNamespace, precision: str
 ) -> None:
     sizes = {"model__hidden_size": 64, "data__batch_size": 4}
     configs = [tiny_config(**sizes), tiny_config(optimizer__max_norm="none", optimizer__name="adamw", **sizes)]
-    _, program = both(configs, tiny_tokens, ["", "label-smoothing"], precision=precision)
-    program.graphs = graphs = GraphCache(CPU)
+    _, captured = both(configs, tiny_tokens, ["", "label-smoothing"], precision=precision)
+    captured.graphs = graphs = GraphCache(CPU)
     for step in range(1, 5):
-        program.step(step)
-    (recording,) = graphs._graphs.values()
-    assert isinstance(recording, Recording)
-    assert len(recording.operations) > 100
-    assert [str(func) for func, args, _, _ in recording.operations if waits(func, args)] == []
-    # the check finds what it is for
-    with (other := Recording()):
+        captured.step(step)
+    (graph,) = graphs._graphs.values()
+    assert isinstance(graph, FakeGraph)
+    assert len(graph.operations) > 100
+    assert [str(func) for func, args, _, _ in graph.operations if waits(func, args)] == []
+    # the check detects such operations
+    with (other := FakeGraph()):
         torch.ones(2)[torch.tensor([True, False])].sum().item()
     assert sum(waits(func, args) for func, args, _, _ in other.operations) == 3
 
 
 @pytest.mark.gpu
-def test_a_captured_step_is_the_host_s_on_a_card(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+def test_a_captured_step_on_a_gpu_trains_as_one_from_the_host(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     configs = [tiny_config(seed=seed, steps=24) for seed in range(3)]
-    host, program = both(configs, tiny_tokens, device=torch.device("cuda"))
+    host, captured = both(configs, tiny_tokens, device=torch.device("cuda"))
     for step in range(1, 25):
         host.step(step)
-        program.step(step)
-    assert program.graphs is not None
-    assert program.graphs.error is None
-    assert program.graphs._graphs
-    torch.testing.assert_close(program.loss_R, host.loss_R, rtol=1e-3, atol=1e-3)
+        captured.step(step)
+    assert captured.graphs is not None
+    assert captured.graphs.error is None
+    assert captured.graphs._graphs
+    torch.testing.assert_close(captured.loss_R, host.loss_R, rtol=1e-3, atol=1e-3)

@@ -15,13 +15,13 @@ SHAPES = {"embed": (11, 4), "qkv": (2, 12, 4), "head": (11, 4), "final_norm": (4
 STEPS = [(1e-3, 0.1), (2e-3, 0.1), (3e-3, 0.05), (1e-3, 0.0), (5e-4, 0.2)]
 
 
-def random_leaves(seed: int = 0) -> dict[str, Tensor]:
+def random_parameters(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator).requires_grad_() for name, shape in SHAPES.items()}
 
 
 def set_gradients(flat_parameters: Mapping[str, Tensor], seed: int) -> None:
-    for name, gradient in random_leaves(seed).items():
+    for name, gradient in random_parameters(seed).items():
         flat_parameters[name].grad = gradient.detach()
 
 
@@ -34,9 +34,9 @@ def config(name: str, *exempt: str) -> OptimizerConfig:
 def test_five_steps_are_those_of_torch(
     name: str, reference: type[torch.optim.Adam] | type[torch.optim.AdamW], exempt: tuple[str, ...]
 ) -> None:
-    flat_parameters, copies = random_leaves(), random_leaves()
+    flat_parameters, copies = random_parameters(), random_parameters()
     ours = RunOptimizer(config(name, *exempt), flat_parameters, GROUPS)
-    # one group a tensor, so that no grouping of ours is taken over
+    # one group a tensor, independent of our grouping
     theirs = reference([{"params": [copy]} for copy in copies.values()], betas=(0.8, 0.95), eps=1e-2)
     for step, (learning_rate, weight_decay) in enumerate(STEPS):
         set_gradients(flat_parameters, 10 + step)
@@ -52,7 +52,7 @@ def test_five_steps_are_those_of_torch(
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_exempt_groups_are_not_decayed(name: str) -> None:
-    flat_parameters, before = random_leaves(), random_leaves()
+    flat_parameters, before = random_parameters(), random_parameters()
     optimizer = RunOptimizer(config(name, "embeddings", "norms"), flat_parameters, GROUPS)
     for weight in flat_parameters.values():
         weight.grad = torch.zeros_like(weight)
@@ -63,14 +63,14 @@ def test_exempt_groups_are_not_decayed(name: str) -> None:
         if name == "adamw":
             torch.testing.assert_close(flat_parameters[flat], before[flat] * (1 - 0.1 * 0.5))
         else:
-            # coupled: the decay is all of the gradient g, and the first step is that of g / (|g| + eps)
+            # coupled: the gradient g is the decay alone, and the first step of Adam is g / (|g| + eps)
             decay = 0.5 * before[flat]
             torch.testing.assert_close(flat_parameters[flat], before[flat] - 0.1 * decay / (decay.abs() + 1e-2))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_a_restored_optimizer_goes_on_as_if_nothing_happened(name: str) -> None:
-    flat_parameters = random_leaves()
+def test_a_restored_optimizer_resumes_bit_for_bit(name: str) -> None:
+    flat_parameters = random_parameters()
     optimizer = RunOptimizer(config(name, "norms"), flat_parameters, GROUPS)
     for step in range(3):
         set_gradients(flat_parameters, step)
@@ -82,7 +82,7 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_happened(name: str) -> None:
 
     copies = {name: flat.detach().clone().requires_grad_() for name, flat in flat_parameters.items()}
     restored = RunOptimizer(config(name, "norms"), copies, GROUPS)
-    # the order of tensors in a file is not the order of leaves
+    # the order of tensors in a file is not that of the flat parameters
     restored.load_state(dict(sorted(saved.items(), reverse=True)))
     for step in range(3, 6):
         for each in (flat_parameters, copies):
@@ -95,8 +95,8 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_happened(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_an_optimizer_with_forgotten_moments_is_a_fresh_one(name: str) -> None:
-    flat_parameters = random_leaves()
+def test_an_optimizer_with_reset_moments_is_a_fresh_one(name: str) -> None:
+    flat_parameters = random_parameters()
     optimizer = RunOptimizer(config(name, "norms"), flat_parameters, GROUPS)
     for step in range(3):
         set_gradients(flat_parameters, step)
@@ -113,12 +113,12 @@ def test_an_optimizer_with_forgotten_moments_is_a_fresh_one(name: str) -> None:
 
 
 def test_an_optimizer_without_a_step_has_no_state() -> None:
-    assert RunOptimizer(config("adamw"), random_leaves(), GROUPS).state() == {}
+    assert RunOptimizer(config("adamw"), random_parameters(), GROUPS).state() == {}
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.999, 1.0, 1.0000001, 1.001, 10.0])
 def test_clipping_is_that_of_torch(factor: float) -> None:
-    flat_parameters, copies = random_leaves(), random_leaves()
+    flat_parameters, copies = random_parameters(), random_parameters()
     for each in (flat_parameters, copies):
         set_gradients(each, 1)
     norm = torch.nn.utils.get_total_norm([copy.grad for copy in copies.values() if copy.grad is not None])
@@ -134,7 +134,7 @@ def test_clipping_is_that_of_torch(factor: float) -> None:
 
 
 def test_a_skipped_update_changes_nothing() -> None:
-    flat_parameters = random_leaves()
+    flat_parameters = random_parameters()
     optimizer = RunOptimizer(config("adamw"), flat_parameters, GROUPS)
     set_gradients(flat_parameters, 1)
     optimizer.step(1e-3, 0.1, skip=torch.zeros(()))

@@ -1,4 +1,4 @@
-"""One step of a pack: what is batched agrees with runs alone, what is per run stays per run."""
+"""One step of a pack: batched runs train what they train alone, and do not influence each other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
-from bitnetctl.engine.pack import Pack, pack_key
+from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition
@@ -40,7 +40,7 @@ class Scaled(Intervention):
 
 
 class Still(Intervention):
-    """A learning rate of nothing."""
+    """A learning rate of zero."""
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
         return 0.0
@@ -76,7 +76,7 @@ def pack(tiny_tokens: TokenData) -> Callable[..., Pack]:
 
 @pytest.fixture
 def three(tiny_config: TinyConfig) -> list[RunConfig]:
-    """Three runs that differ in all that members of a pack may differ in."""
+    """Three runs that differ in everything that runs of a pack may differ in."""
     return [
         tiny_config(seed=0),
         tiny_config(seed=1, data__order="shuffled", optimizer__name="adamw", optimizer__exempt="norms,head"),
@@ -116,9 +116,9 @@ def test_a_pack_trains_what_its_runs_train_alone(pack: Callable[..., Pack], thre
         together.step(step)
         for run, solo in enumerate(alone):
             solo.step(step)
-            for figure in ("loss_R", "objective_R", "grad_norm_R"):
-                ours, theirs = getattr(together, figure)[run].item(), getattr(solo, figure).item()
-                assert ours == pytest.approx(theirs, rel=1e-9), (figure, step)
+            for metric in ("loss_R", "objective_R", "grad_norm_R"):
+                ours, theirs = getattr(together, metric)[run].item(), getattr(solo, metric).item()
+                assert ours == pytest.approx(theirs, rel=1e-9), (metric, step)
             for key, gradient in together.model.gradients.items():
                 torch.testing.assert_close(gradient[run], solo.model.gradients[key][0], rtol=1e-7, atol=1e-9)
     for run, solo in enumerate(alone):
@@ -128,7 +128,7 @@ def test_a_pack_trains_what_its_runs_train_alone(pack: Callable[..., Pack], thre
             torch.testing.assert_close(weights(together, run)[key], weight, rtol=0, atol=1e-9)
 
 
-# single precision, full precision weights: Adam turns noise in a gradient near zero into a tenth of its learning rate
+# in single precision, with λ = 0: Adam scales noise in a gradient near zero up to a tenth of the learning rate
 def test_a_pack_trains_what_its_runs_train_alone_in_single_precision(
     pack: Callable[..., Pack], tiny_config: TinyConfig
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_step_is_what_torch_does_by_hand(
     # a warm-up of two steps to the peak, stage 1 up to step 6
     for step, rate in ((1, 0.75e-3), (2, 1.5e-3), (3, 1.5e-3 * (1 - 1 / 12))):
         rows = torch.from_numpy(batches.rows_BT1(step))
-        activations = model.record(rows[None, :, :-1], model.quantization([1.0]))
+        activations = model.forward_for_backward(rows[None, :, :-1], model.quantization([1.0]))
         targets_N = rows[:, 1:].flatten()
         logits = model.logits(activations.hidden_RNH).requires_grad_()
         loss = F.cross_entropy(logits[0], targets_N)
@@ -196,17 +196,17 @@ def test_a_run_that_diverges_stops_alone(pack: Callable[..., Pack], three: list[
             assert disturbed.objective_R[1].isnan()
     for run in (0, 2):
         assert disturbed.replicas[run].diverged_at is None
-        # bitwise: each run is a matrix of its own in every batched product
+        # bitwise: each run is a matrix of its own in every batched matmul
         assert_equal(weights(disturbed, run), weights(undisturbed, run))
         assert disturbed.loss_R[run] == undisturbed.loss_R[run]
 
 
-def test_a_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(
+def test_a_gradient_that_is_not_finite_is_detected_behind_a_finite_loss(
     pack: Callable[..., Pack], three: list[RunConfig]
 ) -> None:
     class Steep(Intervention):
         def training_loss(self, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-            # the root is flat nowhere at 0
+            # the root has an infinite slope at 0
             return F.cross_entropy(logits_TV, targets_T) + (0 * logits_TV).sum().sqrt()
 
     steep = pack(three, [Composition(), Composition(), composition(Steep)])
@@ -219,7 +219,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("key", ["embed", "qkv", "down", "final_norm", "head"])
-def test_a_weight_that_is_not_finite_is_noticed(
+def test_a_weight_that_is_not_finite_is_detected(
     pack: Callable[..., Pack], three: list[RunConfig], key: str, bad: float
 ) -> None:
     disturbed, undisturbed = pack(three), pack(three)
@@ -233,7 +233,7 @@ def test_a_weight_that_is_not_finite_is_noticed(
         assert_equal(weights(disturbed, run), weights(undisturbed, run))
 
 
-def test_an_absurd_learning_rate_touches_no_neighbour(pack: Callable[..., Pack], three: list[RunConfig]) -> None:
+def test_a_diverging_learning_rate_changes_no_other_run(pack: Callable[..., Pack], three: list[RunConfig]) -> None:
     absurd = three[1].model_copy(
         update={"schedule": three[1].schedule.model_copy(update={"peak_learning_rate": 1e38, "warmup_steps": 0})}
     )
@@ -250,13 +250,15 @@ def test_an_absurd_learning_rate_touches_no_neighbour(pack: Callable[..., Pack],
 # hooks
 
 
-def test_a_claimed_loss_is_the_objective_of_its_run_alone(pack: Callable[..., Pack], three: list[RunConfig]) -> None:
+def test_an_overridden_loss_is_the_objective_of_its_run_alone(
+    pack: Callable[..., Pack], three: list[RunConfig]
+) -> None:
     treated, plain = pack(three, [Composition(), composition(Smoothed), Composition()]), pack(three)
     for step in (1, 2, 3):
         treated.step(step)
         plain.step(step)
         if step == 1:
-            # `Loss` is the same measure for every arm
+            # `Loss` is the same metric for every arm
             assert torch.equal(treated.loss_R, plain.loss_R)
             assert treated.objective_R[1] != treated.loss_R[1]
     assert torch.equal(treated.objective_R[[0, 2]], treated.loss_R[[0, 2]])
@@ -267,7 +269,7 @@ def test_a_claimed_loss_is_the_objective_of_its_run_alone(pack: Callable[..., Pa
     assert not torch.allclose(treated.model.packed["head"][1], plain.model.packed["head"][1], atol=1e-4)
 
 
-def test_a_claimed_loss_gets_the_batch_of_its_run(
+def test_a_loss_hook_gets_the_batch_of_its_run(
     pack: Callable[..., Pack], three: list[RunConfig], tiny_tokens: TokenData
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
@@ -306,7 +308,7 @@ def test_transformed_gradients_are_those_of_their_run_alone(
 
 
 @pytest.mark.parametrize(("factor", "clipped"), [(1e-3, False), (1.0, True), (1e3, True)])
-def test_clipping_comes_after_the_seam_and_the_measurement_before(
+def test_clipping_comes_after_the_gradient_hook_and_the_metric_before(
     pack: Callable[..., Pack], tiny_config: TinyConfig, factor: float, clipped: bool
 ) -> None:
     configs = [tiny_config(optimizer__max_norm=0.01)] * 2
@@ -352,16 +354,16 @@ def test_schedules_of_the_composition_are_used(pack: Callable[..., Pack], tiny_c
     torch.testing.assert_close(weights(treated, 2)["head"], expected, rtol=0, atol=1e-7)
 
 
-def test_moments_are_forgotten_at_their_interval(pack: Callable[..., Pack], tiny_config: TinyConfig) -> None:
-    forgetful = pack([tiny_config(optimizer__reset_moments_every_steps=3)])
+def test_moments_are_reset_at_their_interval(pack: Callable[..., Pack], tiny_config: TinyConfig) -> None:
+    resetting = pack([tiny_config(optimizer__reset_moments_every_steps=3)])
     counts = []
     for step in range(1, 9):
-        forgetful.step(step)
-        counts.append(int(forgetful.replicas[0].optimizer.state()["head/step"]))
+        resetting.step(step)
+        counts.append(int(resetting.replicas[0].optimizer.state()["head/step"]))
     assert counts == [1, 2, 3, 1, 2, 3, 1, 2]
 
 
-# who may train together
+# which runs may train together
 
 
 @pytest.mark.parametrize(
@@ -392,7 +394,7 @@ def test_runs_of_another_shape_are_refused(
     pack: Callable[..., Pack], tiny_config: TinyConfig, fields: dict[str, Any]
 ) -> None:
     configs = [tiny_config(), tiny_config(**fields)]
-    assert pack_key(configs[0]) != pack_key(configs[1])
+    assert configs[0].pack_key != configs[1].pack_key
     with pytest.raises(ConfigError, match="different shape"):
         pack(configs)
 
@@ -419,12 +421,12 @@ def test_runs_of_another_shape_are_refused(
     ids=lambda fields: next(iter(fields)),
 )
 def test_runs_of_one_shape_may_differ_otherwise(tiny_config: TinyConfig, fields: dict[str, Any]) -> None:
-    assert pack_key(tiny_config()) == pack_key(tiny_config(**fields))
+    assert tiny_config().pack_key == tiny_config(**fields).pack_key
 
 
 def test_an_unset_evaluation_interval_is_its_default(tiny_config: TinyConfig) -> None:
     unset = tiny_config(steps=40, probe__eval_every_steps=None)
-    assert pack_key(unset) == pack_key(tiny_config(steps=40, probe__eval_every_steps=2))
+    assert unset.pack_key == tiny_config(steps=40, probe__eval_every_steps=2).pack_key
 
 
 def test_a_step_counts_the_tokens_of_one_run(pack: Callable[..., Pack], three: list[RunConfig]) -> None:

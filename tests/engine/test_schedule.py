@@ -1,4 +1,4 @@
-"""Learning rate and weight decay at points worked out by hand, and what holds everywhere."""
+"""Learning rate and weight decay at points calculated by hand, and properties that hold everywhere."""
 
 import math
 from itertools import pairwise
@@ -82,7 +82,7 @@ def test_constant() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_warm_up_longer_than_the_run_never_arrives(kind: Kind) -> None:
+def test_a_warm_up_longer_than_the_run_never_reaches_the_peak(kind: Kind) -> None:
     schedule = plain(kind, warmup_steps=400)
     assert [learning_rate(schedule, step, 100) for step in (1, 50, 100)] == [1 / 400, 1 / 8, 1 / 4]
 
@@ -152,14 +152,14 @@ def test_warm_up_rises_and_what_follows_does_not(schedule: ScheduleConfig, steps
     rates = [learning_rate(schedule, step, steps) for step in range(1, steps + 1)]
     rise, fall = rates[: max(warmup - 1, 0)], rates[max(warmup - 1, 0) :]
     assert rise == sorted(rise)
-    # a line of constant height may waver by a rounding
+    # a constant line may vary by a rounding
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(fall))
 
 
 @given(
     kind=st.sampled_from(KINDS),
     steps=st.integers(20, 200),
-    warmup_share=st.floats(0.05, 0.4),
+    warmup_fraction=st.floats(0.05, 0.4),
     boundary_fraction=st.floats(0.5, 0.9),
     middle=st.floats(0.0, 1.0),
     stage2_peak=st.floats(0.0, 1.0),
@@ -168,13 +168,13 @@ def test_warm_up_rises_and_what_follows_does_not(schedule: ScheduleConfig, steps
 def test_rates_move_in_small_steps(
     kind: Kind,
     steps: int,
-    warmup_share: float,
+    warmup_fraction: float,
     boundary_fraction: float,
     middle: float,
     stage2_peak: float,
     final: float,
 ) -> None:
-    warmup = round(steps * warmup_share)
+    warmup = round(steps * warmup_fraction)
     schedule = plain(
         kind,
         warmup_steps=warmup,

@@ -1,4 +1,4 @@
-"""How a pack is carried out: what is chosen, what is refused, and how far the fast ways are from the plain one."""
+"""Engine, precision and threads: what is chosen, what is refused, and how closely the precisions agree with fp32."""
 
 import shutil
 import sys
@@ -8,45 +8,46 @@ from typing import Any
 import pytest
 import torch
 
-from bitnetctl.config import RunConfig, build_config
+from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import TokenData
 from bitnetctl.engine import select
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
-from bitnetctl.engine.select import Execution, choose, choose_threads, make_pack
+from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact, write_product
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact, matmul_into
 from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.registry import compose
 
 TinyConfig = Callable[..., RunConfig]
-CPU, CARD = torch.device("cpu"), torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TERNARY = Quantization(off=False, quant_lambda_R=None)
 
-# largest distance from fp32 of what 20 steps of the tiny run show: loss in nats, gradient norm relative
+# largest difference from fp32 over 20 steps of the tiny run: of the loss in nats, of the gradient norm relative
 TOLERANCES: dict[Precision, tuple[float, float]] = {"fp32": (0.0, 0.0), "bf16": (0.03, 0.1), "int8": (0.03, 0.1)}
 
 
 @pytest.fixture
 def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Say whether devices multiply bf16."""
+    """Set whether devices have bf16 matmuls."""
 
-    def say(has: bool) -> None:
+    def set_bf16(has: bool) -> None:
         monkeypatch.setattr(select, "has_bf16_matmul", lambda device: has)
 
-    return say
+    return set_bf16
 
 
 @pytest.fixture
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Say which compilers are installed, and whether Triton is."""
+    """Set which compilers are installed, and whether Triton is."""
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
 
-    def say(*names: str, triton: bool = True) -> None:
+    def install(*names: str, triton: bool = True) -> None:
         monkeypatch.setattr(select, "has_triton", lambda: triton)
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in names else None)
 
-    return say
+    return install
 
 
 @pytest.mark.parametrize(
@@ -55,12 +56,12 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (64, CPU, True, "eager", "fp32"),
         (256, CPU, True, "eager", "bf16"),
         (256, CPU, False, "eager", "fp32"),
-        (64, CARD, True, "graph", "bf16"),
-        (256, CARD, False, "graph", "fp32"),
-        (1024, CARD, True, "compile", "bf16"),
+        (64, GPU, True, "graph", "bf16"),
+        (256, GPU, False, "graph", "fp32"),
+        (1024, GPU, True, "compile", "bf16"),
     ],
 )
-def test_what_is_chosen(
+def test_choice_by_default(
     bf16: Any, compilers: Any, size: int, device: torch.device, has_bf16: bool, engine: str, precision: str
 ) -> None:
     bf16(has_bf16)
@@ -75,12 +76,12 @@ def test_what_is_chosen(
     [
         ({"engine": "graph"}, CPU, True, "take eager or compile"),
         ({"engine": "fast"}, CPU, True, "unknown; take auto, eager, graph, compile"),
-        ({"precision": "bf16"}, CPU, False, "has no bf16 products; take --precision fp32"),
+        ({"precision": "bf16"}, CPU, False, "has no bf16 matmuls; take --precision fp32"),
         ({"precision": "int8"}, CPU, True, "take fp32 or bf16"),
         ({"precision": "fp8"}, CPU, True, "unknown; take auto, fp32, bf16, int8"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_what_the_device_cannot_do_is_refused(
     bf16: Any, requested: dict[str, str], device: torch.device, has_bf16: bool, message: str
 ) -> None:
     bf16(has_bf16)
@@ -88,12 +89,12 @@ def test_what_cannot_be_is_refused(
         choose(build_config("quick"), 2048, device, **requested)
 
 
-def test_what_is_asked_for_is_taken(bf16: Any, compilers: Any) -> None:
+def test_what_is_requested_is_taken(bf16: Any, compilers: Any) -> None:
     bf16(True)
     compilers("g++")
     chosen = choose(build_config("quick"), 2048, CPU, "compile", "bf16")
     assert chosen == Execution(engine="compile", precision="bf16")
-    chosen = choose(build_config("quick"), 2048, CARD, "eager", "int8")
+    chosen = choose(build_config("quick"), 2048, GPU, "eager", "int8")
     assert chosen == Execution(engine="eager", precision="int8")
 
 
@@ -109,7 +110,7 @@ def test_what_is_asked_for_is_taken(bf16: Any, compilers: Any) -> None:
         (["gcc"], True, {"CC": "icx"}, "graph"),
     ],
 )
-def test_a_card_compiles_only_with_triton_and_a_compiler(
+def test_a_gpu_compiles_only_with_triton_and_a_compiler(
     compilers: Any,
     monkeypatch: pytest.MonkeyPatch,
     names: list[str],
@@ -121,10 +122,10 @@ def test_a_card_compiles_only_with_triton_and_a_compiler(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     config = build_config("origin", size=1024)
-    assert choose(config, 50257, CARD, precision="fp32").engine == engine
+    assert choose(config, 50257, GPU, precision="fp32").engine == engine
     if engine == "graph":
         with pytest.raises(ConfigError, match=r"^--engine compile: cuda needs .+ for it; take --engine graph$"):
-            choose(config, 50257, CARD, "compile", "fp32")
+            choose(config, 50257, GPU, "compile", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_a_card_compiles_only_with_triton_and_a_compiler(
         (["g++"], {"CXX": "icpx"}, "linux", "icpx"),
     ],
 )
-def test_the_processor_compiles_with_a_cpp_compiler(
+def test_the_cpu_compiles_with_a_cpp_compiler(
     compilers: Any,
     monkeypatch: pytest.MonkeyPatch,
     names: list[str],
@@ -170,18 +171,46 @@ def test_the_processor_compiles_with_a_cpp_compiler(
         (["probe.random_prompts=2"], "16 tokens at once are fewer than 17"),
     ],
 )
-def test_int8_products_want_certain_shapes(bf16: Any, overrides: list[str], refusal: str | None) -> None:
+def test_int8_matmuls_need_certain_shapes(bf16: Any, overrides: list[str], refusal: str | None) -> None:
     bf16(True)
     config = build_config("quick", overrides=overrides)
     if refusal is None:
-        assert choose(config, 2048, CARD, precision="int8").precision == "int8"
+        assert choose(config, 2048, GPU, precision="int8").precision == "int8"
         return
     with pytest.raises(ConfigError) as caught:
-        choose(config, 2048, CARD, precision="int8")
+        choose(config, 2048, GPU, precision="int8")
     assert str(caught.value) == f"--precision int8: {refusal}; take bf16"
 
 
-def test_only_a_card_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+@pytest.mark.parametrize(
+    ("device", "engine", "arms", "expected"),
+    [
+        (GPU, "graph", ["", "label-smoothing"], "captured"),
+        (GPU, "compile", ["", ""], "captured"),
+        (GPU, "graph", ["", "adaptive-clipping"], "eager"),
+        (GPU, "eager", ["", ""], "eager"),
+        (CPU, "compile", ["", ""], "eager"),
+    ],
+)
+def test_a_pack_is_captured_where_all_of_its_steps_can_be(
+    device: torch.device,
+    engine: Engine,
+    arms: list[str],
+    expected: str,
+    tiny_config: TinyConfig,
+    tiny_tokens: TokenData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "CapturedPack", lambda *_, **options: ("captured", options["compiled"]))
+    monkeypatch.setattr(select, "Pack", lambda *_, **options: ("eager", options["compiled"]))
+    compositions = [compose(parse_arm(arm)) for arm in arms]
+    made: object = make_pack(
+        [tiny_config()] * 2, compositions, tiny_tokens, device, Execution(engine=engine, precision="fp32")
+    )
+    assert made == (expected, engine == "compile")
+
+
+def test_only_a_gpu_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     graph = Execution(engine="graph", precision="fp32")
     pack = make_pack([tiny_config()], [Composition()], tiny_tokens, CPU, graph)
     assert not isinstance(pack, CapturedPack)
@@ -204,34 +233,34 @@ def test_threads_are_chosen_by_measurement(
     pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
     assert choose_threads(pack, 2) == expected
     assert counts[-1] == 2
-    # what is long is not tried often
+    # slow steps are timed less often
     assert len(counts) == (7 if one + two > 1 else 19)
     assert choose_threads(pack, 1) == 1
 
 
-def test_a_rehearsal_changes_no_weight(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
-    rehearsed, plain = (Pack([tiny_config()], [Composition()], tiny_tokens, CPU) for _ in range(2))
-    select._step_seconds(rehearsed)
-    for pack in (rehearsed, plain):
+def test_timing_a_step_changes_no_weight(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    timed, plain = (Pack([tiny_config()], [Composition()], tiny_tokens, CPU) for _ in range(2))
+    select._step_seconds(timed)
+    for pack in (timed, plain):
         pack.step(1)
     for key, packed in plain.model.packed.items():
-        assert torch.equal(rehearsed.model.packed[key], packed), key
+        assert torch.equal(timed.model.packed[key], packed), key
 
 
 def train(config: RunConfig, tokens: TokenData, precision: Precision, steps: int = 20) -> list[tuple[float, float]]:
     pack = Pack([config], [Composition()], tokens, CPU, precision=precision)
-    figures = []
+    metrics = []
     for step in range(1, steps + 1):
         pack.step(step)
-        figures.append((pack.loss_R.item(), pack.grad_norm_R.item()))
-    return figures
+        metrics.append((pack.loss_R.item(), pack.grad_norm_R.item()))
+    return metrics
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions_agree_within_their_tolerance(
     precision: Precision, tiny_config: TinyConfig, tiny_tokens: TokenData
 ) -> None:
-    # widths in multiples of 8 and more than 16 tokens, as int8 products want them
+    # widths in multiples of 8 and more than 16 tokens, as int8 matmuls need them
     config = tiny_config(steps=20, model__hidden_size=64, data__batch_size=4)
     loss_tolerance, norm_tolerance = TOLERANCES[precision]
     plain, fast = (train(config, tiny_tokens, each) for each in ("fp32", precision))
@@ -255,7 +284,7 @@ def test_sums_of_int8_times_ternary_are_exact() -> None:
     assert x.values.dtype == weight.values.dtype == torch.int8
     whole = torch.bmm(x.values.double(), weight.values.double().mT)
     assert torch.equal(torch.bmm(x.values.float(), weight.values.float().mT).double(), whole)
-    # bf16 holds every code, and its products are summed in fp32
+    # bf16 holds every code, and its matmuls accumulate in fp32
     assert torch.equal(x.values.to(torch.bfloat16).double(), x.values.double())
     sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
     assert torch.equal(torch.stack(sums).double(), whole)
@@ -264,8 +293,8 @@ def test_sums_of_int8_times_ternary_are_exact() -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-2), ("int8", 1e-6)])
-def test_products_are_those_of_double_precision(precision: Precision, tolerance: float) -> None:
-    exact_products, exact_x, exact_weight = operands("fp32")
+def test_matmuls_are_those_of_double_precision(precision: Precision, tolerance: float) -> None:
+    exact, exact_x, exact_weight = operands("fp32")
     expected = torch.bmm(exact_x.values.double(), exact_weight.values.double().mT)
     matmul, x, weight = operands(precision)
     out = matmul.multiply(x, weight).double()
@@ -273,10 +302,10 @@ def test_products_are_those_of_double_precision(precision: Precision, tolerance:
 
     grad = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(1))
     grad_weight = torch.empty(2, 48, 96)
-    write_product(grad_weight, matmul.cast(grad).mT, matmul.figures(x))
-    grad_x = torch.bmm(matmul.cast(grad), matmul.figures(weight))
-    grad_x_expected = torch.bmm(grad, exact_products.figures(exact_weight))
-    grad_weight_expected = torch.bmm(grad.mT, exact_products.figures(exact_x))
+    matmul_into(grad_weight, matmul.cast(grad).mT, matmul.dequantize(x))
+    grad_x = torch.bmm(matmul.cast(grad), matmul.dequantize(weight))
+    grad_x_expected = torch.bmm(grad, exact.dequantize(exact_weight))
+    grad_weight_expected = torch.bmm(grad.mT, exact.dequantize(exact_x))
     for ours, theirs in ((grad_x, grad_x_expected), (grad_weight, grad_weight_expected)):
         assert (ours - theirs).abs().max() < max(tolerance, 0.0 if precision == "fp32" else 1e-2) * theirs.abs().max()
 
@@ -292,7 +321,7 @@ def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens:
     assert padded.num_parameters == plain.num_parameters
     torch.testing.assert_close(padded.forward(inputs, [1.0, 1.0]), plain.forward(inputs, [1.0, 1.0]))
     for model in (plain, padded):
-        activations = model.record(inputs, TERNARY)
+        activations = model.forward_for_backward(inputs, TERNARY)
         _, grad_RNH = model.head_loss(activations.hidden_RNH, targets)
         model.backward(activations, grad_RNH)
     torch.testing.assert_close(padded.gradient_norms(), plain.gradient_norms())

@@ -1,4 +1,4 @@
-"""Kill, damage and starve a training at every place, and see whether anything is lost.
+"""Kill, damage and starve a training at every write call, and see whether anything is lost.
 
     python -m tests.faults [--quick] [--json FILE] [--seed 0]
 
@@ -31,52 +31,59 @@ _FOLDER = "FAULTS_FOLDER"
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is tried: one of so many write calls, damages or bytes; so many kills, places, KiB from size to size."""
+    """How much is tried: every `stride`-th write call, damage or byte; how many kills and offsets; the step in KiB."""
 
-    share: int = 1
-    disk_share: int = 1
+    stride: int = 1
+    disk_stride: int = 1
     random_kills: int = 300
     side_by_side: int = 24
-    places: int = 12
-    damage_share: int = 1
-    bytes_share: int = 1
+    offsets: int = 12
+    damage_stride: int = 1
+    bytes_stride: int = 1
     tmpfs_kib: int = 16
 
 
 QUICK = Extent(
-    share=166, disk_share=166, random_kills=3, side_by_side=2, places=2, damage_share=40, bytes_share=997, tmpfs_kib=400
+    stride=166,
+    disk_stride=166,
+    random_kills=3,
+    side_by_side=2,
+    offsets=2,
+    damage_stride=40,
+    bytes_stride=997,
+    tmpfs_kib=400,
 )
 
 
 def tallies(folder: Path, extent: Extent, seed: int) -> "Iterator[Tally]":
     """Try every fault and yield the rows of the table."""
-    # torch is loaded in the process that tries, not in the one that starts it
+    # torch is imported in the process that tries the faults, not in the one that starts it
     from . import damage, disk, kills
     from .bench import Bench, Truth
 
     bench = Bench(folder)
     run = Truth.of(bench, bench.train, "run", times=5)
     runs = Truth.of(bench, bench.sweep(1), "sweep")
-    set_back = Truth.of(bench, bench.set_back, "rolled back")
+    rolled_back = Truth.of(bench, bench.rolled_back, "rolled back")
     late = damage.stopped_late(bench, run)
-    yield from kills.at_every_call(bench, run, extent.share)
-    yield from kills.while_set_back(bench, set_back, extent.share)
+    yield from kills.at_every_call(bench, run, extent.stride)
+    yield from kills.while_rolled_back(bench, rolled_back, extent.stride)
     yield from kills.at_random(bench, run, extent.random_kills, seed)
-    yield from kills.sweeps(bench, runs, 3 * extent.share)
-    yield from kills.packs(bench, runs, 6 * extent.share, seed)
+    yield from kills.sweeps(bench, runs, 3 * extent.stride)
+    yield from kills.packs(bench, runs, 6 * extent.stride, seed)
     yield from kills.side_by_side(bench, runs, extent.side_by_side, seed)
-    yield from damage.of_checkpoints(bench, run, late, extent.places, extent.damage_share, seed)
-    yield from damage.of_the_rest(bench, run, late, extent.places, extent.damage_share, seed)
-    yield from damage.when_read(late, extent.bytes_share)
-    yield from damage.killed_on_the_way_back(bench, run, late, extent.share)
-    yield from disk.at_every_call(bench, run, extent.disk_share)
+    yield from damage.of_checkpoints(bench, run, late, extent.offsets, extent.damage_stride, seed)
+    yield from damage.of_csv_and_manifest(bench, run, late, extent.offsets, extent.damage_stride, seed)
+    yield from damage.when_read(late, extent.bytes_stride)
+    yield from damage.killed_while_falling_back(bench, run, late, extent.stride)
+    yield from disk.at_every_call(bench, run, extent.disk_stride)
     yield from disk.real(bench, run, extent.tmpfs_kib)
 
 
 def main() -> None:
-    """Start again with the library preloaded; there, try and count."""
+    """Start this module again with the library preloaded; there, try the faults and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a share of the cases, in half a minute")
+    parser.add_argument("--quick", action="store_true", help="a few of the cases, in half a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and every loss to a file")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

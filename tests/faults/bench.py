@@ -34,7 +34,7 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit code (minus the signal), all that it said, the write calls that it counted."""
+    """How a child ended: exit code (minus the signal), all of its output, the write calls that it counted."""
 
     code: int
     said: str
@@ -43,20 +43,20 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        """The lines that tell an error."""
+        """The error messages."""
         return [line for line in self.said.splitlines() if line.startswith("error: ")]
 
 
 @dataclass
 class Tally:
-    """One row of the table: how many cases were tried, and what was lost in which."""
+    """One row of the table: the number of cases, and what was lost in which."""
 
     fault: str
     tried: int = 0
     lost: list[str] = field(default_factory=list)
 
     def count(self, case: str, loss: str | None) -> None:
-        """Count a case; `loss` says what was lost, None is nothing."""
+        """Count a case; `loss` says what was lost, None if nothing was."""
         self.tried += 1
         if loss is not None:
             self.lost.append(f"{case}: {loss}")
@@ -73,7 +73,7 @@ class Bench:
         self._text = folder / "text.txt"
         self._text.write_text(_words(60_000), encoding="utf-8")
         self.disk.mkdir()
-        # a child takes a fifth of a second where what it needs is loaded, and looked for, already
+        # imported before the fork, so that a child takes only a fifth of a second
         for module in (
             "torch._dynamo",
             "numpy.ma",
@@ -110,8 +110,8 @@ class Bench:
         return self.arguments("train", "--name", RUN, "--set", "data.order=shuffled", "-i", arm)
 
     @cached_property
-    def set_back(self) -> list[str]:
-        """The command line of a run whose decay blows its weights up in stage 2, until its rate is a quarter."""
+    def rolled_back(self) -> list[str]:
+        """The command line of a run that its decay makes diverge in stage 2 until its learning rate is a quarter."""
         arm = "decoupled-decay+wd-schedule:stage2=1.5e6"
         return self.arguments("train", "--name", RUN, "-i", arm, "--on-divergence", "rollback")
 
@@ -128,7 +128,7 @@ class Bench:
         files = self.folder / f"{name}.txt", self.folder / f"{name}.json"
         for file in files:
             file.unlink(missing_ok=True)
-        # a thread would not be there in the child, and what it held would be held for ever; so nothing is trained here
+        # locks that other threads hold at a fork stay locked in the child, so nothing is trained in this process
         if len(list(Path("/proc/self/task").iterdir())) > 1:
             raise RuntimeError("a process with threads cannot be forked")
         pid = os.fork()
@@ -145,8 +145,8 @@ class Bench:
             self._hook.arm(self.runs, fault)
             code = cli.run(list(arguments))
             counted = self._hook.disarm()
-            # there whole or not at all, whenever it is killed
-            temporary = calls.with_suffix(".aside")
+            # whole or absent, whenever the child is killed
+            temporary = calls.with_suffix(".temporary")
             temporary.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
             temporary.rename(calls)
         except BaseException:
@@ -180,7 +180,7 @@ class Child:
         self._started = time.monotonic()
 
     def wait(self, kill_after: float | None = None) -> Ended:
-        """Wait for its end, but no longer than so many seconds: then it is killed."""
+        """Wait for its end; kill it after `kill_after` seconds."""
         if kill_after is not None:
             handle = os.pidfd_open(self.pid)
             if not select.select([handle], [], [], kill_after)[0]:
@@ -189,7 +189,7 @@ class Child:
         _, status = os.waitpid(self.pid, 0)
         seconds = time.monotonic() - self._started
         said, calls = "", []
-        # one that was killed early has said nothing
+        # a child that was killed early has written neither file
         with contextlib.suppress(FileNotFoundError):
             said = self._said.read_text(encoding="utf-8")
             calls = [Call(*call) for call in json.loads(self._calls.read_text(encoding="utf-8"))]
@@ -198,7 +198,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Truth:
-    """What undisturbed runs left behind, and what the files of disturbed ones must therefore be."""
+    """The files of undisturbed runs, with which those of disturbed ones are compared."""
 
     folder: Path
     calls: list[Call]
@@ -207,7 +207,7 @@ class Truth:
 
     @classmethod
     def of(cls, bench: Bench, arguments: Sequence[str], name: str, times: int = 1) -> "Truth":
-        """Train undisturbed, so many times: the fastest tells the seconds."""
+        """Train undisturbed `times` times; `seconds` is that of the fastest."""
         seconds = []
         for _ in range(times):
             bench.clear()
@@ -234,9 +234,9 @@ class Truth:
         return [int(path.removeprefix(start)) for path in renames]
 
     def finished(self, runs: Path, *, leftovers: bool = False) -> str | None:
-        """Say how finished runs differ from the undisturbed ones; None if in nothing but, maybe, `leftovers`."""
+        """Say how finished runs differ from the undisturbed ones; `leftovers`: other files may be there as well."""
         for name in self.names:
-            if figures(runs / f"{name}.csv") != figures(self.folder / f"{name}.csv"):
+            if csv_without_speed(runs / f"{name}.csv") != csv_without_speed(self.folder / f"{name}.csv"):
                 return f"{name}: the CSV differs"
             weights = Path(name, "checkpoints", f"step-{STEPS:08d}", "model.safetensors")
             if (runs / weights).read_bytes() != (self.folder / weights).read_bytes():
@@ -244,19 +244,19 @@ class Truth:
             if not is_finished(runs, name):
                 return f"{name}: run.json does not say finished"
             if _rollbacks(runs, name) != _rollbacks(self.folder, name):
-                return f"{name}: run.json tells other rollbacks"
+                return f"{name}: run.json has other rollbacks"
         ours, theirs = files_below(runs), files_below(self.folder)
         if ours == theirs or (leftovers and ours > theirs):
             return None
         return f"other files are there: {sorted(ours ^ theirs)}"
 
     def intact(self, runs: Path, name: str, at: int | None = None) -> str | None:
-        """Say what of a run that went wrong, at call `at` if that is known, is not as it must be."""
+        """Say which guarantee is broken for a run that was interrupted, at call `at` if that is known."""
         csv = runs / f"{name}.csv"
         if csv.exists():
-            # the piece after the last newline is the row that was being written
+            # what follows the last newline is a row that was being written
             rows = [line.rpartition(b",")[0] for line in csv.read_bytes().split(b"\n")[:-1]]
-            if rows != figures(self.folder / f"{name}.csv")[: len(rows)]:
+            if rows != csv_without_speed(self.folder / f"{name}.csv")[: len(rows)]:
                 return f"{name}: rows in the CSV are not those of the undisturbed run"
         there = checkpoint.steps(runs / name / "checkpoints")
         for step in there:
@@ -266,14 +266,14 @@ class Truth:
                 return f"{name}: {error}"
         if at is not None:
             saved = self.saved(name, at)
-            # the finished run keeps the last alone
+            # a finished run keeps only the last
             needed = saved[-1:] if STEPS in saved else saved[-checkpoint.KEPT :]
             if not set(needed) <= set(there):
                 return f"{name}: of the checkpoints {needed}, {there} are left"
         return None
 
 
-def figures(csv: Path) -> list[bytes]:
+def csv_without_speed(csv: Path) -> list[bytes]:
     """Return the lines of a CSV without the last column, the measured speed."""
     return [line.rpartition(b",")[0] for line in csv.read_bytes().splitlines()]
 
@@ -283,14 +283,14 @@ def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def sound_steps(folder: Path) -> list[int]:
+def usable_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints that can be used."""
-    sound = []
+    usable = []
     for step in checkpoint.steps(folder):
         with contextlib.suppress(CheckpointError):
             checkpoint.load(checkpoint.path_of(folder, step))
-            sound.append(step)
-    return sound
+            usable.append(step)
+    return usable
 
 
 def is_finished(runs: Path, name: str) -> bool:
@@ -304,9 +304,9 @@ def _rollbacks(runs: Path, name: str) -> list[Rollback]:
     return [] if manifest is None else manifest.rollbacks
 
 
-def goes_on(bench: Bench, truth: Truth) -> str | None:
-    """Train on after a fault: say what was lost if the run does not go on from its last good state to the same end."""
-    there = sound_steps(bench.runs / RUN / "checkpoints")
+def resumes(bench: Bench, truth: Truth) -> str | None:
+    """Train again after a fault: say what was lost unless the run resumes from its last good state to the same end."""
+    there = usable_steps(bench.runs / RUN / "checkpoints")
     expected = f"resumed after step {there[-1]}\n" if there else "parameters on cpu\n"
     if is_finished(bench.runs, RUN):
         expected = "already finished"
@@ -314,29 +314,29 @@ def goes_on(bench: Bench, truth: Truth) -> str | None:
     if ended.code:
         return f"started again, it ends with {ended.code}: {ended.said[-300:]}"
     if expected not in ended.said:
-        return f"it did not go on from {there}: {ended.said[:300]}"
+        return f"it did not resume from {there}: {ended.said[:300]}"
     return truth.finished(bench.runs)
 
 
-def _place_of(call: Call) -> str:
-    """Return what a write call is about."""
+def _file_of(call: Call) -> str:
+    """Return the kind of file that a write call concerns."""
     if "/checkpoints" in call.path:
         return "a checkpoint"
     return "the CSV" if ".csv" in call.path else "run.json, lock, folders"
 
 
-def by_place(calls: Sequence[Call]) -> dict[str, list[int]]:
-    """Return the numbers of the calls by what they are about."""
-    places: dict[str, list[int]] = {}
+def by_file(calls: Sequence[Call]) -> dict[str, list[int]]:
+    """Return the numbers of the calls by the kind of file."""
+    files: dict[str, list[int]] = {}
     for at, call in enumerate(calls, 1):
-        places.setdefault(_place_of(call), []).append(at)
-    return places
+        files.setdefault(_file_of(call), []).append(at)
+    return files
 
 
-def each(cases: Sequence[_Case], share: int, seed: int = 0, least: int = 2) -> Sequence[_Case]:
-    """Return every `share`-th of the cases, or more of them to have at least so many, from one that `seed` draws."""
-    share = max(1, min(share, len(cases) // least))
-    return cases[random.Random(seed).randrange(share) :: share]
+def each(cases: Sequence[_Case], stride: int, seed: int = 0, least: int = 2) -> Sequence[_Case]:
+    """Return every `stride`-th of the cases, or more of them to have at least so many, from one that `seed` draws."""
+    stride = max(1, min(stride, len(cases) // least))
+    return cases[random.Random(seed).randrange(stride) :: stride]
 
 
 def _words(characters: int) -> str:

@@ -1,4 +1,4 @@
-"""A disk that refuses: errors at every write call, and a real one that is full or read-only."""
+"""A disk that fails: errors at every write call, and a real one that is full or read-only."""
 
 import errno
 import shutil
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 from bitnetctl.errors import StorageError
 
-from .bench import RUN, Bench, Ended, Tally, Truth, by_place, each, goes_on
+from .bench import RUN, Bench, Ended, Tally, Truth, by_file, each, resumes
 from .hook import Fault, Mode
 
 _NUMBERS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES)
 _LATEST_KIB = 1024
 
 
-def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
-    """Refuse every `share`-th write call of a training, alone or with all that follow; fill the disk up at it."""
+def at_every_call(bench: Bench, truth: Truth, stride: int) -> Iterator[Tally]:
+    """Refuse every `stride`-th write call of a training, alone or with all that follow; fill the disk up at it."""
     faults = {
         f"{errno.errorcode[number]} {when}": (mode, number)
         for number in _NUMBERS
@@ -24,7 +24,7 @@ def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
     faults["disk full in the middle of a call"] = (Mode.FILL_UP, errno.ENOSPC)
     for seed, (name, (mode, number)) in enumerate(faults.items()):
         tally = Tally(name)
-        for at in (at for calls in by_place(truth.calls).values() for at in each(calls, share, seed, least=1)):
+        for at in (at for calls in by_file(truth.calls).values() for at in each(calls, stride, seed, least=1)):
             bench.clear()
             ended = bench.call(truth.command, Fault(mode, at, number))
             call = truth.calls[at - 1]
@@ -64,15 +64,15 @@ def real(bench: Bench, truth: Truth, step_kib: int) -> Iterator[Tally]:
 
 
 def _loss(bench: Bench, truth: Truth, ended: Ended, code: int, at: int | None = None) -> str | None:
-    """Say what a refused training lost, or told badly."""
+    """Say what a training on a failing disk lost, or reported badly."""
     if ended.code == 0:
-        # what the disk would not delete may still be there
+        # files that the disk refused to delete may still be there
         return truth.finished(bench.runs, leftovers=True)
     if ended.code != code:
         return f"ended with {ended.code} instead of {code}: {ended.said[-300:]}"
     if len(ended.errors) != 1 or "Traceback" in ended.said or not ended.said.endswith(ended.errors[0] + "\n"):
         return f"not one clear line: {ended.said[-300:]}"
-    return truth.intact(bench.runs, RUN, at) or goes_on(bench, truth)
+    return truth.intact(bench.runs, RUN, at) or resumes(bench, truth)
 
 
 def _mount(bench: Bench, *arguments: str) -> bool:

@@ -1,7 +1,7 @@
 /* Count the calls that write below a folder, and at one of them kill the process or refuse as a bad disk would.
  *
  * Preloaded, and idle until `faults_arm`. Calls are counted from 1 in the order in which they are made; what they are
- * is kept, so that a first run without a fault tells how many there are and which.
+ * is kept, so that a first run without a fault shows how many there are and which.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -43,7 +43,7 @@ void faults_disarm(void) { armed = 0; }
 
 long faults_count(void) { return count; }
 
-const char *faults_call(long place) { return place >= 1 && place <= count && place <= KEPT ? calls[place - 1] : ""; }
+const char *faults_call(long index) { return index >= 1 && index <= count && index <= KEPT ? calls[index - 1] : ""; }
 
 static void die(void)
 {
@@ -57,8 +57,8 @@ static int refuse(int error)
     return REFUSE;
 }
 
-/* `takes_room`: a full disk refuses the call */
-static int reached(const char *call, const char *path, int takes_room)
+/* `needs_space`: a full disk refuses the call */
+static int reached(const char *call, const char *path, int needs_space)
 {
     if (!armed || strncmp(path, root, root_length) != 0 || (path[root_length] != '/' && path[root_length] != '\0'))
         return GO;
@@ -78,7 +78,7 @@ static int reached(const char *call, const char *path, int takes_room)
     case REFUSE_FROM:
         return refuse(number);
     default:
-        if (!takes_room)
+        if (!needs_space)
             return GO;
         return count == fault_at && strstr(call, "write") ? GO_HALF : refuse(number);
     }
@@ -116,9 +116,9 @@ static const char *of_name(int folder, const char *name, char *path)
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 /* make the call `real`, unless the verdict on it is another */
-#define CALL(label, path, takes_room, real)                                                                            \
+#define CALL(label, path, needs_space, real)                                                                           \
     do {                                                                                                               \
-        int verdict = reached(label, path, takes_room);                                                                \
+        int verdict = reached(label, path, needs_space);                                                               \
         if (verdict == REFUSE)                                                                                         \
             return -1;                                                                                                 \
         __typeof__(real) result = real;                                                                                \

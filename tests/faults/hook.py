@@ -23,7 +23,7 @@ class Mode(IntEnum):
     REFUSE_FROM = 4
     """This call and all later ones."""
     FILL_UP = 5
-    """Half of what the call writes is taken, and whatever needs room is refused from then on."""
+    """Half of what the call writes is written, and every call that needs space is refused from then on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def environment(library: Path) -> dict[str, str]:
 
 
 class Hook:
-    """The library of this very process; raises OSError if it was not preloaded."""
+    """The library preloaded into this process; raises OSError if it was not."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(os.environ.get(_VARIABLE, ""))
@@ -84,5 +84,5 @@ class Hook:
     def disarm(self) -> list[Call]:
         """Return the calls that were counted."""
         self._library.faults_disarm()
-        lines = [self._library.faults_call(place) for place in range(1, self._library.faults_count() + 1)]
+        lines = [self._library.faults_call(number) for number in range(1, self._library.faults_count() + 1)]
         return [Call(*os.fsdecode(line).split(" ", 1)) for line in lines]

@@ -6,28 +6,28 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .bench import RUN, Bench, Child, Tally, Truth, by_place, each, files_below, goes_on, is_finished
+from .bench import RUN, Bench, Child, Tally, Truth, by_file, each, files_below, is_finished, resumes
 from .hook import Fault, Mode
 
-# how far a figure may be from that of another pack composition
+# largest difference of a value from that in another pack
 TOLERANCE = 1e-2
-# the checkpoint that a run that diverges goes back to
+# the checkpoint to which a diverging run is rolled back
 _LAST_GOOD = 9
 _MODES = {Mode.KILL_BEFORE: "killed before a write call", Mode.KILL_AFTER: "killed in the middle of, or after, one"}
 
 
-def at_every_call(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
-    """Kill a training at every `share`-th of its write calls."""
+def at_every_call(bench: Bench, truth: Truth, stride: int) -> Iterator[Tally]:
+    """Kill a training at every `stride`-th of its write calls."""
     for mode, what in _MODES.items():
-        for place, calls in by_place(truth.calls).items():
-            yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"{what}: {place}")
+        for file, calls in by_file(truth.calls).items():
+            yield _killed(bench, truth, mode, each(calls, stride, seed=mode), f"{what}: {file}")
 
 
-def while_set_back(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
-    """Kill a run that is rolled back at every `share`-th write call since it first diverged; it resumes and ends."""
+def while_rolled_back(bench: Bench, truth: Truth, stride: int) -> Iterator[Tally]:
+    """Kill a run that is rolled back at every `stride`-th write call since it first diverged; it resumes and ends."""
     calls = range(truth.put_in_place(_LAST_GOOD) + 1, len(truth.calls) + 1)
     for mode, what in _MODES.items():
-        yield _killed(bench, truth, mode, each(calls, share, seed=mode), f"rolled back after it diverged, {what}")
+        yield _killed(bench, truth, mode, each(calls, stride, seed=mode), f"rolled back after it diverged, {what}")
 
 
 def _killed(bench: Bench, truth: Truth, mode: Mode, calls: Iterable[int], what: str) -> Tally:
@@ -37,12 +37,12 @@ def _killed(bench: Bench, truth: Truth, mode: Mode, calls: Iterable[int], what: 
         ended = bench.call(truth.command, Fault(mode, at))
         loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
         call = truth.calls[at - 1]
-        tally.count(f"{at} {call.name} {call.path}", loss or truth.intact(bench.runs, RUN, at) or goes_on(bench, truth))
+        tally.count(f"{at} {call.name} {call.path}", loss or truth.intact(bench.runs, RUN, at) or resumes(bench, truth))
     return tally
 
 
 def at_random(bench: Bench, truth: Truth, kills: int, seed: int = 0) -> Iterator[Tally]:
-    """Kill trainings at random moments, each up to three times before it goes on to its end."""
+    """Kill trainings at random moments, each up to three times before it may finish."""
     rng = random.Random(seed)
     tally = Tally("killed at a random moment")
     while tally.tried < kills:
@@ -53,16 +53,16 @@ def at_random(bench: Bench, truth: Truth, kills: int, seed: int = 0) -> Iterator
                 break
             loss = None if ended.code == -9 else f"ended with {ended.code}: {ended.said[-300:]}"
             tally.count(f"kill {tally.tried + 1}", loss or truth.intact(bench.runs, RUN))
-        loss = goes_on(bench, truth)
+        loss = resumes(bench, truth)
         if loss is not None:
             tally.lost.append(f"after kill {tally.tried}: {loss}")
     yield tally
 
 
-def sweeps(bench: Bench, truth: Truth, share: int) -> Iterator[Tally]:
-    """Kill a sweep at every `share`-th of its write calls."""
+def sweeps(bench: Bench, truth: Truth, stride: int) -> Iterator[Tally]:
+    """Kill a sweep at every `stride`-th of its write calls."""
     tally = Tally("sweep killed before a write call")
-    for at in each(range(1, len(truth.calls) + 1), share):
+    for at in each(range(1, len(truth.calls) + 1), stride):
         bench.clear()
         ended = bench.call(bench.sweep(1), Fault(Mode.KILL_BEFORE, at))
         loss = None if ended.code == -9 else f"ended with {ended.code} instead of being killed: {ended.said[-300:]}"
@@ -86,22 +86,22 @@ def side_by_side(bench: Bench, truth: Truth, cases: int, seed: int = 0) -> Itera
             bench.start(bench.sweep(1), name="second"),
         ]
         first, second = [child.wait() for child in children]
-        told = [name for name in truth.names for ended in (first, second) if f"{name}: finished" in ended.said]
+        reported = [name for name in truth.names for ended in (first, second) if f"{name}: finished" in ended.said]
         loss = None if second.code == 0 else f"the other ended with {second.code}: {second.said[-300:]}"
-        if len(told) > len(set(told)):
-            loss = loss or f"trained twice: {told}"
+        if len(reported) > len(set(reported)):
+            loss = loss or f"trained twice: {reported}"
         tally.count(f"at {at}", loss or truth.finished(bench.runs))
     yield tally
 
 
-def packs(bench: Bench, truth: Truth, share: int, seed: int = 0) -> Iterator[Tally]:
-    """Kill packs of two, kill them again soon after they went on, and let the runs end one by one."""
+def packs(bench: Bench, truth: Truth, stride: int, seed: int = 0) -> Iterator[Tally]:
+    """Kill packs of two, kill them again soon after they resumed, and let the runs finish one by one."""
     rng = random.Random(seed)
     tally = Tally(f"pack killed twice, then one by one (within {TOLERANCE:g})")
-    for at in each(range(1, len(truth.calls) + 1), share):
+    for at in each(range(1, len(truth.calls) + 1), stride):
         bench.clear()
-        for place in (at, rng.randrange(1, 60)):
-            bench.call(bench.sweep(2), Fault(Mode.KILL_BEFORE, place))
+        for number in (at, rng.randrange(1, 60)):
+            bench.call(bench.sweep(2), Fault(Mode.KILL_BEFORE, number))
         done = {name for name in truth.names if is_finished(bench.runs, name)}
         again = bench.call(bench.sweep(1))
         loss = None if again.code == 0 else f"ended with {again.code}: {again.said[-300:]}"

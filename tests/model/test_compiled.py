@@ -1,6 +1,6 @@
-"""What is compiled does what the plain code does, each piece in one graph, whatever the shape.
+"""Compiled functions compute what the uncompiled code does, each in one graph, for every shape.
 
-Everything runs in a process of its own: this one has switched the compiler off before torch was loaded.
+Everything runs in a process of its own: this one disabled the compiler before torch was imported.
 """
 
 import json
@@ -34,13 +34,13 @@ def compiled(function, **options):
     return compile(function, **options, **({"backend": traced} if sys.argv[1] == "traced" else {}))
 
 compile, torch.compile = torch.compile, compiled
-told = {}
+results = {}
 for name, changes, precision, arm in json.loads(sys.argv[2]):
     fields = tiny_config().model_dump()
     for section, values in changes.items():
         fields[section].update(values)
     config = tiny_config().model_validate(fields)
-    told[name], graphs = [], 0
+    results[name], graphs = [], 0
     torch._dynamo.reset()
     for is_compiled in (False, True):
         arms = [compose(parse_arm(arm)), compose(())]
@@ -49,9 +49,9 @@ for name, changes, precision, arm in json.loads(sys.argv[2]):
         )
         for step in range(1, 4):
             pack.step(step)
-        told[name].append([*pack.loss_R.tolist(), *pack.grad_norm_R.tolist()])
-    told[name].append(graphs)
-json.dump(told, sys.stdout)
+        results[name].append([*pack.loss_R.tolist(), *pack.grad_norm_R.tolist()])
+    results[name].append(graphs)
+json.dump(results, sys.stdout)
 """
 
 WIDE = {"model": {"hidden_size": 64}, "data": {"batch_size": 4}}
@@ -63,12 +63,12 @@ VARIANTS = [
     ("silu", {"model": {"activation": "silu", "num_key_value_heads": 1, "tie_word_embeddings": True}}, "fp32", ""),
     ("full precision", {"model": {"quantization": 0.0}}, "fp32", ""),
     ("blended", {"model": {"quantization": 0.5}}, "fp32", ""),
-    ("claimed loss", {}, "fp32", "label-smoothing"),
+    ("overridden loss", {}, "fp32", "label-smoothing"),
 ]
-# a layer there and back, weights, cross-entropy, the last norm there and back
+# graphs: layer forward and backward, weight quantization, cross-entropy, last norm forward and backward
 WHOLE = 6
-# attention is left out of what is compiled, so a layer has two pieces each way
-IN_PIECES = {"long rows": 8, "silu": 8}
+# attention is not compiled, so a layer has two graphs each way
+SPLIT = {"long rows": 8, "silu": 8}
 
 
 def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
@@ -82,19 +82,19 @@ def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    results: dict[str, Any] = json.loads(done.stdout)
+    return results
 
 
 @pytest.mark.slow
-def test_every_piece_is_one_graph_and_does_the_same(tmp_path: Path) -> None:
+def test_every_function_is_one_graph_and_computes_the_same(tmp_path: Path) -> None:
     for name, (plain, fast, graphs) in compiled("traced", VARIANTS, tmp_path).items():
         assert fast == pytest.approx(plain, rel=1e-5), name
-        assert graphs == IN_PIECES.get(name, WHOLE), name
+        assert graphs == SPLIT.get(name, WHOLE), name
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_kernels_do_what_the_plain_ones_do(tmp_path: Path) -> None:
+def test_compiled_kernels_compute_what_eager_ones_do(tmp_path: Path) -> None:
     plain, fast, _ = compiled("compiled", VARIANTS[:1], tmp_path)["short rows"]
     assert fast == pytest.approx(plain, rel=1e-4)

@@ -1,4 +1,4 @@
-"""The packed model against `transformers`, against a plain reference, and against itself in packs of other sizes."""
+"""The packed model against `transformers`, a plain reference, and itself in packs of other sizes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def named(model: PackedModel, run: int) -> dict[str, Tensor]:
 
 
 def perturb_norms(model: PackedModel) -> None:
-    """Move the norm weights off 1, where a forgotten or exchanged norm would not show."""
+    """Move the norm weights off 1, where a missing or swapped norm would not show."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for key, packed in model.packed.items():
@@ -45,10 +45,10 @@ def perturb_norms(model: PackedModel) -> None:
 def gradients(
     model: PackedModel, tokens_RBT: Tensor, quant_lambdas: list[float]
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Logits, and the gradients by name of every run's mean cross-entropy against the next token."""
+    """Return logits, and the gradients by name of every run's mean cross-entropy against the next token."""
     for gradient in model.gradients.values():
         gradient.fill_(torch.nan)
-    activations = model.record(tokens_RBT, model.quantization(quant_lambdas))
+    activations = model.forward_for_backward(tokens_RBT, model.quantization(quant_lambdas))
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
     loss_R, grad_RNH = model.head_loss(activations.hidden_RNH, targets_RN)
     model.backward(activations, grad_RNH)
@@ -79,7 +79,7 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def hf() -> SimpleNamespace:
-    """What is needed of `transformers`, which takes seconds to import."""
+    """Import what is needed of `transformers`, which takes seconds."""
     from transformers import BitNetConfig, BitNetForCausalLM, BitNetQuantConfig
     from transformers.integrations.bitnet import replace_with_bitnet_linear
     from transformers.models.bitnet import modeling_bitnet
@@ -124,7 +124,7 @@ def test_logits_are_those_of_transformers(hf: SimpleNamespace, fields: dict[str,
     model = build([0, 1], hidden_size=64, **fields)
     perturb_norms(model)
     # a float32 sum in another order can flip an int8 rounding, which moves the rest of its row by 1e-3: about one
-    # row in forty if rows are short, so most rows must agree and the odd one must not be far off
+    # short row in forty, so most rows must agree closely and the others roughly
     inputs_RBT = tokens(2, 20, 6) if quant_lambda else tokens(2, 4, 40)
     logits_RNV = model.forward(inputs_RBT, [quant_lambda, quant_lambda])
     for run in range(2):
@@ -153,11 +153,11 @@ def test_rotary_embeddings_are_those_of_transformers(hf: SimpleNamespace) -> Non
     cos, sin = hf.modeling.BitNetRotaryEmbedding(settings)(query, torch.arange(50)[None])
     expected = hf.modeling.apply_rotary_pos_emb(query, key, cos, sin)
     ours_cos, ours_sin = rotary_tables(model.config, 50)
-    for x, turned in zip((query, key), expected, strict=True):
-        torch.testing.assert_close(x * ours_cos + x.roll(4, dims=-1) * ours_sin, turned, rtol=0, atol=1e-6)
+    for x, rotated in zip((query, key), expected, strict=True):
+        torch.testing.assert_close(x * ours_cos + x.roll(4, dims=-1) * ours_sin, rotated, rtol=0, atol=1e-6)
 
 
-# against a plain reference: one run, one layer after the other, straight-through by detach
+# against a plain reference: one run, autograd, straight-through estimator by detach
 
 
 def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -189,7 +189,7 @@ def plain_forward(p: Mapping[str, Tensor], config: ModelConfig, tokens_BT: Tenso
     angle = torch.arange(length)[:, None] * frequency
     cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
 
-    def turn(x: Tensor) -> Tensor:
+    def rotate(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -205,8 +205,8 @@ def plain_forward(p: Mapping[str, Tensor], config: ModelConfig, tokens_BT: Tenso
         h = plain_activations(h, quant_lambda)
         matrices = plain_matrices([w(f"self_attn.{name}_proj") for name in "qkv"], config, quant_lambda)
         query, key, value = ((h @ m.T).view(rows, length, -1, width).transpose(1, 2) for m in matrices)
-        key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (turn(key), value))
-        scores = turn(query) @ key.mT / math.sqrt(width)
+        key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (rotate(key), value))
+        scores = rotate(query) @ key.mT / math.sqrt(width)
         scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
         h = (scores.softmax(-1) @ value).transpose(1, 2).reshape(rows, length, -1)
         h = plain_activations(plain_norm(h, w("self_attn.attn_sub_norm"), eps), quant_lambda)
@@ -251,7 +251,7 @@ def test_logits_and_gradients_are_those_of_a_plain_reference(fields: dict[str, A
 
 
 def checked(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Make one differentiable function of a forward that returns (out, *saved) and its hand-written backward."""
+    """Return an autograd function of a forward that returns (out, *saved) and its hand-written backward."""
 
     class Checked(torch.autograd.Function):
         @staticmethod
@@ -298,7 +298,7 @@ def test_the_gate_has_the_right_gradient(activation: str) -> None:
     assert torch.autograd.gradcheck(function, (gate_up.requires_grad_(),))
 
 
-def test_plain_attention_is_the_fused_one() -> None:
+def test_plain_attention_is_that_of_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 6, 9, 4, generator=generator, dtype=torch.float64).unbind(0)
     q, k, v = (t.requires_grad_() for t in (q, k, v))
@@ -331,7 +331,7 @@ def test_cross_entropy_is_that_of_torch(scale: float) -> None:
 def test_a_head_in_chunks_gives_the_same(tied: bool) -> None:
     # 384 tokens are more than twice the hidden size
     model, tokens_RBT = build([0, 1], tie_word_embeddings=tied), tokens(2, 8, 48)
-    hidden_RNH = model.record(tokens_RBT, model.quantization([1.0, 1.0])).hidden_RNH
+    hidden_RNH = model.forward_for_backward(tokens_RBT, model.quantization([1.0, 1.0])).hidden_RNH
     targets_RN = tokens_RBT.roll(-1, -1).flatten(1)
     loss_R, grad_RNH = model.head_loss(hidden_RNH, targets_RN)
     chunked = model.gradients["embed" if tied else "head"].clone()
@@ -344,7 +344,7 @@ def test_a_head_in_chunks_gives_the_same(tied: bool) -> None:
 
 
 def gradient_norms(model: PackedModel) -> list[float]:
-    """Train nothing, but leave the gradients of a batch; return their norms."""
+    """Compute the gradients of a batch; return their norms."""
     gradients(model, tokens(2, 2, 12), [1.0, 1.0])
     norms: list[float] = model.gradient_norms().tolist()
     return norms
@@ -377,7 +377,7 @@ def test_a_pack_computes_what_its_runs_compute_alone_in_single_precision() -> No
 
 
 @torch.no_grad()
-def test_every_run_has_its_own_strength() -> None:
+def test_every_run_has_its_own_lambda() -> None:
     model, tokens_RBT = build([0, 1]), tokens(2, 2, 12)
     mixed = model.forward(tokens_RBT, [1.0, 0.0])
     ternary, full = model.forward(tokens_RBT, [1.0, 1.0]), model.forward(tokens_RBT, [0.0, 0.0])
@@ -387,7 +387,7 @@ def test_every_run_has_its_own_strength() -> None:
 
 
 @torch.no_grad()
-def test_no_position_sees_what_comes_after_it() -> None:
+def test_attention_is_causal() -> None:
     model, tokens_RBT = build([0, 1], inner_norms=True), tokens(2, 2, 12)
     changed_RBT = tokens_RBT.clone()
     changed_RBT[..., 7] = (changed_RBT[..., 7] + 1) % VOCAB
@@ -408,7 +408,7 @@ def test_a_run_has_the_same_weights_in_every_pack(initialization: str) -> None:
             assert not torch.equal(named(packed, 0)[name], weight), name
 
 
-def test_members_of_a_pack_may_differ_in_initialization() -> None:
+def test_runs_of_a_pack_may_differ_in_initialization() -> None:
     narrow, wide = (ModelConfig(hidden_size=32, init_std=std) for std in (0.02, 0.2))
     model = PackedModel([narrow, wide, narrow], VOCAB, [0, 0, 0], CPU)
     torch.testing.assert_close(named(model, 1)["lm_head.weight"], 10 * named(model, 0)["lm_head.weight"])
@@ -416,7 +416,7 @@ def test_members_of_a_pack_may_differ_in_initialization() -> None:
 
 
 @pytest.mark.parametrize("initialization", ["default", "normal"])
-def test_initialization_has_the_moments_it_promises(initialization: str) -> None:
+def test_initialization_has_the_documented_mean_and_deviation(initialization: str) -> None:
     model = PackedModel([ModelConfig(hidden_size=64, initialization=initialization)], 500, [0], CPU)
     for name, weight in named(model, 0).items():
         if "norm" in name:
@@ -437,12 +437,12 @@ def test_initialization_has_the_moments_it_promises(initialization: str) -> None
         assert weight.std().item() == pytest.approx(std, rel=error), name
 
 
-def test_no_two_matrices_are_initialised_alike() -> None:
+def test_no_two_matrices_start_equal() -> None:
     weights = [weight for name, weight in named(build([0]), 0).items() if name.endswith("proj.weight")]
     assert len({weight.flatten()[:8].sum().item() for weight in weights}) == len(weights)
 
 
-def test_parameters_and_leaves_are_the_packed_storage() -> None:
+def test_parameters_and_flat_parameters_share_the_memory_of_the_pack() -> None:
     model = build([0, 1])
     before = {key: packed.clone() for key, packed in model.packed.items()}
     flat_parameters = model.flat_parameters(1)
@@ -459,7 +459,7 @@ def test_parameters_and_leaves_are_the_packed_storage() -> None:
     assert flat_parameters.keys() == model.flat_parameter_groups().keys()
 
 
-def test_gradients_by_name_are_those_of_the_leaves() -> None:
+def test_gradients_by_name_are_those_of_the_flat_parameters() -> None:
     model = build([0, 1])
     flat_parameters, (norm, neighbour) = model.flat_parameters(1), gradient_norms(model)
     assert torch.nn.utils.get_total_norm(

@@ -13,26 +13,26 @@ from bitnetctl.model.quantization import int8_activations, ternary_codes, ternar
 
 Doubles = npt.NDArray[np.float64]
 
-# float32 against float64: beyond this distance from a half, both must round alike
+# float32 against float64: farther than this from a half, both must round to the same
 NEAR_TIE = 1e-5
 
 
 def paper_weights(weight: npt.NDArray[Any]) -> tuple[Doubles, Doubles]:
-    """Scaled weights before rounding, and the scale: 1 / mean|w|, clamped at 1e-5."""
+    """Return scaled weights before rounding, and the scale 1 / max(mean|w|, 1e-5)."""
     weight = weight.astype(np.float64)
     scale = 1.0 / np.maximum(np.abs(weight).mean(), 1e-5)
     return weight * scale, scale
 
 
 def paper_activations(x: npt.NDArray[Any]) -> tuple[Doubles, Doubles]:
-    """Scaled activations before rounding, and the scale of every token: 127 / max|x|, clamped at 1e-5."""
+    """Return scaled activations before rounding, and the scale of every token 127 / max(max|x|, 1e-5)."""
     x = x.astype(np.float64)
     scale = 127.0 / np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5)
     return x * scale, scale
 
 
 def assert_rounded(codes: npt.NDArray[Any], scaled: Doubles, low: int, high: int) -> None:
-    """`codes` are clamp(round(scaled), low, high); a value on a tie may have gone to either side."""
+    """Check codes = clamp(round(scaled), low, high); a value on a tie may round either way."""
     assert np.array_equal(codes, np.round(codes))
     expected = np.clip(np.round(scaled), low, high)
     on_tie = np.abs(np.abs(scaled - np.trunc(scaled)) - 0.5) < NEAR_TIE * (1 + np.abs(scaled))
@@ -43,7 +43,7 @@ def assert_rounded(codes: npt.NDArray[Any], scaled: Doubles, low: int, high: int
 
 
 def arrays(shape: tuple[int, ...], largest: float) -> st.SearchStrategy[npt.NDArray[np.float32]]:
-    """Float32 arrays with whatever could upset a scale: zeros, denormals, huge values, a negative maximum, ties."""
+    """Return float32 arrays with edge cases of a scale: zeros, denormals, huge values, a negative maximum, ties."""
     special = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 1e-5, 9.9e-6, 0.5, -0.5, 1.5, 2.5, 126.5, 127.0, -127.0, -128.0]
     special += [largest, -largest]
     exact = [float(np.float32(value)) for value in special]
@@ -73,20 +73,20 @@ def test_int8_activations_follow_the_paper(x: npt.NDArray[np.float32]) -> None:
     assert np.isfinite(quantized).all()
     codes = np.round(quantized.astype(np.float64) * scale)
     assert_rounded(codes, scaled, -128, 127)
-    # why the code may leave out the formula's clamp
+    # which is why the code leaves out the clamp of the formula
     assert np.abs(codes).max() <= 127
     np.testing.assert_allclose(quantized, codes / scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize("largest", [127.0, -127.0])
-def test_int8_ties_go_to_the_even_side(largest: float) -> None:
+def test_int8_ties_round_to_even(largest: float) -> None:
     # 1/127 · 127 is exactly 1 in float32, so these are true ties
     x = torch.tensor([[largest, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5]])
     expected = torch.tensor([[largest, 0.0, 2.0, 2.0, -0.0, -2.0, 126.0]])
     assert torch.equal(int8_activations(x), expected)
 
 
-def test_ternary_ties_go_to_the_even_side() -> None:
+def test_ternary_ties_round_to_even() -> None:
     # mean |w| is 1
     weight = torch.tensor([0.5, -0.5, 1.5, -1.5, 0.5, 1.5]).view(1, 1, 2, 3)
     assert ternary_codes(weight, [2]).flatten().tolist() == [0, 0, 1, -1, 0, 1]
@@ -103,7 +103,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_codes_are_ternary_and_a_gaussian_has_its_share_of_zeros() -> None:
+def test_codes_are_ternary_and_a_gaussian_has_the_expected_fraction_of_zeros() -> None:
     codes = ternary_codes(random(2, 3, 64, 64), [64])
     assert sorted(codes.unique().tolist()) == [-1, 0, 1]
     # P(|z| < E|z| / 2) of a Gaussian, 24,576 draws
@@ -129,16 +129,14 @@ def test_projections_have_scales_of_their_own_unless_fused() -> None:
 
 @pytest.mark.parametrize("quant_lambdas", [None, [0.0, 0.3, 1.0]])
 @pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
-def test_ternary_weights_are_written_where_they_are_wanted(
-    quant_lambdas: list[float] | None, dtype: torch.dtype
-) -> None:
+def test_ternary_weights_are_written_into_out(quant_lambdas: list[float] | None, dtype: torch.dtype) -> None:
     quant_lambda_R = None if quant_lambdas is None else torch.tensor(quant_lambdas)
-    weight, wanted_LROI = random(3, 2, 8, 6), torch.empty(2, 3, 8, 6, dtype=dtype)
-    ternary_weights(weight, [4, 4], quant_lambda_R, out=wanted_LROI.transpose(0, 1))
-    assert torch.equal(wanted_LROI.transpose(0, 1), ternary_weights(weight, [4, 4], quant_lambda_R).to(dtype))
+    weight, out_LROI = random(3, 2, 8, 6), torch.empty(2, 3, 8, 6, dtype=dtype)
+    ternary_weights(weight, [4, 4], quant_lambda_R, out=out_LROI.transpose(0, 1))
+    assert torch.equal(out_LROI.transpose(0, 1), ternary_weights(weight, [4, 4], quant_lambda_R).to(dtype))
 
 
-def test_strength_blends_every_run_by_its_own() -> None:
+def test_lambda_blends_every_run_by_its_own() -> None:
     quant_lambda_R = torch.tensor([0.0, 0.25, 1.0])
     weight = random(3, 2, 8, 6)
     ternary, blended = ternary_weights(weight, [8]), ternary_weights(weight, [8], quant_lambda_R)
@@ -163,14 +161,14 @@ def test_the_scale_has_a_floor() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_never_hidden(bad: float) -> None:
+def test_values_that_are_not_finite_stay_so(bad: float) -> None:
     x = torch.ones(1, 1, 2, 3)
     x[0, 0, 0, 0] = bad
     assert not ternary_weights(x, [2]).isfinite().all()
     assert not int8_activations(x).isfinite().all()
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_modified() -> None:
     weight = random(1, 1, 4, 6)
     before = weight.clone()
     ternary_weights(weight, [4])

@@ -10,7 +10,6 @@ import torch
 from packs import PackArms, compose
 
 from bitnetctl.config import InterventionSpec, RunConfig
-from bitnetctl.engine.pack import pack_key
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
@@ -90,7 +89,7 @@ def test_it_trains_in_a_pack_with_a_baseline(
 ) -> None:
     base = tiny_config()
     together, alone = pack_arms(base, str(InterventionSpec(name=name, settings=settings)), ""), pack_arms(base, "")
-    assert pack_key(together.replicas[0].config) == pack_key(base)
+    assert together.replicas[0].config.pack_key == base.pack_key
     for step in (1, 2):
         together.step(step)
         alone.step(step)

@@ -81,7 +81,7 @@ def test_label_smoothing_trains_on_the_smoothed_loss(tiny_config: TinyConfig, pa
     config = tiny_config(optimizer__max_norm="none")
     both = pack_arms(config, "label-smoothing:epsilon=0.3", "")
     inputs_RBT, targets_RN = batch(both, 1)
-    hidden_NH = both.model.record(inputs_RBT, both.model.quantization([1.0, 1.0])).hidden_RNH[0]
+    hidden_NH = both.model.forward_for_backward(inputs_RBT, both.model.quantization([1.0, 1.0])).hidden_RNH[0]
     head_VH = both.model.packed["head"][0].clone().requires_grad_()
     log_p_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
     nll = -log_p_NV.gather(-1, targets_RN[0][:, None]).mean()

@@ -123,7 +123,7 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
     assert {config.recipe for config in configs} == {"quick"}
 
 
-def test_what_is_unset_is_the_recipes(tmp_path: Path) -> None:
+def test_unset_fields_are_those_of_the_recipe(tmp_path: Path) -> None:
     recipe = write(tmp_path / "recipe.toml", "steps = 77\nseed = 9\n[model]\nhidden_size = 128\n")
     [config] = load_plan(write(tmp_path / "plan.toml", f'recipe = "{recipe}"\n'), {}).configs()
     assert (config.steps, config.model.hidden_size, config.seed, config.arm) == (77, 128, 0, "baseline")
@@ -167,7 +167,7 @@ def test_seeds_are_a_number_or_a_list(seeds: str, expected: tuple[int, ...], tmp
         ("seeds = 1\nseeds = 2", "not valid TOML"),
     ],
 )
-def test_a_plan_that_is_none(text: str, part: str, tmp_path: Path) -> None:
+def test_a_malformed_plan_is_refused(text: str, part: str, tmp_path: Path) -> None:
     path = write(tmp_path / "plan.toml", text)
     with pytest.raises(ConfigError) as caught:
         load_plan(path, {})
@@ -189,13 +189,13 @@ def test_a_plan_that_is_none(text: str, part: str, tmp_path: Path) -> None:
         ({"sizes": [30]}, "30"),
     ],
 )
-def test_a_plan_whose_runs_are_none(tree: dict[str, Any], part: str) -> None:
+def test_a_plan_with_impossible_runs_is_refused(tree: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_plan(tree).configs()
     assert part in one_line(caught)
 
 
-def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
     for name, part in {
         "root-casue": "unknown plan 'root-casue'; did you mean 'root-cause'?; built in: aggressive-clipping, ",
         "xyzzy": "unknown plan 'xyzzy'; built in: aggressive-clipping, ",
@@ -214,7 +214,7 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["5", '"steps=5"', "true", "{ steps = 5 }"])
-def test_overrides_that_are_no_list(value: str, tmp_path: Path) -> None:
+def test_overrides_must_be_a_list(value: str, tmp_path: Path) -> None:
     path = write(tmp_path / "plan.toml", f"overrides = {value}\n")
     with pytest.raises(ConfigError) as caught:
         load_plan(path, {"overrides": ["steps=6"]}).configs()
@@ -222,7 +222,7 @@ def test_overrides_that_are_no_list(value: str, tmp_path: Path) -> None:
     assert path in str(caught.value)
 
 
-def test_a_seed_no_run_can_have() -> None:
+def test_a_seed_out_of_range_is_refused() -> None:
     [largest] = make_plan({"seeds": [2**63 - 1]}).configs()
     assert RunConfig.model_validate(largest.model_dump()).seed == 2**63 - 1
     with pytest.raises(ConfigError, match="seeds"):
@@ -314,7 +314,7 @@ def test_changes_override_a_plan() -> None:
     assert plan.description == load_plan("scaling", {}).description
 
 
-def test_arms_of_the_command_line_take_the_place_of_factors() -> None:
+def test_arms_of_the_command_line_replace_factors() -> None:
     changes = {"arms": ("no-decay",), "factors": {}, "baseline": True}
     assert load_plan("root-cause", changes).all_arms() == ["", "no-decay"]
     assert load_plan("stage1-only", {"baseline": True}).all_arms() == ["", "wd-schedule:preset=stage1-only"]
@@ -335,7 +335,7 @@ def test_named_changes_win_over_overrides() -> None:
     assert (config.steps, config.model.hidden_size) == (30, 128)
 
 
-def test_a_change_that_is_no_plan() -> None:
+def test_a_change_that_makes_a_plan_invalid_is_refused() -> None:
     with pytest.raises(ConfigError, match="plan scaling: size 64 is named twice"):
         load_plan("scaling", {"sizes": (64, 64)})
     with pytest.raises(ConfigError, match="sweep: steps: "):
@@ -364,7 +364,7 @@ def test_seeds_of_the_command_line(text: str, seeds: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "text", ["", ",", ",3", "3,,4", "-1", "1.5", "1e3", "six", "1;2", "1 2", "٣", "0x10", "9" * 19]
 )
-def test_seeds_that_are_none(text: str) -> None:
+def test_malformed_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_seeds(text)
     message = one_line(caught)

@@ -1,4 +1,4 @@
-"""Claims: who trains which runs, and what happens when the owner fails or is killed."""
+"""The run queue: who trains which runs, and what happens when the owner fails or is killed."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def runs(tiny_config: TinyConfig) -> list[RunConfig]:
 
 @pytest.fixture
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[RunArtifacts]:
-    """Every output that was claimed, so that none is let go by being forgotten."""
+    """All artifacts that were locked, so that none is released by garbage collection."""
     outputs: list[RunArtifacts] = []
     take = RunArtifacts.acquire
 
@@ -51,9 +51,9 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[RunArtifacts]:
 
 @pytest.fixture
 def claim(touched: list[RunArtifacts]) -> Iterator[Claim]:
-    """Claim from a run queue of its own, as another process would; return which of the configs it got.
+    """Claim from a run queue of its own, as another process would; return the indices of the configs that it got.
 
-    The claims are held until `let_go`, at the latest until the end of the test.
+    The locks are held until `let_go`, at the latest until the end of the test.
     """
     held: list[RunArtifacts] = []
 
@@ -77,7 +77,7 @@ def release(held: list[RunArtifacts]) -> None:
 
 
 def record(config: RunConfig, status: Status, *, csv: bool = True, config_hash: str | None = None) -> None:
-    """Leave the traces of a run."""
+    """Write the manifest of a run, and an empty CSV."""
     paths = RunPaths(RUNS, config.run_name)
     now = utc_now()
     manifest = Manifest(
@@ -107,7 +107,7 @@ def lock_of(config: RunConfig) -> Path:
     return RunPaths(RUNS, config.run_name).lock
 
 
-# what is handed out
+# which runs are handed out
 
 
 def test_runs_are_handed_out_in_their_order(runs: list[RunConfig], claim: Claim) -> None:
@@ -155,16 +155,16 @@ def test_runs_that_ended_are_not_handed_out(
     assert claim(runs) == expected
 
 
-def test_busy_runs_are_passed_over(runs: list[RunConfig], claim: Claim) -> None:
+def test_locked_runs_are_skipped(runs: list[RunConfig], claim: Claim) -> None:
     lock_of(runs[0]).parent.mkdir(parents=True)
     with FileLock(lock_of(runs[0])):
         assert claim(runs, 2) == [1, 2]
-        # passed over, and still to be waited for
+        # skipped, and still to be waited for
         assert [run.config for run in RunQueue(RUNS, size_of).unfinished(resolved(runs, RUNS))] == runs
     assert claim(runs, 2) == [0, 3]
 
 
-def test_runs_that_were_let_go_are_handed_out_again(runs: list[RunConfig], claim: Claim) -> None:
+def test_released_runs_are_handed_out_again(runs: list[RunConfig], claim: Claim) -> None:
     assert claim(runs, 3, let_go=True) == [0, 1, 2]
     assert claim(runs, 2) == [0, 1]
 
@@ -176,7 +176,7 @@ def test_without_runs_there_is_nothing_to_claim(claim: Claim) -> None:
 def test_a_run_that_ends_between_look_and_claim_is_not_handed_out(
     runs: list[RunConfig], claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process trains run 1: still at it when we look which runs are unfinished, done when we come to it."""
+    """Another process trains run 1: unfinished when the statuses are read, finished when it would be locked."""
     take = RunArtifacts.acquire
 
     def finish_elsewhere(output: RunArtifacts) -> None:
@@ -189,7 +189,7 @@ def test_a_run_that_ends_between_look_and_claim_is_not_handed_out(
     assert is_free(lock_of(runs[1]))
 
 
-# from where runs can go on
+# the checkpoints from which runs resume
 
 # checkpoints of each run → claims, each held while the next is made
 AVAILABLE: list[tuple[list[list[int]], list[list[int]]]] = [
@@ -199,7 +199,7 @@ AVAILABLE: list[tuple[list[list[int]], list[list[int]]]] = [
     ([[4], [8], [8]], [[1, 2], [0]]),
     # two have 4 and two have 8: the later step
     ([[4, 8], [8], [4]], [[0, 1], [2]]),
-    # a run without checkpoints goes back to nothing, but no run with checkpoints goes with it
+    # a run without checkpoints starts over, but no run with checkpoints does so with it
     ([[], [4], [4]], [[1, 2], [0]]),
     ([[4], [], []], [[1, 2], [0]]),
     ([[4], []], [[0], [1]]),
@@ -219,7 +219,7 @@ def test_a_claim_resumes_from_one_step(
     assert claim(configs) == []
 
 
-def test_what_cannot_go_along_is_free_for_others(runs: list[RunConfig], claim: Claim) -> None:
+def test_runs_that_resume_elsewhere_are_left_to_others(runs: list[RunConfig], claim: Claim) -> None:
     for config, step in zip(runs, (4, 8, 8, 8, 4), strict=True):
         checkpoint.path_of(RunPaths(RUNS, config.run_name).checkpoints, step).mkdir(parents=True)
     assert claim(runs) == [1, 2, 3]
@@ -233,7 +233,7 @@ def fails(config: RunConfig) -> int:
     raise RuntimeError("no limit")
 
 
-def test_an_error_lets_everything_go(runs: list[RunConfig], claim: Claim) -> None:
+def test_an_error_releases_every_lock(runs: list[RunConfig], claim: Claim) -> None:
     with pytest.raises(RuntimeError, match="no limit"):
         claim(runs, fails)
     assert is_free(RUNS / ".claims.lock")
@@ -242,7 +242,7 @@ def test_an_error_lets_everything_go(runs: list[RunConfig], claim: Claim) -> Non
     assert claim(runs, 2) == [0, 1]
 
 
-def test_the_folder_is_let_go_after_a_claim(runs: list[RunConfig], claim: Claim) -> None:
+def test_the_lock_of_the_folder_is_released_after_a_claim(runs: list[RunConfig], claim: Claim) -> None:
     claim(runs, 2)
     assert is_free(RUNS / ".claims.lock")
     assert not is_free(lock_of(runs[1]))
@@ -271,13 +271,13 @@ def test_a_claim_waits_while_another_process_makes_one(runs: list[RunConfig], cl
     assert claims == [[0, 1]]
 
 
-def test_a_file_in_place_of_the_folder_is_told(runs: list[RunConfig], claim: Claim) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(runs: list[RunConfig], claim: Claim) -> None:
     RUNS.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="runs: cannot write"):
         claim(runs)
 
 
-def test_a_folder_without_place_for_the_lock_is_told(runs: list[RunConfig], claim: Claim) -> None:
+def test_a_folder_in_place_of_the_lock_is_an_error(runs: list[RunConfig], claim: Claim) -> None:
     (RUNS / ".claims.lock").mkdir(parents=True)
     with pytest.raises(StorageError, match="cannot write"):
         claim(runs)

@@ -1,37 +1,30 @@
 """Processes: two sweeps of one folder, sweeps that are killed, a worker for each device.
 
-The runs stand still at a gate, so that every process is caught where the test wants it, on a slow machine too.
+The runs wait at a gate, so that every process is at a known step, on a slow machine too.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from training import resolved
+from run_files import csv_without_speed, manifest
 
-from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.records import Manifest, RunPaths, read, read_manifest
-from bitnetctl.sweeps.executors import local
+from bitnetctl.errors import ExitCode
+from bitnetctl.records import RunPaths, read
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.options import TrainOptions
-
-Figures = Callable[[Path], list[bytes]]
 
 SEEDS, STEPS = 4, 12
 RUNS = Path("runs")
 PATIENCE_SECONDS = 120.0
 
-# an intervention of another distribution that changes nothing: seed k stands still before step n of its training for
-# as long as the file `k-n` is in the folder of gates, and leaves its process number there
+# an intervention of another distribution that changes nothing: seed k waits before step n of its training for
+# as long as the file `k-n` is in the folder of gates, and writes its process number there
 GATE = """
 import os
 import signal
@@ -42,7 +35,7 @@ from bitnetctl.intervention import Intervention
 
 
 class Gate(Intervention):
-    summary = "stand still while a file says so"
+    summary = "wait while a file exists"
 
     def configure(self, config):
         self.seed = config.seed
@@ -60,7 +53,7 @@ class Gate(Intervention):
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the plug-in `gate`, installed as far as Python can tell."""
+    """A folder for PYTHONPATH with the plug-in `gate`, that Python finds as an installed distribution."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "gate_plugin.py").write_text(GATE, encoding="utf-8")
     info = folder / "gate_plugin-1.0.dist-info"
@@ -71,7 +64,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Commands:
-    """Starts `bitnetctl sweep` of four runs in packs of two; its output goes to files."""
+    """Start `bitnetctl sweep` of four runs in packs of two; its output goes to files."""
 
     def __init__(self, folder: Path, gate: Path, text: Path, cache: Path) -> None:
         self.folder = folder
@@ -113,7 +106,7 @@ class Commands:
         return process
 
     def said(self, process: subprocess.Popen[bytes]) -> str:
-        """What it wrote to stderr so far."""
+        """Return what it has written to stderr."""
         return (self.folder / f"{self.processes.index(process)}.err").read_text(encoding="utf-8")
 
     def end(self, process: subprocess.Popen[bytes]) -> int:
@@ -126,17 +119,17 @@ class Commands:
         (self.gates / f"{seed}-{step}").unlink()
 
     def reached(self, seed: int, step: int) -> int:
-        """Wait until a run stands at a gate; return the number of the process that trains it."""
+        """Wait until a run is at a gate; return the number of the process that trains it."""
         file = self.gates / f"{seed}-{step}-reached"
         seen: list[str] = []
 
-        def is_told() -> bool:
-            # one reading decides: the gate may be writing it again
+        def is_written() -> bool:
+            # read once: the gate may be writing it again
             text = file.read_text(encoding="utf-8") if file.exists() else ""
             seen[:] = [text] if text else []
             return bool(seen)
 
-        self.wait_until(is_told)
+        self.wait_until(is_written)
         return int(seen[0])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -168,46 +161,39 @@ def commands(tmp_path: Path, gate: Path, tiny_text: Path, shared_cache: Path) ->
 
 
 class Undisturbed:
-    """The same four runs, trained by one process that nobody disturbed."""
+    """The same four runs, trained by one undisturbed process."""
 
-    def __init__(self, runs_dir: Path, figures: Figures) -> None:
+    def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
         self.names = sorted((path.stem for path in runs_dir.glob("*.csv")), key=self.seed)
-        self._figures = figures
 
     def seed(self, name: str) -> int:
         return int(name.split("-s")[-1].split("-")[0])
 
     def check(self, runs_dir: Path) -> None:
-        """Compare all four: the rows, every byte of the figures, how it ended."""
+        """Compare all four: the rows, every byte of the CSV but the speed, the status."""
         assert sorted(path.stem for path in runs_dir.glob("*.csv")) == sorted(self.names)
         for name in self.names:
             assert read(runs_dir / f"{name}.csv", partial=False).frame["Step"].to_list() == [1, 4, 8, 12]
-            assert self._figures(runs_dir / f"{name}.csv") == self._figures(self.runs_dir / f"{name}.csv")
+            assert csv_without_speed(runs_dir / f"{name}.csv") == csv_without_speed(self.runs_dir / f"{name}.csv")
             assert (manifest(name).status, manifest(name).steps_done) == ("finished", STEPS)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, gate: Path, tiny_text: Path, shared_cache: Path, figures: Figures
+    tmp_path_factory: pytest.TempPathFactory, gate: Path, tiny_text: Path, shared_cache: Path
 ) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     commands = Commands(folder, gate, tiny_text, shared_cache)
     process = commands.start()
     assert commands.end(process) == ExitCode.SUPPORTED, commands.said(process)
-    undisturbed = Undisturbed(folder / "runs", figures)
+    undisturbed = Undisturbed(folder / "runs")
     assert [undisturbed.seed(name) for name in undisturbed.names] == [0, 1, 2, 3]
     return undisturbed
 
 
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
-
-
-def rows_told(said: str, name: str) -> list[int]:
-    """Steps of the rows that a process said it wrote."""
+def reported_rows(said: str, name: str) -> list[int]:
+    """Return the steps of the rows that a process reported."""
     lines = [line.split() for line in said.splitlines() if line.startswith(f"{name}  step ")]
     return [int(line[2].split("/")[0]) for line in lines]
 
@@ -234,9 +220,9 @@ def test_two_sweeps_share_a_folder(commands: Commands, undisturbed: Undisturbed)
     assert second.poll() is None
     commands.let_go(0, 2)
     assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
-    told = [[rows_told(commands.said(process), name) for name in undisturbed.names] for process in (first, second)]
+    rows = [[reported_rows(commands.said(process), name) for name in undisturbed.names] for process in (first, second)]
     everything: list[int] = [1, 4, 8, 12]
-    assert told == [[everything, everything, [], []], [[], [], everything, everything]]
+    assert rows == [[everything, everything, [], []], [[], [], everything, everything]]
     assert commands.said(second).count(waiting) == 1
     assert waiting not in commands.said(first)
     undisturbed.check(RUNS)
@@ -250,14 +236,14 @@ def test_runs_of_a_sweep_that_is_killed_are_taken_over(commands: Commands, undis
     commands.wait_until(lambda: "waiting for runs" in commands.said(second))
     first.kill()
     commands.end(first)
-    # stamps of clocks that are wrong by decades: claims end with their owner, not with time
+    # time stamps that are wrong by decades: locks end with their owner, not with time
     for path in RUNS.rglob("*"):
         os.utime(path, (1 << 33, 1 << 33) if path.is_dir() else (0, 0))
     commands.let_go(0, 6)
     assert commands.end(second) == ExitCode.SUPPORTED
-    told = [rows_told(commands.said(second), name) for name in undisturbed.names]
+    rows = [reported_rows(commands.said(second), name) for name in undisturbed.names]
     # from the checkpoint of step 4
-    assert told == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
+    assert rows == [[8, 12], [8, 12], [1, 4, 8, 12], [1, 4, 8, 12]]
     undisturbed.check(RUNS)
 
 
@@ -270,14 +256,14 @@ def test_another_name_of_the_folder_is_the_same_folder(commands: Commands, undis
     commands.wait_until(lambda: "waiting for runs that another process trains" in commands.said(second))
     commands.let_go(0, 2)
     assert [commands.end(first), commands.end(second)] == [ExitCode.SUPPORTED] * 2
-    told = [[rows_told(commands.said(process), name) for process in (first, second)] for name in undisturbed.names]
+    rows = [[reported_rows(commands.said(process), name) for process in (first, second)] for name in undisturbed.names]
     everything = [1, 4, 8, 12]
-    assert told == [[everything, []]] * 2 + [[[], everything]] * 2
+    assert rows == [[everything, []]] * 2 + [[[], everything]] * 2
     undisturbed.check(RUNS)
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturbed) -> None:
+def test_a_sweep_killed_twice_finishes(commands: Commands, undisturbed: Undisturbed) -> None:
     # between two checkpoints of the first pack, then before the first checkpoint of the second
     processes = []
     for seed, step in ((0, 6), (2, 3)):
@@ -290,16 +276,16 @@ def test_a_sweep_killed_twice_arrives(commands: Commands, undisturbed: Undisturb
         commands.let_go(seed, step)
     processes.append(commands.start())
     assert commands.end(processes[-1]) == ExitCode.SUPPORTED
-    told = [[rows_told(commands.said(process), name) for process in processes] for name in undisturbed.names]
-    assert told[0] == told[1] == [[1, 4], [8, 12], []]
-    assert told[2] == told[3] == [[], [1], [1, 4, 8, 12]]
+    rows = [[reported_rows(commands.said(process), name) for process in processes] for name in undisturbed.names]
+    assert rows[0] == rows[1] == [[1, 4], [8, 12], []]
+    assert rows[2] == rows[3] == [[], [1], [1, 4, 8, 12]]
     undisturbed.check(RUNS)
 
 
 # a worker for each device
 
 
-# memory would take all four at once
+# all four would fit into memory at once
 @pytest.mark.parametrize("pack", ["2", "auto"])
 def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed, pack: str) -> None:
     for seed in (0, 2):
@@ -312,7 +298,7 @@ def test_workers_divide_the_runs(commands: Commands, undisturbed: Undisturbed, p
     assert commands.end(parent) == ExitCode.SUPPORTED
     assert commands.said(parent) == "2 workers on cpu, cpu\n"
     undisturbed.check(RUNS)
-    # the parent sums up what its workers did
+    # the parent prints the results of its workers
     table = (commands.folder / "0.out").read_text(encoding="utf-8").splitlines()
     assert len(table) == 1 + SEEDS
     assert all("finished" in line for line in table[1:])
@@ -335,181 +321,3 @@ def test_a_stop_reaches_every_worker(commands: Commands, undisturbed: Undisturbe
     again = commands.start("--device", "cpu,cpu")
     assert commands.end(again) == ExitCode.SUPPORTED
     undisturbed.check(RUNS)
-
-
-# the parent, with workers that only play their part
-
-
-class Cast:
-    """Starts small programs in place of workers, one for each device."""
-
-    def __init__(self, *programs: str) -> None:
-        self.programs = list(programs)
-        self.started: list[subprocess.Popen[bytes]] = []
-        self.work: list[dict[str, Any]] = []
-
-    def start(self, runs: Path, device: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        self.work.append(json.loads(runs.read_text(encoding="utf-8")))
-        program = self.programs[len(self.started)]
-        with log.open("wb") as file:
-            self.started.append(
-                subprocess.Popen(
-                    [sys.executable, "-S", "-c", program],
-                    stdout=file,
-                    stderr=file,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            )
-        return self.started[-1]
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
-    """Let programs play the workers; none outlives the test."""
-    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
-    casts: list[Cast] = []
-
-    def start(*programs: str) -> Cast:
-        casts.append(Cast(*programs))
-        monkeypatch.setattr(local, "_start", casts[-1].start)
-        return casts[-1]
-
-    yield start
-    for cast in casts:
-        for process in cast.started:
-            process.kill()
-            process.wait()
-
-
-def work(
-    cast: Cast, tiny_config: Callable[..., RunConfig], should_stop: Callable[[], bool] = lambda: False
-) -> tuple[bool, list[str]]:
-    notices: list[str] = []
-    devices = [f"cpu:{index}" for index in range(len(cast.programs))]
-    stopped = local.work_on_devices(
-        devices, resolved([tiny_config()], Path("runs")), TrainOptions(should_stop=should_stop, log=notices.append)
-    )
-    return stopped, notices
-
-
-WAITS = """
-import pathlib, signal, sys, time
-count = 0
-def stop(number, frame):
-    global count
-    count += 1
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path("ready-{index}").touch()
-while not count:
-    time.sleep(0.005)
-time.sleep(0.2)
-sys.exit(75 if count == 1 else 9)
-"""
-
-
-@pytest.mark.parametrize("code", [0, 1, 75])
-def test_workers_that_did_their_part_are_not_mentioned(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
-) -> None:
-    stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
-    assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
-
-
-def test_workers_know_the_runs_and_how_many_they_are(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
-) -> None:
-    cast = play("pass", "pass", "pass")
-    work(cast, tiny_config)
-    assert cast.work == [{"workers": 3, "configs": [tiny_config().model_dump(mode="json")]}] * 3
-
-
-def test_a_worker_that_fails_is_told(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
-    cast = play(
-        "pass",
-        "import sys; print('loading'); print('error: no GPU'); sys.exit(2)",
-        "import os; os.kill(os.getpid(), 9)",
-    )
-    stopped, notices = work(cast, tiny_config)
-    assert not stopped
-    assert notices[1:] == [
-        "worker on cpu:1 ended with exit code 2: error: no GPU",
-        "worker on cpu:2 ended with exit code -9: ",
-    ]
-
-
-def test_no_worker_that_could_start_is_an_error(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
-) -> None:
-    cast = play(*["import sys; print('error: no GPU'); sys.exit(2)"] * 2)
-    with pytest.raises(ConfigError, match="no worker could start"):
-        work(cast, tiny_config)
-
-
-def test_a_stop_is_passed_on_once(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    cast = play(WAITS.format(index=0), WAITS.format(index=1))
-    stopped, notices = work(
-        cast, tiny_config, lambda: all((tmp_path / f"ready-{index}").exists() for index in range(2))
-    )
-    assert (stopped, notices[1:]) == (True, [])
-    assert [process.returncode for process in cast.started] == [75, 75]
-
-
-def test_a_worker_that_is_stopped_while_it_starts_is_not_told(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
-) -> None:
-    cast = play("import time; time.sleep(600)", "import sys; sys.exit(75)")
-    stopped, notices = work(cast, tiny_config, lambda: True)
-    assert (stopped, notices[1:]) == (True, [])
-    assert cast.started[0].returncode == -signal.SIGTERM
-
-
-def test_an_impatient_interrupt_leaves_no_worker_behind(
-    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
-) -> None:
-    cast = play(*["import time; time.sleep(600)"] * 2)
-
-    def interrupt() -> bool:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work(cast, tiny_config, interrupt)
-    for process in cast.started:
-        process.wait(10)
-
-
-def test_a_real_worker_gets_runs_device_and_arguments(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[list[str]] = []
-
-    def popen(command: list[str], **named: object) -> None:
-        commands.append(command)
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    local._start(tmp_path / "runs.json", "cuda:1", ["--pack", "3"], tmp_path / "log")
-    runs = ["--configs", str(tmp_path / "runs.json")]
-    assert commands == [[sys.executable, "-m", "bitnetctl", "sweep", *runs, "--device", "cuda:1", "--pack", "3"]]
-
-
-@pytest.mark.parametrize(
-    ("text", "devices"),
-    [("cpu", ["cpu"]), ("cpu,cpu", ["cpu", "cpu"]), (" cpu , cpu ", ["cpu", "cpu"]), ("cpu,cpu,cpu", ["cpu"] * 3)],
-)
-def test_devices_of_a_list(text: str, devices: list[str]) -> None:
-    assert local.split_devices(text) == devices
-
-
-@pytest.mark.parametrize("text", ["", "cpu,", ",", "cpu,tpu", "cpu;cpu", "cpu cpu"])
-def test_devices_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="is unknown"):
-        local.split_devices(text)
-
-
-@pytest.mark.parametrize("text", ["auto", "cuda"])
-@pytest.mark.parametrize(("gpus", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
-def test_auto_is_every_card(monkeypatch: pytest.MonkeyPatch, text: str, gpus: int, expected: list[str] | None) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert local.split_devices(text) == (expected or [text])

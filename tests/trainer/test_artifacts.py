@@ -1,4 +1,4 @@
-"""The files of a run in training: what is there is never cut or dropped before it is known that the run goes on."""
+"""The files of a run in training: nothing is cut or dropped before it is known that the run can resume."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_files import csv_without_speed
 from training import sweep_runs
 
 from bitnetctl.config import RunConfig
@@ -27,7 +28,7 @@ def content_below(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files if path.name not in ("run.lock", "run.json")}
 
 
-# rows that nothing says whose they are
+# rows without a manifest
 
 
 @pytest.mark.parametrize("seed", [0, 5], ids=["same config", "another config"])
@@ -56,7 +57,7 @@ def test_a_sweep_fails_a_run_without_folder_and_never_trains_over_it(train: Trai
     train(configs[0])
     shutil.rmtree(csv.with_suffix(""))
     rows = csv.read_bytes()
-    # a failure is recorded in run.json, which must not pass for that of the rows
+    # a failure is written to run.json, which must not be taken for the manifest of the rows
     for _ in range(2):
         events = list(sweep_runs(configs, TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
         assert [event.name for event in events if isinstance(event, Failed)] == [configs[0].run_name]
@@ -66,7 +67,7 @@ def test_a_sweep_fails_a_run_without_folder_and_never_trains_over_it(train: Trai
     assert other.status == "finished"
 
 
-# nothing is dropped or cut first
+# nothing is dropped or cut before the checks
 
 
 def test_checkpoints_are_there_still_where_the_rows_are_refused(
@@ -85,7 +86,7 @@ def test_checkpoints_are_there_still_where_the_rows_are_refused(
     assert content_below(RUNS) == before
 
 
-# a CSV in other hands
+# a CSV that another program replaced
 
 
 def replaced(csv: Path) -> None:
@@ -96,27 +97,25 @@ def replaced(csv: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="an open file cannot be replaced")
 @pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize("tamper", [Path.unlink, replaced, lambda csv: os.truncate(csv, 300)])
-def test_rows_that_went_elsewhere_are_no_finished_run(
+def test_a_run_whose_csv_was_replaced_is_not_finished(
     train: Train, tiny_config: TinyConfig, tamper: Callable[[Path], None], step: int
 ) -> None:
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
             tamper(RUNS / "a.csv")
 
     with pytest.raises(StorageError, match=r"a\.csv: was removed, replaced or changed") as caught:
         train(tiny_config(), names=["a"], watch=watch)
     assert caught.value.exit_code == ExitCode.USAGE
-    found = read_manifest(RUNS / "a")
-    assert found is not None
-    assert (found.status, found.csv_sha256) == ("running", None)
+    stored = read_manifest(RUNS / "a")
+    assert stored is not None
+    assert (stored.status, stored.csv_sha256) == ("running", None)
 
 
-def test_a_run_goes_on_after_an_editor_replaced_its_csv(
-    train: Train, tiny_config: TinyConfig, figures: Callable[[Path], list[bytes]]
-) -> None:
+def test_a_run_resumes_after_an_editor_replaced_its_csv(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["b"])
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved):
             replaced(RUNS / "a.csv")
 
@@ -125,4 +124,4 @@ def test_a_run_goes_on_after_an_editor_replaced_its_csv(
     events = train(tiny_config(), names=["a"])
     assert isinstance(events[0], Started)
     assert events[0].start_step == 4
-    assert figures(RUNS / "a.csv") == figures(RUNS / "b.csv")
+    assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(RUNS / "b.csv")

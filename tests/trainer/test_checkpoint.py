@@ -141,7 +141,7 @@ def test_checkpoints_after_a_step_are_dropped(folder: Path, monkeypatch: pytest.
     for step in (3, 4):
         checkpoint.save(folder, state(step))
     with monkeypatch.context() as patch:
-        # one that is half deleted must not look like a damaged one
+        # one that is deleted in part must not look damaged
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         checkpoint.drop_after(folder, 3)
     assert checkpoint.steps(folder) == [3]
@@ -161,7 +161,7 @@ def test_the_rows_must_be_those_that_were_saved(folder: Path) -> None:
         csv.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"step-00000003: the rows of .*run\.csv are not those"):
             checkpoint.load(path)
-        # where it lies does not matter to the run that goes on from it
+        # its folder does not matter to the run that resumes from it
         assert checkpoint.load(path, folder / "other.csv").records == b"Step\n1\n"
     csv.rename(folder / "other.csv")
     assert checkpoint.load(path).records == b"Step\n1\n"
@@ -169,7 +169,7 @@ def test_the_rows_must_be_those_that_were_saved(folder: Path) -> None:
         checkpoint.load(path, folder / "other.csv")
 
 
-def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
+def test_leftovers_are_ignored_and_removed(folder: Path) -> None:
     leftover = folder / ".step-00000003.0123abcd"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
@@ -182,7 +182,7 @@ def test_leftovers_are_ignored_and_swept(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_leftover_that_is_no_folder_is_swept(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_a_leftover_that_is_no_folder_is_removed(kind: str, folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "keep").touch()
@@ -216,13 +216,13 @@ def test_digits_of_other_scripts_are_no_steps(folder: Path) -> None:
 def test_a_checkpoint_by_the_name_of_another_step_is_refused(folder: Path, tmp_path: Path) -> None:
     path = checkpoint.save(folder, state(3))
     assert "is of step 3; give it back its name" in refused(path.rename(checkpoint.path_of(folder, 5)))
-    # a name that tells no step tells no other one
+    # a name without a step contradicts none
     copy = checkpoint.path_of(folder, 5).rename(tmp_path / "copy")
     assert checkpoint.load(copy).step == 3
 
 
 @pytest.mark.parametrize("name", ["model", "optimizer"])
-def test_a_figure_that_is_not_finite_makes_it_unusable(folder: Path, name: str) -> None:
+def test_a_value_that_is_not_finite_makes_it_unusable(folder: Path, name: str) -> None:
     good = getattr(state(3), name)
     last = list(good)[-1]
     path = checkpoint.save(folder, state(3, **{name: {**good, last: torch.full_like(good[last], math.inf)}}))
@@ -263,28 +263,28 @@ def test_a_truncated_file_is_named(folder: Path, name: str, kept: float) -> None
 
 
 @pytest.mark.parametrize("name", FILES[:4])
-@pytest.mark.parametrize("place", [0.0, 0.2, 0.999])
-def test_a_flipped_bit_is_found(folder: Path, name: str, place: float) -> None:
+@pytest.mark.parametrize("position", [0.0, 0.2, 0.999])
+def test_a_flipped_bit_is_detected(folder: Path, name: str, position: float) -> None:
     path = checkpoint.save(folder, state(3))
     content = bytearray((path / name).read_bytes())
-    content[int(place * len(content))] ^= 0b100
+    content[int(position * len(content))] ^= 0b100
     (path / name).write_bytes(content)
     assert name in refused(path)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe", b"{}", b'{"schema_version": 1}', b"1"])
-def test_a_state_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+def test_a_malformed_state_is_refused(folder: Path, content: bytes) -> None:
     path = checkpoint.save(folder, state(3))
     (path / "state.json").write_bytes(content)
     assert "state.json" in refused(path)
 
 
-def test_no_flipped_bit_of_the_state_goes_unnoticed(folder: Path) -> None:
+def test_every_flipped_bit_of_the_state_is_detected(folder: Path) -> None:
     path = checkpoint.save(folder, state(3))
     content = (path / "state.json").read_bytes()
-    for place in range(len(content)):
+    for index in range(len(content)):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
+        damaged[index] ^= 1 << index % 8
         (path / "state.json").write_bytes(damaged)
         try:
             loaded = checkpoint.load(path)
@@ -295,7 +295,7 @@ def test_no_flipped_bit_of_the_state_goes_unnoticed(folder: Path) -> None:
 
 
 def edit_state(path: Path, **fields: Any) -> None:
-    """Rewrite state.json as somebody would who means it: with its own checksum."""
+    """Rewrite state.json on purpose: with a valid checksum."""
     tree = json.loads((path / "state.json").read_text(encoding="utf-8")) | fields
     del tree["state_sha256"]
     (path / "state.json").write_text(json.dumps(tree | {"state_sha256": canonical_hash(tree)}), encoding="utf-8")
@@ -332,7 +332,7 @@ def test_a_pickle_is_refused_and_never_run(folder: Path, name: str, writer: str)
 
 @contextlib.contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Let the system refuse longer files: the whole way of a failed write, whoever writes."""
+    """Limit the size of files, so that the system refuses every longer write, of Python and of libraries."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

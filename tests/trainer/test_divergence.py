@@ -1,4 +1,4 @@
-"""Figures that are not finite: found wherever they are, never saved, never applied; rolled back if asked to."""
+"""Values that are not finite: detected wherever they are, never saved, never applied; rolled back if requested."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ import pytest
 import torch
 from calling import call
 from rich.console import Console
+from run_files import manifest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from training import sweep_runs, train_runs
@@ -23,7 +24,7 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.records import Manifest, load_run, read_manifest
+from bitnetctl.records import load_run
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
 from bitnetctl.trainer.loop import MOST_ROLLBACKS, Trainer
@@ -36,46 +37,40 @@ RUNS = Path("runs")
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
 
 
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
-
-
 def rows(name: str) -> list[dict[str, str]]:
     with (RUNS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def after(step: int, spoil: Callable[[Trainer], None]) -> Callable[[Trainer, Event], None]:
-    """Spoil something once the checkpoint of `step` is written."""
+    """Call `spoil` once the checkpoint of `step` is written."""
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved) and event.step == step:
             with torch.no_grad():
-                spoil(session)
+                spoil(trainer)
 
     return watch
 
 
-def weight(session: Trainer) -> None:
-    # a token that the tiny text never has: no forward pass meets it
-    session.pack.model.packed["embed"][1, 299, 3] = math.inf
+def weight(trainer: Trainer) -> None:
+    # a token that is not in the tiny text: no forward pass uses it
+    trainer.pack.model.packed["embed"][1, 299, 3] = math.inf
 
 
-def moment(session: Trainer) -> None:
-    state = session.pack.replicas[1].optimizer.state()
+def moment(trainer: Trainer) -> None:
+    state = trainer.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.nan
 
 
-def second_moment(session: Trainer) -> None:
+def second_moment(trainer: Trainer) -> None:
     # divided by infinity, the update is zero and the weights stay as they are
-    state = session.pack.replicas[1].optimizer.state()
+    state = trainer.pack.replicas[1].optimizer.state()
     state["matrices/exp_avg_sq"][7] = math.inf
 
 
-def head(session: Trainer) -> None:
-    session.pack.model.packed["head"][1, 5, 0] = math.nan
+def head(trainer: Trainer) -> None:
+    trainer.pack.model.packed["head"][1, 5, 0] = math.nan
 
 
 @pytest.mark.parametrize(
@@ -87,7 +82,7 @@ def head(session: Trainer) -> None:
         (head, "the weight lm_head.weight"),
     ],
 )
-def test_nothing_poisoned_is_saved_or_measured(
+def test_nothing_non_finite_is_saved_or_measured(
     spoil: Callable[[Trainer], None], name: str, train: Train, tiny_config: TinyConfig
 ) -> None:
     configs = [tiny_config(seed=seed) for seed in range(3)]
@@ -102,7 +97,7 @@ def test_nothing_poisoned_is_saved_or_measured(
         saved = checkpoint.load(checkpoint.path_of(RUNS / "b" / "checkpoints", step))
         for tensor in (*saved.model.values(), *saved.optimizer.values()):
             assert tensor.isfinite().all()
-    # what the neighbours do is what they do without it
+    # the other runs of the pack are those of a pack without it
     train([configs[0], configs[2]], names=["a2", "c2"])
     for run in "ac":
         for ours, theirs in zip(rows(run), rows(f"{run}2"), strict=True):
@@ -111,7 +106,7 @@ def test_nothing_poisoned_is_saved_or_measured(
 
 
 class Breaks(Intervention):
-    """A loss that is no number from its sixth call on, or a finite one without a gradient."""
+    """A loss that is NaN from its sixth call on, or a finite one whose gradient is not finite."""
 
     def __init__(self, what: str) -> None:
         super().__init__(InterventionSettings())
@@ -123,7 +118,7 @@ class Breaks(Intervention):
         loss = cross_entropy(logits_TV, targets_T)
         if self.calls < 6:
             return loss
-        # the root of zero has no slope
+        # the derivative of the square root at zero is infinite
         return loss + math.nan if self.what == "loss" else loss + (0 * logits_TV).sum().sqrt()
 
 
@@ -136,14 +131,14 @@ def test_a_step_that_is_not_finite_is_not_applied(
     monkeypatch.setattr(registry, "compose", lambda specs: Composition([Breaks(what)]))
     weights: dict[int, Tensor] = {}
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Saved | Diverged):
-            weights[event.step] = session.pack.model.packed["head"].clone()
+            weights[event.step] = trainer.pack.model.packed["head"].clone()
 
     train(tiny_config(), names=["a"], checkpoint_every=5, watch=watch)
-    found = manifest("a")
-    assert (found.status, found.diverged_at) == ("diverged", 6)
-    assert found.message == f"{name} not finite at step 6"
+    stored = manifest("a")
+    assert (stored.status, stored.diverged_at) == ("diverged", 6)
+    assert stored.message == f"{name} not finite at step 6"
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [5]
     assert torch.equal(weights[5], weights[6])
 
@@ -160,7 +155,7 @@ def options(said: list[str] | None = None, **named: Any) -> TrainOptions:
 
 
 def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
-    """Spoil a weight of a run after a step, the first time that it is trained."""
+    """Make a weight of a run non-finite after a step, the first time that it is trained."""
     step, spoiled = Pack.step, list[int]()
 
     def spoiling(pack: Any, number: int) -> None:
@@ -172,8 +167,8 @@ def spoil_once(monkeypatch: pytest.MonkeyPatch, at: int, run: int = 0) -> None:
     monkeypatch.setattr(Pack, "step", spoiling)
 
 
-def told(events: Iterable[Event]) -> list[str]:
-    """Return the lines that a person reads."""
+def reported(events: Iterable[Event]) -> list[str]:
+    """Return the lines that are shown to the user."""
     file = io.StringIO()
     with PlainReporter(Console(file=file)) as reporter:
         for event in events:
@@ -181,14 +176,14 @@ def told(events: Iterable[Event]) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rolled_back_run_resumes_with_half_the_rate(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config, said = tiny_config(), list[str]()
     spoil_once(monkeypatch, 7)
-    lines = told(train_runs([config], options(said), names=["a"]))
+    lines = reported(train_runs([config], options(said), names=["a"]))
     assert [line for line in lines if "finished" in line] == lines[-1:]
-    found = manifest("a")
-    assert found.status == "finished"
-    (rollback,) = found.rollbacks
+    stored = manifest("a")
+    assert stored.status == "finished"
+    (rollback,) = stored.rollbacks
     assert (rollback.diverged_at, rollback.resumed_from, rollback.tensor) == (8, 6, "the weight lm_head.weight")
     assert "resumes from step 6 with half the learning rate (1 of 3 times)" in said[-1]
 
@@ -198,17 +193,17 @@ def test_a_rolled_back_run_goes_on_with_half_the_rate(tiny_config: TinyConfig, m
         assert float(ours["LR"]) == pytest.approx(factor * float(theirs["LR"]))
         if int(ours["Step"]) <= 6:
             assert ours["HeldOutLoss"] == theirs["HeldOutLoss"]
-    # its config diverges, so it is no evidence for it
+    # a verdict counts its config as diverged
     assert load_run(RUNS / "a.csv").diverged_at == 8
 
 
-def test_a_pack_does_not_finish_a_run_that_it_set_back(
+def test_a_pack_does_not_finish_a_run_that_it_rolled_back(
     tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [tiny_config(seed=seed) for seed in range(3)]
     names = [config.run_name for config in configs]
     spoil_once(monkeypatch, 7, run=1)
-    lines = told(sweep_runs(configs, options(), pack=3))
+    lines = reported(sweep_runs(configs, options(), pack=3))
     assert [line.partition(":")[0] for line in lines if "finished" in line] == [names[0], names[2], names[1]]
     assert [manifest(name).status for name in names] == ["finished"] * 3
 
@@ -217,26 +212,26 @@ def test_a_run_from_a_named_checkpoint_goes_back_to_it(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny_config(), names=["a"], stop_after=6, checkpoint_every=3)
-    # of its own it has an older one
+    # its own checkpoint is older
     named = checkpoint.path_of(RUNS / "a" / "checkpoints", 6).rename("named")
     spoil_once(monkeypatch, 7)
     chosen = replace(options(), resume=named, checkpoint_every=100)
     list(train_runs([tiny_config()], chosen, names=["a"]))
-    found = manifest("a")
-    assert (found.status, [rollback.resumed_from for rollback in found.rollbacks]) == ("finished", [6])
+    stored = manifest("a")
+    assert (stored.status, [rollback.resumed_from for rollback in stored.rollbacks]) == ("finished", [6])
 
 
 def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
     config, said = tiny_config(**ABSURD), list[str]()
     events = list(train_runs([config], options(said), names=["a"]))
-    found = manifest("a")
-    assert found.status == "diverged"
-    assert len(found.rollbacks) == MOST_ROLLBACKS
+    stored = manifest("a")
+    assert stored.status == "diverged"
+    assert len(stored.rollbacks) == MOST_ROLLBACKS
     assert sum("half the learning rate" in text for text in said) == MOST_ROLLBACKS
     assert sum(isinstance(event, Diverged) for event in events) == 1
 
 
-def test_a_sweep_takes_a_rolled_back_run_up_again(tiny_config: TinyConfig) -> None:
+def test_a_sweep_resumes_a_rolled_back_run(tiny_config: TinyConfig) -> None:
     configs = [tiny_config(), tiny_config(seed=1, **ABSURD), tiny_config(seed=2)]
     events = list(sweep_runs(configs, options(), pack=3))
     statuses = [manifest(config.run_name).status for config in configs]

@@ -1,4 +1,4 @@
-"""The probe against a naive account in numpy, and at points whose figures are known."""
+"""The probe against a naive implementation in numpy, and at points whose values are known."""
 
 import math
 from collections import Counter
@@ -79,25 +79,25 @@ def naive(model: PackedModel, run: int, quant_lambdas: list[float]) -> dict[str,
         losses.append(-math.log(p[target]))
         entropies.append(entropy(p))
         predicted.append(int(p.argmax()))
-    shares = [count / len(predicted) for count in Counter(predicted).values()]
+    fractions = [count / len(predicted) for count in Counter(predicted).values()]
     prompts = np.random.default_rng(CONFIG.seed).integers(0, VOCAB, (15, 6))
     return {
         "UniquePredictions": len(set(predicted)),
         "HeldOutLoss": float(np.mean(losses)),
-        "TopShare": max(shares),
-        "EffectiveVocab": math.exp(entropy(shares)),
+        "TopShare": max(fractions),
+        "EffectiveVocab": math.exp(entropy(fractions)),
         "ContextInformation": entropy(probabilities.reshape(-1, VOCAB).mean(0)) - float(np.mean(entropies)),
         "RandomPromptUnique": len({int(rows[-1].argmax()) for rows in logits(prompts)}),
     }
 
 
 @pytest.mark.parametrize("quant_lambdas", [[1.0, 1.0], [1.0, 0.0]])
-def test_figures_are_those_of_a_naive_account(quant_lambdas: list[float]) -> None:
+def test_values_are_those_of_a_naive_implementation(quant_lambdas: list[float]) -> None:
     model = build(0, 1)
     measured = measure(model, *quant_lambdas)
     for run in range(2):
         expected = naive(model, run, quant_lambdas)
-        # a test on a model that says one thing only would pass with many mistakes
+        # a model that always predicts one token would pass with many mistakes
         assert 5 < expected["UniquePredictions"] < 60
         assert expected["ContextInformation"] > 0.01
         assert 3 < expected["RandomPromptUnique"] <= 15
@@ -105,10 +105,10 @@ def test_figures_are_those_of_a_naive_account(quant_lambdas: list[float]) -> Non
     assert measured[0]["HeldOutLoss"] != measured[1]["HeldOutLoss"]
 
 
-def test_facts_of_the_probe_are_passed_on() -> None:
+def test_columns_of_the_probe_are_passed_on() -> None:
     (row,) = measure(build(0))
-    facts = {"UniqueTargets": 29, "ProbePositions": 120, "UnigramLoss": 3.5, "BigramLoss": 2.5, "BigramUnique": 17}
-    assert {name: row[name] for name in facts} == facts
+    columns = {"UniqueTargets": 29, "ProbePositions": 120, "UnigramLoss": 3.5, "BigramLoss": 2.5, "BigramUnique": 17}
+    assert {name: row[name] for name in columns} == columns
     for name in ("UniquePredictions", "UniqueTargets", "ProbePositions", "BigramUnique", "RandomPromptUnique"):
         assert type(row[name]) is int
 
@@ -120,14 +120,14 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: i
     calls = spy(model, monkeypatch)
     token_bytes = 4 * 2 * VOCAB
     monkeypatch.setitem(evaluate._CHUNK_BYTES, "cpu", rows_per_chunk * LENGTH * token_bytes)
-    # as many tokens a pass as leave a rest
+    # a number of tokens a pass that does not divide them all
     monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
         assert chunked == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert [tokens.shape[1] for tokens in calls[:-1]] == {1: [1] * 10, 3: [3, 3, 3, 1]}[rows_per_chunk]
 
 
-def test_a_constant_model_has_the_figures_of_a_uniform_guess() -> None:
+def test_a_constant_model_has_the_values_of_a_uniform_guess() -> None:
     model = build(0, 1)
     with torch.no_grad():
         model.packed["head"][0].zero_()
@@ -139,8 +139,8 @@ def test_a_constant_model_has_the_figures_of_a_uniform_guess() -> None:
     assert other["UniquePredictions"] > 5
 
 
-def test_a_certain_model_has_all_the_context_information_there_is() -> None:
-    """Copying its input with certainty: what it says is as various as the inputs, and never in doubt."""
+def test_a_certain_model_has_the_largest_context_information() -> None:
+    """It copies its input with certainty: the predictions are as diverse as the inputs, with zero entropy each."""
     model = build(0)
     with torch.no_grad():
         for key in ("o", "down"):
@@ -157,7 +157,7 @@ def test_a_certain_model_has_all_the_context_information_there_is() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_model_that_is_not_finite_has_no_figures(bad: float) -> None:
+def test_a_model_that_is_not_finite_has_no_values(bad: float) -> None:
     model = build(0, 1)
     (_, healthy) = measure(model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The order of operations of a training: rows, checkpoints, statuses, divergence, and a loss curve to keep."""
+"""The order of operations of a training: rows, checkpoints, statuses, divergence, and a golden loss curve."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import csv_without_speed, manifest
 from training import open_trainer, train_runs
 
 from bitnetctl.config import RunConfig
@@ -18,7 +19,7 @@ from bitnetctl.engine import schedule
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import RunBusyError, StoppedBySignal
 from bitnetctl.plugins.composition import Composition
-from bitnetctl.records import NAMES, Manifest, RunPaths, read_manifest, write_manifest
+from bitnetctl.records import NAMES, RunPaths, write_manifest
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.trainer.loop import Trainer
@@ -31,12 +32,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_loss.json"
 RUNS = Path("runs")
 
 
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
-
-
 def rows(name: str) -> list[dict[str, str]]:
     with (RUNS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -47,7 +42,7 @@ def evaluated_steps(name: str) -> list[int]:
 
 
 def said(events: list[Event]) -> list[str]:
-    """Events in short, without those that depend on the clock."""
+    """Abbreviate the events, without those that depend on the clock."""
     texts = []
     for event in events:
         match event:
@@ -65,12 +60,12 @@ def said(events: list[Event]) -> list[str]:
 
 
 def poison(run: int, after: int) -> Callable[[Trainer, Event], None]:
-    """Spoil a weight of one run as soon as the row of step `after` is written."""
+    """Set a weight of one run to NaN once the row of step `after` is written."""
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated) and event.row["Step"] == after:
             with torch.no_grad():
-                session.pack.model.packed["head"][run, 0, 0] = math.nan
+                trainer.pack.model.packed["head"][run, 0, 0] = math.nan
 
     return watch
 
@@ -79,7 +74,7 @@ def poison(run: int, after: int) -> Callable[[Trainer, Event], None]:
 
 
 def golden_configs(tiny_config: TinyConfig) -> dict[str, RunConfig]:
-    """A pack of two that differ in most of what decides a step."""
+    """A pack of two runs that differ in most of what determines a step."""
     common = {"steps": 20, "probe__eval_every_steps": 2}
     other = {"seed": 1, "data__order": "shuffled", "model__initialization": "normal", "optimizer__name": "adamw"}
     return {"origin": tiny_config(**common), "other": tiny_config(**common, **other, optimizer__exempt="norms")}
@@ -114,7 +109,7 @@ def test_the_curve_is_the_golden_one(train: Train, tiny_config: TinyConfig) -> N
     check_golden("double", columns, 1e-4)
 
 
-# those last bits flip int8 roundings, which was seen to move a loss by 7e-4 of itself in 20 steps
+# those last bits flip int8 roundings, which moved a loss by a relative 7e-4 in 20 steps
 def test_the_curve_in_single_precision_is_near_the_golden_one(train: Train, tiny_config: TinyConfig) -> None:
     train(list(golden_configs(tiny_config).values()), names=["origin", "other"])
     check_golden("single", ("Step", "Loss", "HeldOutLoss"), 5e-3)
@@ -132,7 +127,7 @@ def test_rows_are_at_the_first_step_every_so_many_and_the_last(
     assert [event.row["Step"] for event in events if isinstance(event, Evaluated)] == expected
 
 
-def test_a_row_holds_the_figures_of_its_step(train: Train, tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+def test_a_row_holds_the_values_of_its_step(train: Train, tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     config = tiny_config(probe__eval_every_steps=3)
     train(config, names=["a"])
     assert evaluated_steps("a") == [1, 3, 6, 9, 12]
@@ -166,7 +161,7 @@ def test_events_come_in_the_order_of_what_happened(train: Train, tiny_config: Ti
 def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyConfig) -> None:
     seen: list[tuple[int, list[int]]] = []
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         for step in checkpoint.steps(RUNS / "a" / "checkpoints"):
             seen.append((step, evaluated_steps("a")))
             assert step in evaluated_steps("a")
@@ -181,7 +176,7 @@ def test_a_row_is_on_disk_before_its_checkpoint(train: Train, tiny_config: TinyC
 def test_the_manifest_says_where_the_run_stands(train: Train, tiny_config: TinyConfig) -> None:
     config, seen = tiny_config(), []
 
-    def watch(session: Trainer, event: Event) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         seen.append((manifest("a").status, manifest("a").steps_done))
 
     train(config, names=["a"], stop_after=6, watch=watch)
@@ -193,16 +188,16 @@ def test_the_manifest_says_where_the_run_stands(train: Train, tiny_config: TinyC
     write_manifest(RUNS / "a", manifest("a").model_copy(update=changes))
 
     train(config, names=["a"])
-    found = manifest("a")
-    assert (found.status, found.steps_done) == ("finished", 12)
-    assert found.created_at == earlier < found.updated_at
-    assert 1000 < found.elapsed_seconds < 2000
-    assert found.config == config.model_dump(mode="json")
-    assert found.config_hash == config.hash
-    assert found.data["vocab_size"] == 300
-    assert found.threads == 1
-    assert found.pack == ["a"]
-    assert {"torch", "python", "bitnetctl"} <= found.versions.keys()
+    stored = manifest("a")
+    assert (stored.status, stored.steps_done) == ("finished", 12)
+    assert stored.created_at == earlier < stored.updated_at
+    assert 1000 < stored.elapsed_seconds < 2000
+    assert stored.config == config.model_dump(mode="json")
+    assert stored.config_hash == config.hash
+    assert stored.data["vocab_size"] == 300
+    assert stored.threads == 1
+    assert stored.pack == ["a"]
+    assert {"torch", "python", "bitnetctl"} <= stored.versions.keys()
 
 
 def test_a_finished_run_leaves_its_weights_and_nothing_else(train: Train, tiny_config: TinyConfig) -> None:
@@ -243,7 +238,7 @@ def test_a_run_has_its_name_from_its_config(tiny_config: TinyConfig) -> None:
     assert manifest(config.run_name).status == "finished"
 
 
-def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
+def test_a_run_can_be_locked_once(tiny_config: TinyConfig) -> None:
     config, options = tiny_config(), TrainOptions(runs_dir=RUNS, device="cpu")
     with open_trainer([config], options, names=["a"]):
         before = (RUNS / "a" / "run.json").read_bytes()
@@ -253,18 +248,18 @@ def test_a_run_can_be_claimed_once(tiny_config: TinyConfig) -> None:
         ):
             pass
         assert (RUNS / "a" / "run.json").read_bytes() == before
-        # one busy run keeps the pack from starting, and lets its other runs go
+        # one locked run keeps the pack from starting, and the locks of the others are released
         pack = [tiny_config(seed=1), config]
         with pytest.raises(RunBusyError, match="run a "), open_trainer(pack, options, names=["b", "a"]):
             pass
         with open_trainer([pack[0]], options, names=["b"]) as first:
             pass
-        # let go at the end of the session, not with the last reference to it
+        # released when the trainer is closed, not with the last reference to it
         with open_trainer([pack[0]], options, names=["b"]) as second:
             assert second is not first
 
 
-def test_a_step_that_breaks_after_a_stop_was_asked_for_is_stopped(
+def test_a_step_that_raises_after_a_stop_request_is_stopped(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Pack.step
@@ -277,17 +272,17 @@ def test_a_step_that_breaks_after_a_stop_was_asked_for_is_stopped(
     monkeypatch.setattr(Pack, "step", break_at_six)
     with pytest.raises(RuntimeError, match="the compiler"):
         train(tiny_config(), names=["a"])
-    # asked for the second time in this session: at step 6 itself
+    # the second stop request of this process: at step 6 itself
     with pytest.raises(StoppedBySignal, match=r"stopped by a signal \(RuntimeError: the compiler was interrupted\)"):
         train(tiny_config(), names=["a"], stop_after=2)
     monkeypatch.undo()
     assert train(tiny_config(), names=["a"])[-1] == Finished(step=12)
 
 
-def test_a_crash_lets_the_run_go(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_crash_unlocks_the_run(train: Train, tiny_config: TinyConfig) -> None:
     with pytest.raises(SystemError):
         train(tiny_config(), names=["a"], crash_after=5)
-    # a machine that goes down cannot say so
+    # a machine that crashes cannot write a status
     assert (manifest("a").status, manifest("a").steps_done) == ("running", 4)
     train(tiny_config(), names=["a"])
     assert manifest("a").status == "finished"
@@ -297,30 +292,28 @@ def test_a_crash_lets_the_run_go(train: Train, tiny_config: TinyConfig) -> None:
 
 
 @pytest.mark.parametrize("every", [4, 5], ids=["between-rows", "at-a-row"])
-def test_a_diverged_run_ends_and_its_pack_goes_on(
-    train: Train, tiny_config: TinyConfig, figures: Callable[[Path], list[bytes]], every: int
-) -> None:
+def test_a_diverged_run_ends_and_its_pack_continues(train: Train, tiny_config: TinyConfig, every: int) -> None:
     configs = [tiny_config(seed=seed, probe__eval_every_steps=every) for seed in range(3)]
     events = train(configs, names=["a", "b", "c"], watch=poison(1, every), checkpoint_every=every)
-    # step 5 is the first of the spoilt weight where rows are at every fourth, 6 where they are at every fifth
+    # the NaN weight is used first in step 5 where rows are at every fourth step, in 6 where they are at every fifth
     at = every + 1
     assert f"run 1 diverged at {at}" in said(events)
     assert isinstance(events[-1], Finished)
 
-    found = manifest("b")
-    assert (found.status, found.steps_done, found.diverged_at) == ("diverged", at, at)
-    assert f"not finite at step {at}" in (found.message or "")
+    stored = manifest("b")
+    assert (stored.status, stored.steps_done, stored.diverged_at) == ("diverged", at, at)
+    assert f"not finite at step {at}" in (stored.message or "")
     last = rows("b")[-1]
     assert evaluated_steps("b") == [1, every, at]
     assert (last["Loss"], last["UniquePredictions"], last["HeldOutLoss"]) == ("nan", "nan", "")
-    # its last good state stays for whoever wants to look
+    # its last finite state is kept for inspection
     assert checkpoint.steps(RUNS / "b" / "checkpoints") == [every]
 
     train(configs, names=["a", "b", "c"], runs_dir="undisturbed", checkpoint_every=every)
     for name in ("a", "c"):
         assert manifest(name).status == "finished"
-        assert figures(RUNS / f"{name}.csv") == figures(Path("undisturbed") / f"{name}.csv")
-    assert figures(RUNS / "b.csv")[:-1] == figures(Path("undisturbed") / "b.csv")[:3]
+        assert csv_without_speed(RUNS / f"{name}.csv") == csv_without_speed(Path("undisturbed") / f"{name}.csv")
+    assert csv_without_speed(RUNS / "b.csv")[:-1] == csv_without_speed(Path("undisturbed") / "b.csv")[:3]
 
 
 def test_a_run_that_diverges_at_a_row_has_one_row_there(train: Train, tiny_config: TinyConfig) -> None:
@@ -338,25 +331,27 @@ def test_a_pack_without_runs_left_ends(train: Train, tiny_config: TinyConfig) ->
     assert (manifest("a").status, manifest("a").steps_done) == ("diverged", 5)
 
 
-def test_the_probe_measures_with_the_strength_of_the_step(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Trainer, event: Event) -> None:
+def test_the_probe_measures_with_the_quant_lambda_of_the_step(train: Train, tiny_config: TinyConfig) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Evaluated):
-            pack = session.pack
-            measured = session.probe.measure(pack.model, [0.5, 1.0])[event.run]
+            pack = trainer.pack
+            measured = trainer.probe.measure(pack.model, [0.5, 1.0])[event.run]
             assert event.row["HeldOutLoss"] == measured["HeldOutLoss"]
-            assert event.row["HeldOutLoss"] != session.probe.measure(pack.model, [1.0, 0.5])[event.run]["HeldOutLoss"]
+            assert event.row["HeldOutLoss"] != trainer.probe.measure(pack.model, [1.0, 0.5])[event.run]["HeldOutLoss"]
 
     train([tiny_config(model__quantization=0.5), tiny_config()], names=["half", "ternary"], watch=watch)
 
 
-def test_paths_are_those_of_the_records(train: Train, tiny_config: TinyConfig, tmp_path: Path) -> None:
+def test_artifacts_are_where_records_expects_them(train: Train, tiny_config: TinyConfig, tmp_path: Path) -> None:
     train(tiny_config(steps=1), names=["a"])
     paths = RunPaths(tmp_path / "runs", "a")
     assert all(path.exists() for path in (paths.csv, paths.manifest, paths.checkpoints))
     assert sorted(entry.name for entry in (tmp_path / "runs").iterdir()) == ["a", "a.csv"]
 
 
-def test_progress_is_told_without_a_row(train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_between_rows(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bitnetctl.trainer.loop._TICK_SECONDS", 0.0)
     events: list[Any] = [event for event in train(tiny_config(), names=["a"]) if isinstance(event, Progress)]
     assert [event.step for event in events] == list(range(1, 13))

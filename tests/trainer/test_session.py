@@ -1,4 +1,4 @@
-"""How runs are claimed and taken up again: by one process, from what was checked, and with every change told."""
+"""How runs are locked and resumed: by one process, from checked checkpoints, with every change of settings reported."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from calling import call
+from run_files import csv_without_speed, manifest
 from torch import Tensor
 from training import train_runs
 
@@ -17,7 +18,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.plugins import registry
-from bitnetctl.records import Manifest, PluginInfo, read_manifest, write_manifest
+from bitnetctl.records import PluginInfo, write_manifest
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
@@ -27,15 +28,8 @@ from bitnetctl.trainer.options import TrainOptions
 
 TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
-Figures = Callable[[Path], list[bytes]]
 RUNS = Path("runs")
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
-
-
-def manifest(name: str) -> Manifest:
-    found = read_manifest(RUNS / name)
-    assert found is not None
-    return found
 
 
 def start_of(events: list[Event]) -> int:
@@ -47,12 +41,12 @@ def content_below(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# a run that another process ends while this one gets ready
+# a run that another process finishes while this one prepares
 
 
 @pytest.fixture
 def ended_meanwhile(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig], None]:
-    """Let another process train the run to its end between the look at it and the claim."""
+    """Let another process finish the run between reading its status and locking it."""
 
     def arrange(config: RunConfig) -> None:
         claim = RunArtifacts.acquire
@@ -110,7 +104,7 @@ def test_the_command_finds_it_finished(
     assert (RUNS / "a.csv").read_bytes().count(b"\n") == 1 + 4
 
 
-def test_a_session_of_an_ended_run_is_refused(train: Train, tiny_config: TinyConfig) -> None:
+def test_training_an_ended_run_is_refused(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"])
     before = content_below(RUNS)
     with pytest.raises(RunEndedError, match="a: already finished, nothing to train"):
@@ -120,7 +114,7 @@ def test_a_session_of_an_ended_run_is_refused(train: Train, tiny_config: TinyCon
     assert content_below(RUNS) == before
 
 
-# checkpoints that are gone or lead elsewhere
+# checkpoints that are missing or links
 
 
 def file_in_place(folder: Path) -> None:
@@ -153,7 +147,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
     assert caught.value.exit_code == ExitCode.USAGE
     assert "remove runs/a and a.csv to start over" in str(caught.value).replace(f"{Path.cwd()}/", "")
     assert (RUNS / "a.csv").read_bytes() == csv
-    # put back, it goes on
+    # restored, it resumes
     there = RUNS / "a" / "checkpoints"
     if there.is_symlink() or there.exists():
         there.unlink()
@@ -173,7 +167,7 @@ def test_checkpoints_behind_links_are_not_read(train: Train, tiny_config: TinyCo
     assert (Path("outside") / "state.json").exists()
 
 
-def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, figures: Figures) -> None:
+def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["b"])
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     folder = RUNS / "a" / "checkpoints"
@@ -181,11 +175,11 @@ def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, f
     said: list[str] = []
     assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
     assert "step-00000011: is of step 7; give it back its name" in said[0]
-    assert figures(RUNS / "a.csv") == figures(RUNS / "b.csv")
+    assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(RUNS / "b.csv")
 
 
-def test_rows_are_compared_with_the_csv_that_goes_on(train: Train, tiny_config: TinyConfig) -> None:
-    """A checkpoint from elsewhere has nothing beside it that could tell of a missing row."""
+def test_rows_are_compared_with_the_csv_that_is_appended_to(train: Train, tiny_config: TinyConfig) -> None:
+    """A checkpoint outside of the runs folder has no CSV beside it that could show a missing row."""
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     elsewhere = Path("backup", "a", "step-00000009").absolute()
     shutil.copytree(checkpoint.path_of(RUNS / "a" / "checkpoints", 9), elsewhere)
@@ -199,7 +193,7 @@ def test_rows_are_compared_with_the_csv_that_goes_on(train: Train, tiny_config: 
     assert start_of(train(tiny_config(), names=["a"], resume=elsewhere)) == 9
 
 
-# checkpoints with right checksums that do not fit
+# checkpoints with valid checksums that do not fit the run
 
 
 def first(tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -208,7 +202,7 @@ def first(tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> 
 
 
 def without_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for place, (name, tensor) in enumerate(tensors.items()) if place}
+    return {name: tensor for index, (name, tensor) in enumerate(tensors.items()) if index}
 
 
 def hostile(state: Checkpoint) -> dict[str, Checkpoint]:
@@ -232,7 +226,7 @@ def hostile(state: Checkpoint) -> dict[str, Checkpoint]:
     return {what: replace(state, **fields) for what, fields in changed.items()}
 
 
-def test_what_does_not_fit_is_refused(train: Train, tiny_config: TinyConfig) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=7)
     folder = RUNS / "a" / "checkpoints"
     state = checkpoint.load(checkpoint.path_of(folder, 7))
@@ -250,7 +244,7 @@ def test_what_does_not_fit_is_refused(train: Train, tiny_config: TinyConfig) -> 
 
 
 @pytest.mark.parametrize("kind", ["model", "optimizer"])
-def test_poison_in_a_checkpoint_makes_it_give_way(train: Train, tiny_config: TinyConfig, kind: str) -> None:
+def test_a_non_finite_checkpoint_gives_way(train: Train, tiny_config: TinyConfig, kind: str) -> None:
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     folder = RUNS / "a" / "checkpoints"
     state = checkpoint.load(checkpoint.path_of(folder, 7))
@@ -269,24 +263,24 @@ def sessions(name: str) -> list[int | None]:
     return [session.from_step for session in manifest(name).sessions]
 
 
-def test_every_session_is_named_that_is_part_of_the_run(train: Train, tiny_config: TinyConfig) -> None:
+def test_every_session_that_is_part_of_the_run_is_listed(train: Train, tiny_config: TinyConfig) -> None:
     config = tiny_config()
     train(config, names=["a"], stop_after=3)
     assert sessions("a") == [0]
-    # killed before it saved anything, so that nothing of it is left
+    # killed before its first checkpoint, so that it leaves no session
     with pytest.raises(SystemError):
         train(config, names=["a"], crash_after=2, checkpoint_every=100)
     assert sessions("a") == [0, 3]
     train([config, tiny_config(seed=1)][:1], names=["a"], stop_after=4)
     assert sessions("a") == [0, 3]
     train(config, names=["a"])
-    found = manifest("a")
+    stored = manifest("a")
     assert sessions("a") == [0, 3, 7]
     for name in ("versions", "git", "device", "engine", "precision", "threads", "plugins", "command", "pack"):
-        assert getattr(found.sessions[-1], name) == getattr(found, name)
+        assert getattr(stored.sessions[-1], name) == getattr(stored, name)
 
 
-def test_the_sessions_of_an_older_manifest_are_what_it_tells(train: Train, tiny_config: TinyConfig) -> None:
+def test_an_older_manifest_is_one_session(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], stop_after=3)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"sessions": [], "precision": "bf16", "device": "old"}))
     train(tiny_config(), names=["a"], precision="fp32")
@@ -302,29 +296,29 @@ def test_a_run_that_starts_over_has_one_session(train: Train, tiny_config: TinyC
     assert sessions("a") == [0]
 
 
-def test_what_turns_out_otherwise_is_corrected_in_this_session_alone(train: Train, tiny_config: TinyConfig) -> None:
-    def watch(session: Trainer, event: Event) -> None:
+def test_a_correction_changes_the_current_session_alone(train: Train, tiny_config: TinyConfig) -> None:
+    def watch(trainer: Trainer, event: Event) -> None:
         if isinstance(event, Started):
-            session.artifacts[0].correct(engine="compile")
+            trainer.artifacts[0].correct(engine="compile")
 
     train(tiny_config(), names=["a"], stop_after=3)
     train(tiny_config(), names=["a"], watch=watch)
-    found = manifest("a")
-    assert found.engine == "compile"
-    assert [session.engine for session in found.sessions] == ["eager", "compile"]
+    stored = manifest("a")
+    assert stored.engine == "compile"
+    assert [session.engine for session in stored.sessions] == ["eager", "compile"]
 
 
-def test_a_change_of_what_it_is_trained_with_is_told(
+def test_a_change_of_precision_threads_or_plugin_code_is_reported(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, said = tiny_config(arm="no-decay+label-smoothing"), list[str]()
     train(config, names=["a"], stop_after=3, precision="fp32", log=said.append)
     train(config, names=["a"], stop_after=1, log=said.append)
     assert said == []
-    records = registry.plugin_infos
+    plugin_infos = registry.plugin_infos
 
     def edited(specs: Any) -> list[PluginInfo]:
-        first, *rest = records(specs)
+        first, *rest = plugin_infos(specs)
         return [first.model_copy(update={"source_sha256": "0" * 64}), *rest]
 
     monkeypatch.setattr(registry, "plugin_infos", edited)
@@ -361,7 +355,9 @@ def test_a_run_keeps_its_engine_where_the_device_has_it(
     assert said == ["a: resumes with engine eager (graph before); run.json names both"]
 
 
-def test_another_precision_is_told_where_the_device_has_not_the_old_one(train: Train, tiny_config: TinyConfig) -> None:
+def test_another_precision_is_reported_where_the_device_lacks_the_old_one(
+    train: Train, tiny_config: TinyConfig
+) -> None:
     train(tiny_config(), names=["a"], stop_after=3)
     write_manifest(RUNS / "a", manifest("a").model_copy(update={"precision": "int8"}))
     said: list[str] = []
@@ -376,6 +372,6 @@ def test_a_finished_run_without_its_manifest_is_finished(train: Train, tiny_conf
     events = train(tiny_config(), names=["a"])
     assert [type(event) for event in events] == [Started, Finished]
     assert (RUNS / "a.csv").read_bytes() == csv
-    found = manifest("a")
-    assert (found.status, found.steps_done, sessions("a")) == ("finished", 12, [12])
-    assert found.csv_sha256 is not None
+    stored = manifest("a")
+    assert (stored.status, stored.steps_done, sessions("a")) == ("finished", 12, [12])
+    assert stored.csv_sha256 is not None

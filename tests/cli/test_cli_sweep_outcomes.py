@@ -1,0 +1,172 @@
+"""How a `bitnetctl sweep` ends where runs diverge, fail, are damaged or stopped: exit code, table and messages."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from calling import Done
+from run_files import csv_without_speed, manifest
+from sweeping import pick
+
+from bitnetctl.errors import ExitCode
+from bitnetctl.monitor.console import PlainReporter
+from bitnetctl.sweeps.executors import local
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.events import Evaluated, Event
+
+RUNS = Path("runs")
+Sweep = Callable[..., Done]
+DIVERGES = "reduced-lr:factor=1e30"
+ALL_THERE = "all {} runs are there already, nothing to train\n"
+pytestmark = pytest.mark.usefixtures("wide_terminal", "known_speed")
+
+
+def test_a_run_that_diverged_refutes(sweep_command: Sweep) -> None:
+    arguments = ["-i", DIVERGES, "--json"]
+    done = sweep_command(*arguments)
+    assert done.code == ExitCode.REFUTED
+    assert pick(done.json["runs"], "status") == [("finished",), ("diverged",)]
+    bad = done.json["runs"][1]
+    assert bad["message"] == "the gradient of model.embed_tokens.weight not finite at step 2"
+    assert bad["final"]["Step"] == 2
+    assert bad["final"]["UniquePredictions"] == "nan"
+    assert f"{bad['run']}: diverged at step 2" in done.err
+    again = sweep_command(*arguments)
+    assert (again.code, again.out, again.err) == (done.code, done.out, ALL_THERE.format(2))
+    assert re.search(r"reduced-lr:factor=1e\+?30 +0 +diverged +nan +–", sweep_command(*arguments[:-1]).out)
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_run_that_failed_is_an_error_and_the_rest_continue(sweep_command: Sweep) -> None:
+    arguments = ["-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--json"]
+    done = sweep_command(*arguments)
+    assert done.code == ExitCode.INTERNAL
+    assert pick(done.json["runs"], "status") == [("finished",), ("failed",), ("diverged",), ("finished",)]
+    bad = done.json["runs"][1]
+    assert (bad["message"], bad["final"]) == ("RuntimeError: two lines [bold]", None)
+    assert f"{bad['run']}: failed: RuntimeError: two lines [bold]\n" in done.err
+    assert "a pack of 4 failed (RuntimeError: two lines [bold]); its runs continue one by one\n" in done.err
+    # tried again, and nothing else
+    again = sweep_command(*arguments)
+    assert (again.code, again.out) == (done.code, done.out)
+    assert [line for line in again.err.splitlines() if "parameters on cpu" in line] == [
+        f"{bad['run']}: 8 steps, 12,288 parameters on cpu, resumed after step 4"
+    ]
+
+
+def test_a_run_that_fails_before_it_begins_is_reported_by_name(sweep_command: Sweep) -> None:
+    names = [run["run"] for run in sweep_command("--seeds", "2", "--json").json["runs"]]
+    for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
+        path.unlink()
+    theirs = RUNS / f"{names[0]}.csv"
+    theirs.write_text("not ours\n", encoding="utf-8")
+    done = sweep_command("--seeds", "2", "--pack", "1", "--json")
+    assert "internal error" not in done.err
+    assert done.code == ExitCode.INTERNAL
+    assert pick(done.json["runs"], "run", "status") == [(names[0], "failed"), (names[1], "finished")]
+    failures = [line for line in done.err.splitlines() if ": failed: " in line]
+    assert len(failures) == 1
+    assert failures[0].startswith(f"{names[0]}: failed: RecordError: ")
+    assert theirs.read_text(encoding="utf-8") == "not ours\n"
+
+
+@pytest.mark.parametrize("damage", ["manifest", "csv"])
+def test_a_damaged_run_is_reported_and_the_rest_continue(sweep_command: Sweep, damage: str) -> None:
+    assert sweep_command("--seeds", "2").code == ExitCode.SUPPORTED
+    bad = min(path.stem for path in RUNS.glob("*.csv"))
+    path = RUNS / bad / "run.json" if damage == "manifest" else RUNS / f"{bad}.csv"
+    path.write_bytes(path.read_bytes()[:-40])
+    kept = path.read_bytes()
+    for more, trained in (("4", 2), ("4", 0)):
+        done = sweep_command("--seeds", more, "--pack", "1", "--json")
+        assert done.code == ExitCode.INTERNAL
+        assert f"{bad}: failed: {path}: " in done.err
+        assert done.err.count(": finished, ") == trained
+        rows = {row["run"]: row for row in done.json["runs"]}
+        assert [row["status"] for name, row in rows.items() if name != bad] == ["finished"] * 3
+        assert (rows[bad]["status"], rows[bad]["final"]) == ("damaged", None)
+        assert str(path) in rows[bad]["message"]
+    assert path.read_bytes() == kept
+
+
+def test_a_failure_is_never_reported_of_another_run(sweep_command: Sweep) -> None:
+    names = [run["run"] for run in sweep_command("--seeds", "2", "--json").json["runs"]]
+    for path in (*RUNS.glob("*/run.json"), *RUNS.glob("*.csv")):
+        path.unlink()
+    (RUNS / f"{names[1]}.csv").write_text("not ours\n", encoding="utf-8")
+    done = sweep_command("--seeds", "2", "--pack", "1")
+    assert f"{names[0]}: finished, " in done.err
+    assert f"{names[1]}: failed: " in done.err
+    assert f"{names[0]}: failed: " not in done.err
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_stop_saves_and_the_same_command_resumes(
+    sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    event = PlainReporter.event
+
+    def stop(reporter: PlainReporter, happened: Event) -> None:
+        event(reporter, happened)
+        if isinstance(happened, Evaluated) and happened.row["Step"] == at:
+            signal.raise_signal(signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    arguments = ["--seeds", "4", "--pack", "2", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainReporter, "event", stop)
+        done = sweep_command(*arguments)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert done.code == ExitCode.STOPPED
+    rows = done.json["runs"]
+    assert pick(rows, "status", "final") == [("stopped", None)] * 2 + [("missing", None)] * 2
+    assert [manifest(row["run"]).steps_done for row in rows[:2]] == [at + 1] * 2
+    assert done.err.endswith("the same command goes on from there\n")
+    rest = sweep_command(*arguments)
+    assert rest.code == ExitCode.SUPPORTED
+    assert f"resumed after step {at + 1}" in rest.err
+    assert sweep_command(*arguments, "--runs-dir", "undisturbed").code == ExitCode.SUPPORTED
+    for row in rows:
+        csv = f"{row['run']}.csv"
+        assert csv_without_speed(RUNS / csv) == csv_without_speed(Path("undisturbed") / csv)
+
+
+def test_a_full_disk_is_one_line(sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_files", refuse)
+    done = sweep_command("--seeds", "2", "--pack", "1")
+    assert (done.code, done.out) == (ExitCode.USAGE, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith("No space left on device")
+    # the sweep ends there
+    assert len(list(RUNS.glob("*.csv"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", ExitCode.INTERNAL, "ended with exit code -9"),
+        ("import sys; print('error: no GPU'); sys.exit(2)", ExitCode.USAGE, "error: no worker could start"),
+        ("import sys; print('error: a bug'); sys.exit(3)", ExitCode.INTERNAL, "ended with exit code 3: error: a bug"),
+    ],
+)
+def test_workers_that_trained_nothing_are_no_success(
+    sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, program: str, code: ExitCode, said: str
+) -> None:
+    def start(runs: Path, device: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as file:
+            return subprocess.Popen([sys.executable, "-S", "-c", program], stdout=file, stderr=file)
+
+    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
+    done = sweep_command("--device", "cpu,cpu")
+    assert said in done.err
+    assert done.code == code

@@ -1,0 +1,193 @@
+"""The parent of workers on several devices, with small programs in place of the workers."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import resolved
+
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError
+from bitnetctl.sweeps.executors import local
+from bitnetctl.trainer.options import TrainOptions
+
+Figures = Callable[[Path], list[bytes]]
+
+
+class Cast:
+    """Start small programs in place of workers, one for each device."""
+
+    def __init__(self, *programs: str) -> None:
+        self.programs = list(programs)
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.work: list[dict[str, Any]] = []
+
+    def start(self, runs: Path, device: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        self.work.append(json.loads(runs.read_text(encoding="utf-8")))
+        program = self.programs[len(self.started)]
+        with log.open("wb") as file:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-S", "-c", program],
+                    stdout=file,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+        return self.started[-1]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
+    """Run programs in place of workers; none outlives the test."""
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
+    casts: list[Cast] = []
+
+    def start(*programs: str) -> Cast:
+        casts.append(Cast(*programs))
+        monkeypatch.setattr(local, "_start", casts[-1].start)
+        return casts[-1]
+
+    yield start
+    for cast in casts:
+        for process in cast.started:
+            process.kill()
+            process.wait()
+
+
+def work(
+    cast: Cast, tiny_config: Callable[..., RunConfig], should_stop: Callable[[], bool] = lambda: False
+) -> tuple[bool, list[str]]:
+    notices: list[str] = []
+    devices = [f"cpu:{index}" for index in range(len(cast.programs))]
+    options = TrainOptions(should_stop=should_stop, log=notices.append)
+    stopped = local.work_on_devices(devices, resolved([tiny_config()], Path("runs")), options)
+    return stopped, notices
+
+
+WAITS = """
+import pathlib, signal, sys, time
+count = 0
+def stop(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready-{index}").touch()
+while not count:
+    time.sleep(0.005)
+time.sleep(0.2)
+sys.exit(75 if count == 1 else 9)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_workers_that_end_normally_are_not_reported(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
+) -> None:
+    stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
+    assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
+
+
+def test_workers_get_the_runs_and_the_number_of_workers(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play("pass", "pass", "pass")
+    work(cast, tiny_config)
+    assert cast.work == [{"workers": 3, "configs": [tiny_config().model_dump(mode="json")]}] * 3
+
+
+def test_a_worker_that_fails_is_reported(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
+    cast = play(
+        "pass",
+        "import sys; print('loading'); print('error: no GPU'); sys.exit(2)",
+        "import os; os.kill(os.getpid(), 9)",
+    )
+    stopped, notices = work(cast, tiny_config)
+    assert not stopped
+    assert notices[1:] == [
+        "worker on cpu:1 ended with exit code 2: error: no GPU",
+        "worker on cpu:2 ended with exit code -9: ",
+    ]
+
+
+def test_no_worker_that_could_start_is_an_error(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play(*["import sys; print('error: no GPU'); sys.exit(2)"] * 2)
+    with pytest.raises(ConfigError, match="no worker could start"):
+        work(cast, tiny_config)
+
+
+def test_a_stop_is_passed_on_once(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cast = play(WAITS.format(index=0), WAITS.format(index=1))
+    stopped, notices = work(
+        cast, tiny_config, lambda: all((tmp_path / f"ready-{index}").exists() for index in range(2))
+    )
+    assert (stopped, notices[1:]) == (True, [])
+    assert [process.returncode for process in cast.started] == [75, 75]
+
+
+def test_a_worker_that_is_stopped_while_it_starts_is_not_reported(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play("import time; time.sleep(600)", "import sys; sys.exit(75)")
+    stopped, notices = work(cast, tiny_config, lambda: True)
+    assert (stopped, notices[1:]) == (True, [])
+    assert cast.started[0].returncode == -signal.SIGTERM
+
+
+def test_an_impatient_interrupt_leaves_no_worker_behind(
+    play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
+) -> None:
+    cast = play(*["import time; time.sleep(600)"] * 2)
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(cast, tiny_config, interrupt)
+    for process in cast.started:
+        process.wait(10)
+
+
+def test_a_real_worker_gets_runs_device_and_arguments(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def popen(command: list[str], **named: object) -> None:
+        commands.append(command)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    local._start(tmp_path / "runs.json", "cuda:1", ["--pack", "3"], tmp_path / "log")
+    runs = ["--configs", str(tmp_path / "runs.json")]
+    assert commands == [[sys.executable, "-m", "bitnetctl", "sweep", *runs, "--device", "cuda:1", "--pack", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [("cpu", ["cpu"]), ("cpu,cpu", ["cpu", "cpu"]), (" cpu , cpu ", ["cpu", "cpu"]), ("cpu,cpu,cpu", ["cpu"] * 3)],
+)
+def test_devices_of_a_list(text: str, devices: list[str]) -> None:
+    assert local.split_devices(text) == devices
+
+
+@pytest.mark.parametrize("text", ["", "cpu,", ",", "cpu,tpu", "cpu;cpu", "cpu cpu"])
+def test_unknown_devices_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is unknown"):
+        local.split_devices(text)
+
+
+@pytest.mark.parametrize("text", ["auto", "cuda"])
+@pytest.mark.parametrize(("gpus", "expected"), [(0, None), (1, None), (3, ["cuda:0", "cuda:1", "cuda:2"])])
+def test_auto_is_every_gpu(monkeypatch: pytest.MonkeyPatch, text: str, gpus: int, expected: list[str] | None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert local.split_devices(text) == (expected or [text])

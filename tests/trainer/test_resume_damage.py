@@ -1,0 +1,262 @@
+"""Runs that were killed or damaged: what can be made good is, and nothing is trained over."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from run_files import (
+    RUNS,
+    UNDISTURBED,
+    TinyConfig,
+    Train,
+    assert_undisturbed,
+    csv_without_speed,
+    damage,
+    start_of,
+)
+from training import sweep_runs
+
+from bitnetctl.errors import CheckpointError, RecordError, StorageError
+from bitnetctl.records import RecordWriter, read_manifest, write_manifest
+from bitnetctl.trainer import checkpoint
+from bitnetctl.trainer.events import Failed
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"9", b"9,3.5,17,0.001", b"9,3.5,17,0.001,0.1,\xff"], ids=["none", "step", "half", "bytes"]
+)
+def test_rows_after_the_checkpoint_are_written_again(train: Train, tiny_config: TinyConfig, torn: bytes) -> None:
+    config = tiny_config(probe__eval_every_steps=2)
+    train(config, names=["a"], runs_dir=UNDISTURBED, checkpoint_every=5)
+    with pytest.raises(SystemError):
+        train(config, names=["a"], crash_after=9, checkpoint_every=5)
+    # rows at 6 and 8, the last checkpoint at 5
+    assert len(csv_without_speed(RUNS / "a.csv")) == 1 + 5
+    with (RUNS / "a.csv").open("ab") as file:
+        file.write(torn)
+    events = train(config, names=["a"], stop_after=1, checkpoint_every=5)
+    assert start_of(events) == 5
+    assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(UNDISTURBED / "a.csv")[: 1 + 4]
+    train(config, names=["a"], checkpoint_every=5)
+    assert_undisturbed("a")
+
+
+def test_a_kill_before_the_first_checkpoint_starts_over(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    with pytest.raises(SystemError):
+        train(tiny_config(), names=["a"], crash_after=3)
+    assert (RUNS / "a.csv").read_bytes().count(b"\n") == 2
+    assert start_of(train(tiny_config(), names=["a"])) == 0
+    assert_undisturbed("a")
+
+
+def test_a_pack_resumes_where_all_its_runs_can(train: Train, tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(seed=4), tiny_config(seed=5)]
+    train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
+    # killed between the checkpoints of its replicas
+    shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
+    notices: list[str] = []
+    assert start_of(train(configs, names=["a", "b"], log=notices.append)) == 6
+    assert notices == []
+    assert_undisturbed("a", "b")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "codes.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(train: Train, tiny_config: TinyConfig, file: str) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 7) / file)
+    notices: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
+    (log,) = notices
+    assert "step-00000007" in log
+    assert file in log
+    assert_undisturbed("a")
+
+
+def test_a_damaged_checkpoint_does_not_replace_good_ones(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    folder = RUNS / "a" / "checkpoints"
+    damage(checkpoint.path_of(folder, 9) / "model.safetensors")
+    # two more checkpoints before the damaged step: it must not displace the good ones
+    assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 6
+    assert checkpoint.steps(folder) == [6, 7]
+    assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 7
+    assert checkpoint.steps(folder) == [7, 8]
+    train(tiny_config(), names=["a"])
+    assert_undisturbed("a")
+
+
+def test_a_run_rolled_back_with_its_pack_misses_no_row_alone(train: Train, tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(seed=seed, probe__eval_every_steps=2) for seed in (4, 5)]
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
+    shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
+    # the pack resumes from 6, and is killed before its next checkpoint
+    with pytest.raises(SystemError):
+        train(configs, names=["a", "b"], crash_after=1, checkpoint_every=3)
+    assert start_of(train(configs[:1], names=["a"])) == 6
+    steps = [int(row.partition(b",")[0]) for row in csv_without_speed(RUNS / "a.csv")[1:]]
+    assert steps == [1, 2, 4, 6, 8, 10, 12]
+
+
+def change(csv: Path, step: int, bit: int = 1) -> None:
+    """Change a digit of a row's loss: with the lowest bit to another digit, which no parser notices."""
+    lines = csv.read_bytes().splitlines(keepends=True)
+    (index,) = [index for index, line in enumerate(lines) if line.startswith(b"%d," % step)]
+    line = bytearray(lines[index])
+    line[line.index(b".") + 1] ^= bit
+    csv.write_bytes(b"".join([*lines[:index], line, *lines[index + 1 :]]))
+
+
+@pytest.mark.parametrize("bit", [1, 64], ids=["digit", "letter"])
+def test_a_changed_row_gives_way_to_the_checkpoint_before_it(train: Train, tiny_config: TinyConfig, bit: int) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    change(RUNS / "a.csv", 8, bit)
+    notices: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
+    (log,) = notices
+    assert "step-00000009: the rows of " in log
+    assert_undisturbed("a")
+
+
+def test_a_changed_row_before_all_checkpoints_is_not_trained_over(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    change(RUNS / "a.csv", 1)
+    csv = (RUNS / "a.csv").read_bytes()
+    notices: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
+        train(tiny_config(), names=["a"], log=notices.append)
+    assert (RUNS / "a.csv").read_bytes() == csv
+    # the copy that the message names repairs it
+    copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
+    assert str(copy) in notices[0]
+    shutil.copy(copy, RUNS / "a.csv")
+    assert start_of(train(tiny_config(), names=["a"])) == 9
+    assert_undisturbed("a")
+
+
+def test_a_missing_row_is_noticed_with_a_checkpoint_from_elsewhere(
+    train: Train, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    elsewhere = tmp_path / "backup" / "a" / "step-00000009"
+    shutil.copytree(checkpoint.path_of(RUNS / "a" / "checkpoints", 9), elsewhere)
+    csv = RUNS / "a.csv"
+    rows = csv.read_bytes()
+    csv.write_bytes(b"".join(rows.splitlines(keepends=True)[:-1]))
+    with pytest.raises(CheckpointError, match=r"the rows of .* are not those that were saved with it"):
+        train(tiny_config(), names=["a"], resume=elsewhere)
+    csv.write_bytes(rows)
+    assert start_of(train(tiny_config(), names=["a"], resume=elsewhere)) == 9
+
+
+def test_a_csv_changed_after_the_end_is_reported(train: Train, tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    train(config, names=["a"])
+    assert resolve(config, RUNS, "a").ended() is not None
+    change(RUNS / "a.csv", 8)
+    with pytest.raises(RecordError, match=r"a\.csv: damaged or edited since the run ended"):
+        resolve(config, RUNS, "a").ended()
+
+
+def test_every_flipped_bit_of_a_manifest_is_detected(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"])
+    sound, path = read_manifest(RUNS / "a"), RUNS / "a" / "run.json"
+    content = path.read_bytes()
+    refusals = 0
+    for index in range(len(content)):
+        damaged = bytearray(content)
+        damaged[index] ^= 1 << index % 8
+        path.write_bytes(damaged)
+        try:
+            # white space between the tokens of JSON means nothing
+            assert read_manifest(RUNS / "a") == sound
+        except RecordError:
+            refusals += 1
+    assert refusals > 0.7 * len(content)
+
+
+def test_leftovers_of_a_kill_are_removed(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=5)
+    leftovers = [RUNS / ".a.csv.0123abcd", RUNS / "a" / ".run.json.0123abcd", RUNS / "a" / "checkpoints" / ".aside-1"]
+    for leftover in leftovers[:2]:
+        leftover.write_bytes(b"half")
+    leftovers[2].mkdir()
+    theirs = RUNS / ".ab.csv.0123abcd"
+    theirs.write_bytes(b"of another run")
+    train(tiny_config(), names=["a"])
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert theirs.exists()
+    assert_undisturbed("a")
+
+
+def test_a_run_is_unlocked_even_if_its_csv_cannot_be_closed(
+    train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(writer: RecordWriter) -> None:
+        raise StorageError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "close", refuse)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            train(tiny_config(), names=["a"], stop_after=4)
+    assert start_of(train(tiny_config(), names=["a"])) == 4
+
+
+def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    for step in (6, 7):
+        damage(checkpoint.path_of(RUNS / "a" / "checkpoints", step) / "model.safetensors")
+    csv = (RUNS / "a.csv").read_bytes()
+    notices: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
+        train(tiny_config(), names=["a"], log=notices.append)
+    assert len(notices) == 2
+    assert (RUNS / "a.csv").read_bytes() == csv
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
+
+
+def test_missing_rows_are_noticed(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=7)
+    (RUNS / "a.csv").unlink()
+    with pytest.raises(RecordError, match="rows up to step 7 are gone"):
+        train(tiny_config(), names=["a"])
+
+
+def test_a_sweep_that_cannot_resume_keeps_what_is_there(train: Train, tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    name = config.run_name
+    train(config, runs_dir=UNDISTURBED)
+    train(config, stop_after=5)
+    csv = (RUNS / f"{name}.csv").read_bytes()
+    before = read_manifest(RUNS / name)
+    assert before is not None
+    write_manifest(RUNS / name, before.model_copy(update={"elapsed_seconds": 1000.0}))
+    folder = checkpoint.path_of(RUNS / name / "checkpoints", 4)
+    for step in (4, 5):
+        checkpoint.path_of(RUNS / name / "checkpoints", step).rename(RUNS / name / f"away-{step}")
+    # an unusable checkpoint
+    folder.mkdir()
+    events = list(sweep_runs([config], TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
+    assert isinstance(events[-1], Failed)
+    stored = read_manifest(RUNS / name)
+    assert stored is not None
+    assert stored.status == "failed"
+    assert "no checkpoint" in (stored.message or "")
+    assert 1000 <= stored.elapsed_seconds < 1600
+    assert (RUNS / f"{name}.csv").read_bytes() == csv
+
+    # repaired, it resumes
+    folder.rmdir()
+    (RUNS / name / "away-5").rename(checkpoint.path_of(RUNS / name / "checkpoints", 5))
+    list(sweep_runs([config], TrainOptions(runs_dir=RUNS, device="cpu"), pack=1))
+    assert_undisturbed(name)
