@@ -4,16 +4,16 @@ import errno
 from enum import IntEnum
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks answers."""
+"""Error numbers of a file system that has no locks."""
 
 
 def one_line(error: object, most: int = 200) -> str:
-    """Return a foreign error's text as one line of at most `most` characters, its type's name where it has none."""
+    """Return the text of an error on one line of at most `most` characters; the name of its type if it has no text."""
     return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller; the numbers are a contract with scripts and schedulers."""
+    """Exit codes of the process; scripts and schedulers rely on the numbers."""
 
     SUPPORTED = 0
     REFUTED = 1
@@ -26,13 +26,13 @@ class ExitCode(IntEnum):
 
 
 class BitnetctlError(Exception):
-    """An error that ends in one clear line on stderr and the exit code of its class."""
+    """An error that the command line reports as one line on stderr, with the exit code of its class."""
 
     exit_code: ExitCode = ExitCode.INTERNAL
 
 
 class ConfigError(BitnetctlError):
-    """The command line, a config, a file or the environment is not usable as given."""
+    """The command line, a config, a file or the environment cannot be used as it is."""
 
     exit_code = ExitCode.USAGE
 
@@ -42,7 +42,7 @@ class DataError(ConfigError):
 
 
 class RecordError(ConfigError):
-    """A CSV or manifest is not what a reader can trust; the message names file and line."""
+    """A CSV or manifest is damaged or malformed; the message names the file, and the line of a CSV."""
 
 
 class CheckpointError(BitnetctlError):
@@ -54,7 +54,7 @@ class CheckpointError(BitnetctlError):
 class StorageError(BitnetctlError):
     """The disk refused a write; what was saved before is intact.
 
-    A full, read-only or forbidden place is the user's to mend (exit 2); any other refusal is a fault (exit 3).
+    The exit code is 2 where the user can fix it (the disk is full or read-only, permission is missing), else 3.
     """
 
     def __init__(self, message: str, number: int | None = None) -> None:
@@ -76,15 +76,15 @@ class StorageError(BitnetctlError):
 
 
 class RunBusyError(ConfigError):
-    """Another process holds the run."""
+    """Another process holds the lock of the run."""
 
 
 class RunEndedError(ConfigError):
-    """The run has ended since it was looked at; there is nothing to train."""
+    """The run ended in another process after its status was read; there is nothing left to train."""
 
 
 class CaptureError(BitnetctlError):
-    """A step could not be recorded as a CUDA graph; only a new process can use the GPU again."""
+    """A step could not be captured as a CUDA graph; only a new process can use the GPU again."""
 
 
 class StoppedBySignal(BitnetctlError):  # noqa: N818 - not a failure: the run can be resumed

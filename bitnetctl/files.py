@@ -13,7 +13,8 @@ from pathlib import Path
 from bitnetctl.errors import NO_LOCKS, ConfigError, StorageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
+"""Names that Windows takes for a device, with any extension."""
 
 
 def safe_name(name: str, kind: str = "run") -> str:
@@ -21,7 +22,7 @@ def safe_name(name: str, kind: str = "run") -> str:
 
     Raises ConfigError for separators, leading dots, reserved device names, over-long names.
     """
-    if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
+    if not _NAME.fullmatch(name) or RESERVED_NAME.fullmatch(name) or name.endswith("."):
         raise ConfigError(
             f"{kind} name {name[:80]!r} is not usable: take letters, digits, '.', '_', '+', '=' or '-', "
             "at most 200, starting with a letter or digit"

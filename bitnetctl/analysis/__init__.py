@@ -1,1 +1,1 @@
-"""From runs to facts about runs, arms and factors; no torch here."""
+"""Summaries of runs, effects of arms and factors, agreement of metrics; no torch here."""

@@ -18,24 +18,25 @@ if TYPE_CHECKING:
 
 MINIMUM_RUNS = 3
 AGREES = 0.3
-"""Size of tau-b from which on two rankings are said to agree, or to be reversed."""
+"""Absolute tau-b from which on two rankings are said to agree, or to be reversed."""
 
 METRICS = {
     "RandomPromptUnique": ("the random-prompt metric", 1),
     "UniquePredictions": ("the count of distinct predictions", 1),
     "EffectiveVocab": ("the effective vocabulary", 1),
-    "TopShare": ("the share of the most frequent prediction", -1),
+    "TopShare": ("the fraction of the most frequent prediction", -1),
     "ContextInformation": ("context information", 1),
 }
-"""Columns, what they are called, and whether more (1) or less (-1) is healthier."""
+"""Column: its name in a sentence, and whether a higher (1) or a lower (-1) value is healthier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How one metric ranks the runs against the held-out loss.
+    """How one metric ranks the runs compared with the held-out loss.
 
-    `tau` is +1 where it ranks them the same way, healthier first, and -1 where backwards; None with fewer than three
-    runs that have both, or where one of them is the same in every run. `p` is that of independence, two-sided.
+    `tau` is Kendall's tau-b: +1 for the same ranking, healthier first, -1 for the reverse one; None with fewer than
+    three runs that have both values, or where one of them is the same in every run. `p` is the two-sided p-value of
+    the hypothesis that the rankings are independent.
     """
 
     metric: str
@@ -46,88 +47,86 @@ class Agreement:
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return every field by name."""
         return asdict(self)
 
 
 def agreements(runs: Sequence[Run]) -> list[Agreement]:
     """Compare every metric that a run has with the held-out loss, at the end of stage 1 and at the end of the run.
 
-    Only runs with the same probe can be ranked together: where there are several probes, those of the commonest. At
-    the end, a run that failed ranks last by its loss and where it was last seen by the other metric.
+    Only runs with the same probe can be ranked together: those with the most common probe are. At the end, a failed
+    run has an infinite loss and the last known value of the other metric.
     """
     comparable = _same_probe(runs)
-    found = []
+    results = []
     for when in ("end of stage 1", "end"):
         for metric, (_, sign) in METRICS.items():
             if any(run.records.known(metric) for run in comparable):
-                pairs = [_figures(run, metric, when) for run in comparable]
-                known = [(sign * figure, -loss) for figure, loss in pairs if figure is not None and loss is not None]
-                found.append(_agreement(metric, when, known))
-    return found
+                pairs = [_values_at(run, metric, when) for run in comparable]
+                known = [(sign * value, -loss) for value, loss in pairs if value is not None and loss is not None]
+                results.append(_agreement(metric, when, known))
+    return results
 
 
 def probe_of(run: Run) -> tuple[float | None, ...]:
-    """Return what tells one probe from another: positions, targets and the unigram predictor's loss on them."""
-    return tuple(_last_finite(run.finite(name)) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
+    """Return what identifies the probe of a run: positions, targets and the loss of the unigram predictor on them."""
+    return tuple(_last_known(run.finite(name)) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
 
 
 def _same_probe(runs: Sequence[Run]) -> list[Run]:
     probes = [probe_of(run) for run in runs]
     if not probes:
         return []
-    [(commonest, _)] = Counter(probes).most_common(1)
-    return [run for run, probe in zip(runs, probes, strict=True) if probe == commonest]
+    [(most_common, _)] = Counter(probes).most_common(1)
+    return [run for run, probe in zip(runs, probes, strict=True) if probe == most_common]
 
 
-def _figures(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
-    """Return metric and held-out loss at a time; the loss of a run that failed is infinite at the end."""
-    figures, losses = run.finite(metric), run.finite("HeldOutLoss")
+def _values_at(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
+    """Return metric and held-out loss at a time; at the end, the loss of a failed run is infinite."""
+    values, losses = run.finite(metric), run.finite("HeldOutLoss")
     if when == "end":
         if has_failed(run):
-            return _last_finite(figures), math.inf
+            return _last_known(values), math.inf
         if run.is_complete is False:
             return None, None
-        place = len(losses) - 1
+        index = len(losses) - 1
     else:
-        places = ((run.steps > 1) & (run.steps <= (run.boundary_step or 0))).nonzero()[0]
-        if not len(places):
+        indices = ((run.steps > 1) & (run.steps <= (run.boundary_step or 0))).nonzero()[0]
+        if not len(indices):
             return None, None
-        place = int(places[-1])
-    return _last_finite(figures[place : place + 1]), _last_finite(losses[place : place + 1])
+        index = int(indices[-1])
+    return _last_known(values[index : index + 1]), _last_known(losses[index : index + 1])
 
 
-def _last_finite(column: "Floats") -> float | None:
+def _last_known(column: "Floats") -> float | None:
     known = column[column == column]
     return float(known[-1]) if len(known) else None
 
 
 def _agreement(metric: str, when: str, pairs: Sequence[tuple[float, float]]) -> Agreement:
-    called = METRICS[metric][0]
+    name = METRICS[metric][0]
     tau = p = None
     if len(pairs) < MINIMUM_RUNS:
-        words = f"unknown: {len(pairs)} of at least {MINIMUM_RUNS} runs have both"
-    elif len({figure for figure, _ in pairs}) == 1 or len({loss for _, loss in pairs}) == 1:
-        words = "unknown: every run has the same figure"
+        sentence = f"At the {when}, {name}: unknown: {len(pairs)} of at least {MINIMUM_RUNS} runs have both."
+    elif any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+        sentence = f"At the {when}, {name}: unknown: every run has the same value."
     else:
         tau, p = _kendall(pairs)
         if tau <= -AGREES:
-            words = "ranks the runs backwards: the healthier a run by its held-out loss, the lower it scores"
+            ranking = "ranks the runs backwards: the healthier a run by its held-out loss, the lower it scores"
         elif tau < AGREES:
-            words = "says little about which run is healthier by its held-out loss"
+            ranking = "says little about which run is healthier by its held-out loss"
         else:
-            words = "ranks the runs like the held-out loss does"
-    if tau is None or p is None:
-        sentence = f"At the {when}, {called}: {words}."
-    else:
-        sentence = f"At the {when}, {called} {words} (τ-b {tau:+.2f} over {len(pairs)} runs, p {p_text(p)})."
+            ranking = "ranks the runs like the held-out loss does"
+        sentence = f"At the {when}, {name} {ranking} (τ-b {tau:+.2f} over {len(pairs)} runs, p {p_text(p)})."
     return Agreement(metric=metric, when=when, runs=len(pairs), tau=tau, p=p, sentence=sentence)
 
 
 def _kendall(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return Kendall's tau-b, which allows for ties, and its two-sided p-value."""
     from scipy.stats import kendalltau
 
-    # ranks, because infinite losses are ordered but cannot be subtracted
+    # by rank, because infinite losses have an order but no difference
     columns = [_ranks(column) for column in zip(*pairs, strict=True)]
     result = kendalltau(columns[0], columns[1], variant="b")
     return float(result.statistic), float(result.pvalue)

@@ -1,11 +1,12 @@
-"""Which factor of a factorial sweep explains an outcome: main effects, two-way interactions, variance explained.
+"""Analysis of variance of a factorial sweep: which config field explains an outcome.
 
-Factors are read off the runs' effective configs, so a factor is what differed, whatever the arms are called.
+Factors are the fields in which the runs' effective configs differ, whatever the arms are called.
 """
 
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -15,21 +16,23 @@ from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
 
 NOT_FACTORS = frozenset({"recipe", "seed", "interventions"})
-"""Config fields that label or repeat a run; interventions count by what they change."""
+"""Config fields that are labels or seeds; interventions count by the fields that they change."""
 
 EXPLAINS = 0.5
-"""Share of the variance from which on a term is said to explain an outcome."""
+"""Eta squared from which on a term is said to explain an outcome."""
 
 SIGNIFICANT = 0.05
 
 Partition: TypeAlias = tuple[int, ...]
+"""The level of a factor in every run, as a number from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """Config fields that take the same side in every run, as one factor.
+    """Config fields that always change together, as one factor.
 
-    `levels` are what is shown, numbers by size and the rest in the order of their first run; `level_of` is each run's.
+    `levels` are texts, numbers in ascending order and other values in the order of their first run; `level_of` has an
+    index into `levels` for every run.
     """
 
     fields: tuple[str, ...]
@@ -38,7 +41,7 @@ class Factor:
 
     @property
     def name(self) -> str:
-        """The field it is called by."""
+        """The first of its fields."""
         return self.fields[0]
 
 
@@ -46,9 +49,10 @@ class Factor:
 class Term:
     """A main effect or a two-way interaction on one outcome.
 
-    `means` has an entry for every level, or every pair of levels. `sum_of_squares`, `eta_squared` and `p` (F test
-    against the rest) are None where the design does not let the factors be told apart; `p` also where nothing is left
-    to test against.
+    `means` has the mean outcome of every level, or pair of levels. `eta_squared` is the fraction of the total sum of
+    squares, `p` the p-value of the F test against the residual. `sum_of_squares`, `eta_squared` and `p` are None in an
+    unbalanced design of several factors, whose effects cannot be separated; `p` also without residual degrees of
+    freedom.
     """
 
     factors: tuple[str, ...]
@@ -64,7 +68,7 @@ class Term:
         return " × ".join(self.factors)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the term by name."""
+        """Return every field by name, but for the sum of squares."""
         return {
             "term": self.name,
             "means": self.means,
@@ -76,7 +80,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeAnalysis:
-    """What explains one outcome over the runs where it is known."""
+    """ANOVA of one outcome over the runs in which it is known; `format_spec` is that of its values."""
 
     outcome: str
     runs: int
@@ -84,14 +88,14 @@ class OutcomeAnalysis:
     balanced: bool
     terms: tuple[Term, ...]
     sentence: str
-    form: str
+    format_spec: str
 
     def means_text(self, term: Term) -> str:
-        """Write the means of a term."""
-        return _means_text(term.means, self.form)
+        """Format the means of a term."""
+        return _means_text(term.means, self.format_spec)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return every field by name, but for the format spec."""
         return {
             "outcome": self.outcome,
             "runs": self.runs,
@@ -103,10 +107,11 @@ class OutcomeAnalysis:
 
 
 def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
-    """Return what differs between effective configs, fields that always change together as one factor.
+    """Return the factors of an ANOVA: the fields in which the effective configs of the runs differ.
 
-    Interventions that leave no trace in the config, such as another training loss, are fields of their own, `off` or
-    their settings; those that do leave one are named beside the fields that follow them.
+    Fields that always change together are one factor. An intervention that changes no field, for example one with
+    another training loss, is a factor with the levels `off`, `on` or its settings; one that changes fields joins
+    the factor of a field that changes exactly where the intervention does.
     """
     trees = [dict(flatten(config.model_dump(mode="json"))) for config in configs]
     factors: dict[Partition, Factor] = {}
@@ -118,37 +123,38 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
             for config in configs
         ]
-        sides = _sides(values)
-        told_apart = max(1, len(set(zip(*factors, strict=True))))
-        if sides in factors or len(set(zip(*factors, sides, strict=True))) > told_apart:
+        partition = _partition(values)
+        cells = max(1, len(set(zip(*factors, strict=True))))
+        # where the factors determine its levels, it is not another one
+        if partition in factors or len(set(zip(*factors, partition, strict=True))) > cells:
             _add(factors, name, values)
     return list(factors.values())
 
 
 def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
-    """Make a factor of a field that takes more than one value, or name it beside the one with the same sides."""
-    sides = _sides(values)
-    if len(set(sides)) < 2:
+    """Add a field that takes more than one value: to the factor with the same partition, or as a new factor."""
+    partition = _partition(values)
+    if len(set(partition)) < 2:
         return
-    if sides in factors:
-        factors[sides] = replace(factors[sides], fields=(*factors[sides].fields, name))
+    if partition in factors:
+        factors[partition] = replace(factors[partition], fields=(*factors[partition].fields, name))
         return
-    # numbers stand by size, other values in the order of their first run
-    distinct = sorted(dict(zip(sides, values, strict=True)).items(), key=lambda pair: pair[0])
+    # in the order of their first run
+    distinct = list(dict(zip(partition, values, strict=True)).items())
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         distinct.sort(key=lambda pair: float(pair[1]))
-    places = {side: place for place, (side, _) in enumerate(distinct)}
-    factors[sides] = Factor(
+    level_of = {number: level for level, (number, _) in enumerate(distinct)}
+    factors[partition] = Factor(
         fields=(name,),
         levels=tuple(_text(value) for _, value in distinct),
-        level_of=tuple(places[side] for side in sides),
+        level_of=tuple(level_of[number] for number in partition),
     )
 
 
-def _sides(values: Sequence[Any]) -> Partition:
+def _partition(values: Sequence[Any]) -> Partition:
     """Number the distinct values in the order of their first run: equal for fields that always change together."""
-    places: dict[str, int] = {}
-    return tuple(places.setdefault(json.dumps(value, sort_keys=True), len(places)) for value in values)
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)) for value in values)
 
 
 def _text(value: Any) -> str:
@@ -160,16 +166,18 @@ def _text(value: Any) -> str:
 
 
 def analyze_outcome(
-    outcome: str, factors: Sequence[Factor], values: Sequence[float | None], *, form: str = ".3g"
+    outcome: str, factors: Sequence[Factor], values: Sequence[float | None], *, format_spec: str = ".3g"
 ) -> OutcomeAnalysis:
-    """Split the variance of an outcome, one value for every run, over factors and pairs of factors.
+    """Return the ANOVA of an outcome, given one value for every run: main effects and two-way interactions.
 
-    The sums of squares are exact where every combination of levels has the same number of runs; with one factor any
-    numbers will do. Elsewhere only the means of the levels are given. `form` formats a mean.
+    With one factor it is a one-way ANOVA of any group sizes. With several, the design has to be balanced: every
+    combination of levels has the same number of runs, so that the sums of squares of the terms are independent and
+    add up. Each term then has its eta squared and an F test against the residual. An unbalanced design gives the means
+    of the levels only. Runs with an unknown value (None) are left out. `format_spec` is for means in texts.
     """
-    places = [place for place, value in enumerate(values) if value is not None]
+    indices = [index for index, value in enumerate(values) if value is not None]
     known = [value for value in values if value is not None]
-    kept = [_restrict(factor, places) for factor in factors]
+    kept = [_restrict(factor, indices) for factor in factors]
     used = [factor for factor in kept if len(set(factor.level_of)) > 1]
     counts = _cell_counts(used)
     balanced = len(used) == 1 or (
@@ -178,7 +186,7 @@ def analyze_outcome(
     terms = _terms(used, known, interactions=balanced)
     if balanced:
         terms = _split_variance(terms, used, known)
-    sentence = _sentence(outcome, used, known, counts, terms, balanced=balanced, form=form)
+    sentence = _sentence(outcome, used, known, counts, terms, balanced=balanced, format_spec=format_spec)
     return OutcomeAnalysis(
         outcome=outcome,
         runs=len(known),
@@ -186,30 +194,27 @@ def analyze_outcome(
         balanced=balanced,
         terms=tuple(terms),
         sentence=sentence,
-        form=form,
+        format_spec=format_spec,
     )
 
 
-def _restrict(factor: Factor, places: Sequence[int]) -> Factor:
-    """Return the factor over some of its runs, without the levels that they do not take."""
-    taken = sorted({factor.level_of[place] for place in places})
-    renumbered = {level: index for index, level in enumerate(taken)}
+def _restrict(factor: Factor, indices: Sequence[int]) -> Factor:
+    """Return the factor over some of the runs, without levels that none of them has."""
+    used = sorted({factor.level_of[index] for index in indices})
+    renumbered = {level: number for number, level in enumerate(used)}
     return Factor(
         fields=factor.fields,
-        levels=tuple(factor.levels[level] for level in taken),
-        level_of=tuple(renumbered[factor.level_of[place]] for place in places),
+        levels=tuple(factor.levels[level] for level in used),
+        level_of=tuple(renumbered[factor.level_of[index]] for index in indices),
     )
 
 
 def _cell_counts(factors: Sequence[Factor]) -> list[int]:
-    counts: dict[tuple[int, ...], int] = {}
-    for cell in zip(*(factor.level_of for factor in factors), strict=True):
-        counts[cell] = counts.get(cell, 0) + 1
-    return list(counts.values())
+    return list(Counter(zip(*(factor.level_of for factor in factors), strict=True)).values())
 
 
 def _terms(factors: Sequence[Factor], values: Sequence[float], *, interactions: bool) -> list[Term]:
-    """Return main effects, and two-way interactions where they can be told from them, with their means."""
+    """Return main effects, and two-way interactions if requested, with their means."""
     terms = [
         Term(factors=(factor.name,), means=_means([factor], values), degrees_of_freedom=len(factor.levels) - 1)
         for factor in factors
@@ -240,7 +245,7 @@ def _groups(factors: Sequence[Factor], values: Sequence[float]) -> dict[tuple[in
 
 
 def _split_variance(terms: Sequence[Term], factors: Sequence[Factor], values: Sequence[float]) -> list[Term]:
-    """Fill in sums of squares, variance explained and the F test."""
+    """Return the terms of a balanced design with sum of squares, eta squared and F test."""
     by_name = {factor.name: factor for factor in factors}
     grand = sum(values) / len(values)
     total = sum((value - grand) ** 2 for value in values)
@@ -248,38 +253,34 @@ def _split_variance(terms: Sequence[Term], factors: Sequence[Factor], values: Se
     for term in terms:
         groups = _groups([by_name[name] for name in term.factors], values)
         between = sum(len(group) * (sum(group) / len(group) - grand) ** 2 for group in groups.values())
-        inner = sum(squares[(name,)] for name in term.factors) if len(term.factors) > 1 else 0.0
-        squares[term.factors] = max(0.0, between - inner)
-    rest_squares = max(0.0, total - sum(squares.values()))
-    rest_freedom = len(values) - 1 - sum(term.degrees_of_freedom for term in terms)
-    # sums of rounded squares: what is below this is nothing
-    dust = 1e-12 * sum(value * value for value in values)
-    filled = []
-    for term in terms:
-        own = squares[term.factors]
-        filled.append(
-            Term(
-                factors=term.factors,
-                means=term.means,
-                degrees_of_freedom=term.degrees_of_freedom,
-                sum_of_squares=own,
-                eta_squared=min(1.0, own / total) if total > dust else None,
-                p=_f_test(own, term.degrees_of_freedom, rest_squares, rest_freedom, dust),
-            )
+        main_effects = sum(squares[(name,)] for name in term.factors) if len(term.factors) > 1 else 0.0
+        squares[term.factors] = max(0.0, between - main_effects)
+    residual = max(0.0, total - sum(squares.values()))
+    residual_freedom = len(values) - 1 - sum(term.degrees_of_freedom for term in terms)
+    # a sum of squares below this is rounding error
+    noise = 1e-12 * sum(value * value for value in values)
+    return [
+        replace(
+            term,
+            sum_of_squares=squares[term.factors],
+            eta_squared=min(1.0, squares[term.factors] / total) if total > noise else None,
+            p=_f_test(squares[term.factors], term.degrees_of_freedom, residual, residual_freedom, noise),
         )
-    return filled
+        for term in terms
+    ]
 
 
-def _f_test(squares: float, freedom: int, rest_squares: float, rest_freedom: int, dust: float) -> float | None:
-    if rest_freedom < 1:
+def _f_test(squares: float, freedom: int, residual: float, residual_freedom: int, noise: float) -> float | None:
+    """Return the p-value of F = (squares / freedom) / (residual / residual_freedom); None without residual freedom."""
+    if residual_freedom < 1:
         return None
-    if squares <= dust:
+    if squares <= noise:
         return 1.0
-    if rest_squares <= dust:
+    if residual <= noise:
         return 0.0
     from scipy.special import fdtrc
 
-    return float(fdtrc(freedom, rest_freedom, (squares / freedom) / (rest_squares / rest_freedom)))
+    return float(fdtrc(freedom, residual_freedom, (squares / freedom) / (residual / residual_freedom)))
 
 
 def _sentence(
@@ -290,15 +291,15 @@ def _sentence(
     terms: Sequence[Term],
     *,
     balanced: bool,
-    form: str,
+    format_spec: str,
 ) -> str:
-    """Say in words what explains the outcome."""
+    """Return one sentence on what explains the outcome."""
     if not values:
         return f"The {outcome} is unknown in every run."
     if not factors:
         return f"Nothing differs between the configs of these runs: no factor can explain the {outcome}."
     if max(values) - min(values) <= 1e-9 * max(1.0, abs(max(values))):
-        return f"The {outcome} is {format(values[0], form)} in every run: there is nothing to explain."
+        return f"The {outcome} is {format(values[0], format_spec)} in every run: there is nothing to explain."
     if not balanced:
         cells = math.prod(len(factor.levels) for factor in factors)
         return (
@@ -306,25 +307,27 @@ def _sentence(
             f"({_range(counts)} each), so no factor can be said to explain anything."
         )
     best = max(terms, key=lambda term: term.eta_squared or 0.0)
-    means = _means_text(best.means, form)
+    means = _means_text(best.means, format_spec)
     if len(factors) == 1 and max(counts) == 1:
         return (
             f"Nothing but {best.name} differs, and there is one run of each level, so chance may explain the {outcome} "
             f"as well ({means})."
         )
-    share, p = best.eta_squared or 0.0, best.p
+    explained, p = best.eta_squared or 0.0, best.p
     tested = "" if p is None else f", p {p_text(p)}"
-    if share < EXPLAINS or (p is not None and p >= SIGNIFICANT):
+    if explained < EXPLAINS or (p is not None and p >= SIGNIFICANT):
         return (
-            f"No factor explains the {outcome}: the strongest, {best.name}, accounts for {share:.0%} of its "
+            f"No factor explains the {outcome}: the strongest, {best.name}, accounts for {explained:.0%} of its "
             f"variance{tested} ({means})."
         )
-    caution = "; nothing is left to test it against, more seeds would tell it from chance" if p is None else ""
-    return f"{best.name} explains {share:.0%} of the variance of the {outcome}{tested} ({means}){caution}."
+    caution = (
+        "; there is no residual to test it against, so more seeds are needed to rule out chance" if p is None else ""
+    )
+    return f"{best.name} explains {explained:.0%} of the variance of the {outcome}{tested} ({means}){caution}."
 
 
-def _means_text(means: Mapping[str, float], form: str) -> str:
-    return ", ".join(f"{level}: {format(mean, form)}" for level, mean in means.items())
+def _means_text(means: Mapping[str, float], format_spec: str) -> str:
+    return ", ".join(f"{level}: {format(mean, format_spec)}" for level, mean in means.items())
 
 
 def _range(counts: Sequence[int]) -> str:

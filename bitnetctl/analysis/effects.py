@@ -1,11 +1,11 @@
-"""What an arm changes: paired differences from its baseline at equal size, seed and steps."""
+"""What an arm changes: paired differences from its baseline at equal size, seed and planned steps."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import stdev
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from bitnetctl.analysis.anova import find_factors
 from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
@@ -19,17 +19,23 @@ METRICS: dict[Metric, tuple[str, Better]] = {
     "final_skill": ("skill", "higher"),
     "final_log2_unique": ("log2 unique", "higher"),
 }
-"""What is compared, what it is called and which way is better; differences are arm minus baseline."""
+"""Metrics that are compared: name in reports and which direction is better; differences are arm minus baseline."""
 
-_Place: TypeAlias = tuple[int | None, int | None, int | None]
+
+class PairKey(NamedTuple):
+    """What a run and the run of the baseline that it is compared with have in common."""
+
+    size: int | None
+    seed: int | None
+    planned_steps: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A label for the runs of one treatment, and what it is made of.
+    """The label of an arm, its interventions and its variant.
 
-    `variant` holds the fields in which asked-for configs differ apart from size, seed and interventions. `parts` is
-    None for a file that says nothing of its treatment; such a file is an arm of its own.
+    `parts` are the interventions; None for a file that does not say, which is an arm of its own. `variant` are the
+    other fields, apart from size and seed, in which the requested configs differ, as `name=level`.
     """
 
     label: str
@@ -39,15 +45,15 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """Mean difference over pairs with a BCa 95 % interval and the p of a sign-flip test; None is unknown.
+    """Mean of the paired differences of one metric; None is unknown.
 
-    A failed run is infinitely worse than one that ended, so a mean with one in it is not finite, and the interval is
-    all numbers; `mean_of_finite` leaves such pairs out, and `failed_pairs` counts them. The p takes them in by rank;
-    `p_floor` is the least that so many pairs can give, `smallest_effect` the least mean difference that so many pairs
-    of this spread would show four times in five.
+    `low` and `high` are the BCa bootstrap 95 % interval of the mean, `p` is the p-value of the sign-flip permutation
+    test, `p_holm` adjusted over the arms by Holm's method, `p_floor` the smallest p-value that so many pairs can give.
+    A failed run is infinitely worse than a finished one, so that its pair makes the mean and the interval infinite;
+    `failed_pairs` counts such pairs, `mean_of_finite` leaves them out, and the test then uses ranks. `smallest_effect`
+    is the smallest mean difference that so many pairs of this standard deviation detect with a power of 80 %.
     """
 
-    metric: Metric
     pairs: int
     unknown_pairs: int
     failed_pairs: int
@@ -62,13 +68,13 @@ class Effect:
     mean_by_size: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name, infinity as text."""
-        return {name: _plain(value) for name, value in vars(self).items() if name != "metric"}
+        """Return every field by name, infinity as text."""
+        return {name: _plain(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmEffect:
-    """One arm against its baseline; failures are runs that diverged or crashed, which are never dropped."""
+    """One arm compared with its baseline; failures are runs that diverged or crashed."""
 
     arm: str
     baseline: str
@@ -79,12 +85,12 @@ class ArmEffect:
     effects: dict[Metric, Effect] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return every field by name."""
         return {**vars(self), "effects": {metric: effect.to_json() for metric, effect in self.effects.items()}}
 
 
 def name_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Return the arm of every run, told apart by interventions and by every other field that differs between them."""
+    """Return the arm of every run: its interventions, and every other field in which the requested configs differ."""
     configs = [run.config for run in runs if run.config is not None]
     factors = [
         factor
@@ -92,12 +98,12 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
         if "model.hidden_size" not in factor.fields and not factor.name.startswith("probe.")
     ]
     arms = []
-    place = 0
+    index = 0
     for run in runs:
         variant: tuple[str, ...] = ()
         if run.config is not None:
-            variant = tuple(f"{factor.name}={factor.levels[factor.level_of[place]]}" for factor in factors)
-            place += 1
+            variant = tuple(f"{factor.name}={factor.levels[factor.level_of[index]]}" for factor in factors)
+            index += 1
         text = run.arm
         if text is None:
             arms.append(Arm(label=run.name, parts=None, variant=variant))
@@ -116,9 +122,9 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
 def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:
     """Return the label of its baseline for every arm that has one.
 
-    By default that is the arm whose interventions every other arm of the same variant contains, the one without any
-    as a rule. `requested` names one arm for all the others, by its label or by what only its label has; raises
-    ConfigError where there is no such arm.
+    By default it is the arm whose interventions every other arm of the same variant has too, as a rule the one without
+    any. `requested` is one baseline for all other arms: a label, or a part of a label that no other label has. Raises
+    ConfigError where it does not name exactly one arm.
     """
     by_label = {arm.label: arm for arm in arms}
     if requested is not None:
@@ -149,62 +155,61 @@ def _named(arms: Sequence[Arm], text: str) -> str:
     )
 
 
-def arm_effects(facts: Sequence[RunSummary], baselines: Mapping[str, str]) -> list[ArmEffect]:
-    """Compare every arm with its baseline; p values are Holm-adjusted over the arms, metric by metric."""
-    by_arm: dict[str, dict[_Place, list[RunSummary]]] = {}
-    for run in facts:
-        by_arm.setdefault(run.arm, {}).setdefault((run.size, run.seed, run.planned_steps), []).append(run)
-    found = [_arm_effect(arm, by_arm[arm], baseline, by_arm[baseline]) for arm, baseline in baselines.items()]
+def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str]) -> list[ArmEffect]:
+    """Compare every arm with its baseline; p-values are adjusted over the arms by Holm's method, metric by metric."""
+    by_arm: dict[str, dict[PairKey, list[RunSummary]]] = {}
+    for run in summaries:
+        by_arm.setdefault(run.arm, {}).setdefault(PairKey(run.size, run.seed, run.planned_steps), []).append(run)
+    results = [_arm_effect(arm, by_arm[arm], baseline, by_arm[baseline]) for arm, baseline in baselines.items()]
     for metric in METRICS:
-        adjusted = holm([effect.effects[metric].p for effect in found])
-        for effect, p in zip(found, adjusted, strict=True):
-            effect.effects[metric] = replace(effect.effects[metric], p_holm=p)
-    return found
+        adjusted = holm([result.effects[metric].p for result in results])
+        for result, p in zip(results, adjusted, strict=True):
+            result.effects[metric] = replace(result.effects[metric], p_holm=p)
+    return results
 
 
 def _arm_effect(
-    arm: str, runs: Mapping[_Place, list[RunSummary]], baseline: str, others: Mapping[_Place, list[RunSummary]]
+    arm: str, runs: Mapping[PairKey, list[RunSummary]], baseline: str, others: Mapping[PairKey, list[RunSummary]]
 ) -> ArmEffect:
-    # a file that tells neither seed nor size is no pair of another that does not
-    shared = [place for place in runs if place in others and place[0] is not None and place[1] is not None]
-    paired = [run for place in shared for run in runs[place]]
+    # two unknown sizes or seeds need not be equal
+    shared = [key for key in runs if key in others and key.size is not None and key.seed is not None]
+    paired = [run for key in shared for run in runs[key]]
     return ArmEffect(
         arm=arm,
         baseline=baseline,
         pairs=len(shared),
         failures=sum(run.failed for run in paired),
-        baseline_failures=sum(run.failed for place in shared for run in others[place]),
+        baseline_failures=sum(run.failed for key in shared for run in others[key]),
         unpaired_runs=sum(map(len, runs.values())) - len(paired),
-        effects={metric: _effect(metric, [(at[0], runs[at], others[at]) for at in shared]) for metric in METRICS},
+        effects={metric: _effect(metric, [(key.size, runs[key], others[key]) for key in shared]) for metric in METRICS},
     )
 
 
 def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], list[RunSummary]]]) -> Effect:
     better = METRICS[metric][1]
-    # plus 0.0 makes a positive zero of a negative one
     sign = 1.0 if better == "higher" else -1.0
     differences: list[float] = []
     failed_pairs = 0
     by_size: dict[str, list[float]] = {}
     for size, runs, others in pairs:
-        one, other = _figure(runs, metric), _figure(others, metric)
-        for difference in paired_differences([one], [other], better):
-            differences.append(sign * difference + 0.0)
-            by_size.setdefault(str(size), []).append(sign * difference + 0.0)
+        for improvement in paired_differences([_value(runs, metric)], [_value(others, metric)], better):
+            # adding 0.0 turns -0.0 into 0.0
+            difference = sign * improvement + 0.0
+            differences.append(difference)
+            by_size.setdefault(str(size), []).append(difference)
             failed_pairs += any(run.failed for run in (*runs, *others))
     result = paired_effect(differences)
     finite = [value for value in differences if math.isfinite(value)]
-    # equal differences leave no spread to resample, which is not the same as an interval of width zero
-    spread = result is not None and result.degenerate != "constant"
+    # equal differences cannot be resampled: the interval is unknown, not of width 0
+    has_interval = result is not None and result.degenerate != "constant"
     return Effect(
-        metric=metric,
         pairs=len(differences),
         unknown_pairs=len(pairs) - len(differences),
         failed_pairs=failed_pairs,
         mean=result.mean if result else None,
         mean_of_finite=_mean(finite),
-        low=result.low if result and spread else None,
-        high=result.high if result and spread else None,
+        low=result.low if result and has_interval else None,
+        high=result.high if result and has_interval else None,
         p=result.p if result else None,
         p_floor=result.p_floor if result else None,
         p_holm=None,
@@ -213,11 +218,11 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], 
     )
 
 
-def _figure(runs: Sequence[RunSummary], metric: Metric) -> float | None:
-    """Return the mean over copies of a run, as a rule the figure of the one there is; NaN where one failed."""
+def _value(runs: Sequence[RunSummary], metric: Metric) -> float | None:
+    """Return the mean over the copies of a run, of which there is one as a rule; NaN where one failed."""
     if any(run.failed for run in runs):
         return math.nan
-    values = [run.counted(metric) for run in runs]
+    values = [run.compared_value(metric) for run in runs]
     return _mean([value for value in values if value is not None]) if None not in values else None
 
 

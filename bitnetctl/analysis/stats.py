@@ -1,7 +1,8 @@
-"""Intervals and tests for a handful of seeds; no torch here.
+"""Confidence intervals and tests for a handful of seeds; no torch here.
 
-None is unknown: too few samples, never a yes. A figure that is not finite is a failed run and is never dropped: it
-counts as worse than every finite one. scipy is imported where it is used, since it takes longer to load than a verdict.
+None is unknown, for example for too few samples, and never evidence. A value that is not finite stands for a failed run
+and is not left out: it counts as worse than every finite value. scipy is imported inside functions, because loading it
+takes longer than a verdict.
 """
 
 import math
@@ -20,31 +21,30 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower"]
 
 RESAMPLES = 99_999
-"""Assignments of signs to try: all there are up to 16 pairs."""
+"""Sign assignments that the permutation test tries: all of them up to 16 pairs, a random sample beyond."""
 
 _BATCH_VALUES = 1 << 20
-"""Values resampled at once, some 64 MiB; the result is the same for any number."""
+"""Values resampled at once (some 64 MiB of memory); it does not change the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A two-sided interval of a mean.
+    """A mean and its two-sided confidence interval.
 
-    `degenerate` is "constant" where all values are equal, so that the interval is one point and says nothing about the
-    spread, "failures" where a value is not finite: the mean is unbounded, and so is the interval, and "bootstrap" where
-    the resamples give none.
+    `degenerate` is "constant" where all values are equal (the interval is one point and says nothing about the spread),
+    "failures" where a value is not finite (the mean and the interval are unbounded), "bootstrap" where the resamples
+    give no interval (it is unbounded).
     """
 
     mean: float
     low: float
     high: float
-    confidence: float
     degenerate: Literal["constant", "failures", "bootstrap"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedEffect:
-    """Mean of paired differences, its BCa interval, the sign-flip test's p and the least p that so many pairs give."""
+    """Mean of paired differences, its BCa interval, the p-value of the sign-flip test and the smallest possible one."""
 
     pairs: int
     mean: float
@@ -56,7 +56,7 @@ class PairedEffect:
 
 
 def paired_differences(treated: Sequence[float | None], control: Sequence[float | None], better: Better) -> list[float]:
-    """Return treated - control pair by pair, so signed that more is better; pairs with an unknown figure are left out.
+    """Return treated - control for every pair, negated where lower is better; pairs with an unknown value are left out.
 
     A failed run is infinitely worse than a finished one; two failed runs are equal.
     """
@@ -75,10 +75,10 @@ def paired_differences(treated: Sequence[float | None], control: Sequence[float 
 
 
 def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed: int = 0) -> Interval | None:
-    """Return the bias-corrected and accelerated bootstrap interval of the mean (Efron 1987), of pairs by their
-    differences; None for fewer than two known values.
+    """Return the mean and its BCa (bias-corrected and accelerated) bootstrap interval, Efron 1987.
 
-    With fewer than about ten values it is too narrow: see `mean_bound` for a verdict.
+    For pairs, `values` are their differences. None for fewer than two known values. The interval is too narrow for
+    fewer than about ten values, so that verdicts use `mean_bound`.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -88,17 +88,17 @@ def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed:
         return None
     if not np.isfinite(sample).all():
         mean = float(sample[~np.isfinite(sample)][0])
-        return Interval(mean=mean, low=-math.inf, high=math.inf, confidence=confidence, degenerate="failures")
+        return Interval(mean=mean, low=-math.inf, high=math.inf, degenerate="failures")
     scale = float(np.abs(sample).max()) or 1.0
     scaled = sample / scale
     mean = float(scaled.mean()) * scale
     if (scaled == scaled[0]).all():
         point = float(sample[0])
-        return Interval(mean=point, low=point, high=point, confidence=confidence, degenerate="constant")
+        return Interval(mean=point, low=point, high=point, degenerate="constant")
     with warnings.catch_warnings():
         # a degenerate bootstrap warns and gives NaN, which is handled below
         warnings.simplefilter("ignore")
-        found = bootstrap(
+        result = bootstrap(
             (scaled,),
             np.mean,
             confidence_level=confidence,
@@ -107,14 +107,17 @@ def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed:
             batch=_batch(len(sample)),
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    low, high = float(found.low) * scale, float(found.high) * scale
+    low, high = float(result.low) * scale, float(result.high) * scale
     if math.isnan(low) or math.isnan(high):
-        return Interval(mean=mean, low=-math.inf, high=math.inf, confidence=confidence, degenerate="bootstrap")
-    return Interval(mean=mean, low=low, high=high, confidence=confidence)
+        return Interval(mean=mean, low=-math.inf, high=math.inf, degenerate="bootstrap")
+    return Interval(mean=mean, low=low, high=high)
 
 
 def paired_effect(differences: Sequence[float | None], confidence: float = 0.95) -> PairedEffect | None:
-    """Return everything said about paired differences; None without pairs, one pair has a mean only."""
+    """Return mean, BCa interval and sign-flip p-value of paired differences; None without pairs.
+
+    One pair has a mean only.
+    """
     known = [difference for difference in differences if difference is not None]
     floor = sign_flip_floor(len(known))
     if floor is None:
@@ -132,10 +135,10 @@ def paired_effect(differences: Sequence[float | None], confidence: float = 0.95)
 
 
 def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], confidence: float = 0.95) -> float | None:
-    """Return the one-sided Student-t bound of the mean; None for fewer than two known values.
+    """Return the one-sided Student-t confidence bound of the mean; None for fewer than two known values.
 
-    low: mean - t(confidence, n-1) s / sqrt(n). Its error rate is 1 - confidence for normal values at any n, where a
-    bootstrap of three to five seeds errs two to three times as often. Infinitely far out where a value is not finite.
+    The low one is mean - t(confidence, n-1) s / sqrt(n). Its error rate is 1 - confidence for normal values at any n;
+    a bootstrap of three to five seeds errs two to three times as often. It is infinite where a value is not finite.
     """
     import numpy as np
 
@@ -149,7 +152,7 @@ def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], con
 
 
 def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: float) -> "Floats":
-    """Return `mean_bound` of every row of (samples, values)."""
+    """Return `mean_bound` of every row; shapes (samples, values) -> (samples,)."""
     from scipy.special import stdtrit
 
     count = samples_SN.shape[1]
@@ -159,10 +162,11 @@ def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: 
 
 
 def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | None:
-    """Return the two-sided p-value of the paired sign-flip test of a zero mean; None for fewer than two known pairs.
+    """Return the two-sided p-value of the sign-flip permutation test of a zero mean difference.
 
-    Exact up to 16 pairs, 99,999 random flips beyond. Where a difference is not finite (a failed run, NaN counts as
-    infinitely bad), all are replaced by their signed ranks, so that a failure weighs most and not infinitely.
+    None for fewer than two known differences. Exact up to 16 pairs, with 99,999 random sign assignments beyond. Where
+    a difference is not finite (a failed run; NaN counts as -infinity), all are replaced by their signed ranks, so that
+    a failure has the largest weight and not an infinite one.
     """
     import numpy as np
     from scipy.stats import permutation_test
@@ -174,9 +178,9 @@ def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | N
         sample = _signed_ranks(np.where(np.isnan(sample), -np.inf, sample))
     if not sample.any():
         return 1.0
-    # the scale is of no consequence, and huge figures would overflow in a sum
+    # the test does not depend on the scale, and a sum of huge values would overflow
     sample = sample / np.abs(sample).max()
-    found = permutation_test(
+    result = permutation_test(
         (sample,),
         np.mean,
         permutation_type="samples",
@@ -186,11 +190,11 @@ def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | N
         alternative="two-sided",
         rng=np.random.default_rng(seed),
     )
-    return min(1.0, float(found.pvalue))
+    return min(1.0, float(result.pvalue))
 
 
 def sign_flip_floor(pairs: int) -> float | None:
-    """Return the least p-value that the two-sided sign-flip test can give: 2^(1-n); None without pairs."""
+    """Return the smallest p-value that the two-sided sign-flip test can give, 2^(1-n); None without pairs."""
     return 2.0 ** (1 - pairs) if pairs >= 1 else None
 
 
@@ -199,23 +203,23 @@ def holm(p_values: Sequence[float]) -> list[float]: ...
 @overload
 def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
 def holm(p_values: Sequence[float | None]) -> list[Any]:
-    """Return p-values adjusted for the whole family (Holm 1979), in their order.
+    """Return p-values adjusted for multiple tests by the step-down method of Holm (1979), in the given order.
 
-    An unknown one stays unknown and still counts as a member of the family.
+    An unknown one stays unknown and still counts as one of the tests.
     """
-    known = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    known = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     running = 0.0
-    for rank, (value, place) in enumerate(known):
+    for rank, (value, index) in enumerate(known):
         running = max(running, min(1.0, (len(p_values) - rank) * value))
-        adjusted[place] = running
+        adjusted[index] = running
     return adjusted
 
 
 def rate_upper(failures: int, runs: int, confidence: float = 0.95) -> float | None:
     """Return the one-sided upper Clopper-Pearson bound on a failure rate; None without runs.
 
-    The rate p at which `failures` or fewer of `runs` still have the chance 1 - confidence; for 0 of n it is
+    It is the rate at which `failures` or fewer of `runs` have the probability 1 - confidence; for 0 of n it is
     1 - (1 - confidence)^(1/n): 63 % at n = 3, 45 % at 5, 26 % at 10.
     """
     _check_counts(failures, runs)
@@ -235,10 +239,10 @@ def rate_lower(failures: int, runs: int, confidence: float = 0.95) -> float | No
 
 
 def smallest_effect(pairs: int, spread: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Return the smallest mean difference that `pairs` seeds would show; None where the spread is unknown.
+    """Return the smallest mean difference that `pairs` pairs would detect; None where the spread is unknown.
 
-    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), with s the standard deviation of the paired differences. Infinite
-    where 2^(1-n) > alpha, since the sign-flip test then shows no effect, however large.
+    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), where s (`spread`) is the standard deviation of the paired
+    differences. Infinite where 2^(1-n) > alpha, since the sign-flip test then detects no effect, however large.
     """
     if pairs < 1 or not math.isfinite(spread) or spread < 0:
         return None
@@ -266,7 +270,7 @@ def _array(values: Sequence[float | None]) -> "Floats":
 
 
 def _signed_ranks(differences: "Floats") -> "Floats":
-    """Replace differences by the mid-rank of their size, with their sign; 0 stays 0."""
+    """Return the mid-ranks of the absolute differences, with the sign of the difference; 0 stays 0."""
     import numpy as np
     from scipy.stats import rankdata
 
@@ -276,5 +280,5 @@ def _signed_ranks(differences: "Floats") -> "Floats":
 
 
 def p_text(p: float) -> str:
-    """Write a p value behind the letter."""
+    """Format a p-value to follow the letter p."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"

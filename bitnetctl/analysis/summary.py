@@ -1,10 +1,10 @@
-"""One run in figures: how deep it fell, whether it came back, where it ended. None is unknown, never zero."""
+"""The summary of one run: its collapse and recovery, the boundary of the stages, its end. None is unknown, never 0."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitnetctl.records.metrics import collapse, collapsed_rows
+from bitnetctl.records.metrics import collapse, collapsed_rows, finite, skill
 from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     Integers = npt.NDArray[np.int64]
     Booleans = npt.NDArray[np.bool_]
 
-from bitnetctl.records.metrics import _sane, skill
-
 LASTING_EVALUATIONS = 3
-"""Evaluations in a row that make a collapse, or a recovery, a lasting one."""
+"""Evaluations in a row from which on a collapse or a recovery counts as lasting."""
+
+_COLLAPSE_COLUMNS = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
 
 Metric = Literal[
     "final_held_out_loss", "final_skill", "final_log2_unique", "stage1_held_out_loss", "collapsed_fraction"
@@ -27,11 +27,11 @@ Metric = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What the rows of one run add up to.
+    """Metrics of one run over its rows.
 
-    Losses are in nats. `final` is the last row, whatever its step: `complete` says whether that is the planned end.
-    Evaluations up to the end of the warm-up, where that is known, and the one at step 1 count neither as collapsed
-    nor as healthy: an untrained model has not collapsed.
+    Losses are in nats. `final_` is of the last row, whatever its step; `complete` is whether that is the planned end.
+    The evaluation at step 1 and those within the warm-up, where its length is known, count neither as collapsed nor as
+    healthy: an untrained model has not collapsed.
     """
 
     name: str
@@ -69,26 +69,26 @@ class RunSummary:
     worst_held_out_loss: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return every fact by name; no NaN among them."""
+        """Return every field by name; none is NaN."""
         return asdict(self)
 
-    def counted(self, metric: Metric) -> float | None:
-        """Return the finite figure that enters a comparison of runs; None is unknown.
+    def compared_value(self, metric: Metric) -> float | None:
+        """Return the finite value with which the run enters a comparison of runs; None is unknown.
 
-        A run that diverged or crashed is a failure and stays in: it counts with the worst held-out loss it ever
-        showed, that of its untrained model as a rule, with the skill of that loss and with one distinct prediction.
-        A run that is still short of its plan has no final figure yet.
+        A failed run (diverged or crashed) is not left out: its loss is the worst held-out loss of any of its
+        evaluations (as a rule that of the untrained model), its skill that of this loss, and its distinct predictions
+        are 1. A run that has not reached its planned steps has no final value.
         """
         if metric == "collapsed_fraction":
             return self.collapsed_fraction
         if metric == "stage1_held_out_loss":
-            fell_in_stage1 = self.failed and (self.boundary_step is None or self.final_step <= self.boundary_step)
-            return self.worst_held_out_loss if fell_in_stage1 else self.stage1_held_out_loss
+            failed_in_stage1 = self.failed and (self.boundary_step is None or self.final_step <= self.boundary_step)
+            return self.worst_held_out_loss if failed_in_stage1 else self.stage1_held_out_loss
         if self.failed:
             if metric == "final_log2_unique":
                 return 0.0
             loss = self.worst_held_out_loss
-            return loss if metric == "final_held_out_loss" else skill(loss, self.unigram_loss, self.bigram_loss)
+            return loss if metric == "final_held_out_loss" else finite(skill(loss, self.unigram_loss, self.bigram_loss))
         if self.complete is False:
             return None
         if metric == "final_log2_unique":
@@ -97,9 +97,9 @@ class RunSummary:
 
 
 def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
-    """Return the facts of a run; `arm` is the label of its arm among the runs it is compared with.
+    """Return the summary of a run; `arm` is the label of its arm among the runs it is compared with.
 
-    Volatility is the mean of |log2(u[i+1] / u[i])| over the distinct predictions u of neighbouring evaluations after
+    `volatility` is the mean of |log2(u[i+1] / u[i])| over the distinct predictions u of consecutive evaluations after
     step 1 and the warm-up: doublings or halvings from one evaluation to the next, 0 for a constant count.
     """
     steps = run.steps
@@ -109,19 +109,18 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
 
     boundary = run.boundary_step
     stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
-    before = _last_place(stage1)
-    after = None if boundary is None else _first_place(steps > boundary)
-    lowest = _lowest_place(unique, stage1)
+    before = _last_index(stage1)
+    after = None if boundary is None else _first_index(steps > boundary)
+    lowest = _lowest_index(unique, stage1)
 
-    places, collapsed_states, healthy_states = _states(run, trained)
-    endless = run.diverged_at is not None
-    collapsed = _first_lasting(places, collapsed_states, endless=endless)
-    recovered = None
-    if collapsed is not None:
-        later = places > collapsed
-        recovered = _first_lasting(places[later], healthy_states[later])
-    bad = int(collapsed_states.sum()) + _missed(run)
-    judged = bad + int(healthy_states.sum())
+    judged_steps, is_collapsed, is_healthy = _states(run, trained)
+    collapsed_at = _first_lasting(judged_steps, is_collapsed, endless=run.diverged_at is not None)
+    recovered_at = None
+    if collapsed_at is not None:
+        later = judged_steps > collapsed_at
+        recovered_at = _first_lasting(judged_steps[later], is_healthy[later])
+    collapsed_count = int(is_collapsed.sum()) + _missed(run)
+    judged_count = collapsed_count + int(is_healthy.sum())
     manifest = run.manifest
     return RunSummary(
         name=run.name,
@@ -139,18 +138,18 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
         unique_ceiling=run.ceiling[0] if run.ceiling else None,
         stage1_min_unique=_pick(unique, lowest),
         stage1_min_unique_step=None if lowest is None else int(steps[lowest]),
-        collapsed_at=collapsed,
-        collapse_reason=_reason(run, collapsed),
-        recovered_at=recovered,
-        collapsed_fraction=bad / judged if judged else None,
-        boundary_recovery_factor=_ratio(_pick(unique, after), _pick(unique, before)),
+        collapsed_at=collapsed_at,
+        collapse_reason=_reason(run, collapsed_at),
+        recovered_at=recovered_at,
+        collapsed_fraction=collapsed_count / judged_count if judged_count else None,
+        boundary_recovery_factor=_quotient(_pick(unique, after), _pick(unique, before)),
         boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
         boundary_training_loss_drop=_difference(_pick(loss, before), _pick(loss, after)),
         stage1_held_out_loss=_pick(held_out, before),
         final_held_out_loss=_pick(held_out, -1),
         final_training_loss=_pick(loss, -1),
         final_unique=_pick(unique, -1),
-        final_skill=skill(_pick(held_out, -1), unigram, bigram),
+        final_skill=finite(skill(_pick(held_out, -1), unigram, bigram)),
         volatility=_volatility(unique[trained]),
         zero_fraction=_last(run.finite("ZeroFraction")),
         mean_flip_rate=_mean(run.finite("FlipRate")),
@@ -161,23 +160,23 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
 
 
 def has_failed(run: Run) -> bool:
-    """Whether a run diverged or crashed, by its figures or its manifest; being unfinished is no failure."""
+    """Whether a run diverged or crashed, by its rows or its manifest; an unfinished run has not failed."""
     status = run.manifest.status if run.manifest else None
     return run.diverged_at is not None or status in ("diverged", "failed")
 
 
 def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Booleans]":
-    """Return the step of every trained evaluation, whether it is collapsed, and whether healthy; neither is unknown."""
+    """Return the steps of the trained evaluations, which are collapsed, and which healthy; neither where unknown."""
     import numpy as np
 
     known = {name: ~run.records.unknown[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions", "UnigramLoss")}
-    collapsed = collapsed_rows(*map(run.finite, ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")))
+    collapsed = collapsed_rows(*map(run.finite, _COLLAPSE_COLUMNS))
     for name in ("Loss", "HeldOutLoss", "UniquePredictions"):
-        collapsed |= known[name] & ~np.isfinite(run.figures(name))
+        collapsed |= known[name] & ~np.isfinite(run.values(name))
     healthy = ~collapsed & (known["UniquePredictions"] | (known["HeldOutLoss"] & known["UnigramLoss"]))
     steps, collapsed, healthy = run.steps[trained], collapsed[trained], healthy[trained]
     if run.diverged_at is not None:
-        # a diverged run stays diverged, although it is not evaluated any further
+        # a diverged run is not evaluated any more: its divergence counts as its last evaluation
         last = max(run.diverged_at, run.final_step)
         if not len(steps) or steps[-1] != last or not collapsed[-1]:
             steps, collapsed, healthy = np.append(steps, last), np.append(collapsed, True), np.append(healthy, False)
@@ -185,7 +184,7 @@ def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Boolean
 
 
 def _missed(run: Run) -> int:
-    """Count the evaluations that a failed run was to have after its last row: nothing healthy comes from them."""
+    """Count the planned evaluations after the last row of a failed run, which count as collapsed."""
     config = run.effective
     if config is None or not has_failed(run):
         return 0
@@ -195,12 +194,12 @@ def _missed(run: Run) -> int:
 
 
 def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = False) -> int | None:
-    """Return the first step of LASTING_EVALUATIONS in a row, or of the streak at the end that would go on for ever."""
+    """Return the first step of the first streak that lasts; `endless`: one that reaches the end lasts too."""
     import numpy as np
 
     count = len(holds)
     breaks = np.append(np.flatnonzero(~holds), count)
-    # a streak stands between two breaks
+    # a streak lies between two breaks
     starts = np.append(0, breaks[:-1] + 1)
     lasting = starts[breaks - starts >= LASTING_EVALUATIONS]
     if len(lasting):
@@ -211,9 +210,8 @@ def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = Fals
 def _reason(run: Run, step: int | None) -> str | None:
     if step is None:
         return None
-    place = _first_place(run.steps == step)
-    names = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
-    reason = None if place is None else collapse({name: run.records.value(name, place) for name in names})
+    index = _first_index(run.steps == step)
+    reason = None if index is None else collapse({name: run.records.value(name, index) for name in _COLLAPSE_COLUMNS})
     return reason or f"diverged at step {run.diverged_at}"
 
 
@@ -222,17 +220,17 @@ def _volatility(unique: "Floats") -> float | None:
 
     earlier, later = unique[:-1], unique[1:]
     usable = (earlier > 0) & (later > 0)
-    # a quotient could overflow
+    # the log of a quotient could overflow
     return _mean(np.abs(np.log2(later[usable]) - np.log2(earlier[usable])))
 
 
 def _last(column: "Floats") -> float | None:
-    return _pick(column, _last_place(column == column))
+    return _pick(column, _last_index(column == column))
 
 
 def _mean(column: "Floats") -> float | None:
     values = column[column == column]
-    # divided first, so that no sum overflows
+    # divided before summing, so that the sum cannot overflow
     return float((values / len(values)).sum()) if len(values) else None
 
 
@@ -242,27 +240,27 @@ def _largest(column: "Floats") -> float | None:
 
 
 def _pick(column: "Floats", index: int | None) -> float | None:
-    value = math.nan if index is None else float(column[index])
-    return None if math.isnan(value) else value
+    return None if index is None else finite(column[index])
 
 
-def _first_place(holds: "Booleans") -> int | None:
+def _first_index(holds: "Booleans") -> int | None:
     return int(holds.argmax()) if holds.any() else None
 
 
-def _last_place(holds: "Booleans") -> int | None:
+def _last_index(holds: "Booleans") -> int | None:
     return len(holds) - 1 - int(holds[::-1].argmax()) if holds.any() else None
 
 
-def _lowest_place(column: "Floats", among: "Booleans") -> int | None:
-    """Return the first place of the smallest known figure."""
-    places = (among & (column == column)).nonzero()[0]
-    return int(places[column[places].argmin()]) if len(places) else None
+def _lowest_index(column: "Floats", among: "Booleans") -> int | None:
+    """Return the first index of the smallest known value."""
+    indices = (among & (column == column)).nonzero()[0]
+    return int(indices[column[indices].argmin()]) if len(indices) else None
 
 
-def _ratio(after: float | None, before: float | None) -> float | None:
-    return _sane(after / before) if after is not None and before else None
+def _quotient(after: float | None, before: float | None) -> float | None:
+    # not `ratio`: counts of a foreign file may be negative
+    return finite(after / before) if after is not None and before else None
 
 
 def _difference(before: float | None, after: float | None) -> float | None:
-    return _sane(before - after) if before is not None and after is not None else None
+    return finite(before - after) if before is not None and after is not None else None

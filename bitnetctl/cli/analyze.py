@@ -80,14 +80,14 @@ def _show(study: "Study", console: Console) -> None:
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
-    grouped = len(study.facts) > MOST_ROWS
-    rows = arm_rows(study.facts, study.arms) if grouped else run_rows(study.facts)
+    grouped = len(study.summaries) > MOST_ROWS
+    rows = arm_rows(study.summaries, study.arms) if grouped else run_rows(study.summaries)
 
     def line(text: str, style: str = "") -> None:
         console.print(printable(text), style=style, markup=False, highlight=False)
 
     if grouped:
-        line(f"{len(study.facts)} runs; means by arm and size, every run with --json or --html", "dim")
+        line(f"{len(study.summaries)} runs; means by arm and size, every run with --json or --html", "dim")
     console.print(report.collapse_table(rows, grouped=grouped))
     console.print()
     console.print(report.end_table(rows, grouped=grouped))

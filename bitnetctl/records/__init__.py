@@ -1,7 +1,7 @@
-"""What a run leaves behind: the CSV of its figures and the manifest beside it. No torch here.
+"""The files of a run that are judged: the CSV of its rows and the manifest beside it. No torch here.
 
-The CSV is the only bridge between training and judging. A cell is a number, `nan`, `inf` or `-inf` (facts
-about the run) or empty (unknown); the reader keeps the two apart.
+Training and judging share nothing but these files. A cell of the CSV is a number, `nan`, `inf` or `-inf`, all of them
+known values, or empty, which is unknown; the reader keeps NaN and unknown apart.
 """
 
 from bitnetctl.records.manifest import (

@@ -1,4 +1,4 @@
-"""A zip that holds all a verdict needs: CSVs, manifests, criteria, the verdict itself. No torch here."""
+"""A zip of everything that a verdict rests on: CSVs, manifests, criteria, the verdict itself. No torch here."""
 
 import itertools
 import json
@@ -12,21 +12,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bitnetctl.errors import RecordError
-from bitnetctl.files import replacing, storage_errors
+from bitnetctl.files import RESERVED_NAME, replacing, storage_errors
 from bitnetctl.records.run import Run
 
 MAX_FILES = 10_000
 MAX_BYTES = 2**30
 
-# what some system takes for more than a letter of a name, and names that it takes for a device
-_ODD = re.compile(r'[\\/:*?"<>|]')
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
+# characters that some file system does not allow in a name
+_FORBIDDEN = re.compile(r'[\\/:*?"<>|]')
 
 
 def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, str]], verdict: dict[str, Any]) -> None:
     """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
 
-    `criteria` are names and JSON texts. The old file stays until the new one is whole.
+    `criteria` are names and JSON texts. An existing file is replaced only by a complete one.
     """
     with (
         storage_errors(path),
@@ -48,20 +47,20 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
 def read_bundle(path: Path, folder: Path) -> list[Path]:
     """Unpack the CSVs and manifests of a bundle below `folder` and return the CSVs; raises RecordError.
 
-    Only the files that a bundle holds are taken, by plain names and with bounded size, whatever else the zip says.
+    Everything else in the zip is ignored: links, other names, names that are not plain. Number and size are bounded.
     """
     try:
         with zipfile.ZipFile(path) as bundle:
-            members = [member for member in bundle.infolist() if _is_wanted(member)]
-            if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_BYTES:
+            entries = [entry for entry in bundle.infolist() if _is_wanted(entry)]
+            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
                 raise RecordError(
                     f"{path}: larger than a bundle may be ({MAX_FILES:,} files, {MAX_BYTES / 2**30:.0f} GiB)"
                 )
             csvs = []
-            for member in members:
-                target = folder.joinpath(*PurePosixPath(member.filename).parts)
+            for entry in entries:
+                target = folder.joinpath(*PurePosixPath(entry.filename).parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with bundle.open(member) as source, target.open("xb") as file:
+                with bundle.open(entry) as source, target.open("xb") as file:
                     shutil.copyfileobj(source, file)
                 if target.suffix == ".csv":
                     csvs.append(target)
@@ -73,7 +72,7 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
 
 
 def _free(stem: str, taken: set[str]) -> str:
-    """Return the stem, or for files of one name in several folders one with a number; adds it to `taken`."""
+    """Return the stem, with a number where `taken` has it already; adds it to `taken`."""
     names = itertools.chain((stem,), (f"{stem}~{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.casefold() not in taken)
     taken.add(name.casefold())
@@ -81,20 +80,21 @@ def _free(stem: str, taken: set[str]) -> str:
 
 
 def _plain(stem: str) -> str:
-    """Return a file's stem with what a plain name cannot hold replaced, so that it can be unpacked anywhere."""
-    letters = (letter if letter.isprintable() else "_" for letter in stem[:200])
-    stem = _ODD.sub("_", "".join(letters)).rstrip(". ") or "_"
-    return f"_{stem}" if _DEVICE.fullmatch(stem) else stem
+    """Return a file's stem as a name that every file system accepts."""
+    characters = (character if character.isprintable() else "_" for character in stem[:200])
+    stem = _FORBIDDEN.sub("_", "".join(characters)).rstrip(". ") or "_"
+    return f"_{stem}" if RESERVED_NAME.fullmatch(stem) else stem
 
 
 def _is_plain(part: str) -> bool:
-    cut_off = part.endswith((".", " "))
-    return part.isprintable() and not (cut_off or _ODD.search(part) or _DEVICE.fullmatch(part))
+    # Windows drops dots and spaces at the end of a name
+    refused = part.endswith((".", " ")) or _FORBIDDEN.search(part) or RESERVED_NAME.fullmatch(part)
+    return part.isprintable() and not refused
 
 
-def _is_wanted(member: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(member.filename).parts
-    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+def _is_wanted(entry: zipfile.ZipInfo) -> bool:
+    parts = PurePosixPath(entry.filename).parts
+    is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
     if is_link or not parts or parts[0] != "runs" or not all(map(_is_plain, parts)):
         return False
     return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == "run.json")

@@ -1,4 +1,4 @@
-"""The manifest beside a run's CSV: what was asked for, with what, and how it ended."""
+"""The manifest beside a run's CSV: the requested config, the environment, and how the run ended."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import RecordError, one_line
 from bitnetctl.files import write_atomic
-from bitnetctl.records.paths import _FILE
+from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.schema import SCHEMA_VERSION
 
 Status: TypeAlias = Literal["running", "stopped", "finished", "diverged", "failed"]
@@ -30,7 +30,7 @@ def _check_utc(text: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    # an argument or path that is not UTF-8 arrives with surrogates, which JSON cannot carry
+    # an argument or path that is not UTF-8 has surrogates, which UTF-8 cannot encode
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -41,12 +41,12 @@ _Seconds: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class _Document(BaseModel):
-    # "constants" hands NaN on to the JSON writer, which refuses it, where the default would write null
+    # "constants" keeps NaN, which the JSON writer refuses; the default would write null
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
 
 class PluginInfo(_Document):
-    """An intervention's plug-in as it was used."""
+    """The plug-in of an intervention, as it was used."""
 
     name: str
     version: str | None = None
@@ -57,7 +57,7 @@ class PluginInfo(_Document):
 
 
 class Rollback(_Document):
-    """A run that diverged, was rolled back to a checkpoint and went on with half the learning rate."""
+    """A divergence after which the run was rolled back to a checkpoint and resumed at half the learning rate."""
 
     diverged_at: _Count
     resumed_from: _Count
@@ -65,13 +65,13 @@ class Rollback(_Document):
 
 
 class _Provenance(_Document):
-    """With what a run is trained, from the start or a resume until the next one."""
+    """Software, hardware and settings with which one session trains a run."""
 
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, Any] | None = None
     device: str | None = None
     engine: str | None = Field(None, description="eager, graph or compile")
-    precision: str | None = Field(None, description="of the matrix products: fp32, bf16 or int8")
+    precision: str | None = Field(None, description="of the matmuls: fp32, bf16 or int8")
     threads: int | None = None
     plugins: list[PluginInfo] = Field(default_factory=list)
     command: list[_Text] | None = None
@@ -79,22 +79,22 @@ class _Provenance(_Document):
 
 
 class Session(_Provenance):
-    """One of the sessions that a run was trained in."""
+    """A stretch of one process in which the run was trained."""
 
-    from_step: _Count | None = Field(None, description="where it went on; unknown in an older file")
+    from_step: _Count | None = Field(None, description="step it resumed from; unknown in an older file")
 
 
 class Manifest(_Provenance):
-    """Everything about a run that is not a figure; fields of newer versions are ignored when read.
+    """Everything about a run except its rows; fields that a newer version added are ignored when read.
 
-    The facts of the last session are fields of the manifest itself, and `sessions` has those of all whose steps are
-    part of the run.
+    The provenance of the last session is in fields of the manifest itself; `sessions` has that of every session whose
+    steps are part of the run.
     """
 
     schema_version: int = SCHEMA_VERSION
     run: str
     status: Status
-    config: dict[str, Any] = Field(description="the RunConfig as asked for")
+    config: dict[str, Any] = Field(description="the requested RunConfig")
     config_hash: str
     effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
     created_at: _UtcTime
@@ -114,14 +114,14 @@ def sessions_until(step: int, manifest: Manifest | None) -> list[Session]:
     """Return the sessions that trained the first `step` steps of a run."""
     if manifest is None or step == 0:
         return []
-    # an older file tells of its last session only, and not where it went on
+    # an older file has its last session only, without the step it resumed from
     known = manifest.sessions or [Session.model_validate(manifest.model_dump())]
     return [session for session in known if session.from_step is None or session.from_step < step]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace `folder/run.json`; raises StorageError, RecordError for NaN or values that JSON cannot hold."""
-    path = folder / _FILE
+    """Replace `folder/run.json`; raises StorageError, and RecordError for NaN and values that JSON cannot hold."""
+    path = folder / MANIFEST_NAME
     try:
         tree = manifest.model_dump(mode="json", exclude={"sha256"})
         tree["sha256"] = canonical_hash(tree)
@@ -132,14 +132,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
-    """Read the manifest of a run, given its folder or its CSV; None when there is none.
+    """Read the manifest of a run, given its folder or its CSV; None where there is no manifest.
 
-    Raises RecordError when it is damaged.
+    Raises RecordError where it is damaged or cannot be read.
     """
     folder = Path(folder_or_csv)
     if folder.suffix.lower() == ".csv" and not folder.is_dir():
         folder = folder.with_suffix("")
-    path = folder / _FILE
+    path = folder / MANIFEST_NAME
     try:
         text = path.read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -149,7 +149,7 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     try:
-        return Manifest.model_validate(_unsealed(json.loads(text, parse_constant=_refuse_constant)))
+        return Manifest.model_validate(_without_checksum(json.loads(text, parse_constant=_refuse_constant)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
@@ -167,7 +167,7 @@ def csv_checksum(csv: Path) -> str:
 
 
 def check_csv(csv: Path, manifest: Manifest) -> None:
-    """Raise RecordError if a run ended with other figures than its CSV has now."""
+    """Raise RecordError if the CSV is not the one that the run ended with."""
     if manifest.csv_sha256 is not None and csv_checksum(csv) != manifest.csv_sha256:
         raise RecordError(
             f"{csv}: damaged or edited since the run ended (checksum differs); put it back (a checkpoint's records.csv "
@@ -175,12 +175,12 @@ def check_csv(csv: Path, manifest: Manifest) -> None:
         )
 
 
-def _unsealed(tree: Any) -> Any:
-    """Return the tree without its checksum, which must match; older files have none."""
+def _without_checksum(tree: Any) -> Any:
+    """Return the tree without its checksum; raises ValueError where it does not match. Older files have none."""
     expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
     if expected is not None and canonical_hash(tree) != expected:
         raise ValueError(
-            "checksum differs; remove it and the run resumes from its checkpoints; without any, remove the run"
+            "checksum differs; remove the file and the run resumes from its checkpoints; without any, remove the run"
         )
     return tree
 

@@ -1,4 +1,4 @@
-"""Measures of a run's rows: collapse, skill, ratios; no torch here."""
+"""Metrics derived from a run's rows: collapse, skill, ratios; no torch here."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,28 +12,49 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-
-def skill(loss: float | None, unigram: float | None, bigram: float | None) -> float | None:
-    """Return (unigram - loss) / (unigram - bigram): 0 as good as a unigram predictor, 1 as a bigram predictor."""
-    if loss is None or unigram is None or bigram is None or unigram <= bigram:
-        return None
-    return _sane((unigram - loss) / (unigram - bigram))
-
-
-def _sane(value: float) -> float | None:
-    """Return a figure that did not overflow."""
-    return value if math.isfinite(value) else None
-
-
 COLLAPSED_BELOW = 10
 """Distinct predictions under which the founding document calls a model collapsed."""
+
+
+def finite(value: float | int | None) -> float | None:
+    """Return the value as a float; None where it is unknown or not finite."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def known(row: Row, column: str) -> float | None:
+    """Return the finite value of a column; None where it is missing, unknown or not finite."""
+    return finite(row.get(column))
+
+
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """Return value / reference: None where one is unknown or the reference is finite and not above 0.
+
+    The result is not finite where the value is not, where the quotient overflows, and for a reference of NaN or
+    -infinity: verdicts count such a result as known and bad. Use `finite` where it is to be unknown.
+    """
+    if value is None or reference is None:
+        return None
+    if reference > 0:
+        return value / reference
+    return None if math.isfinite(reference) else math.nan
+
+
+def skill(loss: float | None, unigram: float | None, bigram: float | None) -> float | None:
+    """Return (unigram - loss) / (unigram - bigram): 0 at the unigram predictor's loss, 1 at the bigram predictor's.
+
+    None where one is unknown or the bigram predictor is no better; not finite under the conditions of `ratio`.
+    """
+    if loss is None or unigram is None or bigram is None:
+        return None
+    return ratio(unigram - loss, unigram - bigram)
 
 
 def collapse(row: Row) -> str | None:
     """Return why an evaluation counts as collapsed, or None.
 
-    Two keys, because a dead model near a uniform guess can still show many distinct arg-max tokens: fewer than
-    ten distinct predictions, or a held-out loss above that of a unigram predictor. Missing figures decide nothing.
+    Either of two conditions is enough, because a dead model near a uniform guess can still show many distinct arg-max
+    tokens: fewer than ten distinct predictions, or a held-out loss above that of a unigram predictor. A condition whose
+    values are unknown does not hold.
     """
     reasons = []
     unique, targets = known(row, "UniquePredictions"), known(row, "UniqueTargets")
@@ -46,41 +67,26 @@ def collapse(row: Row) -> str | None:
 
 
 def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "npt.NDArray[np.bool_]":
-    """Return for every row whether `collapse` has a reason; NaN is unknown."""
-    # nothing is smaller or larger than NaN
+    """Return for every row whether `collapse` has a reason; columns of finite values, NaN is unknown."""
+    # comparisons with NaN are False
     return ((unique < COLLAPSED_BELOW) & ~(targets < COLLAPSED_BELOW)) | (loss > unigram)
 
 
-def known(row: Mapping[str, float | int | None], column: str) -> float | None:
-    """Return a finite figure of a row, None where it is unknown, missing or not finite."""
-    value = row.get(column)
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _skill(row: Row) -> float | None:
-    loss, unigram, bigram = row["HeldOutLoss"], row["UnigramLoss"], row["BigramLoss"]
-    if loss is None or unigram is None or bigram is None:
-        return None
-    span = unigram - bigram
-    return (unigram - loss) / span if span > 0 else None if math.isfinite(span) else math.nan
-
-
-def _ratio(over: str) -> Callable[[Row], float | None]:
-    def value(row: Row) -> float | None:
-        unique, reference = row["UniquePredictions"], row[over]
-        if unique is None or reference is None:
-            return None
-        return unique / reference if reference > 0 else None if math.isfinite(reference) else math.nan
-
-    return value
-
-
 DERIVED: Mapping[str, tuple[str, Callable[[Row], float | None]]] = {
-    "Skill": ("(UnigramLoss - HeldOutLoss) / (UnigramLoss - BigramLoss): 0 unigram, 1 bigram predictor", _skill),
-    "DiversityRatio": ("UniquePredictions / BigramUnique", _ratio("BigramUnique")),
-    "Coverage": ("UniquePredictions / UniqueTargets", _ratio("UniqueTargets")),
+    "Skill": (
+        "(UnigramLoss - HeldOutLoss) / (UnigramLoss - BigramLoss): 0 unigram, 1 bigram predictor",
+        lambda row: skill(row["HeldOutLoss"], row["UnigramLoss"], row["BigramLoss"]),
+    ),
+    "DiversityRatio": (
+        "UniquePredictions / BigramUnique",
+        lambda row: ratio(row["UniquePredictions"], row["BigramUnique"]),
+    ),
+    "Coverage": (
+        "UniquePredictions / UniqueTargets",
+        lambda row: ratio(row["UniquePredictions"], row["UniqueTargets"]),
+    ),
 }
-"""Measures that are no column of the CSV."""
+"""Metrics computed from a row that are not columns of the CSV: formula in words, and function."""
 
 MEASURES = (*NAMES[1:], *DERIVED)
-"""Every name a criteria file may use."""
+"""Every name that a criteria file may use as `measure`."""

@@ -1,4 +1,4 @@
-"""One run as its CSV, and the manifest beside it where there is one, tell it."""
+"""One run: its CSV and, where there is one, the manifest beside it."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.reader import Records, read
 from bitnetctl.records.schema import NAMES, Row
 
@@ -31,8 +32,8 @@ _SIZE_HINT = re.compile(
 class Run:
     """A run to be judged; None is unknown throughout.
 
-    `config` is as asked for, `effective` after interventions; both come from the manifest. `size`, `arm`, `seed` and
-    `planned_steps` fall back on the run's name, `size` on the title line too.
+    `config` is the requested config, `effective` that after interventions; both come from the manifest. Without a
+    manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name, `size` from the title line too.
     """
 
     path: Path
@@ -48,12 +49,12 @@ class Run:
 
     @cached_property
     def _columns(self) -> dict[str, list[float | None]]:
-        """Columns asked for so far; all of them at once would fill the memory for a long run."""
+        """Results of `column`; lists of all columns at once would take too much memory for a long run."""
         return {}
 
     @cached_property
-    def _arrays(self) -> "dict[str, Floats]":
-        """Columns asked for so far; asking the frame each time would take seconds for a thousand runs."""
+    def _values(self) -> "dict[str, Floats]":
+        """Results of `values`; reading them from the frame each time would take seconds for a thousand runs."""
         return {}
 
     @cached_property
@@ -73,10 +74,10 @@ class Run:
 
     @cached_property
     def boundary_step(self) -> int | None:
-        """Last step of stage 1: from the config, else where the WD column changes, else half of the plan."""
+        """Last step of stage 1: from the config, else where the WD column changes, else half of the planned steps."""
         if self.effective is not None:
             return self.effective.boundary_step
-        decay, known = self.figures("WD"), ~self.records.unknown["WD"]
+        decay, known = self.values("WD"), ~self.records.unknown["WD"]
         changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
         if len(changed):
             return self._round_boundary(int(self.steps[changed[0] - 1]), int(self.steps[changed[0]]))
@@ -84,60 +85,60 @@ class Run:
 
     @cached_property
     def diverged_at(self) -> int | None:
-        """First step known to be not finite, in the figures or by the manifest."""
+        """First step known to be not finite, by the manifest or the rows."""
         import numpy as np
 
         if self.manifest is not None and self.manifest.rollbacks:
-            # it went on with another learning rate than its config's: what the config does is to diverge
+            # it resumed at half the learning rate: with that of its config it diverged
             return self.manifest.rollbacks[0].diverged_at
         if self.manifest is not None and self.manifest.diverged_at is not None:
             return self.manifest.diverged_at
-        found = self.records.diverged_at()
-        if found is not None:
-            return found
-        counts = ~np.isfinite(self.figures("UniquePredictions")) & ~self.records.unknown["UniquePredictions"]
-        return int(self.steps[counts.argmax()]) if counts.any() else None
+        by_loss = self.records.diverged_at()
+        if by_loss is not None:
+            return by_loss
+        diverged = ~np.isfinite(self.values("UniquePredictions")) & ~self.records.unknown["UniquePredictions"]
+        return int(self.steps[diverged.argmax()]) if diverged.any() else None
 
     @property
     def is_complete(self) -> bool | None:
-        """Whether it reached its planned steps; None where the plan is unknown."""
+        """Whether it reached its planned steps; None where these are unknown."""
         return None if self.planned_steps is None else self.final_step >= self.planned_steps
 
     @property
     def ceiling(self) -> tuple[float, bool] | None:
-        """Largest UniquePredictions that can be shown, and whether it is inferred.
+        """Largest possible UniquePredictions, and whether it is inferred.
 
-        It is ProbePositions or, where that is unknown, the value of the first row: an untrained model predicts almost
-        one token for each prompt.
+        It is ProbePositions or, where that is unknown, the value at step 1: an untrained model predicts almost as many
+        tokens as there are prompts.
         """
-        positions = self.figures("ProbePositions")[~self.records.unknown["ProbePositions"]]
+        positions = self.values("ProbePositions")[~self.records.unknown["ProbePositions"]]
         if len(positions):
             return float(positions.min()), False
         first = self.records.value("UniquePredictions", 0)
         return (first, True) if first is not None and math.isfinite(first) and self.steps[0] == 1 else None
 
-    def figures(self, name: str) -> "Floats":
-        """Return a column as it is in the records: NaN is unknown or a fact, as `records.unknown` tells."""
+    def values(self, name: str) -> "Floats":
+        """Return a column as an array; `records.unknown` says whether a NaN is unknown or known."""
         import numpy as np
 
-        if name not in self._arrays:
+        if name not in self._values:
             frame = self.records.frame
-            self._arrays[name] = frame[name].to_numpy(np.float64) if name in frame else np.full(len(frame), np.nan)
-        return self._arrays[name]
+            self._values[name] = frame[name].to_numpy(np.float64) if name in frame else np.full(len(frame), np.nan)
+        return self._values[name]
 
     def finite(self, name: str) -> "Floats":
-        """Return a column with NaN for whatever is unknown or not finite."""
+        """Return a column as an array, with NaN where it is unknown or not finite."""
         import numpy as np
 
-        figures = self.figures(name)
-        return np.where(np.isfinite(figures), figures, np.nan)
+        values = self.values(name)
+        return np.where(np.isfinite(values), values, np.nan)
 
     def column(self, name: str) -> list[float | None]:
-        """Return a column with a value for every row: None is unknown, NaN and infinity are facts."""
+        """Return a column as a list: None is unknown, NaN and infinity are known."""
         if name not in self._columns:
             unknown = self.records.unknown[name].tolist()
             self._columns[name] = [
-                None if missing else value for value, missing in zip(self.figures(name).tolist(), unknown, strict=True)
+                None if missing else value for value, missing in zip(self.values(name).tolist(), unknown, strict=True)
             ]
         return self._columns[name]
 
@@ -145,14 +146,9 @@ class Run:
         """Return one row by column name."""
         return {name: self.column(name)[index] for name in NAMES}
 
-    def at(self, column: str, step: int) -> float | None:
-        """Return the figure at exactly `step`."""
-        places = (self.steps == step).nonzero()[0]
-        return self.records.value(column, int(places[0])) if len(places) else None
-
     @staticmethod
     def _round_boundary(before: int, after: int) -> int:
-        """Return the roundest step in [before, after): rows are sparse, boundaries are round."""
+        """Return the step in [before, after) with the most trailing zeros: boundaries are round numbers as a rule."""
         for exponent in range(9, -1, -1):
             unit: int = 10**exponent
             candidate = -(-before // unit) * unit
@@ -164,7 +160,7 @@ class Run:
 def load_run(path: Path) -> Run:
     """Read a CSV and the manifest beside it.
 
-    Raises RecordError naming file and line, and where the CSV was changed after its run ended.
+    Raises RecordError where either is malformed or damaged, and where the CSV was changed after the run ended.
     """
     records = read(path)
     manifest = read_manifest(path)
@@ -188,14 +184,14 @@ def load_run(path: Path) -> Run:
 
 
 def load_runs(paths: Iterable[Path]) -> list[Run]:
-    """Read many CSVs; raises RecordError at the first that cannot be trusted."""
+    """Read CSVs and the manifests beside them, in order; raises RecordError as `load_run` does."""
     return [load_run(path) for path in paths]
 
 
 def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Read many CSVs; a run whose training has written no evaluation yet is left out with a note.
+    """Read CSVs and return the runs that have an evaluation, and a note on each of the others.
 
-    Raises RecordError at the first that cannot be trusted.
+    Raises RecordError as `load_run` does.
     """
     runs, notes = [], []
     for path in paths:
@@ -210,7 +206,7 @@ def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _has_only_a_header(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            # a file without line ends must not fill the memory
+            # bounded, so that a file without newlines does not fill the memory
             return stream.readline(1 << 20).startswith(b"Step,") and not stream.read(1)
     except OSError:
         return False
@@ -220,7 +216,7 @@ def _config(tree: dict[str, Any], path: Path) -> RunConfig:
     try:
         return parse_config(tree, source="its config")
     except ConfigError as error:
-        raise RecordError(f"{path.with_suffix('') / 'run.json'}: damaged manifest: {error}") from error
+        raise RecordError(f"{path.with_suffix('') / MANIFEST_NAME}: damaged manifest: {error}") from error
 
 
 def _size_hint(path: Path, title: str | None) -> int | None:

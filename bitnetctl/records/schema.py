@@ -7,12 +7,12 @@ from typing import Literal, TypeAlias
 SCHEMA_VERSION = 1
 
 Row: TypeAlias = Mapping[str, float | int | None]
-"""One row keyed by column name; None is unknown, NaN and infinity are facts."""
+"""Values by column name; None is unknown, NaN and infinity are known."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Name, unit, kind of number and meaning of one column."""
+    """Name, unit, type and meaning of one column."""
 
     name: str
     unit: str
@@ -28,14 +28,14 @@ COLUMNS = (
         "tokens",
         "int",
         "distinct arg-max tokens over the probe positions, teacher-forced; in a file without ProbePositions "
-        "the metric of whoever wrote it (the origin: 20 random prompts, ceiling 20)",
+        "the metric of the program that wrote it (the origin: 20 random prompts, ceiling 20)",
     ),
     Column("LR", "1", "float", "learning rate of the step, after interventions"),
     Column("WD", "1", "float", "weight decay of the step, after interventions"),
     Column("HeldOutLoss", "nats", "float", "mean cross-entropy over the probe positions"),
     Column("UniqueTargets", "tokens", "int", "distinct true next tokens at the probe positions"),
     Column("ProbePositions", "positions", "int", "fixed held-out positions measured"),
-    Column("TopShare", "1", "float", "share of the probe positions that take the most frequent arg-max token"),
+    Column("TopShare", "1", "float", "fraction of the probe positions whose arg-max token is the most frequent one"),
     Column("EffectiveVocab", "tokens", "float", "exp of the entropy of the arg-max histogram over the probe"),
     Column(
         "ContextInformation",
@@ -56,21 +56,21 @@ COLUMNS = (
         "Objective",
         "nats",
         "float",
-        "what the step minimised; differs from Loss under a training_loss intervention",
+        "the loss that the step minimised; differs from Loss where an intervention overrides training_loss",
     ),
     Column("GradNorm", "1", "float", "global L2 norm of the step's gradients before clipping"),
     Column(
         "ZeroFraction",
         "1",
         "float",
-        "share of zeros among the ternary weights; about 0.31 for Gaussian latents",
+        "fraction of the ternary weights that are 0; about 0.31 for Gaussian latents",
     ),
-    Column("FlipRate", "1", "float", "share of the ternary weights that changed since the evaluation before"),
+    Column("FlipRate", "1", "float", "fraction of the ternary weights that changed since the previous evaluation"),
     Column(
         "TokensPerSecond",
         "tokens/s",
         "float",
-        "training tokens of this run over wall-clock time, since the row before",
+        "training tokens of this run over wall-clock time, since the previous row",
     ),
 )
 NAMES = tuple(column.name for column in COLUMNS)

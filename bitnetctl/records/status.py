@@ -1,4 +1,4 @@
-"""Which runs are on disk already, and where they stand; no torch here."""
+"""Which runs exist on disk, and their status; no torch here."""
 
 import math
 from collections.abc import Iterable
@@ -8,29 +8,28 @@ from typing import Any
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.paths import RunPaths
+from bitnetctl.records.reader import read
+from bitnetctl.records.schema import NAMES
 
 
 def final_row(csv: Path) -> dict[str, Any]:
-    """Return the last row of a CSV as JSON values: null is unknown, non-finite figures are text."""
-    from bitnetctl.records.reader import read
-    from bitnetctl.records.schema import NAMES
-
+    """Return the last row of a CSV as JSON values: null is unknown, NaN and infinity are text; raises RecordError."""
     records = read(csv)
-    last = {name: records.value(name, len(records.frame) - 1) for name in NAMES}
+    last = {name: records.value(name, -1) for name in NAMES}
     return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
 
 
 def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
-    """Raise ConfigError where names of runs differ from one another, or from what is there, in letter case only.
+    """Raise ConfigError where names of runs differ from each other, or from existing ones, in letter case only.
 
-    On some file systems they would be one run, and a folder copied there would lose one of them.
+    Some file systems take such names for one, and a folder copied there would lose one of the runs.
     """
     entries = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
-    there = {entry[:-4] if entry.lower().endswith(".csv") else entry for entry in entries}
-    known = {name.casefold(): name for name in sorted(there)}
+    existing = {entry[:-4] if entry.lower().endswith(".csv") else entry for entry in entries}
+    by_folded_name = {name.casefold(): name for name in sorted(existing)}
     for name in names:
-        # what is there under its very name takes no other's place
-        other = name if name in there else known.setdefault(name.casefold(), name)
+        # a run that exists already does not conflict with itself
+        other = name if name in existing else by_folded_name.setdefault(name.casefold(), name)
         if other != name:
             raise ConfigError(
                 f"run {name!r} differs from {other!r} in {runs_dir} in letter case only; choose another --name"
@@ -38,9 +37,9 @@ def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
 
 
 def ended(paths: RunPaths, config_hash: str) -> Manifest | None:
-    """Return the manifest of a run of this very config if it has finished or diverged, None if it is to be trained.
+    """Return the manifest of a run of this config if it finished or diverged; None if it is still to be trained.
 
-    Raises ConfigError where the name is taken by another config, RecordError for a damaged manifest or CSV.
+    Raises ConfigError where a run of another config has the name, RecordError for a damaged manifest or CSV.
     """
     manifest = read_manifest(paths.folder)
     if manifest is None:

@@ -1,4 +1,4 @@
-"""Append rows to a run's CSV so that a crash at any byte costs at most the row being written."""
+"""Append rows to a run's CSV; a crash at any byte loses at most the row being written."""
 
 import errno
 import operator
@@ -16,14 +16,14 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O
 
 
 class RecordWriter:
-    """The one writer of a run's CSV (hold the run's lock); use it as a context manager.
+    """The only writer of a run's CSV, for the process that holds the run's lock; use it as a context manager.
 
-    The file is read and checked at once, and changed by `open` only. A new one gets the header. An old one is first
-    brought to the state after `keep_through_step`: later rows and a torn last row are cut, atomically, so that the
-    finished file equals that of an undisturbed run byte for byte. `last_step` is the step of the last row, None
-    without rows; `last_kept_step` is the one that it must have after the cut. `had_rows`: whether anything was there.
+    The constructor reads and checks an existing file, and `open` changes it: a new file gets the header; from an
+    existing one, rows after `keep_through_step` and a torn last row are cut, atomically, so that the file of a resumed
+    run equals that of an undisturbed run byte for byte. `last_step` is the step of the last row, None without rows;
+    `last_kept_step` is the value that it must have after the cut. `had_rows` is whether the file had any.
 
-    Raises RecordError when the file is not this tool's, is damaged, or is gone although rows are to be kept.
+    Raises RecordError where the file was not written by this tool, is damaged, or is gone although rows are to be kept.
     """
 
     def __init__(self, path: Path | str, keep_through_step: int = 0, *, last_kept_step: int | None = None) -> None:
@@ -43,7 +43,7 @@ class RecordWriter:
         self._repaired = None if kept == old else kept
 
     def open(self) -> None:
-        """Cut what is not kept; raises StorageError when the disk refuses, with all complete rows intact."""
+        """Cut the rows that are not kept; raises StorageError where the disk refuses, with all complete rows intact."""
         if self._repaired is not None:
             write_atomic(self.path, self._repaired)
             self._repaired = None
@@ -51,10 +51,10 @@ class RecordWriter:
             self._descriptor = os.open(self.path, _FLAGS)
 
     def append(self, row: Row) -> None:
-        """Write one row; columns left out or None are unknown.
+        """Write one row; a column that is missing or None is unknown.
 
-        Raises RecordError for an unknown column, a required one left out, a value that is not a number, or a
-        step that does not increase; StorageError when the disk refuses.
+        Raises RecordError for a foreign column, a missing required one, a value that is not a number, and a step that
+        does not increase; StorageError where the disk refuses.
         """
         step, line = self._format(row)
         descriptor = self._open_descriptor()
@@ -65,7 +65,7 @@ class RecordWriter:
             self._torn = True
             try:
                 written = os.write(descriptor, line)
-                # a disk that is full takes what it can and says why at the next try only
+                # a full disk writes what fits and reports why at the next write only
                 if written < len(line) and written + os.write(descriptor, line[written:]) < len(line):
                     raise StorageError(f"{self.path}: cannot write: the disk took part of a row only")
             except BaseException:
@@ -76,7 +76,7 @@ class RecordWriter:
         self.last_step = step
 
     def sync(self) -> None:
-        """Make every row durable; call it before the checkpoint that counts on them."""
+        """Make every row durable; to be called before a checkpoint that relies on them is saved."""
         descriptor = self._open_descriptor()
         with storage_errors(self.path):
             os.fsync(descriptor)
@@ -108,7 +108,7 @@ class RecordWriter:
         return self._descriptor
 
     def _require_own_file(self, descriptor: int) -> None:
-        """Raise StorageError unless the file of this name is still the one that is written, as long as it was left."""
+        """Raise StorageError unless the path is still the open file, with the length that the last write left."""
         own = os.fstat(descriptor)
         try:
             is_there = os.path.samestat(own, self.path.stat())
@@ -116,7 +116,7 @@ class RecordWriter:
             is_there = False
         if not is_there or (own.st_size != self._end and not self._torn):
             raise StorageError(
-                f"{self.path}: was removed, replaced or changed by somebody else while the run was writing it; "
+                f"{self.path}: was removed, replaced or changed by another program while the run was writing it; "
                 "started again, the run resumes from the last checkpoint whose rows are there",
                 errno.ESTALE,
             )
@@ -129,7 +129,7 @@ class RecordWriter:
         try:
             self._cut(descriptor)
         except OSError:
-            # still marked torn: the next append tries again, a later start repairs
+            # still marked torn: the next append tries again, a resume repairs it
             return
 
     def _format(self, row: Row) -> tuple[int, bytes]:
@@ -143,16 +143,14 @@ class RecordWriter:
         if not cells[0].isdecimal():
             raise RecordError(f"{self.path}: Step is {row['Step']!r}, not a whole number")
         step = int(cells[0])
-        last = self.last_step or 0
-        if step <= last:
-            raise RecordError(f"{self.path}: Step {step} after {last}; steps must increase")
+        self._require_later(step, str(self.path))
         return step, (",".join(cells) + "\n").encode()
 
     def _format_cell(self, name: str, value: float | int | None) -> str:
         if value is None:
             return ""
         if isinstance(value, float):
-            # numpy's float64 is a float whose own repr is not a number
+            # the repr of numpy's float64 is not a number
             return float.__repr__(value)
         try:
             if isinstance(value, bool):
@@ -180,14 +178,12 @@ class RecordWriter:
                 )
             return HEADER
         end = len(HEADER)
-        if keep_through_step <= 0:
-            return HEADER
         layout = Layout.of(NAMES)
-        # the last piece has no newline: empty, or the start of a row
-        lines = old[end:].split(b"\n")[:-1]
+        # the last piece has no newline: it is empty or a torn row
+        lines = old[end:].split(b"\n")[:-1] if keep_through_step > 0 else []
         for number, line in enumerate(lines, start=2):
             if last_kept_step is not None and self.last_step == last_kept_step:
-                # whatever comes after is made again, damaged or not
+                # later rows are written again, damaged or not
                 break
             try:
                 step, _, _ = parse_row(line, layout)
@@ -195,11 +191,14 @@ class RecordWriter:
                 if number <= len(lines):
                     raise RecordError(f"{self.path}:{number}: {error}") from error
                 break
-            last = self.last_step or 0
-            if step <= last:
-                raise RecordError(f"{self.path}:{number}: Step {step} after {last}; steps must increase")
+            self._require_later(step, f"{self.path}:{number}")
             if step > keep_through_step:
                 break
             self.last_step = step
             end += len(line) + 1
         return old[:end]
+
+    def _require_later(self, step: int, where: str) -> None:
+        last = self.last_step or 0
+        if step <= last:
+            raise RecordError(f"{where}: Step {step} after {last}; steps must increase")

@@ -24,8 +24,8 @@ from bitnetctl.report.escape import markdown_cell, markdown_text
 def markdown_report(study: Study) -> str:
     """Return the whole analysis: arms, effects, factors, agreement of metrics, runs, notes."""
     lines = ["# bitnetctl analysis", "", f"{plural(len(study.runs), 'run')}.", ""]
-    rows = run_rows(study.facts)
-    grouped = arm_rows(study.facts, study.arms)
+    rows = run_rows(study.summaries)
+    grouped = arm_rows(study.summaries, study.arms)
     if len(grouped) < len(rows):
         lines += ["## Arms", "", MEANS, "", *_summary_table(grouped, seed="runs")]
     lines += _effects(study) + _factors(study) + _agreement(study)

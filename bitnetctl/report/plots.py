@@ -43,10 +43,10 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
 
 def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
     """Return a curve for every arm and size: the mean at every step but the first, of logarithms if `logarithmic`."""
-    sizes = {summary.size for summary in study.facts}
+    sizes = {summary.size for summary in study.summaries}
     points_of: dict[str, dict[int, list[float]]] = {}
     ranks = {arm: rank for rank, arm in enumerate(study.arms)}
-    runs = zip(study.runs, study.facts, strict=True)
+    runs = zip(study.runs, study.summaries, strict=True)
     for run, summary in sorted(runs, key=lambda pair: (ranks[pair[1].arm], pair[1].size or 0)):
         label = f"{summary.arm} h{summary.size}" if len(sizes) > 1 and summary.size is not None else summary.arm
         points = points_of.setdefault(label, {})
@@ -64,7 +64,7 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
 
 
 def _boundaries(study: Study) -> list[int]:
-    steps = dict.fromkeys(summary.boundary_step for summary in study.facts)
+    steps = dict.fromkeys(summary.boundary_step for summary in study.summaries)
     return [step for step in steps if step]
 
 

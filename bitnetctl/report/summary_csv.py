@@ -16,7 +16,7 @@ def summaries_csv(study: Study) -> str:
     names = [field.name for field in fields(RunSummary)]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
-    for summary in study.facts:
+    for summary in study.summaries:
         tree = summary.to_json()
         writer.writerow([_cell(tree[name]) for name in names])
     return file.getvalue()

@@ -151,7 +151,7 @@ def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequen
     levels = dict.fromkeys(level for term in terms if term for level in term.means)
     for level in list(levels)[:MOST_LEVELS]:
         means = (term.means.get(level) if term else None for term in terms)
-        cells = (format_value(mean, outcome.form) for mean, outcome in zip(means, outcomes, strict=True))
+        cells = (format_value(mean, outcome.format_spec) for mean, outcome in zip(means, outcomes, strict=True))
         table.add_row(f"  {_label(level)}", *cells, style="dim")
     if len(levels) > MOST_LEVELS:
         table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Literal
 
 from bitnetctl.records import Run
-from bitnetctl.records.metrics import DERIVED
+from bitnetctl.records.metrics import DERIVED, ratio, skill
 from bitnetctl.verdict.outcome import format_value
 
 
@@ -106,7 +106,7 @@ def _skill_limits(run: Run) -> Limits:
             empty=f"the bigram predictor ({format_value(bigram)} nats) is no better than the unigram predictor "
             f"({format_value(unigram)}) on this probe, so Skill has no scale"
         )
-    return Limits(high=unigram / (unigram - bigram), why="at a loss of 0")
+    return Limits(high=skill(0.0, unigram, bigram), why="at a loss of 0")
 
 
 def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
@@ -115,4 +115,4 @@ def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
         return Limits()
     if not (math.isfinite(reference) and 0 < reference <= positions):
         return Limits(damaged=f"{over} is {format_value(reference)} of {format_value(positions)} ProbePositions")
-    return Limits(0, positions / reference, f"{format_value(positions)} probe positions over {over}")
+    return Limits(0, ratio(positions, reference), f"{format_value(positions)} probe positions over {over}")

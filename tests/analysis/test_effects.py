@@ -18,26 +18,26 @@ from bitnetctl.records import load_run, load_runs
 
 
 @pytest.fixture
-def fact(tmp_path: Path) -> Callable[..., RunSummary]:
-    """Make the facts of one run."""
+def summary(tmp_path: Path) -> Callable[..., RunSummary]:
+    """Make the summary of one run."""
 
     def make(arm: str, seed: int, loss: float, unique: int = 64, size: int = 64, **fields: Any) -> RunSummary:
         config = quick(arm, size=size, seed=seed)
         path = simple_run(tmp_path, config, loss=loss, unique=unique, **fields)
-        return summarize_run(load_run(path))
+        return summarize_run(load_run(path), arm or "baseline")
 
     return make
 
 
-def effect_of(facts: list[RunSummary], arm: str = "reduced-lr") -> ArmEffect:
-    [effect] = arm_effects(facts, {arm: "baseline"})
+def effect_of(summaries: list[RunSummary], arm: str = "reduced-lr") -> ArmEffect:
+    [effect] = arm_effects(summaries, {arm: "baseline"})
     return effect
 
 
-def test_the_difference_is_the_mean_over_pairs(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", 0, 5.0), fact("", 1, 5.5), fact("reduced-lr", 0, 4.5, 128), fact("reduced-lr", 1, 5.25, 32)]
-    facts = [replaced(one) for one in facts]
-    effect = effect_of(facts)
+def test_the_difference_is_the_mean_over_pairs(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", 0, 5.0), summary("", 1, 5.5)]
+    summaries += [summary("reduced-lr", 0, 4.5, 128), summary("reduced-lr", 1, 5.25, 32)]
+    effect = effect_of(summaries)
     assert (effect.pairs, effect.failures, effect.baseline_failures, effect.unpaired_runs) == (2, 0, 0, 0)
     loss, skill, unique = effect.effects.values()
     assert loss.mean == pytest.approx((-0.5 - 0.25) / 2)
@@ -52,24 +52,19 @@ def test_the_difference_is_the_mean_over_pairs(fact: Callable[..., RunSummary]) 
     assert loss.mean_by_size == {"64": pytest.approx(-0.375)}
 
 
-def replaced(facts: RunSummary) -> RunSummary:
-    """Take the settings off the arm's label."""
-    return replace(facts, arm=facts.arm.partition(":")[0])
-
-
-def test_pairs_need_equal_size_and_seed(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", 0, 5.0), fact("", 1, 5.0, size=128), fact("reduced-lr", 0, 4.0, size=128)]
-    facts += [fact("reduced-lr", 1, 4.75, size=128), fact("reduced-lr", 0, 4.5)]
-    effect = effect_of([replaced(one) for one in facts])
+def test_pairs_need_equal_size_and_seed(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", 0, 5.0), summary("", 1, 5.0, size=128), summary("reduced-lr", 0, 4.0, size=128)]
+    summaries += [summary("reduced-lr", 1, 4.75, size=128), summary("reduced-lr", 0, 4.5)]
+    effect = effect_of(summaries)
     assert (effect.pairs, effect.unpaired_runs) == (2, 1)
     assert effect.effects["final_held_out_loss"].mean_by_size == {"128": -0.25, "64": -0.5}
 
 
-def test_a_failed_run_stays_in_and_is_infinitely_worse(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", seed, 5.0) for seed in range(3)]
-    facts += [fact("reduced-lr", seed, 4.5) for seed in range(2)]
-    facts += [fact("reduced-lr", 2, 4.5, status="diverged", diverged_at=700)]
-    effect = effect_of([replaced(one) for one in facts])
+def test_a_failed_run_stays_in_and_is_infinitely_worse(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", seed, 5.0) for seed in range(3)]
+    summaries += [summary("reduced-lr", seed, 4.5) for seed in range(2)]
+    summaries += [summary("reduced-lr", 2, 4.5, status="diverged", diverged_at=700)]
+    effect = effect_of(summaries)
     assert (effect.pairs, effect.failures) == (3, 1)
     loss = effect.effects["final_held_out_loss"]
     assert (loss.pairs, loss.failed_pairs, loss.mean, loss.mean_of_finite) == (3, 1, math.inf, -0.5)
@@ -80,45 +75,48 @@ def test_a_failed_run_stays_in_and_is_infinitely_worse(fact: Callable[..., RunSu
     assert tree["effects"]["final_held_out_loss"]["mean"] == "inf"
 
 
-def test_two_failures_are_equal(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", 0, 5.0, status="failed"), fact("reduced-lr", 0, 5.0, status="failed")]
-    effect = effect_of([replaced(one) for one in facts])
+def test_two_failures_are_equal(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", 0, 5.0, status="failed"), summary("reduced-lr", 0, 5.0, status="failed")]
+    effect = effect_of(summaries)
     assert (effect.failures, effect.baseline_failures) == (1, 1)
     assert effect.effects["final_held_out_loss"].mean == 0
     assert effect.effects["final_held_out_loss"].failed_pairs == 1
 
 
-def test_an_unfinished_run_gives_an_unknown_pair(fact: Callable[..., RunSummary], tmp_path: Path) -> None:
-    short = fact("reduced-lr", 0, 4.0)
-    facts = [fact("", 0, 5.0), replace(replaced(short), complete=False)]
-    loss = effect_of(facts).effects["final_held_out_loss"]
+def test_an_unfinished_run_gives_an_unknown_pair(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", 0, 5.0), replace(summary("reduced-lr", 0, 4.0), complete=False)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
     assert (loss.pairs, loss.unknown_pairs, loss.mean, loss.p) == (0, 1, None, None)
 
 
-def test_one_pair_has_a_difference_and_no_test(fact: Callable[..., RunSummary]) -> None:
-    loss = effect_of([fact("", 0, 5.0), replaced(fact("reduced-lr", 0, 4.5))]).effects["final_held_out_loss"]
+def test_one_pair_has_a_difference_and_no_test(summary: Callable[..., RunSummary]) -> None:
+    loss = effect_of([summary("", 0, 5.0), summary("reduced-lr", 0, 4.5)]).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p, loss.p_holm) == (-0.5, None, None, None, None)
 
 
-def test_equal_differences_leave_the_interval_unknown(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", seed, 5.0) for seed in range(3)] + [fact("reduced-lr", seed, 4.5) for seed in range(3)]
-    loss = effect_of([replaced(one) for one in facts]).effects["final_held_out_loss"]
+def test_equal_differences_leave_the_interval_unknown(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", seed, 5.0) for seed in range(3)] + [summary("reduced-lr", seed, 4.5) for seed in range(3)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p) == (-0.5, None, None, 0.25)
 
 
-def test_p_values_are_adjusted_over_the_arms(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", seed, 5.0) for seed in range(4)]
-    facts += [fact("no-decay", seed, 4.5 - seed / 10) for seed in range(4)]
-    facts += [fact("full-precision", seed, 5.0 + (-1) ** seed / 10) for seed in range(4)]
-    found = arm_effects(facts, {"no-decay": "baseline", "full-precision": "baseline"})
-    first, second = (effect.effects["final_held_out_loss"] for effect in found)
+def test_p_values_are_adjusted_over_the_arms(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", seed, 5.0) for seed in range(4)]
+    summaries += [summary("no-decay", seed, 4.5 - seed / 10) for seed in range(4)]
+    summaries += [summary("full-precision", seed, 5.0 + (-1) ** seed / 10) for seed in range(4)]
+    results = arm_effects(summaries, {"no-decay": "baseline", "full-precision": "baseline"})
+    first, second = (effect.effects["final_held_out_loss"] for effect in results)
     assert (first.p, first.p_holm) == (0.125, 0.25)
     assert (second.p, second.p_holm) == (1.0, 1.0)
 
 
-def test_copies_of_a_run_count_once(fact: Callable[..., RunSummary]) -> None:
-    facts = [fact("", 0, 5.0), replaced(fact("reduced-lr", 0, 4.5)), replaced(fact("reduced-lr", 0, 4.0, name="copy"))]
-    effect = effect_of(facts)
+def test_copies_of_a_run_count_once(summary: Callable[..., RunSummary]) -> None:
+    summaries = [
+        summary("", 0, 5.0),
+        summary("reduced-lr", 0, 4.5),
+        summary("reduced-lr", 0, 4.0, name="copy"),
+    ]
+    effect = effect_of(summaries)
     assert effect.pairs == 1
     assert effect.effects["final_held_out_loss"].mean == -0.75
 
@@ -147,7 +145,7 @@ def test_arms_are_compared_within_their_variant() -> None:
     assert requested == dict.fromkeys(("a [x=1]", "baseline [x=2]", "a [x=2]"), "baseline [x=1]")
 
 
-def test_a_baseline_may_be_asked_for_by_what_only_it_has() -> None:
+def test_a_baseline_may_be_requested_by_a_part_of_its_label() -> None:
     two = [Arm(label=f"baseline [x={x}]", parts=frozenset(), variant=(f"x={x}",)) for x in (1, 2)]
     assert choose_baselines(two, "x=2") == {"baseline [x=1]": "baseline [x=2]"}
     with pytest.raises(ConfigError, match=r"'baseline' could be any of 'baseline \[x=1\]', 'baseline \[x=2\]'"):
@@ -165,16 +163,16 @@ def test_arms_are_named_by_interventions_and_what_else_differs(tmp_path: Path) -
         write_csv(tmp_path / "h64-1000-reduced-lr+no-decay-s1-abcdef.csv", curve((1, 1000))),
         write_csv(tmp_path / "foreign.csv", curve((1, 1000))),
     ]
-    found = name_arms(load_runs(paths))
-    assert [arm.label for arm in found] == [
+    named = name_arms(load_runs(paths))
+    assert [arm.label for arm in named] == [
         "baseline [optimizer.name=adam]",
         "baseline [optimizer.name=adamw]",
         "no-decay [optimizer.name=adamw]",
         "reduced-lr+no-decay",
         "foreign",
     ]
-    assert found[3].parts == frozenset({"reduced-lr", "no-decay"})
-    assert found[4].parts is None
+    assert named[3].parts == frozenset({"reduced-lr", "no-decay"})
+    assert named[4].parts is None
 
 
 def test_size_and_seed_make_no_arm(tmp_path: Path) -> None:
@@ -184,23 +182,23 @@ def test_size_and_seed_make_no_arm(tmp_path: Path) -> None:
 
 def test_foreign_files_are_never_paired(tmp_path: Path) -> None:
     paths = [write_csv(tmp_path / f"{name}.csv", curve((1, 1000))) for name in ("one", "two")]
-    found = study(load_runs(paths), baseline="one")
-    assert [effect.pairs for effect in found.effects] == [0]
-    assert found.effects[0].effects["final_held_out_loss"].mean is None
+    result = study(load_runs(paths), baseline="one")
+    assert [effect.pairs for effect in result.effects] == [0]
+    assert result.effects[0].effects["final_held_out_loss"].mean is None
 
 
-def test_notes_say_what_a_reader_must_know(tmp_path: Path) -> None:
+def test_notes_warn_of_what_limits_the_results(tmp_path: Path) -> None:
     paths = [simple_run(tmp_path, quick(seed=seed)) for seed in range(2)]
     paths += [simple_run(tmp_path, quick("no-decay", seed=0), status="failed")]
     paths += [simple_run(tmp_path, quick("no-decay", seed=1))]
     notes = "\n".join(study(load_runs(paths), notes=["read me"]).notes)
     assert "read me" in notes
     assert "1 of 4 runs failed" in notes
-    assert "with 2 pairs p cannot fall below 0.5; from six pairs on it can show 0.05" in notes
+    assert "with 2 pairs p cannot fall below 0.5; from six pairs on it can reach 0.05" in notes
     assert "measured on" not in notes
 
 
-def test_several_baselines_ask_for_a_choice(tmp_path: Path) -> None:
+def test_without_one_baseline_a_note_suggests_the_option(tmp_path: Path) -> None:
     paths = [simple_run(tmp_path, quick(optimizer__name=name)) for name in ("adam", "adamw")]
     assert any("name one with --baseline" in note for note in study(load_runs(paths)).notes)
     chosen = study(load_runs(paths), baseline="optimizer.name=adam")

@@ -29,13 +29,13 @@ ANY = st.lists(st.none() | st.floats(), max_size=8)
 # pairs
 
 
-def test_differences_point_to_better_and_failures_are_worst() -> None:
+def test_differences_are_improvements_and_failures_are_worst() -> None:
     treated, control = [1.0, NAN, 2.0, INF, None, 3.0], [0.5, 1.0, NAN, NAN, 1.0, None]
     assert paired_differences(treated, control, "higher") == [0.5, -INF, INF, 0.0]
     assert paired_differences(treated, control, "lower") == [-0.5, -INF, INF, 0.0]
 
 
-def test_pairs_come_in_pairs() -> None:
+def test_unequal_numbers_of_values_are_refused() -> None:
     with pytest.raises(ValueError, match="argument 2"):
         paired_differences([1.0], [1.0, 2.0], "higher")
 
@@ -44,7 +44,7 @@ def test_pairs_come_in_pairs() -> None:
 
 
 def brute_force(differences: list[float]) -> float:
-    """The share of all sign assignments whose mean lies as far out, counted one side at a time and doubled."""
+    """Return the fraction of all sign assignments whose mean is as extreme: the smaller tail, doubled."""
     means = [
         math.fsum(sign * abs(value) for sign, value in zip(signs, differences, strict=True))
         for signs in itertools.product((1, -1), repeat=len(differences))
@@ -60,18 +60,18 @@ def test_the_sign_flip_test_is_exact(differences: list[float]) -> None:
 
 
 @pytest.mark.parametrize("count", range(2, 13))
-def test_its_floor_is_reached_and_never_passed(count: int) -> None:
+def test_the_smallest_p_value_is_reached(count: int) -> None:
     floor = 2.0 ** (1 - count)
     assert sign_flip_floor(count) == floor
-    assert sign_flip_p([0.1 * place + 1 for place in range(count)]) == pytest.approx(floor)
+    assert sign_flip_p([0.1 * index + 1 for index in range(count)]) == pytest.approx(floor)
 
 
-def test_floors_of_the_plan() -> None:
+def test_the_floor_for_a_few_pairs() -> None:
     assert (sign_flip_floor(5), sign_flip_floor(6)) == (0.0625, 0.03125)
     assert sign_flip_floor(0) is None
 
 
-def test_a_failure_weighs_most_and_is_not_dropped() -> None:
+def test_a_failure_has_the_largest_rank() -> None:
     assert sign_flip_p([1.0, 2.0, -INF]) == brute_force([1, 2, -3])
     assert sign_flip_p([1.0, 2.0, NAN]) == brute_force([1, 2, -3])
     assert sign_flip_p([1.0, 2.0, 3.0, INF]) == sign_flip_p([1.0, 2.0, 3.0, 4.0])
@@ -84,15 +84,15 @@ def test_no_difference_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [None, 1.0], [None, None]])
-def test_too_few_samples_are_unknown_and_never_a_yes(values: list[float | None]) -> None:
+def test_too_few_samples_are_unknown(values: list[float | None]) -> None:
     assert sign_flip_p(values) is None
     assert bca_interval(values) is None
     assert mean_bound(values, "low") is None
     assert mean_bound(values, "high") is None
 
 
-def test_many_pairs_are_sampled_the_same_way_every_time() -> None:
-    differences = [math.sin(place) + 0.3 for place in range(20)]
+def test_the_sample_of_many_pairs_is_reproducible() -> None:
+    differences = [math.sin(index) + 0.3 for index in range(20)]
     first = sign_flip_p(differences)
     assert first == sign_flip_p(differences)
     assert first is not None
@@ -102,27 +102,27 @@ def test_many_pairs_are_sampled_the_same_way_every_time() -> None:
 # intervals
 
 
-def test_the_bca_interval_holds_the_mean_and_repeats_itself() -> None:
+def test_the_bca_interval_contains_the_mean_and_is_reproducible() -> None:
     values = [0.1, 0.4, 0.2, 0.9, 0.3, 0.5]
-    found = bca_interval(values)
-    assert found is not None
-    assert found == bca_interval(values)
-    assert found != bca_interval(values, seed=1)
-    assert found.mean == pytest.approx(statistics.fmean(values))
-    assert min(values) < found.low < found.mean < found.high < max(values)
-    assert found.degenerate is None
+    interval = bca_interval(values)
+    assert interval is not None
+    assert interval == bca_interval(values)
+    assert interval != bca_interval(values, seed=1)
+    assert interval.mean == pytest.approx(statistics.fmean(values))
+    assert min(values) < interval.low < interval.mean < interval.high < max(values)
+    assert interval.degenerate is None
     narrow = bca_interval(values, confidence=0.5)
     assert narrow is not None
-    assert found.low < narrow.low < narrow.high < found.high
+    assert interval.low < narrow.low < narrow.high < interval.high
 
 
 def test_the_bca_interval_leans_with_the_skew() -> None:
-    found = bca_interval([0.0, 0.0, 0.1, 0.1, 0.2, 3.0])
-    assert found is not None
-    assert found.high - found.mean > 2 * (found.mean - found.low)
+    interval = bca_interval([0.0, 0.0, 0.1, 0.1, 0.2, 3.0])
+    assert interval is not None
+    assert interval.high - interval.mean > 2 * (interval.mean - interval.low)
 
 
-def test_degenerate_samples_are_said_to_be() -> None:
+def test_degenerate_samples_are_marked() -> None:
     constant = bca_interval([2.0, 2.0, 2.0])
     assert constant is not None
     assert (constant.low, constant.high, constant.degenerate) == (2.0, 2.0, "constant")
@@ -134,17 +134,17 @@ def test_degenerate_samples_are_said_to_be() -> None:
     assert zero.degenerate == "constant"
 
 
-def test_huge_figures_do_not_overflow() -> None:
+def test_huge_values_do_not_overflow() -> None:
     values = [1e308, 1.7e308, -1e308, 1.2e308]
-    found, low = bca_interval(values), mean_bound(values, "low")
-    assert found is not None
-    assert found.low <= found.mean <= found.high
+    interval, low = bca_interval(values), mean_bound(values, "low")
+    assert interval is not None
+    assert interval.low <= interval.mean <= interval.high
     assert low is not None
-    assert low < found.mean
+    assert low < interval.mean
 
 
 @given(values=ANY)
-def test_intervals_take_anything(values: list[float | None]) -> None:
+def test_intervals_accept_any_values(values: list[float | None]) -> None:
     low, high = mean_bound(values, "low"), mean_bound(values, "high")
     if low is not None and high is not None:
         assert low <= high
@@ -166,7 +166,7 @@ def test_the_t_bound_is_that_of_the_tables() -> None:
 # pairs, all together
 
 
-def test_a_paired_effect_says_what_it_can() -> None:
+def test_a_paired_effect_has_what_its_pairs_allow() -> None:
     assert paired_effect([]) is None
     assert paired_effect([None]) is None
     one = paired_effect([0.5])
@@ -180,7 +180,7 @@ def test_a_paired_effect_says_what_it_can() -> None:
     assert 0.4 <= five.low < five.mean < five.high <= 0.7
 
 
-# families
+# multiple tests
 
 
 def test_holm_by_hand() -> None:
@@ -189,7 +189,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_an_unknown_member_still_counts() -> None:
+def test_an_unknown_p_value_still_counts() -> None:
     assert holm([0.01, None, 0.04]) == [0.03, None, 0.08]
 
 
@@ -203,7 +203,7 @@ def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("runs", "percent"), [(1, 95), (3, 63), (5, 45), (10, 26)])
-def test_no_collapse_in_a_few_seeds_leaves_much_open(runs: int, percent: int) -> None:
+def test_the_rate_bound_without_failures_is_high_for_few_seeds(runs: int, percent: int) -> None:
     bound = rate_upper(0, runs)
     assert bound == pytest.approx(1 - 0.05 ** (1 / runs))
     assert round(100 * (bound or 0)) == percent
@@ -230,7 +230,7 @@ def test_rate_bounds_at_the_ends() -> None:
             rate_upper(failures, runs)
 
 
-# plans
+# detectable effects
 
 
 def test_the_smallest_effect() -> None:
@@ -244,7 +244,7 @@ def test_the_smallest_effect() -> None:
     assert smallest_effect(6, 0.0) == 0.0
 
 
-def test_an_effect_of_that_size_is_found_four_times_in_five() -> None:
+def test_an_effect_of_that_size_is_detected_four_times_in_five() -> None:
     generator = np.random.default_rng(0)
     effect = smallest_effect(8, 1.0)
     assert effect is not None
@@ -253,17 +253,17 @@ def test_an_effect_of_that_size_is_found_four_times_in_five() -> None:
     assert np.mean(np.abs(samples.mean(axis=1)) > reach) == pytest.approx(0.8, abs=0.03)
 
 
-# calibration: on null data a verdict is false no more often than it says
+# calibration: error rates on null data are at most the nominal ones
 
 
 def margin(rate: float, trials: int) -> float:
-    """Rate that a true rate exceeds with a chance of about 1 in 1,000."""
+    """Return what an observed rate exceeds with a probability of about 1 in 1,000."""
     return rate + 3.1 * math.sqrt(rate * (1 - rate) / trials)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 6, 10])
 @pytest.mark.parametrize("law", ["normal", "uniform", "heavy"])
-def test_the_bound_errs_as_often_as_it_says(seeds: int, law: str) -> None:
+def test_the_bound_has_its_nominal_error_rate(seeds: int, law: str) -> None:
     generator, trials = np.random.default_rng(seeds), 20_000
     draws = {
         "normal": generator.standard_normal((trials, seeds)),
@@ -272,12 +272,12 @@ def test_the_bound_errs_as_often_as_it_says(seeds: int, law: str) -> None:
     }[law]
     for side, sign in (("low", 1), ("high", -1)):
         false = np.mean(sign * mean_bounds(draws, side, 0.95) > 0)  # type: ignore[arg-type]
-        # few uniform values look less spread than they are
+        # the spread of a few uniform values is underestimated
         assert false < margin(0.065 if law == "uniform" else 0.05, trials)
 
 
 @pytest.mark.parametrize("seeds", [5, 6, 8])
-def test_the_sign_flip_test_errs_no_more_often_than_it_says(seeds: int) -> None:
+def test_the_sign_flip_test_keeps_its_error_rate(seeds: int) -> None:
     generator, trials = np.random.default_rng(seeds), 1_000
     samples = generator.standard_t(3, (trials, seeds))
     p_values = [sign_flip_p(list(sample)) for sample in samples]

@@ -62,7 +62,7 @@ def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
         "The end",
         "Arm minus baseline, paired by size and seed",
         "Factors: η²",
-        "optimizer.name explains 100% of the variance of the share of collapsed",
+        "optimizer.name explains 100% of the variance of the fraction of collapsed",
         "Agreement with held-out loss",
         "held-out loss (nats)",
         "distinct predictions",

@@ -1,4 +1,4 @@
-"""Bundles: what they hold, and what a hostile or damaged one cannot do."""
+"""Bundles: their contents, and that hostile and damaged ones are harmless."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def files(folder: Path) -> set[Path]:
 
 
 def refused(path: Path, fragment: str) -> None:
-    """Check that a bundle ends in one line and leaves nothing anywhere."""
+    """Check that a bundle ends in one line of error and leaves no file."""
     before = files(path.parent)
     done = verify(path)
     assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
@@ -63,10 +63,10 @@ def refused(path: Path, fragment: str) -> None:
     assert files(path.parent) == before
 
 
-# what it holds
+# contents
 
 
-def test_a_bundle_holds_all_that_the_verdict_needs(tmp_path: Path) -> None:
+def test_a_bundle_holds_everything_a_verdict_rests_on(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     bare = bare_run(runs, CURED, seed=1)
@@ -108,7 +108,7 @@ def test_a_bundle_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["all.zip", csv.name]
 
 
-def test_a_bundle_may_be_written_over_what_it_was_read_from(make: Callable[..., Path], temporary: Path) -> None:
+def test_a_bundle_may_replace_the_one_it_was_read_from(make: Callable[..., Path], temporary: Path) -> None:
     path = make((f"runs/{RUN}.csv", CSV))
     first = verify(path, "--bundle", path, "--json")
     assert first.code == ExitCode.SUPPORTED
@@ -184,7 +184,7 @@ def test_odd_names_are_bundled_as_plain_ones(tmp_path: Path, temporary: Path, na
     assert verify(path, "--sizes", "256").code == made.code
 
 
-def test_names_that_differ_in_case_only_are_told_apart(tmp_path: Path) -> None:
+def test_names_that_differ_in_case_only_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for name in ("H256.csv", "h256.csv"):
         bare_run(tmp_path / "runs", CURED, name=name)
@@ -199,7 +199,7 @@ def test_a_bundle_is_not_written_through_a_link(tmp_path: Path) -> None:
     csv = bare_run(tmp_path, CURED).path
     precious = tmp_path / "precious"
     precious.write_text("precious", encoding="utf-8")
-    for name in ("all.zip", ".all.zip.aside"):
+    for name in ("all.zip", ".all.zip.temporary"):
         (tmp_path / name).symlink_to(precious)
     assert verify(csv, "--bundle", tmp_path / "all.zip").code == ExitCode.SUPPORTED
     assert precious.read_text(encoding="utf-8") == "precious"
@@ -242,14 +242,14 @@ HOSTILE: dict[str, str | zipfile.ZipInfo] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_only_plain_names_are_taken(make: Callable[..., Path], temporary: Path, kind: str) -> None:
+def test_only_plain_names_are_unpacked(make: Callable[..., Path], temporary: Path, kind: str) -> None:
     name = HOSTILE[kind]
     refused(make((name, "/etc/passwd")), "holds no CSV under runs/")
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_not_taken_harms_no_other(make: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+def test_ignored_entries_harm_no_other(make: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     path = make((HOSTILE[kind], "/etc/passwd"), (f"runs/{RUN}.csv", CSV))
     folder = tmp_path / "unpacked" / "here"
     before = files(tmp_path)
@@ -285,7 +285,7 @@ def test_too_many_bytes(make: Callable[..., Path], temporary: Path, monkeypatch:
     assert len(bundle.read_bundle(path, temporary)) == 1
 
 
-def test_a_size_that_lies_is_no_way_around_the_limit(make: Callable[..., Path], temporary: Path) -> None:
+def test_a_wrong_size_does_not_evade_the_limit(make: Callable[..., Path], temporary: Path) -> None:
     path = make((f"runs/{RUN}.csv", CSV + " " * 100_000))
     size = (len(CSV) + 100_000).to_bytes(4, "little")
     content = path.read_bytes()
@@ -299,18 +299,18 @@ def test_a_size_that_lies_is_no_way_around_the_limit(make: Callable[..., Path], 
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04", CSV.encode()])
-def test_what_is_no_zip(tmp_path: Path, temporary: Path, content: bytes) -> None:
+def test_a_file_that_is_no_zip(tmp_path: Path, temporary: Path, content: bytes) -> None:
     path = tmp_path / "bundle.zip"
     path.write_bytes(content)
     refused(path, "not a bundle that can be read")
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
-def test_a_zip_cut_short(make: Callable[..., Path], temporary: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.99])
+def test_a_zip_cut_short(make: Callable[..., Path], temporary: Path, fraction: float) -> None:
     path = make((f"runs/{RUN}.csv", CSV), (f"runs/{RUN[:-1]}0.csv", CSV))
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     refused(path, "not a bundle that can be read")
     assert list(temporary.iterdir()) == []
 
@@ -319,7 +319,7 @@ def test_a_zip_cut_short(make: Callable[..., Path], temporary: Path, share: floa
 def test_a_zip_with_a_byte_changed(make: Callable[..., Path], temporary: Path, value: int) -> None:
     path = make((f"runs/{RUN}.csv", CSV))
     content = bytearray(path.read_bytes())
-    # the first byte of the compressed text, behind the header of 30 bytes and the name
+    # the first byte of the compressed text, after the header of 30 bytes and the name
     content[30 + len(f"runs/{RUN}.csv")] = value
     path.write_bytes(content)
     refused(path, "not a bundle that can be read")
@@ -357,7 +357,7 @@ def test_a_bundle_of_damaged_files(
     assert list(temporary.iterdir()) == []
 
 
-def test_errors_are_one_kind(tmp_path: Path) -> None:
+def test_a_missing_bundle_is_a_record_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="not a bundle"):
         bundle.read_bundle(tmp_path / "none.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()

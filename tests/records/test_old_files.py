@@ -1,6 +1,6 @@
-"""Files of every released schema version stay readable, and a run goes on from them.
+"""Files of every released schema version stay readable, and a run resumes from them.
 
-`tests/fixtures/schema-N` was written by `tests/fixtures/make.py` of that version and is never written again.
+`tests/fixtures/schema-N` was written by `tests/fixtures/make.py` of that version and is never changed.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
 
 
 class Old:
-    """A copy of the files of one version, with what must be found in them."""
+    """A copy of the files of one version, with the values that they must give."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,14 +40,14 @@ class Old:
         self.packed = [RunPaths(folder / "runs", name) for name in self.expected["packed"]]
 
     def manifest(self, paths: RunPaths) -> Manifest:
-        found = read_manifest(paths.folder)
-        assert found is not None
-        return found
+        manifest = read_manifest(paths.folder)
+        assert manifest is not None
+        return manifest
 
 
 @pytest.fixture(params=VERSIONS)
 def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Old:
-    """The files where a run finds its text, tokenizer and token cache again."""
+    """The files, in the working directory of their runs, with their text, tokenizer and token cache."""
     folder = tmp_path / "old"
     shutil.copytree(FIXTURES / request.param, folder)
     monkeypatch.chdir(folder)
@@ -61,7 +61,7 @@ def test_every_version_has_its_files() -> None:
     assert f"schema-{checkpoint.SCHEMA_VERSION}" in VERSIONS
 
 
-def test_the_figures_are_read(old: Old) -> None:
+def test_the_rows_are_read(old: Old) -> None:
     for paths in (old.finished, old.stopped, *old.packed):
         records = read(paths.csv)
         assert records.notes == ()
@@ -84,7 +84,7 @@ def test_a_config_has_the_hash_it_had(old: Old) -> None:
         config = parse_config(manifest.config)
         assert config.hash == manifest.config_hash == expected
         assert config.run_name == name
-        # the settings that it left at their default are still the default
+        # settings left at their default still have the default
         assert registry.normalize(config) == config
 
 
@@ -95,15 +95,15 @@ def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:
     assert state.config_hash == old.expected["hashes"][old.stopped.name]
     assert state.data_fingerprint == old.expected["data_fingerprint"]
     for kind, expected in old.expected["tensors"].items():
-        found = {
+        checksums = {
             name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
             for name, tensor in getattr(state, kind).items()
         }
-        assert found == expected
+        assert checksums == expected
 
 
-def go_on(old: Old, *paths: RunPaths) -> list[Event]:
-    """Train the stopped runs, as one pack, to their end and return what happened."""
+def resume(old: Old, *paths: RunPaths) -> list[Event]:
+    """Train the stopped runs, as one pack, to their end and return the events."""
     paths = paths or (old.stopped,)
     configs = [parse_config(old.manifest(of_run).config) for of_run in paths]
     steps: list[str] = []
@@ -116,7 +116,7 @@ def go_on(old: Old, *paths: RunPaths) -> list[Event]:
     return events
 
 
-def assert_went_on(old: Old, paths: RunPaths, before: bytes) -> None:
+def assert_resumed(old: Old, paths: RunPaths, before: bytes) -> None:
     assert paths.csv.read_bytes().startswith(before)
     assert read(paths.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
     manifest = old.manifest(paths)
@@ -124,36 +124,36 @@ def assert_went_on(old: Old, paths: RunPaths, before: bytes) -> None:
     assert resolve(parse_config(manifest.config), old.folder / "runs").ended() is not None
 
 
-def test_a_stopped_run_goes_on(old: Old) -> None:
+def test_a_stopped_run_resumes(old: Old) -> None:
     before = old.stopped.csv.read_bytes()
-    assert go_on(old)
-    assert_went_on(old, old.stopped, before)
+    assert resume(old)
+    assert_resumed(old, old.stopped, before)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["pack", "alone"])
-def test_a_stopped_pack_goes_on(together: bool, old: Old) -> None:
+def test_a_stopped_pack_resumes(together: bool, old: Old) -> None:
     for paths in old.packed:
         assert old.manifest(paths).pack == [each.name for each in old.packed]
     before = [paths.csv.read_bytes() for paths in old.packed]
     for group in [old.packed] if together else [[paths] for paths in old.packed]:
-        assert go_on(old, *group)
+        assert resume(old, *group)
     for paths, rows in zip(old.packed, before, strict=True):
-        assert_went_on(old, paths, rows)
+        assert_resumed(old, paths, rows)
 
 
-def test_a_run_that_was_set_back_keeps_its_lower_rate(old: Old) -> None:
-    plain, set_back = old.packed
-    (rollback,) = old.manifest(set_back).rollbacks
+def test_a_run_that_was_rolled_back_keeps_its_lower_rate(old: Old) -> None:
+    plain, rolled_back = old.packed
+    (rollback,) = old.manifest(rolled_back).rollbacks
     assert (rollback.diverged_at, rollback.resumed_from) == (4, 3)
     assert rollback.tensor == "the weight model.embed_tokens.weight"
-    assert load_run(set_back.csv).diverged_at == 4
-    go_on(old, *old.packed)
-    assert old.manifest(set_back).rollbacks == [rollback]
-    rates = [read(paths.csv).frame["LR"].tolist() for paths in (plain, set_back)]
+    assert load_run(rolled_back.csv).diverged_at == 4
+    resume(old, *old.packed)
+    assert old.manifest(rolled_back).rollbacks == [rollback]
+    rates = [read(paths.csv).frame["LR"].tolist() for paths in (plain, rolled_back)]
     assert rates[1] == [rate * factor for rate, factor in zip(rates[0], [1, 1, 0.5, 0.5, 0.5], strict=True)]
 
 
-def test_a_finished_run_is_found_finished(old: Old) -> None:
+def test_a_finished_run_has_ended(old: Old) -> None:
     config = parse_config(old.manifest(old.finished).config)
     assert resolve(config, old.folder / "runs").ended() == old.manifest(old.finished)
 
@@ -176,8 +176,8 @@ def test_the_origins_five_columns(old: Old) -> None:
 
 def test_a_plugin_of_an_old_manifest_has_no_code(old: Old) -> None:
     known = {"name": "reduced-lr", "version": "0.1.0", "distribution": "bitnetctl", "settings": {"peak": 1e-3}}
-    record = PluginInfo.model_validate(known)
-    assert (record.module, record.source_sha256) == (None, None)
+    plugin = PluginInfo.model_validate(known)
+    assert (plugin.module, plugin.source_sha256) == (None, None)
 
 
 def test_the_files_are_small() -> None:
@@ -187,9 +187,9 @@ def test_the_files_are_small() -> None:
 
 STATES: dict[str, Any] = {
     "version as text": {"schema_version": "1"},
-    "list of sums": {"sha256": ["a"]},
-    "sum of another file": {"sha256": {"../../../../text.txt": "a"}},
-    "sum of an endless file": {"sha256": {"/dev/zero": "a"}},
+    "list of checksums": {"sha256": ["a"]},
+    "checksum of another file": {"sha256": {"../../../../text.txt": "a"}},
+    "checksum of an endless file": {"sha256": {"/dev/zero": "a"}},
     "step as text": {"step": "6"},
     "step before the first": {"step": -1},
     "interventions as a number": {"interventions": 5},
@@ -206,11 +206,11 @@ def test_a_state_of_another_shape_is_refused(change: str, old: Old) -> None:
     del state["state_sha256"]
     path.write_text(json.dumps({**state, "state_sha256": canonical_hash(state)}), encoding="utf-8")
     with pytest.raises(CheckpointError):
-        go_on(old)
+        resume(old)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "5", "null", "[]", "{}"])
-def test_a_state_that_is_none_is_refused(content: str, old: Old) -> None:
+def test_a_state_that_is_no_state_is_refused(content: str, old: Old) -> None:
     path = checkpoint.path_of(old.stopped.checkpoints, 6)
     (path / "state.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match="missing or damaged"):
@@ -224,4 +224,4 @@ def test_weights_of_another_model_are_refused(harm: str, old: Old) -> None:
     model = {} if harm == "empty" else {name: torch.zeros(3) for name in state.model}
     checkpoint.save(old.stopped.checkpoints, replace(state, model=model))
     with pytest.raises(CheckpointError, match="does not fit the run"):
-        go_on(old)
+        resume(old)

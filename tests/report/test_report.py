@@ -51,7 +51,7 @@ def cells(lines: Iterable[str]) -> list[list[str]]:
 
 
 def test_the_collapse_table_has_a_row_for_every_run(sweep: Study) -> None:
-    lines = rendered(report.collapse_table(run_rows(sweep.facts)))
+    lines = rendered(report.collapse_table(run_rows(sweep.summaries)))
     assert lines[0].rstrip() == "Stage 1 and the boundary"
     assert ["baseline", "64", "0", "100", "200", "–", "100%", "1.00", "0.000"] in cells(lines)
     assert ["diverged", "at", "700"] in cells(lines)
@@ -59,12 +59,12 @@ def test_the_collapse_table_has_a_row_for_every_run(sweep: Study) -> None:
 
 def test_the_end_table(sweep: Study) -> None:
     assert ["baseline", "64", "0", "7.064", "-0.532", "100", "0.00", "–", "–"] in cells(
-        rendered(report.end_table(run_rows(sweep.facts)))
+        rendered(report.end_table(run_rows(sweep.summaries)))
     )
 
 
 def test_arms_are_means_and_collapses_are_counted(sweep: Study) -> None:
-    rows = arm_rows(sweep.facts, sweep.arms)
+    rows = arm_rows(sweep.summaries, sweep.arms)
     assert [(row.arm, row.size, row.seed, row.state) for row in rows] == [
         ("baseline", "64", "3", "1 failed"),
         ("baseline", "128", "3", ""),
@@ -91,7 +91,7 @@ def test_effects_factors_and_agreement(sweep: Study) -> None:
 @pytest.mark.parametrize("width", [80, 60])
 def test_nothing_is_wider_than_the_terminal(sweep: Study, width: int) -> None:
     plots = report.plots(sweep, width=width - 2, color=False)
-    tables = [report.collapse_table(run_rows(sweep.facts)), report.end_table(run_rows(sweep.facts))]
+    tables = [report.collapse_table(run_rows(sweep.summaries)), report.end_table(run_rows(sweep.summaries))]
     tables += [report.effects_table(sweep.effects), report.agreement_table(sweep.agreements)]
     assert all(len(line.rstrip()) <= width for line in rendered(*tables, *plots, width=width))
 
@@ -128,7 +128,7 @@ def test_many_curves_are_cut_with_a_hint(tmp_path: Path) -> None:
 def test_files_of_other_tools_have_every_table_and_plots(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "hidden256.csv", FOREIGN, "Hidden 256\n")
     shown = study(load_runs([path]))
-    rows = run_rows(shown.facts)
+    rows = run_rows(shown.summaries)
     lines = rendered(report.collapse_table(rows), report.end_table(rows), report.effects_table(shown.effects))
     assert ["hidden256", "256", "–", "2", "–", "–", "25%", "5.00", "–"] in cells(lines)
     loss, unique = report.plots(shown, width=78, color=False)
@@ -149,9 +149,9 @@ def test_an_unfinished_run_is_marked(tmp_path: Path) -> None:
     rows = [row | REFERENCES for row in curve((1, 100, 200), HeldOutLoss=(7.5, 6.0, 5.5))]
     path = write_run(tmp_path, quick(), rows, status="running")
     shown = study(load_runs([path]))
-    assert run_rows(shown.facts)[0].state == "running at 200 of 1,000"
-    assert any("1 of 1 runs are short of their plan" in note for note in shown.notes)
-    assert arm_rows(shown.facts, shown.arms)[0].state == "1 unfinished"
+    assert run_rows(shown.summaries)[0].state == "running at 200 of 1,000"
+    assert any("1 of 1 runs are unfinished" in note for note in shown.notes)
+    assert arm_rows(shown.summaries, shown.arms)[0].state == "1 unfinished"
 
 
 def test_markdown_has_every_part(sweep: Study) -> None:

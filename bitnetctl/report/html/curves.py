@@ -31,7 +31,7 @@ def page_data(study: Study) -> dict[str, Any]:
     arms = {label: index for index, label in enumerate(study.arms)}
     grids: dict[tuple[int, ...], int] = {}
     runs, known, thinned = [], set(), False
-    for run, summary in zip(study.runs, study.facts, strict=True):
+    for run, summary in zip(study.runs, study.summaries, strict=True):
         steps = run.steps.tolist()
         kept = kept_indices(len(steps))
         thinned = thinned or len(kept) < len(steps)
@@ -47,7 +47,7 @@ def page_data(study: Study) -> dict[str, Any]:
                 "values": values,
             }
         )
-    boundaries = sorted({summary.boundary_step for summary in study.facts if summary.boundary_step})
+    boundaries = sorted({summary.boundary_step for summary in study.summaries if summary.boundary_step})
     return {
         "arms": [printable(label) for label in arms],
         "runs": runs,
@@ -69,9 +69,9 @@ def _values(run: Run, kept: Sequence[int]) -> dict[str, list[float | None]]:
     values = {}
     for column in COLUMNS[1:]:
         if column.name not in _CONSTANT and run.records.known(column.name):
-            values[column.name] = [_short(value) for value in run.figures(column.name)[kept].tolist()]
+            values[column.name] = [_short(value) for value in run.values(column.name)[kept].tolist()]
     names = ("HeldOutLoss", "UnigramLoss", "BigramLoss")
-    losses = zip(*(run.figures(name)[kept].tolist() for name in names), strict=True)
+    losses = zip(*(run.values(name)[kept].tolist() for name in names), strict=True)
     skills = [_short(skill(*row)) for row in losses]
     if any(value is not None for value in skills):
         values["Skill"] = skills
@@ -102,7 +102,7 @@ def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Return the losses of the unigram and bigram predictor where all runs share them."""
     losses = []
     for name in ("unigram", "bigram"):
-        values = {getattr(summary, f"{name}_loss") for summary in study.facts}
+        values = {getattr(summary, f"{name}_loss") for summary in study.summaries}
         if len(values) == 1 and None not in values:
             losses.append({"label": name, "value": _short(values.pop())})
     skills = [{"label": "unigram", "value": 0}, {"label": "bigram", "value": 1}]

@@ -46,7 +46,7 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the page; `verdicts` are what Verdict.to_json() gives."""
     style, script = _file("page.css"), _file("page.js")
     runs = plural(len(study.runs), "run")
-    rows = run_rows(study.facts)
+    rows = run_rows(study.summaries)
     parts = {
         "STYLE": style,
         "STYLE_HASH": _hash(style),
@@ -118,7 +118,7 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
-    grouped = arm_rows(study.facts, study.arms)
+    grouped = arm_rows(study.summaries, study.arms)
     header = ("arm", "state", "size", "runs", *(column.header for column in _COLUMNS))
     cells = [
         [html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, _COLUMNS)] for row in grouped
