@@ -3,6 +3,7 @@
 import errno
 import operator
 import os
+import re
 from pathlib import Path
 
 from bitnetctl.errors import RecordError, StorageError
@@ -10,6 +11,7 @@ from bitnetctl.files import storage_errors, write_atomic
 from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_LAST_ROW = re.compile(rb"(?:\A|\n)([0-9]{1,19}),[^\n]*\n\Z")
 
 
 class RecordWriter:
@@ -29,14 +31,16 @@ class RecordWriter:
         self._torn = False
         self._kept = kept or HEADER
         old = self._old_content()
-        for content in (old, self._kept):
-            if not content.startswith(HEADER) and not HEADER.startswith(content):
-                raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
+        if not old.startswith(HEADER) and not HEADER.startswith(old):
+            raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
+        rows = self._kept[len(HEADER) :]
+        last_row = _LAST_ROW.search(rows)
+        if not self._kept.startswith(HEADER) or (rows and last_row is None):
+            raise RecordError(f"{self.path}: the rows of the checkpoint are not rows that this version writes")
         self.had_rows = len(old) > len(HEADER)
         self._is_kept = old == self._kept
         self._end = len(self._kept)
-        last_row = self._kept[len(HEADER) :].splitlines()[-1:]
-        self.last_step = int(last_row[0].partition(b",")[0]) if last_row else None
+        self.last_step = int(last_row[1]) if last_row else None
 
     def open(self) -> None:
         """Bring the file to what is kept; raises StorageError where the disk refuses, with the old file intact."""
