@@ -159,9 +159,10 @@ class TrainerFactory:
             "plugins": registry.plugin_infos(artifacts.run.config.interventions),
         }
         before = start.manifests[run] if start.manifests else None
+        resumed = start.checkpoints[run] if start.checkpoints else None
         if before is not None and (different := ", ".join(changes(before, metadata))):
             self.options.log(f"{before.run}: resumes with {different}; run.json names both")
-        artifacts.begin(metadata, start.step)
+        artifacts.begin(metadata, resumed)
 
 
 @contextlib.contextmanager
