@@ -103,7 +103,7 @@ class RecordWriter:
         if not is_there or (own.st_size != self._end and not self._torn):
             raise StorageError(
                 f"{self.path}: was removed, replaced or changed by another program while the run was writing it; "
-                "started again, the run resumes from the last checkpoint whose rows are there",
+                "put it back, or remove it: started again, the run restores it from its last checkpoint",
                 errno.ESTALE,
             )
 

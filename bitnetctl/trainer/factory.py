@@ -162,6 +162,10 @@ class TrainerFactory:
         resumed = start.checkpoints[run] if start.checkpoints else None
         if before is not None and (different := ", ".join(changes(before, metadata))):
             self.options.log(f"{before.run}: resumes with {different}; run.json names both")
+        if resumed is not None and not artifacts.paths.csv.exists():
+            self.options.log(
+                f"{artifacts.name}: its CSV is missing; restored from the checkpoint of step {resumed.step}"
+            )
         artifacts.begin(metadata, resumed)
 
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_files import csv_without_speed
+from run_files import TinyConfig, Train, csv_without_speed
 from training import sweep_runs
 
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import CheckpointError, ExitCode, RecordError, StorageError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.schema import HEADER
@@ -19,8 +18,6 @@ from bitnetctl.trainer.events import Event, Failed, Saved, Started
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 
-TinyConfig = Callable[..., RunConfig]
-Train = Callable[..., list[Event]]
 RUNS = Path("runs")
 
 

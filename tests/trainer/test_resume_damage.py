@@ -312,8 +312,9 @@ def test_a_missing_csv_is_restored_from_the_checkpoint_before_a_damaged_one(
     (RUNS / "a.csv").unlink()
     notices: list[str] = []
     assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
-    (log,) = notices
-    assert "records.csv is damaged" in log
+    damaged, restored = notices
+    assert "records.csv is damaged" in damaged
+    assert restored == "a: its CSV is missing; restored from the checkpoint of step 6"
     assert_undisturbed("a")
 
 
