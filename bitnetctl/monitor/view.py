@@ -53,13 +53,13 @@ class RunView:
         return None
 
 
-def started_lines(event: Started) -> list[str]:
+def started_line(event: Started) -> str:
     """Return the line on a run or pack that starts."""
     where = f"{event.num_parameters:,} parameters on {event.device}"
     resumed = f", resumed after step {event.start_step:,}" if event.start_step else ""
     if len(event.names) == 1:
-        return [f"{event.names[0]}: {event.configs[0].steps:,} steps, {where}{resumed}"]
-    return [f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"]
+        return f"{event.names[0]}: {event.configs[0].steps:,} steps, {where}{resumed}"
+    return f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"
 
 
 def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunView]) -> list[str]:
