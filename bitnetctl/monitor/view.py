@@ -1,5 +1,7 @@
 """State of a run in training, and the lines of text that report it."""
 
+from dataclasses import dataclass, field
+
 from bitnetctl.config import RunConfig
 from bitnetctl.records import Row, collapse, known
 from bitnetctl.report.columns import format_value
@@ -10,18 +12,18 @@ REPEAT_SECONDS = 2.0
 """Least time between two lines on a preparation, and between two looks at the folder of runs."""
 
 
+@dataclass
 class RunView:
     """State of one run, from its events or, for a run of another process, from its manifest."""
 
-    def __init__(self, name: str, config: RunConfig) -> None:
-        self.name = name
-        self.config = config
-        self.row: Row = {}
-        self.history: list[float] = []
-        self.state = "waiting"
-        self.step = 0
-        self.loss: float | None = None
-        self.collapsed_since: int | None = None
+    name: str
+    config: RunConfig
+    row: Row = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
+    state: str = "waiting"
+    step: int = 0
+    loss: float | None = None
+    collapsed_since: int | None = None
 
     @property
     def label(self) -> str:
