@@ -10,7 +10,7 @@ from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedByS
 from bitnetctl.hardware import release_unused
 from bitnetctl.records.status import refuse_case_twins
 from bitnetctl.sweeps.executors.local import split_devices, work_on_devices
-from bitnetctl.sweeps.packing import Shape, announcement, measured_largest_pack, plan_costs, shape_of
+from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts
@@ -18,6 +18,7 @@ from bitnetctl.trainer.events import Event, Failed, Stopped
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.units import duration
 
 _WAIT_SECONDS = 1.0
 
@@ -59,7 +60,9 @@ class _Sweep:
             lambda effective: self._factory.prepare(effective)[0].vocab_size,
             workers=workers,
         )
-        options.log(announcement(costs, self._device))
+        noun = "run" if len(missing) == 1 else "runs"
+        seconds = sum(cost.seconds for cost in costs)
+        options.log(f"{len(missing)} {noun} to train on {self._device}, about {duration(seconds)}")
 
     def train(self) -> Iterator[Event]:
         """Train pack after pack until no run is left or a stop is requested."""
