@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.options import parse_on_divergence, print_json, print_message, stdout
+from bitnetctl.cli.options import parse_on_divergence, print_json, print_lines, print_message, stdout
 from bitnetctl.cli.training import reporting
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.config.load import config_text
@@ -89,7 +89,7 @@ def train(
     if as_json:
         print_json({"run": run.name, "status": manifest.status, "csv": str(csv), "final": final_row(csv)})
     else:
-        stdout().print(str(csv), highlight=False, soft_wrap=True)
+        print_lines(csv)
     return ExitCode.REFUTED if manifest.status == "diverged" else ExitCode.SUPPORTED
 
 
