@@ -6,11 +6,9 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -155,8 +153,15 @@ def _open_hub(spec: str, rest: str) -> TokenizerSource:
 
 
 def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
-    path = folder / "bpe.json"
-    _train_in_subprocess(spec, size, texts, path, tick)
+    lines, path = folder / "texts.jsonl", folder / "bpe.json"
+    try:
+        with lines.open("x", encoding="utf-8") as file:
+            for text in texts:
+                file.write(json.dumps(text, ensure_ascii=False) + "\n")
+                tick()
+        _run(spec, [sys.executable, "-P", bpe.__file__, str(size), str(lines), str(path)], tick)
+    finally:
+        lines.unlink(missing_ok=True)
     tokenizer = load_tokenizer(path)
     path.unlink()
     supported = vocab_size(tokenizer)
@@ -167,29 +172,14 @@ def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Calla
     return tokenizer
 
 
-def _train_in_subprocess(spec: str, size: int, texts: Iterable[str], path: Path, tick: Callable[[], None]) -> None:
+def _run(spec: str, command: list[str], tick: Callable[[], None]) -> None:
     """Train in a subprocess, which can be killed: in this process, a signal would wait until training is done."""
-    command = [sys.executable, "-P", bpe.__file__, str(size), str(path)]
-    errors: list[BaseException] = []
-
-    def feed(file: BinaryIO) -> None:
-        try:
-            with file:
-                bpe.send(texts, file)
-        except BrokenPipeError:
-            pass  # the exit code and stderr of the process say more
-        except BaseException as error:
-            errors.append(error)
-
     with tempfile.TemporaryFile() as stderr:
         # a new session, so that Ctrl-C at a terminal reaches this process only
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
-        assert process.stdin is not None
-        feeder = threading.Thread(target=feed, args=(process.stdin,), daemon=True)
         try:
-            feeder.start()
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_TICK_SECONDS)
@@ -197,9 +187,6 @@ def _train_in_subprocess(spec: str, size: int, texts: Iterable[str], path: Path,
         finally:
             process.kill()
             process.wait()
-            feeder.join()
-        if errors:
-            raise errors[0]
         if process.returncode != 0:
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
