@@ -160,7 +160,9 @@ def _build(
         _sweep(folder.parent, temporary.stat().st_mtime)
         meter = ProgressMeter(progress, "training tokenizer", text.characters)
         tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
-        tokenizer_file = _write(temporary / "tokenizer.json", tokenizer.to_str().encode())
+        content = tokenizer.to_str().encode()
+        write_synced(temporary / "tokenizer.json", content)
+        tokenizer_file = _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
         with (
             (temporary / "train.bin").open("xb") as train_file,
@@ -181,7 +183,7 @@ def _build(
             tokenizer_fingerprint=tokenizer_file.sha256,
             files=files,
         )
-        _write(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
+        write_synced(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
         sync_folder(temporary)
         with contextlib.suppress(_DamagedError, FileNotFoundError):
             _read_meta(folder)
@@ -246,11 +248,6 @@ def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) 
             f"too few for one probe row of {config.sequence_length} tokens and its last target; "
             "give more text, raise data.held_out_fraction or lower data.sequence_length"
         )
-
-
-def _write(path: Path, content: bytes) -> _File:
-    write_synced(path, content)
-    return _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _fingerprint(files: dict[str, _File], dtype: str) -> str:
