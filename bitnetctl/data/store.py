@@ -296,18 +296,16 @@ def _open(folder: Path, config: DataConfig) -> TokenData:
     meta = _read_meta(folder)
     _check_lengths(meta.train_tokens, meta.held_out_tokens, config)
     try:
-        train_N: Tokens = np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r")
-        held_out_N: Tokens = np.memmap(folder / "held_out.bin", dtype=meta.dtype, mode="r")
+        return TokenData(
+            train_N=np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r"),
+            held_out_N=np.memmap(folder / "held_out.bin", dtype=meta.dtype, mode="r"),
+            vocab_size=meta.vocab_size,
+            fingerprint=meta.fingerprint,
+            tokenizer_fingerprint=meta.tokenizer_fingerprint,
+            source=config.source,
+            tokenizer=config.tokenizer,
+            tokenizer_path=folder / "tokenizer.json",
+            end_of_text=meta.end_of_text,
+        )
     except (OSError, ValueError) as error:
         raise _DamagedError(one_line(error)) from error
-    return TokenData(
-        train_N=train_N,
-        held_out_N=held_out_N,
-        vocab_size=meta.vocab_size,
-        fingerprint=meta.fingerprint,
-        tokenizer_fingerprint=meta.tokenizer_fingerprint,
-        source=config.source,
-        tokenizer=config.tokenizer,
-        tokenizer_path=folder / "tokenizer.json",
-        end_of_text=meta.end_of_text,
-    )
