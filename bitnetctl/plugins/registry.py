@@ -150,8 +150,9 @@ def load(name: str) -> Plugin:
         )
     else:
         try:
-            intervention = check_class(first.entry_point.load())
-            module, digest = intervention.__module__, _source_hash(intervention.__module__)
+            loaded = check_class(first.entry_point.load())
+            module, digest = loaded.__module__, _source_hash(loaded.__module__)
+            intervention = loaded
         # the import of a plug-in may raise anything; other plug-ins stay usable
         except (Exception, SystemExit) as error:
             problem = f"{type(error).__name__}: {one_line(error)}"
