@@ -102,12 +102,11 @@ def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] |
     The flip rate is the fraction of ternary weights that changed their value since `previous`; unknown without it.
     """
     total = sum(code[0].numel() for code in codes.values())
-    none = torch.zeros((), dtype=torch.long)
-    zeros_R = sum(((code == 0).flatten(1).sum(1) for code in codes.values()), start=none)
+    zeros_R = torch.stack([(code == 0).flatten(1).sum(1) for code in codes.values()]).sum(0)
     flips: list[float | None] = [None] * len(zeros_R)
     if previous is not None:
-        changed = ((codes[key] != previous[key]).flatten(1).sum(1) for key in codes)
-        flips = (sum(changed, start=none) / total).tolist()
+        changed_R = torch.stack([(codes[key] != previous[key]).flatten(1).sum(1) for key in codes]).sum(0)
+        flips = (changed_R / total).tolist()
     return [
         {"ZeroFraction": zeros / total, "FlipRate": flip} for zeros, flip in zip(zeros_R.tolist(), flips, strict=True)
     ]
