@@ -15,7 +15,7 @@ from bitnetctl.engine import schedule
 from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 from bitnetctl.errors import ConfigError
 from bitnetctl.model.matmul import Precision, Quantization
-from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
 from bitnetctl.plugins.composition import Composition
 
 
@@ -26,7 +26,7 @@ class Replica:
         self.config = config
         self.composition = composition
         self.flat_parameters = model.flat_parameters(run)
-        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, model.flat_parameter_groups())
+        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
         self.diverged_at: int | None = None
         self.halved_after: Sequence[int] = ()
 
@@ -148,7 +148,7 @@ class Pack:
         objectives: dict[int, Tensor] = {}
 
         def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
-            """Write N times the gradient of its objective over that of each such run: `head_loss` divides by N."""
+            """Write N times the gradient of its objective for each run that has one: `head_loss` divides by N."""
             for run in self._overriding_loss:
                 logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
                 with torch.enable_grad():

@@ -78,8 +78,7 @@ def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
     if not enabled:
         return function
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    compiled: Callable[_P, _T] = torch.compile(function, dynamic=False, fullgraph=True)
-    return compiled
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 class Layer:

@@ -24,8 +24,11 @@ from bitnetctl.model.quantization import ternary_codes
 
 # flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
 _FLAT: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
+FLAT_GROUPS = {flat: group for group, flat in _FLAT.items()}
 # those whose rows are the vocabulary, which may be padded
 _TABLES = ("embed", "head")
+# matmuls on a GPU are faster in such multiples; the padding rows are never seen from outside
+_VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 # tokens, over all runs, whose logits are in a GPU's memory at once
 _GPU_CHUNK = 4096
 
@@ -63,7 +66,6 @@ class PackedModel:
         *,
         precision: Precision = "fp32",
         compiled: bool = False,
-        pad_vocabulary_to: int | None = None,
     ) -> None:
         self.config = configs[0]
         self.num_runs = len(configs)
@@ -73,10 +75,9 @@ class PackedModel:
         self.matmul = Matmul(precision, device)
         self.parameter_specs = parameter_specs(self.config, vocab_size)
         self._matrices = [key for key, spec in self.parameter_specs.items() if spec.is_matrix]
-        # matmuls on a GPU are faster in multiples of 64; the padding rows are never seen from outside
-        multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
+        multiple = _VOCABULARY_MULTIPLE[device.type]
         self._padded_vocab = -(-vocab_size // multiple) * multiple
-        self._compiled = compiled
+        self.compiled = compiled
         self._quantize = compile_if(compiled, self._quantized_matrices)
         self._normalize = compile_if(compiled, functional.normalize)
         self._normalize_backward = compile_if(compiled, functional.normalize_backward)
@@ -133,10 +134,6 @@ class PackedModel:
             parameters[name].grad = self._flat_gradients[name][run, :size]
         return parameters
 
-    def flat_parameter_groups(self) -> dict[str, ParameterGroup | None]:
-        """Return the group of every flat parameter."""
-        return {name: group for group, name in _FLAT.items() if name in self._flat}
-
     def gradient_norms(self) -> Tensor:
         """Return the global norm of every run's gradients: [R]."""
         norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._flat_gradients.values()]
@@ -192,18 +189,6 @@ class PackedModel:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
         quantization = self.quantization(quant_lambdas)
         return self.logits(self._hidden(tokens_RBT, quantization, for_backward=False).hidden_RNH)
-
-    def forward_backward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> None:
-        """Run one forward and backward, to be timed.
-
-        Of a compiled model only the uncompiled forward: compiled code is specialised to a number of threads, which
-        is what the timing is to choose.
-        """
-        if self._compiled:
-            self.forward(tokens_RBT, quant_lambdas)
-            return
-        activations = self.forward_for_backward(tokens_RBT, self.quantization(quant_lambdas))
-        self.backward(activations, self.head_loss(activations.hidden_RNH, tokens_RBT.flatten(1))[1])
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
@@ -274,7 +259,7 @@ class PackedModel:
         quantize, normalize = self._quantized_matrices, functional.normalize
         if for_backward:
             quantize, normalize = self._quantize, self._normalize
-        layer = self._layer(positions, compiled=self._compiled and for_backward)
+        layer = self._layer(positions, compiled=self.compiled and for_backward)
         with self._layer_blas(tokens_RN):
             matrices = quantize(q)
             weights = [
