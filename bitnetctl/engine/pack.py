@@ -179,9 +179,9 @@ class Pack:
 
     def mark_diverged(self, step: int) -> None:
         """Set `diverged_at` from what the device marked, and to `step` where a weight or moment is not finite."""
-        for run, (replica, failed_at) in enumerate(zip(self.replicas, self._failed_at_R.tolist(), strict=True)):
-            if replica.diverged_at is None:
-                replica.diverged_at = failed_at or (step if self._bad_state(run) else None)
+        failed_at = self._failed_at_R.tolist()
+        for run, replica in self.alive:
+            replica.diverged_at = failed_at[run] or (step if self._bad_state(run) else None)
 
     @torch.no_grad()
     def first_bad_tensor(self, run: int) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bitnetctl.config import RunConfig
 from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import memory_in_use
 from bitnetctl.records import Row
@@ -58,7 +57,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
         device=str(pack.device),
     )
     reported: set[int] = set()
-    saving = _Saving(trainer, config)
+    saving = _Saving(trainer)
     clock = _Clock(pack.tokens_per_step)
     for step in range(trainer.start_step + 1, steps + 1):
         clock.start()
@@ -68,7 +67,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
         if is_evaluated or is_tick:
             pack.wait()
         clock.stop()
-        is_saved = saving.is_due(step) and step < steps
+        is_saved = saving.is_due(step, is_evaluated) and step < steps
         must_stop = trainer.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
@@ -178,17 +177,16 @@ def _finish(trainer: Trainer) -> None:
 class _Saving:
     """When a checkpoint is due: at the requested interval, or at evaluations as often as it costs next to nothing."""
 
-    def __init__(self, trainer: Trainer, config: RunConfig) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._config = config
         self._cost_seconds = 0.0
         self._saved_at = time.perf_counter()
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, is_evaluated: bool) -> bool:
         every = self._trainer.checkpoint_every
         if every is not None:
             return step % every == 0
-        if step == 1 or not self._config.is_evaluated(step):
+        if step == 1 or not is_evaluated:
             return False
         wait_seconds = min(self._cost_seconds / _SAVING_FRACTION, _LONGEST_UNSAVED_SECONDS)
         return time.perf_counter() - self._saved_at >= wait_seconds
