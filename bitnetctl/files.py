@@ -98,18 +98,17 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename a file over `path`, or a folder in its place: only an empty folder can be renamed over."""
     if not temporary.is_dir():
         temporary.replace(path)
-        return
-    old = _temporary_path(path) if path.exists() else None
-    if old is not None:
-        path.rename(old)
-    try:
+    elif not path.exists():
         temporary.rename(path)
-    except BaseException:
-        if old is not None:
+    else:
+        old = _temporary_path(path)
+        path.rename(old)
+        try:
+            temporary.rename(path)
+        except BaseException:
             with contextlib.suppress(OSError):
                 old.rename(path)
-        raise
-    if old is not None:
+            raise
         remove(old)
 
 

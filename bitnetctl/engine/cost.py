@@ -1,5 +1,6 @@
 """Estimated time and memory of training: counted operations and bytes over the machine's measured rates."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,9 +69,7 @@ def bytes_per_replica(config: RunConfig, vocab_size: int) -> int:
     """Return the bytes of a run in its pack: weights, gradients, moments, quantized copies and activations."""
     model = config.model
     parameters = num_parameters(model, vocab_size)
-    matrices = sum(
-        torch.Size(spec.shape).numel() for spec in parameter_specs(model, vocab_size).values() if spec.is_matrix
-    )
+    matrices = sum(math.prod(spec.shape) for spec in parameter_specs(model, vocab_size).values() if spec.is_matrix)
     tokens = config.data.batch_size * config.data.sequence_length
     layer_values = 16 * model.hidden_size + 8 * model.intermediate_size
     activations = tokens * (model.num_layers * layer_values + 3 * vocab_size)

@@ -105,13 +105,10 @@ class CapturedPack(Pack):
         self._steps_S[:count] = torch.arange(first, first + count)
         self._index_1.zero_()
         self._first = first
+        decays = [tuple(replica.weight_decay(step) for replica in self.replicas) for step in steps]
         self._keys = [
-            (
-                all(quant_lambda == 0.0 for quant_lambda in step_lambdas),
-                any(quant_lambda != 1.0 for quant_lambda in step_lambdas),
-                tuple(replica.weight_decay(step) for replica in self.replicas),
-            )
-            for step, step_lambdas in zip(steps, quant_lambdas, strict=True)
+            (set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, decays_R)
+            for lambdas_R, decays_R in zip(quant_lambdas, decays, strict=True)
         ]
 
     def _step_on_device(self, key: _Key) -> None:

@@ -23,21 +23,18 @@ class RunOptimizer:
         flat_parameters: Mapping[str, Tensor],
         groups: Mapping[str, ParameterGroup | None],
     ) -> None:
-        decayed = [name for name in flat_parameters if groups[name] not in config.exempt]
-        exempt = [name for name in flat_parameters if groups[name] in config.exempt]
-        self._names = decayed + exempt
-        device = next(iter(flat_parameters.values())).device
+        decayed = {name: flat for name, flat in flat_parameters.items() if groups[name] not in config.exempt}
+        exempt = {name: flat for name, flat in flat_parameters.items() if groups[name] in config.exempt}
+        # in the order in which torch counts them
+        self._flat_parameters = decayed | exempt
         self._optimizer = _CLASSES[config.name](
-            [
-                {"params": [flat_parameters[name] for name in decayed]},
-                {"params": [flat_parameters[name] for name in exempt]},
-            ],
+            [{"params": list(decayed.values())}, {"params": list(exempt.values())}],
             lr=0.0,
             betas=config.betas,
             eps=config.eps,
             weight_decay=0.0,
             fused=True,
-            capturable=device.type == "cuda",
+            capturable=all(flat.is_cuda for flat in flat_parameters.values()),
         )
         # uncaptured steps are intended: the warm-up before a capture, and all of the eager engine
         self._optimizer._warned_capturable_if_run_uncaptured = True
@@ -71,22 +68,21 @@ class RunOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer's tensors as `flat parameter/key`, such as `head/exp_avg`."""
-        state = self._optimizer.state_dict()["state"]
-        return {f"{self._names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
+        names, state = list(self._flat_parameters), self._optimizer.state_dict()["state"]
+        return {f"{names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
     def state_like(self) -> dict[str, Tensor]:
         """Return tensors with the names, shapes and dtypes of what `state` returns after a step."""
-        flat_parameters = [flat for group in self._optimizer.param_groups for flat in group["params"]]
         count = torch.zeros((), dtype=torch.float32)
         return {
             f"{name}/{key}": count if key == "step" else flat
-            for name, flat in zip(self._names, flat_parameters, strict=True)
+            for name, flat in self._flat_parameters.items()
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
-        index = {name: i for i, name in enumerate(self._names)}
+        index = {name: i for i, name in enumerate(self._flat_parameters)}
         state: dict[int, dict[str, Tensor]] = {}
         for path, value in tensors.items():
             name, _, key = path.rpartition("/")

@@ -15,7 +15,7 @@ from bitnetctl.engine import schedule
 from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 from bitnetctl.errors import ConfigError
 from bitnetctl.model.matmul import Precision, Quantization
-from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
 from bitnetctl.plugins.composition import Composition
 
 
@@ -26,7 +26,7 @@ class Replica:
         self.config = config
         self.composition = composition
         self.flat_parameters = model.flat_parameters(run)
-        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, model.flat_parameter_groups())
+        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
         self.diverged_at: int | None = None
         self.halved_after: Sequence[int] = ()
 
@@ -80,7 +80,7 @@ class Pack:
             for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
         ]
         self.steps = configs[0].steps
-        self._overrides_loss = any(replica.composition.overrides_loss for replica in self.replicas)
+        self._overriding_loss = [run for run, replica in enumerate(self.replicas) if replica.composition.overrides_loss]
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
@@ -108,6 +108,11 @@ class Pack:
         return self._metrics_3R
 
     @property
+    def alive(self) -> list[tuple[int, Replica]]:
+        """The runs that have not diverged, with their numbers."""
+        return [(run, replica) for run, replica in enumerate(self.replicas) if replica.diverged_at is None]
+
+    @property
     def tokens_per_step(self) -> int:
         """Training tokens of one run in a step."""
         data = self.replicas[0].config.data
@@ -121,9 +126,8 @@ class Pack:
         """Train one step; its metrics stay on the device until they are read."""
         self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
         self._guard(step)
-        for run, replica in enumerate(self.replicas):
-            if replica.diverged_at is None:
-                self._update(run, replica, step)
+        for run, replica in self.alive:
+            self._update(run, replica, step)
 
     def wait(self) -> None:
         """Synchronize with the device."""
@@ -141,11 +145,25 @@ class Pack:
         """Compute the gradients and metrics of a batch."""
         targets_RN = rows_RBT1[..., 1:].flatten(1)
         activations = self.model.forward_for_backward(rows_RBT1[..., :-1], quantization)
-        overrides = _LossOverrides(self.replicas, targets_RN) if self._overrides_loss else None
-        loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, overrides)
+        objectives: dict[int, Tensor] = {}
+
+        def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
+            """Write N times the gradient of its objective for each run that has one: `head_loss` divides by N."""
+            for run in self._overriding_loss:
+                logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
+                with torch.enable_grad():
+                    objective = self.replicas[run].composition.training_loss(logits_NV, targets_RN[run])
+                    (grad_NV,) = torch.autograd.grad(objective, logits_NV)
+                torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
+                objectives[run] = objective.detach()
+
+        loss_R, grad_RNH = self.model.head_loss(
+            activations.hidden_RNH, targets_RN, override if self._overriding_loss else None
+        )
         self.model.backward(activations, grad_RNH)
-        objective_R = loss_R if overrides is None else overrides.objectives(loss_R)
-        torch.stack((loss_R, objective_R, self.model.gradient_norms()), out=self._metrics_3R)
+        torch.stack((loss_R, loss_R, self.model.gradient_norms()), out=self._metrics_3R)
+        for run, objective in objectives.items():
+            self._metrics_3R[1, run] = objective
 
     def _guard(self, step: int | Tensor) -> None:
         """Mark the runs whose objective or gradient norm is not finite; they are not updated from here on."""
@@ -161,11 +179,9 @@ class Pack:
 
     def mark_diverged(self, step: int) -> None:
         """Set `diverged_at` from what the device marked, and to `step` where a weight or moment is not finite."""
-        for run, (replica, failed_at) in enumerate(zip(self.replicas, self._failed_at_R.tolist(), strict=True)):
-            if replica.diverged_at is None and failed_at:
-                replica.diverged_at = failed_at
-            if replica.diverged_at is None and self._bad_state(run) is not None:
-                replica.diverged_at = step
+        failed_at = self._failed_at_R.tolist()
+        for run, replica in self.alive:
+            replica.diverged_at = failed_at[run] or (step if self._bad_state(run) else None)
 
     @torch.no_grad()
     def first_bad_tensor(self, run: int) -> str:
@@ -206,30 +222,3 @@ class Pack:
         skip = self._skip_R[run] if self._guards_on_device else None
         rate, decay = replica.learning_rate(step), replica.weight_decay(step)
         replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)
-
-
-class _LossOverrides:
-    """The objectives of the runs whose intervention overrides the training loss, called with all logits of a step."""
-
-    def __init__(self, replicas: Sequence[Replica], targets_RN: Tensor) -> None:
-        self._replicas = replicas
-        self._targets_RN = targets_RN
-        self._objectives: dict[int, Tensor] = {}
-
-    def __call__(self, logits_RNV: Tensor, grad_RNV: Tensor) -> None:
-        """Write N times the gradient of its objective over that of each such run: `head_loss` divides by N."""
-        for run, replica in enumerate(self._replicas):
-            if replica.composition.overrides_loss:
-                logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
-                with torch.enable_grad():
-                    objective = replica.composition.training_loss(logits_NV, self._targets_RN[run])
-                    (grad_NV,) = torch.autograd.grad(objective, logits_NV)
-                torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
-                self._objectives[run] = objective.detach()
-
-    def objectives(self, loss_R: Tensor) -> Tensor:
-        """Return what each run minimises [R]: the loss, or the objective that overrides it."""
-        objective_R = loss_R.clone()
-        for run, objective in self._objectives.items():
-            objective_R[run] = objective
-        return objective_R

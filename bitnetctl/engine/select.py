@@ -164,11 +164,18 @@ def choose_threads(pack: Pack, most: int) -> int:
 
 
 def _step_seconds(pack: Pack) -> float:
-    """Time one forward and backward, after a forward that wakes the threads up."""
-    data = pack.replicas[0].config.data
-    tokens_RBT = torch.zeros(pack.model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
+    """Time one forward and backward, after a forward that wakes the threads up.
+
+    Of a compiled model only the uncompiled forward: compiled code is specialised to a number of threads.
+    """
+    model, data = pack.model, pack.replicas[0].config.data
+    tokens_RBT = torch.zeros(model.num_runs, data.batch_size, data.sequence_length, dtype=torch.long)
     quant_lambdas = pack.quant_lambdas(1)
-    pack.model.forward(tokens_RBT, quant_lambdas)
+    model.forward(tokens_RBT, quant_lambdas)
     start = time.perf_counter()
-    pack.model.forward_backward(tokens_RBT, quant_lambdas)
+    if model.compiled:
+        model.forward(tokens_RBT, quant_lambdas)
+    else:
+        activations = model.forward_for_backward(tokens_RBT, model.quantization(quant_lambdas))
+        model.backward(activations, model.head_loss(activations.hidden_RNH, tokens_RBT.flatten(1))[1])
     return time.perf_counter() - start

@@ -43,9 +43,9 @@ class LayerWeights:
     matrices: Mapping[str, Operand]
     norms: Mapping[str, Tensor]
 
-    def norm_keys(self, matrix: str) -> list[str]:
+    def norms_before(self, matrix: str) -> dict[str, Tensor]:
         """Return the norms in front of a matrix."""
-        return [key for key in _NORMS_BEFORE[matrix] if key in self.norms]
+        return {key: self.norms[key] for key in _NORMS_BEFORE[matrix] if key in self.norms}
 
 
 @dataclass
@@ -78,8 +78,7 @@ def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
     if not enabled:
         return function
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    compiled: Callable[_P, _T] = torch.compile(function, dynamic=False, fullgraph=True)
-    return compiled
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 class Layer:
@@ -176,7 +175,7 @@ class Layer:
         self, matrix: str, x_RNI: Tensor, weights: LayerWeights, q: Quantization, saved: LayerActivations
     ) -> Tensor:
         """Normalize, quantize and multiply; add to `saved` what backward needs."""
-        norms = [weights.norms[key] for key in weights.norm_keys(matrix)]
+        norms = list(weights.norms_before(matrix).values())
         normed_RNI, saved.norms[matrix] = functional.normalize(x_RNI, norms, self._config.rms_norm_eps)
         saved.inputs[matrix] = self._matmul.activations(normed_RNI, q)
         return self._matmul.multiply(saved.inputs[matrix], weights.matrices[matrix])
@@ -185,13 +184,12 @@ class Layer:
         self, matrix: str, grad_RNO: Tensor, saved: LayerActivations, weights: LayerWeights, grads: LayerGradients
     ) -> Tensor:
         """Return the gradient of the input of a matrix's norms; add those of norms and matrix to `grads`."""
-        keys = weights.norm_keys(matrix)
         grad_RNO = self._matmul.cast(grad_RNO)
         grads.matrix_factors[matrix] = (grad_RNO, self._matmul.dequantize(saved.inputs[matrix]))
         grad_RNI = torch.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
-        norms = [weights.norms[key] for key in keys]
-        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], norms)
-        grads.norms.update(zip(keys, norm_grads_RF, strict=True))
+        norms = weights.norms_before(matrix)
+        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], list(norms.values()))
+        grads.norms.update(zip(norms, norm_grads_RF, strict=True))
         return grad_RNI
 
     def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:

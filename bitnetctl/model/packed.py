@@ -24,8 +24,11 @@ from bitnetctl.model.quantization import ternary_codes
 
 # flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
 _FLAT: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
+FLAT_GROUPS = {flat: group for group, flat in _FLAT.items()}
 # those whose rows are the vocabulary, which may be padded
 _TABLES = ("embed", "head")
+# matmuls on a GPU are faster in such multiples; the padding rows are never seen from outside
+_VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 # tokens, over all runs, whose logits are in a GPU's memory at once
 _GPU_CHUNK = 4096
 
@@ -49,8 +52,9 @@ class PackedModel:
     """The weights of R runs of one shape, their forward pass and their gradients.
 
     `packed[name]` and `gradients[name]` have shape [R, *parameter_specs[name].shape] and are views of the flat
-    parameters and their gradients. Run r is initialised from `seeds[r]` alone, so it has the same weights in every
-    pack. A training step is `forward_for_backward`, then `head_loss`, then `backward`.
+    parameters and their gradients; `num_parameters` counts those of one run. Run r is initialised from `seeds[r]`
+    alone, so it has the same weights in every pack. A training step is `forward_for_backward`, then `head_loss`, then
+    `backward`.
     """
 
     def __init__(
@@ -62,22 +66,23 @@ class PackedModel:
         *,
         precision: Precision = "fp32",
         compiled: bool = False,
-        pad_vocabulary_to: int | None = None,
     ) -> None:
         self.config = configs[0]
+        self.num_runs = len(configs)
+        self.num_parameters = num_parameters(self.config, vocab_size)
         self.vocab_size = vocab_size
         self.device = device
         self.matmul = Matmul(precision, device)
         self.parameter_specs = parameter_specs(self.config, vocab_size)
-        # matmuls on a GPU are faster in multiples of 64; the padding rows are never seen from outside
-        multiple = pad_vocabulary_to or (64 if device.type == "cuda" else 1)
+        self._matrices = [key for key, spec in self.parameter_specs.items() if spec.is_matrix]
+        multiple = _VOCABULARY_MULTIPLE[device.type]
         self._padded_vocab = -(-vocab_size // multiple) * multiple
-        self._compiled = compiled
+        self.compiled = compiled
         self._quantize = compile_if(compiled, self._quantized_matrices)
         self._normalize = compile_if(compiled, functional.normalize)
         self._normalize_backward = compile_if(compiled, functional.normalize_backward)
         self._cross_entropy = compile_if(compiled, functional.cross_entropy)
-        self._flat = self._allocate(len(configs))
+        self._flat = self._allocate()
         self._flat_gradients = {key: torch.zeros_like(flat) for key, flat in self._flat.items()}
         self.packed = self._spec_views(self._flat)
         self.gradients = self._spec_views(self._flat_gradients)
@@ -91,22 +96,22 @@ class PackedModel:
                 for flat in self._flat.values():
                     flat[run] = flat[source]
         # views of every layer, made once: weights [R, 1, F] of the norms, gradients of the matrices
-        self._norm_layers = [
-            {key: norm_RF.unsqueeze(1) for key, norm_RF in norms.items()}
-            for norms in self._layer_views(self.packed, norms=True)
-        ]
-        self._gradient_layers = self._layer_views(self.gradients, norms=False)
+        norms = [key for key, spec in self.parameter_specs.items() if spec.group == "norms" and spec.per_layer]
+        layers = range(self.config.num_layers)
+        self._norm_layers = [{key: self.packed[key][:, layer].unsqueeze(1) for key in norms} for layer in layers]
+        self._gradient_layers = [{key: self.gradients[key][:, layer] for key in self._matrices} for layer in layers]
+        self._final_norm = [self.packed["final_norm"].unsqueeze(1)]
         self._layers: dict[tuple[int, bool], Layer] = {}
-        self._offsets_R1 = torch.arange(len(configs), device=device).unsqueeze(-1) * self._padded_vocab
+        self._offsets_R1 = torch.arange(self.num_runs, device=device).unsqueeze(-1) * self._padded_vocab
 
-    def _allocate(self, runs: int) -> dict[str, Tensor]:
+    def _allocate(self) -> dict[str, Tensor]:
         """Return the flat parameters of all runs [R, size], zero."""
         sizes: dict[str, int] = {}
         for spec in self.parameter_specs.values():
             name = _FLAT[spec.group]
             rows = self._padded_vocab if name in _TABLES else spec.shape[0]
             sizes[name] = sizes.get(name, 0) + rows * math.prod(spec.shape[1:])
-        return {name: torch.zeros(runs, size, device=self.device) for name, size in sizes.items()}
+        return {name: torch.zeros(self.num_runs, size, device=self.device) for name, size in sizes.items()}
 
     def _spec_views(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the packed tensors as views [..., *shape] of flat ones [..., size]."""
@@ -116,25 +121,6 @@ class PackedModel:
             views[key] = flat[name][..., starts[name] : starts[name] + size].unflatten(-1, spec.shape)
             starts[name] += size
         return views
-
-    def _layer_views(self, tensors: Mapping[str, Tensor], *, norms: bool) -> list[dict[str, Tensor]]:
-        """Return for every layer its slice of the norms, or of the matrices."""
-        slices = {
-            key: tensors[key].unbind(1)
-            for key, spec in self.parameter_specs.items()
-            if spec.per_layer and (spec.group == "norms") == norms
-        }
-        return [{key: by_layer[layer] for key, by_layer in slices.items()} for layer in range(self.config.num_layers)]
-
-    @property
-    def num_runs(self) -> int:
-        """Number of runs in the pack."""
-        return self._offsets_R1.shape[0]
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of one run."""
-        return num_parameters(self.config, self.vocab_size)
 
     def flat_parameters(self, run: int) -> dict[str, Tensor]:
         """Return the flat parameters of a run with their `.grad`: what its optimizer updates, in the pack's memory.
@@ -147,10 +133,6 @@ class PackedModel:
             parameters[name] = flat[run, :size].requires_grad_()
             parameters[name].grad = self._flat_gradients[name][run, :size]
         return parameters
-
-    def flat_parameter_groups(self) -> dict[str, ParameterGroup | None]:
-        """Return the group of every flat parameter."""
-        return {name: group for group, name in _FLAT.items() if name in self._flat}
 
     def gradient_norms(self) -> Tensor:
         """Return the global norm of every run's gradients: [R]."""
@@ -201,28 +183,12 @@ class PackedModel:
 
     def ternary_codes(self) -> dict[str, Tensor]:
         """Return the ternary values of every matrix as int8 [R, L, O, I]."""
-        return {
-            key: ternary_codes(self.packed[key], self.segments(key))
-            for key, spec in self.parameter_specs.items()
-            if spec.is_matrix
-        }
+        return {key: ternary_codes(self.packed[key], self.segments(key)) for key in self._matrices}
 
     def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
         quantization = self.quantization(quant_lambdas)
         return self.logits(self._hidden(tokens_RBT, quantization, for_backward=False).hidden_RNH)
-
-    def forward_backward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> None:
-        """Run one forward and backward, to be timed.
-
-        Of a compiled model only the uncompiled forward: compiled code is specialised to a number of threads, which
-        is what the timing is to choose.
-        """
-        if self._compiled:
-            self.forward(tokens_RBT, quant_lambdas)
-            return
-        activations = self.forward_for_backward(tokens_RBT, self.quantization(quant_lambdas))
-        self.backward(activations, self.head_loss(activations.hidden_RNH, tokens_RBT.flatten(1))[1])
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
@@ -293,7 +259,7 @@ class PackedModel:
         quantize, normalize = self._quantized_matrices, functional.normalize
         if for_backward:
             quantize, normalize = self._quantize, self._normalize
-        layer = self._layer(positions, compiled=self._compiled and for_backward)
+        layer = self._layer(positions, compiled=self.compiled and for_backward)
         with self._layer_blas(tokens_RN):
             matrices = quantize(q)
             weights = [
@@ -305,8 +271,7 @@ class PackedModel:
                 x_RNH, activations = layer.forward(x_RNH, layer_weights, q)
                 if for_backward:
                     layers.append(activations)
-        final = [self.packed["final_norm"].unsqueeze(1)]
-        hidden_RNH, final_norm = normalize(x_RNH, final, self.config.rms_norm_eps)
+        hidden_RNH, final_norm = normalize(x_RNH, self._final_norm, self.config.rms_norm_eps)
         return SavedActivations(
             tokens_RN=tokens_RN,
             layer=layer,
@@ -318,11 +283,7 @@ class PackedModel:
 
     def _quantized_matrices(self, q: Quantization) -> dict[str, list[Operand]]:
         """Return the operands of every layer by matrix."""
-        return {
-            key: self.matmul.weights(self.packed[key], self.segments(key), q)
-            for key, spec in self.parameter_specs.items()
-            if spec.is_matrix
-        }
+        return {key: self.matmul.weights(self.packed[key], self.segments(key), q) for key in self._matrices}
 
     @torch.no_grad()
     def backward(self, activations: SavedActivations, grad_RNH: Tensor) -> None:
@@ -330,8 +291,7 @@ class PackedModel:
 
         Where the head is tied to the embeddings, `head_loss` must have written its gradient: this adds to it.
         """
-        final = [self.packed["final_norm"].unsqueeze(1)]
-        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, activations.final_norm, final)
+        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, activations.final_norm, self._final_norm)
         self.gradients["final_norm"].copy_(final_RH)
         norms: list[dict[str, Tensor]] = []
         with self._layer_blas(activations.tokens_RN):
@@ -356,8 +316,8 @@ class PackedModel:
 
     def _layer_blas(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
         """Return the BLAS context of the layers, chosen by the largest matmul in them."""
-        sizes = (spec.shape[1] * spec.shape[2] for spec in self.parameter_specs.values() if spec.is_matrix)
-        return self.matmul.fastest_blas(tokens_RN.numel() * max(sizes))
+        largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
+        return self.matmul.fastest_blas(tokens_RN.numel() * largest)
 
     def _layer(self, positions: int, *, compiled: bool) -> Layer:
         key = (positions, compiled)

@@ -53,12 +53,12 @@ def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, Parameter
     def norm(name: str, width: int) -> ParameterSpec:
         return ParameterSpec(shape=(layers, width), blocks=((f"{layer}{name}.weight", width),), group="norms")
 
-    def table(name: str, group: ParameterGroup) -> ParameterSpec:
-        return ParameterSpec(shape=(vocab_size, hidden), blocks=((name, vocab_size),), group=group, per_layer=False)
+    def single(name: str, group: ParameterGroup, *shape: int) -> ParameterSpec:
+        return ParameterSpec(shape=shape, blocks=((name, shape[0]),), group=group, per_layer=False)
 
-    result = {"embed": table("model.embed_tokens.weight", "embeddings")}
+    result = {"embed": single("model.embed_tokens.weight", "embeddings", vocab_size, hidden)}
     if not config.tie_word_embeddings:
-        result["head"] = table("lm_head.weight", "head")
+        result["head"] = single("lm_head.weight", "head", vocab_size, hidden)
     result |= {
         "qkv": matrix(hidden, (f"{attention}q_proj", heads), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)),
         "o": matrix(heads, (f"{attention}o_proj", hidden)),
@@ -72,9 +72,7 @@ def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, Parameter
     if config.inner_norms:
         result["qkv_norm"] = norm(f"{attention}qkv_norm", hidden)
         result["gate_up_norm"] = norm(f"{mlp}gate_up_norm", hidden)
-    result["final_norm"] = ParameterSpec(
-        shape=(hidden,), blocks=(("model.norm.weight", hidden),), group="norms", per_layer=False
-    )
+    result["final_norm"] = single("model.norm.weight", "norms", hidden)
     return result
 
 

@@ -64,8 +64,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         with replacing(target) as temporary:
             temporary.mkdir()
             state = _write_files(temporary, checkpoint)
-            if _has_state(target, state):
-                remove(temporary)
+            with contextlib.suppress(CheckpointError):
+                if verify(target) == state:
+                    remove(temporary)
     for step in steps(folder)[:-KEPT]:
         _drop_if_possible(path_of(folder, step))
     return target
@@ -191,25 +192,16 @@ def _check_records(path: Path, records: bytes, csv: Path) -> None:
             )
 
 
-def _has_state(path: Path, state: dict[str, Any]) -> bool:
-    """Whether an intact checkpoint with this state is there."""
-    try:
-        return verify(path) == state
-    except CheckpointError:
-        return False
-
-
 def _drop_if_possible(path: Path) -> None:
     with contextlib.suppress(OSError):
         discard(path)
 
 
 def _has_shape(state: Mapping[str, Any]) -> bool:
-    step, states = state.get("step"), state.get("interventions")
-    if not isinstance(step, int) or step < 1 or not isinstance(states, list):
-        return False
-    hashes = (state.get("config_hash"), state.get("data_fingerprint"))
-    return all(isinstance(one, dict) for one in states) and all(isinstance(one, str) for one in hashes)
+    match state:
+        case {"step": int(step), "config_hash": str(), "data_fingerprint": str(), "interventions": list(states)}:
+            return step >= 1 and all(isinstance(one, dict) for one in states)
+    return False
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

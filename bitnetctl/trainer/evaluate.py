@@ -48,19 +48,18 @@ class Probe:
         entropy_R = torch.zeros_like(loss_R)
         softmax_RV = torch.zeros(runs, self._vocab_size, dtype=torch.double, device=model.device)
         counts_RV = torch.zeros(runs, self._vocab_size, dtype=torch.long, device=model.device)
-        for start in range(0, rows, rows_per_chunk):
-            inputs_PT = self._inputs_PT[start : start + rows_per_chunk]
-            targets_N = self._targets_PT[start : start + rows_per_chunk].flatten()
+        chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
+        for inputs_PT, targets_PT in chunks:
             logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), quant_lambdas)
-            for start_N in range(0, len(targets_N), tokens_per_pass):
-                part = slice(start_N, start_N + tokens_per_pass)
-                x_RNV = logits_RNV[:, part].float()
+            passes = zip(logits_RNV.split(tokens_per_pass, 1), targets_PT.flatten().split(tokens_per_pass), strict=True)
+            for part_RNV, targets_N in passes:
+                x_RNV = part_RNV.float()
                 argmax_RN = x_RNV.argmax(-1)
                 counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
                 p_RNV = x_RNV.softmax(-1)
                 # log Σ exp, read off at the largest logit
                 total_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
-                target_RN = x_RNV.gather(-1, targets_N[part].expand(runs, -1).unsqueeze(-1)).squeeze(-1)
+                target_RN = x_RNV.gather(-1, targets_N.expand(runs, -1).unsqueeze(-1)).squeeze(-1)
                 loss_R += (total_RN - target_RN).sum(1, dtype=torch.double)
                 entropy_R += (total_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
                 softmax_RV += p_RNV.sum(1)
@@ -102,12 +101,11 @@ def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] |
     The flip rate is the fraction of ternary weights that changed their value since `previous`; unknown without it.
     """
     total = sum(code[0].numel() for code in codes.values())
-    none = torch.zeros((), dtype=torch.long)
-    zeros_R = sum(((code == 0).flatten(1).sum(1) for code in codes.values()), start=none)
+    zeros_R = torch.stack([(code == 0).flatten(1).sum(1) for code in codes.values()]).sum(0)
     flips: list[float | None] = [None] * len(zeros_R)
     if previous is not None:
-        changed = ((codes[key] != previous[key]).flatten(1).sum(1) for key in codes)
-        flips = (sum(changed, start=none) / total).tolist()
+        changed_R = torch.stack([(codes[key] != previous[key]).flatten(1).sum(1) for key in codes]).sum(0)
+        flips = (changed_R / total).tolist()
     return [
         {"ZeroFraction": zeros / total, "FlipRate": flip} for zeros, flip in zip(zeros_R.tolist(), flips, strict=True)
     ]

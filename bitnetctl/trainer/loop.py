@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bitnetctl.config import RunConfig
 from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import memory_in_use
 from bitnetctl.records import Row
@@ -58,7 +57,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
         device=str(pack.device),
     )
     reported: set[int] = set()
-    saving = _Saving(trainer, config)
+    saving = _Saving(trainer)
     clock = _Clock(pack.tokens_per_step)
     for step in range(trainer.start_step + 1, steps + 1):
         clock.start()
@@ -68,23 +67,22 @@ def train(trainer: Trainer) -> Iterator[Event]:
         if is_evaluated or is_tick:
             pack.wait()
         clock.stop()
-        is_saved = saving.is_due(step) and step < steps
+        is_saved = saving.is_due(step, is_evaluated) and step < steps
         must_stop = trainer.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
             pack.mark_diverged(step)
         yield from _report_diverged(trainer, step, reported)
         if is_evaluated:
-            for run, row in _evaluate(trainer, step, clock.tokens_per_second()):
-                trainer.artifacts[run].append(row)
-                yield Evaluated(run=run, row=row)
+            yield from _evaluate(trainer, step, clock.tokens_per_second())
         if is_saved or must_stop:
             saving.save(step)
             yield Saved(step=step)
         if len(reported) == len(pack.replicas):
             break
         if must_stop:
-            _mark_stopped(trainer, step)
+            for run, _ in pack.alive:
+                trainer.artifacts[run].update("stopped", step)
             yield Stopped(step=step)
             return
         if is_tick:
@@ -93,25 +91,18 @@ def train(trainer: Trainer) -> Iterator[Event]:
     yield Finished(step=steps)
 
 
-def _evaluate(trainer: Trainer, step: int, tokens_per_second: float) -> list[tuple[int, Row]]:
+def _evaluate(trainer: Trainer, step: int, tokens_per_second: float) -> Iterator[Event]:
+    """Write a row of each run that has not diverged."""
     pack = trainer.pack
     measured = trainer.probe.measure(pack.model, pack.quant_lambdas(step))
     codes = pack.model.ternary_codes()
     health = ternary_health(codes, trainer.codes)
     trainer.codes = codes
-    return [
-        (
-            run,
-            {
-                **_step_values(pack, run, step),
-                **measured[run],
-                **health[run],
-                "TokensPerSecond": tokens_per_second,
-            },
-        )
-        for run, replica in enumerate(pack.replicas)
-        if replica.diverged_at is None
-    ]
+    for run, _ in pack.alive:
+        step_values = _step_values(pack, run, step)
+        row: Row = {**step_values, **measured[run], **health[run], "TokensPerSecond": tokens_per_second}
+        trainer.artifacts[run].append(row)
+        yield Evaluated(run=run, row=row)
 
 
 def _step_values(pack: Pack, run: int, step: int) -> dict[str, float | int]:
@@ -173,9 +164,7 @@ def _state(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Checkpo
 
 def _finish(trainer: Trainer) -> None:
     steps = trainer.pack.steps
-    for run, replica in enumerate(trainer.pack.replicas):
-        if replica.diverged_at is not None:
-            continue
+    for run, _ in trainer.pack.alive:
         artifacts = trainer.artifacts[run]
         if trainer.keep_weights:
             artifacts.save(_state(trainer, run, steps, resumable=False))
@@ -185,26 +174,19 @@ def _finish(trainer: Trainer) -> None:
             checkpoint.keep_only(artifacts.paths.checkpoints, -1)
 
 
-def _mark_stopped(trainer: Trainer, step: int) -> None:
-    for run, replica in enumerate(trainer.pack.replicas):
-        if replica.diverged_at is None:
-            trainer.artifacts[run].update("stopped", step)
-
-
 class _Saving:
     """When a checkpoint is due: at the requested interval, or at evaluations as often as it costs next to nothing."""
 
-    def __init__(self, trainer: Trainer, config: RunConfig) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._config = config
         self._cost_seconds = 0.0
         self._saved_at = time.perf_counter()
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, is_evaluated: bool) -> bool:
         every = self._trainer.checkpoint_every
         if every is not None:
             return step % every == 0
-        if step == 1 or not self._config.is_evaluated(step):
+        if step == 1 or not is_evaluated:
             return False
         wait_seconds = min(self._cost_seconds / _SAVING_FRACTION, _LONGEST_UNSAVED_SECONDS)
         return time.perf_counter() - self._saved_at >= wait_seconds
@@ -212,9 +194,8 @@ class _Saving:
     def save(self, step: int) -> None:
         """Save every run that has not diverged."""
         start = time.perf_counter()
-        for run, replica in enumerate(self._trainer.pack.replicas):
-            if replica.diverged_at is None:
-                self._trainer.artifacts[run].save(_state(self._trainer, run, step, resumable=True))
+        for run, _ in self._trainer.pack.alive:
+            self._trainer.artifacts[run].save(_state(self._trainer, run, step, resumable=True))
         self._saved_at = time.perf_counter()
         self._cost_seconds = self._saved_at - start
 

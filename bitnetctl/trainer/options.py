@@ -11,10 +11,6 @@ Log: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
-def _ignore(*_: object) -> None:
-    """Report to nobody."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """How runs are carried out; what is trained is the config's alone.
@@ -38,5 +34,5 @@ class TrainOptions:
     keep_weights: bool = True
     on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
-    progress: Progress = _ignore
-    log: Log = _ignore
+    progress: Progress = lambda what, done, total: None
+    log: Log = lambda line: None

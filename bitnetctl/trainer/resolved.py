@@ -47,11 +47,10 @@ class ResolvedRun:
 def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> ResolvedRun:
     """Resolve a run; raises ConfigError for interventions that cannot be used and for names that cannot be files."""
     composition = registry.compose(config.interventions)
-    config_hash = config.hash
     return ResolvedRun(
         config=config,
         effective=composition.configure(config),
-        config_hash=config_hash,
+        config_hash=config.hash,
         paths=RunPaths(runs_dir, name or config.run_name),
         capturable_step=composition.capturable_step,
     )

@@ -54,7 +54,12 @@ def resume_point(acquired: Sequence[RunArtifacts], resume: Resume, log: Log) -> 
     if any(available):
         raise CheckpointError(f"no checkpoint of run {acquired[0].name} can be used; {_start_over(acquired[0])}")
     for artifacts in acquired:
-        _require_nothing_done(artifacts)
+        before = read_manifest(artifacts.paths.folder)
+        if before is not None and before.steps_done:
+            raise CheckpointError(
+                f"run {artifacts.name}: {before.steps_done} steps were done, but its checkpoints are gone; put them "
+                f"back, or {_start_over(artifacts)}"
+            )
     return ResumePoint()
 
 
@@ -77,16 +82,6 @@ def _resume_at(checkpoints: Sequence[Checkpoint], acquired: Sequence[RunArtifact
             )
     manifests = [read_manifest(artifacts.paths.folder) for artifacts in acquired]
     return ResumePoint(step=checkpoints[0].step, checkpoints=checkpoints, manifests=manifests)
-
-
-def _require_nothing_done(artifacts: RunArtifacts) -> None:
-    """Raise CheckpointError for a run that was trained and whose checkpoints are gone."""
-    before = read_manifest(artifacts.paths.folder)
-    if before is not None and before.steps_done:
-        raise CheckpointError(
-            f"run {artifacts.name}: {before.steps_done} steps were done, but its checkpoints are gone; put them "
-            f"back, or {_start_over(artifacts)}"
-        )
 
 
 def _steps(artifacts: RunArtifacts) -> set[int]:

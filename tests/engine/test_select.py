@@ -310,12 +310,15 @@ def test_matmuls_are_those_of_double_precision(precision: Precision, tolerance: 
         assert (ours - theirs).abs().max() < max(tolerance, 0.0 if precision == "fp32" else 1e-2) * theirs.abs().max()
 
 
-def test_a_padded_vocabulary_is_never_seen(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
-    from bitnetctl.model.packed import PackedModel
+def test_a_padded_vocabulary_is_never_seen(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitnetctl.model import packed
 
     config = tiny_config().model
-    plain = PackedModel([config, config], 300, [0, 1], CPU)
-    padded = PackedModel([config, config], 300, [0, 1], CPU, pad_vocabulary_to=64)
+    plain = packed.PackedModel([config, config], 300, [0, 1], CPU)
+    monkeypatch.setitem(packed._VOCABULARY_MULTIPLE, "cpu", 64)
+    padded = packed.PackedModel([config, config], 300, [0, 1], CPU)
     tokens_RBT = torch.randint(300, (2, 2, 9), generator=torch.Generator().manual_seed(0))
     inputs, targets = tokens_RBT[..., :-1], tokens_RBT[..., 1:].flatten(1)
     assert padded.num_parameters == plain.num_parameters

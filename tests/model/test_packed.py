@@ -13,7 +13,7 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig
 from bitnetctl.model import functional
 from bitnetctl.model.layer import rotary_tables
-from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
 from bitnetctl.model.parameters import num_parameters
 
 CPU = torch.device("cpu")
@@ -456,7 +456,7 @@ def test_parameters_and_flat_parameters_share_the_memory_of_the_pack() -> None:
     after = sum(flat.detach().sum().item() for flat in flat_parameters.values())
     assert after - total == pytest.approx(model.num_parameters, rel=1e-4)
     assert all(flat.is_leaf for flat in flat_parameters.values())
-    assert flat_parameters.keys() == model.flat_parameter_groups().keys()
+    assert flat_parameters.keys() == FLAT_GROUPS.keys()
 
 
 def test_gradients_by_name_are_those_of_the_flat_parameters() -> None:
