@@ -103,12 +103,8 @@ class TrainerFactory:
                 probe=probe,
                 artifacts=acquired,
                 data_fingerprint=tokens.fingerprint,
+                options=self.options,
                 start_step=start.step,
-                checkpoint_every=self.options.checkpoint_every,
-                keep_weights=self.options.keep_weights,
-                on_divergence=self.options.on_divergence,
-                log=self.options.log,
-                should_stop=self.options.should_stop,
                 codes=codes,
             )
 

@@ -6,7 +6,7 @@ is saved. A stop request is honoured at the step boundary, after all of these.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, RolledBack, Saved, Started, Stopped
-from bitnetctl.trainer.options import Log, OnDivergence
+from bitnetctl.trainer.options import TrainOptions
 
 MOST_ROLLBACKS = 3
 _TICK_SECONDS = 0.25
@@ -36,13 +36,9 @@ class Trainer:
     probe: Probe
     artifacts: Sequence[RunArtifacts]
     data_fingerprint: str
-    start_step: int = 0
-    checkpoint_every: int | None = None
-    keep_weights: bool = True
-    on_divergence: OnDivergence = "stop"
-    log: Log = lambda text: None
-    should_stop: Callable[[], bool] = lambda: False
-    codes: dict[str, Tensor] | None = None
+    options: TrainOptions
+    start_step: int
+    codes: dict[str, Tensor] | None
 
 
 def train(trainer: Trainer) -> Iterator[Event]:
@@ -68,7 +64,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
             pack.wait()
         clock.stop()
         is_saved = saving.is_due(step, is_evaluated) and step < steps
-        must_stop = trainer.should_stop() and step < steps
+        must_stop = trainer.options.should_stop() and step < steps
 
         if is_evaluated or is_saved or must_stop:
             pack.mark_diverged(step)
@@ -124,7 +120,7 @@ def _report_diverged(trainer: Trainer, step: int, reported: set[int]) -> Iterato
         if replica.diverged_at is not None and run not in reported:
             reported.add(run)
             tensor = trainer.pack.first_bad_tensor(run)
-            if trainer.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MOST_ROLLBACKS:
+            if trainer.options.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MOST_ROLLBACKS:
                 yield _roll_back(trainer, run, replica.diverged_at, tensor)
                 continue
             row = {**_step_values(trainer.pack, run, step), "UniquePredictions": math.nan}
@@ -139,7 +135,7 @@ def _roll_back(trainer: Trainer, run: int, diverged_at: int, tensor: str) -> Rol
     """Mark a run that diverged to be resumed from its last checkpoint; the pack continues without it."""
     artifacts = trainer.artifacts[run]
     resumed_from = artifacts.roll_back(diverged_at, tensor, trainer.start_step)
-    trainer.log(
+    trainer.options.log(
         f"{artifacts.name}: {tensor} not finite at step {diverged_at:,}; it resumes from step {resumed_from:,} "
         f"with half the learning rate ({len(artifacts.rollbacks)} of {MOST_ROLLBACKS} times)"
     )
@@ -166,11 +162,11 @@ def _finish(trainer: Trainer) -> None:
     steps = trainer.pack.steps
     for run, _ in trainer.pack.alive:
         artifacts = trainer.artifacts[run]
-        if trainer.keep_weights:
+        if trainer.options.keep_weights:
             artifacts.save(_state(trainer, run, steps, resumable=False))
             checkpoint.keep_only(artifacts.paths.checkpoints, steps)
         artifacts.update("finished", steps)
-        if not trainer.keep_weights:
+        if not trainer.options.keep_weights:
             checkpoint.keep_only(artifacts.paths.checkpoints, -1)
 
 
@@ -183,7 +179,7 @@ class _Saving:
         self._saved_at = time.perf_counter()
 
     def is_due(self, step: int, is_evaluated: bool) -> bool:
-        every = self._trainer.checkpoint_every
+        every = self._trainer.options.checkpoint_every
         if every is not None:
             return step % every == 0
         if step == 1 or not is_evaluated:
