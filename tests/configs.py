@@ -1,5 +1,6 @@
 """Config trees for tests: a strategy for every field, whole random trees, and the quick recipe."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.errors import ConfigError, ExitCode
+
+TinyConfig = Callable[..., RunConfig]
 
 RECIPES = ["b158", "origin", "portable", "quick"]
 

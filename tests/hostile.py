@@ -1,6 +1,6 @@
 """Helpers of the tests with hostile files, names and links."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,6 @@ from calling import Done
 
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.errors import ExitCode
-
-TinyConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Started
 
-TinyConfig = Callable[..., RunConfig]
 Train = Callable[..., list[Event]]
 
 RUNS, UNDISTURBED = Path("runs"), Path("undisturbed")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from configs import TinyConfig
 from pydantic import Field
 from run_files import RUNS, UNDISTURBED
 from training import sweep_runs
@@ -21,7 +22,6 @@ from bitnetctl.sweeps import executor
 from bitnetctl.trainer.events import Event, Started
 from bitnetctl.trainer.options import TrainOptions
 
-TinyConfig = Callable[..., RunConfig]
 Sweep = Callable[..., list[Event]]
 Grid = Callable[..., list[RunConfig]]
 

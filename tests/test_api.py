@@ -4,18 +4,16 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from configs import TinyConfig
 
 import bitnetctl
 from bitnetctl import api
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, StoppedBySignal
 from bitnetctl.trainer.events import Evaluated, Event, Failed
 
-TinyConfig = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs")
 OPTIONS = bitnetctl.TrainOptions(device="cpu")

@@ -4,12 +4,13 @@ import contextlib
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from configs import TinyConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +26,6 @@ from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import compose
 
-TinyConfig = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import TinyConfig
 from torch import Tensor
 
 from bitnetctl.config import RunConfig
@@ -14,8 +15,6 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition
-
-TinyConfig = Callable[..., RunConfig]
 
 
 class Smoothed(Intervention):

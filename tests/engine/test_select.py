@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import TinyConfig
 
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.data import TokenData
@@ -19,7 +20,6 @@ from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import compose
 
-TinyConfig = Callable[..., RunConfig]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TERNARY = Quantization(off=False, quant_lambda_R=None)
 

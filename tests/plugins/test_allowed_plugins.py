@@ -1,19 +1,16 @@
 """Plug-ins that are not allowed, or have an unusable name, are never imported."""
 
 import sys
-from collections.abc import Callable
 
 import pytest
 from calling import call
+from configs import TinyConfig
 from distributions import Distribution, built_ins, forget_plugins
 
 from bitnetctl import __version__
-from bitnetctl.config import RunConfig
 from bitnetctl.plugins import registry
 
 pytestmark = pytest.mark.usefixtures("fresh_registry")
-
-TinyConfig = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,20 @@
 """Every built-in intervention: one table of settings, the contract, training in packs, and their order in an arm."""
 
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from configs import TinyConfig
 from packs import PackArms, compose
 
-from bitnetctl.config import InterventionSpec, RunConfig
+from bitnetctl.config import InterventionSpec
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import changed_hooks
 from bitnetctl.testing import check_contract
-
-TinyConfig = Callable[..., RunConfig]
 
 # name → the settings that every built-in is tested with; each setting of each is set at least once
 SETTINGS: dict[str, list[dict[str, Any]]] = {

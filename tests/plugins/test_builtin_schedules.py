@@ -1,16 +1,12 @@
 """Built-in interventions that change schedules, at points worked out by hand."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from configs import TinyConfig
 from packs import PackArms, compose
 
-from bitnetctl.config import RunConfig
 from bitnetctl.engine import schedule
 from bitnetctl.errors import ConfigError
-
-TinyConfig = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize("kind", ["two-stage", "paper", "cosine", "constant"])

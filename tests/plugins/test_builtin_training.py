@@ -1,21 +1,19 @@
 """Built-in interventions that change loss, gradients, optimizer or weights, against independent references."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import TinyConfig
 from packs import PackArms, batch, compose, counted_steps, first_moments, gradients, weights
 from torch import Tensor
 
-from bitnetctl.config import RunConfig
 from bitnetctl.engine.pack import Pack
 from bitnetctl.model import matmul
-
-TinyConfig = Callable[..., RunConfig]
 
 
 def adam(

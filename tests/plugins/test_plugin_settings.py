@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import TinyConfig
 from distributions import HALVED, Distribution
 
 from bitnetctl import __version__
@@ -21,8 +22,6 @@ from bitnetctl.records import PluginInfo, read_manifest
 from bitnetctl.trainer.events import Event
 
 pytestmark = pytest.mark.usefixtures("fresh_registry")
-
-TinyConfig = Callable[..., RunConfig]
 
 
 def normal(config: RunConfig) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable
 
 import pytest
+from configs import TinyConfig
 from distributions import Distribution, built_ins, forget_plugins
 
 from bitnetctl import __version__
-from bitnetctl.config import RunConfig, parse_arm
+from bitnetctl.config import parse_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 
 pytestmark = pytest.mark.usefixtures("fresh_registry")
-
-TinyConfig = Callable[..., RunConfig]
 
 
 def test_discovery_is_sorted_and_mixes_built_ins_and_others(distribution: Distribution) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from calling import call
-from hostile import TinyConfig, environment as environment, refused, settings
+from configs import TinyConfig
+from hostile import environment as environment, refused, settings
 from synthetic import quick, simple_run
 
 from bitnetctl import data

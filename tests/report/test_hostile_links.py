@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import pytest
 from calling import call
-from hostile import TinyConfig, environment as environment, everything, refused, settings
+from configs import TinyConfig
+from hostile import environment as environment, everything, refused, settings
 from synthetic import quick, simple_run
 
 from bitnetctl.errors import ExitCode

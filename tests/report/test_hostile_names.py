@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from calling import call
-from hostile import TinyConfig, environment as environment, everything, refused, settings
+from configs import TinyConfig
+from hostile import environment as environment, everything, refused, settings
 
 from bitnetctl import data
 from bitnetctl.errors import DataError

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import TinyConfig
 from run_files import RUNS, UNDISTURBED, manifest
 from sweeping import (
     COMPARED,
@@ -15,7 +16,6 @@ from sweeping import (
     SINGLE,
     Grid,
     Sweep,
-    TinyConfig,
     assert_same,
     largest_difference,
     names,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from configs import TinyConfig
 from filelock import FileLock, Timeout
 from training import resolved
 
@@ -19,7 +20,6 @@ from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.resolved import ResolvedRun
 
-TinyConfig = Callable[..., RunConfig]
 Claim = Callable[..., list[int]]
 
 RUNS = Path("runs")

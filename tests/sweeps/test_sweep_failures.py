@@ -5,6 +5,7 @@ import math
 import shutil
 
 import pytest
+from configs import TinyConfig
 from filelock import FileLock
 from run_files import RUNS, UNDISTURBED, csv_without_speed, manifest
 from sweeping import (
@@ -14,7 +15,6 @@ from sweeping import (
     Fuller,
     Grid,
     Sweep,
-    TinyConfig,
     assert_same,
     names,
     packs,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_files import TinyConfig, Train, csv_without_speed
+from configs import TinyConfig
+from run_files import Train, csv_without_speed
 from training import sweep_runs
 
 from bitnetctl.errors import CheckpointError, ExitCode, RecordError, StorageError

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from calling import call
+from configs import TinyConfig
 from rich.console import Console
-from run_files import TinyConfig, Train, manifest
+from run_files import Train, manifest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from training import sweep_runs, train_runs

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from calling import call
-from run_files import TinyConfig, Train, csv_without_speed, manifest
+from configs import TinyConfig
+from run_files import Train, csv_without_speed, manifest
 from torch import Tensor
 from training import train_runs
 

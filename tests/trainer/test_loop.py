@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_files import TinyConfig, Train, csv_without_speed, manifest
+from configs import TinyConfig
+from run_files import Train, csv_without_speed, manifest
 from training import open_trainer, train_runs
 
 from bitnetctl.config import RunConfig

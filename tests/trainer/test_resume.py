@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import TinyConfig
 from run_files import (
     RUNS,
     UNDISTURBED,
-    TinyConfig,
     Train,
     assert_equal,
     assert_same_state,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import TinyConfig
 from run_files import (
     RUNS,
     UNDISTURBED,
-    TinyConfig,
     Train,
     assert_undisturbed,
     csv_without_speed,
