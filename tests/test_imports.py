@@ -53,7 +53,7 @@ INSIDE = {
     "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "verdict"}
+JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "units", "verdict"}
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
 

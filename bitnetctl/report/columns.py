@@ -8,6 +8,7 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.summary import RunSummary
+from bitnetctl.units import plural
 
 UNKNOWN = "–"
 MOST_POINTS = 600
@@ -23,11 +24,6 @@ def format_value(value: float | str | None, format_spec: str = "") -> str:
     if value is None:
         return UNKNOWN
     return value if isinstance(value, str) else format(value, format_spec)
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun, with an s unless it is one."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,10 @@ class SummaryRow:
 
     @property
     def arm(self) -> str:
-        """Label of the arm."""
         return self.summaries[0].arm
 
     @property
     def size(self) -> str:
-        """Hidden size."""
         return format_value(self.summaries[0].size)
 
     @property
@@ -126,7 +120,6 @@ def _state(summary: RunSummary) -> str:
 
 
 def run_rows(summaries: Sequence[RunSummary]) -> list[SummaryRow]:
-    """Return a row for every run."""
     return [SummaryRow((summary,)) for summary in summaries]
 
 
@@ -161,7 +154,6 @@ def detectable_text(effect: Effect) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Format a p value."""
     return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -15,10 +15,10 @@ from bitnetctl.report.columns import (
     arm_rows,
     effect_cells,
     factor_cells,
-    plural,
     run_rows,
 )
 from bitnetctl.report.escape import markdown_cell, markdown_text
+from bitnetctl.units import plural
 
 
 def markdown_report(study: Study) -> str:

@@ -10,7 +10,7 @@ from bitnetctl.verdict import Outcome
 MILESTONES = (0.05, 0.25, 0.3, 0.5, 1.0)
 """The founding document's 1k, 5k, 6k, 10k and 20k as fractions of its 20,000 steps."""
 
-_NEXT = {
+NEXT_STEPS = {
     Outcome.SUPPORTED: "train longer, larger or with more seeds before relying on it; then look at the text it writes",
     Outcome.REFUTED: (
         "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`; "
@@ -19,6 +19,7 @@ _NEXT = {
     Outcome.INCONCLUSIVE: "finish the missing runs, or add seeds with `--seeds 6`",
     Outcome.INVALID: "change the set-up: a probe that can show the threshold, or a reference run that works",
 }
+"""What to try after each outcome."""
 
 
 def milestones(run: Run, column: str) -> list[float | None]:
@@ -34,16 +35,12 @@ def milestones(run: Run, column: str) -> list[float | None]:
 
 
 def trajectory_cells(run: Run) -> list[str]:
-    """Return unique predictions and, where known, held-out loss at each milestone."""
+    """Return size, seed, and at each milestone unique predictions and, where known, held-out loss."""
     pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
-    return [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
+    values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
+    return [format_value(run.size), format_value(run.seed), *values]
 
 
 def by_size_and_seed(runs: Sequence[Run]) -> list[Run]:
     """Return runs sorted by size, then seed."""
     return sorted(runs, key=lambda run: (run.size or 0, run.seed or 0))
-
-
-def next_step(outcome: Outcome) -> str:
-    """Return what to try after an outcome."""
-    return _NEXT[outcome]

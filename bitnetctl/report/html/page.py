@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -28,11 +27,11 @@ from bitnetctl.report.columns import (
     arm_rows,
     effect_cells,
     factor_cells,
-    plural,
     run_rows,
 )
 from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.curves import embed, page_data
+from bitnetctl.units import plural
 
 MOST_REASONS = 5
 """Reasons of a verdict that are shown outside its checks."""
@@ -236,6 +235,5 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-@cache
 def _file(name: str) -> str:
     return (resources.files("bitnetctl.report.html") / name).read_text(encoding="utf-8").strip()
