@@ -7,7 +7,7 @@ run is supported when every check that applies supports it.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -85,8 +85,6 @@ class EvidenceLevel(Frozen):
 class Criteria(Frozen):
     """Declared criteria; `name` is the file's and decides nothing."""
 
-    REQUIRED: ClassVar[tuple[str, ...]] = ("finite", "finished")
-
     name: str = "custom"
     title: str = ""
     seeds: SeedRule = SeedRule()
@@ -95,7 +93,7 @@ class Criteria(Frozen):
 
     @model_validator(mode="after")
     def _check_required(self) -> Self:
-        for kind in self.REQUIRED:
+        for kind in ("finite", "finished"):
             if len(self.of_kind(KINDS[kind])) != 1:
                 raise ValueError(f"checks: exactly one of kind {kind!r} is needed, or a failed run could pass")
         if not self.of_kind(LevelCheck):
@@ -132,7 +130,6 @@ class Criteria(Frozen):
 
 
 def criteria_names() -> list[str]:
-    """Names of the built-in criteria."""
     return builtin_names("bitnetctl.verdict", "builtin")
 
 

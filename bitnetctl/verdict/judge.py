@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bitnetctl.analysis.stats import rate_lower, rate_upper
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
+from bitnetctl.units import plural
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
@@ -129,13 +130,13 @@ def _select(
 
 
 def _run_verdict(checked: CheckedRun) -> RunVerdict:
-    run, outcome = checked.run, checked.outcome
+    run = checked.run
     ceiling = limits(run, "UniquePredictions")
     return RunVerdict(
         run=run.name,
         size=run.size,
         seed=run.seed,
-        outcome=outcome,
+        outcome=checked.outcome,
         reason="; ".join(_run_reasons(checked)),
         final_step=run.final_step,
         final_unique=run.column("UniquePredictions")[-1],
@@ -210,19 +211,12 @@ def _confidence(outcome: Outcome, judged: Sequence[SizeJudgement]) -> str:
         count = min(size.total for size in judged)
         bound = rate_upper(0, count)
         assert bound is not None, "supported without a run"
-        rate = f"no failure in {_seeds(count)} leaves a failure rate of up to {100 * bound:.0f} %"
-        return f"{_word(bound)}: {rate} (one-sided 95 % bound)"
-    if outcome is Outcome.REFUTED:
+        open_rate, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
+    elif outcome is Outcome.REFUTED:
         bounds = [(rate_lower(size.failed, size.total) or 0.0, size.failed, size.total) for size in judged]
         bound, failed, count = max(bounds)
-        rate = f"{failed} of {_seeds(count)} failed, a failure rate of at least {100 * bound:.0f} %"
-        return f"{_word(1 - bound)}: {rate} (one-sided 95 % bound)"
-    return "none: nothing was decided"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
-
-
-def _word(open_rate: float) -> str:
-    return "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+        open_rate, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
+    else:
+        return "none: nothing was decided"
+    word = "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+    return f"{word}: {rate} {100 * bound:.0f} % (one-sided 95 % bound)"
