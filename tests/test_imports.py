@@ -38,7 +38,7 @@ INSIDE = {
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
-    "verdict": ("outcome", "limits", "checks", "criteria", "run", "seeds", "judge", "__init__"),
+    "verdict": ("outcome", "limits", "checks", "criteria", "seeds", "judge", "__init__"),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts",

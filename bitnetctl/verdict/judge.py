@@ -1,4 +1,4 @@
-"""From runs and criteria to a verdict for one arm, for each arm, and for several criteria together."""
+"""From runs and criteria to a verdict for one arm, or for each arm."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,10 +6,11 @@ from bitnetctl.analysis.stats import rate_lower, rate_upper
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
 from bitnetctl.units import plural
+from bitnetctl.verdict.checks.base import CheckContext
+from bitnetctl.verdict.checks.completion import torn_end
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
-from bitnetctl.verdict.run import check_run
 from bitnetctl.verdict.seeds import SizeJudgement, judge_size
 
 UNKNOWN_ARM = "unknown"
@@ -86,6 +87,38 @@ def judge(
         confidence=_confidence(outcome, judged),
         statistics=tuple(size.statistics for size in judged),
     )
+
+
+def check_run(
+    run: Run, criteria: Criteria, *, requested_steps: int | None = None, candidates: Sequence[Run] = ()
+) -> CheckedRun:
+    """Return the results of every check that applies.
+
+    The set-up is judged on any run whose file is whole. What a run shows is judged on completed runs only, since a
+    collapse in the middle of training may be part of the claim. `candidates` are runs among which twins are looked up.
+    """
+    context = CheckContext(
+        requested_steps=requested_steps,
+        candidates=candidates,
+        # without candidates, since a twin needs no twin of its own
+        check_twin=lambda twin: check_run(twin, criteria, requested_steps=requested_steps),
+    )
+    completion = tuple(
+        check.result(run, finding)
+        for check in criteria.checks
+        if check.about_completion and (finding := check.judge(run, context))
+    )
+    if torn_end(run) is not None:
+        return CheckedRun(run=run, completion=completion, others=())
+    completed = all(result.outcome is Outcome.SUPPORTED for result in completion)
+    others = []
+    for check in (check for check in criteria.checks if not check.about_completion):
+        finding = check.judge_setup(run)
+        if finding is None and completed:
+            finding = check.judge(run, context)
+        if finding is not None:
+            others.append(check.result(run, finding))
+    return CheckedRun(run=run, completion=completion, others=tuple(others))
 
 
 def _distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
