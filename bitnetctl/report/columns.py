@@ -59,6 +59,7 @@ END = (
     SummaryColumn("zeros", "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
     SummaryColumn("flips", "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"),
 )
+SUMMARY = (*COLLAPSE, *END)
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,18 @@ class SummaryRow:
     @property
     def state(self) -> str:
         """What is not simply finished, else nothing."""
-        if not self.grouped:
-            return _state(self.summaries[0])
-        failed = sum(summary.failed for summary in self.summaries)
-        short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
-        return ", ".join([f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short))
+        if self.grouped:
+            failed = sum(summary.failed for summary in self.summaries)
+            short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
+            return ", ".join([f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short))
+        [summary] = self.summaries
+        if summary.diverged_at is not None:
+            return f"diverged at {summary.diverged_at:,}"
+        if summary.failed:
+            return "failed"
+        if summary.complete is False:
+            return f"{summary.status or 'unfinished'} at {summary.final_step:,} of {summary.planned_steps:,}"
+        return ""
 
     def value(self, column: SummaryColumn) -> float | None:
         """Return the mean over the runs that have a value; None where none has one."""
@@ -107,16 +115,6 @@ class SummaryRow:
             happened = sum(column.value(summary) is not None for summary in judged)
             return f"{happened}/{len(judged)}" if judged else UNKNOWN
         return format_value(self.value(column), column.format_spec)
-
-
-def _state(summary: RunSummary) -> str:
-    if summary.diverged_at is not None:
-        return f"diverged at {summary.diverged_at:,}"
-    if summary.failed:
-        return "failed"
-    if summary.complete is False:
-        return f"{summary.status or 'unfinished'} at {summary.final_step:,} of {summary.planned_steps:,}"
-    return ""
 
 
 def run_rows(summaries: Sequence[RunSummary]) -> list[SummaryRow]:

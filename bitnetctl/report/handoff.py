@@ -6,7 +6,7 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_line
 from bitnetctl.report.markdown import markdown_table
-from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, by_size_and_seed, trajectory_cells
+from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict
 
 
@@ -42,8 +42,8 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
 
 def _trajectories(runs: Sequence[Run]) -> list[str]:
     rows = [
-        (*trajectory_cells(run), run.manifest.status if run.manifest else f"ends at step {run.final_step:,}")
-        for run in by_size_and_seed(runs)
+        (*cells, run.manifest.status if run.manifest else f"ends at step {run.final_step:,}")
+        for run, cells in trajectory_rows(runs)
     ]
     return markdown_table(("size", "seed", *(f"{fraction:.0%}" for fraction in MILESTONES), "status"), rows)
 

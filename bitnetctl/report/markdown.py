@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
     AGREEMENT_HEADER,
-    COLLAPSE,
     EFFECT_HEADER,
-    END,
     FACTOR_HEADER,
     MEANS,
+    SUMMARY,
     SummaryRow,
     agreement_cells,
     arm_rows,
@@ -30,7 +29,7 @@ def markdown_report(study: Study) -> str:
         lines += ["## Arms", "", MEANS, "", *_summary_table(grouped, seed="runs")]
     lines += _effects(study) + _factors(study) + _agreement(study)
     lines += ["## Runs", "", *_summary_table(rows, seed="seed")]
-    lines += [f"- {column.header}: {column.meaning}" for column in (*COLLAPSE, *END)] + [""]
+    lines += [f"- {column.header}: {column.meaning}" for column in SUMMARY] + [""]
     if study.notes:
         lines += ["## Notes", "", *(f"- {markdown_text(note)}" for note in study.notes), ""]
     return "\n".join(lines)
@@ -46,10 +45,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text
 
 
 def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
-    columns = (*COLLAPSE, *END)
-    header = ("arm", "size", seed, *(column.header for column in columns), "state")
+    header = ("arm", "size", seed, *(column.header for column in SUMMARY), "state")
     cells = [
-        (markdown_cell(row.arm), row.size, row.seed, *map(row.text, columns), markdown_cell(row.state)) for row in rows
+        (markdown_cell(row.arm), row.size, row.seed, *map(row.text, SUMMARY), markdown_cell(row.state)) for row in rows
     ]
     return markdown_table(header, cells, texts=1)
 

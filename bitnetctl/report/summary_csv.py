@@ -19,9 +19,7 @@ def summaries_csv(study: Study) -> str:
     return file.getvalue()
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
+def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return printable(defused(value)) if isinstance(value, str) else repr(value)
+    return printable(defused(value)) if isinstance(value, str) else value

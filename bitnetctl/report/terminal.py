@@ -24,7 +24,7 @@ from bitnetctl.report.columns import (
     signed,
 )
 from bitnetctl.report.escape import printable
-from bitnetctl.report.trajectory import MILESTONES, by_size_and_seed, trajectory_cells
+from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
 from bitnetctl.units import gibibytes
 from bitnetctl.verdict import Outcome, Verdict
 
@@ -41,7 +41,6 @@ _PLUS = re.compile(r"\+(?=[A-Za-z])")
 
 
 def key_value_table(title: str, values: Mapping[str, str]) -> Table:
-    """Return names and values in two columns."""
     table = _table(title)
     table.show_header = False
     for name, value in values.items():
@@ -184,10 +183,10 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
     table.add_column("seed", justify="right")
     _add_numbers(table, *(f"{fraction:.0%}" for fraction in MILESTONES))
     table.add_column("of", justify="right")
-    for run in by_size_and_seed(runs):
+    for run, cells in trajectory_rows(runs):
         ceiling, inferred = run.ceiling or (None, False)
         limit = format_value(ceiling, ",.0f") + "?" * inferred
-        table.add_row(*trajectory_cells(run), limit)
+        table.add_row(*cells, limit)
     return table
 
 

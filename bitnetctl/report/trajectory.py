@@ -1,7 +1,7 @@
 """A run at the founding document's milestones, and what to try next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bitnetctl.records import Run
 from bitnetctl.report.columns import format_value
@@ -34,13 +34,9 @@ def milestones(run: Run, column: str) -> list[float | None]:
     return values
 
 
-def trajectory_cells(run: Run) -> list[str]:
-    """Return size, seed, and at each milestone unique predictions and, where known, held-out loss."""
-    pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
-    values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
-    return [format_value(run.size), format_value(run.seed), *values]
-
-
-def by_size_and_seed(runs: Sequence[Run]) -> list[Run]:
-    """Return runs sorted by size, then seed."""
-    return sorted(runs, key=lambda run: (run.size or 0, run.seed or 0))
+def trajectory_rows(runs: Sequence[Run]) -> Iterator[tuple[Run, list[str]]]:
+    """Yield runs by size and seed, each with the cells of a row: size, seed, and per milestone what is known."""
+    for run in sorted(runs, key=lambda run: (run.size or 0, run.seed or 0)):
+        pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
+        values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
+        yield run, [format_value(run.size), format_value(run.seed), *values]

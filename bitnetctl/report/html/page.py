@@ -17,11 +17,10 @@ from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     AGREEMENT_HEADER,
-    COLLAPSE,
     EFFECT_HEADER,
-    END,
     FACTOR_HEADER,
     MEANS,
+    SUMMARY,
     SummaryRow,
     agreement_cells,
     arm_rows,
@@ -36,7 +35,6 @@ from bitnetctl.units import plural
 MOST_REASONS = 5
 """Reasons of a verdict that are shown outside its checks."""
 
-_COLUMNS = (*COLLAPSE, *END)
 _MARK = re.compile(r"@@([A-Z_]+)@@")
 _LONGEST_VALUE = 400
 
@@ -60,7 +58,7 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         "FACTORS": _factors(study),
         "AGREEMENT": _agreement(study),
         "RUNS": _runs(rows),
-        "MEANINGS": _list(f"{column.header}: {column.meaning}" for column in _COLUMNS),
+        "MEANINGS": _list(f"{column.header}: {column.meaning}" for column in SUMMARY),
         "MANIFESTS": _manifests(study.runs),
         "VERSION": html_text(__version__),
         "DATA": embed(page_data(study)),
@@ -118,10 +116,8 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
     grouped = arm_rows(study.summaries, study.arms)
-    header = ("arm", "state", "size", "runs", *(column.header for column in _COLUMNS))
-    cells = [
-        [html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, _COLUMNS)] for row in grouped
-    ]
+    header = ("arm", "state", "size", "runs", *(column.header for column in SUMMARY))
+    cells = [[html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, SUMMARY)] for row in grouped]
     return _section("Arms", MEANS, header, cells if len(grouped) < len(rows) else (), texts=2)
 
 
@@ -147,7 +143,7 @@ def _agreement(study: Study) -> str:
 def _runs(rows: Sequence[SummaryRow]) -> str:
     """Return the table of runs, which the script sorts by `data-v` and filters by `data-run`."""
     texts = ["run", "arm", *(["state"] if any(row.state for row in rows) else [])]
-    titles = {"size": "", "seed": "", **{column.header: column.meaning for column in _COLUMNS}}
+    titles = {"size": "", "seed": "", **{column.header: column.meaning for column in SUMMARY}}
     heads = [f'<th scope="col" data-kind="text" class="t" title="">{name}</th>' for name in texts]
     heads += [
         f'<th scope="col" data-kind="number" title="{html_text(title)}">{html_text(name)}</th>'
@@ -157,7 +153,7 @@ def _runs(rows: Sequence[SummaryRow]) -> str:
     for index, row in enumerate(rows):
         [summary] = row.summaries
         values: list[tuple[float | None, str]] = [(summary.size, row.size), (summary.seed, row.seed)]
-        values += [(row.value(column), row.text(column)) for column in _COLUMNS]
+        values += [(row.value(column), row.text(column)) for column in SUMMARY]
         words = (summary.name, row.arm, row.state)[: len(texts)]
         cells = [f'<td class="t" data-v="{html_text(word)}">{html_cell(word)}</td>' for word in words]
         cells += [f'<td data-v="{"" if value is None else value}">{html_text(text)}</td>' for value, text in values]
