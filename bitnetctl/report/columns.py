@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis
@@ -172,14 +173,18 @@ def kept_indices(count: int) -> list[int]:
     return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]
 
 
-EFFECT_HEADER = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
-FACTOR_HEADER = ("outcome", "factor", "means", "η²", "p")
-AGREEMENT_HEADER = ("metric", "at", "runs", "τ-b", "p")
+class Cells(NamedTuple):
+    """A table as text; the first `texts` columns are words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    texts: int
 
 
-def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under EFFECT_HEADER, a row for each arm and metric; `escape` makes foreign text harmless."""
-    return [
+def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each arm and metric; `escape` makes foreign text harmless."""
+    header = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
+    rows = [
         (
             escape(arm.arm),
             escape(arm.baseline),
@@ -194,11 +199,12 @@ def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> 
         for arm in effects
         for metric, (name, _) in METRICS.items()
     ]
+    return Cells(header, rows, texts=4)
 
 
-def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under FACTOR_HEADER, for each outcome the strongest factor first."""
-    return [
+def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each outcome and factor, for each outcome the strongest first."""
+    rows = [
         (
             escape(outcome.outcome),
             escape(term.name),
@@ -209,8 +215,10 @@ def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], st
         for outcome in outcomes
         for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
     ]
+    return Cells(("outcome", "factor", "means", "η²", "p"), rows, texts=3)
 
 
-def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under AGREEMENT_HEADER."""
-    return [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
+def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each metric and time."""
+    rows = [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
+    return Cells(("metric", "at", "runs", "τ-b", "p"), rows, texts=2)

@@ -4,9 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
-    AGREEMENT_HEADER,
-    EFFECT_HEADER,
-    FACTOR_HEADER,
     MEANS,
     SUMMARY,
     SummaryRow,
@@ -35,7 +32,7 @@ def markdown_report(study: Study) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int | None = None) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int | None = None) -> list[str]:
     """Return a table and a blank line; its first `texts` columns align left, the others right (None: unspecified)."""
     head, *body = ("| " + " | ".join(cells) + " |" for cells in (header, *rows))
     rule = ["---"] * len(header)
@@ -55,7 +52,7 @@ def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
 def _effects(study: Study) -> list[str]:
     if not study.effects:
         return []
-    table = markdown_table(EFFECT_HEADER, effect_cells(study.effects, markdown_cell), texts=4)
+    table = markdown_table(*effect_cells(study.effects, markdown_cell))
     return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *table]
 
 
@@ -63,12 +60,12 @@ def _factors(study: Study) -> list[str]:
     if not study.outcomes:
         return []
     lines = ["## Factors", "", *(f"- {markdown_text(outcome.sentence)}" for outcome in study.outcomes), ""]
-    return lines + markdown_table(FACTOR_HEADER, factor_cells(study.outcomes, markdown_cell), texts=3)
+    return lines + markdown_table(*factor_cells(study.outcomes, markdown_cell))
 
 
 def _agreement(study: Study) -> list[str]:
     if not study.agreements:
         return []
-    table = markdown_table(AGREEMENT_HEADER, agreement_cells(study.agreements, markdown_cell), texts=2)
+    table = markdown_table(*agreement_cells(study.agreements, markdown_cell))
     sentences = [f"- {markdown_text(agreement.sentence)}" for agreement in study.agreements]
     return ["## Agreement with held-out loss", "", *table, *sentences, ""]

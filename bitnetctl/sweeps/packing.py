@@ -14,7 +14,7 @@ from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration, plural
+from bitnetctl.units import duration
 
 # a larger pack is bound by arithmetic, so it takes memory and saves no time
 _LARGEST_PACK = {"cpu": 16, "cuda": 64}
@@ -130,4 +130,4 @@ def _cost(
 def announcement(costs: Sequence[ShapeCost], device: torch.device) -> str:
     """Say how many runs are to be trained and how long that will take."""
     runs, seconds = sum(cost.runs for cost in costs), sum(cost.seconds for cost in costs)
-    return f"{plural(runs, 'run')} to train on {device}, about {duration(seconds)}"
+    return f"{runs} run{'s' * (runs != 1)} to train on {device}, about {duration(seconds)}"

@@ -201,9 +201,9 @@ def _evidence(criteria: Criteria, finished: Sequence[Run]) -> str | None:
 
 def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps: int | None) -> Iterator[str]:
     """Explain in what the evidence differs from what the criteria require."""
-    declared, required = criteria.finished.min_steps, criteria.finished.required_steps(requested_steps)
-    if declared is not None and required is not None and required < declared:
-        yield f"judged at {required:,} steps instead of {criteria.name}'s {declared:,}: a scaled-down replication"
+    least = criteria.finished.min_steps
+    if least is not None and requested_steps is not None and requested_steps < least:
+        yield f"judged at {requested_steps:,} steps instead of {criteria.name}'s {least:,}: a scaled-down replication"
     sizes = sorted({run.size for level in criteria.evidence for run in level.runs})
     if sizes and finished and not any(run.size in sizes for run in finished):
         yield f"none of the sizes that {criteria.name} names ({', '.join(map(str, sizes))}) is judged"

@@ -16,9 +16,6 @@ from bitnetctl.analysis.study import Study
 from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
-    AGREEMENT_HEADER,
-    EFFECT_HEADER,
-    FACTOR_HEADER,
     MEANS,
     SUMMARY,
     SummaryRow,
@@ -126,18 +123,17 @@ def _effects(study: Study) -> str:
         "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
         "this many pairs would detect with a power of 80 %."
     )
-    return _section("Effects", hint, EFFECT_HEADER, effect_cells(study.effects, html_cell), texts=4)
+    return _section("Effects", hint, *effect_cells(study.effects, html_cell))
 
 
 def _factors(study: Study) -> str:
     hint = "η² is the fraction of the variance between runs that a factor, or a pair of factors, explains."
-    return _section("Factors", hint, FACTOR_HEADER, factor_cells(study.outcomes, html_cell), texts=3)
+    return _section("Factors", hint, *factor_cells(study.outcomes, html_cell))
 
 
 def _agreement(study: Study) -> str:
     hint = "Kendall τ-b over runs: +1 ranks them as the held-out loss does, −1 backwards."
-    rows = agreement_cells(study.agreements, html_cell)
-    return _section("Agreement with held-out loss", hint, AGREEMENT_HEADER, rows, texts=2)
+    return _section("Agreement with held-out loss", hint, *agreement_cells(study.agreements, html_cell))
 
 
 def _runs(rows: Sequence[SummaryRow]) -> str:
@@ -194,7 +190,7 @@ def _value(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"
 
 
-def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
     """Return a section with a table, see `_table`; nothing where it has no rows."""
     if not rows:
         return ""
