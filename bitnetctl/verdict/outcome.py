@@ -8,6 +8,7 @@ from typing import Any
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import Run
+from bitnetctl.records.metrics import json_value
 
 
 class Outcome(StrEnum):
@@ -116,7 +117,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: NaN and infinity as text, unknown as null."""
-        tree: dict[str, Any] = {
+        tree = {
             "verdict": self.outcome,
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
@@ -129,20 +130,7 @@ class Verdict:
             "notes": self.notes,
             "statistics": self.statistics,
         }
-        return {name: plain(value) for name, value in tree.items()}
-
-
-def plain(value: Any) -> Any:
-    """Return a tree that strict JSON can hold: NaN and infinity as text, outcomes by their value."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Outcome):
-        return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        return {name: json_value(value) for name, value in tree.items()}
 
 
 def number_text(value: float) -> str:

@@ -10,8 +10,9 @@ import pytest
 from synthetic import CURED, LEVELS, bare_run, healthy_run, origin_run
 
 from bitnetctl.records import Run
+from bitnetctl.records.metrics import json_value
 from bitnetctl.verdict import Criteria, Outcome, Verdict, combine, judge, judge_arms, load_criteria, parse_criteria
-from bitnetctl.verdict.outcome import number_text, outcome_of_run, plain, strictest
+from bitnetctl.verdict.outcome import number_text, outcome_of_run, strictest
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
@@ -357,7 +358,7 @@ def test_json_keeps_nan_and_unknown_apart(tmp_path: Path) -> None:
         assert tree["criteria"] == {"name": criteria.name, "hash": criteria.hash}
         assert tree["runs"][1]["final_unique"] is None
         assert {"arm", "evidence", "confidence", "sizes", "checks", "reasons", "notes", "statistics"} < set(tree)
-    assert plain({"a": (math.nan, None, math.inf)}) == {"a": ["nan", None, "inf"]}
+    assert json_value({"a": (math.nan, None, math.inf)}) == {"a": ["nan", None, "inf"]}
 
 
 @pytest.mark.parametrize(
