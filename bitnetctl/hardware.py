@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,10 +44,7 @@ def memory_in_use(device: torch.device) -> int:
     """Return bytes allocated on the GPU, or resident in this process; 0 where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError):
-        resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        return int(resident) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+    return _proc_bytes("/proc/self/status", "VmRSS")
 
 
 def memory_available(device: torch.device) -> int:
@@ -56,11 +53,7 @@ def memory_available(device: torch.device) -> int:
         # memory cached by torch's allocator is free for its next allocation
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return _proc_bytes("/proc/meminfo", "MemAvailable")
 
 
 def release_unused(device: torch.device) -> None:
@@ -103,12 +96,21 @@ def keep_freed_memory() -> bool:
 @functools.cache
 def cpu_info() -> dict[str, str]:
     """Return the fields of the first CPU in /proc/cpuinfo, such as `flags`; empty where there is no such file."""
+    return _proc_fields("/proc/cpuinfo")
+
+
+def _proc_fields(path: str) -> dict[str, str]:
+    """Return the `name: value` lines of a file before its first empty line; empty where there is no such file."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
             fields[name.strip()] = value.strip()
     return fields
+
+
+def _proc_bytes(path: str, field: str) -> int:
+    return int(_proc_fields(path).get(field, "0 kB").split()[0]) * 1024
 
 
 def has_bf16_matmul(device: torch.device) -> bool:
@@ -162,11 +164,9 @@ def measure_rates(device: torch.device, multiply: Callable[[torch.Tensor], objec
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
+    def finish() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+
+    return min(timeit.repeat(finish, number=1, repeat=4))

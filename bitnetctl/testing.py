@@ -8,7 +8,7 @@ def test_contract() -> None:
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     whatever a hook raises.
     """
     check_class(intervention)
+
+    def compose() -> Composition:
+        return Composition([intervention(intervention.Settings.model_validate(dict(settings or {})))])
+
     _check_settings(intervention, settings or {})
-    _check_schedules(intervention, settings or {})
-    _check_training(intervention, settings or {})
+    _check_schedules(compose)
+    _check_training(compose)
 
 
 def tiny_config() -> RunConfig:
@@ -71,10 +75,6 @@ def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
     )
 
 
-def _compose(intervention: type[Intervention], settings: Mapping[str, Any]) -> Composition:
-    return Composition([intervention(intervention.Settings.model_validate(dict(settings)))])
-
-
 def _train(composition: Composition) -> Pack:
     """Train two steps, in one pack with a baseline run if the shapes allow that."""
     base = tiny_config()
@@ -96,11 +96,10 @@ def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any
     raise AssertionError("Settings takes unknown keys; derive it from InterventionSettings")
 
 
-def _check_schedules(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    composition = _compose(intervention, settings)
+def _check_schedules(compose: Callable[[], Composition]) -> None:
+    composition = compose()
     config = composition.configure(tiny_config())
-    again = _compose(intervention, settings)
-    assert again.configure(tiny_config()) == config, "configure returns different configs for the same config"
+    assert compose().configure(tiny_config()) == config, "configure returns different configs for the same config"
     for hook, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
         values = [getattr(composition, hook)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
         assert all(math.isfinite(value) and value >= 0 for value in values), f"{hook} is negative or not finite"
@@ -108,10 +107,10 @@ def _check_schedules(intervention: type[Intervention], settings: Mapping[str, An
         assert backwards[::-1] == values, f"{hook} is not a pure function of the step"
 
 
-def _check_training(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:
-    first = _train(_compose(intervention, settings))
+def _check_training(compose: Callable[[], Composition]) -> None:
+    first = _train(compose())
     assert first.replicas[0].diverged_at is None, "two training steps give values that are not finite"
-    second = _train(_compose(intervention, settings))
+    second = _train(compose())
     assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives different results"
     if len(first.replicas) == 2:
         baseline = _train(Composition())
@@ -121,4 +120,4 @@ def _check_training(intervention: type[Intervention], settings: Mapping[str, Any
                 flat,
                 msg=f"it changed {key} of the baseline run in the same pack",
             )
-    _compose(intervention, settings).load_state_dict(first.replicas[0].composition.state_dict())
+    compose().load_state_dict(first.replicas[0].composition.state_dict())

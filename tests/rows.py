@@ -1,5 +1,7 @@
 """Rows of a run's CSV, and files of given content."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,21 @@ ROW = {"Step": 1, "Loss": 10.8, "UniquePredictions": 16, "LR": 4e-06, "WD": 0.1}
 shared_folder = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], keep_through_step: int = 0) -> bytes:
-    """Write rows and return the content of the file."""
-    with RecordWriter(path, keep_through_step) as writer:
+@contextlib.contextmanager
+def writing(path: Path, kept: bytes = b"") -> Iterator[RecordWriter]:
+    """Yield an open writer; at the end it is closed, and synced unless the block raised."""
+    writer = RecordWriter(path, kept)
+    writer.open()
+    try:
+        yield writer
+        writer.sync()
+    finally:
+        writer.close()
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], kept: bytes = b"") -> bytes:
+    """Write rows after what is kept and return the content of the file."""
+    with writing(path, kept) as writer:
         for row in rows:
             writer.append(row)
     return path.read_bytes()

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -173,10 +174,8 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> Plugin:
         if name not in classes:
             return real(name)
-        target = f"test_sweep:{name}"
-        return Plugin(
-            name=name, distribution="theirs", version="1", target=target, intervention=classes[name], problem=None
-        )
+        plugin = replace(real("no-decay"), name=name, distribution="theirs", version="1", target=f"test_sweep:{name}")
+        return replace(plugin, intervention=classes[name], module=None, source_sha256=None)
 
     monkeypatch.setattr(registry, "load", load)
     monkeypatch.setattr(Fails, "broken", True)

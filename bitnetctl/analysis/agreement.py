@@ -11,10 +11,7 @@ from bitnetctl.analysis.summary import has_failed
 from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
+    from bitnetctl.records.schema import Floats
 
 MINIMUM_RUNS = 3
 AGREES = 0.3

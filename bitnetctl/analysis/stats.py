@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
+    from bitnetctl.records.schema import Floats
 
 
 Better = Literal["higher", "lower"]
@@ -274,8 +271,7 @@ def _signed_ranks(differences: "Floats") -> "Floats":
     import numpy as np
     from scipy.stats import rankdata
 
-    sizes = np.abs(differences)
-    ranks: npt.NDArray[Any] = np.sign(differences) * rankdata(sizes)
+    ranks: Floats = np.sign(differences) * rankdata(np.abs(differences))
     return ranks
 
 

@@ -8,12 +8,7 @@ from bitnetctl.records.metrics import collapse, collapsed_rows, finite, skill
 from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-    Integers = npt.NDArray[np.int64]
-    Booleans = npt.NDArray[np.bool_]
+    from bitnetctl.records.schema import Booleans, Floats, Integers
 
 LASTING_EVALUATIONS = 3
 """Evaluations in a row from which on a collapse or a recovery counts as lasting."""

@@ -1,16 +1,12 @@
 """`bitnetctl config`: what decides a run."""
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json
-
-if TYPE_CHECKING:
-    pass
-
+from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.config.load import config_text
+from bitnetctl.plugins import registry
 
 app = typer.Typer(help="Show what decides a run.", no_args_is_help=True)
 
@@ -26,9 +22,6 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Print a config as it would run."""
-    from bitnetctl.config import build_config, parse_arm
-    from bitnetctl.plugins import registry
-
     config = registry.normalize(
         build_config(
             recipe, size=size, steps=steps, seed=seed, overrides=overrides or (), interventions=parse_arm(arm) or None
@@ -44,6 +37,4 @@ def show(
 @app.command("schema")
 def schema() -> None:
     """Print the JSON schema of a config."""
-    from bitnetctl.config import RunConfig
-
     print_json(RunConfig.model_json_schema())

@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,11 +12,9 @@ from rich.table import Table
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
 from bitnetctl.errors import ConfigError, ExitCode
-
-if TYPE_CHECKING:
-    from bitnetctl.plugins.registry import Plugin
-
+from bitnetctl.plugins import registry
 from bitnetctl.plugins.project import intervention_classes
+from bitnetctl.plugins.scaffold import write_project
 
 app = typer.Typer(help="List, show, write and check interventions.", no_args_is_help=True)
 
@@ -24,7 +22,6 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 @app.command("list")
 def list_all(as_json: options.Json = False) -> None:
     """List every intervention, the broken ones with what is wrong."""
-    from bitnetctl.plugins import registry
     from bitnetctl.report.escape import printable
 
     plugins = registry.load_all()
@@ -45,14 +42,12 @@ def list_all(as_json: options.Json = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: options.Json = False) -> int:
+def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: options.Json = False) -> None:
     """Show what an intervention does, its settings and where it comes from."""
-    from bitnetctl.plugins import registry
-
     plugin = registry.load(name)
     if as_json:
         print_json(_describe(plugin))
-        return ExitCode.SUPPORTED
+        return
     if plugin.intervention is None:
         raise ConfigError(plugin.refusal)
     console = stdout()
@@ -71,7 +66,6 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
             default = "unset" if field.default is None else str(field.default)
             table.add_row(setting, escape(default), escape(field.description or ""))
         console.print(table)
-    return ExitCode.SUPPORTED
 
 
 @app.command("new")
@@ -80,8 +74,6 @@ def new(
     path: Annotated[Path, typer.Option("--path", help="Folder to write the project into.")] = Path(),
 ) -> None:
     """Write a ready plug-in project with a passing test."""
-    from bitnetctl.plugins.scaffold import write_project
-
     folder = write_project(name, path)
     print_lines(folder, f"next: pip install -e {folder} && bitnetctl interventions show {name}")
 
@@ -114,7 +106,7 @@ def check(
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
 
 
-def _describe(plugin: "Plugin") -> dict[str, Any]:
+def _describe(plugin: registry.Plugin) -> dict[str, Any]:
     intervention = plugin.intervention
     return {
         "name": plugin.name,

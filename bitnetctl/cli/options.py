@@ -90,12 +90,12 @@ def parse_pack(text: str) -> int | None:
 
 def stdout() -> Console:
     """Return the console for data."""
-    return Console()
+    return Console(emoji=False)
 
 
 def stderr() -> Console:
     """Return the console for everything else."""
-    return Console(file=cast(IO[str], _Stderr()), stderr=True)
+    return Console(file=cast(IO[str], _Stderr()), stderr=True, emoji=False)
 
 
 class _Stderr(io.TextIOBase):

@@ -2,24 +2,22 @@
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
+from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, stdout
 from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
+from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
-
-if TYPE_CHECKING:
-    from bitnetctl.config import RunConfig
-    from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.sweeps.plan import load_plan, make_plan, parse_numbers, parse_seeds
+from bitnetctl.trainer.resolved import ResolvedRun, resolve
 
 
 def sweep(
@@ -56,8 +54,6 @@ def sweep(
     # before what takes long to import
     stop: StopRequest = context.obj
     with stop:
-        from bitnetctl.trainer.resolved import resolve
-
         workers = 1
         if configs_file is not None:
             configs, workers = _read_work(configs_file)
@@ -69,12 +65,12 @@ def sweep(
         runs = [resolve(config, runs_dir) for config in configs]
         if dry_run:
             return show_plan(runs, device, pack_size, as_json)
-        job = slurm_job() if requeue else None
         if train_missing(
             runs,
             stop,
             pack=pack_size,
             workers=workers,
+            requeue=requeue,
             runs_dir=runs_dir,
             device=device,
             engine=engine,
@@ -83,30 +79,42 @@ def sweep(
             on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
         ):
-            if job is not None:
-                print_message(requeue_job(job))
             # the reader of the table may be gone with the terminal; what counts is that the runs were saved
             with contextlib.suppress(OSError, SystemExit):
-                _show(_summary(runs), as_json)
+                _show(runs, as_json)
             return ExitCode.STOPPED
-    rows = _summary(runs)
-    _show(rows, as_json)
-    return _exit_code(rows)
+    return _show(runs, as_json)
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show(runs: Sequence[ResolvedRun], as_json: bool) -> ExitCode:
+    """Print the state of every run; return the exit code that follows from them."""
+    rows = [_row(run) for run in runs]
     if as_json:
         print_json({"runs": rows})
     else:
         from bitnetctl.report import sweep_table
 
         stdout().print(sweep_table(rows))
+    statuses = {row["status"] for row in rows}
+    # besides those that failed or are damaged, runs whose worker died
+    if statuses - {"finished", "diverged"}:
+        return ExitCode.INTERNAL
+    return ExitCode.REFUTED if "diverged" in statuses else ExitCode.SUPPORTED
 
 
-def _read_work(path: Path) -> "tuple[list[RunConfig], int]":
+def _row(run: ResolvedRun) -> dict[str, Any]:
+    row = {"run": run.name, "size": run.config.model.hidden_size, "arm": run.config.arm, "seed": run.config.seed}
+    try:
+        final = None if run.ended() is None else final_row(run.paths.csv)
+        manifest = read_manifest(run.paths.folder)
+    except RecordError as error:
+        return {**row, "status": "damaged", "message": str(error), "final": None}
+    status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
+    return {**row, "status": status, "message": message, "final": final}
+
+
+def _read_work(path: Path) -> tuple[list[RunConfig], int]:
     """Return the runs of a worker, and how many workers share them."""
-    from bitnetctl.config import parse_config
-
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -128,21 +136,18 @@ def _plan_configs(
     eval_every: int | None,
     *,
     baseline: bool,
-) -> "list[RunConfig]":
+) -> list[RunConfig]:
     """Return the runs of a plan with the changes of the command line, or of the command line alone."""
-    from bitnetctl.sweeps.plan import load_plan, make_plan, parse_numbers, parse_seeds
-
     if eval_every is not None:
         overrides = [*overrides, f"probe.eval_every_steps={eval_every}"]
-    changes: dict[str, Any] = {"overrides": overrides}
-    if recipe is not None:
-        changes["recipe"] = recipe
-    if sizes is not None:
-        changes["sizes"] = parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
-    if seeds is not None:
-        changes["seeds"] = parse_seeds(seeds)
-    if steps is not None:
-        changes["steps"] = steps
+    given = {
+        "recipe": recipe,
+        "sizes": None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512"),
+        "seeds": None if seeds is None else parse_seeds(seeds),
+        "steps": steps,
+        "overrides": overrides,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arms:
         changes |= {"arms": tuple(arms), "factors": {}, "baseline": True}
     if not baseline:
@@ -151,36 +156,3 @@ def _plan_configs(
     if not configs:
         raise ConfigError("the sweep has no runs; give an arm with -i, or leave out --no-baseline")
     return configs
-
-
-def _summary(runs: "Sequence[ResolvedRun]") -> list[dict[str, Any]]:
-    return [
-        {
-            "run": run.name,
-            "size": run.config.model.hidden_size,
-            "arm": run.config.arm,
-            "seed": run.config.seed,
-            **_state(run),
-        }
-        for run in runs
-    ]
-
-
-def _state(run: "ResolvedRun") -> dict[str, Any]:
-    from bitnetctl.records import read_manifest
-
-    try:
-        final = None if run.ended() is None else final_row(run.paths.csv)
-        manifest = read_manifest(run.paths.folder)
-    except RecordError as error:
-        return {"status": "damaged", "message": str(error), "final": None}
-    status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
-    return {"status": status, "message": message, "final": final}
-
-
-def _exit_code(rows: Sequence[dict[str, Any]]) -> ExitCode:
-    statuses = Counter(row["status"] for row in rows)
-    # besides those that failed or are damaged, runs whose worker died
-    if set(statuses) - {"finished", "diverged"}:
-        return ExitCode.INTERNAL
-    return ExitCode.REFUTED if statuses["diverged"] else ExitCode.SUPPORTED

@@ -1,22 +1,22 @@
 """`bitnetctl train`: one run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.options import parse_on_divergence, print_json, print_message, stdout
+from bitnetctl.cli.options import parse_on_divergence, print_json, print_lines, print_message, stdout
 from bitnetctl.cli.training import reporting
+from bitnetctl.config import build_config, parse_arm
 from bitnetctl.config.load import config_text
 from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.plugins import registry
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
+from bitnetctl.trainer.resolved import ResolvedRun, resolve
 from bitnetctl.units import duration, gibibytes
-
-if TYPE_CHECKING:
-    from bitnetctl.trainer.resolved import ResolvedRun
 
 
 def train(
@@ -45,11 +45,8 @@ def train(
     stop: StopRequest = context.obj
     with stop:
         from bitnetctl import api
-        from bitnetctl.config import build_config, parse_arm
-        from bitnetctl.plugins.registry import normalize
-        from bitnetctl.trainer.resolved import resolve
 
-        config = normalize(
+        config = registry.normalize(
             build_config(
                 recipe,
                 size=size,
@@ -92,18 +89,18 @@ def train(
     if as_json:
         print_json({"run": run.name, "status": manifest.status, "csv": str(csv), "final": final_row(csv)})
     else:
-        stdout().print(str(csv), highlight=False, soft_wrap=True)
+        print_lines(csv)
     return ExitCode.REFUTED if manifest.status == "diverged" else ExitCode.SUPPORTED
 
 
-def _already_ended(run: "ResolvedRun", status: str, when_diverged: str) -> str:
+def _already_ended(run: ResolvedRun, status: str, when_diverged: str) -> str:
     hint = ""
     if status == "diverged" and when_diverged == "rollback":
         hint = f"; remove {run.paths.folder} and {run.paths.csv} to train it anew"
     return f"{run.name}: already {status}, nothing to train{hint}"
 
 
-def _dry_run(run: "ResolvedRun", device_name: str, as_json: bool) -> int:
+def _dry_run(run: ResolvedRun, device_name: str, as_json: bool) -> int:
     """Show the config, parameters, estimated memory and time."""
     from bitnetctl.engine.cost import estimate, known_vocabulary
     from bitnetctl.hardware import memory_available, resolve_device

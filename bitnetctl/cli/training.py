@@ -2,53 +2,57 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
+from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest
+from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
+from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.units import duration, gibibytes
 
 if TYPE_CHECKING:
-    from bitnetctl.config import RunConfig
     from bitnetctl.monitor.console import Reporter
-    from bitnetctl.trainer.options import Progress, TrainOptions
-    from bitnetctl.trainer.resolved import ResolvedRun
 
 
 @contextlib.contextmanager
 def reporting(
-    stop: StopRequest, configs: "Sequence[RunConfig]" = (), **options: Any
+    stop: StopRequest, configs: Sequence[RunConfig] = (), **options: Any
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
     """Yield train options that honour `stop` and report to the terminal, with the reporter; `configs` as in a sweep."""
     from bitnetctl.monitor.console import make_reporter
-    from bitnetctl.trainer.options import TrainOptions
 
     with make_reporter(stderr(), configs, options["runs_dir"]) as reporter:
-        progress = _stopping(reporter.work, stop)
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            if stop():
+                # there is nothing to save yet
+                raise StoppedBySignal(
+                    f"stopped by {stop.signal_name} while preparing: {what}; "
+                    "the same command resumes from what is saved"
+                )
+            reporter.work(what, done, total)
+
         yield TrainOptions(**options, should_stop=stop, progress=progress, log=reporter.log), reporter
 
 
-def _stopping(progress: "Progress", stop: StopRequest) -> "Progress":
-    """Return `progress` that raises StoppedBySignal once a stop is requested: there is nothing to save yet."""
-
-    def report(what: str, done: int, total: int | None) -> None:
-        if stop():
-            raise StoppedBySignal(
-                f"stopped by {stop.signal_name} while preparing: {what}; the same command resumes from what is saved"
-            )
-        progress(what, done, total)
-
-    return report
-
-
 def train_missing(
-    runs: "Sequence[ResolvedRun]", stop: StopRequest, *, pack: int | None, workers: int = 1, **options: Any
+    runs: Sequence[ResolvedRun],
+    stop: StopRequest,
+    *,
+    pack: int | None,
+    workers: int = 1,
+    requeue: bool,
+    **options: Any,
 ) -> bool:
     """Train the runs that have not ended, as one of `workers` processes; True if a signal stopped it.
 
-    `options` are fields of TrainOptions.
+    With `requeue` a Slurm job that was stopped is put back into the queue. `options` are fields of TrainOptions.
     """
+    job = slurm_job() if requeue else None
     missing = [run for run in runs if not run.has_ended()]
     if not missing:
         print_message(f"all {len(runs)} runs are there already, nothing to train")
@@ -58,15 +62,17 @@ def train_missing(
     with reporting(stop, [run.config for run in runs], **options) as (train_options, reporter):
         try:
             stopped = sweep_missing(missing, train_options, pack=pack, workers=workers, on_event=reporter.event)
+            if stopped:
+                reporter.log(f"stopped by {stop.signal_name}; the same command resumes from there")
         except StoppedBySignal as error:
             reporter.log(str(error))
-            return True
-        if stopped:
-            reporter.log(f"stopped by {stop.signal_name}; the same command resumes from there")
-        return stopped
+            stopped = True
+    if stopped and job is not None:
+        print_message(requeue_job(job))
+    return stopped
 
 
-def show_plan(runs: "Sequence[ResolvedRun]", device_names: str, pack: int | None, as_json: bool) -> int:
+def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:
     """Show runs, packs, estimated memory and time."""
     from bitnetctl.hardware import memory_available, resolve_device
     from bitnetctl.report import packs_table
@@ -77,7 +83,7 @@ def show_plan(runs: "Sequence[ResolvedRun]", device_names: str, pack: int | None
     device = resolve_device(devices[0])
     missing = [run for run in runs if run.ended() is None]
     done = len(runs) - len(missing)
-    rows = [cost.to_json() for cost in plan_costs(missing, device, pack, workers=len(devices))]
+    rows = [asdict(cost) for cost in plan_costs(missing, device, pack, workers=len(devices))]
     total_seconds = sum(row["seconds"] for row in rows) / len(devices)
     if as_json:
         print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})

@@ -10,8 +10,8 @@ from bitnetctl.config.load import (
     parse_config as parse_config,
     parse_value as parse_value,
     read_toml as read_toml,
-    recipe_names as recipe_names,
     split_arm as split_arm,
+    validated as validated,
     validation_line as validation_line,
 )
 from bitnetctl.config.schema import (

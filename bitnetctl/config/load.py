@@ -7,17 +7,14 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from bitnetctl.config.schema import InterventionSpec, RunConfig
 from bitnetctl.errors import ConfigError
 
-
-def recipe_names() -> list[str]:
-    """Names of the built-in recipes."""
-    return builtin_names("bitnetctl.config", "recipes")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(name: str) -> dict[str, Any]:
@@ -94,10 +91,15 @@ def build_config(
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """Validate a nested dictionary as a RunConfig; raises ConfigError with one line that names the field."""
+    return validated(RunConfig, tree, source)
+
+
+def validated(model: type[Model], tree: object, source: str) -> Model:
+    """Validate a tree as a model; raises ConfigError with one line that begins with `source` and names the field."""
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {validation_line(error, RunConfig)}") from error
+        raise ConfigError(f"{source}: {validation_line(error, model)}") from error
 
 
 def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
@@ -121,10 +123,7 @@ def _parse_intervention(text: str) -> InterventionSpec:
         if not equals or not key.strip():
             raise ConfigError(f"intervention {text!r}: expected NAME:key=value,key=value")
         settings[key.strip()] = parse_value(value)
-    try:
-        return InterventionSpec(name=name.strip(), settings=settings)
-    except ValidationError as error:
-        raise ConfigError(f"intervention {text!r}: {validation_line(error, InterventionSpec)}") from error
+    return validated(InterventionSpec, {"name": name.strip(), "settings": settings}, f"intervention {text!r}")
 
 
 def parse_value(text: str) -> Any:

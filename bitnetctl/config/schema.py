@@ -158,9 +158,8 @@ class InterventionSpec(Frozen):
     settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        if not self.settings:
-            return self.name
-        return self.name + ":" + ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
+        settings = ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
+        return f"{self.name}:{settings}" if settings else self.name
 
 
 class RunConfig(Frozen):

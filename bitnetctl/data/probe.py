@@ -28,11 +28,6 @@ class ProbeData:
     bigram_loss: float
     bigram_unique: int
 
-    @property
-    def positions(self) -> int:
-        """Number of next-token positions, P x T."""
-        return self.targets_PT.size
-
 
 class References(BaseModel):
     """Scores of the unigram and the bigram predictor on a probe; losses in nats."""
@@ -99,11 +94,13 @@ def count_references(
     unigram_V = (unigrams_V + 1) / total
     context_K, token_K = keys_K // vocab_size, keys_K % vocab_size
     types_C = np.bincount(context_K, minlength=len(contexts_C))
-    seen_C = np.zeros(len(contexts_C), dtype=np.int64)
-    np.add.at(seen_C, context_K, counts_K)
+    seen_C = np.bincount(context_K, weights=counts_K, minlength=len(contexts_C))
 
     context_M, target_M = context.ravel(), targets_PT.ravel()
-    count_M = _lookup(keys_K, counts_K, context_M * vocab_size + target_M)
+    wanted_M = context_M * vocab_size + target_M
+    before_K1 = np.concatenate([[0], np.cumsum(counts_K)])
+    # no bigram lies between the two sides of an unseen key
+    count_M = before_K1[np.searchsorted(keys_K, wanted_M, "right")] - before_K1[np.searchsorted(keys_K, wanted_M)]
     types_M = types_C[context_M]
     # an unseen context has no followers: the unigram alone
     weight_M = np.where(types_M > 0, types_M, 1)
@@ -165,36 +162,22 @@ def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progr
 
 def _merge(counted: list[tuple[Int64s, Int64s]]) -> tuple[Int64s, Int64s]:
     keys_K, index = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
-    counts_K = np.zeros(len(keys_K), dtype=np.int64)
-    np.add.at(counts_K, index, np.concatenate([counts for _, counts in counted]))
-    return keys_K, counts_K
-
-
-def _lookup(keys_K: Int64s, counts_K: Int64s, wanted_M: Int64s) -> Int64s:
-    if not len(keys_K):
-        return np.zeros_like(wanted_M)
-    index_M = np.minimum(np.searchsorted(keys_K, wanted_M), len(keys_K) - 1)
-    return np.where(keys_K[index_M] == wanted_M, counts_K[index_M], 0)
+    counts_K = np.bincount(index, weights=np.concatenate([counts for _, counts in counted]))
+    return keys_K, counts_K.astype(np.int64)
 
 
 def _arg_max(
     context_K: Int64s, token_K: Int64s, counts_K: Int64s, types_C: Int64s, unigrams_V: Int64s, total: int
 ) -> Int64s:
     """Return the most probable next token of every context: one of its followers, or the most frequent token."""
-    most_frequent = int(np.argmax(unigrams_V))
-    predicted_C = np.full(len(types_C), most_frequent, dtype=np.int64)
-    if not len(context_K):
-        return predicted_C
+    contexts_C = np.arange(len(types_C))
+    # the most frequent token competes in every context, as one that was not seen there
+    context = np.concatenate([context_K, contexts_C])
+    token = np.concatenate([token_K, np.full_like(contexts_C, np.argmax(unigrams_V))])
+    count = np.concatenate([counts_K, np.zeros_like(contexts_C)])
     # numerators x (N + V) are integers, so ties are exact; beyond 3e9 tokens they overflow 64 bits
     exact = np.int64 if total**2 < 2**63 else np.float64
-    backoff_K = types_C[context_K].astype(exact) * (unigrams_V[token_K] + 1)
-    score_K = counts_K.astype(exact) * total + backoff_K
-    present, first, index_K = np.unique(context_K, return_index=True, return_inverse=True)
-    best = np.maximum.reduceat(score_K, first)
-    # tokens ascend within a context, so its first best one has the lowest id
-    best_contexts, best_first = np.unique(context_K[score_K == best[index_K]], return_index=True)
-    follower = token_K[score_K == best[index_K]][best_first]
-    most_frequent_score = types_C[best_contexts].astype(exact) * (unigrams_V[most_frequent] + 1)
-    takes_most_frequent = (most_frequent_score > best) | ((most_frequent_score == best) & (most_frequent < follower))
-    predicted_C[present] = np.where(takes_most_frequent, most_frequent, follower)
-    return predicted_C
+    score = count.astype(exact) * total + types_C[context].astype(exact) * (unigrams_V[token] + 1)
+    order = np.lexsort((token, -score, context))
+    first_C = np.searchsorted(context[order], contexts_C)
+    return token[order][first_C]

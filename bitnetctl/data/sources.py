@@ -11,6 +11,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -115,16 +116,14 @@ def open_source(spec: str) -> Source:
 
 def _stdlib() -> Source:
     root = Path(sysconfig.get_path("stdlib"))
-    by_name: dict[str, Path] = {}
+    paths: list[Path] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _STDLIB_SKIPPED]
-        for name in names:
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
-                path = Path(folder, name)
-                by_name[path.relative_to(root).as_posix()] = path
-    if not by_name:
+        scripts = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        paths += [Path(folder, name) for name in scripts]
+    if not paths:
         raise DataError(f"data source stdlib: no Python source under {root}; use file:GLOB")
-    paths = [by_name[name] for name in sorted(by_name)]
+    paths.sort(key=Path.as_posix)
 
     def pieces() -> Iterator[Piece]:
         for path in paths:
@@ -147,12 +146,11 @@ def _files(spec: str, pattern: str) -> Source:
     if not paths:
         is_glob = glob.has_magic(pattern)
         raise DataError(f"data source {spec}: {'the glob matches no file' if is_glob else 'there is no such file'}")
-
-    def pieces() -> Iterator[Piece]:
-        for path in paths:
-            yield from _file_pieces(path)
-
-    return Source(spec=spec, files=frozenset(path.resolve() for path in paths), pieces=pieces)
+    return Source(
+        spec=spec,
+        files=frozenset(path.resolve() for path in paths),
+        pieces=lambda: chain.from_iterable(map(_file_pieces, paths)),
+    )
 
 
 def _file_pieces(path: Path) -> Iterator[Piece]:
@@ -230,15 +228,11 @@ def _parquet_pieces(path: Path) -> Iterator[Piece]:
     with _reading(path):
         try:
             with parquet.ParquetFile(path) as file:
-                columns = file.schema_arrow.names
-                if "text" not in columns:
-                    raise DataError(f"{path}: no column 'text'; columns: {', '.join(columns)}")
-                for batch in file.iter_batches(columns=["text"]):
-                    for text in batch.column(0).to_pylist():
-                        row += 1
-                        if not isinstance(text, str):
-                            raise DataError(f"{path}: row {row} has no text")
-                        yield Piece(text, True)
+                _require_text_column(file.schema_arrow.names, str(path))
+                batches = file.iter_batches(columns=["text"])
+                texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+                for row, text in enumerate(texts, 1):
+                    yield _row_piece(text, row, str(path))
         except pyarrow.ArrowException as error:
             raise DataError(f"{path}: not a readable parquet file: {one_line(error)}") from error
         except UnicodeDecodeError as error:
@@ -249,38 +243,40 @@ def _hub(spec: str, name: str) -> Source:
     parts = name.split("/")
     if len(parts) > 3 or not all(parts):
         raise DataError(f"data source {spec}: expected hf:NAME, hf:ORG/NAME, hf:NAME/CONFIG or hf:ORG/NAME/CONFIG")
-    readings: list[tuple[str, str | None]]
-    if len(parts) == 3:
-        readings = [("/".join(parts[:2]), parts[2])]
-    else:
-        readings = [(name, None), *([(parts[0], parts[1])] if len(parts) == 2 else [])]
-    dataset = _load_hub(spec, readings)
-    if "text" not in dataset.column_names:
-        raise DataError(f"data source {spec}: no column 'text'; columns: {', '.join(dataset.column_names)}")
+    whole, with_config = [name], name.rsplit("/", 1)
+    dataset = _load_hub(spec, {1: [whole], 2: [whole, with_config], 3: [with_config]}[len(parts)])
+    _require_text_column(dataset.column_names, f"data source {spec}")
     rows = dataset.select_columns(["text"])
 
     def pieces() -> Iterator[Piece]:
-        number = 0
-        for batch in rows.iter(batch_size=1000):
-            for text in batch["text"]:
-                number += 1
-                if not isinstance(text, str):
-                    raise DataError(f"data source {spec}: row {number} has no text")
-                yield Piece(text, True)
+        texts = chain.from_iterable(batch["text"] for batch in rows.iter(batch_size=1000))
+        return (_row_piece(text, row, f"data source {spec}") for row, text in enumerate(texts, 1))
 
     return Source(spec=spec, files=frozenset(), pieces=pieces)
 
 
-def _load_hub(spec: str, readings: list[tuple[str, str | None]]) -> Any:
+def _require_text_column(columns: list[str], name: str) -> None:
+    if "text" not in columns:
+        raise DataError(f"{name}: no column 'text'; columns: {', '.join(columns)}")
+
+
+def _row_piece(text: object, row: int, name: str) -> Piece:
+    if not isinstance(text, str):
+        raise DataError(f"{name}: row {row} has no text")
+    return Piece(text, True)
+
+
+def _load_hub(spec: str, readings: list[list[str]]) -> Any:
+    """Load the dataset by the first reading of its name, and config if any, that works."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(f"data source {spec}: needs the datasets library: pip install 'bitnetctl[hf]'") from error
     datasets.disable_progress_bars()
     errors: list[Exception] = []
-    for name, config in readings:
+    for reading in readings:
         try:
-            return datasets.load_dataset(name, config, split="train")
+            return datasets.load_dataset(*reading, split="train")
         except Exception as error:  # the hub, the network or a dataset's own reader may raise anything
             errors.append(error)
     # "not found" for one of two readings of the name is the least informative error

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -110,11 +110,11 @@ def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenDat
 
 
 class _TokenFile:
-    """A new file of token ids, counted and hashed as they are appended."""
+    """Token ids in an open file, counted and hashed as they are appended."""
 
-    def __init__(self, path: Path, dtype: str) -> None:
+    def __init__(self, file: BinaryIO, dtype: str) -> None:
         self._dtype = np.dtype(dtype)
-        self._file = path.open("xb")
+        self._file = file
         self._hash = hashlib.sha256()
         self.count = 0
 
@@ -129,12 +129,6 @@ class _TokenFile:
         os.fsync(self._file.fileno())
         return _File(bytes=self.count * self._dtype.itemsize, sha256=self._hash.hexdigest())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
 
 @contextlib.contextmanager
 def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
@@ -148,10 +142,10 @@ def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
     lock = FileLock(locks / f"{folder.name}.lock", thread_local=False, fallback_to_soft=False)
     with contextlib.suppress(OSError):
         while not lock.is_locked:
-            with contextlib.suppress(Timeout):
+            try:
                 lock.acquire(timeout=_WAIT_SECONDS)
-                break
-            progress("waiting for another process that prepares the same text", 0, None)
+            except Timeout:
+                progress("waiting for another process that prepares the same text", 0, None)
     try:
         yield
     finally:
@@ -166,12 +160,15 @@ def _build(
         _sweep(folder.parent, temporary.stat().st_mtime)
         meter = ProgressMeter(progress, "training tokenizer", text.characters)
         tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
-        tokenizer_file = _write(temporary / "tokenizer.json", tokenizer.to_str().encode())
+        content = tokenizer.to_str().encode()
+        write_synced(temporary / "tokenizer.json", content)
+        tokenizer_file = _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
         with (
-            _TokenFile(temporary / "train.bin", dtype) as train,
-            _TokenFile(temporary / "held_out.bin", dtype) as held_out,
+            (temporary / "train.bin").open("xb") as train_file,
+            (temporary / "held_out.bin").open("xb") as held_out_file,
         ):
+            train, held_out = _TokenFile(train_file, dtype), _TokenFile(held_out_file, dtype)
             _encode(text, tokenizer, tokenizer_source.spec, train, held_out, progress)
             _check_lengths(train.count, held_out.count, config)
             files = {"train.bin": train.finish(), "held_out.bin": held_out.finish(), "tokenizer.json": tokenizer_file}
@@ -186,7 +183,7 @@ def _build(
             tokenizer_fingerprint=tokenizer_file.sha256,
             files=files,
         )
-        _write(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
+        write_synced(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
         sync_folder(temporary)
         with contextlib.suppress(_DamagedError, FileNotFoundError):
             _read_meta(folder)
@@ -201,23 +198,23 @@ def _encode(
     end = end_of_text(tokenizer)
     end_N = np.array([] if end is None else [end], dtype=np.int64)
     meter = ProgressMeter(progress, "encoding text", text.characters)
-    previous: Block | None = None
+    sides = (train, held_out)
+    previous = Block("", held_out=False, ends=True)
     for blocks in _groups(text.blocks()):
         try:
             encodings = tokenizer.encode_batch_fast([block.text for block in blocks], add_special_tokens=False)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(f"tokenizer {spec}: cannot encode the text: {one_line(error)}") from error
         for block, encoding in zip(blocks, encodings, strict=True):
-            if previous is not None and not previous.ends and previous.held_out != block.held_out:
+            if not previous.ends and previous.held_out != block.held_out:
                 # the split cut the document here: the next text of this side does not follow
-                (held_out if previous.held_out else train).append(end_N)
+                sides[previous.held_out].append(end_N)
             ids_N = np.array(encoding.ids, dtype=np.int64)
-            if ids_N.size and int(ids_N.max()) >= size:
+            if ids_N.max(initial=0) >= size:
                 raise DataError(f"tokenizer {spec}: gives token {ids_N.max()} beyond its vocabulary of {size}")
-            side = held_out if block.held_out else train
-            side.append(ids_N)
+            sides[block.held_out].append(ids_N)
             if block.ends:
-                side.append(end_N)
+                sides[block.held_out].append(end_N)
             meter.add(len(block.text))
             previous = block
     meter.finish()
@@ -251,11 +248,6 @@ def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) 
             f"too few for one probe row of {config.sequence_length} tokens and its last target; "
             "give more text, raise data.held_out_fraction or lower data.sequence_length"
         )
-
-
-def _write(path: Path, content: bytes) -> _File:
-    write_synced(path, content)
-    return _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _fingerprint(files: dict[str, _File], dtype: str) -> str:
@@ -304,20 +296,16 @@ def _open(folder: Path, config: DataConfig) -> TokenData:
     meta = _read_meta(folder)
     _check_lengths(meta.train_tokens, meta.held_out_tokens, config)
     try:
-        train_N: Tokens = np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r", shape=(meta.train_tokens,))
-        held_out_N: Tokens = np.memmap(
-            folder / "held_out.bin", dtype=meta.dtype, mode="r", shape=(meta.held_out_tokens,)
+        return TokenData(
+            train_N=np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r"),
+            held_out_N=np.memmap(folder / "held_out.bin", dtype=meta.dtype, mode="r"),
+            vocab_size=meta.vocab_size,
+            fingerprint=meta.fingerprint,
+            tokenizer_fingerprint=meta.tokenizer_fingerprint,
+            source=config.source,
+            tokenizer=config.tokenizer,
+            tokenizer_path=folder / "tokenizer.json",
+            end_of_text=meta.end_of_text,
         )
     except (OSError, ValueError) as error:
         raise _DamagedError(one_line(error)) from error
-    return TokenData(
-        train_N=train_N,
-        held_out_N=held_out_N,
-        vocab_size=meta.vocab_size,
-        fingerprint=meta.fingerprint,
-        tokenizer_fingerprint=meta.tokenizer_fingerprint,
-        source=config.source,
-        tokenizer=config.tokenizer,
-        tokenizer_path=folder / "tokenizer.json",
-        end_of_text=meta.end_of_text,
-    )

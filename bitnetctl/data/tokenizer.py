@@ -6,17 +6,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl.config import DataConfig, near_miss
 from bitnetctl.data import bpe
-from bitnetctl.data.bpe import END_OF_TEXT
 from bitnetctl.data.sources import expand, is_file, is_folder
 from bitnetctl.errors import DataError, one_line
 
@@ -28,14 +25,14 @@ _SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSource:
-    """A tokenizer that is loaded, or (`loaded` is None) to be trained to `size` tokens.
+    """A tokenizer of `size` tokens that is loaded, or (`loaded` is None) to be trained.
 
     Two sources of one `identity` give the same tokens for the same text.
     """
 
     spec: str
     identity: str
-    size: int | None = None
+    size: int
     loaded: Tokenizer | None = None
 
     def build(self, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
@@ -43,7 +40,26 @@ class TokenizerSource:
 
         Training writes to `folder` and calls `tick` several times per second; an exception from it ends the training.
         """
-        return self.loaded if self.loaded is not None else _train(self.spec, self.size or 0, texts, folder, tick)
+        if self.loaded is not None:
+            return self.loaded
+        lines, path = folder / "texts.jsonl", folder / "bpe.json"
+        try:
+            with lines.open("x", encoding="utf-8") as file:
+                for text in texts:
+                    file.write(json.dumps(text, ensure_ascii=False) + "\n")
+                    tick()
+            _run(self.spec, [sys.executable, "-P", bpe.__file__, str(self.size), str(lines), str(path)], tick)
+        finally:
+            lines.unlink(missing_ok=True)
+        tokenizer = load_tokenizer(path)
+        path.unlink()
+        supported = vocab_size(tokenizer)
+        if supported < self.size:
+            raise DataError(
+                f"tokenizer {self.spec}: the training text supports only {supported} tokens; "
+                f"use bpe:{supported} or more text"
+            )
+        return tokenizer
 
 
 def open_tokenizer(spec: str) -> TokenizerSource:
@@ -51,12 +67,7 @@ def open_tokenizer(spec: str) -> TokenizerSource:
     scheme, _, rest = spec.partition(":")
     known = {"bpe": _open_bpe, "gpt2-files": _open_gpt2, "file": _open_file, "hf": _open_hub}
     if scheme in known and rest:
-        source = known[scheme](spec, rest)
-        if source.loaded is not None and vocab_size(source.loaded) > _MAX_TOKENS:
-            raise DataError(
-                f"tokenizer {spec}: token ids up to {vocab_size(source.loaded) - 1}, beyond {_MAX_TOKENS - 1}"
-            )
-        return source
+        return known[scheme](spec, rest)
     if scheme in known:
         raise DataError(f"tokenizer {spec!r} names nothing after the scheme: expected {_SPECS}")
     if is_file(expand(spec)):
@@ -68,10 +79,7 @@ def open_tokenizer(spec: str) -> TokenizerSource:
 
 def vocab_size_of(config: DataConfig) -> int | None:
     """Return the vocabulary size of a config's tokenizer without reading the text, None for `hf:`; raises DataError."""
-    if config.tokenizer.startswith("hf:"):
-        return None
-    source = open_tokenizer(config.tokenizer)
-    return source.size if source.loaded is None else vocab_size(source.loaded)
+    return None if config.tokenizer.startswith("hf:") else open_tokenizer(config.tokenizer).size
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -92,11 +100,8 @@ def vocab_size(tokenizer: Tokenizer) -> int:
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:
     """Return the id of the token that follows a document, None if the tokenizer has none."""
-    for token in (END_OF_TEXT, "</s>"):
-        token_id: int | None = tokenizer.token_to_id(token)
-        if token_id is not None:
-            return token_id
-    return None
+    ids = map(tokenizer.token_to_id, (bpe.END_OF_TEXT, "</s>"))
+    return next((token_id for token_id in ids if token_id is not None), None)
 
 
 def _open_bpe(spec: str, rest: str) -> TokenizerSource:
@@ -130,9 +135,9 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
     if absent:
         raise DataError(f"tokenizer {spec}: not byte-level BPE: vocab.json lacks {absent} of the 256 byte symbols")
     bpe.byte_level(tokenizer)
-    if END_OF_TEXT in vocabulary:
-        tokenizer.add_special_tokens([END_OF_TEXT])
-    return TokenizerSource(spec=spec, identity=f"gpt2-files:{_digest(*contents)}", loaded=tokenizer)
+    if bpe.END_OF_TEXT in vocabulary:
+        tokenizer.add_special_tokens([bpe.END_OF_TEXT])
+    return _loaded(spec, f"gpt2-files:{_digest(*contents)}", tokenizer)
 
 
 def _open_file(spec: str, rest: str) -> TokenizerSource:
@@ -140,7 +145,7 @@ def _open_file(spec: str, rest: str) -> TokenizerSource:
     if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
     content = _read(path, spec)
-    return TokenizerSource(spec=spec, identity=f"file:{_digest(content)}", loaded=load_tokenizer(path))
+    return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path))
 
 
 def _open_hub(spec: str, rest: str) -> TokenizerSource:
@@ -151,45 +156,24 @@ def _open_hub(spec: str, rest: str) -> TokenizerSource:
             f"tokenizer {spec}: {one_line(error)}; check the name and the network, or use file:tokenizer.json"
         ) from error
     tokenizer = _without_limits(tokenizer, spec)
-    return TokenizerSource(spec=spec, identity=f"hf:{_digest(tokenizer.to_str().encode())}", loaded=tokenizer)
+    return _loaded(spec, f"hf:{_digest(tokenizer.to_str().encode())}", tokenizer)
 
 
-def _train(spec: str, size: int, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
-    path = folder / "bpe.json"
-    _train_in_subprocess(spec, size, texts, path, tick)
-    tokenizer = load_tokenizer(path)
-    path.unlink()
-    supported = vocab_size(tokenizer)
-    if supported < size:
-        raise DataError(
-            f"tokenizer {spec}: the training text supports only {supported} tokens; use bpe:{supported} or more text"
-        )
-    return tokenizer
+def _loaded(spec: str, identity: str, tokenizer: Tokenizer) -> TokenizerSource:
+    size = vocab_size(tokenizer)
+    if size > _MAX_TOKENS:
+        raise DataError(f"tokenizer {spec}: token ids up to {size - 1}, beyond {_MAX_TOKENS - 1}")
+    return TokenizerSource(spec=spec, identity=identity, size=size, loaded=tokenizer)
 
 
-def _train_in_subprocess(spec: str, size: int, texts: Iterable[str], path: Path, tick: Callable[[], None]) -> None:
+def _run(spec: str, command: list[str], tick: Callable[[], None]) -> None:
     """Train in a subprocess, which can be killed: in this process, a signal would wait until training is done."""
-    command = [sys.executable, "-P", bpe.__file__, str(size), str(path)]
-    errors: list[BaseException] = []
-
-    def feed(file: BinaryIO) -> None:
-        try:
-            with file:
-                bpe.send(texts, file)
-        except BrokenPipeError:
-            pass  # the exit code and stderr of the process say more
-        except BaseException as error:
-            errors.append(error)
-
     with tempfile.TemporaryFile() as stderr:
         # a new session, so that Ctrl-C at a terminal reaches this process only
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
-        assert process.stdin is not None
-        feeder = threading.Thread(target=feed, args=(process.stdin,), daemon=True)
         try:
-            feeder.start()
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_TICK_SECONDS)
@@ -197,9 +181,6 @@ def _train_in_subprocess(spec: str, size: int, texts: Iterable[str], path: Path,
         finally:
             process.kill()
             process.wait()
-            feeder.join()
-        if errors:
-            raise errors[0]
         if process.returncode != 0:
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()

@@ -3,41 +3,14 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 
 from bitnetctl.config import RunConfig
 from bitnetctl.monitor.live import LiveReporter
-from bitnetctl.monitor.view import REPEAT_SECONDS, RunView, ended_lines, row_line, started_lines, work_line
+from bitnetctl.monitor.view import REPEAT_SECONDS, RunView, ended_lines, row_line, started_line, work_line
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, RolledBack, Started, Stopped
-
-
-class Reporter(Protocol):
-    """Shows the events of a training run."""
-
-    def event(self, event: Event) -> None:
-        """Show what happened."""
-
-    def log(self, text: str) -> None:
-        """Show one permanent line."""
-
-    def work(self, what: str, done: int, total: int | None) -> None:
-        """Show the progress of a preparation, such as encoding text; `total` is None where it is unknown."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> Reporter:
-    """Return a live view where `console` is a terminal that can move its cursor, else plain lines.
-
-    With `configs` the view covers all runs of a sweep, including those that other processes train in `runs_dir`.
-    """
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveReporter(console, configs, runs_dir)
-    return PlainReporter(console)
 
 
 class PlainReporter:
@@ -61,8 +34,7 @@ class PlainReporter:
                 self._pack = [RunView(*run) for run in zip(event.names, event.configs, strict=True)]
                 for view in self._pack:
                     view.state = "training"
-                for text in started_lines(event):
-                    self.log(text)
+                self.log(started_line(event))
             case Evaluated():
                 view = self._pack[event.run]
                 warning = view.update(event.row)
@@ -85,3 +57,16 @@ class PlainReporter:
         if now - self._work_shown >= REPEAT_SECONDS:
             self._work_shown = now
             self.log(work_line(what, done, total))
+
+
+Reporter = LiveReporter | PlainReporter
+
+
+def make_reporter(console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> Reporter:
+    """Return a live view where `console` is a terminal that can move its cursor, else plain lines.
+
+    With `configs` the view covers all runs of a sweep, including those that other processes train in `runs_dir`.
+    """
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReporter(console, configs, runs_dir)
+    return PlainReporter(console)

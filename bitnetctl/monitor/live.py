@@ -23,7 +23,7 @@ from bitnetctl.monitor.view import (
     format_clock,
     format_memory,
     sparkline,
-    started_lines,
+    started_line,
     work_line,
 )
 from bitnetctl.records import read_manifest
@@ -100,8 +100,7 @@ class LiveReporter:
             view = self._runs.setdefault(name, RunView(name, config))
             view.state, view.step = "training", event.start_step
             self._pack.append(view)
-        for text in started_lines(event):
-            self.log(text)
+        self.log(started_line(event))
 
     def _progress(self, event: Progress) -> None:
         self._step, self._memory_bytes = event.step, event.memory_bytes

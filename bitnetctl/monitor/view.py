@@ -1,5 +1,7 @@
 """State of a run in training, and the lines of text that report it."""
 
+from dataclasses import dataclass, field
+
 from bitnetctl.config import RunConfig
 from bitnetctl.records import Row, collapse, known
 from bitnetctl.report.columns import format_value
@@ -10,18 +12,18 @@ REPEAT_SECONDS = 2.0
 """Least time between two lines on a preparation, and between two looks at the folder of runs."""
 
 
+@dataclass
 class RunView:
     """State of one run, from its events or, for a run of another process, from its manifest."""
 
-    def __init__(self, name: str, config: RunConfig) -> None:
-        self.name = name
-        self.config = config
-        self.row: Row = {}
-        self.history: list[float] = []
-        self.state = "waiting"
-        self.step = 0
-        self.loss: float | None = None
-        self.collapsed_since: int | None = None
+    name: str
+    config: RunConfig
+    row: Row = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
+    state: str = "waiting"
+    step: int = 0
+    loss: float | None = None
+    collapsed_since: int | None = None
 
     @property
     def label(self) -> str:
@@ -53,13 +55,13 @@ class RunView:
         return None
 
 
-def started_lines(event: Started) -> list[str]:
+def started_line(event: Started) -> str:
     """Return the line on a run or pack that starts."""
     where = f"{event.num_parameters:,} parameters on {event.device}"
     resumed = f", resumed after step {event.start_step:,}" if event.start_step else ""
     if len(event.names) == 1:
-        return [f"{event.names[0]}: {event.configs[0].steps:,} steps, {where}{resumed}"]
-    return [f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"]
+        return f"{event.names[0]}: {event.configs[0].steps:,} steps, {where}{resumed}"
+    return f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"
 
 
 def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunView]) -> list[str]:

@@ -6,18 +6,13 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from bitnetctl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from bitnetctl.intervention import Intervention
+from bitnetctl.intervention import Intervention
 
 
-def intervention_classes(path: Path) -> "list[type[Intervention]]":
+def intervention_classes(path: Path) -> list[type[Intervention]]:
     """Return the intervention classes of a Python file, or those of a project's entry points; raises ConfigError."""
-    from bitnetctl.intervention import Intervention
-
     # Path.is_file raises for a long name
     if not os.path.isfile(path):  # noqa: PTH113
         return [_load_target(path, target) for target in _targets(path)]
@@ -61,20 +56,18 @@ def _targets(path: Path) -> list[str]:
     return [str(target) for target in points.values()]
 
 
-def _load_target(path: Path, target: str) -> "type[Intervention]":
+def _load_target(path: Path, target: str) -> type[Intervention]:
     """Import one target from the files of a project, which may be packages and import each other."""
     name, _, attribute = target.partition(":")
     stem = Path(*name.strip().split("."))
     roots = [path.resolve(), path.resolve() / "src"]
     files = [(root, root / file) for root in roots for file in (stem.with_suffix(".py"), stem / "__init__.py")]
-    for root, file in files:
-        if file.is_file():
-            sys.path.insert(0, str(root))
-            module = _import(name.strip(), file)
-            break
-    else:
+    there = [(root, file) for root, file in files if file.is_file()]
+    if not there:
         raise ConfigError(f"{path}: entry point {target!r}: {stem.with_suffix('.py')} is not there")
-    value = getattr(module, attribute.strip(), None)
+    root, file = there[0]
+    sys.path.insert(0, str(root))
+    value = getattr(_import(name.strip(), file), attribute.strip(), None)
     if not isinstance(value, type):
         raise ConfigError(f"{path}: entry point {target!r}: no such class")
     return value

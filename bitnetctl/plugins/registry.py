@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validation_line
+from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validated
 from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition, changed_hooks
@@ -39,22 +39,22 @@ class Registration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plugin:
-    """An intervention class, loaded and checked, or the `problem`, one line, why it cannot be used.
+class Plugin(Registration):
+    """A registration whose class is loaded and checked, or the `problem`, one line, why it cannot be used.
 
     `module` is where the class is defined and `source_sha256` the hash of that module's file, both None if nothing was
-    imported. A `refused` plug-in is not allowed, and nothing of it is imported.
+    imported. Of a plug-in that is not `allowed` nothing is imported.
     """
 
-    name: str
-    distribution: str
-    version: str
-    target: str
     intervention: type[Intervention] | None
     problem: str | None
-    module: str | None = None
-    source_sha256: str | None = None
-    refused: bool = False
+    module: str | None
+    source_sha256: str | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it is not allowed."""
+        return not self.allowed
 
     @property
     def refusal(self) -> str:
@@ -75,7 +75,6 @@ def discover() -> tuple[Registration, ...]:
     list of distributions or interventions, the others are marked as not allowed.
     """
     own_only = os.environ.get("BITNETCTL_DISABLE_PLUGINS", "") not in ("", "0")
-    allowed = _allowed()
     registrations = [
         Registration(
             name=entry.name,
@@ -83,9 +82,7 @@ def discover() -> tuple[Registration, ...]:
             version=dist.version,
             target=entry.value,
             entry_point=entry,
-            allowed=allowed is None
-            or dist.name == OWN_DISTRIBUTION
-            or bool({entry.name, _normal(dist.name)} & allowed),
+            allowed=_is_allowed(entry.name, dist.name),
         )
         for dist, entries in _distributions()
         for entry in entries
@@ -117,13 +114,13 @@ def _normal(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _allowed() -> set[str] | None:
-    """Return the names in BITNETCTL_ALLOWED_PLUGINS: None where it is unset, no name where it is empty."""
+def _is_allowed(name: str, distribution: str) -> bool:
+    """Whether an intervention may be imported: an unset BITNETCTL_ALLOWED_PLUGINS allows all, an empty one no other."""
     text = os.environ.get(ALLOWED)
-    if text is None:
-        return None
-    names = {name.strip() for name in text.split(",")} - {""}
-    return names | {_normal(name) for name in names}
+    if text is None or distribution == OWN_DISTRIBUTION:
+        return True
+    names = {each.strip() for each in text.split(",")} - {""}
+    return not {name, _normal(distribution)}.isdisjoint(names | {_normal(each) for each in names})
 
 
 def load_all() -> list[Plugin]:
@@ -153,22 +150,13 @@ def load(name: str) -> Plugin:
         )
     else:
         try:
-            intervention = check_class(first.entry_point.load())
-            module, digest = intervention.__module__, _source_hash(intervention.__module__)
+            loaded = check_class(first.entry_point.load())
+            module, digest = loaded.__module__, _source_hash(loaded.__module__)
+            intervention = loaded
         # the import of a plug-in may raise anything; other plug-ins stay usable
         except (Exception, SystemExit) as error:
             problem = f"{type(error).__name__}: {one_line(error)}"
-    return Plugin(
-        name=name,
-        distribution=first.distribution,
-        version=first.version,
-        target=first.target,
-        intervention=intervention,
-        problem=problem,
-        module=module,
-        source_sha256=digest,
-        refused=not allowed,
-    )
+    return Plugin(**vars(first), intervention=intervention, problem=problem, module=module, source_sha256=digest)
 
 
 def _is_usable(name: str) -> bool:
@@ -257,8 +245,4 @@ def _resolve(spec: InterventionSpec) -> tuple[type[Intervention], InterventionSe
     plugin = load(spec.name)
     if plugin.intervention is None:
         raise ConfigError(plugin.refusal)
-    model = plugin.intervention.Settings
-    try:
-        return plugin.intervention, model.model_validate(spec.settings)
-    except ValidationError as error:
-        raise ConfigError(f"intervention {spec.name}: {validation_line(error, model)}") from error
+    return plugin.intervention, validated(plugin.intervention.Settings, spec.settings, f"intervention {spec.name}")

@@ -5,46 +5,30 @@ known values, or empty, which is unknown; the reader keeps NaN and unknown apart
 """
 
 from bitnetctl.records.manifest import (
-    Manifest,
-    PluginInfo,
-    Rollback,
-    Session,
-    Status,
-    read_manifest,
-    utc_now,
-    write_manifest,
+    Manifest as Manifest,
+    PluginInfo as PluginInfo,
+    Rollback as Rollback,
+    Session as Session,
+    Status as Status,
+    read_manifest as read_manifest,
+    utc_now as utc_now,
+    write_manifest as write_manifest,
 )
-from bitnetctl.records.metrics import COLLAPSED_BELOW, collapse, known
-from bitnetctl.records.paths import RunPaths
-from bitnetctl.records.reader import Records, read
-from bitnetctl.records.run import Run, load_begun_runs, load_run, load_runs
-from bitnetctl.records.schema import COLUMNS, NAMES, REQUIRED, SCHEMA_VERSION, Column, Row
-from bitnetctl.records.writer import RecordWriter
-
-__all__ = [
-    "COLLAPSED_BELOW",
-    "COLUMNS",
-    "NAMES",
-    "REQUIRED",
-    "SCHEMA_VERSION",
-    "Column",
-    "Manifest",
-    "PluginInfo",
-    "RecordWriter",
-    "Records",
-    "Rollback",
-    "Row",
-    "Run",
-    "RunPaths",
-    "Session",
-    "Status",
-    "collapse",
-    "known",
-    "load_begun_runs",
-    "load_run",
-    "load_runs",
-    "read",
-    "read_manifest",
-    "utc_now",
-    "write_manifest",
-]
+from bitnetctl.records.metrics import COLLAPSED_BELOW as COLLAPSED_BELOW, collapse as collapse, known as known
+from bitnetctl.records.paths import RunPaths as RunPaths
+from bitnetctl.records.reader import Records as Records, read as read
+from bitnetctl.records.run import (
+    Run as Run,
+    load_begun_runs as load_begun_runs,
+    load_run as load_run,
+    load_runs as load_runs,
+)
+from bitnetctl.records.schema import (
+    COLUMNS as COLUMNS,
+    NAMES as NAMES,
+    REQUIRED as REQUIRED,
+    SCHEMA_VERSION as SCHEMA_VERSION,
+    Column as Column,
+    Row as Row,
+)
+from bitnetctl.records.writer import RecordWriter as RecordWriter

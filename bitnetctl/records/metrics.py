@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.records.schema import NAMES, Row
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
+    from bitnetctl.records.schema import Booleans, Floats
 
 COLLAPSED_BELOW = 10
 """Distinct predictions under which the founding document calls a model collapsed."""
@@ -78,7 +75,7 @@ def collapse(row: Row) -> str | None:
     return " and ".join(reasons) or None
 
 
-def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "npt.NDArray[np.bool_]":
+def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "Booleans":
     """Return for every row whether `collapse` has a reason; columns of finite values, NaN is unknown."""
     # comparisons with NaN are False
     return ((unique < COLLAPSED_BELOW) & ~(targets < COLLAPSED_BELOW)) | (loss > unigram)

@@ -16,11 +16,9 @@ from bitnetctl.records.reader import Records, read
 from bitnetctl.records.schema import NAMES, Row
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pandas as pd
 
-    Floats = npt.NDArray[np.float64]
+    from bitnetctl.records.schema import Floats, Integers
 
 _RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
 _SIZE_HINT = re.compile(
@@ -58,7 +56,7 @@ class Run:
         return {}
 
     @cached_property
-    def steps(self) -> "npt.NDArray[np.int64]":
+    def steps(self) -> "Integers":
         """Steps of the evaluations, ascending."""
         return self.records.frame["Step"].to_numpy()
 

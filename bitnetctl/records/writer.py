@@ -3,50 +3,49 @@
 import errno
 import operator
 import os
+import re
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bitnetctl.errors import RecordError, StorageError
 from bitnetctl.files import storage_errors, write_atomic
-from bitnetctl.records.reader import BadRowError, Layout, parse_row
 from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_LAST_ROW = re.compile(rb"(?:\A|\n)([0-9]{1,19}),[^\n]*\n\Z")
 
 
 class RecordWriter:
-    """The only writer of a run's CSV, for the process that holds the run's lock; use it as a context manager.
+    """The only writer of a run's CSV, for the process that holds the run's lock.
 
-    The constructor reads and checks an existing file, and `open` changes it: a new file gets the header; from an
-    existing one, rows after `keep_through_step` and a torn last row are cut, atomically, so that the file of a resumed
-    run equals that of an undisturbed run byte for byte. `last_step` is the step of the last row, None without rows;
-    `last_kept_step` is the value that it must have after the cut. `had_rows` is whether the file had any.
+    `kept` is what the file begins with: the rows of the checkpoint that the run resumes from, under the header; empty
+    for a new run. The constructor reads an existing file, and `open` replaces it by `kept` unless it equals that, so
+    that the file of a resumed run equals that of an undisturbed run byte for byte. `last_step` is the step of the last
+    row, None without rows; `had_rows` is whether the existing file had any.
 
-    Raises RecordError where the file was not written by this tool, is damaged, or is gone although rows are to be kept.
+    Raises RecordError where the file or `kept` was not written by this version.
     """
 
-    def __init__(self, path: Path | str, keep_through_step: int = 0, *, last_kept_step: int | None = None) -> None:
+    def __init__(self, path: Path | str, kept: bytes = b"") -> None:
         self.path = Path(path)
-        self.last_step: int | None = None
         self._descriptor: int | None = None
         self._torn = False
+        self._kept = kept or HEADER
         old = self._old_content()
+        if not old.startswith(HEADER) and not HEADER.startswith(old):
+            raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
+        rows = self._kept[len(HEADER) :]
+        last_row = _LAST_ROW.search(rows)
+        if not self._kept.startswith(HEADER) or (rows and last_row is None):
+            raise RecordError(f"{self.path}: the rows of the checkpoint are not rows that this version writes")
         self.had_rows = len(old) > len(HEADER)
-        kept = self._repair(old, keep_through_step, last_kept_step)
-        if last_kept_step is not None and self.last_step != last_kept_step:
-            raise RecordError(
-                f"{self.path}: the row of step {last_kept_step} is missing; put it back (a checkpoint's records.csv "
-                "is a copy), or start the run afresh"
-            )
-        self._end = len(kept)
-        self._repaired = None if kept == old else kept
+        self._is_kept = old == self._kept
+        self._end = len(self._kept)
+        self.last_step = int(last_row[1]) if last_row else None
 
     def open(self) -> None:
-        """Cut the rows that are not kept; raises StorageError where the disk refuses, with all complete rows intact."""
-        if self._repaired is not None:
-            write_atomic(self.path, self._repaired)
-            self._repaired = None
+        """Bring the file to what is kept; raises StorageError where the disk refuses, with the old file intact."""
+        if not self._is_kept:
+            write_atomic(self.path, self._kept)
         with storage_errors(self.path):
             self._descriptor = os.open(self.path, _FLAGS)
 
@@ -89,19 +88,6 @@ class RecordWriter:
             with storage_errors(self.path):
                 os.close(descriptor)
 
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.sync()
-        finally:
-            self.close()
-
     def _open_descriptor(self) -> int:
         if self._descriptor is None:
             raise ValueError(f"{self.path}: the writer is closed")
@@ -117,7 +103,7 @@ class RecordWriter:
         if not is_there or (own.st_size != self._end and not self._torn):
             raise StorageError(
                 f"{self.path}: was removed, replaced or changed by another program while the run was writing it; "
-                "started again, the run resumes from the last checkpoint whose rows are there",
+                "put it back, or remove it: started again, the run restores it from its last checkpoint",
                 errno.ESTALE,
             )
 
@@ -143,7 +129,9 @@ class RecordWriter:
         if not cells[0].isdecimal():
             raise RecordError(f"{self.path}: Step is {row['Step']!r}, not a whole number")
         step = int(cells[0])
-        self._require_later(step, str(self.path))
+        last = self.last_step or 0
+        if step <= last:
+            raise RecordError(f"{self.path}: Step {step} after {last}; steps must increase")
         return step, (",".join(cells) + "\n").encode()
 
     def _format_cell(self, name: str, value: float | int | None) -> str:
@@ -166,39 +154,3 @@ class RecordWriter:
             return b""
         except OSError as error:
             raise RecordError(f"{self.path}: cannot read: {error.strerror or error}") from error
-
-    def _repair(self, old: bytes, keep_through_step: int, last_kept_step: int | None) -> bytes:
-        if not old.startswith(HEADER):
-            if not HEADER.startswith(old):
-                raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
-            if keep_through_step > 0:
-                raise RecordError(
-                    f"{self.path}:1: the rows up to step {keep_through_step} are gone; put them back (a checkpoint's "
-                    "records.csv is a copy), or start the run afresh"
-                )
-            return HEADER
-        end = len(HEADER)
-        layout = Layout.of(NAMES)
-        # the last piece has no newline: it is empty or a torn row
-        lines = old[end:].split(b"\n")[:-1] if keep_through_step > 0 else []
-        for number, line in enumerate(lines, start=2):
-            if last_kept_step is not None and self.last_step == last_kept_step:
-                # later rows are written again, damaged or not
-                break
-            try:
-                step, _, _ = parse_row(line, layout)
-            except BadRowError as error:
-                if number <= len(lines):
-                    raise RecordError(f"{self.path}:{number}: {error}") from error
-                break
-            self._require_later(step, f"{self.path}:{number}")
-            if step > keep_through_step:
-                break
-            self.last_step = step
-            end += len(line) + 1
-        return old[:end]
-
-    def _require_later(self, step: int, where: str) -> None:
-        last = self.last_step or 0
-        if step <= last:
-            raise RecordError(f"{where}: Step {step} after {last}; steps must increase")

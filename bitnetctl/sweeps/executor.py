@@ -1,6 +1,7 @@
 """Train many runs: packs from the run queue, one after the other, until every run has ended."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -9,7 +10,7 @@ from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedByS
 from bitnetctl.hardware import release_unused
 from bitnetctl.records.status import refuse_case_twins
 from bitnetctl.sweeps.executors.local import split_devices, work_on_devices
-from bitnetctl.sweeps.packing import PackLimits, Shape, announcement, plan_costs, runs_per_worker, shape_of
+from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts
@@ -17,6 +18,7 @@ from bitnetctl.trainer.events import Event, Failed, Stopped
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.units import duration
 
 _WAIT_SECONDS = 1.0
 
@@ -48,7 +50,7 @@ class _Sweep:
         # runs of a pack that failed train one by one
         self._alone: set[str] = set()
         self._queue = RunQueue(options.runs_dir, self._shape)
-        self._limits = PackLimits(self._factory)
+        self._fits: dict[object, int] = {}
         missing = list(self._queue.unfinished(runs))
         self._runs_of_shape = Counter(shape_of(run, self._device) for run in missing)
         costs = plan_costs(
@@ -58,7 +60,9 @@ class _Sweep:
             lambda effective: self._factory.prepare(effective)[0].vocab_size,
             workers=workers,
         )
-        options.log(announcement(costs, self._device))
+        noun = "run" if len(missing) == 1 else "runs"
+        seconds = sum(cost.seconds for cost in costs)
+        options.log(f"{len(missing)} {noun} to train on {self._device}, about {duration(seconds)}")
 
     def train(self) -> Iterator[Event]:
         """Train pack after pack until no run is left or a stop is requested."""
@@ -88,9 +92,14 @@ class _Sweep:
     def _limit(self, run: ResolvedRun) -> int:
         if self._pack is not None:
             return self._pack
-        most = runs_per_worker(self._runs_of_shape[shape_of(run, self._device)], self._workers)
+        most = math.ceil(self._runs_of_shape[shape_of(run, self._device)] / self._workers)
         # a single run is not measured: it fits, or it fails by itself
-        return 1 if most <= 1 else min(most, self._limits.of(run.effective))
+        if most <= 1:
+            return 1
+        key = run.effective.pack_key
+        if key not in self._fits:
+            self._fits[key] = measured_largest_pack(self._factory, run.effective)
+        return min(most, self._fits[key])
 
     def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
         """Train a pack; returns True if it was stopped. Errors of a run or a plug-in end the pack, not the sweep."""
@@ -107,7 +116,11 @@ class _Sweep:
             (artifacts,) = acquired
             # another process may have acquired it at once and try it itself; damaged files cannot be written to
             with contextlib.suppress(RunBusyError, RecordError):
-                _write_failure(artifacts, message)
+                artifacts.acquire()
+                try:
+                    artifacts.fail(message)
+                finally:
+                    artifacts.release()
             self._candidates = [run for run in self._candidates if run.name != artifacts.name]
             yield Failed(name=artifacts.name, message=message)
         return False
@@ -119,14 +132,6 @@ def _train(factory: TrainerFactory, acquired: Sequence[RunArtifacts]) -> Generat
         for event in loop.train(trainer):
             yield event
     return isinstance(event, Stopped)
-
-
-def _write_failure(artifacts: RunArtifacts, message: str) -> None:
-    artifacts.acquire()
-    try:
-        artifacts.fail(message)
-    finally:
-        artifacts.release()
 
 
 def sweep_missing(

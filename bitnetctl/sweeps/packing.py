@@ -1,9 +1,9 @@
 """Which runs train together, how many, and what that will take."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,6 @@ from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration
 
 # a larger pack is bound by arithmetic, so it takes memory and saves no time
 _LARGEST_PACK = {"cpu": 16, "cuda": 64}
@@ -37,41 +36,23 @@ def largest_pack(device: torch.device, replica_bytes: int) -> int:
     return max(1, min(fits, _LARGEST_PACK[device.type]))
 
 
-def runs_per_worker(runs: int, workers: int) -> int:
-    """Return ceil(runs / workers): the largest pack that leaves runs to every worker."""
-    return -(-runs // workers)
-
-
-class PackLimits:
-    """How many runs of a shape fit into a pack, by the memory that one of them is measured to take."""
-
-    def __init__(self, factory: TrainerFactory) -> None:
-        self._factory = factory
-        self._known: dict[object, int] = {}
-
-    def of(self, effective: RunConfig) -> int:
-        """Return the largest pack for an effective config."""
-        key = effective.pack_key
-        if key not in self._known:
-            self._known[key] = self._measure(effective)
-        return self._known[key]
-
-    def _measure(self, effective: RunConfig) -> int:
-        device = self._factory.device
-        tokens, _ = self._factory.prepare(effective)
-        # one step only: capturing or compiling it would take memory of its own
-        execution = replace(self._factory.execution(effective), engine="eager")
-        before = memory_in_use(device)
-        pack = make_pack([effective], [Composition()], tokens, device, execution)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        pack.step(1)
-        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
-        # memory freed earlier is used again without showing, so the counted bytes are a lower bound
-        replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
-        del pack
-        release_unused(device)
-        return largest_pack(device, replica_bytes)
+def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
+    """Return how many runs of an effective config fit into memory, after training one of them for a step."""
+    device = factory.device
+    tokens, _ = factory.prepare(effective)
+    # one step only: capturing or compiling it would take memory of its own
+    execution = replace(factory.execution(effective), engine="eager")
+    before = memory_in_use(device)
+    pack = make_pack([effective], [Composition()], tokens, device, execution)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    pack.step(1)
+    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
+    # memory freed earlier is used again without showing, so the counted bytes are a lower bound
+    replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
+    del pack
+    release_unused(device)
+    return largest_pack(device, replica_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +67,6 @@ class ShapeCost:
     runs_in_a_pack: int
     memory_bytes: int
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything by name."""
-        return asdict(self)
 
 
 def plan_costs(
@@ -112,8 +89,8 @@ def _cost(
 ) -> ShapeCost:
     effective = runs[0].effective
     fits = largest_pack(device, bytes_per_replica(effective, vocab_size))
-    size = min(pack_size or min(fits, runs_per_worker(len(runs), workers)), len(runs))
-    packs = -(-len(runs) // size)
+    size = min(pack_size or min(fits, math.ceil(len(runs) / workers)), len(runs))
+    packs = math.ceil(len(runs) / size)
     pack = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)
     return ShapeCost(
         size=effective.model.hidden_size,
@@ -125,9 +102,3 @@ def _cost(
         memory_bytes=pack.memory_bytes,
         seconds=round(packs * pack.total_seconds, 1),
     )
-
-
-def announcement(costs: Sequence[ShapeCost], device: torch.device) -> str:
-    """Say how many runs are to be trained and how long that will take."""
-    runs, seconds = sum(cost.runs for cost in costs), sum(cost.seconds for cost in costs)
-    return f"{runs} run{'s' * (runs != 1)} to train on {device}, about {duration(seconds)}"

@@ -13,7 +13,6 @@ from bitnetctl.config import (
     Frozen,
     RunConfig,
     build_config,
-    builtin_names,
     parse_arm,
     read_toml,
     validation_line,
@@ -96,11 +95,6 @@ class Plan(Frozen):
                 config = base.model_copy(update={"seed": seed})
                 configs.setdefault(config.hash, config)
         return list(configs.values())
-
-
-def plan_names() -> list[str]:
-    """Names of the built-in plans."""
-    return builtin_names("bitnetctl.sweeps", "plans")
 
 
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:

@@ -55,16 +55,19 @@ class RunArtifacts:
                     f"run {self.name} is being trained by another process; wait for it or stop it first"
                 ) from error
 
-    def begin(self, metadata: Mapping[str, Any], resume_step: int) -> None:
-        """Open the CSV, drop rows and checkpoints after `resume_step`, and write the manifest with `metadata`.
+    def begin(self, metadata: Mapping[str, Any], resumed: Checkpoint | None) -> None:
+        """Open the CSV with the rows of the checkpoint, drop later checkpoints, write the manifest with `metadata`.
 
-        Raises RecordError, before anything is changed, where a row up to `resume_step` is missing, and for a CSV with
+        Raises RecordError, before anything is changed, where a row of the checkpoint is missing, and for a CSV with
         rows whose manifest is gone.
         """
+        resume_step = resumed.step if resumed else 0
         for path in (self.paths.csv, self.paths.manifest):
             remove_leftovers(path)
         before = read_manifest(self.paths.folder)
-        writer = RecordWriter(self.paths.csv, keep_through_step=resume_step, last_kept_step=self._last_row(resume_step))
+        writer = RecordWriter(self.paths.csv, resumed.records if resumed else b"")
+        if writer.last_step != self._last_row(resume_step):
+            raise RecordError(f"{self.paths.csv}: the checkpoint of step {resume_step} has not all rows up to there")
         # a manifest without an effective config belongs to a run that failed before its first step
         if resume_step == 0 and writer.had_rows and (before is None or before.effective_config is None):
             raise RecordError(

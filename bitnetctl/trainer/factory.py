@@ -159,9 +159,14 @@ class TrainerFactory:
             "plugins": registry.plugin_infos(artifacts.run.config.interventions),
         }
         before = start.manifests[run] if start.manifests else None
+        resumed = start.checkpoints[run] if start.checkpoints else None
         if before is not None and (different := ", ".join(changes(before, metadata))):
             self.options.log(f"{before.run}: resumes with {different}; run.json names both")
-        artifacts.begin(metadata, start.step)
+        if resumed is not None and not artifacts.paths.csv.exists():
+            self.options.log(
+                f"{artifacts.name}: its CSV is missing; restored from the checkpoint of step {resumed.step}"
+            )
+        artifacts.begin(metadata, resumed)
 
 
 @contextlib.contextmanager

@@ -81,14 +81,17 @@ def test_json_is_one_object_and_nothing_else(trained: Trained) -> None:
 
 
 def test_a_name_stands_for_one_config(tmp_path: Path, tiny_text: Path) -> None:
-    arguments = training(tiny_text, "--runs-dir", tmp_path / "runs", "--name", "mine")
-    assert call(*arguments).out == f"{tmp_path / 'runs' / 'mine.csv'}\n"
-    before = listing(tmp_path / "runs")
+    # neither markup nor an emoji
+    runs_dir = tmp_path / "runs[bold]:fire:"
+    arguments = training(tiny_text, "--runs-dir", runs_dir, "--name", "mine")
+    done = call(*arguments)
+    assert done.out == f"{runs_dir / 'mine.csv'}\n"
+    before = listing(runs_dir)
     done = call(*arguments, "--seed", "1")
     assert (done.code, done.err.count("\n")) == (ExitCode.USAGE, 1)
-    assert "holds another run" in done.err
+    assert f"{runs_dir / 'mine'} holds another run" in done.err
     assert "--name" in done.err
-    assert listing(tmp_path / "runs") == before
+    assert listing(runs_dir) == before
 
 
 def test_a_run_that_diverges_is_reported_and_refutes(tmp_path: Path, tiny_text: Path) -> None:

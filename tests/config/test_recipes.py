@@ -10,14 +10,14 @@ from configs import RECIPES, failure, get_field
 
 from bitnetctl.config import (
     build_config,
+    builtin_names,
     field_paths,
     load_recipe,
-    recipe_names,
 )
 
 
 def test_recipes_are_listed_and_labelled() -> None:
-    assert recipe_names() == RECIPES
+    assert builtin_names("bitnetctl.config", "recipes") == RECIPES
     assert [build_config(name).recipe for name in RECIPES] == RECIPES
 
 

@@ -74,7 +74,7 @@ def test_probe_rows_are_evenly_spaced_and_rounded_up() -> None:
     tokens = token_data([0, 1, 2, 3] * 20, np.arange(1000) % 251, vocab_size=251)
     probe = data.probe_data(tokens, positions=41, sequence_length=8)
     assert probe.inputs_PT.shape == probe.targets_PT.shape == (6, 8)
-    assert probe.positions == 48
+    assert probe.targets_PT.size == 48
     assert probe.inputs_PT.dtype == np.int64
     assert np.array_equal(probe.inputs_PT[:, 1:], probe.targets_PT[:, :-1])
     starts = [row * 999 // 6 for row in range(6)]
@@ -107,7 +107,7 @@ def test_too_few_held_out_tokens_suggest_the_largest_probe(corpus: Path) -> None
     supported = int(message.partition("lower probe.positions to ")[2].partition(",")[0])
     assert "data.held_out_fraction" in message
     assert "\n" not in message
-    assert data.probe_data(tokens, positions=supported, sequence_length=32).positions == supported
+    assert data.probe_data(tokens, positions=supported, sequence_length=32).targets_PT.size == supported
     with pytest.raises(DataError, match=r"at most 0 probe positions.*lower data.sequence_length, give more"):
         data.probe_data(tokens, positions=1, sequence_length=10**6)
 

@@ -108,7 +108,7 @@ class FakeDataset:
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None], Any]:
     known: dict[tuple[str, str | None], Any] = {}
 
-    def load_dataset(name: str, config: str | None, split: str) -> Any:
+    def load_dataset(name: str, config: str | None = None, *, split: str) -> Any:
         assert split == "train"
         result = known.get((name, config), FileNotFoundError(f"Dataset '{name}' does not exist\non the Hub"))
         if isinstance(result, Exception):

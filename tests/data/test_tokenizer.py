@@ -1,7 +1,7 @@
 """Tokenizers: trained, from files, from the hub, and the training subprocess."""
 
-import io
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -190,12 +190,47 @@ def test_a_training_process_that_dies_is_reported(
     assert failure(corpus).endswith("its training ended with exit code -9")
 
 
-def test_a_training_process_writes_nothing_when_its_sender_has_died(tmp_path: Path) -> None:
-    path = tmp_path / "bpe.json"
-    file = io.BytesIO()
-    bpe.send([prose(200)], file)
-    for content, made in ((file.getvalue()[:-8], False), (file.getvalue(), True)):
-        command = [sys.executable, "-P", bpe.__file__, "270", str(path)]
-        done = subprocess.run(command, input=content, capture_output=True, check=False)
-        assert (done.returncode == 0, path.exists()) == (made, made)
-    assert path.read_text() == bpe.train_bpe(270, [prose(200)]).to_str(pretty=True)
+def test_an_interrupt_kills_the_training_process(
+    corpus: Path, token_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program, started = tmp_path / "bpe.py", tmp_path / "started"
+    monkeypatch.setattr("bitnetctl.data.bpe.__file__", str(program))
+    program.write_text(
+        "import os, sys, time\n"
+        "assert os.path.getsize(sys.argv[2]) > 0 and sys.stdin.read() == ''\n"
+        f"open({str(started)!r} + '-', 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(started)!r} + '-', {str(started)!r})\n"
+        "time.sleep(600)"
+    )
+
+    def interrupt(*_: object) -> None:
+        if started.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare(data_config(corpus), progress=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert not list(token_cache.iterdir())
+
+
+def test_the_training_program_reads_a_text_from_every_line(tmp_path: Path) -> None:
+    texts = [prose(200), f'two\r\nlines\u2028{END} "é" 中 \x00\x85\n']
+    lines, path = tmp_path / "texts.jsonl", tmp_path / "bpe.json"
+    lines.write_text("".join(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts), encoding="utf-8")
+    subprocess.run([sys.executable, "-P", bpe.__file__, "270", str(lines), str(path)], check=True)
+    assert path.read_text() == bpe.train_bpe(270, texts).to_str(pretty=True)
+
+
+@pytest.mark.parametrize("program", ["", "raise SystemExit(1)"])
+def test_no_texts_are_left_after_training(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, texts = tokenizer_module.open_tokenizer("bpe:270"), [prose(200)]
+    if program:
+        monkeypatch.setattr("bitnetctl.data.bpe.__file__", str(tmp_path / "bpe.py"))
+        (tmp_path / "bpe.py").write_text(program)
+        with pytest.raises(DataError, match="exit code 1"):
+            source.build(texts, tmp_path, lambda: None)
+        (tmp_path / "bpe.py").unlink()
+    else:
+        assert source.build(texts, tmp_path, lambda: None).to_str() == bpe.train_bpe(270, texts).to_str()
+    assert not list(tmp_path.iterdir())

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from rows import FIVE, ROW, csv_file, row_at, shared_folder, write_rows
+from rows import FIVE, ROW, csv_file, row_at, shared_folder, write_rows, writing
 
 from bitnetctl.errors import ExitCode, RecordError, StorageError
 from bitnetctl.records import NAMES, REQUIRED, RecordWriter, read
 from bitnetctl.records.schema import HEADER
+
+KEPT = HEADER + b"1,9.5,16,1e-05,0.1" + b"," * 15 + b"\n7,9.25,16,1e-05,0.1" + b"," * 15 + b"\n"
 
 numbers = st.one_of(st.none(), st.integers(0, 2**53), st.floats(), st.floats(0, 12))
 
@@ -57,18 +59,51 @@ def test_written_rows_read_back_equal(tmp_path: Path, rows: list[dict[str, Any]]
     assert records.title is None
 
 
+def first_rows(content: bytes, count: int) -> bytes:
+    """Return the header and the first rows of a file."""
+    return b"".join(content.splitlines(keepends=True)[: 1 + count])
+
+
+@st.composite
+def damaged_after(draw: st.DrawFn, kept: bytes, undisturbed: bytes) -> bytes | None:
+    """Draw a file that begins with `kept`: cut at any byte, a bit flipped, continued with anything; None is missing."""
+    at = draw(st.integers(len(kept), len(undisturbed)))
+    start, rest = undisturbed[:at], undisturbed[at:]
+    flipped = bytes([byte ^ 1 << draw(st.integers(0, 7)) for byte in rest[:1]]) + rest[1:]
+    damage = draw(st.sampled_from(["none", "missing", "cut", "flipped", "zeros", "other"]))
+    if damage == "missing":
+        return None
+    tails = {"none": rest, "cut": b"", "flipped": flipped, "zeros": bytes(len(rest)), "other": draw(st.binary())}
+    return start + tails[damage]
+
+
+def put(path: Path, content: bytes | None) -> None:
+    """Give a file this content; None removes it."""
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+
+
 @shared_folder
 @given(run_rows(), st.data())
 def test_a_resumed_file_equals_an_undisturbed_one(
     tmp_path: Path, rows: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     path = tmp_path / "x.csv"
+    path.unlink(missing_ok=True)
     undisturbed = write_rows(path, rows)
-    keep = data.draw(st.sampled_from([0, *(row["Step"] for row in rows), rows[-1]["Step"] + 5]))
-    with RecordWriter(path, keep) as writer:
-        kept = [row["Step"] for row in rows if row["Step"] <= keep]
-        assert writer.last_step == (kept[-1] if kept else None)
-    assert write_rows(path, [row for row in rows if row["Step"] > keep], keep) == undisturbed
+    count = data.draw(st.integers(0, len(rows)))
+    kept = first_rows(undisturbed, count)
+    content = data.draw(damaged_after(kept, undisturbed))
+    put(path, content)
+    # a new run may be given nothing in place of the header
+    given_bytes = kept if count else data.draw(st.sampled_from([b"", HEADER]))
+    with writing(path, given_bytes) as writer:
+        assert writer.last_step == (rows[count - 1]["Step"] if count else None)
+        assert writer.had_rows == (content is not None and len(content) > len(HEADER))
+        assert path.read_bytes() == kept
+    put(path, content)
+    assert write_rows(path, rows[count:], given_bytes) == undisturbed
 
 
 def test_a_row_torn_at_any_byte_is_cut_and_written_again(tmp_path: Path) -> None:
@@ -84,9 +119,11 @@ def test_a_row_torn_at_any_byte_is_cut_and_written_again(tmp_path: Path) -> None
         assert records.frame["Step"].tolist() == ([1, 10] if torn else [1, 10, 20])
         assert bool(records.notes) == (end > start)
         assert not torn or end == start or "line 4: torn last row dropped" in records.notes[0]
-        assert write_rows(path, rows[2:], keep_through_step=15) == undisturbed
+        for count in (0, 1, 2):
+            path.write_bytes(undisturbed[:end])
+            assert write_rows(path, rows[count:], first_rows(undisturbed, count)) == undisturbed
         path.write_bytes(undisturbed[:end])
-        with RecordWriter(path, keep_through_step=20) as writer:
+        with writing(path, undisturbed[:start]) as writer:
             assert writer.last_step == 10
         assert path.read_bytes() == undisturbed[:start]
 
@@ -96,6 +133,8 @@ def test_a_header_torn_at_any_byte_is_rewritten(tmp_path: Path) -> None:
     for end in range(len(HEADER)):
         path.write_bytes(HEADER[:end])
         assert write_rows(path, []) == HEADER
+        path.write_bytes(HEADER[:end])
+        assert write_rows(path, [row_at(8)], KEPT) == KEPT + write_rows(tmp_path / "y.csv", [row_at(8)])[len(HEADER) :]
 
 
 @pytest.mark.parametrize("last", [b"30,1.0\n", b"30" + b"," * 25 + b"\n", b"\0\0\0\0\n", b"30,x" + b"," * 18 + b"\n"])
@@ -103,20 +142,7 @@ def test_a_damaged_last_row_is_cut(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "x.csv"
     intact = write_rows(path, [row_at(1)])
     path.write_bytes(intact + last)
-    assert write_rows(path, [], keep_through_step=40) == intact
-
-
-def test_damage_before_the_last_row_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    intact = write_rows(path, [row_at(1), row_at(2)])
-    lines = intact.splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"1,2\n" + lines[2])
-    with pytest.raises(RecordError, match=r"x\.csv:2: 2 cells for 20 columns"):
-        RecordWriter(path, 2)
-    path.write_bytes(lines[0] + lines[2] + lines[1])
-    with pytest.raises(RecordError, match=r"x\.csv:3: Step 1 after 2"):
-        RecordWriter(path, 2)
-    assert path.read_bytes() == lines[0] + lines[2] + lines[1]
+    assert write_rows(path, [], intact) == intact
 
 
 @pytest.mark.parametrize("rows", [b"", b"1,2\n2,3\n", b"0" + b"," * 19 + b"\n", b"\0"])
@@ -126,21 +152,53 @@ def test_a_new_run_starts_with_the_header_alone(tmp_path: Path, rows: bytes) -> 
 
 
 @pytest.mark.parametrize("foreign", [FIVE + "1,2,3,4,5\n", "notes\n", ",".join(NAMES) + "\r\n"])
-@pytest.mark.parametrize("keep", [0, 10])
-def test_a_file_of_another_program_is_left_alone(tmp_path: Path, foreign: str, keep: int) -> None:
+@pytest.mark.parametrize("kept", [b"", KEPT])
+def test_a_file_of_another_program_is_left_alone(tmp_path: Path, foreign: str, kept: bytes) -> None:
     path = csv_file(tmp_path, foreign)
     with pytest.raises(RecordError, match=r"x\.csv:1: not a file that this version writes"):
-        RecordWriter(path, keep)
+        RecordWriter(path, kept)
     assert path.read_bytes() == foreign.encode()
 
 
-@pytest.mark.parametrize("content", [None, b"", HEADER[:30]])
-def test_a_resume_without_its_rows_is_refused(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", HEADER[:30], HEADER])
+def test_rows_that_are_gone_are_restored(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RecordError, match=r"x\.csv:1: the rows up to step 7 are gone"):
-        RecordWriter(path, 7)
+    put(path, content)
+    writer = RecordWriter(path, KEPT)
+    assert (writer.last_step, writer.had_rows) == (7, False)
+    assert write_rows(path, [], KEPT) == KEPT
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        HEADER[:-1],
+        b"Step\n7,1.0\n",
+        KEPT[:-1],
+        KEPT + b"\n",
+        KEPT + b"8",
+        KEPT + b"x,1.0\n",
+        KEPT + b"-8,1.0\n",
+        KEPT + b"\xff\0,\n",
+        KEPT + b"9" * 9999 + b",1.0\n",
+    ],
+)
+def test_what_is_kept_must_end_with_a_row(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "x.csv"
+    for content in (None, KEPT):
+        put(path, content)
+        with pytest.raises(
+            RecordError, match=r"x\.csv: the rows of the checkpoint are not rows that this version writes"
+        ):
+            RecordWriter(path, kept)
+        assert content == (path.read_bytes() if path.exists() else None)
+
+
+def test_a_file_that_is_what_is_kept_is_not_replaced(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, KEPT)
+    before = path.stat().st_ino
+    assert write_rows(path, [], KEPT) == KEPT
+    assert path.stat().st_ino == before
 
 
 @pytest.mark.parametrize(
@@ -159,7 +217,7 @@ def test_a_resume_without_its_rows_is_refused(tmp_path: Path, content: bytes | N
 )
 def test_refused_rows_change_nothing(tmp_path: Path, row: dict[str, Any], complaint: str) -> None:
     path = tmp_path / "x.csv"
-    with RecordWriter(path) as writer:
+    with writing(path) as writer:
         writer.append(row_at(4))
         before = path.read_bytes()
         with pytest.raises(RecordError, match=re.escape(complaint)):
@@ -170,7 +228,7 @@ def test_refused_rows_change_nothing(tmp_path: Path, row: dict[str, Any], compla
 
 
 def test_the_first_step_is_one_or_later(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path / "x.csv") as writer, pytest.raises(RecordError, match="Step 0 after 0"):
+    with writing(tmp_path / "x.csv") as writer, pytest.raises(RecordError, match="Step 0 after 0"):
         writer.append(row_at(0))
 
 
@@ -183,7 +241,7 @@ def test_each_row_is_one_write_and_visible_at_once(tmp_path: Path, monkeypatch: 
         writes.append(data)
         return real(descriptor, data)
 
-    with RecordWriter(path) as writer:
+    with writing(path) as writer:
         monkeypatch.setattr(os, "write", spy)
         for step in (1, 2):
             writer.append(row_at(step))
@@ -211,7 +269,7 @@ def test_a_full_disk_leaves_the_earlier_rows(tmp_path: Path, request: pytest.Fix
     path = tmp_path / "x.csv"
     rows = [row_at(1), row_at(2)]
     undisturbed = write_rows(tmp_path / "y.csv", rows)
-    with RecordWriter(path) as writer:
+    with writing(path) as writer:
         writer.append(rows[0])
         before = path.read_bytes()
         disk = request.getfixturevalue("full_disk")
@@ -231,7 +289,7 @@ def test_a_torn_row_that_cannot_be_cut_is_cut_before_the_next(tmp_path: Path, re
     path = tmp_path / "x.csv"
     rows = [row_at(1), row_at(2)]
     undisturbed = write_rows(tmp_path / "y.csv", rows)
-    with RecordWriter(path) as writer:
+    with writing(path) as writer:
         writer.append(rows[0])
         before = path.read_bytes()
         disk = request.getfixturevalue("full_disk")
@@ -247,7 +305,7 @@ def test_a_torn_row_that_cannot_be_cut_is_cut_before_the_next(tmp_path: Path, re
 def test_a_short_write_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     path = tmp_path / "x.csv"
-    with RecordWriter(path) as writer:
+    with writing(path) as writer:
         before = path.read_bytes()
         monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:9]))
         with pytest.raises(StorageError, match="part of a row only"):
@@ -289,21 +347,15 @@ def test_a_file_changed_by_another_program_is_detected(what: str, tmp_path: Path
     writer.close()
 
 
-def test_a_missing_last_kept_row_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    before = write_rows(path, [row_at(1), row_at(2), row_at(9)])
-    assert RecordWriter(path, 8, last_kept_step=2).last_step == 2
-    with pytest.raises(RecordError, match="the row of step 4 is missing; put it back"):
-        RecordWriter(path, 8, last_kept_step=4)
-    assert path.read_bytes() == before
-
-
 def test_the_constructor_changes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     before = write_rows(path, [row_at(1), row_at(2)])
-    writer = RecordWriter(path, 1)
+    writer = RecordWriter(path, first_rows(before, 1))
     assert (writer.last_step, writer.had_rows, path.read_bytes()) == (1, True, before)
     writer.close()
+    path.unlink()
+    RecordWriter(path, before).close()
+    assert not path.exists()
     assert not RecordWriter(tmp_path / "new.csv").had_rows
     assert not (tmp_path / "new.csv").exists()
 
@@ -320,7 +372,7 @@ def test_a_failed_sync_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    with RecordWriter(tmp_path / "x.csv") as writer:
+    with writing(tmp_path / "x.csv") as writer:
         monkeypatch.setattr(os, "fsync", refuse)
         with pytest.raises(StorageError, match=r"x\.csv: cannot write: Input/output error"):
             writer.sync()
@@ -335,6 +387,6 @@ def test_a_failed_repair_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     before = write_rows(path, [row_at(1), row_at(2)])
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="No space left"):
-        RecordWriter(path, 1).open()
+        RecordWriter(path, first_rows(before, 1)).open()
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.csv"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import RunConfig, builtin_names
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.sweeps import plan
-from bitnetctl.sweeps.plan import MAX_RUNS, Plan, load_plan, make_plan, parse_numbers, parse_seeds, plan_names
+from bitnetctl.sweeps.plan import MAX_RUNS, Plan, load_plan, make_plan, parse_numbers, parse_seeds
 
 # plan → runs, arms, sizes, seeds, steps
 PLANS = {
@@ -47,7 +47,7 @@ def key(config: RunConfig) -> tuple[int, str, int]:
 
 
 def test_the_table_covers_every_plan() -> None:
-    assert plan_names() == list(PLANS)
+    assert builtin_names("bitnetctl.sweeps", "plans") == list(PLANS)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -397,6 +397,7 @@ def test_a_plan_is_frozen_and_comparable() -> None:
 def test_plans_and_arms_need_no_torch(tmp_path: Path) -> None:
     code = """
         import sys
+        from bitnetctl.config import builtin_names
         from bitnetctl.plugins import registry
         from bitnetctl.sweeps import plan as plans
         names = [plugin.name for plugin in registry.load_all()]
@@ -404,7 +405,7 @@ def test_plans_and_arms_need_no_torch(tmp_path: Path) -> None:
         assert not [plugin.refusal for plugin in registry.load_all() if plugin.problem]
         plan = plans.make_plan({"arms": names, "recipe": "quick"})
         assert len(plan.configs()) == len(names) + 1
-        for name in plans.plan_names():
+        for name in builtin_names("bitnetctl.sweeps", "plans"):
             for config in plans.load_plan(name, {}).configs():
                 registry.compose(config.interventions).configure(config)
         assert not {"torch", "pandas", "scipy"} & set(sys.modules), "something heavy is loaded"

@@ -12,12 +12,11 @@ import pytest
 import torch
 from calling import call
 from rich.console import Console
-from run_files import manifest
+from run_files import TinyConfig, Train, manifest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from training import sweep_runs, train_runs
 
-from bitnetctl.config import RunConfig
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ExitCode
 from bitnetctl.intervention import Intervention, InterventionSettings
@@ -30,8 +29,6 @@ from bitnetctl.trainer.events import Diverged, Event, Saved
 from bitnetctl.trainer.loop import MOST_ROLLBACKS, Trainer
 from bitnetctl.trainer.options import TrainOptions
 
-TinyConfig = Callable[..., RunConfig]
-Train = Callable[..., list[Event]]
 RUNS = Path("runs")
 
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}

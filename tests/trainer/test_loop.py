@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_files import csv_without_speed, manifest
+from run_files import TinyConfig, Train, csv_without_speed, manifest
 from training import open_trainer, train_runs
 
 from bitnetctl.config import RunConfig
@@ -24,9 +24,6 @@ from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
-
-TinyConfig = Callable[..., RunConfig]
-Train = Callable[..., list[Event]]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_loss.json"
 RUNS = Path("runs")

@@ -201,6 +201,19 @@ def test_a_run_resumes_from_a_given_checkpoint(train: Train, tiny_config: TinyCo
     assert_undisturbed("a")
 
 
+def test_a_run_under_another_name_begins_with_the_rows_of_a_given_checkpoint(
+    train: Train, tiny_config: TinyConfig
+) -> None:
+    train(tiny_config(), names=["b"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
+    before = (RUNS / "a.csv").read_bytes()
+    path = checkpoint.path_of(RUNS / "a" / "checkpoints", 7)
+    assert start_of(train(tiny_config(), names=["b"], resume=path)) == 7
+    assert (RUNS / "b.csv").read_bytes().startswith(before)
+    assert (RUNS / "a.csv").read_bytes() == before
+    assert_undisturbed("b")
+
+
 def test_a_checkpoint_of_another_config_is_refused(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"], stop_after=4)
     path = checkpoint.path_of(RUNS / "a" / "checkpoints", 4)

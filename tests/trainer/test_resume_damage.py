@@ -1,9 +1,12 @@
 """Runs that were killed or damaged: what can be made good is, and nothing is trained over."""
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from run_files import (
     RUNS,
     UNDISTURBED,
@@ -12,14 +15,17 @@ from run_files import (
     assert_undisturbed,
     csv_without_speed,
     damage,
+    manifest,
     start_of,
 )
 from training import sweep_runs
 
 from bitnetctl.errors import CheckpointError, RecordError, StorageError
 from bitnetctl.records import RecordWriter, read_manifest, write_manifest
+from bitnetctl.records.schema import HEADER
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.events import Failed
+from bitnetctl.trainer.events import Event, Failed, Finished, Saved, Started
+from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve
 
@@ -126,10 +132,48 @@ def test_a_changed_row_gives_way_to_the_checkpoint_before_it(train: Train, tiny_
     assert_undisturbed("a")
 
 
-def test_a_changed_row_before_all_checkpoints_is_not_trained_over(train: Train, tiny_config: TinyConfig) -> None:
+def change_first(csv: Path) -> None:
+    change(csv, 1)
+
+
+def swap_rows(csv: Path) -> None:
+    header, first, second, *rest = csv.read_bytes().splitlines(keepends=True)
+    csv.write_bytes(b"".join([header, second, first, *rest]))
+
+
+def shorten_first(csv: Path) -> None:
+    header, _, *rest = csv.read_bytes().splitlines(keepends=True)
+    csv.write_bytes(b"".join([header, b"1,2\n", *rest]))
+
+
+def lose_first(csv: Path) -> None:
+    header, _, *rest = csv.read_bytes().splitlines(keepends=True)
+    csv.write_bytes(b"".join([header, *rest]))
+
+
+def cut_first(csv: Path) -> None:
+    csv.write_bytes(csv.read_bytes()[: len(HEADER) + 5])
+
+
+def cut_header(csv: Path) -> None:
+    csv.write_bytes(HEADER[:30])
+
+
+def empty(csv: Path) -> None:
+    csv.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [change_first, swap_rows, shorten_first, lose_first, cut_first, cut_header, empty],
+    ids=lambda one: one.__name__,
+)
+def test_damage_before_all_checkpoints_is_not_trained_over(
+    train: Train, tiny_config: TinyConfig, harm: Callable[[Path], None]
+) -> None:
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
-    change(RUNS / "a.csv", 1)
+    harm(RUNS / "a.csv")
     csv = (RUNS / "a.csv").read_bytes()
     notices: list[str] = []
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
@@ -138,8 +182,15 @@ def test_a_changed_row_before_all_checkpoints_is_not_trained_over(train: Train, 
     # the copy that the message names repairs it
     copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
     assert str(copy) in notices[0]
+    # and so does its removal
+    (RUNS / "a.csv").unlink()
+    train(tiny_config(), names=["a"], stop_after=1, checkpoint_every=3)
+    assert (RUNS / "a.csv").read_bytes() == copy.read_bytes()
+    (RUNS / "a.csv").write_bytes(csv)
+    with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
+        train(tiny_config(), names=["a"])
     shutil.copy(copy, RUNS / "a.csv")
-    assert start_of(train(tiny_config(), names=["a"])) == 9
+    assert start_of(train(tiny_config(), names=["a"])) == 10
     assert_undisturbed("a")
 
 
@@ -225,11 +276,105 @@ def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_co
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
 
 
-def test_missing_rows_are_noticed(train: Train, tiny_config: TinyConfig) -> None:
-    train(tiny_config(), names=["a"], stop_after=7)
+def test_a_missing_csv_is_restored(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=5)
+    rows = (RUNS / "a.csv").read_bytes()
     (RUNS / "a.csv").unlink()
-    with pytest.raises(RecordError, match="rows up to step 7 are gone"):
+    # no evaluation at step 6
+    assert start_of(train(tiny_config(), names=["a"], stop_after=1)) == 5
+    assert (RUNS / "a.csv").read_bytes() == rows
+    (RUNS / "a.csv").unlink()
+    assert start_of(train(tiny_config(), names=["a"])) == 6
+    assert (RUNS / "a.csv").read_bytes().startswith(rows)
+    assert_undisturbed("a")
+
+
+def test_rows_after_the_checkpoint_are_written_again_into_a_restored_csv(train: Train, tiny_config: TinyConfig) -> None:
+    config = tiny_config(probe__eval_every_steps=2)
+    train(config, names=["a"], runs_dir=UNDISTURBED, checkpoint_every=5)
+    with pytest.raises(SystemError):
+        train(config, names=["a"], crash_after=9, checkpoint_every=5)
+    rows = (RUNS / "a.csv").read_bytes()
+    (RUNS / "a.csv").unlink()
+    assert start_of(train(config, names=["a"], checkpoint_every=5)) == 5
+    kept = b"".join(rows.splitlines(keepends=True)[: 1 + 3])
+    assert (RUNS / "a.csv").read_bytes().startswith(kept)
+    assert_undisturbed("a")
+
+
+def test_a_missing_csv_is_restored_from_the_checkpoint_before_a_damaged_one(
+    train: Train, tiny_config: TinyConfig
+) -> None:
+    train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
+    train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
+    damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv")
+    (RUNS / "a.csv").unlink()
+    notices: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
+    damaged, restored = notices
+    assert "records.csv is damaged" in damaged
+    assert restored == "a: its CSV is missing; restored from the checkpoint of step 6"
+    assert_undisturbed("a")
+
+
+def test_a_missing_csv_of_one_run_of_a_pack_is_restored(train: Train, tiny_config: TinyConfig) -> None:
+    configs = [tiny_config(seed=4), tiny_config(seed=5)]
+    train(configs, names=["a", "b"], runs_dir=UNDISTURBED)
+    train(configs, names=["a", "b"], stop_after=7)
+    (RUNS / "b.csv").unlink()
+    assert start_of(train(configs, names=["a", "b"])) == 7
+    assert_undisturbed("a", "b")
+
+
+def test_a_missing_csv_without_checkpoints_does_not_start_over(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], stop_after=7)
+    shutil.rmtree(RUNS / "a" / "checkpoints")
+    (RUNS / "a.csv").unlink()
+    with pytest.raises(CheckpointError, match="7 steps were done, but its checkpoints are gone"):
         train(tiny_config(), names=["a"])
+    assert not (RUNS / "a.csv").exists()
+
+
+def test_a_missing_csv_of_a_finished_run_is_restored_from_its_weights(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"])
+    rows, before = (RUNS / "a.csv").read_bytes(), manifest("a")
+    (RUNS / "a.csv").unlink()
+    events = train(tiny_config(), names=["a"])
+    assert start_of(events) == 12
+    assert [type(event) for event in events[1:]] == [Finished]
+    assert (RUNS / "a.csv").read_bytes() == rows
+    after = manifest("a")
+    assert (after.status, after.steps_done, after.csv_sha256) == ("finished", 12, before.csv_sha256)
+    assert checkpoint.steps(RUNS / "a" / "checkpoints") == [12]
+
+
+def test_a_missing_csv_of_a_finished_run_without_weights_is_reported(train: Train, tiny_config: TinyConfig) -> None:
+    train(tiny_config(), names=["a"], keep_weights=False)
+    (RUNS / "a.csv").unlink()
+    before = manifest("a")
+    with pytest.raises(CheckpointError, match="12 steps were done, but its checkpoints are gone"):
+        train(tiny_config(), names=["a"], keep_weights=False)
+    assert manifest("a") == before
+    assert not (RUNS / "a.csv").exists()
+
+
+def test_a_missing_csv_of_a_diverged_run_is_restored_and_it_diverges_again(
+    train: Train, tiny_config: TinyConfig
+) -> None:
+    def spoil_after_step_4(trainer: Trainer, event: Event) -> None:
+        if (isinstance(event, Saved) and event.step == 4) or (isinstance(event, Started) and event.start_step == 4):
+            with torch.no_grad():
+                trainer.pack.model.packed["embed"][0, 299, 3] = math.inf
+
+    train(tiny_config(), names=["a"], watch=spoil_after_step_4)
+    rows, before = csv_without_speed(RUNS / "a.csv"), manifest("a")
+    assert before.status == "diverged"
+    (RUNS / "a.csv").unlink()
+    assert start_of(train(tiny_config(), names=["a"], watch=spoil_after_step_4)) == 4
+    assert csv_without_speed(RUNS / "a.csv") == rows
+    after = manifest("a")
+    assert (after.status, after.diverged_at, after.message) == ("diverged", before.diverged_at, before.message)
 
 
 def test_a_sweep_that_cannot_resume_keeps_what_is_there(train: Train, tiny_config: TinyConfig) -> None:

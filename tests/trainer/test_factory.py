@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from calling import call
-from run_files import csv_without_speed, manifest
+from run_files import TinyConfig, Train, csv_without_speed, manifest
 from torch import Tensor
 from training import train_runs
 
@@ -26,8 +26,6 @@ from bitnetctl.trainer.events import Event, Finished, Started
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 
-TinyConfig = Callable[..., RunConfig]
-Train = Callable[..., list[Event]]
 RUNS = Path("runs")
 ABSURD = {"schedule__peak_learning_rate": 1e38, "optimizer__max_norm": "none"}
 
