@@ -38,7 +38,7 @@ INSIDE = {
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
-    "verdict": ("outcome", "limits", "checks", "criteria", "run", "seeds", "judge", "__init__"),
+    "verdict": ("outcome", "limits", "checks", "criteria", "seeds", "judge", "__init__"),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts",
@@ -53,7 +53,7 @@ INSIDE = {
     "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "verdict"}
+JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "units", "verdict"}
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
 

@@ -12,6 +12,7 @@ from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_ef
 from bitnetctl.analysis.summary import Metric, RunSummary
 from bitnetctl.config import near_miss
 from bitnetctl.errors import ConfigError
+from bitnetctl.records.metrics import json_value
 from bitnetctl.records.run import Run
 
 METRICS: dict[Metric, tuple[str, Better]] = {
@@ -69,7 +70,7 @@ class Effect:
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by name, infinity as text."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        return {name: json_value(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +229,3 @@ def _value(runs: Sequence[RunSummary], metric: Metric) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

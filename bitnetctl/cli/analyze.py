@@ -88,9 +88,9 @@ def _show(study: "Study", console: Console) -> None:
 
     if grouped:
         line(f"{len(study.summaries)} runs; means by arm and size, every run with --json or --html", "dim")
-    console.print(report.collapse_table(rows, grouped=grouped))
+    console.print(report.collapse_table(rows))
     console.print()
-    console.print(report.end_table(rows, grouped=grouped))
+    console.print(report.end_table(rows))
     if study.effects:
         console.print()
         console.print(report.effects_table(study.effects))

@@ -223,5 +223,5 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
         for arm, combined in judged.items():
             line(f"{arm}: {combined.outcome.value}")
     deciding = "" if len(judged) == len(decides) else f" ({', '.join(decides)})"
-    line(f"next: {report.next_step(outcome)}")
+    line(f"next: {report.NEXT_STEPS[outcome]}")
     line(f"verdict{deciding}: {outcome.value}", "bold")

@@ -12,7 +12,6 @@ from bitnetctl.config.load import (
     read_toml as read_toml,
     split_arm as split_arm,
     validated as validated,
-    validation_line as validation_line,
 )
 from bitnetctl.config.schema import (
     DataConfig as DataConfig,

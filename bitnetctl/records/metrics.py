@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from bitnetctl.records.schema import NAMES, Row
 
@@ -21,6 +22,17 @@ def finite(value: float | int | None) -> float | None:
 def known(row: Row, column: str) -> float | None:
     """Return the finite value of a column; None where it is missing, unknown or not finite."""
     return finite(row.get(column))
+
+
+def json_value(value: Any) -> Any:
+    """Return a tree that strict JSON can hold: NaN and infinity as text, enumerated values by their value."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:

@@ -1,12 +1,12 @@
 """Which runs exist on disk, and their status; no torch here."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.metrics import json_value
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.reader import read
 from bitnetctl.records.schema import NAMES
@@ -15,8 +15,7 @@ from bitnetctl.records.schema import NAMES
 def final_row(csv: Path) -> dict[str, Any]:
     """Return the last row of a CSV as JSON values: null is unknown, NaN and infinity are text; raises RecordError."""
     records = read(csv)
-    last = {name: records.value(name, -1) for name in NAMES}
-    return {name: value if value is None or math.isfinite(value) else str(value) for name, value in last.items()}
+    return {name: json_value(records.value(name, -1)) for name in NAMES}
 
 
 def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:

@@ -17,4 +17,4 @@ from bitnetctl.report.terminal import (
     sweep_table as sweep_table,
     trajectory_table as trajectory_table,
 )
-from bitnetctl.report.trajectory import next_step as next_step
+from bitnetctl.report.trajectory import NEXT_STEPS as NEXT_STEPS

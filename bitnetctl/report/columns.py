@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.summary import RunSummary
+from bitnetctl.units import plural
 
 UNKNOWN = "–"
 MOST_POINTS = 600
@@ -23,11 +25,6 @@ def format_value(value: float | str | None, format_spec: str = "") -> str:
     if value is None:
         return UNKNOWN
     return value if isinstance(value, str) else format(value, format_spec)
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun, with an s unless it is one."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ END = (
     SummaryColumn("zeros", "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
     SummaryColumn("flips", "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"),
 )
+SUMMARY = (*COLLAPSE, *END)
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,10 @@ class SummaryRow:
 
     @property
     def arm(self) -> str:
-        """Label of the arm."""
         return self.summaries[0].arm
 
     @property
     def size(self) -> str:
-        """Hidden size."""
         return format_value(self.summaries[0].size)
 
     @property
@@ -95,11 +91,18 @@ class SummaryRow:
     @property
     def state(self) -> str:
         """What is not simply finished, else nothing."""
-        if not self.grouped:
-            return _state(self.summaries[0])
-        failed = sum(summary.failed for summary in self.summaries)
-        short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
-        return ", ".join([f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short))
+        if self.grouped:
+            failed = sum(summary.failed for summary in self.summaries)
+            short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
+            return ", ".join([f"{failed} failed"] * bool(failed) + [f"{short} unfinished"] * bool(short))
+        [summary] = self.summaries
+        if summary.diverged_at is not None:
+            return f"diverged at {summary.diverged_at:,}"
+        if summary.failed:
+            return "failed"
+        if summary.complete is False:
+            return f"{summary.status or 'unfinished'} at {summary.final_step:,} of {summary.planned_steps:,}"
+        return ""
 
     def value(self, column: SummaryColumn) -> float | None:
         """Return the mean over the runs that have a value; None where none has one."""
@@ -115,18 +118,7 @@ class SummaryRow:
         return format_value(self.value(column), column.format_spec)
 
 
-def _state(summary: RunSummary) -> str:
-    if summary.diverged_at is not None:
-        return f"diverged at {summary.diverged_at:,}"
-    if summary.failed:
-        return "failed"
-    if summary.complete is False:
-        return f"{summary.status or 'unfinished'} at {summary.final_step:,} of {summary.planned_steps:,}"
-    return ""
-
-
 def run_rows(summaries: Sequence[RunSummary]) -> list[SummaryRow]:
-    """Return a row for every run."""
     return [SummaryRow((summary,)) for summary in summaries]
 
 
@@ -161,7 +153,6 @@ def detectable_text(effect: Effect) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Format a p value."""
     return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -182,14 +173,18 @@ def kept_indices(count: int) -> list[int]:
     return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]
 
 
-EFFECT_HEADER = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
-FACTOR_HEADER = ("outcome", "factor", "means", "η²", "p")
-AGREEMENT_HEADER = ("metric", "at", "runs", "τ-b", "p")
+class Cells(NamedTuple):
+    """A table as text; the first `texts` columns are words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    texts: int
 
 
-def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under EFFECT_HEADER, a row for each arm and metric; `escape` makes foreign text harmless."""
-    return [
+def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each arm and metric; `escape` makes foreign text harmless."""
+    header = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
+    rows = [
         (
             escape(arm.arm),
             escape(arm.baseline),
@@ -204,11 +199,12 @@ def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> 
         for arm in effects
         for metric, (name, _) in METRICS.items()
     ]
+    return Cells(header, rows, texts=4)
 
 
-def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under FACTOR_HEADER, for each outcome the strongest factor first."""
-    return [
+def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each outcome and factor, for each outcome the strongest first."""
+    rows = [
         (
             escape(outcome.outcome),
             escape(term.name),
@@ -219,8 +215,10 @@ def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], st
         for outcome in outcomes
         for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
     ]
+    return Cells(("outcome", "factor", "means", "η²", "p"), rows, texts=3)
 
 
-def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Return the cells under AGREEMENT_HEADER."""
-    return [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
+def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> Cells:
+    """Return a row for each metric and time."""
+    rows = [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
+    return Cells(("metric", "at", "runs", "τ-b", "p"), rows, texts=2)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
-from bitnetctl.report.columns import UNKNOWN, format_value
+from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_line
 from bitnetctl.report.markdown import markdown_table
-from bitnetctl.report.trajectory import MILESTONES, by_size_and_seed, next_step, trajectory_cells
+from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict
 
 
@@ -20,7 +20,7 @@ def handoff(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcom
             lines += _verdict(verdict)
         if combined.disagreement:
             lines += [markdown_line(combined.disagreement), ""]
-    return "\n".join([*lines, f"Next: {next_step(overall)}", ""])
+    return "\n".join([*lines, f"Next: {NEXT_STEPS[overall]}", ""])
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
@@ -42,13 +42,8 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
 
 def _trajectories(runs: Sequence[Run]) -> list[str]:
     rows = [
-        (
-            format_value(run.size),
-            format_value(run.seed),
-            *trajectory_cells(run),
-            run.manifest.status if run.manifest else f"ends at step {run.final_step:,}",
-        )
-        for run in by_size_and_seed(runs)
+        (*cells, run.manifest.status if run.manifest else f"ends at step {run.final_step:,}")
+        for run, cells in trajectory_rows(runs)
     ]
     return markdown_table(("size", "seed", *(f"{fraction:.0%}" for fraction in MILESTONES), "status"), rows)
 

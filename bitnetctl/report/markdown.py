@@ -4,21 +4,17 @@ from collections.abc import Iterable, Sequence
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
-    AGREEMENT_HEADER,
-    COLLAPSE,
-    EFFECT_HEADER,
-    END,
-    FACTOR_HEADER,
     MEANS,
+    SUMMARY,
     SummaryRow,
     agreement_cells,
     arm_rows,
     effect_cells,
     factor_cells,
-    plural,
     run_rows,
 )
 from bitnetctl.report.escape import markdown_cell, markdown_text
+from bitnetctl.units import plural
 
 
 def markdown_report(study: Study) -> str:
@@ -30,13 +26,13 @@ def markdown_report(study: Study) -> str:
         lines += ["## Arms", "", MEANS, "", *_summary_table(grouped, seed="runs")]
     lines += _effects(study) + _factors(study) + _agreement(study)
     lines += ["## Runs", "", *_summary_table(rows, seed="seed")]
-    lines += [f"- {column.header}: {column.meaning}" for column in (*COLLAPSE, *END)] + [""]
+    lines += [f"- {column.header}: {column.meaning}" for column in SUMMARY] + [""]
     if study.notes:
         lines += ["## Notes", "", *(f"- {markdown_text(note)}" for note in study.notes), ""]
     return "\n".join(lines)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int | None = None) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int | None = None) -> list[str]:
     """Return a table and a blank line; its first `texts` columns align left, the others right (None: unspecified)."""
     head, *body = ("| " + " | ".join(cells) + " |" for cells in (header, *rows))
     rule = ["---"] * len(header)
@@ -46,10 +42,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text
 
 
 def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
-    columns = (*COLLAPSE, *END)
-    header = ("arm", "size", seed, *(column.header for column in columns), "state")
+    header = ("arm", "size", seed, *(column.header for column in SUMMARY), "state")
     cells = [
-        (markdown_cell(row.arm), row.size, row.seed, *map(row.text, columns), markdown_cell(row.state)) for row in rows
+        (markdown_cell(row.arm), row.size, row.seed, *map(row.text, SUMMARY), markdown_cell(row.state)) for row in rows
     ]
     return markdown_table(header, cells, texts=1)
 
@@ -57,7 +52,7 @@ def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
 def _effects(study: Study) -> list[str]:
     if not study.effects:
         return []
-    table = markdown_table(EFFECT_HEADER, effect_cells(study.effects, markdown_cell), texts=4)
+    table = markdown_table(*effect_cells(study.effects, markdown_cell))
     return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *table]
 
 
@@ -65,12 +60,12 @@ def _factors(study: Study) -> list[str]:
     if not study.outcomes:
         return []
     lines = ["## Factors", "", *(f"- {markdown_text(outcome.sentence)}" for outcome in study.outcomes), ""]
-    return lines + markdown_table(FACTOR_HEADER, factor_cells(study.outcomes, markdown_cell), texts=3)
+    return lines + markdown_table(*factor_cells(study.outcomes, markdown_cell))
 
 
 def _agreement(study: Study) -> list[str]:
     if not study.agreements:
         return []
-    table = markdown_table(AGREEMENT_HEADER, agreement_cells(study.agreements, markdown_cell), texts=2)
+    table = markdown_table(*agreement_cells(study.agreements, markdown_cell))
     sentences = [f"- {markdown_text(agreement.sentence)}" for agreement in study.agreements]
     return ["## Agreement with held-out loss", "", *table, *sentences, ""]

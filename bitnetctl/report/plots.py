@@ -1,8 +1,8 @@
 """Curves over the steps for a terminal."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from rich.text import Text
 
@@ -16,14 +16,8 @@ _COLORS = (("blue", "blue"), ("orange", "yellow"), ("green", "green"), ("red", "
 """Colours of the curves in turn, by their names in plotext and in rich."""
 _MARKS = "abcdef"
 
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric over the steps, the mean over the runs of one arm and size."""
-
-    label: str
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+Curve: TypeAlias = dict[int, float]
+"""One metric by step, in ascending order: the mean over the runs of one arm and size."""
 
 
 def plots(study: Study, *, width: int, color: bool) -> list[Text]:
@@ -33,16 +27,18 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
     """
     has_held_out = any(run.records.known("HeldOutLoss") for run in study.runs)
     loss = ("HeldOutLoss", "held-out loss (nats)") if has_held_out else ("Loss", "training loss (nats)")
+    boundaries = {summary.boundary_step for summary in study.summaries if summary.boundary_step}
+    boundary = boundaries.pop() if len(boundaries) == 1 else None
     drawn = []
     for (column, title), logarithmic in ((loss, False), (("UniquePredictions", "distinct predictions"), True)):
         of_column = curves(study, column, logarithmic=logarithmic)
         if of_column:
-            drawn.append(_plot(title, of_column, _boundaries(study), width, logarithmic=logarithmic, color=color))
+            drawn.append(_plot(title, of_column, boundary, width, logarithmic=logarithmic, color=color))
     return drawn
 
 
-def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
-    """Return a curve for every arm and size: the mean at every step but the first, of logarithms if `logarithmic`."""
+def curves(study: Study, column: str, *, logarithmic: bool) -> dict[str, Curve]:
+    """Return a curve for every arm and size without the first step, of logarithms if `logarithmic`."""
     sizes = {summary.size for summary in study.summaries}
     points_of: dict[str, dict[int, list[float]]] = {}
     ranks = {arm: rank for rank, arm in enumerate(study.arms)}
@@ -55,21 +51,15 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> list[Curve]:
             # comparisons with NaN are false
             if step > 1 and (value > 0 if logarithmic else value == value):
                 points.setdefault(step, []).append(math.log(value) if logarithmic else value)
-    result = []
-    for label, points in points_of.items():
-        if points:
-            means = {step: sum(values) / len(values) for step, values in sorted(points.items())}
-            result.append(Curve(label, tuple(means), tuple(means.values())))
-    return result
-
-
-def _boundaries(study: Study) -> list[int]:
-    steps = dict.fromkeys(summary.boundary_step for summary in study.summaries)
-    return [step for step in steps if step]
+    return {
+        label: {step: sum(values) / len(values) for step, values in sorted(points.items())}
+        for label, points in points_of.items()
+        if points
+    }
 
 
 def _plot(
-    title: str, curves: Sequence[Curve], boundaries: Sequence[int], width: int, *, logarithmic: bool, color: bool
+    title: str, curves: Mapping[str, Curve], boundary: int | None, width: int, *, logarithmic: bool, color: bool
 ) -> Text:
     import plotext
 
@@ -78,17 +68,17 @@ def _plot(
     figure.theme("colorless")
     figure.canvas("default")
     figure.plot_size(width, HEIGHT)
-    shown = curves[:MOST_CURVES]
-    last = max(curve.steps[-1] for curve in shown)
-    first = min(curve.steps[0] for curve in shown)
-    lowest = min(min(curve.values) for curve in shown)
-    highest = max(max(curve.values) for curve in shown)
-    if len(boundaries) == 1 and first <= boundaries[0] <= last:
+    shown = list(curves.values())[:MOST_CURVES]
+    first = min(min(curve) for curve in shown)
+    last = max(max(curve) for curve in shown)
+    lowest = min(min(curve.values()) for curve in shown)
+    highest = max(max(curve.values()) for curve in shown)
+    if boundary is not None and first <= boundary <= last:
         marker = plotext.marker("┊", "gray") if color else "┊"
-        figure.draw(figure.segment([boundaries[0]] * 2, [lowest, highest], marker=marker))
+        figure.draw(figure.segment([boundary] * 2, [lowest, highest], marker=marker))
     for index, curve in enumerate(shown):
         marker = plotext.marker("hd", _COLORS[index % len(_COLORS)][0]) if color else _MARKS[index]
-        figure.draw(figure.signal(list(curve.steps), list(curve.values), marker=marker).lines())
+        figure.draw(figure.signal(list(curve), list(curve.values()), marker=marker).lines())
     ticks = _round_ticks(first, last)
     figure.ruler("x").ticks(ticks, [f"{step:,.0f}" for step in ticks])
     heights = [lowest + (highest - lowest) * index / 3 for index in range(4)] if highest > lowest else [lowest]
@@ -96,7 +86,7 @@ def _plot(
     drawn = figure.build().string().rstrip()
     figure.clear()
     text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
-    return Text("\n").join([Text(title, style="bold"), text, *_legend(curves, boundaries, color=color)])
+    return Text("\n").join([Text(title, style="bold"), text, *_legend(list(curves), boundary, color=color)])
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
@@ -112,13 +102,13 @@ def _tick_label(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _legend(curves: Sequence[Curve], boundaries: Sequence[int], *, color: bool) -> list[Text]:
+def _legend(labels: Sequence[str], boundary: int | None, *, color: bool) -> list[Text]:
     lines = []
-    for index, curve in enumerate(curves[:MOST_CURVES]):
+    for index, label in enumerate(labels[:MOST_CURVES]):
         mark = Text("━━", style=_COLORS[index % len(_COLORS)][1]) if color else Text(f" {_MARKS[index]}")
-        lines.append(Text("  ").append_text(mark).append(f" {printable(curve.label)}"))
-    if len(curves) > MOST_CURVES:
-        lines.append(Text(f"  … and {len(curves) - MOST_CURVES} more; --html shows all", style="dim"))
-    if len(boundaries) == 1:
-        lines.append(Text(f"   ┊ boundary at step {boundaries[0]:,}", style="dim"))
+        lines.append(Text("  ").append_text(mark).append(f" {printable(label)}"))
+    if len(labels) > MOST_CURVES:
+        lines.append(Text(f"  … and {len(labels) - MOST_CURVES} more; --html shows all", style="dim"))
+    if boundary is not None:
+        lines.append(Text(f"   ┊ boundary at step {boundary:,}", style="dim"))
     return lines

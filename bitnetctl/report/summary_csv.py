@@ -13,18 +13,13 @@ from bitnetctl.report.escape import defused, printable
 def summaries_csv(study: Study) -> str:
     """Return a row for every run, with the names of `analyze --json`: values in full precision, unknown is empty."""
     file = io.StringIO()
-    names = [field.name for field in fields(RunSummary)]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
-    for summary in study.summaries:
-        tree = summary.to_json()
-        writer.writerow([_cell(tree[name]) for name in names])
+    writer.writerow(field.name for field in fields(RunSummary))
+    writer.writerows(map(_cell, summary.to_json().values()) for summary in study.summaries)
     return file.getvalue()
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
+def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return printable(defused(value)) if isinstance(value, str) else repr(value)
+    return printable(defused(value)) if isinstance(value, str) else value

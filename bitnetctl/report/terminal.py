@@ -24,7 +24,8 @@ from bitnetctl.report.columns import (
     signed,
 )
 from bitnetctl.report.escape import printable
-from bitnetctl.report.trajectory import MILESTONES, by_size_and_seed, trajectory_cells
+from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
+from bitnetctl.units import gibibytes
 from bitnetctl.verdict import Outcome, Verdict
 
 OUTCOME_STYLES = {
@@ -40,7 +41,6 @@ _PLUS = re.compile(r"\+(?=[A-Za-z])")
 
 
 def key_value_table(title: str, values: Mapping[str, str]) -> Table:
-    """Return names and values in two columns."""
     table = _table(title)
     table.show_header = False
     for name, value in values.items():
@@ -82,27 +82,27 @@ def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["runs"]),
             str(row["packs"]),
             str(row["runs_in_a_pack"]),
-            f"{row['memory_bytes'] / 2**30:.2f} GiB",
+            gibibytes(row["memory_bytes"]),
             f"{row['seconds'] / 60:.1f} min",
             escape(", ".join(row["arms"])),
         )
     return table
 
 
-def collapse_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
-    """Return collapse and recovery of every run; `grouped` for rows of whole arms."""
-    return _summary_table("Stage 1 and the boundary", rows, COLLAPSE, grouped=grouped)
+def collapse_table(rows: Sequence[SummaryRow]) -> Table:
+    """Return collapse and recovery of every run, or of the runs of each arm."""
+    return _summary_table("Stage 1 and the boundary", rows, COLLAPSE)
 
 
-def end_table(rows: Sequence[SummaryRow], *, grouped: bool = False) -> Table:
-    """Return the final metrics of every run and its ternary weights; `grouped` for rows of whole arms."""
-    return _summary_table("The end", rows, END, grouped=grouped)
+def end_table(rows: Sequence[SummaryRow]) -> Table:
+    """Return the final metrics of every run and its ternary weights, or their means over the runs of each arm."""
+    return _summary_table("The end", rows, END)
 
 
-def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn], *, grouped: bool) -> Table:
+def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn]) -> Table:
     table = _analysis_table(title)
     table.add_column("arm", overflow="fold")
-    _add_numbers(table, "size", "runs" if grouped else "seed")
+    _add_numbers(table, "size", "runs" if rows[0].grouped else "seed")
     # one word above the other leaves room for the arm
     _add_numbers(table, *(column.header.replace(" ", "\n").replace("-", "-\n") for column in columns))
     for row in rows:
@@ -183,10 +183,10 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
     table.add_column("seed", justify="right")
     _add_numbers(table, *(f"{fraction:.0%}" for fraction in MILESTONES))
     table.add_column("of", justify="right")
-    for run in by_size_and_seed(runs):
+    for run, cells in trajectory_rows(runs):
         ceiling, inferred = run.ceiling or (None, False)
         limit = format_value(ceiling, ",.0f") + "?" * inferred
-        table.add_row(format_value(run.size), format_value(run.seed), *trajectory_cells(run), limit)
+        table.add_row(*cells, limit)
     return table
 
 
@@ -202,8 +202,8 @@ def checks_table(verdict: Verdict) -> Table:
         if result.outcome is Outcome.SUPPORTED and result.supports is None:
             continue
         seed = "all" if result.run is None else format_value(result.seed)
-        cells = (format_value(result.size), seed, _coloured(result.outcome), escape(printable(result.reason)))
-        table.add_row(*cells)
+        because = escape(printable(result.reason))
+        table.add_row(format_value(result.size), seed, _coloured(result.outcome), because)
     return table
 
 

@@ -1,7 +1,7 @@
 """A run at the founding document's milestones, and what to try next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bitnetctl.records import Run
 from bitnetctl.report.columns import format_value
@@ -10,7 +10,7 @@ from bitnetctl.verdict import Outcome
 MILESTONES = (0.05, 0.25, 0.3, 0.5, 1.0)
 """The founding document's 1k, 5k, 6k, 10k and 20k as fractions of its 20,000 steps."""
 
-_NEXT = {
+NEXT_STEPS = {
     Outcome.SUPPORTED: "train longer, larger or with more seeds before relying on it; then look at the text it writes",
     Outcome.REFUTED: (
         "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`; "
@@ -19,6 +19,7 @@ _NEXT = {
     Outcome.INCONCLUSIVE: "finish the missing runs, or add seeds with `--seeds 6`",
     Outcome.INVALID: "change the set-up: a probe that can show the threshold, or a reference run that works",
 }
+"""What to try after each outcome."""
 
 
 def milestones(run: Run, column: str) -> list[float | None]:
@@ -33,17 +34,9 @@ def milestones(run: Run, column: str) -> list[float | None]:
     return values
 
 
-def trajectory_cells(run: Run) -> list[str]:
-    """Return unique predictions and, where known, held-out loss at each milestone."""
-    pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
-    return [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
-
-
-def by_size_and_seed(runs: Sequence[Run]) -> list[Run]:
-    """Return runs sorted by size, then seed."""
-    return sorted(runs, key=lambda run: (run.size or 0, run.seed or 0))
-
-
-def next_step(outcome: Outcome) -> str:
-    """Return what to try after an outcome."""
-    return _NEXT[outcome]
+def trajectory_rows(runs: Sequence[Run]) -> Iterator[tuple[Run, list[str]]]:
+    """Yield runs by size and seed, each with the cells of a row: size, seed, and per milestone what is known."""
+    for run in sorted(runs, key=lambda run: (run.size or 0, run.seed or 0)):
+        pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
+        values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
+        yield run, [format_value(run.size), format_value(run.seed), *values]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import (
     Frozen,
@@ -15,7 +15,7 @@ from bitnetctl.config import (
     build_config,
     parse_arm,
     read_toml,
-    validation_line,
+    validated,
 )
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
@@ -108,10 +108,7 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
 
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:
     """Validate a tree into a Plan; raises ConfigError with one line."""
-    try:
-        return Plan.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {validation_line(error, Plan)}") from error
+    return validated(Plan, tree, source)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

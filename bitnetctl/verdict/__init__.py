@@ -11,7 +11,6 @@ from bitnetctl.verdict.outcome import (
     CheckResult as CheckResult,
     Combined as Combined,
     Outcome as Outcome,
-    RunVerdict as RunVerdict,
     Verdict as Verdict,
     combine as combine,
     strictest as strictest,

@@ -7,9 +7,9 @@ run is supported when every check that applies supports it.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bitnetctl.config import (
     Frozen,
@@ -18,7 +18,7 @@ from bitnetctl.config import (
     canonical_hash,
     near_miss,
     read_toml,
-    validation_line,
+    validated,
 )
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
@@ -85,8 +85,6 @@ class EvidenceLevel(Frozen):
 class Criteria(Frozen):
     """Declared criteria; `name` is the file's and decides nothing."""
 
-    REQUIRED: ClassVar[tuple[str, ...]] = ("finite", "finished")
-
     name: str = "custom"
     title: str = ""
     seeds: SeedRule = SeedRule()
@@ -95,7 +93,7 @@ class Criteria(Frozen):
 
     @model_validator(mode="after")
     def _check_required(self) -> Self:
-        for kind in self.REQUIRED:
+        for kind in ("finite", "finished"):
             if len(self.of_kind(KINDS[kind])) != 1:
                 raise ValueError(f"checks: exactly one of kind {kind!r} is needed, or a failed run could pass")
         if not self.of_kind(LevelCheck):
@@ -132,7 +130,6 @@ class Criteria(Frozen):
 
 
 def criteria_names() -> list[str]:
-    """Names of the built-in criteria."""
     return builtin_names("bitnetctl.verdict", "builtin")
 
 
@@ -150,10 +147,7 @@ def parse_criteria(tree: Mapping[str, Any], *, name: str = "custom", source: str
     parsed = [_parse_check(check, f"{source}: checks.{index}") for index, check in enumerate(checks, start=1)]
     if "name" in tree:
         raise ConfigError(f"{source}: unknown field 'name'; the file's name is the name, 'title' describes it")
-    try:
-        return Criteria.model_validate({**tree, "checks": parsed, "name": name})
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {validation_line(error, Criteria)}") from error
+    return validated(Criteria, {**tree, "checks": parsed, "name": name}, source)
 
 
 def _parse_check(tree: Any, source: str) -> AnyCheck:
@@ -163,7 +157,4 @@ def _parse_check(tree: Any, source: str) -> AnyCheck:
     if not isinstance(kind, str) or kind not in KINDS:
         hint = near_miss(str(kind), KINDS) or f"; known: {', '.join(KINDS)}"
         raise ConfigError(f"{source}: kind: " + (f"unknown {kind!r}{hint}" if "kind" in tree else f"missing{hint}"))
-    try:
-        return KINDS[kind].model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source} ({kind}): {validation_line(error, KINDS[kind])}") from error
+    return validated(KINDS[kind], tree, f"{source} ({kind})")

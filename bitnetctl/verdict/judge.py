@@ -1,14 +1,16 @@
-"""From runs and criteria to a verdict for one arm, for each arm, and for several criteria together."""
+"""From runs and criteria to a verdict for one arm, or for each arm."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from bitnetctl.analysis.stats import rate_lower, rate_upper
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
+from bitnetctl.units import plural
+from bitnetctl.verdict.checks.base import CheckContext
+from bitnetctl.verdict.checks.completion import torn_end
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
-from bitnetctl.verdict.run import check_run
 from bitnetctl.verdict.seeds import SizeJudgement, judge_size
 
 UNKNOWN_ARM = "unknown"
@@ -87,6 +89,38 @@ def judge(
     )
 
 
+def check_run(
+    run: Run, criteria: Criteria, *, requested_steps: int | None = None, candidates: Sequence[Run] = ()
+) -> CheckedRun:
+    """Return the results of every check that applies.
+
+    The set-up is judged on any run whose file is whole. What a run shows is judged on completed runs only, since a
+    collapse in the middle of training may be part of the claim. `candidates` are runs among which twins are looked up.
+    """
+    context = CheckContext(
+        requested_steps=requested_steps,
+        candidates=candidates,
+        # without candidates, since a twin needs no twin of its own
+        check_twin=lambda twin: check_run(twin, criteria, requested_steps=requested_steps),
+    )
+    completion = tuple(
+        check.result(run, finding)
+        for check in criteria.checks
+        if check.about_completion and (finding := check.judge(run, context))
+    )
+    if torn_end(run) is not None:
+        return CheckedRun(run=run, completion=completion, others=())
+    completed = all(result.outcome is Outcome.SUPPORTED for result in completion)
+    others = []
+    for check in (check for check in criteria.checks if not check.about_completion):
+        finding = check.judge_setup(run)
+        if finding is None and completed:
+            finding = check.judge(run, context)
+        if finding is not None:
+            others.append(check.result(run, finding))
+    return CheckedRun(run=run, completion=completion, others=tuple(others))
+
+
 def _distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return runs without repetitions, and a note for each: a copied file, or a seed without effect, is no new seed."""
     kept: list[Run] = []
@@ -129,13 +163,13 @@ def _select(
 
 
 def _run_verdict(checked: CheckedRun) -> RunVerdict:
-    run, outcome = checked.run, checked.outcome
+    run = checked.run
     ceiling = limits(run, "UniquePredictions")
     return RunVerdict(
         run=run.name,
         size=run.size,
         seed=run.seed,
-        outcome=outcome,
+        outcome=checked.outcome,
         reason="; ".join(_run_reasons(checked)),
         final_step=run.final_step,
         final_unique=run.column("UniquePredictions")[-1],
@@ -167,9 +201,9 @@ def _evidence(criteria: Criteria, finished: Sequence[Run]) -> str | None:
 
 def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps: int | None) -> Iterator[str]:
     """Explain in what the evidence differs from what the criteria require."""
-    declared, required = criteria.finished.min_steps, criteria.finished.required_steps(requested_steps)
-    if declared is not None and required is not None and required < declared:
-        yield f"judged at {required:,} steps instead of {criteria.name}'s {declared:,}: a scaled-down replication"
+    least = criteria.finished.min_steps
+    if least is not None and requested_steps is not None and requested_steps < least:
+        yield f"judged at {requested_steps:,} steps instead of {criteria.name}'s {least:,}: a scaled-down replication"
     sizes = sorted({run.size for level in criteria.evidence for run in level.runs})
     if sizes and finished and not any(run.size in sizes for run in finished):
         yield f"none of the sizes that {criteria.name} names ({', '.join(map(str, sizes))}) is judged"
@@ -210,19 +244,12 @@ def _confidence(outcome: Outcome, judged: Sequence[SizeJudgement]) -> str:
         count = min(size.total for size in judged)
         bound = rate_upper(0, count)
         assert bound is not None, "supported without a run"
-        rate = f"no failure in {_seeds(count)} leaves a failure rate of up to {100 * bound:.0f} %"
-        return f"{_word(bound)}: {rate} (one-sided 95 % bound)"
-    if outcome is Outcome.REFUTED:
+        open_rate, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
+    elif outcome is Outcome.REFUTED:
         bounds = [(rate_lower(size.failed, size.total) or 0.0, size.failed, size.total) for size in judged]
         bound, failed, count = max(bounds)
-        rate = f"{failed} of {_seeds(count)} failed, a failure rate of at least {100 * bound:.0f} %"
-        return f"{_word(1 - bound)}: {rate} (one-sided 95 % bound)"
-    return "none: nothing was decided"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
-
-
-def _word(open_rate: float) -> str:
-    return "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+        open_rate, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
+    else:
+        return "none: nothing was decided"
+    word = "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+    return f"{word}: {rate} {100 * bound:.0f} % (one-sided 95 % bound)"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitnetctl.records import Run
 from bitnetctl.records.metrics import DERIVED, ratio, skill
-from bitnetctl.verdict.outcome import format_value
+from bitnetctl.verdict.outcome import number_text
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"
 
 def limits(run: Run, measure: str) -> Limits:
     """Return the range that a measure can reach in this run."""
-    positions = _constant(run, "ProbePositions")
+    positions = constant(run, "ProbePositions")
     if positions is not None and not (math.isfinite(positions) and positions >= 1):
-        return Limits(damaged=f"ProbePositions is {format_value(positions)}")
+        return Limits(damaged=f"ProbePositions is {number_text(positions)}")
     if measure == "UniquePredictions":
         return _unique_limits(run)
     if measure == "Skill":
@@ -66,7 +66,7 @@ def limits(run: Run, measure: str) -> Limits:
         return Limits(low=0, why="a loss is never below 0")
     if positions is None:
         return Limits()
-    probe = f"{format_value(positions)} probe positions"
+    probe = f"{number_text(positions)} probe positions"
     by_positions = {
         "TopShare": Limits(1 / positions, 1, probe),
         "EffectiveVocab": Limits(1, positions, probe),
@@ -75,7 +75,7 @@ def limits(run: Run, measure: str) -> Limits:
     return by_positions.get(measure, Limits())
 
 
-def _constant(run: Run, column: str) -> float | None:
+def constant(run: Run, column: str) -> float | None:
     """Return the value of a column that should be constant: the first that is not finite, else the least."""
     known = [value for value in run.column(column) if value is not None]
     broken = [value for value in known if not math.isfinite(value)]
@@ -91,28 +91,28 @@ def _unique_limits(run: Run) -> Limits:
     if inferred:
         # a value above it shows that the first row was no ceiling
         return Limits() if most > ceiling else Limits(0, ceiling, "inferred from step 1", inferred=True)
-    damaged = f"{format_value(most)} distinct of {format_value(ceiling)} ProbePositions" if most > ceiling else None
+    damaged = f"{number_text(most)} distinct of {number_text(ceiling)} ProbePositions" if most > ceiling else None
     return Limits(0, ceiling, "ProbePositions", damaged=damaged)
 
 
 def _skill_limits(run: Run) -> Limits:
-    unigram, bigram = _constant(run, "UnigramLoss"), _constant(run, "BigramLoss")
+    unigram, bigram = constant(run, "UnigramLoss"), constant(run, "BigramLoss")
     if unigram is None or bigram is None:
         return Limits()
     if not (math.isfinite(unigram) and math.isfinite(bigram)):
-        return Limits(damaged=f"UnigramLoss is {format_value(unigram)}, BigramLoss {format_value(bigram)}")
+        return Limits(damaged=f"UnigramLoss is {number_text(unigram)}, BigramLoss {number_text(bigram)}")
     if unigram <= bigram:
         return Limits(
-            empty=f"the bigram predictor ({format_value(bigram)} nats) is no better than the unigram predictor "
-            f"({format_value(unigram)}) on this probe, so Skill has no scale"
+            empty=f"the bigram predictor ({number_text(bigram)} nats) is no better than the unigram predictor "
+            f"({number_text(unigram)}) on this probe, so Skill has no scale"
         )
     return Limits(high=skill(0.0, unigram, bigram), why="at a loss of 0")
 
 
 def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
-    reference = _constant(run, over)
+    reference = constant(run, over)
     if reference is None or positions is None:
         return Limits()
     if not (math.isfinite(reference) and 0 < reference <= positions):
-        return Limits(damaged=f"{over} is {format_value(reference)} of {format_value(positions)} ProbePositions")
-    return Limits(0, ratio(positions, reference), f"{format_value(positions)} probe positions over {over}")
+        return Limits(damaged=f"{over} is {number_text(reference)} of {number_text(positions)} ProbePositions")
+    return Limits(0, ratio(positions, reference), f"{number_text(positions)} probe positions over {over}")

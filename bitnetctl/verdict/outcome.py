@@ -8,6 +8,7 @@ from typing import Any
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import Run
+from bitnetctl.records.metrics import json_value
 
 
 class Outcome(StrEnum):
@@ -20,7 +21,6 @@ class Outcome(StrEnum):
 
     @property
     def exit_code(self) -> ExitCode:
-        """Exit code of the process."""
         return ExitCode[self.name]
 
 
@@ -67,12 +67,10 @@ class CheckedRun:
 
     @property
     def results(self) -> tuple[CheckResult, ...]:
-        """Every result."""
         return self.completion + self.others
 
     @property
     def outcome(self) -> Outcome:
-        """The run's own outcome."""
         return outcome_of_run(result.outcome for result in self.results)
 
     def value(self, label: str) -> float | None:
@@ -119,7 +117,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: NaN and infinity as text, unknown as null."""
-        tree: dict[str, Any] = {
+        tree = {
             "verdict": self.outcome,
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
@@ -132,26 +130,11 @@ class Verdict:
             "notes": self.notes,
             "statistics": self.statistics,
         }
-        return {name: plain(value) for name, value in tree.items()}
+        return {name: json_value(value) for name, value in tree.items()}
 
 
-def plain(value: Any) -> Any:
-    """Return a tree that strict JSON can hold: NaN and infinity as text, outcomes by their value."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Outcome):
-        return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def format_value(value: float | None) -> str:
+def number_text(value: float) -> str:
     """Format a value for reasons: four significant digits, whole numbers in full."""
-    if value is None:
-        return "unknown"
     if math.isfinite(value) and value == round(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:.4g}"
@@ -159,7 +142,7 @@ def format_value(value: float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Combined:
-    """The strictest outcome of several verdicts; `disagreement` is None where all agree."""
+    """The strictest outcome of several verdicts on one arm; `disagreement` is None where all agree."""
 
     outcome: Outcome
     verdicts: tuple[Verdict, ...]
@@ -167,27 +150,18 @@ class Combined:
 
 
 def combine(verdicts: Sequence[Verdict]) -> Combined:
-    """Return the strictest: any refuted, else any invalid, else any inconclusive; supported only if all are."""
-    by_arm: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        by_arm.setdefault(verdict.arm, []).append(verdict)
-    texts = []
-    for arm, of_arm in by_arm.items():
-        if len({verdict.outcome for verdict in of_arm}) > 1:
-            texts.append((f"arm {arm}: " if len(by_arm) > 1 else "") + _disagreement(of_arm))
-    return Combined(
-        outcome=strictest(verdict.outcome for verdict in verdicts),
-        verdicts=tuple(verdicts),
-        disagreement="; ".join(texts) or None,
-    )
+    """Return the strictest of the verdicts on one arm by several criteria, and how they disagree."""
+    outcome = strictest(verdict.outcome for verdict in verdicts)
+    agree = all(verdict.outcome is outcome for verdict in verdicts)
+    disagreement = None if agree else _disagreement(verdicts, outcome)
+    return Combined(outcome=outcome, verdicts=tuple(verdicts), disagreement=disagreement)
 
 
-def _disagreement(verdicts: Sequence[Verdict]) -> str:
+def _disagreement(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
     """Describe each verdict with its reasons, and which measures the strictest looks at and the others do not."""
     descriptions = [
         f"{verdict.criteria} says {verdict.outcome.value} ({'; '.join(verdict.reasons[:3])})" for verdict in verdicts
     ]
-    outcome = strictest(verdict.outcome for verdict in verdicts)
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
     ours = _measures(result for result in strict.results if result.outcome is outcome)
     seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}

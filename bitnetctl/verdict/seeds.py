@@ -10,7 +10,7 @@ from bitnetctl.verdict.checks.base import ThresholdCheck
 from bitnetctl.verdict.checks.level import LevelCheck
 from bitnetctl.verdict.checks.twin import differing_settings
 from bitnetctl.verdict.criteria import Criteria, SeedRule
-from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, format_value, outcome_of_run, strictest
+from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text, outcome_of_run, strictest
 
 Statistics = Mapping[str, Any]
 
@@ -152,15 +152,13 @@ def _bounds(runs: Sequence[Run], criteria: Criteria, levels: Mapping[str, Statis
             reason = "no bound over seeds, since one is unknown"
         else:
             comparison = check.supports if supported else f"not {check.supports}"
-            reason = f"mean {format_value(mean)} over {count} seeds, bound {format_value(bound)} {comparison}"
+            reason = f"mean {number_text(mean)} over {count} seeds, bound {number_text(bound)} {comparison}"
         yield CheckResult(
             check=check.label,
             outcome=Outcome.SUPPORTED if supported else Outcome.INCONCLUSIVE,
             reason=f"{check.label}: {reason}",
             value=bound,
-            measure=check.measure,
-            supports=check.supports,
-            refutes=check.refutes,
+            **check.condition,
         )
 
 

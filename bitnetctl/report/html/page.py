@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -17,27 +16,22 @@ from bitnetctl.analysis.study import Study
 from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
-    AGREEMENT_HEADER,
-    COLLAPSE,
-    EFFECT_HEADER,
-    END,
-    FACTOR_HEADER,
     MEANS,
+    SUMMARY,
     SummaryRow,
     agreement_cells,
     arm_rows,
     effect_cells,
     factor_cells,
-    plural,
     run_rows,
 )
 from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.curves import embed, page_data
+from bitnetctl.units import plural
 
 MOST_REASONS = 5
 """Reasons of a verdict that are shown outside its checks."""
 
-_COLUMNS = (*COLLAPSE, *END)
 _MARK = re.compile(r"@@([A-Z_]+)@@")
 _LONGEST_VALUE = 400
 
@@ -61,7 +55,7 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         "FACTORS": _factors(study),
         "AGREEMENT": _agreement(study),
         "RUNS": _runs(rows),
-        "MEANINGS": _list(f"{column.header}: {column.meaning}" for column in _COLUMNS),
+        "MEANINGS": _list(f"{column.header}: {column.meaning}" for column in SUMMARY),
         "MANIFESTS": _manifests(study.runs),
         "VERSION": html_text(__version__),
         "DATA": embed(page_data(study)),
@@ -119,10 +113,8 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 
 def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
     grouped = arm_rows(study.summaries, study.arms)
-    header = ("arm", "state", "size", "runs", *(column.header for column in _COLUMNS))
-    cells = [
-        [html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, _COLUMNS)] for row in grouped
-    ]
+    header = ("arm", "state", "size", "runs", *(column.header for column in SUMMARY))
+    cells = [[html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, SUMMARY)] for row in grouped]
     return _section("Arms", MEANS, header, cells if len(grouped) < len(rows) else (), texts=2)
 
 
@@ -131,24 +123,23 @@ def _effects(study: Study) -> str:
         "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
         "this many pairs would detect with a power of 80 %."
     )
-    return _section("Effects", hint, EFFECT_HEADER, effect_cells(study.effects, html_cell), texts=4)
+    return _section("Effects", hint, *effect_cells(study.effects, html_cell))
 
 
 def _factors(study: Study) -> str:
     hint = "η² is the fraction of the variance between runs that a factor, or a pair of factors, explains."
-    return _section("Factors", hint, FACTOR_HEADER, factor_cells(study.outcomes, html_cell), texts=3)
+    return _section("Factors", hint, *factor_cells(study.outcomes, html_cell))
 
 
 def _agreement(study: Study) -> str:
     hint = "Kendall τ-b over runs: +1 ranks them as the held-out loss does, −1 backwards."
-    rows = agreement_cells(study.agreements, html_cell)
-    return _section("Agreement with held-out loss", hint, AGREEMENT_HEADER, rows, texts=2)
+    return _section("Agreement with held-out loss", hint, *agreement_cells(study.agreements, html_cell))
 
 
 def _runs(rows: Sequence[SummaryRow]) -> str:
     """Return the table of runs, which the script sorts by `data-v` and filters by `data-run`."""
     texts = ["run", "arm", *(["state"] if any(row.state for row in rows) else [])]
-    titles = {"size": "", "seed": "", **{column.header: column.meaning for column in _COLUMNS}}
+    titles = {"size": "", "seed": "", **{column.header: column.meaning for column in SUMMARY}}
     heads = [f'<th scope="col" data-kind="text" class="t" title="">{name}</th>' for name in texts]
     heads += [
         f'<th scope="col" data-kind="number" title="{html_text(title)}">{html_text(name)}</th>'
@@ -158,7 +149,7 @@ def _runs(rows: Sequence[SummaryRow]) -> str:
     for index, row in enumerate(rows):
         [summary] = row.summaries
         values: list[tuple[float | None, str]] = [(summary.size, row.size), (summary.seed, row.seed)]
-        values += [(row.value(column), row.text(column)) for column in _COLUMNS]
+        values += [(row.value(column), row.text(column)) for column in SUMMARY]
         words = (summary.name, row.arm, row.state)[: len(texts)]
         cells = [f'<td class="t" data-v="{html_text(word)}">{html_cell(word)}</td>' for word in words]
         cells += [f'<td data-v="{"" if value is None else value}">{html_text(text)}</td>' for value, text in values]
@@ -199,7 +190,7 @@ def _value(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"
 
 
-def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
     """Return a section with a table, see `_table`; nothing where it has no rows."""
     if not rows:
         return ""
@@ -236,6 +227,5 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-@cache
 def _file(name: str) -> str:
     return (resources.files("bitnetctl.report.html") / name).read_text(encoding="utf-8").strip()

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, TypeAlias, cast
+from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import Frozen, PositiveInt, near_miss
 from bitnetctl.records import Run
 from bitnetctl.records.metrics import MEASURES
-from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, format_value
+from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text
 
 Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 
@@ -67,7 +67,7 @@ class Check(Frozen):
         return self.name or f"{self.kind} {self.condition.get('measure', '')}".rstrip()
 
     @property
-    def condition(self) -> dict[str, str]:
+    def condition(self) -> dict[str, Any]:
         """The measure and the conditions that support and refute, as far as this kind has them."""
         return {}
 
@@ -82,20 +82,11 @@ class Check(Frozen):
     def result(self, run: Run, finding: Finding) -> CheckResult:
         """Return a finding together with what it belongs to."""
         return CheckResult(
-            check=self.label,
-            outcome=finding.outcome,
-            reason=finding.reason,
-            value=finding.value,
-            run=run.name,
-            size=run.size,
-            seed=run.seed,
-            **self.condition,
+            check=self.label, run=run.name, size=run.size, seed=run.seed, **vars(finding), **self.condition
         )
 
 
 class MeasuredCheck(Check):
-    """A check of one measure."""
-
     measure: str
 
     @field_validator("measure")
@@ -105,8 +96,7 @@ class MeasuredCheck(Check):
         return value
 
     @property
-    def condition(self) -> dict[str, str]:
-        """The measure."""
+    def condition(self) -> dict[str, Any]:
         return {"measure": self.measure}
 
 
@@ -125,20 +115,18 @@ class ThresholdCheck(MeasuredCheck):
 
     @model_validator(mode="after")
     def _check_thresholds(self) -> Self:
-        rising = (self.supported_above, self.refuted_below)
-        falling = (self.supported_below, self.refuted_above)
-        pairs = [pair for pair in (rising, falling) if pair != (None, None)]
-        if len(pairs) != 1 or None in pairs[0]:
+        pairs = (("supported_above", "refuted_below"), ("supported_below", "refuted_above"))
+        given = tuple(name for pair in pairs for name in pair if getattr(self, name) is not None)
+        if given not in pairs:
             raise ValueError("give supported_above and refuted_below, or supported_below and refuted_above")
-        if not self.higher_is_better and self.refuting < self.supporting:
-            raise ValueError(f"refuted_above {self.refuting:g} is less than supported_below {self.supporting:g}")
-        if self.higher_is_better and self.refuting > self.supporting:
-            raise ValueError(f"refuted_below {self.refuting:g} is more than supported_above {self.supporting:g}")
+        if self.outcome(self.refuting) is Outcome.SUPPORTED:
+            supported, refuted = given
+            side = "more" if self.higher_is_better else "less"
+            raise ValueError(f"{refuted} {self.refuting:g} is {side} than {supported} {self.supporting:g}")
         return self
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether larger values support."""
         return self.supported_above is not None
 
     @property
@@ -154,16 +142,15 @@ class ThresholdCheck(MeasuredCheck):
     @property
     def supports(self) -> str:
         """The supporting condition in signs, such as `> 50`."""
-        return f"{'>' if self.higher_is_better else '<'} {format_value(self.supporting)}"
+        return f"{'>' if self.higher_is_better else '<'} {number_text(self.supporting)}"
 
     @property
     def refutes(self) -> str:
         """The refuting condition in signs, such as `< 10`."""
-        return f"{'<' if self.higher_is_better else '>'} {format_value(self.refuting)}"
+        return f"{'<' if self.higher_is_better else '>'} {number_text(self.refuting)}"
 
     @property
-    def condition(self) -> dict[str, str]:
-        """The measure and both conditions."""
+    def condition(self) -> dict[str, Any]:
         return {"measure": self.measure, "supports": self.supports, "refutes": self.refutes}
 
     def outcome(self, value: float) -> Outcome:
@@ -178,10 +165,10 @@ class ThresholdCheck(MeasuredCheck):
         if not math.isfinite(value):
             return Finding(Outcome.REFUTED, f"{name} is {value}", value)
         outcome = self.outcome(value)
-        low, high = map(format_value, sorted((self.refuting, self.supporting)))
+        low, high = map(number_text, sorted((self.refuting, self.supporting)))
         comparison = {
             Outcome.SUPPORTED: self.supports,
             Outcome.REFUTED: self.refutes,
             Outcome.INCONCLUSIVE: f"is between {low} and {high}",
         }[outcome]
-        return Finding(outcome, f"{name} {format_value(value)} {comparison}", value)
+        return Finding(outcome, f"{name} {number_text(value)} {comparison}", value)

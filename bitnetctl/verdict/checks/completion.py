@@ -69,17 +69,13 @@ class FinishedCheck(Check):
     kind: Literal["finished"] = "finished"
     min_steps: PositiveInt | None = None
 
-    def required_steps(self, requested_steps: int | None) -> int | None:
-        """Return the steps at which runs are judged, None where each run's own plan decides."""
-        return self.min_steps if requested_steps is None or self.min_steps is None else requested_steps
-
     def judge(self, run: Run, context: CheckContext) -> Finding:
-        """Compare the last step with the steps required, requested and planned."""
+        """Compare the last step with the steps required or requested, and with those planned."""
         damage = torn_end(run)
         if damage is not None:
             return unknown(damage, run.final_step)
-        requested = context.requested_steps
-        known = [steps for steps in (self.required_steps(requested), requested, run.planned_steps) if steps is not None]
+        required = self.min_steps if context.requested_steps is None else context.requested_steps
+        known = [steps for steps in (required, run.planned_steps) if steps is not None]
         if not known:
             return unknown(
                 "the planned steps are unknown: ask for steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",

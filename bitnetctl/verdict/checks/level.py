@@ -6,8 +6,8 @@ from typing import Literal
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, ThresholdCheck, unknown
-from bitnetctl.verdict.limits import last_median, limits
-from bitnetctl.verdict.outcome import Outcome, format_value
+from bitnetctl.verdict.limits import constant, last_median, limits
+from bitnetctl.verdict.outcome import Outcome, number_text
 
 _TOLERANCE = 1e-6
 """Rounding by which a value may lie outside its range."""
@@ -24,13 +24,12 @@ class ProbeCheck(Check):
         """Compare the least value of each column with its minimum."""
         sizes = []
         for column, least in (("ProbePositions", self.min_positions), ("BigramUnique", self.min_bigram_unique)):
-            known = [value for value in run.column(column) if value is not None]
-            if not known or not all(map(math.isfinite, known)):
+            size = constant(run, column)
+            if size is None or not math.isfinite(size):
                 return unknown(f"{column} is unknown")
-            size = min(known)
-            sizes.append(f"{column} {format_value(size)}")
+            sizes.append(f"{column} {number_text(size)}")
             if size < least:
-                reason = f"{column} {format_value(size)} is less than {least:,}: too small a probe to tell"
+                reason = f"{column} {number_text(size)} is less than {least:,}: too small a probe to tell"
                 return Finding(Outcome.INVALID, reason, size)
         return Finding(Outcome.SUPPORTED, ", ".join(sizes))
 
@@ -52,7 +51,7 @@ class LevelCheck(ThresholdCheck):
         best = reach.high if self.higher_is_better else reach.low
         if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
             side = "most" if self.higher_is_better else "least"
-            reason = f"{self.measure} {self.supports} of at {side} {format_value(best)} ({reach.why}) cannot be met"
+            reason = f"{self.measure} {self.supports} of at {side} {number_text(best)} ({reach.why}) cannot be met"
             return Finding(Outcome.INVALID, reason, last_median(run, self.measure, self.last, self.at))
         return None if reach.damaged is None else unknown(reach.damaged)
 
@@ -68,5 +67,5 @@ class LevelCheck(ThresholdCheck):
         above = reach.high is not None and value > reach.high + slack
         below = reach.low is not None and value < reach.low - slack
         if above or below:
-            return unknown(f"{name} {format_value(value)} is impossible: the file is damaged", value)
+            return unknown(f"{name} {number_text(value)} is impossible: the file is damaged", value)
         return self.compare(value, name)

@@ -10,7 +10,7 @@ from bitnetctl.config import Fraction, Positive, PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Otherwise, unknown
 from bitnetctl.verdict.limits import value_at
-from bitnetctl.verdict.outcome import Outcome, format_value
+from bitnetctl.verdict.outcome import Outcome, number_text
 
 Factor = Annotated[float, Field(gt=1.0)]
 Values = Sequence[float | None]
@@ -55,9 +55,9 @@ class RecoveryCheck(TrajectoryCheck):
         if not first or not second or first[-1] is None or second[0] is None:
             return unknown(f"{self.measure} around step {boundary:,} is unknown")
         before, after = first[-1], second[0]
-        change = f"{self.measure} {format_value(before)} → {format_value(after)} at step {boundary:,}"
+        change = f"{self.measure} {number_text(before)} → {number_text(after)} at step {boundary:,}"
         if not before < self.collapsed_below:
-            reason = f"{self.measure} {format_value(before)} at step {boundary:,}: nothing to recover from"
+            reason = f"{self.measure} {number_text(before)} at step {boundary:,}: nothing to recover from"
             return Finding(Outcome.SUPPORTED, reason, after)
         if after >= self.factor * before and after > before:
             return Finding(Outcome.SUPPORTED, f"{change}: recovered", after)
@@ -78,7 +78,7 @@ class LastingCheck(TrajectoryCheck):
         if gaps is not None:
             return gaps
         final, middle = known[-1], median(known)
-        reason = f"{self.measure} {format_value(final)} at the end, median {format_value(middle)} in stage 2"
+        reason = f"{self.measure} {number_text(final)} at the end, median {number_text(middle)} in stage 2"
         if final < self.share * middle:
             return Finding(Outcome(self.otherwise), f"temporary recovery: {reason}", final)
         return Finding(Outcome.SUPPORTED, reason, final)
@@ -96,7 +96,7 @@ class SteadyCheck(TrajectoryCheck):
         """Count the turns within stage 2; a missing value could only hide one."""
         extremes = swings([value for value in second if value is not None], self.factor)
         turns = max(0, len(extremes) - 2)
-        course = "→".join(format_value(value) for value in extremes[:12]) or "level"
+        course = "→".join(number_text(value) for value in extremes[:12]) or "level"
         if turns >= self.reversals:
             reason = f"erratic: {turns} reversals by a factor of {self.factor:g} or more in stage 2 ({course})"
             return Finding(Outcome(self.otherwise), reason, turns)
