@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitnetctl.analysis.stats import p_text
+from bitnetctl.analysis.stats import p_equals
 from bitnetctl.analysis.summary import has_failed
 from bitnetctl.records.run import Run
 
@@ -115,7 +115,7 @@ def _agreement(metric: str, when: str, pairs: Sequence[tuple[float, float]]) -> 
             ranking = "says little about which run is healthier by its held-out loss"
         else:
             ranking = "ranks the runs like the held-out loss does"
-        sentence = f"At the {when}, {name} {ranking} (τ-b {tau:+.2f} over {len(pairs)} runs, p {p_text(p)})."
+        sentence = f"At the {when}, {name} {ranking} (τ-b {tau:+.2f} over {len(pairs)} runs, {p_equals(p)})."
     return Agreement(metric=metric, when=when, runs=len(pairs), tau=tau, p=p, sentence=sentence)
 
 

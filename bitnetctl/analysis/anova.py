@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from bitnetctl.analysis.stats import p_text
+from bitnetctl.analysis.stats import p_equals
 from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
 
@@ -314,7 +314,7 @@ def _sentence(
             f"as well ({means})."
         )
     explained, p = best.eta_squared or 0.0, best.p
-    tested = "" if p is None else f", p {p_text(p)}"
+    tested = "" if p is None else f", {p_equals(p)}"
     if explained < EXPLAINS or (p is not None and p >= SIGNIFICANT):
         return (
             f"No factor explains the {outcome}: the strongest, {best.name}, accounts for {explained:.0%} of its "

@@ -275,6 +275,6 @@ def _signed_ranks(differences: "Floats") -> "Floats":
     return ranks
 
 
-def p_text(p: float) -> str:
-    """Format a p-value to follow the letter p."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+def p_equals(p: float) -> str:
+    """Format a p-value, as `p = 0.034`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

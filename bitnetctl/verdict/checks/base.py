@@ -43,9 +43,9 @@ def unknown(reason: str, value: float | None = None) -> Finding:
 
 
 def require_known(field: str, name: str, known: Collection[str]) -> None:
-    """Raise ValueError for a name that is not in `known`, with the nearest measure as a suggestion."""
+    """Raise ValueError for a name that is not in `known`, with the nearest of them as a suggestion."""
     if name not in known:
-        hint = near_miss(name, MEASURES) or f"; known: {', '.join(MEASURES)}"
+        hint = near_miss(name, known) or f"; known: {', '.join(known)}"
         raise ValueError(f"{field}: unknown {name!r}{hint}")
 
 
