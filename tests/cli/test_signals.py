@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from calling import smallest_run
 from run_files import csv_without_speed
 
 from bitnetctl.errors import ExitCode
@@ -162,18 +163,7 @@ class Processes:
 
     def __init__(self, folder: Path, text: Path, cache: Path) -> None:
         self.folder = folder
-        values = {
-            "data.source": f"file:{text}",
-            "data.tokenizer": "bpe:300",
-            "data.batch_size": 2,
-            "data.sequence_length": 16,
-            "model.num_layers": 1,
-            "schedule.warmup_steps": 2,
-            "probe.positions": 128,
-            "probe.eval_every_steps": 4,
-        }
-        self.config = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-        self.config += ["--recipe", "quick", "--steps", str(STEPS), "--device", "cpu"]
+        self.config = [*smallest_run(text), "--steps", str(STEPS), "--device", "cpu"]
         # no threads in what is forked
         environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from calling import smallest_run
 from run_files import csv_without_speed, manifest
 
 from bitnetctl.errors import ExitCode
@@ -81,18 +82,7 @@ class Commands:
             # a table is as wide as its terminal
             "COLUMNS": "200",
         }
-        values = {
-            "data.source": f"file:{text}",
-            "data.tokenizer": "bpe:300",
-            "data.batch_size": 2,
-            "data.sequence_length": 16,
-            "model.num_layers": 1,
-            "schedule.warmup_steps": 2,
-            "probe.positions": 128,
-            "probe.eval_every_steps": 4,
-        }
-        self.arguments = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-        self.arguments += ["--recipe", "quick", "--sizes", "16", "--steps", str(STEPS), "--seeds", str(SEEDS)]
+        self.arguments = [*smallest_run(text), "--sizes", "16", "--steps", str(STEPS), "--seeds", str(SEEDS)]
         self.arguments += ["-i", "gate", "--no-baseline", "--pack", "2"]
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
