@@ -134,9 +134,9 @@ class CapturedPack(Pack):
 
 
 class GraphCache:
-    """Runs programs by their key: the first times uncaptured, then captured as a CUDA graph and replayed.
+    """Runs functions by their key: the first times uncaptured, then captured as a CUDA graph and replayed.
 
-    A program that synchronizes with the device cannot be captured. The last uncaptured run of each key is checked for
+    A function that synchronizes with the device cannot be captured. The last uncaptured run of each key is checked for
     that: if it synchronizes, `error` says where, `on_error` is called with it, and nothing more is captured.
     """
 
@@ -151,13 +151,13 @@ class GraphCache:
         self.error: str | None = None
         self.on_error: Callable[[str], None] = lambda error: None
 
-    def run(self, key: Hashable, program: Callable[[], None]) -> None:
-        """Run the program of `key`, captured once it is warmed up; raises CaptureError."""
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Run the function of `key`, captured once it is warmed up; raises CaptureError if the capture fails."""
         graph = self._graphs.pop(key, None)
         if graph is None and self.error is None and self._warm_up_runs[key] >= _WARM_UP:
-            graph = self._capture(program)
+            graph = self._capture(function)
         if graph is None:
-            self._run_uncaptured(key, program)
+            self._run_uncaptured(key, function)
             return
         self._graphs[key] = graph
         if len(self._graphs) > _MAX_GRAPHS:
@@ -166,13 +166,13 @@ class GraphCache:
             del self._graphs[oldest], self._warm_up_runs[oldest]
         graph.replay()
 
-    def _capture(self, program: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="The CUDA Graph is empty")
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                    program()
+                    function()
         except torch.OutOfMemoryError:
             # ends the capture only: the GPU stays usable
             raise
@@ -183,22 +183,22 @@ class GraphCache:
             raise CaptureError(message) from error
         return graph
 
-    def _run_uncaptured(self, key: Hashable, program: Callable[[], None]) -> None:
+    def _run_uncaptured(self, key: Hashable, function: Callable[[], None]) -> None:
         self._warm_up_runs[key] += 1
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if self.error is None and self._warm_up_runs[key] == _WARM_UP:
-                self.error = _run_checked(program)
+                self.error = _run_checked(function)
                 if self.error is not None:
                     self.on_error(self.error)
             else:
-                program()
+                function()
         current.wait_stream(self._stream)
 
 
-def _run_checked(program: Callable[[], None]) -> str | None:
-    """Run a program; return where in it the host synchronized with the device, None if nowhere."""
+def _run_checked(function: Callable[[], None]) -> str | None:
+    """Run a function; return where in it the host synchronized with the device, None if nowhere."""
     before = torch.cuda.get_sync_debug_mode()
     # other warnings were shown in the steps before
     with warnings.catch_warnings(record=True) as caught:
@@ -206,7 +206,7 @@ def _run_checked(program: Callable[[], None]) -> str | None:
         # "error" would end the step halfway
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            program()
+            function()
         finally:
             torch.cuda.set_sync_debug_mode(before)
     lines = [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]

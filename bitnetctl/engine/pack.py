@@ -31,7 +31,7 @@ class Replica:
         self.halved_after: Sequence[int] = ()
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of `step` after all interventions, halved for every rollback before it."""
+        """Return the learning rate of `step` after interventions, halved for each rollback that resumed before it."""
         base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
         rate = self.composition.learning_rate(base, step, self.config.steps)
         return rate * 0.5 ** sum(step > after for after in self.halved_after)
