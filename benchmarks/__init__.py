@@ -1,1 +1,1 @@
-"""Benchmarks and tables, each one command."""
+"""Benchmarks, each one command: `python -m benchmarks.NAME`."""

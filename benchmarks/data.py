@@ -87,7 +87,7 @@ _TRAIN, _ENCODE = "plain library, train the tokenizer and encode", "plain librar
 
 
 def _documents(characters: int | None) -> list[str]:
-    """Return the documents of the standard library, or the first with at least so many characters together."""
+    """Return the documents of the standard library; with `characters`, the first ones that have as many together."""
     documents, open_parts, taken = [], [], 0
     for piece in open_source("stdlib").pieces():
         open_parts.append(piece.text)

@@ -1,7 +1,7 @@
 """The floor of a step: the least time for its matmuls and memory traffic, at the rates measured on this machine.
 
-Counted are the three matmuls of every matrix and of the head (6 FLOPs a multiplied parameter and token), the causal
-half of attention, 28 bytes a parameter for Adam in fp32, and one read and one write of the logits between their
+Counted are the three matmuls of every matrix and of the head (6 FLOPs per multiplied parameter and token), the causal
+half of attention, 28 bytes per parameter for Adam in fp32, and one read and one write of the logits between their
 matmuls. Left out are norms, quantization, activations and the host: a lower bound, not an estimate. Rates are those of
 `torch.bmm` on the same shapes, with operands in the cache if they fit.
 """
@@ -25,8 +25,8 @@ _SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class LayerMatmul:
-    """`count` matmuls of [N, I] with [O, I] and the two of their backward; N is the tokens of a step."""
+class WeightMatmul:
+    """`count` matmuls of [N, I] with [height, width] = [O, I], and the two of their backward; N tokens of a step."""
 
     name: str
     count: int
@@ -38,15 +38,15 @@ class LayerMatmul:
         return 6 * self.count * tokens * self.height * self.width
 
 
-def layer_matmuls(config: RunConfig, vocab_size: int) -> list[LayerMatmul]:
+def weight_matmuls(config: RunConfig, vocab_size: int) -> list[WeightMatmul]:
     """Return every weight matmul of a step of one run, the head's last."""
     model = config.model
     layers = [
-        LayerMatmul(key, spec.shape[0], spec.shape[1], spec.shape[2])
+        WeightMatmul(key, spec.shape[0], spec.shape[1], spec.shape[2])
         for key, spec in parameter_specs(model, vocab_size).items()
         if spec.is_matrix
     ]
-    return [*layers, LayerMatmul("head", 1, vocab_size, model.hidden_size)]
+    return [*layers, WeightMatmul("head", 1, vocab_size, model.hidden_size)]
 
 
 def attention_flops(config: RunConfig) -> int:
@@ -68,7 +68,7 @@ class Floor:
         precisions: Sequence[Precision] = ("fp32", "bf16"),
     ) -> None:
         self._config = config
-        self._matmuls = layer_matmuls(config, vocab_size)
+        self._matmuls = weight_matmuls(config, vocab_size)
         self._vocab_size = vocab_size
         self._runs = runs
         self._device = device
@@ -89,14 +89,14 @@ class Floor:
         adam_rate = self._traffic_rate(16 * self._parameters * self._runs)
         logits_rate = self._traffic_rate(logits_bytes)
         traffic = adam_bytes / adam_rate + logits_bytes / logits_rate
-        mkl_flops, memory_rate = measure_rates(self._device, lambda a: torch.bmm(a, a))
+        default_flops, memory_rate = measure_rates(self._device, lambda a: torch.bmm(a, a))
         rates = {
             "GFLOP a step": self.flops / 1e9,
             "GB a step": (adam_bytes + logits_bytes) / 1e9,
             "GB/s at the size of the parameters": adam_rate / 1e9,
             "GB/s at the size of the logits": logits_rate / 1e9,
             "GB/s of memory": memory_rate / 1e9,
-            "GFLOP/s, fp32 1024 x 1024 x 1024, default library": mkl_flops / 1e9,
+            "GFLOP/s, fp32 1024 x 1024 x 1024, default library": default_flops / 1e9,
         }
         seconds: dict[str, float] = {}
         for precision in self._precisions:
@@ -110,7 +110,7 @@ class Floor:
                 rates[label] = self._runs * matmul.flops(self._tokens) / spent / 1e9
         return {**seconds, "adam": adam_bytes / adam_rate, "rates": rates}
 
-    def _seconds(self, matmul: LayerMatmul, precision: Precision) -> float:
+    def _seconds(self, matmul: WeightMatmul, precision: Precision) -> float:
         """Return the time of a matmul, forward and backward over all layers, in the faster BLAS."""
         arithmetic = Matmul(precision, self._device)
         x, weight, grad = (
@@ -132,13 +132,13 @@ class Floor:
             return matmul.count * min(plain, self._time(forward_backward))
 
     def _traffic_rate(self, footprint: int) -> float:
-        """Return the bytes/s of reading two arrays of this size together and writing one of them."""
+        """Return the bytes/s of reading two arrays that have `footprint` bytes together, and writing one of them."""
         count = max(1, footprint // 8)
         a, b = (torch.zeros(count, device=self._device) for _ in range(2))
         return 12 * count / self._time(lambda: a.add_(b))
 
     def _time(self, work: Callable[[], object]) -> float:
-        """Return the shortest of five measured times."""
+        """Return the shortest of five mean times of a call."""
         once = self._total(work, 1)
         times = max(1, int(_SECONDS / 5 / max(once, 1e-9)))
         return min(self._total(work, times) / times for _ in range(5))

@@ -37,7 +37,7 @@ print(json.dumps(dict(os.environ)))
 
 
 class Contender:
-    """Something that is timed in turns; `note` says why it cannot run, and is empty where it can."""
+    """An implementation or command that is timed in turns; `note` says why it cannot run, and is empty where it can."""
 
     def __init__(self, name: str, take: Callable[[int], Turn], *, note: str = "", failed: bool = False) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Contender:
         self._take = take
 
     def take_turn(self, steps: int) -> None:
-        """Run `steps` steps and keep the answer; after an error it takes no more turns."""
+        """Run `steps` steps and keep the times; after an error it takes no more turns."""
         if self.note:
             return
         answer = self._take(steps)
@@ -87,7 +87,7 @@ def contenders(jobs: Mapping[str, Job]) -> Iterator[list[Contender]]:
 
 
 def one_by_one(jobs: Mapping[str, Job], *, rounds: int, steps: int) -> list[Contender]:
-    """Run every contender from start to end before the next: a GPU does not have the memory for all of them."""
+    """Start and end every contender before the next: a GPU does not have the memory for all of them."""
     ended: list[Contender] = []
     for name, job in jobs.items():
         with contenders({name: job}) as alone:
@@ -149,7 +149,7 @@ def command(name: str, make: Callable[[], Sequence[str | Path]], *, cache: Calla
     return Contender(name, take)
 
 
-def tool() -> Path:
+def cli_path() -> Path:
     """Return the path of the `bitnetctl` command of this Python."""
     return Path(sys.executable).with_name("bitnetctl")
 
@@ -168,7 +168,7 @@ def ratio(reference: float | None, value: float | None) -> float | None:
 
 @functools.cache
 def cli_environment() -> dict[str, str]:
-    """Return the environment that the command line trains in, thread settings included, from a run of it."""
+    """Return the environment that the command line trains in, thread settings included, by starting it once."""
     printed = subprocess.run([sys.executable, "-c", _CLI_ENVIRONMENT], capture_output=True, text=True, check=True)
     environment: dict[str, str] = json.loads(printed.stdout.splitlines()[-1])
     return environment
@@ -231,7 +231,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str,
 
 
 def notes(racing: Sequence[Contender]) -> dict[str, str]:
-    """Return the notes of the contenders that did not run to the end."""
+    """Return why contenders could not run or broke, by name."""
     return {one.name: one.note for one in racing if one.note}
 
 

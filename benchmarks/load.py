@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.harness import tool
+from benchmarks.harness import cli_path
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.records import NAMES, Manifest, write_manifest
 
@@ -131,8 +131,8 @@ def sweep_command(home: Path, folder: str, runs: int, *options: str) -> list[str
         words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(400)]
         text.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(2000)), encoding="utf-8")
     settings = [f"--set={name}={value}" for name, value in {**_TINY, "data.source": f"file:{text}"}.items()]
-    output: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
-    return [tool(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *output, *options]
+    where: list[str | Path] = ["--runs-dir", home / folder, "--device", "cpu"]
+    return [cli_path(), "sweep", "--recipe", "quick", "--steps", "4", "--seeds", str(runs), *settings, *where, *options]
 
 
 def measure_all(home: Path, scale: int) -> list[Measured]:
@@ -153,8 +153,8 @@ def measure_all(home: Path, scale: int) -> list[Measured]:
         write_table(path, range(1, rows + 1), rng)
     kinds: dict[str, Callable[[Path], list[str | Path]]] = {
         "records.read": lambda path: [sys.executable, "-c", _READ, path],
-        "analyze": lambda path: [tool(), "analyze", path],
-        "analyze --html": lambda path: [tool(), "analyze", path, "--html", home / "page.html"],
+        "analyze": lambda path: [cli_path(), "analyze", path],
+        "analyze --html": lambda path: [cli_path(), "analyze", path, "--html", home / "page.html"],
         "verify": lambda path: [sys.executable, "-c", _VERIFY, path],
     }
     for what, command in kinds.items():
@@ -177,12 +177,12 @@ def table(results: Sequence[Measured]) -> list[str]:
     """Return a Markdown table."""
     names = ("what", "number", "seconds", "CPU s", "MiB", "CPU µs each", "KiB each", "growth")
     lines = [f"| {' | '.join(names)} |", "|:--|--:|--:|--:|--:|--:|--:|--:|"]
-    stages: dict[tuple[str, str], list[Measured]] = {}
+    groups: dict[tuple[str, str], list[Measured]] = {}
     for one in results:
-        stages.setdefault((one.what, one.unit), []).append(one)
-    for stage in stages.values():
+        groups.setdefault((one.what, one.unit), []).append(one)
+    for group in groups.values():
         slopes: list[tuple[float, float]] = []
-        for before, one in zip([None, *stage], stage, strict=False):
+        for before, one in zip([None, *group], group, strict=False):
             more = ["", "", ""]
             if before is not None:
                 units = one.count - before.count

@@ -3,8 +3,8 @@
     python -m benchmarks.overhead [--recipe quick|origin] [--rounds N] [--steps N] [--quick] [--json FILE]
 
 A run of a few hundred steps has the 21 evaluations and 20 saves of one of 20,000, so these are timed in it one by one,
-with the remainder around them; what the loop does at every step is timed with empty steps and multiplied by 20,000.
-The views redraw by the clock beside the training: their overhead is the CPU time that they add while steps only sleep.
+and what is left is `around these`; what the loop does at every step is timed with empty steps and multiplied by 20,000.
+The views redraw at intervals, not at steps: their overhead is the CPU time that they add while steps only sleep.
 Bare steps and whole runs take turns in this process, on the CPU; opening a run is left out.
 """
 
@@ -38,7 +38,7 @@ _PIECES = ("probe", "ternary codes", "ternary health", "CSV row", "checkpoint", 
 
 
 class Watch:
-    """Times calls by name; a nested call counts as part of the outer one."""
+    """Times calls by name; a nested call counts as part of the outer one only."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -149,15 +149,15 @@ def _opened(config: RunConfig) -> Iterator[Trainer]:
 @contextlib.contextmanager
 def _watching(trainer: Trainer, reporter: Reporter, watch: Watch) -> Iterator[None]:
     """Time the methods that a run calls besides its steps."""
-    output, model = trainer.artifacts[0], trainer.pack.model
+    artifacts, model = trainer.artifacts[0], trainer.pack.model
     calls = (
         ("steps", trainer.pack, "step"),
         ("probe", trainer.probe, "measure"),
         ("ternary codes", model, "ternary_codes"),
         ("ternary health", loop, "ternary_health"),
-        ("CSV row", output, "append"),
-        ("checkpoint", output, "save"),
-        ("manifest", output, "update"),
+        ("CSV row", artifacts, "append"),
+        ("checkpoint", artifacts, "save"),
+        ("manifest", artifacts, "update"),
         ("view: events", reporter, "event"),
     )
     with contextlib.ExitStack() as stack:
@@ -195,10 +195,10 @@ class _Mark(NamedTuple):
 
 
 def _idle(config: RunConfig, reporter: Reporter | None, work: Callable[[], None]) -> list[_Mark]:
-    """Train with `work` in place of a step; return the times at steps 2 and last: nothing is evaluated between."""
+    """Train with `work` in place of a step; return the times at step 2 and the last: no evaluation is in between."""
     marks: list[_Mark] = []
 
-    def pretend(step: int) -> None:
+    def fake_step(step: int) -> None:
         if step in (2, config.steps):
             marks.append(_Mark(time.process_time(), time.perf_counter()))
         work()
@@ -206,7 +206,7 @@ def _idle(config: RunConfig, reporter: Reporter | None, work: Callable[[], None]
     with (
         _opened(config) as trainer,
         reporter or contextlib.nullcontext(),
-        mock.patch.object(trainer.pack, "step", pretend),
+        mock.patch.object(trainer.pack, "step", fake_step),
     ):
         for event in loop.train(trainer):
             if reporter is not None:

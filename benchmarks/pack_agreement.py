@@ -2,8 +2,8 @@
 
     python -m benchmarks.pack_agreement [--runs 6] [--steps 400] [--diverge]
 
-Prints, for every CSV column, the largest difference over all rows and seeds, relative to the solo figure where that is
-above 1. `--diverge` gives the last run of the pack a learning rate of 1e3 and compares the others.
+Prints, for every CSV column, the largest difference over all rows and seeds, relative to the value of the solo run
+where that is above 1. `--diverge` gives the last run of the pack a learning rate of 1e3 and compares the others.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def main() -> None:
             overrides=["schedule.peak_learning_rate=1e3", "optimizer.max_norm=none"],
         )
     with tempfile.TemporaryDirectory() as folder:
-        _train(configs, Path(folder) / "pack", "together")
-        _train(compared, Path(folder) / "solo", "alone")
+        _train([configs], Path(folder) / "pack")
+        _train([[config] for config in compared], Path(folder) / "solo")
         differences = {name: 0.0 for name in NAMES if name not in _TIMED}
         for config in compared:
             packed = _rows(Path(folder) / "pack", config)
@@ -57,12 +57,11 @@ def main() -> None:
         )
 
 
-def _train(configs: list[RunConfig], runs_dir: Path, how: str) -> None:
-    packs = [configs] if how == "together" else [[config] for config in configs]
+def _train(packs: list[list[RunConfig]], runs_dir: Path) -> None:
     for pack in packs:
         runs = [resolve(config, runs_dir) for config in pack]
-        with open_trainer(runs, TrainOptions(runs_dir=runs_dir, keep_weights=False)) as session:
-            for _ in loop.train(session):
+        with open_trainer(runs, TrainOptions(runs_dir=runs_dir, keep_weights=False)) as trainer:
+            for _ in loop.train(trainer):
                 pass
 
 

@@ -1,4 +1,4 @@
-"""The time of a plan of many runs on this device, from a measured pack of each size, against that of memory alone.
+"""The time of a plan of many runs on this device, from a measured pack of each size, against that of Adam's traffic.
 
     python -m benchmarks.plan [--sizes 256,512,768,1024] [--runs N] [--rounds N] [--steps N] [--device auto]
     python -m benchmarks.plan --device cpu --sizes 256 --quick

@@ -71,7 +71,7 @@ def _rotate_half(x: Tensor) -> Tensor:
 
 
 class PlainModel(nn.Module):
-    """A language model with the mathematics of `bitnetctl.model.PackedModel` for one run."""
+    """A language model with the mathematics of `bitnetctl.model.packed.PackedModel` for one run."""
 
     frequency_D: Tensor
 
@@ -100,7 +100,7 @@ class PlainModel(nn.Module):
 
     @torch.no_grad()
     def load_packed(self, weights: dict[str, Tensor]) -> None:
-        """Copy weights under the names of `transformers`."""
+        """Copy the weights, named as in `transformers`, but those of the norms, which are 1 at first."""
         layer, attention = "model.layers.{}.", "self_attn."
         self.embed.weight.copy_(weights["model.embed_tokens.weight"])
         if not self.config.tie_word_embeddings:
@@ -131,7 +131,7 @@ def plain_model(
 
 
 class StockLoop:
-    """A loop of stock parts over the trainer's batches, learning rate and weight decay.
+    """A training loop of torch's own parts over the trainer's batches, learning rate and weight decay.
 
     `tuned`: fused Adam, no synchronization for the loss. `compiles`: forward and loss are compiled together.
     `autocast`: matmuls are bf16 and weights fp32.

@@ -50,12 +50,12 @@ def main() -> int:
         commands: dict[str, Sequence[str | Path]] = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "python -c 'import torch'": [sys.executable, "-c", "import torch"],
-            "bitnetctl --help": [harness.tool(), "--help"],
-            "bitnetctl train --help": [harness.tool(), "train", "--help"],
-            "bitnetctl interventions list": [harness.tool(), "interventions", "list"],
-            "bitnetctl config show": [harness.tool(), "config", "show"],
-            "bitnetctl analyze on CSVs": [harness.tool(), "analyze", *csvs],
-            "bitnetctl verify on CSVs": [harness.tool(), "verify", *csvs],
+            "bitnetctl --help": [harness.cli_path(), "--help"],
+            "bitnetctl train --help": [harness.cli_path(), "train", "--help"],
+            "bitnetctl interventions list": [harness.cli_path(), "interventions", "list"],
+            "bitnetctl config show": [harness.cli_path(), "config", "show"],
+            "bitnetctl analyze on CSVs": [harness.cli_path(), "analyze", *csvs],
+            "bitnetctl verify on CSVs": [harness.cli_path(), "verify", *csvs],
         }
         racing = [
             harness.command(what, partial(tuple, command), cache=lambda: folder / "cache")
@@ -109,7 +109,7 @@ def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contende
 
 def _first_row(folder: Path, device: torch.device, engine: str, compiler_cache: Path) -> harness.Turn:
     """Start a training, wait for its first row and end it."""
-    command = [str(harness.tool()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
+    command = [str(harness.cli_path()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache)
     with tempfile.TemporaryDirectory(dir=folder) as runs:

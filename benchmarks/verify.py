@@ -80,7 +80,7 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
     for arm in _arms(arguments.recipe)[1:]:
         command += ["-i", arm]
     if arguments.steps < _FEW_STEPS:
-        # a twentieth of so few steps would leave little but evaluations
+        # else every twentieth of so few steps is evaluated, which would take most of the time
         command += ["--set", f"probe.eval_every_steps={arguments.steps}"]
     return command
 
@@ -116,20 +116,20 @@ def _commands(
 
     def train(name: str, *options: str, cold: bool = False) -> harness.Contender:
         def make() -> list[str | Path]:
-            return [harness.tool(), *requested, "--runs-dir", new(), *options]
+            return [harness.cli_path(), *requested, "--runs-dir", new(), *options]
 
         return harness.command(name, make, cache=new if cold else lambda: warm)
 
     kept = folder / "runs"
-    fill = harness.command("fill", lambda: [harness.tool(), *requested, "--runs-dir", kept], cache=lambda: warm)
+    fill = harness.command("fill", lambda: [harness.cli_path(), *requested, "--runs-dir", kept], cache=lambda: warm)
     fill.take_turn(1)
     if fill.note:
         raise SystemExit(f"verify {fill.note}")
     again = harness.command(
-        "again, nothing to train", lambda: [harness.tool(), *requested, "--runs-dir", kept], cache=lambda: warm
+        "again, nothing to train", lambda: [harness.cli_path(), *requested, "--runs-dir", kept], cache=lambda: warm
     )
     csvs = sorted(kept.glob("*.csv"))
-    alone = harness.command("the CSVs alone", lambda: [harness.tool(), "verify", *csvs], cache=lambda: warm)
+    alone = harness.command("the CSVs alone", lambda: [harness.cli_path(), "verify", *csvs], cache=lambda: warm)
     training = [
         train("verify, from nothing"),
         *([train("verify, from nothing, --pack 1", "--pack", "1")] if runs > 1 else []),

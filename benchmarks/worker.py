@@ -43,8 +43,9 @@ class MissingError(Exception):
 class Job:
     """What a worker does; `runs`, `engine` and `precision` are those of a pack, as the command line takes them.
 
-    `tuned` is the reference as an expert runs it, compiled unless `uses_compiler` is off: its `linear` layers full
-    precision or ternary, its `precision` fp32, bf16 (weights too) or autocast. `floor` measures the floor of a step.
+    `tuned` is the reference with fused Adam and losses read after the turn, compiled unless `uses_compiler` is off: its
+    `linear` layers full precision or ternary, its `precision` fp32, bf16 (weights too) or autocast. `floor` measures
+    the floor of a step.
     """
 
     kind: Kind
@@ -81,15 +82,15 @@ def main() -> None:
     try:
         take = _floor(job, device) if job.kind == "floor" else _turns(job, device)
     except MissingError as missing:
-        _say({"missing": str(missing)})
+        _answer({"missing": str(missing)})
         return
     except Exception as error:
         _fail(error)
         return
-    _say({"ready": True})
+    _answer({"ready": True})
     for line in sys.stdin:
         try:
-            _say(take(int(line)))
+            _answer(take(int(line)))
         except Exception as error:
             _fail(error)
             return
@@ -102,7 +103,7 @@ def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
     def take(steps: int) -> dict[str, Any]:
         nonlocal done
         _wait(device)
-        faults, start = _faults(), time.perf_counter()
+        faults, start = _page_faults(), time.perf_counter()
         losses = [train(1 + step % last) for step in range(done, done + steps)]
         _wait(device)
         seconds = time.perf_counter() - start
@@ -111,7 +112,7 @@ def _turns(job: Job, device: torch.device) -> Callable[[int], dict[str, Any]]:
         return {
             "steps": steps,
             "seconds": seconds,
-            "faults": _faults() - faults,
+            "faults": _page_faults() - faults,
             "losses": [float(loss) for loss in losses],
             "peak_bytes": peak,
             "threads": torch.get_num_threads(),
@@ -258,13 +259,13 @@ def _keep_stdout() -> None:
     os.dup2(2, 1)
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _answer(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), file=_answers, flush=True)
 
 
 def _fail(error: Exception) -> None:
     traceback.print_exc()
-    _say({"error": f"{type(error).__name__}: {one_line(error, 300)}"})
+    _answer({"error": f"{type(error).__name__}: {one_line(error, 300)}"})
 
 
 def _wait(device: torch.device) -> None:
@@ -272,7 +273,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _faults() -> int:
+def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 

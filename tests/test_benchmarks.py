@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness, large, plan, start, verify, worker
-from benchmarks.floor import Floor, attention_flops, layer_matmuls
+from benchmarks.floor import Floor, attention_flops, weight_matmuls
 from benchmarks.overhead import Watch
 from benchmarks.pack import pack_jobs
 from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
@@ -87,7 +87,7 @@ def test_floor_counts_six_flops_for_every_multiplied_parameter_and_token(recipe:
     )
     multiplied = num_parameters(config.model, VOCABULARY) - unmultiplied
     tokens = config.data.batch_size * config.data.sequence_length
-    assert sum(matmul.flops(tokens) for matmul in layer_matmuls(config, VOCABULARY)) == 6 * multiplied * tokens
+    assert sum(matmul.flops(tokens) for matmul in weight_matmuls(config, VOCABULARY)) == 6 * multiplied * tokens
     floor = Floor(config, VOCABULARY, CPU, runs=3)
     assert floor.flops == 3 * (6 * multiplied * tokens + attention_flops(config))
 

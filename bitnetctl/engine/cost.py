@@ -1,4 +1,4 @@
-"""Estimated time and memory of training: counted operations and bytes over the machine's measured rates."""
+"""Estimated time and memory of training: counted operations and bytes, divided by the measured rates of the device."""
 
 import math
 from dataclasses import dataclass
@@ -21,10 +21,9 @@ def known_vocabulary(config: RunConfig) -> int:
     return size
 
 
-# a parameter: Adam reads weight, gradient and two moments and writes three of them, backward writes the gradient
+# per parameter: Adam reads weight, gradient and two moments, and writes all but the gradient, in fp32
 _OPTIMIZER_BYTES = 28
-# time of a layer's small operations: measured on a model of hidden size 64 on the CPU; on a GPU counted, not
-# measured, as sixty kernels of a replayed graph at 4 µs each
+# a layer's small operations: on the CPU measured at hidden size 64; on a GPU 60 kernels of a replayed graph at 4 µs
 _LAYER_SECONDS = {"cpu": 0.9e-3, "cuda": 0.25e-3}
 
 

@@ -5,8 +5,8 @@ changes from step to step (batch offsets, learning rates, quantization λ) is re
 index of a counter that is there too. The host fills the tables for the steps ahead, starts replays, and reads metrics
 only at log points.
 
-What capture makes constant (weight decay, and whether anything is quantized or blended) is the graph's key: a stage
-that changes it gets a graph of its own.
+What capture makes constant (weight decay, and whether anything is quantized or interpolated) is the graph's key: a
+stage that changes it gets a graph of its own.
 
 Shapes: R runs, B rows, T positions, N tokens of the training text, S steps of a block.
 """
@@ -40,7 +40,7 @@ _Key = tuple[bool, bool, tuple[float, ...]]
 
 
 class CapturedPack(Pack):
-    """R runs of one shape in training, the step on the device; without a GPU the same operations run uncaptured."""
+    """R runs of one shape in training, whose steps are replayed; without a GPU the same operations run uncaptured."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class CapturedPack(Pack):
             super().__init__(configs, compositions, data, device, **options)
             self._make_tables(data, device)
         self.graphs = GraphCache(device) if device.type == "cuda" else None
-        self._guards_on_device = True
-        self._first, self._next = 0, 1
+        self._checks_on_device = True
+        self._block_start, self._next_step = 0, 1
         self._keys: list[_Key] = []
 
     def _make_tables(self, data: TokenData, device: torch.device) -> None:
@@ -69,28 +69,28 @@ class CapturedPack(Pack):
         self._steps_S = torch.zeros(_BLOCK, dtype=torch.long, device=device)
         self._block_metrics_S3R = torch.full((_BLOCK, 3, runs), torch.nan, device=device)
         self._index_1 = torch.zeros(1, dtype=torch.long, device=device)
-        # the optimizer keeps the tensor it is given, so a captured step must write into one
+        # captured optimizer kernels read the rates from this memory, so every step writes them into it
         self._rates_R = torch.zeros(runs, device=device)
-        limits = [replica.config.optimizer.max_norm for replica in self.replicas]
-        self._limits_R = torch.tensor([torch.inf if limit is None else limit for limit in limits], device=device)
+        norms = [replica.config.optimizer.max_norm for replica in self.replicas]
+        self._max_norm_R = torch.tensor([torch.inf if norm is None else norm for norm in norms], device=device)
 
     def step(self, step: int) -> None:
         """Train one step; the host does not wait for the device."""
         with _on(self.device):
-            if not self._keys or step != self._next or step - self._first >= len(self._keys):
+            if not self._keys or step != self._next_step or step - self._block_start >= len(self._keys):
                 self._fill(step)
             for replica in self.replicas:
                 if replica.resets_moments(step):
                     replica.optimizer.reset_moments()
-            key = self._keys[step - self._first]
+            key = self._keys[step - self._block_start]
             if self.graphs is None:
                 self._step_on_device(key)
             else:
                 self.graphs.run(key, lambda: self._step_on_device(key))
-        self._next = step + 1
+        self._next_step = step + 1
 
     def _last_metrics(self) -> Tensor:
-        return self._block_metrics_S3R[self._next - 1 - self._first]
+        return self._block_metrics_S3R[self._next_step - 1 - self._block_start]
 
     def _fill(self, first: int) -> None:
         """Fill the tables for a block of steps from `first` on, and reset the counter."""
@@ -104,7 +104,7 @@ class CapturedPack(Pack):
         self._quant_lambdas_SR[:count] = torch.tensor(quant_lambdas)
         self._steps_S[:count] = torch.arange(first, first + count)
         self._index_1.zero_()
-        self._first = first
+        self._block_start = first
         decays = [tuple(replica.weight_decay(step) for replica in self.replicas) for step in steps]
         self._keys = [
             (set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, decays_R)
@@ -113,13 +113,13 @@ class CapturedPack(Pack):
 
     def _step_on_device(self, key: _Key) -> None:
         """Train the step at the counter and increment it, without a synchronization."""
-        off, blended, decays = key
+        off, interpolates, decays = key
         starts_RB = self._at_index(self._starts_SRB)
         rows_RBT1 = self._tokens_N[starts_RB.unsqueeze(-1) + self._offsets_T1].long()
-        quant_lambda_R = self._at_index(self._quant_lambdas_SR) if blended and not off else None
+        quant_lambda_R = self._at_index(self._quant_lambdas_SR) if interpolates and not off else None
         self._compute(rows_RBT1, Quantization(off=off, quant_lambda_R=quant_lambda_R))
-        self._guard(self._at_index(self._steps_S))
-        divisor_R = clip_divisor(self._metrics_3R[2], self._limits_R)
+        self._check_finite(self._at_index(self._steps_S))
+        divisor_R = clip_divisor(self._metrics_3R[2], self._max_norm_R)
         self._rates_R.copy_(self._at_index(self._rates_SR))
         for run, replica in enumerate(self.replicas):
             # a divisor, even of 1, makes the fused kernel write the gradients back
@@ -134,9 +134,9 @@ class CapturedPack(Pack):
 
 
 class GraphCache:
-    """Runs programs by their key: the first times uncaptured, then captured as a CUDA graph and replayed.
+    """Runs functions by their key: the first times uncaptured, then captured as a CUDA graph and replayed.
 
-    A program that synchronizes with the device cannot be captured. The last uncaptured run of each key is checked for
+    A function that synchronizes with the device cannot be captured. The last uncaptured run of each key is checked for
     that: if it synchronizes, `error` says where, `on_error` is called with it, and nothing more is captured.
     """
 
@@ -151,28 +151,28 @@ class GraphCache:
         self.error: str | None = None
         self.on_error: Callable[[str], None] = lambda error: None
 
-    def run(self, key: Hashable, program: Callable[[], None]) -> None:
-        """Run the program of `key`, captured once it is warmed up; raises CaptureError."""
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Run the function of `key`, captured once it is warmed up; raises CaptureError if the capture fails."""
         graph = self._graphs.pop(key, None)
         if graph is None and self.error is None and self._warm_up_runs[key] >= _WARM_UP:
-            graph = self._capture(program)
+            graph = self._capture(function)
         if graph is None:
-            self._run_uncaptured(key, program)
+            self._run_uncaptured(key, function)
             return
         self._graphs[key] = graph
         if len(self._graphs) > _MAX_GRAPHS:
-            # after the capture, since the memory pool is freed with the last of its graphs
+            # only after the capture: dropping the last graph would free the memory pool
             oldest = next(iter(self._graphs))
             del self._graphs[oldest], self._warm_up_runs[oldest]
         graph.replay()
 
-    def _capture(self, program: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="The CUDA Graph is empty")
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                    program()
+                    function()
         except torch.OutOfMemoryError:
             # ends the capture only: the GPU stays usable
             raise
@@ -183,22 +183,22 @@ class GraphCache:
             raise CaptureError(message) from error
         return graph
 
-    def _run_uncaptured(self, key: Hashable, program: Callable[[], None]) -> None:
+    def _run_uncaptured(self, key: Hashable, function: Callable[[], None]) -> None:
         self._warm_up_runs[key] += 1
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if self.error is None and self._warm_up_runs[key] == _WARM_UP:
-                self.error = _run_checked(program)
+                self.error = _run_checked(function)
                 if self.error is not None:
                     self.on_error(self.error)
             else:
-                program()
+                function()
         current.wait_stream(self._stream)
 
 
-def _run_checked(program: Callable[[], None]) -> str | None:
-    """Run a program; return where in it the host synchronized with the device, None if nowhere."""
+def _run_checked(function: Callable[[], None]) -> str | None:
+    """Run a function; return where in it the host synchronized with the device, None if nowhere."""
     before = torch.cuda.get_sync_debug_mode()
     # other warnings were shown in the steps before
     with warnings.catch_warnings(record=True) as caught:
@@ -206,7 +206,7 @@ def _run_checked(program: Callable[[], None]) -> str | None:
         # "error" would end the step halfway
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            program()
+            function()
         finally:
             torch.cuda.set_sync_debug_mode(before)
     lines = [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]

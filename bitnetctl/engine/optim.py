@@ -25,7 +25,7 @@ class RunOptimizer:
     ) -> None:
         decayed = {name: flat for name, flat in flat_parameters.items() if groups[name] not in config.exempt}
         exempt = {name: flat for name, flat in flat_parameters.items() if groups[name] in config.exempt}
-        # in the order in which torch counts them
+        # torch numbers the parameters in this order
         self._flat_parameters = decayed | exempt
         self._optimizer = _CLASSES[config.name](
             [{"params": list(decayed.values())}, {"params": list(exempt.values())}],
@@ -49,9 +49,9 @@ class RunOptimizer:
     ) -> None:
         """Update the flat parameters from their `.grad`; the exempt group is never decayed.
 
-        `divisor`: passed as `grad_scale`: clipping inside the fused kernel. `skip`: passed as `found_inf`: where it is
-        1.0 the kernel leaves weights and moments unchanged, without a synchronization. On a GPU the learning rate may
-        be a tensor, which a captured step reads at every replay.
+        The fused kernel clips the gradients by dividing them by `divisor` (torch's `grad_scale`); where `skip`
+        (`found_inf`) is 1.0 it leaves weights and moments unchanged, without a synchronization. On a GPU the learning
+        rate may be a tensor, which a captured step reads at every replay.
         """
         decayed, exempt = self._optimizer.param_groups
         decayed["lr"] = exempt["lr"] = learning_rate

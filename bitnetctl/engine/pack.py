@@ -31,7 +31,7 @@ class Replica:
         self.halved_after: Sequence[int] = ()
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of `step` after all interventions, halved for every rollback before it."""
+        """Return the learning rate of `step` after interventions, halved for each rollback that resumed before it."""
         base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
         rate = self.composition.learning_rate(base, step, self.config.steps)
         return rate * 0.5 ** sum(step > after for after in self.halved_after)
@@ -52,7 +52,7 @@ class Replica:
 
 
 class Pack:
-    """R runs of one shape in training; the host starts every operation of a step."""
+    """R runs of one shape in training; the host launches every kernel of a step."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Pack:
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
-        # first step that was not finite, 0 while all were; on the device, to skip updates without a synchronization
-        self._failed_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
+        # first step that was not finite, 0 if none; on the device, to skip updates without a synchronization
+        self._diverged_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
-        self._guards_on_device = device.type != "cpu"
+        self._checks_on_device = device.type != "cpu"
 
     @property
     def loss_R(self) -> Tensor:
@@ -109,7 +109,7 @@ class Pack:
 
     @property
     def alive(self) -> list[tuple[int, Replica]]:
-        """The runs that have not diverged, with their numbers."""
+        """The runs that have not diverged, with their indices."""
         return [(run, replica) for run, replica in enumerate(self.replicas) if replica.diverged_at is None]
 
     @property
@@ -125,7 +125,7 @@ class Pack:
     def step(self, step: int) -> None:
         """Train one step; its metrics stay on the device until they are read."""
         self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
-        self._guard(step)
+        self._check_finite(step)
         for run, replica in self.alive:
             self._update(run, replica, step)
 
@@ -148,7 +148,7 @@ class Pack:
         objectives: dict[int, Tensor] = {}
 
         def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
-            """Write N times the gradient of its objective for each run that has one: `head_loss` divides by N."""
+            """Write N times the gradient of the objective of each run that overrides it: `head_loss` divides by N."""
             for run in self._overriding_loss:
                 logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
                 with torch.enable_grad():
@@ -165,30 +165,29 @@ class Pack:
         for run, objective in objectives.items():
             self._metrics_3R[1, run] = objective
 
-    def _guard(self, step: int | Tensor) -> None:
+    def _check_finite(self, step: int | Tensor) -> None:
         """Mark the runs whose objective or gradient norm is not finite; they are not updated from here on."""
         bad_R = ~self._metrics_3R[1:].isfinite().all(0)
-        if not self._guards_on_device:
-            # reading a value costs nothing on the CPU, and updates of a diverged run are saved
+        if not self._checks_on_device:
+            # on the CPU reading a value is free, and it spares the updates of diverged runs
             for replica, is_bad in zip(self.replicas, bad_R.tolist(), strict=True):
                 if is_bad and replica.diverged_at is None:
                     replica.diverged_at = int(step)
             return
-        self._failed_at_R.copy_(torch.where(bad_R & (self._failed_at_R == 0), step, self._failed_at_R))
-        self._skip_R.copy_(self._failed_at_R > 0)
+        self._diverged_at_R.copy_(torch.where(bad_R & (self._diverged_at_R == 0), step, self._diverged_at_R))
+        self._skip_R.copy_(self._diverged_at_R > 0)
 
     def mark_diverged(self, step: int) -> None:
-        """Set `diverged_at` from what the device marked, and to `step` where a weight or moment is not finite."""
-        failed_at = self._failed_at_R.tolist()
+        """Set `diverged_at` to the step marked on the device, or to `step` where a weight or moment is not finite."""
+        diverged_at = self._diverged_at_R.tolist()
         for run, replica in self.alive:
-            replica.diverged_at = failed_at[run] or (step if self._bad_state(run) else None)
+            replica.diverged_at = diverged_at[run] or (step if self._nonfinite_state(run) else None)
 
     @torch.no_grad()
-    def first_bad_tensor(self, run: int) -> str:
-        """Return what is not finite in a diverged run: first a weight or moment, from which the rest follows."""
-        bad = self._bad_state(run)
-        if bad is not None:
-            return bad
+    def first_nonfinite_tensor(self, run: int) -> str:
+        """Name what is not finite in a diverged run: a weight or moment, else the loss, else a gradient."""
+        if (state := self._nonfinite_state(run)) is not None:
+            return state
         if not self.objective_R[run].isfinite():
             return "the loss"
         gradients = {name: parameter.grad for name, parameter in self.model.parameters(run).items()}
@@ -196,7 +195,7 @@ class Pack:
         return f"the gradient of {next(bad_gradients, 'all parameters together')}"
 
     @torch.no_grad()
-    def _bad_state(self, run: int) -> str | None:
+    def _nonfinite_state(self, run: int) -> str | None:
         """Return the first weight or moment that is not finite."""
         replica = self.replicas[run]
         if not all(flat.isfinite().all() for flat in replica.flat_parameters.values()):
@@ -219,6 +218,6 @@ class Pack:
         divisor = None if max_norm is None else clip_divisor(norm, max_norm)
         if replica.resets_moments(step):
             replica.optimizer.reset_moments()
-        skip = self._skip_R[run] if self._guards_on_device else None
+        skip = self._skip_R[run] if self._checks_on_device else None
         rate, decay = replica.learning_rate(step), replica.weight_decay(step)
         replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)

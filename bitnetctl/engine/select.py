@@ -26,10 +26,10 @@ Engine: TypeAlias = Literal["eager", "graph", "compile"]
 
 # below this many parameters the matmuls are too small to make up for the casts to bf16
 _BF16_FROM_PARAMETERS = 2_000_000
-# timed steps with each number of threads: as many as fit into so many seconds, within these bounds
-_MAX_TRIALS, _MIN_TRIALS = 9, 3
+# timed steps with each number of threads: as many as fit into this time, within these bounds
 _TRIAL_SECONDS = 1.0
-# from this hidden size on a step is bound by the work of its kernels, not by their number
+_MIN_TRIALS, _MAX_TRIALS = 3, 9
+# from this hidden size on the work of a step's kernels takes longer than their launches
 _COMPILE_FROM_HIDDEN = 1024
 # `torch._int_mm` on a GPU: widths in multiples of this, and at least so many tokens
 _INT8_MULTIPLE, _INT8_TOKENS = 8, 17
@@ -48,8 +48,8 @@ def choose(
 ) -> Execution:
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
 
-    `auto` is, on the CPU, eager, and bf16 only for models from 2 M parameters on CPUs with bf16 matmuls; on a GPU, the
-    step as a CUDA graph, compiled too from hidden size 1024 on where it can be, and bf16.
+    `auto` is, on the CPU, eager, in bf16 from 2 M parameters on if the CPU has bf16 matmuls; on a GPU, a CUDA graph,
+    from hidden size 1024 on compiled too if Triton and a C compiler are there, in bf16 if the GPU has it.
     """
     return Execution(
         engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
@@ -114,7 +114,7 @@ def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
     return f"{fewest} tokens at once are fewer than {_INT8_TOKENS}" if fewest < _INT8_TOKENS else None
 
 
-def hosted_engine(engine: Engine) -> Engine:
+def uncaptured_engine(engine: Engine) -> Engine:
     """Return the engine used when capture is impossible: graph → eager."""
     return "eager" if engine == "graph" else engine
 
@@ -135,16 +135,16 @@ def make_pack(
     return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
 
 
-def choose_threads(pack: Pack, most: int) -> int:
-    """Return `most` threads or one, whichever is faster for a step's forward and backward now.
+def choose_threads(pack: Pack, limit: int) -> int:
+    """Return `limit` threads or one, whichever is faster for a step's forward and backward now.
 
     Small matmuls gain little from a second thread and lose much when its core is shared: beside one busy process, two
     threads were measured to take 40 ms for a step that takes 7 ms in one. Two CPUs of a virtual machine may be one
     core, or be used by its neighbours, and then large steps lose too.
     """
-    if most == 1 or pack.device.type != "cpu":
-        return most
-    timings: dict[int, list[float]] = {most: [], 1: []}
+    if limit == 1 or pack.device.type != "cpu":
+        return limit
+    timings: dict[int, list[float]] = {limit: [], 1: []}
 
     def has_time() -> bool:
         return len(timings[1]) < _MAX_TRIALS and sum(map(sum, timings.values())) < _TRIAL_SECONDS
@@ -156,11 +156,11 @@ def choose_threads(pack: Pack, most: int) -> int:
                 torch.set_num_threads(threads)
                 seconds.append(_step_seconds(pack))
     finally:
-        torch.set_num_threads(most)
+        torch.set_num_threads(limit)
     # the first of each warms up: it page-faults new memory
     several, one = (statistics.median(seconds[1:]) for seconds in timings.values())
     # the optimizer, which is not timed, gains more from threads
-    return 1 if one < 0.9 * several else most
+    return 1 if one < 0.9 * several else limit
 
 
 def _step_seconds(pack: Pack) -> float:

@@ -3,7 +3,7 @@
 Without autograd, because its graph costs more than the arithmetic of a small model, and because a step without one
 can be captured as a CUDA graph and compiled as it is. Each function takes and returns plain tensors.
 
-Shapes: R runs, N tokens, F features, V vocabulary, B·R rows of T positions, A heads, D head size.
+Shapes: R runs, N tokens, F features, V vocabulary, B rows of T positions, A heads, D head size.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def _cached_constant(value: float, dtype: torch.dtype, device: torch.device) -> 
 def rms_norm(x_RNF: Tensor, weight_R1F: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019), x / sqrt(…) and 1 / sqrt(…)."""
     norm_RN1 = torch.linalg.vector_norm(x_RNF, dim=-1, keepdim=True)
-    floor = constant(eps, x_RNF.dtype, x_RNF.device)
-    inverse_RN1 = torch.addcmul(floor, norm_RN1, norm_RN1, value=1 / x_RNF.shape[-1]).rsqrt_()
+    eps_0 = constant(eps, x_RNF.dtype, x_RNF.device)
+    inverse_RN1 = torch.addcmul(eps_0, norm_RN1, norm_RN1, value=1 / x_RNF.shape[-1]).rsqrt_()
     normed_RNF = x_RNF * inverse_RN1
     return normed_RNF * weight_R1F, normed_RNF, inverse_RN1
 
@@ -41,15 +41,15 @@ def rms_norm_backward(
     """Return the gradients of the input [R, N, F] and of the weight [R, F]."""
     grad_weight_RF = (grad_RNF * normed_RNF).sum(1)
     grad_RNF = grad_RNF * weight_R1F
-    radial_RN1 = torch.linalg.vecdot(grad_RNF, normed_RNF).unsqueeze(-1)
-    grad_RNF = grad_RNF.addcmul_(normed_RNF, radial_RN1, value=-1 / normed_RNF.shape[-1]).mul_(inverse_RN1)
+    dot_RN1 = torch.linalg.vecdot(grad_RNF, normed_RNF).unsqueeze(-1)
+    grad_RNF = grad_RNF.addcmul_(normed_RNF, dot_RN1, value=-1 / normed_RNF.shape[-1]).mul_(inverse_RN1)
     return grad_RNF, grad_weight_RF
 
 
 def rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Apply RoPE (Su et al. 2021) to heads [R·B, A, T, D]; the sine carries rotate-half's sign."""
+    """Apply RoPE (Su et al. 2021) to heads [R·B, A, T, D], with the tables of `rotary_tables`."""
     first, second = x.chunk(2, dim=-1)
-    # takes half the time of torch.roll
+    # half the time of torch.roll
     return torch.addcmul(x * cos_TD, torch.cat((second, first), dim=-1), sin_TD)
 
 
@@ -111,14 +111,14 @@ def _products_concatenated(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor
 
 
 def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every token's loss [R, N] in fp32 or wider, and its gradient by the logits, softmax − one-hot [R, N, V].
+    """Return every token's loss [R, N] and its gradient, softmax − one-hot [R, N, V], in fp32 or wider.
 
-    One softmax serves both: with p at the largest logit m, log Σ exp = m − log p, which cannot underflow.
+    log Σ exp is read off the softmax: it is m − log p at the largest logit m, where p ≥ 1 / V cannot underflow.
     """
     targets_RN1 = targets_RN.unsqueeze(-1)
     p_RNV = torch.softmax(logits_RNV, -1, dtype=torch.promote_types(logits_RNV.dtype, torch.float32))
-    below_RN = logits_RNV.amax(-1).to(p_RNV.dtype) - logits_RNV.gather(-1, targets_RN1).squeeze(-1)
-    loss_RN = below_RN - p_RNV.amax(-1).log_()
+    gap_RN = logits_RNV.amax(-1).to(p_RNV.dtype) - logits_RNV.gather(-1, targets_RN1).squeeze(-1)
+    loss_RN = gap_RN - p_RNV.amax(-1).log_()
     minus_one = constant(-1.0, p_RNV.dtype, p_RNV.device)
     p_RNV.scatter_add_(-1, targets_RN1, minus_one.expand(targets_RN1.shape))
     return loss_RN, p_RNV

@@ -28,7 +28,7 @@ _NORMS_BEFORE = {
 }
 # up to this many positions attention as plain matmuls is faster on the CPU than SDPA
 _PLAIN_ATTENTION_POSITIONS = 64
-# beyond its limit of shapes the compiler silently runs new ones uncompiled
+# every shape is compiled anew, and with `fullgraph` torch raises beyond its limit, which is 8 by default
 _RECOMPILE_LIMIT = 64
 
 _Heads = tuple[Tensor, Tensor, Tensor]
@@ -53,7 +53,8 @@ class LayerActivations:
     """Activations saved for backward.
 
     `inputs` and `norms` by matrix: its quantized input, and (normed, 1 / RMS) of each norm in front of it.
-    `attention` is (q, k, v, p), p being the softmax, or the output with its autograd graph where torch's SDPA runs.
+    `attention` is (q, k, v, softmax) where it is plain matmuls, with SDPA (q, k, v, output with its autograd graph).
+    `gate_up` holds the output of that matrix.
     """
 
     inputs: dict[str, Operand] = field(default_factory=dict)
@@ -84,7 +85,7 @@ def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
 class Layer:
     """The arithmetic of a layer for rows of `positions` tokens; it holds no weights.
 
-    `compiled`: one function each way where attention is plain matmuls, else one before and one after attention.
+    `compiled`: forward and backward each as one function, or, where SDPA runs, as one before and one after attention.
     """
 
     def __init__(
@@ -96,20 +97,20 @@ class Layer:
         short = positions <= _PLAIN_ATTENTION_POSITIONS
         self._plain_attention = short and not self._on_gpu and self._heads == self._kv_heads
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
-        # SDPA makes its own mask, and rows may be long
+        # SDPA needs no mask, which would be large for long rows
         masked = positions if self._plain_attention else 0
         self._mask_TT = torch.full((masked, masked), -math.inf).triu(1).to(device)
         whole, part = compiled and self._plain_attention, compiled and not self._plain_attention
         self.forward, self.backward = compile_if(whole, self._forward), compile_if(whole, self._backward)
         self._before, self._after = compile_if(part, self._before_attention), compile_if(part, self._after_attention)
-        self._after_back = compile_if(part, self._after_attention_backward)
-        self._before_back = compile_if(part, self._before_attention_backward)
+        self._backward_after = compile_if(part, self._after_attention_backward)
+        self._backward_before = compile_if(part, self._before_attention_backward)
 
-    def _forward(self, x_RNH: Tensor, weights: LayerWeights, q: Quantization) -> tuple[Tensor, LayerActivations]:
+    def _forward(self, x_RNH: Tensor, weights: LayerWeights, quant: Quantization) -> tuple[Tensor, LayerActivations]:
         """Return the residual stream after the layer, and the activations saved for backward."""
-        heads, before = self._before(x_RNH, weights, q)
+        heads, before = self._before(x_RNH, weights, quant)
         a_RNH, attention = self._attend(heads, x_RNH.shape[0])
-        x_RNH, after = self._after(x_RNH, a_RNH, weights, q)
+        x_RNH, after = self._after(x_RNH, a_RNH, weights, quant)
         inputs, norms = before.inputs | after.inputs, before.norms | after.norms
         return x_RNH, LayerActivations(inputs, norms, attention, after.gate_up)
 
@@ -117,38 +118,38 @@ class Layer:
         self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         """Return the gradients of the residual stream before the layer and of the layer's weights."""
-        grad_RNH, grad_a_RNH, after = self._after_back(grad_RNH, saved, weights)
+        grad_RNH, grad_a_RNH, after = self._backward_after(grad_RNH, saved, weights)
         grad_heads = self._attend_backward(grad_a_RNH, saved.attention)
-        grad_RNH, before = self._before_back(grad_RNH, grad_heads, saved, weights)
+        grad_RNH, before = self._backward_before(grad_RNH, grad_heads, saved, weights)
         return grad_RNH, LayerGradients(after.norms | before.norms, after.matrix_factors | before.matrix_factors)
 
     def _before_attention(
-        self, x_RNH: Tensor, weights: LayerWeights, q: Quantization
+        self, x_RNH: Tensor, weights: LayerWeights, quant: Quantization
     ) -> tuple[_Heads, LayerActivations]:
         """Return queries [R·B, A, T, D] and keys and values [R·B, G, T, D], queries and keys rotated."""
         saved = LayerActivations()
-        qkv_RNO = self._linear("qkv", x_RNH, weights, q, saved)
+        qkv_RNO = self._linear("qkv", x_RNH, weights, quant, saved)
         heads = qkv_RNO.view(-1, self._positions, self._heads + 2 * self._kv_heads, self._config.head_size)
         # rotary embeddings treat queries and keys alike, so one call rotates both
         query_key, value = heads.transpose(1, 2).split([self._heads + self._kv_heads, self._kv_heads], dim=1)
         rotated = functional.rotate(query_key, self._cos_TD, self._sin_TD)
         query, key = rotated.split([self._heads, self._kv_heads], dim=1)
-        # on a GPU in the type its fast kernels take, elsewhere in that of the weights
+        # on a GPU in the dtype of the precision, for SDPA's fast kernels; elsewhere in that of the weights
         dtype = self._matmul.dtype if self._on_gpu else x_RNH.dtype
         # SDPA saves v for backward: a view would keep all of qkv in memory
         value = value.to(dtype) if self._plain_attention or value.dtype != dtype else value.clone()
         return (query.to(dtype), key.to(dtype), value), saved
 
     def _after_attention(
-        self, x_RNH: Tensor, a_RNH: Tensor, weights: LayerWeights, q: Quantization
+        self, x_RNH: Tensor, a_RNH: Tensor, weights: LayerWeights, quant: Quantization
     ) -> tuple[Tensor, LayerActivations]:
         """Return the residual stream after output projection and feed-forward."""
         saved = LayerActivations()
-        x_RNH = x_RNH + self._linear("o", a_RNH.to(x_RNH.dtype), weights, q, saved)
-        gate_up_RNF = self._linear("gate_up", x_RNH, weights, q, saved)
+        x_RNH = x_RNH + self._linear("o", a_RNH.to(x_RNH.dtype), weights, quant, saved)
+        gate_up_RNF = self._linear("gate_up", x_RNH, weights, quant, saved)
         saved.gate_up = (gate_up_RNF,)
         f_RNF = functional.gate(gate_up_RNF, self._config.activation)
-        return x_RNH + self._linear("down", f_RNF, weights, q, saved), saved
+        return x_RNH + self._linear("down", f_RNF, weights, quant, saved), saved
 
     def _after_attention_backward(
         self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
@@ -172,12 +173,12 @@ class Layer:
         return grad_RNH + self._linear_backward("qkv", grad_qkv_RNO, saved, weights, grads), grads
 
     def _linear(
-        self, matrix: str, x_RNI: Tensor, weights: LayerWeights, q: Quantization, saved: LayerActivations
+        self, matrix: str, x_RNI: Tensor, weights: LayerWeights, quant: Quantization, saved: LayerActivations
     ) -> Tensor:
         """Normalize, quantize and multiply; add to `saved` what backward needs."""
         norms = list(weights.norms_before(matrix).values())
         normed_RNI, saved.norms[matrix] = functional.normalize(x_RNI, norms, self._config.rms_norm_eps)
-        saved.inputs[matrix] = self._matmul.activations(normed_RNI, q)
+        saved.inputs[matrix] = self._matmul.activations(normed_RNI, quant)
         return self._matmul.multiply(saved.inputs[matrix], weights.matrices[matrix])
 
     def _linear_backward(
@@ -197,27 +198,27 @@ class Layer:
         with self._matmul.default_blas():
             if self._plain_attention:
                 q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
-                out, last = functional.attend(q, k, v, self._mask_TT)
+                out, p_or_out = functional.attend(q, k, v, self._mask_TT)
             else:
                 # the one gradient left to autograd: SDPA's backward kernels differ by device
                 q, k, v = (head.detach().requires_grad_() for head in heads)
                 with torch.enable_grad():
                     grouped = self._heads != self._kv_heads
-                    last = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-                out = last.detach()
+                    p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+                out = p_or_out.detach()
         out = out.view(-1, self._heads, self._positions, self._config.head_size)
-        return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, last)
+        return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, p_or_out)
 
     def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> _Heads:
         """Return the gradients of queries, keys and values."""
-        q, k, v, last = saved
+        q, k, v, p_or_out = saved
         grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)
         with self._matmul.default_blas():
             if self._plain_attention:
-                grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, last)
+                grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
                 grad_q, grad_k, grad_v = (grad.view(grad_out.shape) for grad in grads)
             else:
-                grad_q, grad_k, grad_v = torch.autograd.grad(last, (q, k, v), grad_out.to(last.dtype))
+                grad_q, grad_k, grad_v = torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
         return grad_q, grad_k, grad_v
 
 

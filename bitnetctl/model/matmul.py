@@ -29,7 +29,7 @@ from bitnetctl.model.quantization import (
     ternary_weights,
 )
 
-# up to this many multiplications MKL is faster than oneDNN: it has less overhead a call
+# up to this many multiply-adds MKL is faster than oneDNN: it has less overhead per call
 _MKL_MULTIPLICATIONS = 2**21
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
@@ -37,7 +37,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a matmul: its values, or int8 codes and 1 / scale for each token or output."""
+    """One side of a matmul: its values, or int8 codes and 1 / scale of each row (token or output)."""
 
     values: Tensor
     inverse_scale: Tensor | None = None
@@ -45,7 +45,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Quantization λ of the runs at a step: `quant_lambda_R`; None where all are 1 (ternary), `off` where all are 0."""
+    """λ of the runs, 0 full precision to 1 ternary. `off`: all are 0; `quant_lambda_R`: None if all are 0 or all 1."""
 
     off: bool
     quant_lambda_R: Tensor | None
@@ -69,38 +69,38 @@ class Matmul:
         return mkldnn_fp32_precision("bf16") if use_onednn else contextlib.nullcontext()
 
     def default_blas(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context, inside `fastest_blas`, for many small matmuls, which oneDNN is slow at: torch's default."""
+        """Return a context that undoes `fastest_blas`, for many small matmuls, at which oneDNN is slow."""
         switch = self._onednn and not torch.compiler.is_compiling()
         return mkldnn_fp32_precision("ieee") if switch else contextlib.nullcontext()
 
     def cast(self, x: Tensor) -> Tensor:
-        """Return an operand that is not quantized in the type of this precision; fp64 is left alone."""
+        """Cast to the dtype of this precision; fp64 stays fp64."""
         return x if x.dtype == self.dtype or x.dtype == torch.float64 else x.to(self.dtype)
 
-    def weights(self, weight_RLOI: Tensor, segments: Sequence[int], q: Quantization) -> list[Operand]:
-        """Return the operand of every layer, quantized once for forward and backward."""
+    def weights(self, weight_RLOI: Tensor, segments: Sequence[int], quant: Quantization) -> list[Operand]:
+        """Return a matrix's operand for every layer, quantized once for forward and backward."""
         runs, layers, height, width = weight_RLOI.shape
-        if self._int8 and not q.off and q.quant_lambda_R is None:
+        if self._int8 and not quant.off and quant.quant_lambda_R is None:
             codes = ternary_codes(weight_RLOI, segments).transpose(0, 1).contiguous()
             inverse = ternary_scale(weight_RLOI, segments).reciprocal_().transpose(0, 1)
             return [Operand(*pair) for pair in zip(codes.unbind(0), inverse.unbind(0), strict=True)]
         # layers first, so that each layer's [R, O, I] is contiguous: a strided slice is slow to multiply
         dtype = self.dtype if weight_RLOI.dtype == torch.float32 else weight_RLOI.dtype
         packed_LROI = torch.empty(layers, runs, height, width, dtype=dtype, device=weight_RLOI.device)
-        if q.off:
+        if quant.off:
             packed_LROI.transpose(0, 1).copy_(weight_RLOI)
         else:
-            ternary_weights(weight_RLOI, segments, q.quant_lambda_R, out=packed_LROI.transpose(0, 1))
+            ternary_weights(weight_RLOI, segments, quant.quant_lambda_R, out=packed_LROI.transpose(0, 1))
         return [Operand(values) for values in packed_LROI.unbind(0)]
 
-    def activations(self, x_RNI: Tensor, q: Quantization) -> Operand:
+    def activations(self, x_RNI: Tensor, quant: Quantization) -> Operand:
         """Return the quantized operand of a matrix's input."""
-        if q.off:
+        if quant.off:
             return Operand(self.cast(x_RNI))
-        if self._int8 and q.quant_lambda_R is None:
+        if self._int8 and quant.quant_lambda_R is None:
             scale_RN1 = int8_scale(x_RNI)
             return Operand((x_RNI * scale_RN1).round_().to(torch.int8), scale_RN1.reciprocal_())
-        return Operand(self.cast(int8_activations(x_RNI, q.quant_lambda_R)))
+        return Operand(self.cast(int8_activations(x_RNI, quant.quant_lambda_R)))
 
     def multiply(self, x: Operand, weight: Operand) -> Tensor:
         """Return x · weightᵀ [R, N, O]."""
@@ -110,14 +110,14 @@ class Matmul:
         return torch.stack(sums).to(torch.float32).mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
 
     def dequantize(self, operand: Operand) -> Tensor:
-        """Return the values of an operand as a tensor for the gradients' matmuls: codes / scale where it is int8."""
+        """Return the values of an operand for the matmuls of backward: codes / scale where it is int8."""
         if operand.inverse_scale is None:
             return operand.values
         return (operand.values * operand.inverse_scale).to(self.dtype)
 
 
 def matmul_into(target: Tensor, a: Tensor, b: Tensor) -> None:
-    """Write a · b into `target`, cast to its type."""
+    """Write a · b into `target`, cast to its dtype."""
     if target.dtype == a.dtype:
         torch.bmm(a, b, out=target)
     else:

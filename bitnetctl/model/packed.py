@@ -25,7 +25,7 @@ from bitnetctl.model.quantization import ternary_codes
 # flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
 _FLAT: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 FLAT_GROUPS = {flat: group for group, flat in _FLAT.items()}
-# those whose rows are the vocabulary, which may be padded
+# those with a row for each token of the vocabulary, which may be padded
 _TABLES = ("embed", "head")
 # matmuls on a GPU are faster in such multiples; the padding rows are never seen from outside
 _VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
@@ -37,7 +37,7 @@ _GPU_CHUNK = 4096
 class SavedActivations:
     """What backward needs of a forward pass: by layer its activations and quantized weights.
 
-    `hidden_RNH` is the input of the head. `tokens_RN` are rows of the embeddings of all runs, one after the other.
+    `hidden_RNH` is the input of the head. `tokens_RN` index the embeddings of all runs, concatenated.
     """
 
     tokens_RN: Tensor
@@ -204,7 +204,7 @@ class PackedModel:
     def head_loss(
         self, hidden_RNH: Tensor, targets_RN: Tensor, override: Callable[[Tensor, Tensor], None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean cross-entropy of every run [R] and its gradient by `hidden_RNH`; write the head's gradient.
+        """Return every run's mean cross-entropy [R] and its gradient w.r.t. `hidden_RNH`; write the head's gradient.
 
         Many tokens are taken in chunks, so that not all logits are in memory at once. `override(logits_RNV,
         grad_RNV)` may replace the gradient of a run in place by N times that of another objective; it gets all
@@ -212,7 +212,7 @@ class PackedModel:
         """
         matmul, tokens = self.matmul, hidden_RNH.shape[1]
         head_RVH, head_gradient_RVH = matmul.cast(self._head(self._flat)), self._head(self._flat_gradients)
-        # every chunk passes over the whole gradient of the head, so few are faster where memory is large
+        # every chunk reads and writes the whole gradient of the head, so few large chunks are faster
         chunk = max(self.config.hidden_size, _GPU_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
         if override is not None or tokens <= 2 * chunk:
             chunk = tokens
@@ -251,24 +251,24 @@ class PackedModel:
         return Quantization(off=off, quant_lambda_R=None if off else torch.tensor(quant_lambdas, device=self.device))
 
     @torch.no_grad()
-    def _hidden(self, tokens_RBT: Tensor, q: Quantization, *, for_backward: bool) -> SavedActivations:
+    def _hidden(self, tokens_RBT: Tensor, quant: Quantization, *, for_backward: bool) -> SavedActivations:
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
-        # evaluation has many shapes and takes little time: it is not worth compiling
+        # evaluation has other shapes and takes little time: it is not worth compiling
         quantize, normalize = self._quantized_matrices, functional.normalize
         if for_backward:
             quantize, normalize = self._quantize, self._normalize
         layer = self._layer(positions, compiled=self.compiled and for_backward)
         with self._layer_blas(tokens_RN):
-            matrices = quantize(q)
+            matrices = quantize(quant)
             weights = [
                 LayerWeights(matrices={key: operands[index] for key, operands in matrices.items()}, norms=norms)
                 for index, norms in enumerate(self._norm_layers)
             ]
             layers = []
             for layer_weights in weights:
-                x_RNH, activations = layer.forward(x_RNH, layer_weights, q)
+                x_RNH, activations = layer.forward(x_RNH, layer_weights, quant)
                 if for_backward:
                     layers.append(activations)
         hidden_RNH, final_norm = normalize(x_RNH, self._final_norm, self.config.rms_norm_eps)
@@ -281,9 +281,9 @@ class PackedModel:
             layers=layers,
         )
 
-    def _quantized_matrices(self, q: Quantization) -> dict[str, list[Operand]]:
+    def _quantized_matrices(self, quant: Quantization) -> dict[str, list[Operand]]:
         """Return the operands of every layer by matrix."""
-        return {key: self.matmul.weights(self.packed[key], self.segments(key), q) for key in self._matrices}
+        return {key: self.matmul.weights(self.packed[key], self.segments(key), quant) for key in self._matrices}
 
     @torch.no_grad()
     def backward(self, activations: SavedActivations, grad_RNH: Tensor) -> None:

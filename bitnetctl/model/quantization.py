@@ -59,7 +59,7 @@ def int8_scale(x: Tensor) -> Tensor:
 
 
 def int8_activations(x: Tensor, quant_lambda_R: Tensor | None = None) -> Tensor:
-    """Return round(x·s) / s of activations [R, …, F] with s = `int8_scale`, one scale a token.
+    """Return round(x·s) / s of activations [R, …, F] with s = `int8_scale`, one scale per token.
 
     `quant_lambda_R` as in `ternary_weights`.
     """

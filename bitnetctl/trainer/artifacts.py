@@ -32,7 +32,7 @@ class RunArtifacts:
     def __init__(self, run: ResolvedRun) -> None:
         self.run = run
         self.paths = run.paths
-        # not a marker file in place of a lock: it would outlive a process that is killed
+        # never a soft lock, a file that stays behind when its process is killed
         self._lock = FileLock(run.paths.lock, thread_local=False, fallback_to_soft=False)
         self._writer: RecordWriter | None = None
         self._manifest: Manifest | None = None
@@ -64,22 +64,22 @@ class RunArtifacts:
         resume_step = resumed.step if resumed else 0
         for path in (self.paths.csv, self.paths.manifest):
             remove_leftovers(path)
-        before = read_manifest(self.paths.folder)
+        previous = read_manifest(self.paths.folder)
         writer = RecordWriter(self.paths.csv, resumed.records if resumed else b"")
-        if writer.last_step != self._last_row(resume_step):
+        if writer.last_step != self._last_evaluation(resume_step):
             raise RecordError(f"{self.paths.csv}: the checkpoint of step {resume_step} has not all rows up to there")
         # a manifest without an effective config belongs to a run that failed before its first step
-        if resume_step == 0 and writer.had_rows and (before is None or before.effective_config is None):
+        if resume_step == 0 and writer.had_rows and (previous is None or previous.effective_config is None):
             raise RecordError(
-                f"{self.paths.csv}: has rows, but {self.paths.manifest}, which says of which config, is gone; put it "
+                f"{self.paths.csv}: has rows, but {self.paths.manifest}, which names their config, is gone; put it "
                 "back, or move the CSV away"
             )
-        if resume_step == 0 and before is not None and not before.rollbacks:
-            before = None
-        self._seconds_before = before.elapsed_seconds if before else 0.0
+        if resume_step == 0 and previous is not None and not previous.rollbacks:
+            previous = None
+        self._seconds_before = previous.elapsed_seconds if previous else 0.0
         self._started = time.monotonic()
-        sessions = [*sessions_until(resume_step, before), Session(from_step=resume_step, **metadata)]
-        self._manifest = self._new_manifest(before, resume_step, {**metadata, "sessions": sessions})
+        sessions = [*sessions_until(resume_step, previous), Session(from_step=resume_step, **metadata)]
+        self._manifest = self._new_manifest(previous, resume_step, {**metadata, "sessions": sessions})
         # checkpoints first: each needs the rows before it
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
         writer.open()
@@ -163,22 +163,22 @@ class RunArtifacts:
         finally:
             self._lock.release()
 
-    def _last_row(self, step: int) -> int | None:
-        """Return the step of the last row up to `step`."""
+    def _last_evaluation(self, step: int) -> int | None:
+        """Return the last step up to `step` that has a row, None if none has."""
         return next((at for at in range(step, 0, -1) if self.run.effective.is_evaluated(at)), None)
 
-    def _new_manifest(self, before: Manifest | None, steps_done: int, metadata: Mapping[str, Any]) -> Manifest:
+    def _new_manifest(self, previous: Manifest | None, steps_done: int, metadata: Mapping[str, Any]) -> Manifest:
         now = utc_now()
         return Manifest(
             run=self.name,
             status="running",
             config=self.run.config.model_dump(mode="json"),
             config_hash=self.run.config_hash,
-            created_at=before.created_at if before else now,
+            created_at=previous.created_at if previous else now,
             updated_at=now,
             steps_done=steps_done,
             elapsed_seconds=self._seconds_before,
-            rollbacks=before.rollbacks if before else [],
+            rollbacks=previous.rollbacks if previous else [],
             **metadata,
         )
 

@@ -1,10 +1,10 @@
-"""Checkpoints of one run: safetensors and JSON in a folder that appears whole or not at all.
+"""Checkpoints of one run: safetensors and JSON in a folder that is written atomically.
 
     checkpoints/step-00001000/model.safetensors      weights, named as in `transformers`
                               optimizer.safetensors  moments, `parameter/key`
                               codes.safetensors      ternary values at the last evaluation, for the flip rate
                               records.csv            the run's rows up to here
-                              state.json             step, hashes, states of interventions, SHA-256 of the others
+                              state.json             step, hashes, states of interventions, SHA-256 of the other files
 
 The checkpoint of a finished run holds model, records and state only.
 """
@@ -120,7 +120,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: written by a newer bitnetctl (schema {version}); update it")
     named = _STEP.fullmatch(path.name)
     if named and int(named[1]) != state.get("step"):
-        raise CheckpointError(f"checkpoint {path}: is of step {state.get('step')}; give it back its name")
+        raise CheckpointError(f"checkpoint {path}: is of step {state.get('step')}; rename it back")
     for name, expected in sums.items():
         _require_plain(path, name)
         try:
@@ -134,12 +134,12 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, csv: Path | None = None) -> Checkpoint:
-    """Read a checkpoint to resume from; `csv` is the run's, by default that of the run which the folder is in.
+    """Read a checkpoint to resume from; `csv` is the run's, by default that of the run whose folder it is in.
 
-    Raises CheckpointError if it is missing, damaged or too new, or if the CSV is there without its rows.
+    Raises CheckpointError if it is missing, damaged or too new, or if the CSV exists and does not begin with its rows.
     """
     state = verify(path)
-    if not _has_shape(state):
+    if not _has_valid_fields(state):
         raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged")
     try:
         records = (path / _RECORDS).read_bytes() if _RECORDS in state["sha256"] else b""
@@ -162,14 +162,14 @@ def load(path: Path, csv: Path | None = None) -> Checkpoint:
 
 
 def _require_plain(path: Path, name: str) -> None:
-    """Refuse what may lead elsewhere or never end: a link, a pipe, a device."""
+    """Raise CheckpointError for a link, pipe or device: it may lead out of the folder, or reading it may never end."""
     with contextlib.suppress(OSError):
         if not stat.S_ISREG((path / name).lstat().st_mode):
             raise CheckpointError(f"checkpoint {path}: {name} is no plain file")
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    # none that is not finite is ever saved
+    # runs that diverged are never saved
     for kind, by_name in tensors.items():
         for name, tensor in by_name.items():
             if not tensor.isfinite().all():
@@ -197,7 +197,7 @@ def _drop_if_possible(path: Path) -> None:
         discard(path)
 
 
-def _has_shape(state: Mapping[str, Any]) -> bool:
+def _has_valid_fields(state: Mapping[str, Any]) -> bool:
     match state:
         case {"step": int(step), "config_hash": str(), "data_fingerprint": str(), "interventions": list(states)}:
             return step >= 1 and all(isinstance(one, dict) for one in states)

@@ -14,7 +14,7 @@ from bitnetctl.config import ProbeConfig
 from bitnetctl.data import ProbeData
 from bitnetctl.model.packed import PackedModel
 
-# logits made at once, and looked at at once: the product wants many rows, the passes over them a cache that holds them
+# logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's cache
 _CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 _PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
 
@@ -57,11 +57,11 @@ class Probe:
                 argmax_RN = x_RNV.argmax(-1)
                 counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
                 p_RNV = x_RNV.softmax(-1)
-                # log Σ exp, read off at the largest logit
-                total_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
+                # log Σ exp, read off the softmax at the largest logit
+                log_sum_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
                 target_RN = x_RNV.gather(-1, targets_N.expand(runs, -1).unsqueeze(-1)).squeeze(-1)
-                loss_R += (total_RN - target_RN).sum(1, dtype=torch.double)
-                entropy_R += (total_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
+                loss_R += (log_sum_RN - target_RN).sum(1, dtype=torch.double)
+                entropy_R += (log_sum_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
                 softmax_RV += p_RNV.sum(1)
         total = rows * positions
         mean_RV = softmax_RV / total
@@ -69,15 +69,16 @@ class Probe:
         loss_R /= total
         prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), quant_lambdas)
         last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
-        last_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
+        top_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [
-            self._columns(counts_V, float(loss), float(context), last_P)
-            for counts_V, loss, context, last_P in zip(
-                counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), last_RP.cpu(), strict=True
+            self._columns(counts_V, float(loss), float(context), top_P)
+            for counts_V, loss, context, top_P in zip(
+                counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), top_RP.cpu(), strict=True
             )
         ]
 
-    def _columns(self, counts_V: Tensor, loss: float, context: float, last_P: Tensor) -> dict[str, float | int]:
+    def _columns(self, counts_V: Tensor, loss: float, context: float, top_P: Tensor) -> dict[str, float | int]:
+        """Return the columns of one run; `top_P` are arg-max tokens, -1 where a logit is not finite."""
         data, finite = self._data, math.isfinite(loss)
         fraction_V = counts_V.double() / counts_V.sum()
         return {
@@ -91,7 +92,7 @@ class Probe:
             "UnigramLoss": data.unigram_loss,
             "BigramLoss": data.bigram_loss,
             "BigramUnique": data.bigram_unique,
-            "RandomPromptUnique": int(last_P.unique().numel()) if finite and bool((last_P >= 0).all()) else math.nan,
+            "RandomPromptUnique": int(top_P.unique().numel()) if finite and bool((top_P >= 0).all()) else math.nan,
         }
 
 

@@ -1,4 +1,4 @@
-"""What happens in a training, for whoever renders it. No torch here."""
+"""The events that a training yields, for the caller to render. No torch here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from bitnetctl.records import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A pack begins after `start_step`; run numbers of later events index these names and configs."""
+    """A pack begins after `start_step`; `run` in later events is an index into these names and configs."""
 
     names: Sequence[str]
     configs: Sequence[RunConfig]
@@ -44,7 +44,7 @@ class Saved:
 
 @dataclass(frozen=True, kw_only=True)
 class Diverged:
-    """A run is not finite since `step` and is not trained any further."""
+    """A loss, gradient, weight or moment of a run was not finite at `step`; the run is not trained any further."""
 
     run: int
     step: int

@@ -1,4 +1,4 @@
-"""From runs to a trainer: text, probe, model, resume point, manifests."""
+"""Makes the trainer of a pack: text, probe, model, resume point, manifests."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from bitnetctl import data
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
-from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, hosted_engine, make_pack
+from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack, uncaptured_engine
 from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
@@ -31,7 +31,7 @@ from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
 
 
 class TrainerFactory:
-    """Makes trainers on one device; text and probe that are prepared for one pack are kept for the next."""
+    """Makes trainers on one device; the text and probe of a pack are kept for the next."""
 
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
@@ -59,14 +59,14 @@ class TrainerFactory:
             self._probes[key] = Probe(config.probe, references, tokens.vocab_size, self.device)
         return tokens, self._probes[key]
 
-    def execution(self, config: RunConfig, before: Manifest | None = None) -> Execution:
-        """Return engine and precision for an effective config: as requested, else as in the session before."""
+    def execution(self, config: RunConfig, previous: Manifest | None = None) -> Execution:
+        """Return engine and precision for an effective config: as requested, else as in the previous session."""
         options, vocab_size = self.options, self.prepare(config)[0].vocab_size
         engine, precision = options.engine, options.precision
-        if before is not None:
-            engine = before.engine or "auto" if engine == "auto" else engine
-            precision = before.precision or "auto" if precision == "auto" else precision
-        # another device may not have what the session before ran with
+        if previous is not None:
+            engine = previous.engine or "auto" if engine == "auto" else engine
+            precision = previous.precision or "auto" if precision == "auto" else precision
+        # this device may not have the engine or precision of the previous session
         for choice in ((engine, precision), (options.engine, precision)):
             with contextlib.suppress(ConfigError):
                 return choose(config, vocab_size, self.device, *choice)
@@ -80,10 +80,10 @@ class TrainerFactory:
                 stack.callback(artifacts.release)
             tokens, probe = self.prepare(acquired[0].run.effective)
             start = resume_point(acquired, self.options.resume, self.options.log)
-            execution = self.execution(acquired[0].run.effective, start.before)
+            execution = self.execution(acquired[0].run.effective, start.previous)
             pack = self._make_pack(acquired, tokens, execution)
             stack.callback(torch.set_num_threads, self._threads)
-            threads = self._set_threads(pack, start.before)
+            threads = self._set_threads(pack, start.previous)
             codes = restore(pack, start.checkpoints, tokens.fingerprint) if start.checkpoints else None
             engine = self._actual_engine(pack, execution.engine, acquired)
             metadata = {
@@ -115,7 +115,7 @@ class TrainerFactory:
         require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
 
     def _make_pack(self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution) -> Pack:
-        # instances of their own: an intervention may keep state
+        # new instances for each run, since interventions may keep state
         compositions = [registry.compose(artifacts.run.config.interventions) for artifacts in acquired]
         effective = [
             composition.configure(artifacts.run.config)
@@ -123,9 +123,9 @@ class TrainerFactory:
         ]
         return make_pack(effective, compositions, tokens, self.device, execution)
 
-    def _set_threads(self, pack: Pack, before: Manifest | None) -> int:
-        """Set and return the number of threads; a resumed run keeps its own, or sums differ in the last bit."""
-        known = before.threads if before is not None else None
+    def _set_threads(self, pack: Pack, previous: Manifest | None) -> int:
+        """Set and return the number of threads; a resumed run keeps its number: sums depend on it in the last bit."""
+        known = previous.threads if previous is not None else None
         threads = min(known, self._threads) if known else choose_threads(pack, self._threads)
         torch.set_num_threads(threads)
         return threads
@@ -134,10 +134,10 @@ class TrainerFactory:
         """Return the engine that the pack runs with; it is corrected in run.json if a step cannot be captured."""
         if engine == "compile":
             self.options.log("compiling before the first step; what is compiled is kept for the next time")
-        hosted = hosted_engine(engine)
+        uncaptured = uncaptured_engine(engine)
         if not isinstance(pack, CapturedPack) or pack.graphs is None:
-            return hosted
-        pack.graphs.on_error = functools.partial(self._correct_engine, acquired, hosted)
+            return uncaptured
+        pack.graphs.on_error = functools.partial(self._correct_engine, acquired, uncaptured)
         return engine
 
     def _correct_engine(self, acquired: Sequence[RunArtifacts], engine: Engine, error: str) -> None:
@@ -148,16 +148,16 @@ class TrainerFactory:
     def _begin(
         self, artifacts: RunArtifacts, start: ResumePoint, run: int, effective: RunConfig, metadata: dict[str, object]
     ) -> None:
-        """Open the files of a run; say what is different from the session before."""
+        """Open the files of a run; log what differs from the previous session."""
         metadata = {
             **metadata,
             "effective_config": effective.model_dump(mode="json"),
             "plugins": registry.plugin_infos(artifacts.run.config.interventions),
         }
-        before = start.manifests[run] if start.manifests else None
+        previous = start.manifests[run] if start.manifests else None
         resumed = start.checkpoints[run] if start.checkpoints else None
-        if before is not None and (different := ", ".join(changes(before, metadata))):
-            self.options.log(f"{before.run}: resumes with {different}; run.json names both")
+        if previous is not None and (different := ", ".join(changes(previous, metadata))):
+            self.options.log(f"{previous.run}: resumes with {different}; run.json names both")
         if resumed is not None and not artifacts.paths.csv.exists():
             self.options.log(
                 f"{artifacts.name}: its CSV is missing; restored from the checkpoint of step {resumed.step}"
@@ -167,7 +167,7 @@ class TrainerFactory:
 
 @contextlib.contextmanager
 def _errors_after_a_stop(should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Take an error after a stop request as the stop: Ctrl-C, for one, ends compilers, too."""
+    """Raise StoppedBySignal for an error after a stop request: Ctrl-C also ends the compiler's processes."""
     try:
         yield
     except BitnetctlError:
@@ -225,7 +225,7 @@ def _train_to_its_end(run: ResolvedRun, options: TrainOptions) -> Generator[Even
         except RunEndedError as error:
             options.log(str(error))
             return False
-        # two packs at once would take twice the memory
+        # before the next pack is made, since two would take twice the memory
         del trainer
         if isinstance(event, Stopped) or not was_rolled_back:
             return isinstance(event, Stopped)

@@ -1,6 +1,6 @@
-"""The order of operations of a training, and nothing else; the caller renders what it yields.
+"""The training loop; the caller renders the events that it yields.
 
-The order matters: a step is trained, then evaluated, then its rows are written, then a checkpoint that counts on them
+The order matters: a step is trained, then evaluated, then its rows are written, then a checkpoint that contains them
 is saved. A stop request is honoured at the step boundary, after all of these.
 """
 
@@ -21,11 +21,11 @@ from bitnetctl.trainer.evaluate import Probe, ternary_health
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, RolledBack, Saved, Started, Stopped
 from bitnetctl.trainer.options import TrainOptions
 
-MOST_ROLLBACKS = 3
+MAX_ROLLBACKS = 3
 _TICK_SECONDS = 0.25
 # without a requested interval a checkpoint is due when saving takes at most this fraction of the time since the last
 _SAVING_FRACTION = 0.005
-_LONGEST_UNSAVED_SECONDS = 900
+_MAX_UNSAVED_SECONDS = 900
 
 
 @dataclass(kw_only=True)
@@ -115,12 +115,12 @@ def _step_values(pack: Pack, run: int, step: int) -> dict[str, float | int]:
 
 
 def _report_diverged(trainer: Trainer, step: int, reported: set[int]) -> Iterator[Event]:
-    """Write the last row of each run that diverged, with its values as they are, or roll the run back."""
+    """Roll each newly diverged run back, or write its last row, with the values that are not finite."""
     for run, replica in enumerate(trainer.pack.replicas):
         if replica.diverged_at is not None and run not in reported:
             reported.add(run)
-            tensor = trainer.pack.first_bad_tensor(run)
-            if trainer.options.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MOST_ROLLBACKS:
+            tensor = trainer.pack.first_nonfinite_tensor(run)
+            if trainer.options.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MAX_ROLLBACKS:
                 yield _roll_back(trainer, run, replica.diverged_at, tensor)
                 continue
             row = {**_step_values(trainer.pack, run, step), "UniquePredictions": math.nan}
@@ -137,12 +137,12 @@ def _roll_back(trainer: Trainer, run: int, diverged_at: int, tensor: str) -> Rol
     resumed_from = artifacts.roll_back(diverged_at, tensor, trainer.start_step)
     trainer.options.log(
         f"{artifacts.name}: {tensor} not finite at step {diverged_at:,}; it resumes from step {resumed_from:,} "
-        f"with half the learning rate ({len(artifacts.rollbacks)} of {MOST_ROLLBACKS} times)"
+        f"with half the learning rate ({len(artifacts.rollbacks)} of {MAX_ROLLBACKS} times)"
     )
     return RolledBack(run=run, step=resumed_from)
 
 
-def _state(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Checkpoint:
+def _checkpoint(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Checkpoint:
     pack, artifacts = trainer.pack, trainer.artifacts[run]
     replica = pack.replicas[run]
     weights = {name: view.detach() for name, view in pack.model.parameters(run).items()}
@@ -163,7 +163,7 @@ def _finish(trainer: Trainer) -> None:
     for run, _ in trainer.pack.alive:
         artifacts = trainer.artifacts[run]
         if trainer.options.keep_weights:
-            artifacts.save(_state(trainer, run, steps, resumable=False))
+            artifacts.save(_checkpoint(trainer, run, steps, resumable=False))
             checkpoint.keep_only(artifacts.paths.checkpoints, steps)
         artifacts.update("finished", steps)
         if not trainer.options.keep_weights:
@@ -171,7 +171,7 @@ def _finish(trainer: Trainer) -> None:
 
 
 class _Saving:
-    """When a checkpoint is due: at the requested interval, or at evaluations as often as it costs next to nothing."""
+    """When a checkpoint is due: at the requested interval, else at evaluations, as saving is cheap enough by then."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -184,24 +184,24 @@ class _Saving:
             return step % every == 0
         if step == 1 or not is_evaluated:
             return False
-        wait_seconds = min(self._cost_seconds / _SAVING_FRACTION, _LONGEST_UNSAVED_SECONDS)
+        wait_seconds = min(self._cost_seconds / _SAVING_FRACTION, _MAX_UNSAVED_SECONDS)
         return time.perf_counter() - self._saved_at >= wait_seconds
 
     def save(self, step: int) -> None:
         """Save every run that has not diverged."""
         start = time.perf_counter()
         for run, _ in self._trainer.pack.alive:
-            self._trainer.artifacts[run].save(_state(self._trainer, run, step, resumable=True))
+            self._trainer.artifacts[run].save(_checkpoint(self._trainer, run, step, resumable=True))
         self._saved_at = time.perf_counter()
         self._cost_seconds = self._saved_at - start
 
 
 class _Clock:
-    """Measure the time of training steps alone, without evaluations and checkpoints."""
+    """Measures the time of training steps alone, without evaluations and checkpoints."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens_per_step = tokens_per_step
-        self._since_row = 0.0
+        self._seconds_since_row = 0.0
         self._steps_since_row = 0
         self._last_tick = time.perf_counter()
         self._started = 0.0
@@ -211,11 +211,11 @@ class _Clock:
 
     def stop(self) -> None:
         """Count the step."""
-        self._since_row += time.perf_counter() - self._started
+        self._seconds_since_row += time.perf_counter() - self._started
         self._steps_since_row += 1
 
     def is_tick(self) -> bool:
-        """Return whether a display is due."""
+        """Return whether a `Progress` event is due."""
         now = time.perf_counter()
         if now - self._last_tick < _TICK_SECONDS:
             return False
@@ -223,7 +223,7 @@ class _Clock:
         return True
 
     def tokens_per_second(self) -> float:
-        """Tokens of one run a second since the last row."""
-        rate = self._steps_since_row * self._tokens_per_step / max(self._since_row, 1e-9)
-        self._since_row, self._steps_since_row = 0.0, 0
+        """Return the tokens per second of one run since the last row."""
+        rate = self._steps_since_row * self._tokens_per_step / max(self._seconds_since_row, 1e-9)
+        self._seconds_since_row, self._steps_since_row = 0.0, 0
         return round(rate, 1)

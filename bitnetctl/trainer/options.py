@@ -8,19 +8,18 @@ from typing import Literal, TypeAlias
 OnDivergence: TypeAlias = Literal["stop", "rollback"]
 Resume: TypeAlias = Literal["auto", "never"] | Path
 Log: TypeAlias = Callable[[str], None]
-Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How runs are carried out; what is trained is the config's alone.
+    """How runs are trained; what is trained is in their configs alone.
 
     Values of a run depend on these by rounding only, except for `on_divergence="rollback"`, which halves the learning
     rate of a run that diverges and resumes it from its last checkpoint, at most three times.
 
     `device` is auto, cpu, cuda or cuda:N; `engine` auto, eager, graph or compile; `precision` auto, fp32, bf16 or int8.
     `checkpoint_every` is in steps; unset: at evaluations, when saving costs at most 0.5 % of the time since the last
-    checkpoint, or after 15 minutes. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is asked
+    checkpoint, or after 15 minutes. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is called
     after every step; once true, the run is saved and the training stops. `progress(what, done, total)` follows the
     preparation of the text, `log(line)` takes lines that concern no single run.
     """
@@ -34,5 +33,5 @@ class TrainOptions:
     keep_weights: bool = True
     on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
-    progress: Progress = lambda what, done, total: None
+    progress: Callable[[str, int, int | None], None] = lambda what, done, total: None
     log: Log = lambda line: None

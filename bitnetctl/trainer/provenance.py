@@ -1,4 +1,4 @@
-"""With what a run is trained: versions, source checkout, command, data."""
+"""Provenance of a run: versions, git commit, command, data."""
 
 import functools
 import platform
@@ -25,7 +25,7 @@ def data_metadata(tokens: data.TokenData) -> dict[str, Any]:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Return what ran: versions, the source checkout if it is one, the command."""
+    """Return versions, command, and the git commit; None for that outside of a checkout."""
     names = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
     versions = {"bitnetctl": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in names}

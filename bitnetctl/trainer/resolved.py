@@ -1,4 +1,4 @@
-"""A run as the trainer takes it, resolved once: config, effective config, hash, files. No torch here."""
+"""A run with what is derived from its config: effective config, hash, paths. No torch here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from bitnetctl.records.status import ended
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """A run with what follows from its config, so that a sweep of thousands derives it once for each.
+    """A run with what is derived from its config, once: a sweep may have thousands of runs.
 
     `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
     needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph.
@@ -37,7 +37,7 @@ class ResolvedRun:
         return ended(self.paths, self.config_hash)
 
     def has_ended(self) -> bool:
-        """Whether it has ended; one with damaged files has not."""
+        """Whether it has finished or diverged; one with damaged files has not."""
         try:
             return self.ended() is not None
         except RecordError:

@@ -1,4 +1,4 @@
-"""From which checkpoints a pack resumes, and what differs from the session before."""
+"""Which checkpoints a pack resumes from, and what differs from the previous session."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class ResumePoint:
     manifests: Sequence[Manifest | None] = ()
 
     @property
-    def before(self) -> Manifest | None:
-        """Manifest of the first run."""
+    def previous(self) -> Manifest | None:
+        """Manifest of the first run from its previous session; None for a new run."""
         return self.manifests[0] if self.manifests else None
 
 
@@ -35,7 +35,7 @@ def resume_point(acquired: Sequence[RunArtifacts], resume: Resume, log: Log) -> 
     """Return the last step that every run of a pack can resume from.
 
     Raises CheckpointError where steps were done and no checkpoint of them can be used, ConfigError where `resume` is
-    "never" and a run is there.
+    "never" and a run exists.
     """
     if isinstance(resume, Path):
         return _resume_at([_named(acquired[0], resume)], acquired[:1])
@@ -54,10 +54,10 @@ def resume_point(acquired: Sequence[RunArtifacts], resume: Resume, log: Log) -> 
     if any(available):
         raise CheckpointError(f"no checkpoint of run {acquired[0].name} can be used; {_start_over(acquired[0])}")
     for artifacts in acquired:
-        before = read_manifest(artifacts.paths.folder)
-        if before is not None and before.steps_done:
+        previous = read_manifest(artifacts.paths.folder)
+        if previous is not None and previous.steps_done:
             raise CheckpointError(
-                f"run {artifacts.name}: {before.steps_done} steps were done, but its checkpoints are gone; put them "
+                f"run {artifacts.name}: {previous.steps_done} steps were done, but its checkpoints are gone; put them "
                 f"back, or {_start_over(artifacts)}"
             )
     return ResumePoint()
@@ -138,18 +138,18 @@ def _require_alike(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     for name in sorted(loaded.keys() ^ expected.keys()):
         raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
     for name, like in expected.items():
-        ours, theirs = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
-        if ours != theirs:
-            raise ValueError(f"{name} is {ours}, not {theirs}")
+        actual, wanted = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
+        if actual != wanted:
+            raise ValueError(f"{name} is {actual}, not {wanted}")
 
 
-def changes(before: Manifest, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is different from the session before and may change the run's values."""
+def changes(previous: Manifest, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs from the previous session and may change the run's values."""
     for name in ("engine", "precision", "threads"):
-        old = getattr(before, name)
+        old = getattr(previous, name)
         if old not in (None, metadata[name]):
             yield f"{name} {metadata[name]} ({old} before)"
-    code = {plugin.name: plugin.source_sha256 for plugin in before.plugins}
+    code = {plugin.name: plugin.source_sha256 for plugin in previous.plugins}
     for plugin in metadata["plugins"]:
         if code.get(plugin.name) not in (None, plugin.source_sha256):
             yield f"other code of {plugin.name}"

@@ -121,7 +121,7 @@ def test_a_diverged_run_keeps_its_weights_without_a_synchronization(
     for step in range(1, 7):
         captured.step(step)
         calm.step(step)
-        if kept is None and captured._failed_at_R[1]:
+        if kept is None and captured._diverged_at_R[1]:
             failed_at, kept = step, captured.model.packed["qkv"][1].clone()
     # not read in between: the first step that failed is known all the same, and nothing was updated since
     captured.mark_diverged(6)

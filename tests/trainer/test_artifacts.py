@@ -40,9 +40,7 @@ def test_a_csv_whose_folder_is_gone_is_left_alone(
     shutil.rmtree(RUNS / "a")
     csv = (RUNS / "a.csv").read_bytes()
     for _ in range(2):
-        with pytest.raises(
-            RecordError, match=r"a\.csv: has rows, but .*run\.json, which says of which config, is gone"
-        ):
+        with pytest.raises(RecordError, match=r"a\.csv: has rows, but .*run\.json, which names their config, is gone"):
             train(tiny_config(seed=seed), names=["a"])
         assert (RUNS / "a.csv").read_bytes() == csv
     (RUNS / "a.csv").rename("away.csv")

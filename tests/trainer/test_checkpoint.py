@@ -215,7 +215,7 @@ def test_digits_of_other_scripts_are_no_steps(folder: Path) -> None:
 
 def test_a_checkpoint_by_the_name_of_another_step_is_refused(folder: Path, tmp_path: Path) -> None:
     path = checkpoint.save(folder, state(3))
-    assert "is of step 3; give it back its name" in refused(path.rename(checkpoint.path_of(folder, 5)))
+    assert "is of step 3; rename it back" in refused(path.rename(checkpoint.path_of(folder, 5)))
     # a name without a step contradicts none
     copy = checkpoint.path_of(folder, 5).rename(tmp_path / "copy")
     assert checkpoint.load(copy).step == 3

@@ -27,7 +27,7 @@ from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import load_run
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
-from bitnetctl.trainer.loop import MOST_ROLLBACKS, Trainer
+from bitnetctl.trainer.loop import MAX_ROLLBACKS, Trainer
 from bitnetctl.trainer.options import TrainOptions
 
 RUNS = Path("runs")
@@ -224,8 +224,8 @@ def test_rollbacks_are_bounded(tiny_config: TinyConfig) -> None:
     events = list(train_runs([config], options(said), names=["a"]))
     stored = manifest("a")
     assert stored.status == "diverged"
-    assert len(stored.rollbacks) == MOST_ROLLBACKS
-    assert sum("half the learning rate" in text for text in said) == MOST_ROLLBACKS
+    assert len(stored.rollbacks) == MAX_ROLLBACKS
+    assert sum("half the learning rate" in text for text in said) == MAX_ROLLBACKS
     assert sum(isinstance(event, Diverged) for event in events) == 1
 
 
@@ -234,7 +234,7 @@ def test_a_sweep_resumes_a_rolled_back_run(tiny_config: TinyConfig) -> None:
     events = list(sweep_runs(configs, options(), pack=3))
     statuses = [manifest(config.run_name).status for config in configs]
     assert statuses == ["finished", "diverged", "finished"]
-    assert len(manifest(configs[1].run_name).rollbacks) == MOST_ROLLBACKS
+    assert len(manifest(configs[1].run_name).rollbacks) == MAX_ROLLBACKS
     assert any(isinstance(event, Saved) for event in events)
 
 
@@ -253,7 +253,7 @@ def test_the_command_line_rolls_back(tiny_text: Path) -> None:
         arguments += ["--set", f"{name}={value}"]
     done = call(*arguments, "--on-divergence", "rollback")
     assert done.code == ExitCode.REFUTED
-    assert done.err.count("half the learning rate") == MOST_ROLLBACKS
+    assert done.err.count("half the learning rate") == MAX_ROLLBACKS
     assert manifest("a").status == "diverged"
     again = call(*arguments, "--on-divergence", "rollback")
     assert again.code == ExitCode.REFUTED

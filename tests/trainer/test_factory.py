@@ -173,7 +173,7 @@ def test_a_renamed_checkpoint_gives_way(train: Train, tiny_config: TinyConfig) -
     checkpoint.path_of(folder, 7).rename(checkpoint.path_of(folder, 11))
     said: list[str] = []
     assert start_of(train(tiny_config(), names=["a"], log=said.append)) == 6
-    assert "step-00000011: is of step 7; give it back its name" in said[0]
+    assert "step-00000011: is of step 7; rename it back" in said[0]
     assert csv_without_speed(RUNS / "a.csv") == csv_without_speed(RUNS / "b.csv")
 
 
