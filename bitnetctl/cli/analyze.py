@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS = 24
-"""Runs up to which a terminal shows each; above, arms and sizes."""
+"""Up to this many runs a terminal shows one row each, above it one for each arm and size."""
 
 _PLOT_WIDTHS = (40, 120)
 
@@ -75,7 +75,7 @@ def analyze(
 
 
 def _show(study: "Study", console: Console) -> None:
-    """Print tables, plots and sentences."""
+    """Print tables, sentences, plots and notes."""
     from bitnetctl import report
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
@@ -131,7 +131,7 @@ def _read_verdicts(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_verdict(tree: Any) -> bool:
-    """Whether a tree has the shape that the page shows."""
+    """Whether a JSON value has the fields of a verdict that the page shows."""
 
     def lists(kind: type, *names: str) -> bool:
         parts = [tree.get(name, []) for name in names]

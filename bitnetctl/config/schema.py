@@ -16,7 +16,7 @@ Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Frozen(BaseModel):
-    """Base of every config class: immutable, no unknown fields, no NaN or infinity, defaults validated too."""
+    """Base of config classes: immutable; rejects unknown fields, NaN and infinity; validates defaults too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -121,7 +121,7 @@ class ScheduleConfig(Frozen):
         2 / 3, description="two-stage: learning rate at the boundary / peak"
     )
     stage2_peak_learning_rate: NonNegative = Field(
-        1e-3, description="paper: peak of the second line, to which the learning rate drops at the boundary"
+        1e-3, description="paper: peak of the linear decay that applies after the boundary"
     )
     final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate of the last step / peak")
     stage1_weight_decay: NonNegative = 0.1
