@@ -128,7 +128,7 @@ class Intervention:
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
         """Change the `.grad` of the run's parameters in place.
 
-        Names are those of `transformers`, such as `model.embed_tokens.weight`. Called without gradient tracking.
+        Names are as in Hugging Face `transformers`, such as `model.embed_tokens.weight`. Called under `no_grad`.
         """
         raise NotImplementedError("called only where it is overridden")
 

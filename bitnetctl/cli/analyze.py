@@ -15,10 +15,8 @@ from bitnetctl.errors import ConfigError, ExitCode
 if TYPE_CHECKING:
     from bitnetctl.analysis.study import Study
 
-
-MOST_ROWS = 24
-"""Up to this many runs a terminal shows one row each, above it one for each arm and size."""
-
+# above it a terminal shows a row for each arm and size, not for each run
+_MOST_RUNS_SHOWN = 24
 _PLOT_WIDTHS = (40, 120)
 
 
@@ -80,7 +78,7 @@ def _show(study: "Study", console: Console) -> None:
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
-    grouped = len(study.summaries) > MOST_ROWS
+    grouped = len(study.summaries) > _MOST_RUNS_SHOWN
     rows = arm_rows(study.summaries, study.arms) if grouped else run_rows(study.summaries)
 
     def line(text: str, style: str = "") -> None:

@@ -21,7 +21,7 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 
 @app.command("list")
 def list_all(as_json: options.Json = False) -> None:
-    """List every intervention, or why it cannot be used."""
+    """List all interventions, with the problem of those that cannot be used."""
     from bitnetctl.report.escape import printable
 
     plugins = registry.load_all()

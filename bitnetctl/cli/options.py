@@ -101,7 +101,7 @@ class _Stderr(io.TextIOBase):
     """Standard error that ignores failed writes, so that a lost connection does not end a training."""
 
     def __init__(self) -> None:
-        # a live view puts itself in place of the stream that it writes to
+        # during a live view sys.stderr is rich's proxy: write to the stream behind it
         self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property

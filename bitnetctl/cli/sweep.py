@@ -31,9 +31,7 @@ def sweep(
     seeds: options.Seeds = None,
     steps: options.Steps = None,
     overrides: options.Set = None,
-    no_baseline: Annotated[
-        bool, typer.Option("--no-baseline", help="Do not add the arm without interventions.")
-    ] = False,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not add the baseline.")] = False,
     pack: options.Pack = "auto",
     runs_dir: options.RunsDir = Path("runs"),
     device: Annotated[

@@ -113,7 +113,9 @@ class OptimizerConfig(Frozen):
 class ScheduleConfig(Frozen):
     """Learning rate and weight decay over the run; stage 1 ends at the boundary."""
 
-    kind: Literal["two-stage", "paper", "cosine", "constant"] = "two-stage"
+    kind: Literal["two-stage", "paper", "cosine", "constant"] = Field(
+        "two-stage", description="learning rate after warm-up; paper: two linear decays, as in the b1.58 paper"
+    )
     peak_learning_rate: NonNegative = 1.5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 375
     boundary_fraction: Fraction = Field(0.5, description="fraction of the steps in stage 1")

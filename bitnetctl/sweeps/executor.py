@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError, one_line
 from bitnetctl.hardware import release_unused
-from bitnetctl.records.status import refuse_names_equal_but_for_case
+from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.executors.local import run_workers, split_devices
 from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
@@ -50,7 +50,7 @@ class _Sweep:
         # names of the runs of failed packs, which then train one by one
         self._alone: set[str] = set()
         self._queue = RunQueue(options.runs_dir, self._shape)
-        self._fits: dict[object, int] = {}
+        self._largest_packs: dict[object, int] = {}
         missing = list(self._queue.unfinished(runs))
         self._runs_of_shape = Counter(shape_of(run, self._device) for run in missing)
         costs = plan_costs(
@@ -91,14 +91,14 @@ class _Sweep:
     def _limit(self, run: ResolvedRun) -> int:
         if self._pack is not None:
             return self._pack
-        most = math.ceil(self._runs_of_shape[shape_of(run, self._device)] / self._workers)
+        fair = math.ceil(self._runs_of_shape[shape_of(run, self._device)] / self._workers)
         # a single run is not measured: it would be tried in any case
-        if most <= 1:
+        if fair <= 1:
             return 1
         key = run.effective.pack_key
-        if key not in self._fits:
-            self._fits[key] = measured_largest_pack(self._factory, run.effective)
-        return min(most, self._fits[key])
+        if key not in self._largest_packs:
+            self._largest_packs[key] = measured_largest_pack(self._factory, run.effective)
+        return min(fair, self._largest_packs[key])
 
     def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
         """Train a pack; returns True if it was stopped. Errors of a run or a plug-in end the pack, not the sweep."""
@@ -147,7 +147,7 @@ def sweep_missing(
     is the number of processes that share the runs. Raises StoppedBySignal for a stop before anything can be saved,
     ConfigError where names of runs differ in letter case only.
     """
-    refuse_names_equal_but_for_case([run.name for run in runs], options.runs_dir)
+    refuse_case_collisions([run.name for run in runs], options.runs_dir)
     devices = split_devices(options.device)
     if len(devices) > 1:
         stopped = run_workers(devices, runs, options, pack)

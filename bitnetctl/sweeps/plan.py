@@ -30,7 +30,7 @@ class Plan(Frozen):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     arms: tuple[str, ...] = ()
     factors: dict[str, dict[str, str]] = Field(default_factory=dict)
-    baseline: bool = Field(True, description="add the baseline arm where no arm is empty")
+    baseline: bool = Field(True, description="add the baseline arm unless it is among the arms")
     overrides: tuple[str, ...] = Field((), description="section.field=value, for every run")
 
     @field_validator("seeds", mode="before")
