@@ -6,7 +6,7 @@
     run = bitnetctl.train(config)
     verdict = bitnetctl.judge(bitnetctl.load_runs("runs"))
 
-What `__all__` lists is loaded at first use, torch when something trains.
+The names of `__all__` are imported at first use, torch when something trains.
 """
 
 from typing import TYPE_CHECKING

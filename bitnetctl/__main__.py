@@ -7,7 +7,7 @@ from bitnetctl.signals import StopRequest
 
 
 def main() -> None:
-    """Run the command line; signals are heeded before it is loaded."""
+    """Run the command line; stop signals are handled from before its modules are imported."""
     stop = StopRequest().begin()
     try:
         from bitnetctl import cli

@@ -1,4 +1,4 @@
-"""What the commands are made of, for notebooks and scripts: `import bitnetctl` offers all of this.
+"""The Python API behind `import bitnetctl`, for notebooks and scripts; the commands call it too.
 
 Nothing here loads torch before something trains, or pandas before a run is read.
 """
@@ -14,7 +14,7 @@ from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.find import find_csvs
-from bitnetctl.records.status import refuse_case_twins
+from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
@@ -43,7 +43,7 @@ OnEvent = Callable[[Event], None]
 
 
 def _ignore(event: Event) -> None:
-    """Follow no events."""
+    """The default `on_event`."""
 
 
 def load_recipe(
@@ -68,17 +68,17 @@ def load_recipe(
 def train(
     config: RunConfig, options: TrainOptions | None = None, *, name: str | None = None, on_event: OnEvent = _ignore
 ) -> Run:
-    """Train one run, or find it trained already, and return it; one that was stopped is resumed.
+    """Train one run, unless it has ended already, and return it; one that was stopped is resumed.
 
-    `name` is that of its files, by default made from the config. A run that diverges is returned as it is, see
-    `Run.diverged_at`. Raises ConfigError or DataError before anything is created, StoppedBySignal where
+    `name` names its files, by default made from the config. A run that diverges is returned too, with
+    `Run.diverged_at` set. Raises ConfigError or DataError before anything is created, StoppedBySignal where
     `options.should_stop` stopped it.
     """
     from bitnetctl.trainer.factory import train_runs
 
     options = options or TrainOptions()
     run = resolve(normalize(config), options.runs_dir, name)
-    refuse_case_twins([run.name], options.runs_dir)
+    refuse_case_collisions([run.name], options.runs_dir)
     if run.ended() is None:
         for event in train_runs([run], options):
             on_event(event)
@@ -94,11 +94,11 @@ def sweep(
     pack: int | None = None,
     on_event: OnEvent = _ignore,
 ) -> list[Run]:
-    """Train the runs of a plan, of a built-in plan's name, or of these configs; return those that have rows.
+    """Train the runs of a plan (a Plan, built-in name or `FILE.toml`) or of configs; return those that have rows.
 
-    Runs that are trained already are found; runs of one shape train as one program, at most `pack` together (unset:
-    what memory takes). `options.device` may be a list such as `cuda:0,cuda:1`, a worker process for each. A run that
-    fails does not stop the others: it is warned of if it has no rows, and tried again by the next call.
+    Runs that have ended are not trained again. Runs of one shape train as one program, at most `pack` together (None:
+    as many as fit in memory). `options.device` may be a list such as `cuda:0,cuda:1`, a worker process for each. A run
+    that fails does not stop the others, and the next call tries it again; a run without rows is warned of.
     Raises ConfigError or DataError before anything is created, StoppedBySignal where `options.should_stop` stopped it.
     """
     from bitnetctl.sweeps.executor import sweep_missing
@@ -115,17 +115,17 @@ def sweep(
 
 
 def load_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
-    """Read the CSVs that files, folders and patterns name, each with the manifest beside it.
+    """Read the CSVs given by files, folders and glob patterns, each with its `run.json` if there is one.
 
-    A run that has no rows yet is left out with a warning. Raises ConfigError where a path names nothing, RecordError
-    naming file and line for what cannot be trusted.
+    A run that has no rows yet is left out with a warning. Raises ConfigError for a path without CSVs, RecordError
+    that names file and line for a damaged one.
     """
     names = [paths] if isinstance(paths, str | Path) else paths
     return _load(find_csvs([str(name) for name in names]))
 
 
 def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
-    """Return what a set of runs shows: collapses, paired effects of arms, factors, agreement of metrics.
+    """Analyze a set of runs: collapses, paired effects of arms, factors, agreement of metrics.
 
     `baseline` names the arm that the others are compared with, by default the one that all others contain.
     """
@@ -141,10 +141,10 @@ def judge(
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
 ) -> dict[str, Verdict]:
-    """Judge the claim that a set-up does not collapse, for every arm among the runs or those of `arms`.
+    """Judge the claim that training does not collapse, for each of `arms` (None: every arm among the runs).
 
-    `criteria` are built in (origin, sound), a `FILE.toml`, or loaded already. `sizes`, `seeds` and `steps` are those
-    that were requested: one without a run makes the verdict inconclusive. Raises ConfigError.
+    `criteria` is the name of a built-in set (origin, sound), a `FILE.toml`, or a loaded one. `sizes`, `seeds` and
+    `steps` are those requested: a requested run that is missing makes the verdict inconclusive. Raises ConfigError.
     """
     loaded = criteria if isinstance(criteria, Criteria) else load_criteria(criteria)
     return judge_arms(runs, loaded, arms=arms, sizes=sizes, seeds=seeds, requested_steps=steps)

@@ -7,9 +7,9 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Error numbers of a file system that has no locks."""
 
 
-def one_line(error: object, most: int = 200) -> str:
-    """Return the text of an error on one line of at most `most` characters; the name of its type if it has no text."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+def one_line(error: object, limit: int = 200) -> str:
+    """Return the text of an error on one line of at most `limit` characters, or its type if it has no text."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
 class ExitCode(IntEnum):
@@ -52,14 +52,14 @@ class CheckpointError(BitnetctlError):
 
 
 class StorageError(BitnetctlError):
-    """The disk refused a write; what was saved before is intact.
+    """A write or a file lock failed; what was saved before is intact.
 
     The exit code is 2 where the user can fix it (the disk is full or read-only, permission is missing), else 3.
     """
 
-    def __init__(self, message: str, number: int | None = None) -> None:
+    def __init__(self, message: str, error_number: int | None = None) -> None:
         super().__init__(message)
-        if number in (
+        if error_number in (
             errno.ENOSPC,
             errno.EDQUOT,
             errno.EROFS,

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Atomic writes: a file or folder is the old one or the new one, never a mixture of both."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ def safe_name(name: str, kind: str = "run") -> str:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError on `path` into one clear line."""
+    """Raise a StorageError that names `path` instead of an OSError."""
     try:
         yield
     except OSError as error:
@@ -50,8 +50,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that takes the place of `path` at the end of the block.
 
-    If the block raises, what it wrote is deleted and `path` is as before; a block that deletes what it wrote keeps the
-    old one, too. The block syncs its files itself; the rename is synced here.
+    If the block raises, the temporary path is deleted; then, and if the block leaves nothing there, `path` stays as it
+    was. The block syncs its files itself; the rename is synced here.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_path(path)
@@ -75,7 +75,7 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder that is never seen half deleted: it is renamed first; raises OSError where that fails."""
+    """Delete a folder atomically, by renaming it first; raises OSError if it cannot be renamed."""
     temporary = _temporary_path(path)
     path.rename(temporary)
     remove(temporary)
@@ -90,12 +90,12 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def _temporary_path(path: Path) -> Path:
-    # a name that nobody can foresee, so nobody can have put a link there
+    # an unpredictable name, so that nobody can put a link there in advance
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a file over `path`, or a folder in its place: only an empty folder can be renamed over."""
+    """Rename a file or folder to `path`; an old folder is moved away first, since only an empty one can be replaced."""
     if not temporary.is_dir():
         temporary.replace(path)
     elif not path.exists():
@@ -113,7 +113,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files of a killed `replacing(path)`; for the one process that may write `path`."""
+    """Delete what a killed `replacing(path)` left; only for the one process that may write `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         remove(leftover)
 

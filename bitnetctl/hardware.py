@@ -1,4 +1,4 @@
-"""The machine: devices, memory, CPU features, and how fast it multiplies and copies."""
+"""The machine: devices, memory, CPU features, throughput of matmuls and of memory."""
 
 import contextlib
 import ctypes
@@ -65,7 +65,7 @@ def release_unused(device: torch.device) -> None:
 
 
 def prepare_cpu() -> None:
-    """Make this process compute faster: keep freed memory, and flush denormals (below 1.2e-38) to zero.
+    """Speed this process up: keep freed memory, and flush denormals (below 1.2e-38) to zero.
 
     Arithmetic with denormals is many times slower, and a confident softmax is full of them. Threads inherit the
     setting, so call this before the first parallel operation.
@@ -75,9 +75,9 @@ def prepare_cpu() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory instead of returning it to the system; return whether it could be set.
+    """Make glibc keep freed memory instead of returning it to the system; return whether that succeeded.
 
-    Every step frees and allocates the same hundreds of megabytes; memory that was returned page-faults again.
+    Every step frees and allocates the same hundreds of megabytes; memory that was returned has to be paged in again.
     Measured on 2 cores, origin recipe: 219 to 134 ms a step.
     """
     if sys.platform != "linux":
@@ -122,7 +122,7 @@ def has_bf16_matmul(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def mkldnn_fp32_precision(precision: str) -> Iterator[None]:
-    """Set what may be used inside fp32 matmuls on the CPU: "ieee" or "bf16". Allowing bf16 sends them to oneDNN."""
+    """Set the internal precision of fp32 matmuls on the CPU, "ieee" or "bf16"; with "bf16" oneDNN computes them."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = precision
@@ -155,12 +155,12 @@ def onednn_keeps_fp32() -> bool:
 
 
 def measure_rates(device: torch.device, multiply: Callable[[torch.Tensor], object]) -> tuple[float, float]:
-    """Return the throughput of `multiply(a)`, a · a, in FLOP/s and of memory in bytes/s, measured in about 0.2 s."""
+    """Measure matmul throughput in FLOP/s and memory bandwidth in bytes/s; `multiply(a)` returns a @ a. Takes 0.2 s."""
     a = torch.randn(1, 1024, 1024, device=device)
     big = torch.zeros(32 * 2**20, device=device)
     flops = 2 * 1024**3 / _best_seconds(lambda: multiply(a), device)
-    traffic = 2 * big.numel() * big.element_size() / _best_seconds(lambda: big.add_(1.0), device)
-    return flops, traffic
+    bandwidth = 2 * big.numel() * big.element_size() / _best_seconds(lambda: big.add_(1.0), device)
+    return flops, bandwidth
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -5,7 +5,7 @@ override changes nothing. Hooks of one run are called
 
 1. before the model is built: `configure(config)` returns a changed config;
 2. for every step, counted from 1 to `steps`: `quantization`, `learning_rate` and `weight_decay` return the value of the
-   step, given the value so far. They must be pure functions of arguments and settings: steps may be evaluated ahead;
+   step, given the value so far. They must be pure functions of arguments and settings: values are computed in advance;
 3. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy;
 4. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
    `transform_gradients` changes the gradients in place.
@@ -87,8 +87,8 @@ class Intervention:
     source: ClassVar[str] = ""
     """Where the idea comes from: a paper and section, or a document."""
     capturable: ClassVar[bool] = False
-    """Whether `training_loss` may be captured in a CUDA graph and replayed: it must depend on its arguments and on
-    constants only, and never read a tensor's value on the host (`.item()`, `if loss > 1`)."""
+    """Whether `training_loss` may be captured in a CUDA graph and replayed: it must depend only on its arguments and on
+    constants, and never read a tensor's value on the host (`.item()`, `if loss > 1`)."""
 
     class Settings(InterventionSettings):
         """No settings."""
@@ -101,7 +101,7 @@ class Intervention:
     def configure(self, config: RunConfig) -> RunConfig:
         """Return the config of the run, changed, such as `config.model_copy(update={"steps": 100})`.
 
-        Must return the same for the same config: it may be called more than once.
+        Must be a pure function: it may be called more than once.
         """
         return config
 
@@ -110,7 +110,7 @@ class Intervention:
         return base
 
     def learning_rate(self, base: float, step: int, steps: int) -> float:
-        """Return the learning rate of `step`; `base` is that of the schedule."""
+        """Return the learning rate of `step`; `base` is the schedule's, or what the intervention before returned."""
         return base
 
     def weight_decay(self, base: float, step: int, steps: int) -> float:
@@ -118,7 +118,7 @@ class Intervention:
         return base
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
-        """Return the scalar objective of a batch in nats, differentiable by the logits.
+        """Return the scalar objective of a batch in nats, differentiable with respect to the logits.
 
         `logits_TV` are the logits of all T = batch size x sequence length positions over V tokens, `targets_T` the
         ids of the next tokens.
@@ -128,7 +128,7 @@ class Intervention:
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
         """Change the `.grad` of the run's parameters in place.
 
-        Names are those of `transformers`, such as `model.embed_tokens.weight`. Called without gradient tracking.
+        Names are as in Hugging Face `transformers`, such as `model.embed_tokens.weight`. Called under `no_grad`.
         """
         raise NotImplementedError("called only where it is overridden")
 

@@ -54,7 +54,7 @@ class StopRequest:
 
 
 def ignore_stops() -> None:
-    """Ignore stop signals from now on: for a process that has stopped and is about to exit."""
+    """Ignore stop signals from now on, in a process that has stopped and is about to exit."""
     for number in _numbers():
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""A test of the rules for interventions, for plug-in authors' tests and `bitnetctl interventions check`.
+"""A test of the contract of interventions, for plug-in authors and `bitnetctl interventions check`.
 
 from bitnetctl.testing import check_contract
 
@@ -28,10 +28,10 @@ _VOCAB = 64
 
 
 def check_contract(intervention: type[Intervention], settings: Mapping[str, Any] | None = None) -> None:
-    """Train an intervention for two tiny steps on the CPU, and raise an error that says which rule it breaks.
+    """Test an intervention, with two training steps of a tiny model on the CPU; raises an error for a broken rule.
 
     The rules: the class derives from `Intervention` and has a summary; every setting has a default and unknown ones are
-    refused; `configure` and the schedules are pure, and schedules finite and not negative; training next to a baseline
+    rejected; `configure` and the schedules are pure, and schedules finite and not negative; training next to a baseline
     run gives finite values, does not change the baseline, and gives the same values when repeated; its state is JSON
     and can be restored. Raises AssertionError, ConfigError, pydantic's ValidationError for invalid `settings`, and
     whatever a hook raises.
@@ -79,8 +79,8 @@ def _train(composition: Composition) -> Pack:
     """Train two steps, in one pack with a baseline run if the shapes allow that."""
     base = tiny_config()
     config = composition.configure(base)
-    beside = config.pack_key == base.pack_key
-    configs, compositions = ([config, base], [composition, Composition()]) if beside else ([config], [composition])
+    same_shape = config.pack_key == base.pack_key
+    configs, compositions = ([config, base], [composition, Composition()]) if same_shape else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
     for step in (1, 2):
         pack.step(step)

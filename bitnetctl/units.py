@@ -1,4 +1,4 @@
-"""Quantities as a person would write them."""
+"""Quantities as text for people."""
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Parse, call, exit code. Torch and all that needs it are imported by the commands that train, not before."""
+"""The command line: parse it, run a command, turn errors into exit codes. Torch is imported only where it is needed."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ import typer
 
 from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
-from bitnetctl.cli.options import discard, print_message
+from bitnetctl.cli.options import print_message, redirect_to_null
 from bitnetctl.errors import BitnetctlError, ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest, ignore_stops
 
 app = typer.Typer(
     name="bitnetctl",
-    help="Train small ternary (BitNet b1.58) language models, watch them for collapse, try cures, judge claims.",
+    help="Train small ternary (BitNet b1.58) language models, detect collapse, test interventions, judge claims.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,20 +37,20 @@ def main(stop: StopRequest | None = None) -> None:
     """Run the command line and exit with the code of its outcome."""
     code = run(sys.argv[1:], stop)
     if code == ExitCode.STOPPED:
-        # a scheduler may repeat itself, and Python takes a moment to leave
+        # a scheduler may send the signal again while Python exits
         ignore_stops()
     if sys.stdout is not None:
         try:
             sys.stdout.flush()
         except OSError:
-            discard(sys.stdout)
+            redirect_to_null(sys.stdout)
     sys.exit(code)
 
 
 def run(arguments: list[str], stop: StopRequest | None = None) -> int:
-    """Run the command line with `arguments`; errors end in one line on stderr. Returns the exit code.
+    """Run the command line with `arguments` and return the exit code; an error is one line on stderr.
 
-    A `stop` that is active already is that of a training; with any other command it ends.
+    `stop` may be active already; `train` and `sweep` keep it, other commands restore the previous signal handlers.
     """
     # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
     # share a CPU then train up to twenty times slower than they need to
@@ -61,7 +61,7 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     try:
         code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False, obj=stop or StopRequest()) or 0)
-        # typer makes this of a KeyboardInterrupt
+        # typer turns a KeyboardInterrupt into this code
         return _fail("interrupted", code) if code == ExitCode.INTERRUPTED else code
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", ExitCode.INTERRUPTED)
@@ -76,16 +76,16 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
     except BitnetctlError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as error:
-        # typer ends a broken pipe this way; nothing else may end the process, least of all as a success
+        # typer exits with 1 for a broken pipe; any other SystemExit is a bug, also one with code 0
         return ExitCode.INTERNAL if error.code == 1 else _fail(f"internal error: {error!r}", ExitCode.INTERNAL)
     except BrokenPipeError:
-        # the reader of stdout has left; nothing more may be written there, not even when Python exits
-        discard(sys.stdout)
+        # nobody reads stdout any more, so Python must not flush it at exit
+        redirect_to_null(sys.stdout)
         return ExitCode.INTERNAL
     except Exception as error:
-        # files that cannot be written have their own error
+        # writing to stdout failed; other files raise StorageError
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            discard(sys.stdout)
+            redirect_to_null(sys.stdout)
             return _fail(f"stdout: cannot write: {error.strerror}", ExitCode.USAGE)
         if os.environ.get("BITNETCTL_TRACEBACK"):
             raise

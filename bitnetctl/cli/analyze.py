@@ -15,10 +15,8 @@ from bitnetctl.errors import ConfigError, ExitCode
 if TYPE_CHECKING:
     from bitnetctl.analysis.study import Study
 
-
-MOST_ROWS = 24
-"""Runs up to which a terminal shows each; above, arms and sizes."""
-
+# above it a terminal shows a row for each arm and size, not for each run
+_MOST_RUNS_SHOWN = 24
 _PLOT_WIDTHS = (40, 120)
 
 
@@ -75,12 +73,12 @@ def analyze(
 
 
 def _show(study: "Study", console: Console) -> None:
-    """Print tables, plots and sentences."""
+    """Print tables, sentences, plots and notes."""
     from bitnetctl import report
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
-    grouped = len(study.summaries) > MOST_ROWS
+    grouped = len(study.summaries) > _MOST_RUNS_SHOWN
     rows = arm_rows(study.summaries, study.arms) if grouped else run_rows(study.summaries)
 
     def line(text: str, style: str = "") -> None:
@@ -131,7 +129,7 @@ def _read_verdicts(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_verdict(tree: Any) -> bool:
-    """Whether a tree has the shape that the page shows."""
+    """Whether a JSON value has the fields of a verdict that the page shows."""
 
     def lists(kind: type, *names: str) -> bool:
         parts = [tree.get(name, []) for name in names]

@@ -1,4 +1,4 @@
-"""`bitnetctl config`: what decides a run."""
+"""`bitnetctl config`: the config of a run."""
 
 import typer
 
@@ -8,7 +8,7 @@ from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.config.load import config_text
 from bitnetctl.plugins import registry
 
-app = typer.Typer(help="Show what decides a run.", no_args_is_help=True)
+app = typer.Typer(help="Show the config of a run.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -21,7 +21,7 @@ def show(
     arm: options.Arm = "",
     as_json: options.Json = False,
 ) -> None:
-    """Print a config as it would run."""
+    """Print the config of a run, after its interventions."""
     config = registry.normalize(
         build_config(
             recipe, size=size, steps=steps, seed=seed, overrides=overrides or (), interventions=parse_arm(arm) or None

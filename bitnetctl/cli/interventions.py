@@ -1,4 +1,4 @@
-"""`bitnetctl interventions`: what there is, how to write one."""
+"""`bitnetctl interventions`: list, show, write and check them."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 
 @app.command("list")
 def list_all(as_json: options.Json = False) -> None:
-    """List every intervention, the broken ones with what is wrong."""
+    """List all interventions, with the problem of those that cannot be used."""
     from bitnetctl.report.escape import printable
 
     plugins = registry.load_all()
@@ -33,10 +33,10 @@ def list_all(as_json: options.Json = False) -> None:
     table.add_column("from", no_wrap=True)
     table.add_column("what it does")
     for plugin in plugins:
-        state, style = ("refused", "dim") if plugin.refused else ("broken", "red")
+        state, style = ("refused", "dim") if not plugin.allowed else ("broken", "red")
         what = plugin.intervention.summary if plugin.intervention else f"{state}: {plugin.problem}"
         cells = (plugin.name, f"{plugin.distribution} {plugin.version}", what)
-        # the name of a broken plug-in is unchecked: it may hold anything
+        # the name of a broken plug-in is unchecked and may contain anything
         table.add_row(*(escape(printable(cell)) for cell in cells), style=style if plugin.problem else "")
     stdout().print(table)
 
@@ -49,7 +49,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
         print_json(_describe(plugin))
         return
     if plugin.intervention is None:
-        raise ConfigError(plugin.refusal)
+        raise ConfigError(plugin.error_message)
     console = stdout()
     console.print(f"[bold]{name}[/]  {escape(inspect.getdoc(plugin.intervention) or '')}", highlight=False)
     console.print(f"source   {escape(plugin.intervention.source)}", highlight=False)
@@ -96,7 +96,7 @@ def check(
     for intervention in intervention_classes(path):
         try:
             check_contract(intervention, values)
-        # whatever the author's code raises is a finding to print, not an end of the check
+        # the author's code may raise anything; the other interventions are checked all the same
         except Exception as error:
             broken += 1
             problem = " ".join(str(error).split()) or type(error).__name__

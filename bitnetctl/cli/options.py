@@ -38,9 +38,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Engine = Annotated[
     str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
 ]
-Precision = Annotated[
-    str, typer.Option("--precision", help="Of the matrix products: auto, fp32, bf16 or int8 (on a GPU).")
-]
+Precision = Annotated[str, typer.Option("--precision", help="Of matmuls: auto, fp32, bf16 or int8 (on a GPU).")]
 OnDivergence = Annotated[
     str,
     typer.Option(
@@ -55,11 +53,12 @@ CheckpointEvery = Annotated[
     typer.Option(
         "--checkpoint-every",
         min=1,
-        help="Steps between checkpoints; unset: at evaluations, where it costs next to nothing.",
+        help="Steps between checkpoints; unset: at evaluations, if saving takes at most 0.5 % of the time "
+        "since the last checkpoint, or after 15 minutes.",
     ),
 ]
 Pack = Annotated[
-    str, typer.Option("--pack", metavar="auto|N", help="Runs trained together as one program; auto: what memory takes.")
+    str, typer.Option("--pack", metavar="auto|N", help="Runs trained as one program; auto: as many as fit in memory.")
 ]
 KeepWeights = Annotated[
     bool, typer.Option("--keep-weights/--no-keep-weights", help="Keep the final weights of every run.")
@@ -89,20 +88,20 @@ def parse_pack(text: str) -> int | None:
 
 
 def stdout() -> Console:
-    """Return the console for data."""
+    """Return the console for results."""
     return Console(emoji=False)
 
 
 def stderr() -> Console:
-    """Return the console for everything else."""
+    """Return the console for messages and progress."""
     return Console(file=cast(IO[str], _Stderr()), stderr=True, emoji=False)
 
 
 class _Stderr(io.TextIOBase):
-    """Standard error that falls silent when its reader is gone: a lost connection must not end a training."""
+    """Standard error that ignores failed writes, so that a lost connection does not end a training."""
 
     def __init__(self) -> None:
-        # a live view puts itself in place of the stream that it writes to
+        # during a live view sys.stderr is rich's proxy: write to the stream behind it
         self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property
@@ -123,19 +122,19 @@ class _Stderr(io.TextIOBase):
                 self._stream.write(text)
                 self._stream.flush()
             except (OSError, ValueError):
-                discard(self._stream)
+                redirect_to_null(self._stream)
                 self._stream = None
         return len(text)
 
 
-def discard(stream: IO[str]) -> None:
-    """Send what is left in a stream, and all that follows, nowhere; else Python's exit would fail over it."""
+def redirect_to_null(stream: IO[str]) -> None:
+    """Redirect a stream to the null device, so that flushing it when Python exits cannot fail."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
     except (OSError, ValueError):
-        # closed, or no file of the system: there is nothing to fail
+        # closed, or without a file descriptor: nothing can fail
         pass
 
 

@@ -31,9 +31,7 @@ def sweep(
     seeds: options.Seeds = None,
     steps: options.Steps = None,
     overrides: options.Set = None,
-    no_baseline: Annotated[
-        bool, typer.Option("--no-baseline", help="Do not add the arm without interventions.")
-    ] = False,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not add the baseline.")] = False,
     pack: options.Pack = "auto",
     runs_dir: options.RunsDir = Path("runs"),
     device: Annotated[
@@ -51,7 +49,7 @@ def sweep(
     as_json: options.Json = False,
 ) -> int:
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
-    # before what takes long to import
+    # handle signals before the slow imports
     stop: StopRequest = context.obj
     with stop:
         workers = 1
@@ -79,7 +77,7 @@ def sweep(
             on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
         ):
-            # the reader of the table may be gone with the terminal; what counts is that the runs were saved
+            # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
                 _show(runs, as_json)
             return ExitCode.STOPPED
@@ -96,7 +94,7 @@ def _show(runs: Sequence[ResolvedRun], as_json: bool) -> ExitCode:
 
         stdout().print(sweep_table(rows))
     statuses = {row["status"] for row in rows}
-    # besides those that failed or are damaged, runs whose worker died
+    # failed, damaged or missing, or `running` because its worker died
     if statuses - {"finished", "diverged"}:
         return ExitCode.INTERNAL
     return ExitCode.REFUTED if "diverged" in statuses else ExitCode.SUPPORTED
@@ -114,7 +112,7 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
 
 
 def _read_work(path: Path) -> tuple[list[RunConfig], int]:
-    """Return the runs of a worker, and how many workers share them."""
+    """Return the configs in the file of a worker, and how many workers share them."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -41,7 +41,7 @@ def train(
     as_json: options.Json = False,
 ) -> int:
     """Train one model on text; the same command again finds the finished run or resumes where it stopped."""
-    # before what takes long to import
+    # handle signals before the slow imports
     stop: StopRequest = context.obj
     with stop:
         from bitnetctl import api
@@ -101,7 +101,7 @@ def _already_ended(run: ResolvedRun, status: str, when_diverged: str) -> str:
 
 
 def _dry_run(run: ResolvedRun, device_name: str, as_json: bool) -> int:
-    """Show the config, parameters, estimated memory and time."""
+    """Print the config, parameters, estimated memory and time."""
     from bitnetctl.engine.cost import estimate, known_vocabulary
     from bitnetctl.hardware import memory_available, resolve_device
     from bitnetctl.report.terminal import key_value_table

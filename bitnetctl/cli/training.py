@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 def reporting(
     stop: StopRequest, configs: Sequence[RunConfig] = (), **options: Any
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
-    """Yield train options that honour `stop` and report to the terminal, with the reporter; `configs` as in a sweep."""
+    """Yield TrainOptions that report to the terminal, and the reporter; `configs` are the runs that its view lists."""
     from bitnetctl.monitor.console import make_reporter
 
     with make_reporter(stderr(), configs, options["runs_dir"]) as reporter:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if stop():
-                # there is nothing to save yet
+                # during preparation no trainer exists that could save
                 raise StoppedBySignal(
                     f"stopped by {stop.signal_name} while preparing: {what}; "
                     "the same command resumes from what is saved"
                 )
-            reporter.work(what, done, total)
+            reporter.preparation(what, done, total)
 
         yield TrainOptions(**options, should_stop=stop, progress=progress, log=reporter.log), reporter
 
@@ -73,7 +73,7 @@ def train_missing(
 
 
 def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:
-    """Show runs, packs, estimated memory and time."""
+    """Print runs, packs, estimated memory and time."""
     from bitnetctl.hardware import memory_available, resolve_device
     from bitnetctl.report import packs_table
     from bitnetctl.sweeps.executors.local import split_devices

@@ -37,7 +37,7 @@ def verify(
     arm: options.Arm = "",
     seeds: options.Seeds = None,
     overrides: options.Set = None,
-    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the arm without any.")] = False,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
         list[str] | None,
         typer.Option("--criteria", metavar="NAME|FILE", help="Built in or FILE.toml; unset: all built in."),
@@ -48,8 +48,8 @@ def verify(
     precision: options.Precision = "auto",
     pack: options.Pack = "auto",
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
-    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Pack all to send back.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write a Markdown report.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Zip runs and verdicts.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
@@ -66,14 +66,15 @@ def verify(
         junit=junit,
         as_json=as_json,
     )
-    wanted_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
-    wanted_seeds = None if seeds is None else parse_seeds(seeds)
+    requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
+    requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
         with _given_runs(paths) as runs:
-            wanted_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
-            arms = list(dict.fromkeys([*(run.arm or UNKNOWN_ARM for run in runs), *wanted_arms]))
+            requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
+            arms = list(dict.fromkeys([*(run.arm or UNKNOWN_ARM for run in runs), *requested_arms]))
+            deciding = requested_arms or arms
             return judge_and_show(
-                runs, arms=arms, decides=wanted_arms or arms, sizes=wanted_sizes, seeds=wanted_seeds, steps=steps
+                runs, arms=arms, deciding_arms=deciding, sizes=requested_sizes, seeds=requested_seeds, steps=steps
             )
 
     fields = {
@@ -82,8 +83,8 @@ def verify(
         "overrides": overrides or (),
         "arms": (arm,),
         "baseline": not no_baseline,
-        "sizes": wanted_sizes,
-        "seeds": wanted_seeds,
+        "sizes": requested_sizes,
+        "seeds": requested_seeds,
     }
     configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
     # the requested arm last
@@ -108,7 +109,7 @@ def verify(
     return judge_and_show(
         _trained_runs(configs, runs_dir),
         arms=list(dict.fromkeys(config.arm for config in configs)),
-        decides=[configs[-1].arm],
+        deciding_arms=[configs[-1].arm],
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
         seeds=list(dict.fromkeys(config.seed for config in configs)),
         steps=configs[0].steps,
@@ -117,7 +118,7 @@ def verify(
 
 @contextlib.contextmanager
 def _given_runs(paths: Sequence[str]) -> Iterator[list[Run]]:
-    """Yield the runs of CSVs, folders and bundles; what a bundle holds lives as long as this."""
+    """Yield the runs of CSVs, folders and bundles; the extracted files of bundles are deleted afterwards."""
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
@@ -128,7 +129,7 @@ def _given_runs(paths: Sequence[str]) -> Iterator[list[Run]]:
 
 
 def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> list[Run]:
-    """Return the runs of the configs that have rows, and their full-precision twins where they are there."""
+    """Return those runs of the configs, and of their full-precision twins, that have rows."""
     twins = [
         config.model_copy(update={"interventions": (*config.interventions, InterventionSpec(name="full-precision"))})
         for config in configs
@@ -151,7 +152,7 @@ def _judge_and_show(
     *,
     criteria: "Sequence[Criteria]",
     arms: Sequence[str],
-    decides: Sequence[str],
+    deciding_arms: Sequence[str],
     sizes: Sequence[int] | None,
     seeds: Sequence[int] | None,
     steps: int | None,
@@ -160,7 +161,7 @@ def _judge_and_show(
     junit: Path | None,
     as_json: bool,
 ) -> int:
-    """Judge and write the results; the exit code follows the arms `decides`. None is whatever the runs hold."""
+    """Judge, print and write the results; return the exit code of the strictest verdict among `deciding_arms`."""
     from bitnetctl import api
     from bitnetctl.files import write_atomic
     from bitnetctl.report import handoff, junit_xml
@@ -168,8 +169,8 @@ def _judge_and_show(
 
     by_criteria = [api.judge(runs, one, arms=arms, sizes=sizes, seeds=seeds, steps=steps) for one in criteria]
     judged = {arm: combine([verdicts[arm] for verdicts in by_criteria]) for arm in arms}
-    outcome = strictest(judged[arm].outcome for arm in decides)
-    tree = _json(judged, outcome, decides)
+    outcome = strictest(judged[arm].outcome for arm in deciding_arms)
+    tree = _json(judged, outcome, deciding_arms)
     if report is not None:
         write_atomic(report, handoff(runs, judged, outcome).encode())
     if junit is not None:
@@ -180,24 +181,24 @@ def _judge_and_show(
     if as_json:
         print_json(tree)
     else:
-        _show(runs, judged, outcome, decides)
+        _show(runs, judged, outcome, deciding_arms)
     for path in (report, junit, bundle):
         if path is not None:
             print_message(f"written: {path}")
     return outcome.exit_code
 
 
-def _json(judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[str]) -> dict[str, Any]:
+def _json(judged: "dict[str, Combined]", outcome: "Outcome", deciding_arms: Sequence[str]) -> dict[str, Any]:
     return {
         "verdict": outcome.value,
-        "decided_by": list(decides),
+        "decided_by": list(deciding_arms),
         "arms": {arm: {"verdict": combined.outcome.value} for arm, combined in judged.items()},
         "disagreements": {arm: combined.disagreement for arm, combined in judged.items() if combined.disagreement},
         "verdicts": [verdict.to_json() for combined in judged.values() for verdict in combined.verdicts],
     }
 
 
-def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome", decides: Sequence[str]) -> None:
+def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome", deciding_arms: Sequence[str]) -> None:
     from bitnetctl import report
     from bitnetctl.report.escape import printable
     from bitnetctl.verdict import UNKNOWN_ARM
@@ -222,6 +223,6 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
     if len(judged) > 1:
         for arm, combined in judged.items():
             line(f"{arm}: {combined.outcome.value}")
-    deciding = "" if len(judged) == len(decides) else f" ({', '.join(decides)})"
+    of_arms = "" if len(judged) == len(deciding_arms) else f" ({', '.join(deciding_arms)})"
     line(f"next: {report.NEXT_STEPS[outcome]}")
-    line(f"verdict{deciding}: {outcome.value}", "bold")
+    line(f"verdict{of_arms}: {outcome.value}", "bold")

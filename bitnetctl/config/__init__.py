@@ -1,4 +1,4 @@
-"""The config of a run: its typed tree, and how it is read."""
+"""The config of a run: its classes, and how it is read."""
 
 from bitnetctl.config.load import (
     build_config as build_config,

@@ -18,13 +18,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """Return the tree of a built-in recipe or of a `FILE.toml`; raises ConfigError."""
+    """Return the tables of a built-in recipe or of a `FILE.toml` as nested dictionaries; raises ConfigError."""
     tree, label = read_toml(name, "recipe", "bitnetctl.config", "recipes")
     return {"recipe": label, **tree}
 
 
 def builtin_names(package: str, folder: str) -> list[str]:
-    """Names of the TOML files in a folder of a package, without their suffix."""
+    """Return the names of the TOML files in a folder of a package, without their suffix."""
     entries = (resources.files(package) / folder).iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
@@ -95,7 +95,7 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 
 def validated(model: type[Model], tree: object, source: str) -> Model:
-    """Validate a tree as a model; raises ConfigError with one line that begins with `source` and names the field."""
+    """Validate a dictionary as a config class; raises ConfigError with one line: `source`, the field, the problem."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -151,7 +151,7 @@ def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def field_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Dotted names of every field of a config tree."""
+    """Return the dotted name of every field of a config class."""
     paths = []
     for name, field in model.model_fields.items():
         nested = field.annotation

@@ -16,7 +16,7 @@ Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Frozen(BaseModel):
-    """Base of every config class: immutable, no unknown fields, no NaN or infinity, defaults validated too."""
+    """Base of config classes: immutable; rejects unknown fields, NaN and infinity; validates defaults too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -113,7 +113,9 @@ class OptimizerConfig(Frozen):
 class ScheduleConfig(Frozen):
     """Learning rate and weight decay over the run; stage 1 ends at the boundary."""
 
-    kind: Literal["two-stage", "paper", "cosine", "constant"] = "two-stage"
+    kind: Literal["two-stage", "paper", "cosine", "constant"] = Field(
+        "two-stage", description="learning rate after warm-up; paper: two linear decays, as in the b1.58 paper"
+    )
     peak_learning_rate: NonNegative = 1.5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 375
     boundary_fraction: Fraction = Field(0.5, description="fraction of the steps in stage 1")
@@ -121,7 +123,7 @@ class ScheduleConfig(Frozen):
         2 / 3, description="two-stage: learning rate at the boundary / peak"
     )
     stage2_peak_learning_rate: NonNegative = Field(
-        1e-3, description="paper: peak of the second line, to which the learning rate drops at the boundary"
+        1e-3, description="paper: peak of the linear decay that applies after the boundary"
     )
     final_learning_rate_fraction: NonNegative = Field(1e-3, description="learning rate of the last step / peak")
     stage1_weight_decay: NonNegative = 0.1

@@ -6,19 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnetctl.config import DataConfig
-from bitnetctl.data.store import TokenData, Tokens
-from bitnetctl.errors import DataError
+from bitnetctl.data.store import TokenData, Tokens, require_batch
 
 
 class Batches:
-    """The rows of training tokens of every step; steps count from 1.
+    """The batch of every step; steps count from 1.
 
-    An epoch covers the non-overlapping windows of `sequence_length` tokens, without those that do not fill a batch.
+    An epoch is all non-overlapping windows of `sequence_length` tokens, except those left over after the last batch.
     `sequential` takes them in the order of the text and ignores the seed; `shuffled` permutes them in every epoch
     with `numpy.random.default_rng((seed, epoch))`. Raises DataError for less than one batch.
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
+        require_batch(len(data.train_N), config)
         # indexing a numpy.memmap takes several times as long
         self._train_N: Tokens = data.train_N.view(np.ndarray)
         self._rows = config.batch_size
@@ -28,13 +28,7 @@ class Batches:
         self._offsets_T1 = np.arange(self._length + 1, dtype=np.int64)
         self._windows = (len(self._train_N) - 1) // self._length
         self.steps_per_epoch = self._windows // self._rows
-        if self.steps_per_epoch < 1:
-            raise DataError(
-                f"data source {config.source}: {len(self._train_N)} training tokens are too few for one "
-                f"batch of {self._rows} x {self._length} tokens; give more text or lower data.batch_size or "
-                "data.sequence_length"
-            )
-        # two epochs, because a prefetch may read across their border
+        # two epochs, because a prefetch may read into the next one
         self._permutation_W = lru_cache(maxsize=2)(self._permute)
 
     def starts_B(self, step: int) -> npt.NDArray[np.int64]:

@@ -23,13 +23,13 @@ def train_bpe(size: int, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # a marker in the text is the token itself; its characters must not be learned
+    # <|endoftext|> in a text is the special token: its characters are not training text
     tokenizer.train_from_iterator((part for text in texts for part in text.split(END_OF_TEXT)), trainer)
     return tokenizer
 
 
 def byte_level(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer work on bytes."""
+    """Set the byte-level pre-tokenizer and decoder of GPT-2."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
 

@@ -19,7 +19,10 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """Rows of held-out tokens and the scores of the reference predictors on them; losses in nats."""
+    """Rows of held-out tokens, and the scores of the n-gram predictors on them; losses in nats.
+
+    `unique_targets` counts distinct targets, `bigram_unique` distinct arg-max predictions of the bigram predictor.
+    """
 
     inputs_PT: Int64s
     targets_PT: Int64s
@@ -29,7 +32,7 @@ class ProbeData:
     bigram_unique: int
 
 
-class References(BaseModel):
+class NgramScores(BaseModel):
     """Scores of the unigram and the bigram predictor on a probe; losses in nats."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,7 +42,7 @@ class References(BaseModel):
     bigram_unique: int
 
 
-class _CachedReferences(References):
+class _CachedScores(NgramScores):
     format: int
     fingerprint: str
     rows: int
@@ -47,9 +50,9 @@ class _CachedReferences(References):
 
 
 def probe_data(data: TokenData, *, positions: int, sequence_length: int, progress: Progress = no_progress) -> ProbeData:
-    """Return evenly spaced, non-overlapping rows of held-out tokens and their references.
+    """Return evenly spaced, non-overlapping rows of held-out tokens, with the n-gram scores on them.
 
-    `positions` is rounded up to whole rows of `sequence_length`. The references are cached beside the tokens.
+    `positions` is rounded up to whole rows of `sequence_length`. The scores are cached beside the tokens.
     Raises DataError when the held-out text is too short, StorageError when the cache cannot be written.
     """
     held_out_N = data.held_out_N.view(np.ndarray)
@@ -69,19 +72,19 @@ def probe_data(data: TokenData, *, positions: int, sequence_length: int, progres
     starts_P = np.arange(rows, dtype=np.int64) * (len(held_out_N) - 1) // rows
     windows_PT1 = held_out_N[starts_P[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
     inputs_PT, targets_PT = windows_PT1[:, :-1].copy(), windows_PT1[:, 1:].copy()
-    references = _cached_references(data, inputs_PT, targets_PT, progress)
+    scores = _cached_scores(data, inputs_PT, targets_PT, progress)
     return ProbeData(
         inputs_PT=inputs_PT,
         targets_PT=targets_PT,
         unique_targets=len(np.unique(targets_PT)),
-        **references.model_dump(),
+        **scores.model_dump(),
     )
 
 
-def count_references(
+def score_ngrams(
     train_N: Tokens, inputs_PT: Int64s, targets_PT: Int64s, *, vocab_size: int, progress: Progress = no_progress
-) -> References:
-    """Score the unigram and bigram predictors of the training tokens on a probe.
+) -> NgramScores:
+    """Score the unigram and bigram predictors of the training tokens on a probe; losses in nats.
 
     Unigram, add-one (Laplace): P(w) = (c(w) + 1) / (N + V). Bigram, interpolated Witten-Bell:
     P(w|v) = (c(v, w) + t(v) P(w)) / (c(v) + t(v)), with t(v) the number of distinct followers of v; P(w) where v
@@ -97,16 +100,16 @@ def count_references(
     seen_C = np.bincount(context_K, weights=counts_K, minlength=len(contexts_C))
 
     context_M, target_M = context.ravel(), targets_PT.ravel()
-    wanted_M = context_M * vocab_size + target_M
+    key_M = context_M * vocab_size + target_M
     before_K1 = np.concatenate([[0], np.cumsum(counts_K)])
-    # no bigram lies between the two sides of an unseen key
-    count_M = before_K1[np.searchsorted(keys_K, wanted_M, "right")] - before_K1[np.searchsorted(keys_K, wanted_M)]
+    # for a bigram that is not among the keys both indices are equal, so its count is 0
+    count_M = before_K1[np.searchsorted(keys_K, key_M, "right")] - before_K1[np.searchsorted(keys_K, key_M)]
     types_M = types_C[context_M]
     # an unseen context has no followers: the unigram alone
     weight_M = np.where(types_M > 0, types_M, 1)
     bigram_M = (count_M + weight_M * unigram_V[target_M]) / (seen_C[context_M] + weight_M)
     predicted_C = _arg_max(context_K, token_K, counts_K, types_C, unigrams_V, total)
-    return References(
+    return NgramScores(
         unigram_loss=float(-np.log(unigram_V[target_M]).mean()),
         bigram_loss=float(-np.log(bigram_M).mean()),
         # contexts_C holds the contexts of the probe only
@@ -114,23 +117,23 @@ def count_references(
     )
 
 
-def _cached_references(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, progress: Progress) -> References:
+def _cached_scores(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, progress: Progress) -> NgramScores:
     rows, length = inputs_PT.shape
     path = cache_folder() / "references" / f"{data.fingerprint[:32]}-{rows}x{length}.json"
     key = {"format": _FORMAT, "fingerprint": data.fingerprint, "rows": rows, "sequence_length": length}
     try:
-        cached = _CachedReferences.model_validate_json(path.read_bytes())
+        cached = _CachedScores.model_validate_json(path.read_bytes())
         if cached.model_dump(include=set(key)) == key:
-            return References(**cached.model_dump(exclude=set(key)))
-        progress("recounting references (the cached ones belong to other tokens)", 0, None)
+            return NgramScores(**cached.model_dump(exclude=set(key)))
+        progress("recounting bigrams (the cached scores are of other tokens)", 0, None)
     except FileNotFoundError:
         pass
     except (OSError, ValidationError):
-        progress("recounting references (the cached ones are damaged)", 0, None)
-    references = count_references(data.train_N, inputs_PT, targets_PT, vocab_size=data.vocab_size, progress=progress)
-    entry = _CachedReferences.model_validate({**key, **references.model_dump()})
+        progress("recounting bigrams (the cached scores are damaged)", 0, None)
+    scores = score_ngrams(data.train_N, inputs_PT, targets_PT, vocab_size=data.vocab_size, progress=progress)
+    entry = _CachedScores.model_validate({**key, **scores.model_dump()})
     write_atomic(path, entry.model_dump_json(indent=1).encode())
-    return references
+    return scores
 
 
 def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progress) -> tuple[Int64s, Int64s, Int64s]:
@@ -145,8 +148,8 @@ def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progr
     pending: list[tuple[Int64s, Int64s]] = []
     total = len(train_N)
     for start in range(0, total, _CHUNK_TOKENS):
-        progress("counting references", start, total)
-        # one token more, for the bigram across the border of two chunks
+        progress("counting bigrams", start, total)
+        # one token more, for the bigram across two chunks
         chunk_N = np.asarray(train_N[start : start + _CHUNK_TOKENS + 1]).astype(np.int64)
         unigrams_V += np.bincount(chunk_N[:_CHUNK_TOKENS], minlength=vocab_size)
         index_N = index_V[chunk_N[:-1]]
@@ -156,7 +159,7 @@ def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progr
         # merge only when as much is pending as is merged: linear work, and memory of twice the result
         if sum(len(keys) for keys, _ in pending) > max(len(merged[0]), _CHUNK_TOKENS):
             merged, pending = _merge([merged, *pending]), []
-    progress("counting references", total, total)
+    progress("counting bigrams", total, total)
     return unigrams_V, *_merge([merged, *pending])
 
 
@@ -171,11 +174,11 @@ def _arg_max(
 ) -> Int64s:
     """Return the most probable next token of every context: one of its followers, or the most frequent token."""
     contexts_C = np.arange(len(types_C))
-    # the most frequent token competes in every context, as one that was not seen there
+    # in every context the best token that was not seen there is the most frequent one: add it with count 0
     context = np.concatenate([context_K, contexts_C])
     token = np.concatenate([token_K, np.full_like(contexts_C, np.argmax(unigrams_V))])
     count = np.concatenate([counts_K, np.zeros_like(contexts_C)])
-    # numerators x (N + V) are integers, so ties are exact; beyond 3e9 tokens they overflow 64 bits
+    # the probability's numerator x (N + V) is an integer, so ties are exact; beyond 3e9 tokens it overflows 64 bits
     exact = np.int64 if total**2 < 2**63 else np.float64
     score = count.astype(exact) * total + types_C[context].astype(exact) * (unigrams_V[token] + 1)
     order = np.lexsort((token, -score, context))

@@ -53,7 +53,7 @@ def is_folder(path: Path) -> bool:
 
 
 class Piece(NamedTuple):
-    """A stretch of a document; `ends` marks the last one of a document."""
+    """Part of a document; `ends` is True for its last part."""
 
     text: str
     ends: bool
@@ -61,7 +61,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A text that can be read more than once: `pieces` starts a new reading; `files` are empty for a dataset."""
+    """A text; each call of `pieces` reads it from the start. `files` is empty for a Hugging Face dataset."""
 
     spec: str
     files: frozenset[Path]
@@ -167,7 +167,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -184,7 +184,7 @@ def _text_pieces(path: Path) -> Iterator[Piece]:
     # utf-8-sig drops a byte-order mark
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     read = 0
-    with _reading(path), _open(path) as file:
+    with _read_errors(path), _open(path) as file:
         try:
             while chunk := file.read(_READ_BYTES):
                 read += len(chunk)
@@ -196,7 +196,7 @@ def _text_pieces(path: Path) -> Iterator[Piece]:
 
 def _jsonl_pieces(path: Path) -> Iterator[Piece]:
     read = 0
-    with _reading(path), _open(path) as file:
+    with _read_errors(path), _open(path) as file:
         for number, line in enumerate(file, 1):
             read += len(line)
             content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -225,7 +225,7 @@ def _parquet_pieces(path: Path) -> Iterator[Piece]:
     except ImportError as error:
         raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'bitnetctl[parquet]'") from error
     row = 0
-    with _reading(path):
+    with _read_errors(path):
         try:
             with parquet.ParquetFile(path) as file:
                 _require_text_column(file.schema_arrow.names, str(path))
@@ -266,20 +266,20 @@ def _row_piece(text: object, row: int, name: str) -> Piece:
     return Piece(text, True)
 
 
-def _load_hub(spec: str, readings: list[list[str]]) -> Any:
-    """Load the dataset by the first reading of its name, and config if any, that works."""
+def _load_hub(spec: str, candidates: list[list[str]]) -> Any:
+    """Load the first candidate, [name] or [name, config], that can be loaded."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(f"data source {spec}: needs the datasets library: pip install 'bitnetctl[hf]'") from error
     datasets.disable_progress_bars()
     errors: list[Exception] = []
-    for reading in readings:
+    for candidate in candidates:
         try:
-            return datasets.load_dataset(*reading, split="train")
+            return datasets.load_dataset(*candidate, split="train")
         except Exception as error:  # the hub, the network or a dataset's own reader may raise anything
             errors.append(error)
-    # "not found" for one of two readings of the name is the least informative error
+    # "not found" for one of two candidates is the least informative error
     cause = next((error for error in errors if not isinstance(error, FileNotFoundError)), errors[0])
     raise DataError(
         f"data source {spec}: {one_line(cause)}; check the name and the network, or use file:GLOB"

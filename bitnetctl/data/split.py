@@ -13,7 +13,7 @@ _BLOCK_CHARACTERS = 1 << 16
 
 
 class Block(NamedTuple):
-    """A non-empty stretch of a document, either trained on or held out; `ends` marks the last one of a document."""
+    """A non-empty part of a document, either trained on or held out; `ends` is True for its last part."""
 
     text: str
     held_out: bool
@@ -21,7 +21,7 @@ class Block(NamedTuple):
 
 
 class TextHash:
-    """BLAKE2b of documents in order, independent of how their text is cut into pieces."""
+    """BLAKE2b of documents in order, the same however their text is cut into pieces."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=32)
@@ -58,7 +58,7 @@ def hash_text(source: Source, progress: Progress) -> TextHash:
 
 
 def block_size(characters: int, fraction: float) -> int:
-    """Return the length to cut blocks at: 64 Ki characters, less for a short text so that both sides get several."""
+    """Return the `size` for `split_blocks`: 64 Ki characters, less for a short text so that both sides get several."""
     if fraction in (0.0, 1.0):
         return _BLOCK_CHARACTERS
     smaller_side = min(fraction, 1.0 - fraction)
@@ -124,7 +124,7 @@ class _HashedSource:
 
 @dataclass(frozen=True)
 class SplitText:
-    """The training and held-out text of a config: one source that is split, or two. Hashed once, readable again."""
+    """The training and held-out text of a config: one source that is split, or two; hashed when opened."""
 
     sources: tuple[_HashedSource, ...]
 

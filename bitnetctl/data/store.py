@@ -1,4 +1,4 @@
-"""The token cache: tokens of a text, split and tokenizer are built once, then memory-mapped."""
+"""The token cache: a text is split and tokenized once, then memory-mapped."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ _WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """Training and held-out tokens, memory-mapped, with the identity of their text and tokenizer."""
+    """Training and held-out tokens, memory-mapped; `fingerprint` is a hash of tokens and tokenizer."""
 
     train_N: Tokens
     held_out_N: Tokens
@@ -157,7 +157,7 @@ def _build(
 ) -> None:
     with storage_errors(folder), replacing(folder) as temporary:
         temporary.mkdir()
-        _sweep(folder.parent, temporary.stat().st_mtime)
+        _remove_stale(folder.parent, temporary.stat().st_mtime)
         meter = ProgressMeter(progress, "training tokenizer", text.characters)
         tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
         content = tokenizer.to_str().encode()
@@ -207,7 +207,7 @@ def _encode(
             raise DataError(f"tokenizer {spec}: cannot encode the text: {one_line(error)}") from error
         for block, encoding in zip(blocks, encodings, strict=True):
             if not previous.ends and previous.held_out != block.held_out:
-                # the split cut the document here: the next text of this side does not follow
+                # the split cut the document here: the next text of this side does not continue it
                 sides[previous.held_out].append(end_N)
             ids_N = np.array(encoding.ids, dtype=np.int64)
             if ids_N.max(initial=0) >= size:
@@ -221,7 +221,7 @@ def _encode(
 
 
 def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
-    """Yield groups of blocks, each as large as is encoded at a time."""
+    """Yield groups of blocks; a group is encoded in one call."""
     group: list[Block] = []
     characters = 0
     for block in blocks:
@@ -234,7 +234,8 @@ def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
         yield group
 
 
-def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) -> None:
+def require_batch(train_tokens: int, config: DataConfig) -> None:
+    """Raise DataError if the training tokens do not fill one batch."""
     needed = config.batch_size * config.sequence_length + 1
     if train_tokens < needed:
         raise DataError(
@@ -242,6 +243,10 @@ def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) 
             f"{config.batch_size} x {config.sequence_length} tokens ({needed} with the last target); "
             "give more text or lower data.batch_size or data.sequence_length"
         )
+
+
+def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) -> None:
+    require_batch(train_tokens, config)
     if held_out_tokens < config.sequence_length + 1:
         raise DataError(
             f"data source {config.held_out_source or config.source}: {held_out_tokens} held-out tokens are "
@@ -254,8 +259,8 @@ def _fingerprint(files: dict[str, _File], dtype: str) -> str:
     return canonical_hash({"dtype": dtype, "files": {name: file.sha256 for name, file in files.items()}})
 
 
-def _sweep(folder: Path, now: float) -> None:
-    """Delete what killed processes left; `now` is by the clock of the file system, which may not be ours."""
+def _remove_stale(folder: Path, now: float) -> None:
+    """Delete temporary folders of killed processes; `now` is the time of the file system."""
     for temporary in folder.glob(".*"):
         with contextlib.suppress(OSError):
             newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
@@ -264,7 +269,7 @@ def _sweep(folder: Path, now: float) -> None:
 
 
 def _read_meta(folder: Path) -> _Meta:
-    """Return meta.json if the files agree with it; raises FileNotFoundError without a folder, else _DamagedError."""
+    """Return meta.json; raises FileNotFoundError without a folder, _DamagedError if its files differ from meta.json."""
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:

@@ -25,9 +25,9 @@ _SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSource:
-    """A tokenizer of `size` tokens that is loaded, or (`loaded` is None) to be trained.
+    """A loaded tokenizer, or the `size` of one to be trained (`loaded` is None).
 
-    Two sources of one `identity` give the same tokens for the same text.
+    Two sources with the same `identity` give the same tokens for the same text.
     """
 
     spec: str
@@ -48,7 +48,8 @@ class TokenizerSource:
                 for text in texts:
                     file.write(json.dumps(text, ensure_ascii=False) + "\n")
                     tick()
-            _run(self.spec, [sys.executable, "-P", bpe.__file__, str(self.size), str(lines), str(path)], tick)
+            command = [sys.executable, "-P", bpe.__file__, str(self.size), str(lines), str(path)]
+            _train_in_subprocess(self.spec, command, tick)
         finally:
             lines.unlink(missing_ok=True)
         tokenizer = load_tokenizer(path)
@@ -166,8 +167,8 @@ def _loaded(spec: str, identity: str, tokenizer: Tokenizer) -> TokenizerSource:
     return TokenizerSource(spec=spec, identity=identity, size=size, loaded=tokenizer)
 
 
-def _run(spec: str, command: list[str], tick: Callable[[], None]) -> None:
-    """Train in a subprocess, which can be killed: in this process, a signal would wait until training is done."""
+def _train_in_subprocess(spec: str, command: list[str], tick: Callable[[], None]) -> None:
+    """Train in a process that can be killed; in this one, Python handles no signal until the training returns."""
     with tempfile.TemporaryFile() as stderr:
         # a new session, so that Ctrl-C at a terminal reaches this process only
         process = subprocess.Popen(
@@ -191,7 +192,7 @@ def _run(spec: str, command: list[str], tick: Callable[[], None]) -> None:
 def _without_limits(tokenizer: Tokenizer, name: str) -> Tokenizer:
     if not tokenizer.get_vocab_size():
         raise DataError(f"tokenizer {name}: the vocabulary is empty")
-    # the limits of a model that the file was made for would silently drop text
+    # a file's limits, set for another model, would silently drop text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

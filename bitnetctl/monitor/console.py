@@ -1,4 +1,4 @@
-"""Reporting on runs in training: a live view in a terminal, plain lines elsewhere."""
+"""Reporters of a training: a live view in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bitnetctl.config import RunConfig
 from bitnetctl.monitor.live import LiveReporter
-from bitnetctl.monitor.view import REPEAT_SECONDS, RunView, ended_lines, row_line, started_line, work_line
+from bitnetctl.monitor.view import REPEAT_SECONDS, RunView, ended_lines, preparation_line, row_line, started_line
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, RolledBack, Started, Stopped
 
 
@@ -19,7 +19,7 @@ class PlainReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pack: list[RunView] = []
-        self._work_shown = time.monotonic()
+        self._preparation_shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +51,12 @@ class PlainReporter:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def work(self, what: str, done: int, total: int | None) -> None:
-        """Print a line every two seconds."""
+    def preparation(self, what: str, done: int, total: int | None) -> None:
+        """Print the progress of preparing text, at most every two seconds."""
         now = time.monotonic()
-        if now - self._work_shown >= REPEAT_SECONDS:
-            self._work_shown = now
-            self.log(work_line(what, done, total))
+        if now - self._preparation_shown_at >= REPEAT_SECONDS:
+            self._preparation_shown_at = now
+            self.log(preparation_line(what, done, total))
 
 
 Reporter = LiveReporter | PlainReporter

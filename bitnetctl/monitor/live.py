@@ -22,9 +22,9 @@ from bitnetctl.monitor.view import (
     ended_lines,
     format_clock,
     format_memory,
+    preparation_line,
     sparkline,
     started_line,
-    work_line,
 )
 from bitnetctl.records import read_manifest
 from bitnetctl.report.columns import format_value
@@ -56,7 +56,7 @@ class LiveReporter:
         self._started_at = time.monotonic()
         self._folder_read_at = 0.0
         self._memory_bytes = 0
-        self._work: str | None = None
+        self._preparation: str | None = None
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> Self:
@@ -87,12 +87,12 @@ class LiveReporter:
         """Print one line above the view."""
         self._console.print(text, markup=False, highlight=False)
 
-    def work(self, what: str, done: int, total: int | None) -> None:
-        """Show the preparation in the view."""
-        self._work = work_line(what, done, total)
+    def preparation(self, what: str, done: int, total: int | None) -> None:
+        """Show the progress of preparing text in the view."""
+        self._preparation = preparation_line(what, done, total)
 
     def _start(self, event: Started) -> None:
-        self._work = None
+        self._preparation = None
         self._started_at = time.monotonic()
         self._start_step = self._step = event.start_step
         self._leave_pack()
@@ -117,21 +117,23 @@ class LiveReporter:
             self._leave_pack()
 
     def _leave_pack(self) -> None:
-        """Forget the pack; runs that it did not finish wait for their turn again."""
+        """Forget the pack; its runs that have not ended are `waiting` again."""
         for view in self._pack:
             if view.state == "training":
                 view.state = "waiting"
         self._pack = []
 
     def _render(self) -> Group:
-        lines: list[RenderableType] = [Text(self._work, style="dim")] if self._work and not self._pack else []
+        lines: list[RenderableType] = []
         if self._pack:
             lines.append(self._headline())
+        elif self._preparation:
+            lines.append(Text(self._preparation, style="dim"))
         if self._is_sweep:
             self._read_folder()
             lines += [self._counts(), self._run_table()]
         elif self._pack:
-            lines.append(self._solo_table(self._pack[0]))
+            lines.append(self._single_run_table(self._pack[0]))
         return Group(*lines)
 
     def _headline(self) -> Table:
@@ -151,7 +153,7 @@ class LiveReporter:
         )
         return grid
 
-    def _solo_table(self, view: RunView) -> Table:
+    def _single_run_table(self, view: RunView) -> Table:
         row = view.row
         cells = {
             "loss": format_value(view.loss, ".3f"),
@@ -174,8 +176,8 @@ class LiveReporter:
         return Text(f"{len(self._runs)} runs: {', '.join(parts)}", style="bold")
 
     def _run_table(self) -> Table:
-        """Return as many runs as fit the height of the terminal, in the order of `_STATES`."""
-        room = max(3, self._console.height - 5)
+        """Return a table of as many runs as the terminal has room for, in the order of `_STATES`."""
+        most_rows = max(3, self._console.height - 5)
         ordered = sorted(self._runs.values(), key=lambda view: _STATES.index(view.state))
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
         table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
@@ -183,7 +185,7 @@ class LiveReporter:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("history", no_wrap=True, min_width=8)
         table.add_column("state", no_wrap=True)
-        for view in ordered[:room]:
+        for view in ordered[:most_rows]:
             table.add_row(
                 view.label,
                 f"{view.step:,}",
@@ -193,8 +195,8 @@ class LiveReporter:
                 view.state,
                 style=view.style,
             )
-        if len(ordered) > room:
-            table.add_row(f"… and {len(ordered) - room} more")
+        if len(ordered) > most_rows:
+            table.add_row(f"… and {len(ordered) - most_rows} more")
         return table
 
     def _read_folder(self) -> None:

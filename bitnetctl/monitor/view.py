@@ -9,12 +9,12 @@ from bitnetctl.trainer.events import Diverged, Failed, Finished, Started, Stoppe
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 REPEAT_SECONDS = 2.0
-"""Least time between two lines on a preparation, and between two looks at the folder of runs."""
+"""Least time between two lines on the preparation, and between two reads of the runs folder."""
 
 
 @dataclass
 class RunView:
-    """State of one run, from its events or, for a run of another process, from its manifest."""
+    """State of one run, from its events, or from its manifest if another process trains it."""
 
     name: str
     config: RunConfig
@@ -32,13 +32,13 @@ class RunView:
 
     @property
     def style(self) -> str:
-        """Colour of the run."""
+        """Rich style of its line."""
         if self.state in ("diverged", "failed"):
             return "red"
         return "yellow" if self.collapsed_since is not None else "dim" if self.state == "waiting" else ""
 
     def update(self, row: Row) -> str | None:
-        """Take over a new row; return a warning where a collapse begins."""
+        """Update the view with an evaluation; return a warning if a collapse begins with it."""
         self.row = row
         unique = known(row, "UniquePredictions")
         if unique is not None:
@@ -56,7 +56,7 @@ class RunView:
 
 
 def started_line(event: Started) -> str:
-    """Return the line on a run or pack that starts."""
+    """Return the line for a run or pack that starts."""
     where = f"{event.num_parameters:,} parameters on {event.device}"
     resumed = f", resumed after step {event.start_step:,}" if event.start_step else ""
     if len(event.names) == 1:
@@ -65,7 +65,7 @@ def started_line(event: Started) -> str:
 
 
 def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunView]) -> list[str]:
-    """Set the state of the runs that ended, and return a line on each."""
+    """Set the state of the runs that ended, and return a line for each."""
     match event:
         case Diverged():
             pack[event.run].state = "diverged"
@@ -96,7 +96,7 @@ def row_line(row: Row, steps: int) -> str:
 
 
 def sparkline(values: list[float], width: int = 16) -> str:
-    """Return the last values as blocks, on a scale from 0 to their maximum."""
+    """Return the last `width` values as block characters, on a scale from 0 to their maximum."""
     recent = values[-width:]
     top = max(recent, default=0.0) or 1.0
     return "".join(_SPARKS[min(int(value / top * len(_SPARKS)), len(_SPARKS) - 1)] for value in recent)
@@ -113,8 +113,8 @@ def _outcome(view: RunView) -> str:
     )
 
 
-def work_line(what: str, done: int, total: int | None) -> str:
-    """Return the line on a preparation; `total` is None where it is unknown."""
+def preparation_line(what: str, done: int, total: int | None) -> str:
+    """Return the progress of preparing text as one line; `total` is None where it is unknown."""
     if total is not None:
         return f"{what}: {done:,} of {total:,}"
     return f"{what}: {done:,}" if done else what

@@ -16,7 +16,7 @@ HOOKS = ("configure", "quantization", "learning_rate", "weight_decay", "training
 
 
 class Composition:
-    """The interventions of one run. `training_loss` and `transform_gradients` may be overridden by one of them each."""
+    """The interventions of one run; at most one overrides `training_loss`, at most one `transform_gradients`."""
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         self.interventions = tuple(interventions)
@@ -76,13 +76,13 @@ class Composition:
             return self._loss.training_loss(logits_TV, targets_T)
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
-        """Change the gradients by the intervention that overrides this hook."""
+        """Change the gradients in place, by the intervention that overrides this hook."""
         assert self._gradients is not None
         with _no_process_exit(self._gradients):
             self._gradients.transform_gradients(parameters)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the states in order; raises ConfigError for one that JSON would not restore as it is."""
+        """Return the states in order; raises ConfigError for one that does not survive a round trip through JSON."""
         return [_state_of(intervention) for intervention in self.interventions]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -93,14 +93,14 @@ class Composition:
 
     def _overriding(self, hook: str) -> Intervention | None:
         """Return the one intervention that overrides a hook, if any; raises ConfigError for two."""
-        overriding = [each for each in self.interventions if hook in changed_hooks(type(each))]
+        overriding = [each for each in self.interventions if hook in overridden_hooks(type(each))]
         if len(overriding) > 1:
             names = " and ".join(type(each).__name__ for each in overriding)
             raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so")
         return overriding[0] if overriding else None
 
 
-def changed_hooks(intervention: type[Intervention]) -> list[str]:
+def overridden_hooks(intervention: type[Intervention]) -> list[str]:
     """Return the names of the hooks that a class overrides."""
     return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
 

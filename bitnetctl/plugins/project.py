@@ -16,7 +16,7 @@ def intervention_classes(path: Path) -> list[type[Intervention]]:
     # Path.is_file raises for a long name
     if not os.path.isfile(path):  # noqa: PTH113
         return [_load_target(path, target) for target in _targets(path)]
-    # a name of its own, so that the file cannot replace a module such as `random`
+    # a prefixed name, so that the file cannot replace a module such as `random`
     module = _import(f"bitnetctl_checked_{path.stem}", path)
     classes = [
         value
@@ -62,10 +62,10 @@ def _load_target(path: Path, target: str) -> type[Intervention]:
     stem = Path(*name.strip().split("."))
     roots = [path.resolve(), path.resolve() / "src"]
     files = [(root, root / file) for root in roots for file in (stem.with_suffix(".py"), stem / "__init__.py")]
-    there = [(root, file) for root, file in files if file.is_file()]
-    if not there:
+    existing = [(root, file) for root, file in files if file.is_file()]
+    if not existing:
         raise ConfigError(f"{path}: entry point {target!r}: {stem.with_suffix('.py')} is not there")
-    root, file = there[0]
+    root, file = existing[0]
     sys.path.insert(0, str(root))
     value = getattr(_import(name.strip(), file), attribute.strip(), None)
     if not isinstance(value, type):

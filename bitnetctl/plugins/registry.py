@@ -18,17 +18,17 @@ from pydantic import ValidationError
 from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validated
 from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
-from bitnetctl.plugins.composition import Composition, changed_hooks
+from bitnetctl.plugins.composition import Composition, overridden_hooks
 from bitnetctl.records import PluginInfo
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
-ALLOWED = "BITNETCTL_ALLOWED_PLUGINS"
+ALLOWED_VARIABLE = "BITNETCTL_ALLOWED_PLUGINS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """An entry point of the group, not loaded. Several distributions may register the same name."""
+    """An entry point of the group, not yet loaded. Several distributions may register the same name."""
 
     name: str
     distribution: str
@@ -40,10 +40,10 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin(Registration):
-    """A registration whose class is loaded and checked, or the `problem`, one line, why it cannot be used.
+    """A registration with its class, loaded and checked, or with the `problem`, one line, why it cannot be used.
 
     `module` is where the class is defined and `source_sha256` the hash of that module's file, both None if nothing was
-    imported. Of a plug-in that is not `allowed` nothing is imported.
+    imported. A plug-in that is not `allowed` is never imported.
     """
 
     intervention: type[Intervention] | None
@@ -52,19 +52,14 @@ class Plugin(Registration):
     source_sha256: str | None
 
     @property
-    def refused(self) -> bool:
-        """Whether it is not allowed."""
-        return not self.allowed
-
-    @property
-    def refusal(self) -> str:
-        """The error of a run that uses it."""
+    def error_message(self) -> str:
+        """Message for a run that requests it although it has a `problem`."""
         return f"intervention {self.name!r} of {self.distribution} {self.version} cannot be used: {self.problem}"
 
     @property
     def hooks(self) -> list[str]:
         """Names of the hooks that it overrides."""
-        return [] if self.intervention is None else changed_hooks(self.intervention)
+        return [] if self.intervention is None else overridden_hooks(self.intervention)
 
 
 @cache
@@ -103,44 +98,44 @@ def _distributions() -> Iterator[tuple[metadata.Distribution, metadata.EntryPoin
         # reading damaged metadata may raise anything
         except Exception:
             continue
-        normal = _normal(name or "")
-        if normal and normal not in seen:
-            seen.add(normal)
+        normalized = _normalized(name or "")
+        if normalized and normalized not in seen:
+            seen.add(normalized)
             yield dist, entries
 
 
-def _normal(distribution: str) -> str:
+def _normalized(distribution: str) -> str:
     """Return a distribution's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _is_allowed(name: str, distribution: str) -> bool:
-    """Whether an intervention may be imported: an unset BITNETCTL_ALLOWED_PLUGINS allows all, an empty one no other."""
-    text = os.environ.get(ALLOWED)
+    """Whether BITNETCTL_ALLOWED_PLUGINS allows an intervention: unset it allows all, empty the built-in ones only."""
+    text = os.environ.get(ALLOWED_VARIABLE)
     if text is None or distribution == OWN_DISTRIBUTION:
         return True
     names = {each.strip() for each in text.split(",")} - {""}
-    return not {name, _normal(distribution)}.isdisjoint(names | {_normal(each) for each in names})
+    return not {name, _normalized(distribution)}.isdisjoint(names | {_normalized(each) for each in names})
 
 
 def load_all() -> list[Plugin]:
-    """Load every plug-in; one that cannot be used has a `problem`."""
+    """Load every plug-in, those with a `problem` too."""
     return [load(name) for name in sorted({registration.name for registration in discover()})]
 
 
 @cache
 def load(name: str) -> Plugin:
-    """Load one plug-in by name; `problem` says why it cannot be used. Raises ConfigError for an unknown name."""
+    """Load one plug-in by name; raises ConfigError for an unknown name only, see `Plugin.problem`."""
     registrations = [each for each in discover() if each.name == name]
     if not registrations:
-        known = sorted({each.name for each in discover() if _is_usable(each.name)})
+        known = sorted({each.name for each in discover() if _is_valid_name(each.name)})
         hint = near_miss(name, known) or f"; there are: {', '.join(known)}"
         raise ConfigError(f"unknown intervention {name!r}{hint}")
     # a plug-in that is not allowed cannot conflict with one that is
     allowed = [each for each in registrations if each.allowed]
     first = (allowed or registrations)[0]
     intervention, problem, module, digest = None, None, None, None
-    if not _is_usable(name):
+    if not _is_valid_name(name):
         problem = "its name is not one that -i takes: lower-case letters, digits and '-', at most 64"
     elif not allowed:
         problem = f"not allowed; {_how_to_allow(first)}"
@@ -159,7 +154,7 @@ def load(name: str) -> Plugin:
     return Plugin(**vars(first), intervention=intervention, problem=problem, module=module, source_sha256=digest)
 
 
-def _is_usable(name: str) -> bool:
+def _is_valid_name(name: str) -> bool:
     try:
         InterventionSpec(name=name)
     except ValidationError:
@@ -168,9 +163,9 @@ def _is_usable(name: str) -> bool:
 
 
 def _how_to_allow(registration: Registration) -> str:
-    name, distribution = registration.name, _normal(registration.distribution)
+    name, distribution = registration.name, _normalized(registration.distribution)
     alone = "" if name == distribution else f", or {name} for this one alone,"
-    return f"add {distribution}{alone} to {ALLOWED}"
+    return f"add {distribution}{alone} to {ALLOWED_VARIABLE}"
 
 
 def _source_hash(module: str) -> str | None:
@@ -219,13 +214,8 @@ def compose(specs: Sequence[InterventionSpec]) -> Composition:
     return Composition([intervention(settings) for intervention, settings in map(_resolve, specs)])
 
 
-def effective_config(config: RunConfig) -> RunConfig:
-    """Return the config after its interventions; raises ConfigError."""
-    return compose(config.interventions).configure(config)
-
-
 def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
-    """Return which code runs with which settings, for the manifest; raises ConfigError."""
+    """Return version, settings and source hash of the interventions, for `run.json`; raises ConfigError."""
     plugins = [(load(spec.name), _resolve(spec)[1]) for spec in specs]
     return [
         PluginInfo(
@@ -244,5 +234,5 @@ def _resolve(spec: InterventionSpec) -> tuple[type[Intervention], InterventionSe
     """Return the class and the validated settings of a spec; raises ConfigError."""
     plugin = load(spec.name)
     if plugin.intervention is None:
-        raise ConfigError(plugin.refusal)
+        raise ConfigError(plugin.error_message)
     return plugin.intervention, validated(plugin.intervention.Settings, spec.settings, f"intervention {spec.name}")

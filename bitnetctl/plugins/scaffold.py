@@ -11,7 +11,7 @@ from bitnetctl.files import storage_errors
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
-# of the new project: path, and the file of the template that it is made from
+# path in the new project: its template
 _FILES = {
     "pyproject.toml": "pyproject.toml.in",
     "$module.py": "module.py.in",
@@ -34,11 +34,11 @@ def write_project(name: str, parent: Path) -> Path:
     folder = parent / f"bitnetctl-{name}"
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another name or --path")
-    words = {"name": name, "module": module, "class_name": class_name}
+    substitutions = {"name": name, "module": module, "class_name": class_name}
     with storage_errors(folder):
         (folder / "tests").mkdir(parents=True)
         for path, template in _FILES.items():
             text = (resources.files("bitnetctl.plugins") / "template" / template).read_text(encoding="utf-8")
-            target = folder / Template(path).substitute(words)
-            target.write_text(Template(text).substitute(words), encoding="utf-8")
+            target = folder / Template(path).substitute(substitutions)
+            target.write_text(Template(text).substitute(substitutions), encoding="utf-8")
     return folder

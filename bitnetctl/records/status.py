@@ -18,7 +18,7 @@ def final_row(csv: Path) -> dict[str, Any]:
     return {name: json_value(records.value(name, -1)) for name in NAMES}
 
 
-def refuse_case_twins(names: Iterable[str], runs_dir: Path) -> None:
+def refuse_case_collisions(names: Iterable[str], runs_dir: Path) -> None:
     """Raise ConfigError where names of runs differ from each other, or from existing ones, in letter case only.
 
     Some file systems take such names for one, and a folder copied there would lose one of the runs.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError, one_line
 from bitnetctl.hardware import release_unused
-from bitnetctl.records.status import refuse_case_twins
-from bitnetctl.sweeps.executors.local import split_devices, work_on_devices
+from bitnetctl.records.status import refuse_case_collisions
+from bitnetctl.sweeps.executors.local import run_workers, split_devices
 from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
@@ -18,7 +18,7 @@ from bitnetctl.trainer.events import Event, Failed, Stopped
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration
+from bitnetctl.units import duration, plural
 
 _WAIT_SECONDS = 1.0
 
@@ -28,7 +28,7 @@ def sweep_runs(
 ) -> Iterator[Event]:
     """Train every run that has not ended, in packs of at most `pack` runs, yielding events.
 
-    `pack` None: as many as memory takes, and no more than leave some to each of the `workers` that share the runs.
+    `pack` None: as many as fit in memory, at most ceil(runs / workers) so that each of the `workers` gets some.
     Other processes may sweep the same folder: each run is trained once, and this process waits for the runs that others
     hold and takes over those whose process dies. A run that raises an error is recorded as failed and the others
     continue, as they do without a run whose files are damaged.
@@ -47,10 +47,10 @@ class _Sweep:
         for run in runs:
             self._factory.require_room(run.effective, 1)
         self._candidates = list(runs)
-        # runs of a pack that failed train one by one
+        # names of the runs of failed packs, which then train one by one
         self._alone: set[str] = set()
         self._queue = RunQueue(options.runs_dir, self._shape)
-        self._fits: dict[object, int] = {}
+        self._largest_packs: dict[object, int] = {}
         missing = list(self._queue.unfinished(runs))
         self._runs_of_shape = Counter(shape_of(run, self._device) for run in missing)
         costs = plan_costs(
@@ -60,9 +60,8 @@ class _Sweep:
             lambda effective: self._factory.prepare(effective)[0].vocab_size,
             workers=workers,
         )
-        noun = "run" if len(missing) == 1 else "runs"
         seconds = sum(cost.seconds for cost in costs)
-        options.log(f"{len(missing)} {noun} to train on {self._device}, about {duration(seconds)}")
+        options.log(f"{plural(len(missing), 'run')} to train on {self._device}, about {duration(seconds)}")
 
     def train(self) -> Iterator[Event]:
         """Train pack after pack until no run is left or a stop is requested."""
@@ -76,7 +75,7 @@ class _Sweep:
                 waiting = False
                 if (yield from self._train_pack(acquired)):
                     return
-                # here neither a trainer nor the traceback of an error refers to the pack any more
+                # only here, where neither a trainer nor the traceback of an error refers to the pack any more
                 release_unused(self._device)
             elif not any(self._queue.unfinished(self._candidates)):
                 return
@@ -92,14 +91,14 @@ class _Sweep:
     def _limit(self, run: ResolvedRun) -> int:
         if self._pack is not None:
             return self._pack
-        most = math.ceil(self._runs_of_shape[shape_of(run, self._device)] / self._workers)
-        # a single run is not measured: it fits, or it fails by itself
-        if most <= 1:
+        fair = math.ceil(self._runs_of_shape[shape_of(run, self._device)] / self._workers)
+        # a single run is not measured: it would be tried in any case
+        if fair <= 1:
             return 1
         key = run.effective.pack_key
-        if key not in self._fits:
-            self._fits[key] = measured_largest_pack(self._factory, run.effective)
-        return min(most, self._fits[key])
+        if key not in self._largest_packs:
+            self._largest_packs[key] = measured_largest_pack(self._factory, run.effective)
+        return min(fair, self._largest_packs[key])
 
     def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
         """Train a pack; returns True if it was stopped. Errors of a run or a plug-in end the pack, not the sweep."""
@@ -114,7 +113,7 @@ class _Sweep:
             self._alone.update(artifacts.name for artifacts in acquired)
         else:
             (artifacts,) = acquired
-            # another process may have acquired it at once and try it itself; damaged files cannot be written to
+            # another process may have acquired it meanwhile; the manifest of a damaged run is not overwritten
             with contextlib.suppress(RunBusyError, RecordError):
                 artifacts.acquire()
                 try:
@@ -127,7 +126,7 @@ class _Sweep:
 
 
 def _train(factory: TrainerFactory, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
-    """Train a pack; returns True if it was stopped. When this frame ends, nothing refers to the trainer's memory."""
+    """Train a pack; returns True if it was stopped. When this frame ends, nothing refers to the trainer any more."""
     with factory.open(acquired) as trainer:
         for event in loop.train(trainer):
             yield event
@@ -142,22 +141,22 @@ def sweep_missing(
     workers: int = 1,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> bool:
-    """Train the runs that have not ended, on one device or one worker process for each; True if it was stopped.
+    """Train the runs that have not ended; True if a stop was requested and some are left.
 
-    `options.device` may be a list such as `cuda:0,cuda:1`; `auto` is every GPU. `workers` says how many processes share
-    the runs. Raises StoppedBySignal where a stop is requested before there is anything to save, ConfigError where names
-    of runs differ in letter case only.
+    `options.device` may be a list such as `cuda:0,cuda:1`, one worker process for each; `auto` is every GPU. `workers`
+    is the number of processes that share the runs. Raises StoppedBySignal for a stop before anything can be saved,
+    ConfigError where names of runs differ in letter case only.
     """
-    refuse_case_twins([run.name for run in runs], options.runs_dir)
+    refuse_case_collisions([run.name for run in runs], options.runs_dir)
     devices = split_devices(options.device)
     if len(devices) > 1:
-        stopped = work_on_devices(devices, runs, options, pack)
+        stopped = run_workers(devices, runs, options, pack)
     else:
         for event in sweep_runs(runs, options, pack=pack, workers=workers):
             on_event(event)
             if isinstance(event, Stopped):
                 return True
-        # between two runs
+        # a stop between two packs yields no event
         stopped = options.should_stop()
-    # after the last step of all there is nothing left to resume
+    # a stop after the last step of all runs leaves nothing to resume
     return stopped and not all(run.has_ended() for run in runs)

@@ -1,4 +1,4 @@
-"""Which runs train together, how many, and what that will take."""
+"""Which runs train together, how many of them, and their estimated memory and time."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from bitnetctl.plugins.composition import Composition
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.resolved import ResolvedRun
 
-# a larger pack is bound by arithmetic, so it takes memory and saves no time
+# a larger pack is compute-bound: it takes memory and saves no time
 _LARGEST_PACK = {"cpu": 16, "cuda": 64}
 _MEMORY_FRACTION = {"cpu": 0.5, "cuda": 0.85}
 
@@ -23,9 +23,9 @@ Shape = tuple[object, ...]
 
 
 def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
-    """Return what must be equal for runs to train in one pack; on a GPU also whether their steps can be captured.
+    """Return what must be equal for runs to train in one pack.
 
-    One run that needs the host between its kernels would slow down all that are captured without it.
+    On a GPU also whether a step can be captured: one run whose step cannot would keep its pack from CUDA graphs.
     """
     return (*run.effective.pack_key, device.type != "cpu" and run.capturable_step)
 
@@ -48,7 +48,7 @@ def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
         torch.cuda.reset_peak_memory_stats(device)
     pack.step(1)
     after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
-    # memory freed earlier is used again without showing, so the counted bytes are a lower bound
+    # the allocator may reuse memory freed earlier, which `after` does not show: take at least the counted bytes
     replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
     del pack
     release_unused(device)
@@ -57,7 +57,7 @@ def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeCost:
-    """What the runs of one shape will take: memory of a pack in bytes, time of all packs in seconds."""
+    """Estimated cost of the runs of one shape: memory of one pack in bytes, time of all packs in seconds."""
 
     size: int
     steps: int
@@ -77,7 +77,7 @@ def plan_costs(
     *,
     workers: int = 1,
 ) -> list[ShapeCost]:
-    """Estimate every shape among the runs; `pack_size` None: as many as memory takes, shared by the `workers`."""
+    """Estimate the cost of each shape; `pack_size` None: as many as fit in memory, at most ceil(runs / workers)."""
     groups: dict[Shape, list[ResolvedRun]] = {}
     for run in runs:
         groups.setdefault(shape_of(run, device), []).append(run)

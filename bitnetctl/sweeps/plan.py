@@ -9,14 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import (
-    Frozen,
-    RunConfig,
-    build_config,
-    parse_arm,
-    read_toml,
-    validated,
-)
+from bitnetctl.config import Frozen, RunConfig, build_config, parse_arm, read_toml, validated
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 
@@ -24,10 +17,10 @@ MAX_RUNS = 100_000
 
 
 class Plan(Frozen):
-    """A named list of arms, sizes, seeds and steps; what is unset is the recipe's.
+    """The arms, sizes, seeds and steps of a sweep; an unset one is the recipe's.
 
-    `factors` spans a factorial: an arm for every combination of one level of each factor, a level being a piece of
-    an arm ("" for none). `arms` come before them.
+    `factors` is a factorial design, {factor: {level: interventions, "" for none}}: an arm for every combination of
+    levels. `arms` come before them.
     """
 
     description: str = ""
@@ -37,7 +30,7 @@ class Plan(Frozen):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     arms: tuple[str, ...] = ()
     factors: dict[str, dict[str, str]] = Field(default_factory=dict)
-    baseline: bool = Field(True, description="add the baseline arm where no arm is empty")
+    baseline: bool = Field(True, description="add the baseline arm unless it is among the arms")
     overrides: tuple[str, ...] = Field((), description="section.field=value, for every run")
 
     @field_validator("seeds", mode="before")
@@ -76,7 +69,7 @@ class Plan(Frozen):
         return texts
 
     def configs(self) -> list[RunConfig]:
-        """Return a config for every size, arm and seed, the same run never twice; raises ConfigError."""
+        """Return a config for every size, arm and seed, without duplicates; raises ConfigError."""
         arms, sizes = self.all_arms(), self.sizes or (None,)
         if len(arms) * len(sizes) * len(self.seeds) > MAX_RUNS:
             raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
@@ -101,18 +94,18 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     tree, _ = read_toml(name, "plan", "bitnetctl.sweeps", "plans")
     own = tree.get("overrides", [])
-    # what is no list is refused with the rest of the plan
+    # a value that is not a list is rejected with the whole plan below
     tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
     return make_plan({**tree, **{key: value for key, value in changes.items() if key != "overrides"}}, f"plan {name}")
 
 
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:
-    """Validate a tree into a Plan; raises ConfigError with one line."""
+    """Validate a dictionary as a Plan; raises ConfigError with one line."""
     return validated(Plan, tree, source)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read `6` as six seeds 0…5 and `0,3,7` as these; `3,` is the one seed 3. Raises ConfigError."""
+    """Read `6` as the seeds 0 to 5, `0,3,7` as these three, `3,` as the one seed 3; raises ConfigError."""
     expected = "a number of seeds, or seeds such as 0,3,7"
     if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
         if not 0 < int(text) <= MAX_RUNS:

@@ -1,7 +1,7 @@
-"""Which process trains which runs: a queue in the runs folder, without a server.
+"""The run queue: how processes that share a runs folder divide its runs, without a server.
 
 A process holds a run by an operating-system lock on `runs/<run>/run.lock`, which ends when the process does, however it
-ends; no clock is read. A short lock on the whole folder keeps two sweeps from splitting a pack between them.
+ends; there are no timeouts. A brief lock on the whole folder keeps two sweeps from splitting a pack between them.
 """
 
 import contextlib
@@ -21,32 +21,32 @@ from bitnetctl.trainer.resolved import ResolvedRun
 class RunQueue:
     """Hands out packs of runs that have not ended and that no process holds.
 
-    `shape_of` gives what must be equal for runs to train in one pack. `damaged` collects, by name, what is wrong with
-    the files of runs that are therefore not handed out.
+    `shape_of` gives what must be equal for runs to train in one pack. `damaged` maps the names of runs that are not
+    handed out, because of damaged files, to the error.
     """
 
     def __init__(self, runs_dir: Path, shape_of: Callable[[ResolvedRun], Hashable]) -> None:
         self._runs_dir = runs_dir
         self._shape_of = shape_of
-        self._over: set[str] = set()
+        self._done: set[str] = set()
         self.damaged: dict[str, str] = {}
-        # named as earlier versions named it: they may sweep the same folder
-        self._guard = FileLock(runs_dir / ".claims.lock", thread_local=False, fallback_to_soft=False)
+        # the name of earlier versions, which may sweep the same folder
+        self._folder_lock = FileLock(runs_dir / ".claims.lock", thread_local=False, fallback_to_soft=False)
 
     def unfinished(self, runs: Sequence[ResolvedRun]) -> Iterator[ResolvedRun]:
-        """Yield the runs that are to be trained, held by a process or not."""
+        """Yield the runs that have not ended and are not damaged, held by a process or not."""
         for run in runs:
-            if run.name not in self._over and not self._is_over(run):
+            if run.name not in self._done and not self._is_done(run):
                 yield run
 
-    def _is_over(self, run: ResolvedRun) -> bool:
-        """Look whether a run has ended or has damaged files; either is remembered."""
+    def _is_done(self, run: ResolvedRun) -> bool:
+        """Whether a run has ended or has damaged files; cached once true."""
         try:
             if run.ended() is None:
                 return False
         except RecordError as error:
             self.damaged[run.name] = str(error)
-        self._over.add(run.name)
+        self._done.add(run.name)
         return True
 
     def acquire(self, runs: Sequence[ResolvedRun], limit: Callable[[ResolvedRun], int]) -> list[RunArtifacts]:
@@ -57,7 +57,7 @@ class RunQueue:
         with contextlib.ExitStack() as stack:
             with storage_errors(self._runs_dir):
                 self._runs_dir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(self._guard)
+                stack.enter_context(self._folder_lock)
             acquired: list[RunArtifacts] = []
             try:
                 for run in self.unfinished(runs):
@@ -69,8 +69,8 @@ class RunQueue:
                     except RunBusyError:
                         continue
                     acquired.append(artifacts)
-                    if self._is_over(run):
-                        # the process that held it ended it meanwhile
+                    if self._is_done(run):
+                        # it ended in another process before it was acquired
                         acquired.pop().release()
                     elif len(acquired) == limit(acquired[0].run):
                         break

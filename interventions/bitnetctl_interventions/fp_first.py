@@ -14,7 +14,7 @@ class FullPrecisionFirst(Intervention):
     source = "Nielsen et al. 2025, Continual Quantization-Aware Pre-Training, arXiv 2502.11895"
 
     class Settings(InterventionSettings):
-        """Begin and length of the ramp, as fractions of the steps."""
+        """Start and length of the ramp, as fractions of the steps."""
 
         fraction: Annotated[float, Field(ge=0, le=1, description="fraction of the steps at full precision")] = 0.2
         ramp: Annotated[float, Field(ge=0, le=1, description="fraction of the steps from λ = 0 to full λ")] = 0.1

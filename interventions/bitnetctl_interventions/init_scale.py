@@ -9,7 +9,7 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 
 
 class InitScale(Intervention):
-    """Draw every weight from N(0, std) instead of torch's defaults."""
+    """Draw embeddings and matrices from N(0, std²) instead of torch's defaults."""
 
     summary = "draw every weight from a narrow normal distribution"
     source = "Radford et al. 2019 (GPT-2), section 2.3: std 0.02"

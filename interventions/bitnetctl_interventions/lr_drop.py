@@ -9,16 +9,16 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 
 
 class LearningRateDrop(Intervention):
-    """Decay linearly to zero, and drop to a second, lower line at the boundary."""
+    """Decay linearly over the whole run, and drop to a second, lower linear decay at the boundary."""
 
     summary = "two linear decays of the learning rate, with a drop from the first to the second at the boundary"
     source = "The Era of 1-bit LLMs: Training Tips, Code and FAQ, section 2: 1.5e-3 → 1e-3 at 700M"
 
     class Settings(InterventionSettings):
-        """The second line."""
+        """The second decay."""
 
         stage2_peak: Annotated[
-            float | None, Field(gt=0, description="its peak; unset: two thirds of that of the first")
+            float | None, Field(gt=0, description="peak of the second decay; unset: two thirds of the first peak")
         ] = None
 
     settings: Settings

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from texts import data_config, token_data
 
 from bitnetctl import data
-from bitnetctl.data.probe import count_references
+from bitnetctl.data.probe import score_ngrams
 from bitnetctl.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("token_cache")
@@ -52,7 +52,7 @@ def test_references_agree_with_a_naive_count(train: list[int], probe: list[int],
     inputs_PT, targets_PT = np.array([probe[:-1]]), np.array([probe[1:]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bitnetctl.data.probe._CHUNK_TOKENS", chunk)
-        result = count_references(np.array(train, dtype=np.uint16), inputs_PT, targets_PT, vocab_size=8)
+        result = score_ngrams(np.array(train, dtype=np.uint16), inputs_PT, targets_PT, vocab_size=8)
     unigram, bigram, unique = naive_references(train, probe[:-1], probe[1:], 8)
     assert result.unigram_loss == pytest.approx(unigram, rel=1e-12)
     assert result.bigram_loss == pytest.approx(bigram, rel=1e-12)
@@ -64,7 +64,7 @@ def test_bigram_probabilities_sum_to_one() -> None:
     for context in range(6):
         targets_PT = np.arange(6)[:, None]
         total = sum(
-            math.exp(-count_references(train_N, np.array([[context]]), target[None], vocab_size=6).bigram_loss)
+            math.exp(-score_ngrams(train_N, np.array([[context]]), target[None], vocab_size=6).bigram_loss)
             for target in targets_PT
         )
         assert total == pytest.approx(1.0)
@@ -87,8 +87,8 @@ def test_probe_rows_do_not_overlap(held_out: int, length: int, positions: int) -
     tokens = token_data([0], np.arange(held_out), vocab_size=300)
     supported = (held_out - 1) // length * length
     with pytest.MonkeyPatch.context() as patch:
-        references = data.probe.References(unigram_loss=1.0, bigram_loss=1.0, bigram_unique=1)
-        patch.setattr("bitnetctl.data.probe._cached_references", lambda *_: references)
+        scores = data.probe.NgramScores(unigram_loss=1.0, bigram_loss=1.0, bigram_unique=1)
+        patch.setattr("bitnetctl.data.probe._cached_scores", lambda *_: scores)
         if positions > supported:
             with pytest.raises(DataError, match=f"support at most {supported} probe positions"):
                 data.probe_data(tokens, positions=positions, sequence_length=length)
@@ -124,7 +124,7 @@ def test_references_are_cached_and_checked(corpus: Path) -> None:
         return result.unigram_loss, result.bigram_loss, result.bigram_unique
 
     first = probe()
-    assert "counting references" in steps
+    assert "counting bigrams" in steps
     assert first[1] < first[0]
     assert probe() == first
     assert not steps
@@ -140,7 +140,7 @@ def test_references_are_cached_and_checked(corpus: Path) -> None:
     ):
         path.write_text(harmed)
         assert probe() == first
-        assert steps[0].startswith("recounting references (the cached ones ")
+        assert steps[0].startswith("recounting bigrams (the cached scores ")
         assert path.read_text() == content
     assert probe() == first
     assert not steps

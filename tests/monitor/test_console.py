@@ -163,9 +163,9 @@ def test_plain_preparation_is_reported_every_two_seconds(clock: SimpleNamespace)
     with PlainReporter(screen.console) as reporter:
         for now, done in ((100.5, 1), (102.1, 1_000_000), (103.0, 3), (104.2, 2_000_000)):
             clock.now = now
-            reporter.work("reading text", done, None if done < 2_000_000 else 3_000_000)
+            reporter.preparation("reading text", done, None if done < 2_000_000 else 3_000_000)
         clock.now += 2.1
-        reporter.work("waiting", 0, None)
+        reporter.preparation("waiting", 0, None)
     assert screen.lines == ["reading text: 1,000,000", "reading text: 2,000,000 of 3,000,000", "waiting"]
 
 
@@ -296,11 +296,11 @@ def test_the_live_view_leaves_only_permanent_lines() -> None:
 def test_preparation_shows_until_the_run_starts() -> None:
     screen = Screen(terminal=True)
     with LiveReporter(screen.console) as reporter:
-        reporter.work("encoding text", 1_000_000, 2_000_000)
+        reporter.preparation("encoding text", 1_000_000, 2_000_000)
     assert set(screen.lines) == {"encoding text: 1,000,000 of 2,000,000"}
     screen = Screen(terminal=True)
     with LiveReporter(screen.console) as reporter:
-        reporter.work("encoding text", 1_000_000, 2_000_000)
+        reporter.preparation("encoding text", 1_000_000, 2_000_000)
         reporter.event(started())
     assert not screen.lines[-1].startswith("encoding")
 

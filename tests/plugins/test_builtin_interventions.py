@@ -13,7 +13,7 @@ from bitnetctl.config import InterventionSpec
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
-from bitnetctl.plugins.composition import changed_hooks
+from bitnetctl.plugins.composition import overridden_hooks
 from bitnetctl.testing import check_contract
 
 # name → the settings that every built-in is tested with; each setting of each is set at least once
@@ -72,7 +72,7 @@ def test_it_is_documented(name: str) -> None:
     assert "\n" not in kind.summary
     assert kind.source
     assert kind.__doc__
-    assert changed_hooks(kind)
+    assert overridden_hooks(kind)
     assert all(field.description for field in kind.Settings.model_fields.values())
 
 

@@ -132,14 +132,14 @@ def test_a_broken_plugin_is_one_line_and_leaves_others_usable(
     assert broken.hooks == []
     assert broken.problem is not None
     assert problem in broken.problem
-    assert "\n" not in broken.refusal
+    assert "\n" not in broken.error_message
 
     registry.compose(parse_arm("reduced-lr+no-decay"))
     for ask in (registry.compose, registry.plugin_infos):
         with pytest.raises(ConfigError) as caught:
             ask(parse_arm(f"reduced-lr+{name}"))
-        assert str(caught.value) == broken.refusal
-        assert name in broken.refusal
+        assert str(caught.value) == broken.error_message
+        assert name in broken.error_message
     with pytest.raises(ConfigError):
         registry.normalize(tiny_config(arm=name))
 

@@ -67,7 +67,7 @@ def work(
     notices: list[str] = []
     devices = [f"cpu:{index}" for index in range(len(cast.programs))]
     options = TrainOptions(should_stop=should_stop, log=notices.append)
-    stopped = local.work_on_devices(devices, resolved([tiny_config()], Path("runs")), options)
+    stopped = local.run_workers(devices, resolved([tiny_config()], Path("runs")), options)
     return stopped, notices
 
 

@@ -402,7 +402,7 @@ def test_plans_and_arms_need_no_torch(tmp_path: Path) -> None:
         from bitnetctl.sweeps import plan as plans
         names = [plugin.name for plugin in registry.load_all()]
         assert len(names) >= 12, names
-        assert not [plugin.refusal for plugin in registry.load_all() if plugin.problem]
+        assert not [plugin.error_message for plugin in registry.load_all() if plugin.problem]
         plan = plans.make_plan({"arms": names, "recipe": "quick"})
         assert len(plan.configs()) == len(names) + 1
         for name in builtin_names("bitnetctl.sweeps", "plans"):

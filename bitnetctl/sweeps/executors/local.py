@@ -35,12 +35,12 @@ def split_devices(text: str) -> list[str]:
     return devices
 
 
-def work_on_devices(
+def run_workers(
     devices: Sequence[str], runs: Sequence[ResolvedRun], options: TrainOptions, pack: int | None = None
 ) -> bool:
-    """Run one worker process for each device until all have ended; True if a stop request was passed on to them.
+    """Run a worker process for each device until all have ended; True if a stop request was passed on to them.
 
-    Workers that are stopped save and exit. The last line of a worker that fails is logged.
+    Workers that are stopped save and exit. The last output line of a worker that fails is logged.
     Raises ConfigError if no worker could start.
     """
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
@@ -55,12 +55,12 @@ def work_on_devices(
             options.log(f"{len(workers)} workers on {', '.join(devices)}")
             stop_sent = _wait(workers, options.should_stop)
         finally:
-            # alive only after an error or a second interrupt, and nothing else ends a process session of its own
+            # alive only after an error or a second Ctrl-C, which does not reach their own process session
             for worker in workers:
                 worker.kill()
                 worker.wait()
         for device, worker, log_file in zip(devices, workers, logs, strict=True):
-            # one that was stopped while it started had nothing to save
+            # a worker that was stopped before it handled signals had nothing to save
             if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
                 lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 options.log(
@@ -84,7 +84,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], should_stop: Callable[[], 
 
 
 def _arguments(options: TrainOptions, pack: int | None) -> list[str]:
-    """Return the options of `bitnetctl sweep` that a worker shares with the others."""
+    """Return the options of `bitnetctl sweep` that are the same for all workers."""
     return [
         *("--runs-dir", str(options.runs_dir), "--pack", str(pack or "auto")),
         *("--engine", options.engine, "--precision", options.precision),

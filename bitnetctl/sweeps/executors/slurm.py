@@ -1,11 +1,11 @@
-"""A job of the Slurm scheduler that puts itself back into the queue."""
+"""Requeue the Slurm job that this process runs in."""
 
 import os
 import subprocess
 
 from bitnetctl.errors import ConfigError
 
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 def slurm_job() -> str:
@@ -21,7 +21,7 @@ def requeue_job(job: str) -> str:
     """Put a job back into the queue; return one line that says so, or why that could not be done."""
     try:
         done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
         reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         failed = done.returncode != 0
