@@ -14,7 +14,7 @@ from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.find import find_csvs
-from bitnetctl.records.status import refuse_case_twins
+from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
@@ -78,7 +78,7 @@ def train(
 
     options = options or TrainOptions()
     run = resolve(normalize(config), options.runs_dir, name)
-    refuse_case_twins([run.name], options.runs_dir)
+    refuse_case_collisions([run.name], options.runs_dir)
     if run.ended() is None:
         for event in train_runs([run], options):
             on_event(event)

@@ -48,7 +48,7 @@ def verify(
     precision: options.Precision = "auto",
     pack: options.Pack = "auto",
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write the hand-off.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write a Markdown report.")] = None,
     bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Pack all to send back.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
     requeue: options.Requeue = False,
@@ -163,7 +163,7 @@ def _judge_and_show(
     """Judge and write the results; the exit code follows the arms `decides`. None is whatever the runs hold."""
     from bitnetctl import api
     from bitnetctl.files import write_atomic
-    from bitnetctl.report import handoff, junit_xml
+    from bitnetctl.report import junit_xml, verification_report
     from bitnetctl.verdict import combine, strictest
 
     by_criteria = [api.judge(runs, one, arms=arms, sizes=sizes, seeds=seeds, steps=steps) for one in criteria]
@@ -171,7 +171,7 @@ def _judge_and_show(
     outcome = strictest(judged[arm].outcome for arm in decides)
     tree = _json(judged, outcome, decides)
     if report is not None:
-        write_atomic(report, handoff(runs, judged, outcome).encode())
+        write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
         every = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(junit, junit_xml(every).encode())

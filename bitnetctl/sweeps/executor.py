@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError, one_line
 from bitnetctl.hardware import release_unused
-from bitnetctl.records.status import refuse_case_twins
+from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.executors.local import split_devices, work_on_devices
 from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
@@ -148,7 +148,7 @@ def sweep_missing(
     the runs. Raises StoppedBySignal where a stop is requested before there is anything to save, ConfigError where names
     of runs differ in letter case only.
     """
-    refuse_case_twins([run.name for run in runs], options.runs_dir)
+    refuse_case_collisions([run.name for run in runs], options.runs_dir)
     devices = split_devices(options.device)
     if len(devices) > 1:
         stopped = work_on_devices(devices, runs, options, pack)

@@ -129,7 +129,11 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
         ("min_seeds", "min_seed", "unknown field 'seeds.min_seed'; did you mean 'seeds.min_seeds'?"),
         ("min_seeds = 3", "min_seeds = 1", 'seeds.min_seeds: a bound over seeds (rule = "share") takes at least 2'),
         ('rule = "share"', 'rule = "most"', "seeds.rule: input should be 'every' or 'share', got 'most'"),
-        ('kind = "finite"', 'kind = "finite"\ncolumns = ["Skill"]', "checks.1 (finite): columns: unknown 'Skill'; known: Loss, "),
+        (
+            'kind = "finite"',
+            'kind = "finite"\ncolumns = ["Skill"]',
+            "checks.1 (finite): columns: unknown 'Skill'; known: Loss, ",
+        ),
         (
             'kind = "finite"',
             'kind = "probe"',
