@@ -117,7 +117,7 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
     factors: dict[Partition, Factor] = {}
     for name in trees[0] if trees else ():
         if name not in NOT_FACTORS:
-            _add(factors, name, [tree[name] for tree in trees])
+            _add_field(factors, name, [tree[name] for tree in trees])
     for name in dict.fromkeys(spec.name for config in configs for spec in config.interventions):
         values = [
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
@@ -127,11 +127,11 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
         cells = max(1, len(set(zip(*factors, strict=True))))
         # an intervention whose settings follow from the other factors adds none
         if partition in factors or len(set(zip(*factors, partition, strict=True))) > cells:
-            _add(factors, name, values)
+            _add_field(factors, name, values)
     return list(factors.values())
 
 
-def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
+def _add_field(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
     """Add a field, if it varies, to the factor with the same partition, or as a new factor."""
     partition = _partition(values)
     if len(set(partition)) < 2:
@@ -146,7 +146,7 @@ def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> 
     level_of = {number: level for level, (number, _) in enumerate(distinct)}
     factors[partition] = Factor(
         fields=(name,),
-        levels=tuple(_text(value) for _, value in distinct),
+        levels=tuple(_level_text(value) for _, value in distinct),
         level_of=tuple(level_of[number] for number in partition),
     )
 
@@ -157,11 +157,11 @@ def _partition(values: Sequence[Any]) -> Partition:
     return tuple(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)) for value in values)
 
 
-def _text(value: Any) -> str:
+def _level_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
+        return ", ".join(map(_level_text, value)) or "none"
     return "unset" if value is None else str(value)
 
 

@@ -114,7 +114,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     if collapsed_at is not None:
         later = judged_steps > collapsed_at
         recovered_at = _first_lasting(judged_steps[later], is_healthy[later])
-    collapsed_count = int(is_collapsed.sum()) + _missed(run)
+    collapsed_count = int(is_collapsed.sum()) + _missed_evaluations(run)
     judged_count = collapsed_count + int(is_healthy.sum())
     manifest = run.manifest
     return RunSummary(
@@ -178,7 +178,7 @@ def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Boolean
     return steps, collapsed, healthy
 
 
-def _missed(run: Run) -> int:
+def _missed_evaluations(run: Run) -> int:
     """Count the planned evaluations after the last row of a failed run, which count as collapsed."""
     config = run.effective
     if config is None or not has_failed(run):

@@ -180,7 +180,7 @@ def _without_checksum(tree: Any) -> Any:
     expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
     if expected is not None and canonical_hash(tree) != expected:
         raise ValueError(
-            "checksum differs; remove the file and the run resumes from its checkpoints; without any, remove the run"
+            "checksum differs; remove the file and the run resumes from its checkpoints; without one, remove the run"
         )
     return tree
 

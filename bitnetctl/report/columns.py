@@ -46,8 +46,8 @@ class SummaryColumn:
 
 COLLAPSE = (
     SummaryColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
-    SummaryColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations", True),
-    SummaryColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations", True),
+    SummaryColumn("collapse at", "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
+    SummaryColumn("recovery at", "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
     SummaryColumn("frac.", "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
     SummaryColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
     SummaryColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"),

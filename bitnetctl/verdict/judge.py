@@ -244,12 +244,12 @@ def _confidence(outcome: Outcome, judged: Sequence[SizeJudgement]) -> str:
         count = min(size.total for size in judged)
         bound = rate_upper(0, count)
         assert bound is not None, "supported without a run"
-        open_rate, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
+        uncertainty, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
     elif outcome is Outcome.REFUTED:
         bounds = [(rate_lower(size.failed, size.total) or 0.0, size.failed, size.total) for size in judged]
         bound, failed, count = max(bounds)
-        open_rate, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
+        uncertainty, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
     else:
         return "none: nothing was decided"
-    word = "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+    word = "low" if uncertainty > 0.5 else "moderate" if uncertainty > 0.3 else "high"
     return f"{word}: {rate} {100 * bound:.0f} % (one-sided 95 % bound)"

@@ -26,15 +26,15 @@ class Outcome(StrEnum):
 
 def strictest(outcomes: Iterable[Outcome]) -> Outcome:
     """Return refuted if any is, else invalid, else inconclusive; supported only if all are, and there is one."""
-    return _first(outcomes, (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE))
+    return _by_precedence(outcomes, (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE))
 
 
 def outcome_of_run(outcomes: Iterable[Outcome]) -> Outcome:
     """Return the outcome of one run's checks: invalid if any is, else refuted, else inconclusive, else supported."""
-    return _first(outcomes, (Outcome.INVALID, Outcome.REFUTED, Outcome.INCONCLUSIVE))
+    return _by_precedence(outcomes, (Outcome.INVALID, Outcome.REFUTED, Outcome.INCONCLUSIVE))
 
 
-def _first(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
+def _by_precedence(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
     present = set(outcomes)
     if not present:
         return Outcome.INCONCLUSIVE
