@@ -23,7 +23,7 @@ class RecordWriter:
     that of an uninterrupted run byte for byte. `last_step` is the step of the last row, None without rows; `had_rows`
     is whether the existing file had any.
 
-    Raises RecordError where the existing file or `kept` has another header than this version writes.
+    Raises RecordError where either has another header than this version writes, or `kept` ends within a row.
     """
 
     def __init__(self, path: Path | str, kept: bytes = b"") -> None:
