@@ -46,7 +46,13 @@ INSIDE = {
         "factory",
         "__init__",
     ),
-    "report": ("escape", "columns", "html trajectory markdown plots summary_csv junit", "terminal handoff", "__init__"),
+    "report": (
+        "escape",
+        "columns",
+        "html trajectory markdown plots summary_csv junit",
+        "terminal verification",
+        "__init__",
+    ),
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("view", "live", "console", "__init__"),
     # a command imports no other command

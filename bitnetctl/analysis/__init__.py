@@ -1,1 +1,1 @@
-"""Summaries of runs, effects of arms and factors, agreement of metrics; no torch here."""
+"""Summaries of runs, paired effects of arms, ANOVA of factors, rank agreement of metrics; no torch here."""

@@ -1,4 +1,4 @@
-"""Do the metrics rank the runs alike? Kendall's tau-b of each metric with the held-out loss."""
+"""Rank correlation over runs (Kendall's tau-b) of each metric with the held-out loss."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MINIMUM_RUNS = 3
 AGREES = 0.3
-"""Absolute tau-b from which on two rankings are said to agree, or to be reversed."""
+"""Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
 
 METRICS = {
     "RandomPromptUnique": ("the random-prompt metric", 1),
@@ -51,27 +51,27 @@ class Agreement:
 def agreements(runs: Sequence[Run]) -> list[Agreement]:
     """Compare every metric that a run has with the held-out loss, at the end of stage 1 and at the end of the run.
 
-    Only runs with the same probe can be ranked together: those with the most common probe are. At the end, a failed
+    Losses on different probes cannot be ranked, so only the runs with the most common probe are. At the end, a failed
     run has an infinite loss and the last known value of the other metric.
     """
     comparable = _same_probe(runs)
     results = []
     for when in ("end of stage 1", "end"):
         for metric, (_, sign) in METRICS.items():
-            if any(run.records.known(metric) for run in comparable):
+            if any(run.records.has_values(metric) for run in comparable):
                 pairs = [_values_at(run, metric, when) for run in comparable]
                 known = [(sign * value, -loss) for value, loss in pairs if value is not None and loss is not None]
                 results.append(_agreement(metric, when, known))
     return results
 
 
-def probe_of(run: Run) -> tuple[float | None, ...]:
-    """Return what identifies the probe of a run: positions, targets and the loss of the unigram predictor on them."""
+def probe_key(run: Run) -> tuple[float | None, ...]:
+    """Return what identifies a run's probe: number of positions, of distinct targets, and the unigram loss on them."""
     return tuple(_last_known(run.finite(name)) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
 
 
 def _same_probe(runs: Sequence[Run]) -> list[Run]:
-    probes = [probe_of(run) for run in runs]
+    probes = [probe_key(run) for run in runs]
     if not probes:
         return []
     [(most_common, _)] = Counter(probes).most_common(1)
@@ -79,7 +79,7 @@ def _same_probe(runs: Sequence[Run]) -> list[Run]:
 
 
 def _values_at(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
-    """Return metric and held-out loss at a time; at the end, the loss of a failed run is infinite."""
+    """Return metric and held-out loss at `when`; at the end, the loss of a failed run is infinite."""
     values, losses = run.finite(metric), run.finite("HeldOutLoss")
     if when == "end":
         if has_failed(run):

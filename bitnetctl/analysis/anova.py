@@ -19,12 +19,12 @@ NOT_FACTORS = frozenset({"recipe", "seed", "interventions"})
 """Config fields that are labels or seeds; interventions count by the fields that they change."""
 
 EXPLAINS = 0.5
-"""Eta squared from which on a term is said to explain an outcome."""
+"""Smallest eta squared at which a term is said to explain an outcome."""
 
 SIGNIFICANT = 0.05
 
 Partition: TypeAlias = tuple[int, ...]
-"""The level of a factor in every run, as a number from 0."""
+"""The level of a factor in every run, as an integer from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
     factors: dict[Partition, Factor] = {}
     for name in trees[0] if trees else ():
         if name not in NOT_FACTORS:
-            _add(factors, name, [tree[name] for tree in trees])
+            _add_field(factors, name, [tree[name] for tree in trees])
     for name in dict.fromkeys(spec.name for config in configs for spec in config.interventions):
         values = [
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
@@ -125,14 +125,14 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
         ]
         partition = _partition(values)
         cells = max(1, len(set(zip(*factors, strict=True))))
-        # where the factors determine its levels, it is not another one
+        # an intervention whose settings follow from the other factors adds none
         if partition in factors or len(set(zip(*factors, partition, strict=True))) > cells:
-            _add(factors, name, values)
+            _add_field(factors, name, values)
     return list(factors.values())
 
 
-def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
-    """Add a field that takes more than one value: to the factor with the same partition, or as a new factor."""
+def _add_field(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
+    """Add a field, if it varies, to the factor with the same partition, or as a new factor."""
     partition = _partition(values)
     if len(set(partition)) < 2:
         return
@@ -146,7 +146,7 @@ def _add(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> 
     level_of = {number: level for level, (number, _) in enumerate(distinct)}
     factors[partition] = Factor(
         fields=(name,),
-        levels=tuple(_text(value) for _, value in distinct),
+        levels=tuple(_level_text(value) for _, value in distinct),
         level_of=tuple(level_of[number] for number in partition),
     )
 
@@ -157,11 +157,11 @@ def _partition(values: Sequence[Any]) -> Partition:
     return tuple(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)) for value in values)
 
 
-def _text(value: Any) -> str:
+def _level_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
+        return ", ".join(map(_level_text, value)) or "none"
     return "unset" if value is None else str(value)
 
 
@@ -171,8 +171,8 @@ def analyze_outcome(
     """Return the ANOVA of an outcome, given one value for every run: main effects and two-way interactions.
 
     With one factor it is a one-way ANOVA of any group sizes. With several, the design has to be balanced: every
-    combination of levels has the same number of runs, so that the sums of squares of the terms are independent and
-    add up. Each term then has its eta squared and an F test against the residual. An unbalanced design gives the means
+    combination of levels has the same number of runs, so that the terms are orthogonal and their sums of squares add
+    up. Each term then has its eta squared and an F test against the residual. An unbalanced design gives the means
     of the levels only. Runs with an unknown value (None) are left out. `format_spec` is for means in texts.
     """
     indices = [index for index, value in enumerate(values) if value is not None]
@@ -256,7 +256,7 @@ def _split_variance(terms: Sequence[Term], factors: Sequence[Factor], values: Se
         main_effects = sum(squares[(name,)] for name in term.factors) if len(term.factors) > 1 else 0.0
         squares[term.factors] = max(0.0, between - main_effects)
     residual = max(0.0, total - sum(squares.values()))
-    residual_freedom = len(values) - 1 - sum(term.degrees_of_freedom for term in terms)
+    residual_dof = len(values) - 1 - sum(term.degrees_of_freedom for term in terms)
     # a sum of squares below this is rounding error
     noise = 1e-12 * sum(value * value for value in values)
     return [
@@ -264,15 +264,15 @@ def _split_variance(terms: Sequence[Term], factors: Sequence[Factor], values: Se
             term,
             sum_of_squares=squares[term.factors],
             eta_squared=min(1.0, squares[term.factors] / total) if total > noise else None,
-            p=_f_test(squares[term.factors], term.degrees_of_freedom, residual, residual_freedom, noise),
+            p=_f_test(squares[term.factors], term.degrees_of_freedom, residual, residual_dof, noise),
         )
         for term in terms
     ]
 
 
-def _f_test(squares: float, freedom: int, residual: float, residual_freedom: int, noise: float) -> float | None:
-    """Return the p-value of F = (squares / freedom) / (residual / residual_freedom); None without residual freedom."""
-    if residual_freedom < 1:
+def _f_test(squares: float, dof: int, residual: float, residual_dof: int, noise: float) -> float | None:
+    """Return the p-value of F = (squares / dof) / (residual / residual_dof); None for a residual_dof of 0."""
+    if residual_dof < 1:
         return None
     if squares <= noise:
         return 1.0
@@ -280,7 +280,7 @@ def _f_test(squares: float, freedom: int, residual: float, residual_freedom: int
         return 0.0
     from scipy.special import fdtrc
 
-    return float(fdtrc(freedom, residual_freedom, (squares / freedom) / (residual / residual_freedom)))
+    return float(fdtrc(dof, residual_dof, (squares / dof) / (residual / residual_dof)))
 
 
 def _sentence(
@@ -293,7 +293,7 @@ def _sentence(
     balanced: bool,
     format_spec: str,
 ) -> str:
-    """Return one sentence on what explains the outcome."""
+    """Return one sentence on the strongest term, or why none can be named."""
     if not values:
         return f"The {outcome} is unknown in every run."
     if not factors:

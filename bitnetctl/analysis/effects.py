@@ -1,4 +1,4 @@
-"""What an arm changes: paired differences from its baseline at equal size, seed and planned steps."""
+"""Paired differences of each arm from its baseline, at equal size, seed and planned steps."""
 
 import math
 import re
@@ -24,7 +24,7 @@ METRICS: dict[Metric, tuple[str, Better]] = {
 
 
 class PairKey(NamedTuple):
-    """What a run and the run of the baseline that it is compared with have in common."""
+    """Fields that a run and the baseline run it is compared with have in common."""
 
     size: int | None
     seed: int | None
@@ -35,12 +35,12 @@ class PairKey(NamedTuple):
 class Arm:
     """The label of an arm, its interventions and its variant.
 
-    `parts` are the interventions; None for a file that does not say, which is an arm of its own. `variant` are the
-    other fields, apart from size and seed, in which the requested configs differ, as `name=level`.
+    `interventions` is None where they are unknown; such a run is an arm of its own. `variant` are the other fields,
+    apart from size, seed and `probe`, in which the requested configs differ, as `name=level`.
     """
 
     label: str
-    parts: frozenset[str] | None
+    interventions: frozenset[str] | None
     variant: tuple[str, ...]
 
 
@@ -49,10 +49,10 @@ class Effect:
     """Mean of the paired differences of one metric; None is unknown.
 
     `low` and `high` are the BCa bootstrap 95 % interval of the mean, `p` is the p-value of the sign-flip permutation
-    test, `p_holm` adjusted over the arms by Holm's method, `p_floor` the smallest p-value that so many pairs can give.
+    test, `p_holm` adjusted over the arms by Holm's method, `p_floor` the smallest p-value possible with so many pairs.
     A failed run is infinitely worse than a finished one, so that its pair makes the mean and the interval infinite;
     `failed_pairs` counts such pairs, `mean_of_finite` leaves them out, and the test then uses ranks. `smallest_effect`
-    is the smallest mean difference that so many pairs of this standard deviation detect with a power of 80 %.
+    is the minimum detectable effect at a power of 80 %, from the number and standard deviation of the finite pairs.
     """
 
     pairs: int
@@ -107,13 +107,13 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
             index += 1
         text = run.arm
         if text is None:
-            arms.append(Arm(label=run.name, parts=None, variant=variant))
+            arms.append(Arm(label=run.name, interventions=None, variant=variant))
             continue
         parts = [str(spec) for spec in run.config.interventions] if run.config else text.split("+")
         arms.append(
             Arm(
                 label=f"{text} [{', '.join(variant)}]" if variant else text,
-                parts=frozenset(parts) - {"baseline"},
+                interventions=frozenset(parts) - {"baseline"},
                 variant=variant,
             )
         )
@@ -129,19 +129,20 @@ def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[
     """
     by_label = {arm.label: arm for arm in arms}
     if requested is not None:
-        named = _named(arms, requested)
-        return {label: named for label in by_label if label != named}
+        baseline = _find_label(arms, requested)
+        return {label: baseline for label in by_label if label != baseline}
     chosen: dict[str, str] = {}
     for variant in {arm.variant for arm in arms}:
-        family = {arm.label: arm.parts for arm in by_label.values() if arm.variant == variant and arm.parts is not None}
-        for label, parts in family.items():
-            if all(parts <= other for other in family.values()):
-                chosen |= {other: label for other in family if other != label}
+        same = {arm.label: arm.interventions for arm in by_label.values() if arm.variant == variant}
+        known = {label: interventions for label, interventions in same.items() if interventions is not None}
+        for label, interventions in known.items():
+            if all(interventions <= other for other in known.values()):
+                chosen |= {other: label for other in known if other != label}
                 break
     return {label: chosen[label] for label in by_label if label in chosen}
 
 
-def _named(arms: Sequence[Arm], text: str) -> str:
+def _find_label(arms: Sequence[Arm], text: str) -> str:
     labels = list(dict.fromkeys(arm.label for arm in arms))
     text = re.sub(r"\s+\+\s*", "+", text)
     if text in labels:
@@ -220,7 +221,7 @@ def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], 
 
 
 def _value(runs: Sequence[RunSummary], metric: Metric) -> float | None:
-    """Return the mean over the copies of a run, of which there is one as a rule; NaN where one failed."""
+    """Return the mean over runs of the same arm and PairKey (usually one); NaN where one failed."""
     if any(run.failed for run in runs):
         return math.nan
     values = [run.compared_value(metric) for run in runs]

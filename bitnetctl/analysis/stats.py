@@ -1,6 +1,6 @@
-"""Confidence intervals and tests for a handful of seeds; no torch here.
+"""Confidence intervals and tests for few seeds; no torch here.
 
-None is unknown, for example for too few samples, and never evidence. A value that is not finite stands for a failed run
+None is unknown, for example for too few samples. A value that is not finite stands for a failed run
 and is not left out: it counts as worse than every finite value. scipy is imported inside functions, because loading it
 takes longer than a verdict.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower"]
 
 RESAMPLES = 99_999
-"""Sign assignments that the permutation test tries: all of them up to 16 pairs, a random sample beyond."""
+"""Most sign assignments that the permutation test uses: all of them up to 16 pairs, a random sample beyond."""
 
 _BATCH_VALUES = 1 << 20
 """Values resampled at once (some 64 MiB of memory); it does not change the result."""
@@ -149,12 +149,12 @@ def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], con
 
 
 def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: float) -> "Floats":
-    """Return `mean_bound` of every row; shapes (samples, values) -> (samples,)."""
+    """Return `mean_bound` of every row: (S, N) -> (S,), S samples of N values."""
     from scipy.special import stdtrit
 
     count = samples_SN.shape[1]
-    reach = float(stdtrit(count - 1, confidence)) * samples_SN.std(axis=1, ddof=1) / math.sqrt(count)
-    bounds: Floats = samples_SN.mean(axis=1) + (reach if side == "high" else -reach)
+    margin = float(stdtrit(count - 1, confidence)) * samples_SN.std(axis=1, ddof=1) / math.sqrt(count)
+    bounds: Floats = samples_SN.mean(axis=1) + (margin if side == "high" else -margin)
     return bounds
 
 
@@ -202,7 +202,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
 def holm(p_values: Sequence[float | None]) -> list[Any]:
     """Return p-values adjusted for multiple tests by the step-down method of Holm (1979), in the given order.
 
-    An unknown one stays unknown and still counts as one of the tests.
+    An unknown p-value stays unknown and still counts as one of the tests.
     """
     known = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -235,20 +235,20 @@ def rate_lower(failures: int, runs: int, confidence: float = 0.95) -> float | No
     return None if upper is None else 1.0 - upper
 
 
-def smallest_effect(pairs: int, spread: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Return the smallest mean difference that `pairs` pairs would detect; None where the spread is unknown.
+def smallest_effect(pairs: int, stdev: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Return the minimum detectable effect of n = `pairs` pairs; None where the standard deviation is not finite.
 
-    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), where s (`spread`) is the standard deviation of the paired
+    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), where s (`stdev`) is the standard deviation of the paired
     differences. Infinite where 2^(1-n) > alpha, since the sign-flip test then detects no effect, however large.
     """
-    if pairs < 1 or not math.isfinite(spread) or spread < 0:
+    if pairs < 1 or not math.isfinite(stdev) or stdev < 0:
         return None
     if 2.0 ** (1 - pairs) > alpha:
         return math.inf
     from scipy.special import stdtrit
 
     quantiles = float(stdtrit(pairs - 1, 1 - alpha / 2)) + float(stdtrit(pairs - 1, power))
-    return quantiles * spread / math.sqrt(pairs)
+    return quantiles * stdev / math.sqrt(pairs)
 
 
 def _check_counts(failures: int, runs: int) -> None:

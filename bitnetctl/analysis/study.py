@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitnetctl.analysis.agreement import Agreement, agreements, probe_of
+from bitnetctl.analysis.agreement import Agreement, agreements, probe_key
 from bitnetctl.analysis.anova import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.effects import ArmEffect, arm_effects, choose_baselines, name_arms
 from bitnetctl.analysis.stats import sign_flip_floor
@@ -76,7 +76,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
 def _notes(
     runs: Sequence[Run], summaries: Sequence[RunSummary], effects: Sequence[ArmEffect], without_config: int
 ) -> list[str]:
-    """Return what to know before reading the results."""
+    """Return caveats on the results."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.records.notes]
     known_arms = dict.fromkeys(summary.arm for run, summary in zip(runs, summaries, strict=True) if run.arm is not None)
     if len(known_arms) > 1 and not effects:
@@ -96,7 +96,7 @@ def _notes(
             f"{failed} of {len(runs)} runs failed (diverged or crashed) and are not left out: compared with a baseline "
             "they are infinitely worse, and in the factors their value is that of their worst held-out loss"
         )
-    probes = len({probe_of(run) for run in runs})
+    probes = len({probe_key(run) for run in runs})
     if probes > 1:
         notes.append(
             f"the runs were measured on {probes} different probes; their losses are not comparable, and metrics are "

@@ -1,17 +1,17 @@
-"""The summary of one run: its collapse and recovery, the boundary of the stages, its end. None is unknown, never 0."""
+"""The summary of one run: collapse, recovery, change at the stage boundary, final values. None is unknown."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitnetctl.records.metrics import collapse, collapsed_rows, finite, skill
+from bitnetctl.records.metrics import collapse_reason, collapsed_rows, finite, skill
 from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Booleans, Floats, Integers
 
 LASTING_EVALUATIONS = 3
-"""Evaluations in a row from which on a collapse or a recovery counts as lasting."""
+"""Consecutive evaluations that make a collapse or a recovery a lasting one."""
 
 _COLLAPSE_COLUMNS = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
 
@@ -114,7 +114,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     if collapsed_at is not None:
         later = judged_steps > collapsed_at
         recovered_at = _first_lasting(judged_steps[later], is_healthy[later])
-    collapsed_count = int(is_collapsed.sum()) + _missed(run)
+    collapsed_count = int(is_collapsed.sum()) + _missed_evaluations(run)
     judged_count = collapsed_count + int(is_healthy.sum())
     manifest = run.manifest
     return RunSummary(
@@ -161,7 +161,7 @@ def has_failed(run: Run) -> bool:
 
 
 def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Booleans]":
-    """Return the steps of the trained evaluations, which are collapsed, and which healthy; neither where unknown."""
+    """Return steps of the evaluations after warm-up, which are collapsed and which healthy; neither if unknown."""
     import numpy as np
 
     known = {name: ~run.records.unknown[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions", "UnigramLoss")}
@@ -178,7 +178,7 @@ def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Boolean
     return steps, collapsed, healthy
 
 
-def _missed(run: Run) -> int:
+def _missed_evaluations(run: Run) -> int:
     """Count the planned evaluations after the last row of a failed run, which count as collapsed."""
     config = run.effective
     if config is None or not has_failed(run):
@@ -189,7 +189,7 @@ def _missed(run: Run) -> int:
 
 
 def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = False) -> int | None:
-    """Return the first step of the first streak that lasts; `endless`: one that reaches the end lasts too."""
+    """Return the first step of the first lasting streak; with `endless`, a shorter one at the end counts too."""
     import numpy as np
 
     count = len(holds)
@@ -206,8 +206,8 @@ def _reason(run: Run, step: int | None) -> str | None:
     if step is None:
         return None
     index = _first_index(run.steps == step)
-    reason = None if index is None else collapse({name: run.records.value(name, index) for name in _COLLAPSE_COLUMNS})
-    return reason or f"diverged at step {run.diverged_at}"
+    row = {} if index is None else {name: run.records.value(name, index) for name in _COLLAPSE_COLUMNS}
+    return collapse_reason(row) or f"diverged at step {run.diverged_at}"
 
 
 def _volatility(unique: "Floats") -> float | None:
@@ -253,7 +253,7 @@ def _lowest_index(column: "Floats", among: "Booleans") -> int | None:
 
 
 def _quotient(after: float | None, before: float | None) -> float | None:
-    # not `ratio`: counts of a foreign file may be negative
+    # not `ratio`: counts in a file of another program may be negative
     return finite(after / before) if after is not None and before else None
 
 

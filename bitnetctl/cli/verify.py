@@ -164,7 +164,7 @@ def _judge_and_show(
     """Judge, print and write the results; return the exit code of the strictest verdict among `deciding_arms`."""
     from bitnetctl import api
     from bitnetctl.files import write_atomic
-    from bitnetctl.report import handoff, junit_xml
+    from bitnetctl.report import junit_xml, verification_report
     from bitnetctl.verdict import combine, strictest
 
     by_criteria = [api.judge(runs, one, arms=arms, sizes=sizes, seeds=seeds, steps=steps) for one in criteria]
@@ -172,7 +172,7 @@ def _judge_and_show(
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
     if report is not None:
-        write_atomic(report, handoff(runs, judged, outcome).encode())
+        write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
         every = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(junit, junit_xml(every).encode())

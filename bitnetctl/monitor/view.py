@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from bitnetctl.config import RunConfig
-from bitnetctl.records import Row, collapse, known
+from bitnetctl.records import Row, collapse_reason, finite_value
 from bitnetctl.report.columns import format_value
 from bitnetctl.trainer.events import Diverged, Failed, Finished, Started, Stopped
 
@@ -40,12 +40,12 @@ class RunView:
     def update(self, row: Row) -> str | None:
         """Update the view with an evaluation; return a warning if a collapse begins with it."""
         self.row = row
-        unique = known(row, "UniquePredictions")
+        unique = finite_value(row, "UniquePredictions")
         if unique is not None:
             self.history.append(unique)
         step = self.step = int(row["Step"] or 0)
         self.loss = row.get("Loss")
-        reason = collapse(row) if step > self.config.schedule.warmup_steps else None
+        reason = collapse_reason(row) if step > self.config.schedule.warmup_steps else None
         if reason is None:
             self.collapsed_since = None
             return None

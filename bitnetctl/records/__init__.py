@@ -1,4 +1,4 @@
-"""The files of a run that are judged: the CSV of its rows and the manifest beside it. No torch here.
+"""A run's CSV and its manifest (`run.json`): writing, reading, validation. No torch here.
 
 Training and judging share nothing but these files. A cell of the CSV is a number, `nan`, `inf` or `-inf`, all of them
 known values, or empty, which is unknown; the reader keeps NaN and unknown apart.
@@ -14,7 +14,7 @@ from bitnetctl.records.manifest import (
     utc_now as utc_now,
     write_manifest as write_manifest,
 )
-from bitnetctl.records.metrics import COLLAPSED_BELOW as COLLAPSED_BELOW, collapse as collapse, known as known
+from bitnetctl.records.metrics import collapse_reason as collapse_reason, finite_value as finite_value
 from bitnetctl.records.paths import RunPaths as RunPaths
 from bitnetctl.records.reader import Records as Records, read as read
 from bitnetctl.records.run import (
@@ -28,7 +28,6 @@ from bitnetctl.records.schema import (
     NAMES as NAMES,
     REQUIRED as REQUIRED,
     SCHEMA_VERSION as SCHEMA_VERSION,
-    Column as Column,
     Row as Row,
 )
 from bitnetctl.records.writer import RecordWriter as RecordWriter

@@ -1,4 +1,4 @@
-"""A zip of everything that a verdict rests on: CSVs, manifests, criteria, the verdict itself. No torch here."""
+"""A zip of a verdict and its inputs: CSVs, manifests, criteria. No torch here."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ _FORBIDDEN = re.compile(r'[\\/:*?"<>|]')
 def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, str]], verdict: dict[str, Any]) -> None:
     """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
 
-    `criteria` are names and JSON texts. An existing file is replaced only by a complete one.
+    `criteria` are (name, JSON text) pairs. An existing file is replaced only by a complete one.
     """
     with (
         storage_errors(path),
@@ -34,7 +34,7 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
     ):
         taken: set[str] = set()
         for run in runs:
-            stem = _free(_plain(run.path.stem), taken)
+            stem = _unused(_portable(run.path.stem), taken)
             bundle.write(run.path, f"runs/{stem}.csv")
             manifest = run.path.with_suffix("") / "run.json"
             if manifest.is_file():
@@ -47,7 +47,7 @@ def write_bundle(path: Path, runs: Sequence[Run], criteria: Iterable[tuple[str, 
 def read_bundle(path: Path, folder: Path) -> list[Path]:
     """Unpack the CSVs and manifests of a bundle below `folder` and return the CSVs; raises RecordError.
 
-    Everything else in the zip is ignored: links, other names, names that are not plain. Number and size are bounded.
+    Everything else is ignored: symlinks, other paths, unportable names. MAX_FILES and MAX_BYTES (unpacked) are limits.
     """
     try:
         with zipfile.ZipFile(path) as bundle:
@@ -71,22 +71,22 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
     return csvs
 
 
-def _free(stem: str, taken: set[str]) -> str:
-    """Return the stem, with a number where `taken` has it already; adds it to `taken`."""
+def _unused(stem: str, taken: set[str]) -> str:
+    """Return the stem, with a number appended if `taken` has it in any letter case, and add it to `taken`."""
     names = itertools.chain((stem,), (f"{stem}~{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.casefold() not in taken)
     taken.add(name.casefold())
     return name
 
 
-def _plain(stem: str) -> str:
-    """Return a file's stem as a name that every file system accepts."""
+def _portable(stem: str) -> str:
+    """Return the first 200 characters of the stem, replacing those that some file system refuses."""
     characters = (character if character.isprintable() else "_" for character in stem[:200])
     stem = _FORBIDDEN.sub("_", "".join(characters)).rstrip(". ") or "_"
     return f"_{stem}" if RESERVED_NAME.fullmatch(stem) else stem
 
 
-def _is_plain(part: str) -> bool:
+def _is_portable(part: str) -> bool:
     # Windows drops dots and spaces at the end of a name
     refused = part.endswith((".", " ")) or _FORBIDDEN.search(part) or RESERVED_NAME.fullmatch(part)
     return part.isprintable() and not refused
@@ -95,6 +95,6 @@ def _is_plain(part: str) -> bool:
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(entry.filename).parts
     is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-    if is_link or not parts or parts[0] != "runs" or not all(map(_is_plain, parts)):
+    if is_link or not parts or parts[0] != "runs" or not all(map(_is_portable, parts)):
         return False
     return (len(parts) == 2 and parts[1].endswith(".csv")) or (len(parts) == 3 and parts[2] == "run.json")

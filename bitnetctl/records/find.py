@@ -1,4 +1,4 @@
-"""Which CSVs files, folders and patterns name."""
+"""Find the CSVs given as files, folders or glob patterns on a command line."""
 
 import glob
 import os
@@ -10,7 +10,7 @@ from bitnetctl.errors import ConfigError
 
 
 def find_csvs(paths: Sequence[str]) -> list[Path]:
-    """Return the CSVs that files, folders and patterns name, each once, in order; raises ConfigError."""
+    """Return the CSVs of files, folders and glob patterns, each once, in order; raises ConfigError for none."""
     found: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
@@ -24,12 +24,12 @@ def find_csvs(paths: Sequence[str]) -> list[Path]:
         elif os.path.exists(text) or not glob.has_magic(text):  # noqa: PTH110
             files = [path]
         else:
-            # a shell that finds nothing, or does not look, hands the pattern on as it is
+            # a shell passes a pattern without matches on unchanged, and some expand none
             files = _ordered(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - takes absolute patterns
             if not files:
                 raise ConfigError(f"{text}: no file matches")
         for file in files:
-            # Path.resolve raises for a link in a circle
+            # Path.resolve raises for a symlink loop
             found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
@@ -42,7 +42,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _ordered(files: Iterable[Path]) -> list[Path]:
-    """Sort as a person would: h256 before h1024."""
+    """Sort by name with digits as numbers: h256 before h1024."""
     pieces = re.compile(r"(\d+)")
     return sorted(
         files, key=lambda file: [part.zfill(20) if part.isdigit() else part for part in pieces.split(str(file))]

@@ -30,7 +30,7 @@ def _check_utc(text: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    # an argument or path that is not UTF-8 has surrogates, which UTF-8 cannot encode
+    # a command-line argument that is not UTF-8 holds surrogates, which cannot be encoded
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -46,7 +46,7 @@ class _Document(BaseModel):
 
 
 class PluginInfo(_Document):
-    """The plug-in of an intervention, as it was used."""
+    """An intervention of a run: its plug-in, settings and source code."""
 
     name: str
     version: str | None = None
@@ -79,16 +79,16 @@ class _Provenance(_Document):
 
 
 class Session(_Provenance):
-    """A stretch of one process in which the run was trained."""
+    """A part of the training of a run, within one process."""
 
-    from_step: _Count | None = Field(None, description="step it resumed from; unknown in an older file")
+    from_step: _Count | None = Field(None, description="step it started from; unknown in an older file")
 
 
 class Manifest(_Provenance):
-    """Everything about a run except its rows; fields that a newer version added are ignored when read.
+    """The content of `run.json`; fields that a newer version added are ignored when read.
 
-    The provenance of the last session is in fields of the manifest itself; `sessions` has that of every session whose
-    steps are part of the run.
+    The inherited fields are the provenance of the last session; `sessions` has that of every session whose steps are
+    part of the run.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -180,7 +180,7 @@ def _without_checksum(tree: Any) -> Any:
     expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
     if expected is not None and canonical_hash(tree) != expected:
         raise ValueError(
-            "checksum differs; remove the file and the run resumes from its checkpoints; without any, remove the run"
+            "checksum differs; remove the file and the run resumes from its checkpoints; without one, remove the run"
         )
     return tree
 

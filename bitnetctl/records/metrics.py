@@ -1,4 +1,4 @@
-"""Metrics derived from a run's rows: collapse, skill, ratios; no torch here."""
+"""Metrics derived from a row of a run: collapse, skill, ratios; no torch here."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ def finite(value: float | int | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def known(row: Row, column: str) -> float | None:
+def finite_value(row: Row, column: str) -> float | None:
     """Return the finite value of a column; None where it is missing, unknown or not finite."""
     return finite(row.get(column))
 
 
 def json_value(value: Any) -> Any:
-    """Return a tree that strict JSON can hold: NaN and infinity as text, enumerated values by their value."""
+    """Return a tree of strict JSON: NaN and infinity as text, enum members as their values."""
     if isinstance(value, Mapping):
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -58,25 +58,25 @@ def skill(loss: float | None, unigram: float | None, bigram: float | None) -> fl
     return ratio(unigram - loss, unigram - bigram)
 
 
-def collapse(row: Row) -> str | None:
+def collapse_reason(row: Row) -> str | None:
     """Return why an evaluation counts as collapsed, or None.
 
-    Either of two conditions is enough, because a dead model near a uniform guess can still show many distinct arg-max
-    tokens: fewer than ten distinct predictions, or a held-out loss above that of a unigram predictor. A condition whose
-    values are unknown does not hold.
+    Either of two conditions is enough: fewer than ten distinct predictions (unless the targets have fewer, too), or a
+    held-out loss above that of a unigram predictor, since near a uniform guess the arg-max can still take many values.
+    A condition whose values are unknown does not hold.
     """
     reasons = []
-    unique, targets = known(row, "UniquePredictions"), known(row, "UniqueTargets")
+    unique, targets = finite_value(row, "UniquePredictions"), finite_value(row, "UniqueTargets")
     if unique is not None and unique < COLLAPSED_BELOW and (targets is None or targets >= COLLAPSED_BELOW):
         reasons.append(f"{unique:.0f} distinct predictions")
-    loss, unigram = known(row, "HeldOutLoss"), known(row, "UnigramLoss")
+    loss, unigram = finite_value(row, "HeldOutLoss"), finite_value(row, "UnigramLoss")
     if loss is not None and unigram is not None and loss > unigram:
         reasons.append(f"held-out loss {loss:.2f} above the unigram predictor's {unigram:.2f}")
     return " and ".join(reasons) or None
 
 
 def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "Booleans":
-    """Return for every row whether `collapse` has a reason; columns of finite values, NaN is unknown."""
+    """Return for every row whether `collapse_reason` has a reason; columns of finite values, NaN is unknown."""
     # comparisons with NaN are False
     return ((unique < COLLAPSED_BELOW) & ~(targets < COLLAPSED_BELOW)) | (loss > unigram)
 
@@ -95,7 +95,7 @@ DERIVED: Mapping[str, tuple[str, Callable[[Row], float | None]]] = {
         lambda row: ratio(row["UniquePredictions"], row["UniqueTargets"]),
     ),
 }
-"""Metrics computed from a row that are not columns of the CSV: formula in words, and function."""
+"""Metrics computed from a row that are not columns of the CSV: formula as text, and function."""
 
 MEASURES = (*NAMES[1:], *DERIVED)
-"""Every name that a criteria file may use as `measure`."""
+"""Names that a criteria file may use as `measure`."""

@@ -1,4 +1,4 @@
-"""Where the files of a run are."""
+"""Paths of the files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ MANIFEST_NAME = "run.json"
 class RunPaths:
     """Paths of the files of one run.
 
-    Raises ConfigError where `name` is not a plain file name or a link leads out of `runs_dir`.
+    Raises ConfigError where `name` is not a plain file name or a symlink leads out of `runs_dir`.
     """
 
     runs_dir: Path

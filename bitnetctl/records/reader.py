@@ -1,4 +1,4 @@
-"""Read a run's CSV: this tool's, the origin's, or any that has the five required columns."""
+"""Read a run's CSV: bitnetctl's, the founding document's, or any with the five required columns."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Records:
 
     `frame` holds those columns of the schema that the file has, in the schema's order: Step int64, the others float64.
     `unknown[column]` (bool, one per row, for every column of the schema) is True where a cell is empty, and throughout
-    for an absent column; NaN and infinity in `frame` are known values elsewhere. `extra` are columns that the schema
-    lacks, `notes` say what was dropped or is doubtful.
+    for an absent column; elsewhere NaN and infinity in `frame` are known values. `extra` are columns that the schema
+    lacks, `notes` messages on a last row that was dropped or may be cut short.
     """
 
     path: Path
@@ -59,12 +59,12 @@ class Records:
             return None
         return float(self.frame[column].iloc[index])
 
-    def known(self, column: str) -> bool:
-        """Whether a column of the schema has at least one known value."""
+    def has_values(self, column: str) -> bool:
+        """Whether a column of the schema has a value that is not unknown."""
         return not self.unknown[column].all()
 
     def diverged_at(self) -> int | None:
-        """Return the first step whose Loss or HeldOutLoss is known and not finite."""
+        """Return the first step whose Loss or HeldOutLoss is NaN or infinite, None without one."""
         import numpy as np
 
         diverged = np.zeros(len(self.frame), dtype=np.bool_)
@@ -90,7 +90,7 @@ def read(path: Path | str, *, partial: bool = True) -> Records:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Number of cells in a row of a file, index of its Step, names and indices of the schema's other columns."""
+    """Number of cells in a row, index of its Step, names and indices of the schema's other columns in the file."""
 
     width: int
     step: int
@@ -178,9 +178,9 @@ def _quote(text: str) -> str:
 
 
 def parse_plain(block: bytes, layout: Layout, last_step: int) -> _Rows | None:
-    """Parse whole lines of plain numbers, two to three times as fast as `parse_row` and with equal results.
+    """Parse whole lines, two to three times as fast as `parse_row` and with equal results.
 
-    Return None where a row has anything else, or a step does not increase: `parse_row` then finds the line.
+    Return None where a cell is not a plain number or empty, or a step does not increase; `parse_row` finds the line.
     """
     import numpy as np
 
@@ -195,14 +195,14 @@ def parse_plain(block: bytes, layout: Layout, last_step: int) -> _Rows | None:
         values = np.array([[float(cell or b"nan") for cell in column] for column in columns])
     except (ValueError, OverflowError):
         return None
-    # an infinite value is an overflow, since "inf" is not plain
+    # "inf" cannot occur here, so an infinite value is an overflow
     if steps[0] <= last_step or (np.diff(steps) <= 0).any() or np.isinf(values).any():
         return None
     return steps, values, np.array([[not cell for cell in column] for column in columns])
 
 
 class _Reader:
-    """State while one file is read: `line` and `step` are the last ones read, `blank` the first blank line."""
+    """State while one file is read: last line number and step, number of the first blank line."""
 
     def __init__(self, path: Path, *, partial: bool) -> None:
         self.path = path

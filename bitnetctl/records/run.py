@@ -28,7 +28,7 @@ _SIZE_HINT = re.compile(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A run to be judged; None is unknown throughout.
+    """A run to be analysed or judged; None is unknown throughout.
 
     `config` is the requested config, `effective` that after interventions; both come from the manifest. Without a
     manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name, `size` from the title line too.
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """The rows as a pandas frame with the CSV's columns; NaN is unknown unless `records.unknown` is False."""
+        """The rows as a pandas frame with the CSV's columns; `records.unknown` tells unknown cells from NaN."""
         return self.records.frame
 
     @property
@@ -83,11 +83,11 @@ class Run:
 
     @cached_property
     def diverged_at(self) -> int | None:
-        """First step known to be not finite, by the manifest or the rows."""
+        """First step with a value that is not finite, by the manifest or the rows."""
         import numpy as np
 
         if self.manifest is not None and self.manifest.rollbacks:
-            # it resumed at half the learning rate: with that of its config it diverged
+            # a rollback halved the learning rate: with that of its config the run diverged
             return self.manifest.rollbacks[0].diverged_at
         if self.manifest is not None and self.manifest.diverged_at is not None:
             return self.manifest.diverged_at
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool | None:
-        """Whether it reached its planned steps; None where these are unknown."""
+        """Whether the last row is at the planned steps; None where these are unknown."""
         return None if self.planned_steps is None else self.final_step >= self.planned_steps
 
     @property
@@ -116,7 +116,7 @@ class Run:
         return (first, True) if first is not None and math.isfinite(first) and self.steps[0] == 1 else None
 
     def values(self, name: str) -> "Floats":
-        """Return a column as an array; `records.unknown` says whether a NaN is unknown or known."""
+        """Return a column as an array; `records.unknown` tells unknown cells from NaN."""
         import numpy as np
 
         if name not in self._values:

@@ -30,13 +30,13 @@ class Column:
 
 COLUMNS = (
     Column("Step", "steps", "int", "optimizer steps done when the row was measured, from 1"),
-    Column("Loss", "nats", "float", "plain cross-entropy of the step's training batch, the same for every arm"),
+    Column("Loss", "nats", "float", "plain cross-entropy of the training batch, whatever the arm minimises"),
     Column(
         "UniquePredictions",
         "tokens",
         "int",
         "distinct arg-max tokens over the probe positions, teacher-forced; in a file without ProbePositions "
-        "the metric of the program that wrote it (the origin: 20 random prompts, ceiling 20)",
+        "the metric of the program that wrote it (the founding document: 20 random prompts, so at most 20)",
     ),
     Column("LR", "1", "float", "learning rate of the step, after interventions"),
     Column("WD", "1", "float", "weight decay of the step, after interventions"),
@@ -49,7 +49,7 @@ COLUMNS = (
         "ContextInformation",
         "nats",
         "float",
-        "H(mean softmax) - mean H(softmax) over the probe; about 0 when the output ignores its context",
+        "mutual information of context and prediction: H(mean softmax) - mean H(softmax) over the probe",
     ),
     Column("UnigramLoss", "nats", "float", "probe loss of a unigram predictor counted on the training tokens"),
     Column("BigramLoss", "nats", "float", "probe loss of a bigram predictor counted on the training tokens"),
@@ -58,7 +58,7 @@ COLUMNS = (
         "RandomPromptUnique",
         "tokens",
         "int",
-        "distinct arg-max tokens after the origin's random prompts; cannot exceed their number (20)",
+        "distinct arg-max tokens after the founding document's random prompts; at most their number (20)",
     ),
     Column(
         "Objective",
@@ -71,7 +71,7 @@ COLUMNS = (
         "ZeroFraction",
         "1",
         "float",
-        "fraction of the ternary weights that are 0; about 0.31 for Gaussian latents",
+        "fraction of the ternary weights that are 0; about 0.31 for Gaussian latent weights",
     ),
     Column("FlipRate", "1", "float", "fraction of the ternary weights that changed since the previous evaluation"),
     Column(

@@ -1,4 +1,4 @@
-"""Which runs exist on disk, and their status; no torch here."""
+"""Status of runs on disk, and conflicts of their names; no torch here."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from bitnetctl.records.schema import NAMES
 
 
 def final_row(csv: Path) -> dict[str, Any]:
-    """Return the last row of a CSV as JSON values: null is unknown, NaN and infinity are text; raises RecordError."""
+    """Return the last row of a CSV as JSON values: None is unknown, NaN and infinity are text; raises RecordError."""
     records = read(csv)
     return {name: json_value(records.value(name, -1)) for name in NAMES}
 
@@ -21,7 +21,7 @@ def final_row(csv: Path) -> dict[str, Any]:
 def refuse_case_collisions(names: Iterable[str], runs_dir: Path) -> None:
     """Raise ConfigError where names of runs differ from each other, or from existing ones, in letter case only.
 
-    Some file systems take such names for one, and a folder copied there would lose one of the runs.
+    On a file system that ignores case, one of the runs would overwrite the other.
     """
     entries = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
     existing = {entry[:-4] if entry.lower().endswith(".csv") else entry for entry in entries}

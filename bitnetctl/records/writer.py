@@ -1,5 +1,6 @@
 """Append rows to a run's CSV; a crash at any byte loses at most the row being written."""
 
+import contextlib
 import errno
 import operator
 import os
@@ -15,14 +16,14 @@ _LAST_ROW = re.compile(rb"(?:\A|\n)([0-9]{1,19}),[^\n]*\n\Z")
 
 
 class RecordWriter:
-    """The only writer of a run's CSV, for the process that holds the run's lock.
+    """Writer of a run's CSV; the caller holds the run's lock.
 
-    `kept` is what the file begins with: the rows of the checkpoint that the run resumes from, under the header; empty
-    for a new run. The constructor reads an existing file, and `open` replaces it by `kept` unless it equals that, so
-    that the file of a resumed run equals that of an undisturbed run byte for byte. `last_step` is the step of the last
-    row, None without rows; `had_rows` is whether the existing file had any.
+    `kept` is the header and the rows of the checkpoint that the run resumes from; empty for a new run. The constructor
+    reads an existing file, and `open` replaces it by `kept` if it differs, so that the file of a resumed run equals
+    that of an uninterrupted run byte for byte. `last_step` is the step of the last row, None without rows; `had_rows`
+    is whether the existing file had any.
 
-    Raises RecordError where the file or `kept` was not written by this version.
+    Raises RecordError where either has another header than this version writes, or `kept` ends within a row.
     """
 
     def __init__(self, path: Path | str, kept: bytes = b"") -> None:
@@ -43,7 +44,7 @@ class RecordWriter:
         self.last_step = int(last_row[1]) if last_row else None
 
     def open(self) -> None:
-        """Bring the file to what is kept; raises StorageError where the disk refuses, with the old file intact."""
+        """Replace the file by `kept` if it differs; raises StorageError where that fails, with the old file intact."""
         if not self._is_kept:
             write_atomic(self.path, self._kept)
         with storage_errors(self.path):
@@ -52,30 +53,32 @@ class RecordWriter:
     def append(self, row: Row) -> None:
         """Write one row; a column that is missing or None is unknown.
 
-        Raises RecordError for a foreign column, a missing required one, a value that is not a number, and a step that
-        does not increase; StorageError where the disk refuses.
+        Raises RecordError for an unknown column, a missing required one, a value that is not a number, and a step that
+        does not increase; StorageError where writing fails.
         """
         step, line = self._format(row)
         descriptor = self._open_descriptor()
         with storage_errors(self.path):
             if self._torn:
-                self._cut(descriptor)
+                self._truncate(descriptor)
             self._require_own_file(descriptor)
             self._torn = True
             try:
                 written = os.write(descriptor, line)
-                # a full disk writes what fits and reports why at the next write only
+                # a full disk first writes what fits; only the next write raises
                 if written < len(line) and written + os.write(descriptor, line[written:]) < len(line):
                     raise StorageError(f"{self.path}: cannot write: the disk took part of a row only")
             except BaseException:
-                self._try_cut(descriptor)
+                # if this fails `_torn` stays True: the next append tries again, and a resume rewrites the file
+                with contextlib.suppress(OSError):
+                    self._truncate(descriptor)
                 raise
         self._torn = False
         self._end += len(line)
         self.last_step = step
 
     def sync(self) -> None:
-        """Make every row durable; to be called before a checkpoint that relies on them is saved."""
+        """Call fsync; needed before a checkpoint that relies on the rows is saved."""
         descriptor = self._open_descriptor()
         with storage_errors(self.path):
             os.fsync(descriptor)
@@ -94,7 +97,7 @@ class RecordWriter:
         return self._descriptor
 
     def _require_own_file(self, descriptor: int) -> None:
-        """Raise StorageError unless the path is still the open file, with the length that the last write left."""
+        """Raise StorageError unless the path is still the open file, with the length after the last write."""
         own = os.fstat(descriptor)
         try:
             is_there = os.path.samestat(own, self.path.stat())
@@ -107,16 +110,9 @@ class RecordWriter:
                 errno.ESTALE,
             )
 
-    def _cut(self, descriptor: int) -> None:
+    def _truncate(self, descriptor: int) -> None:
         os.ftruncate(descriptor, self._end)
         self._torn = False
-
-    def _try_cut(self, descriptor: int) -> None:
-        try:
-            self._cut(descriptor)
-        except OSError:
-            # still marked torn: the next append tries again, a resume repairs it
-            return
 
     def _format(self, row: Row) -> tuple[int, bytes]:
         unknown = sorted(set(row) - set(NAMES))
@@ -138,7 +134,7 @@ class RecordWriter:
         if value is None:
             return ""
         if isinstance(value, float):
-            # the repr of numpy's float64 is not a number
+            # repr(np.float64(1.0)) is 'np.float64(1.0)'
             return float.__repr__(value)
         try:
             if isinstance(value, bool):

@@ -1,6 +1,5 @@
-"""What was judged and analysed as tables, plots, Markdown and one HTML page; no torch here."""
+"""Verdicts and analyses as terminal tables and plots, Markdown, JUnit XML, CSV and one HTML page; no torch here."""
 
-from bitnetctl.report.handoff import handoff as handoff
 from bitnetctl.report.html.page import html_page as html_page
 from bitnetctl.report.junit import junit_xml as junit_xml
 from bitnetctl.report.markdown import markdown_report as markdown_report
@@ -18,3 +17,4 @@ from bitnetctl.report.terminal import (
     trajectory_table as trajectory_table,
 )
 from bitnetctl.report.trajectory import NEXT_STEPS as NEXT_STEPS
+from bitnetctl.report.verification import verification_report as verification_report

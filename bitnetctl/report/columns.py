@@ -1,4 +1,4 @@
-"""Which values are shown, their headers and their format: the same in every kind of report."""
+"""Columns, headers and number formats that all kinds of report share."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from bitnetctl.units import plural
 
 UNKNOWN = "–"
 MOST_POINTS = 600
-"""Points of a curve; a longer run is thinned evenly and keeps its first and last evaluation."""
+"""Most points of a curve; a longer run is thinned evenly and keeps its first and last evaluation."""
 
 MEANS = (
     "Means over the runs that have the value; a failed run has no final value. Collapses and recoveries are counted."
@@ -21,7 +21,7 @@ MEANS = (
 
 
 def format_value(value: float | str | None, format_spec: str = "") -> str:
-    """Format a number; unknown is a dash, and text (NaN or infinity read from JSON) stays unchanged."""
+    """Format a number; unknown is a dash, text (NaN or infinity as JSON has it) stays unchanged."""
     if value is None:
         return UNKNOWN
     return value if isinstance(value, str) else format(value, format_spec)
@@ -36,7 +36,7 @@ class SummaryColumn:
     format_spec: str
     meaning: str
     is_event: bool = False
-    """Whether it is the step of something that need not happen: over several runs it is counted, not averaged."""
+    """Whether it is the step of an event that need not happen: counted over several runs, not averaged."""
 
     def value(self, summary: RunSummary) -> float | None:
         """Return the value of a run; None is unknown."""
@@ -46,8 +46,8 @@ class SummaryColumn:
 
 COLLAPSE = (
     SummaryColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
-    SummaryColumn("fell at", "collapsed_at", ",.0f", "first step of a collapse that lasted three evaluations", True),
-    SummaryColumn("back at", "recovered_at", ",.0f", "first step of a recovery that lasted three evaluations", True),
+    SummaryColumn("collapse at", "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
+    SummaryColumn("recovery at", "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
     SummaryColumn("frac.", "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
     SummaryColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
     SummaryColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"),
@@ -90,7 +90,7 @@ class SummaryRow:
 
     @property
     def state(self) -> str:
-        """What is not simply finished, else nothing."""
+        """Failed or unfinished, and where; empty if every run is finished or that is unknown."""
         if self.grouped:
             failed = sum(summary.failed for summary in self.summaries)
             short = sum(summary.complete is False and not summary.failed for summary in self.summaries)
@@ -110,7 +110,7 @@ class SummaryRow:
         return sum(known) / len(known) if known else None
 
     def text(self, column: SummaryColumn) -> str:
-        """Format a value; of grouped runs, in how many an event happened / in how many that is known."""
+        """Format a value; for an event of grouped runs, `runs with it/runs where that is known`."""
         if self.grouped and column.is_event:
             judged = [summary for summary in self.summaries if summary.collapsed_fraction is not None]
             happened = sum(column.value(summary) is not None for summary in judged)
@@ -139,14 +139,14 @@ def signed(value: float | None) -> str:
 
 
 def interval(effect: Effect) -> str:
-    """Format a 95 % interval; with a failed run there is none, and the mean of the pairs that ended is shown."""
+    """Format a 95 % interval; if a run failed there is none, and the mean without failed pairs is shown."""
     if effect.failed_pairs and effect.mean is not None and not math.isfinite(effect.mean):
         return f"ended: {signed(effect.mean_of_finite)}"
     return UNKNOWN if effect.low is None or effect.high is None else f"{signed(effect.low)} … {signed(effect.high)}"
 
 
 def detectable_text(effect: Effect) -> str:
-    """Format the smallest difference that this many pairs would detect."""
+    """Format the minimum detectable effect."""
     if effect.smallest_effect is None:
         return UNKNOWN
     return f"±{effect.smallest_effect:.3f}" if math.isfinite(effect.smallest_effect) else "none"
@@ -157,7 +157,7 @@ def p_text(p: float | None) -> str:
 
 
 def pairs_text(effect: ArmEffect) -> str:
-    """Return how many pairs a comparison is based on, and which runs failed or have no partner."""
+    """Return the numbers of pairs, of failed runs and of runs without a partner."""
     counts = {
         "failed": effect.failures,
         "of the baseline failed": effect.baseline_failures,
@@ -167,7 +167,7 @@ def pairs_text(effect: ArmEffect) -> str:
 
 
 def kept_indices(count: int) -> list[int]:
-    """Return the indices of a run's evaluations that are points of its curve, at most MOST_POINTS of `count`."""
+    """Return the indices of the evaluations that a curve keeps, at most MOST_POINTS of `count`."""
     if count <= MOST_POINTS:
         return list(range(count))
     return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]
@@ -182,7 +182,7 @@ class Cells(NamedTuple):
 
 
 def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> Cells:
-    """Return a row for each arm and metric; `escape` makes foreign text harmless."""
+    """Return a row for each arm and metric; `escape` is applied to untrusted text."""
     header = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
     rows = [
         (

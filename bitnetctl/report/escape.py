@@ -1,21 +1,21 @@
-"""Foreign text (names of files and runs, messages) made harmless for terminals, spreadsheets, Markdown and HTML."""
+"""Escape untrusted text (names of files and runs, messages) for terminals, spreadsheets, Markdown and HTML."""
 
 import html
 import re
 
-# what spreadsheets take for the beginning of a formula, also in full width, and plain numbers, which they may
+# characters that begin a formula in a spreadsheet, also in full width, and plain numbers, which may begin with them
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
-def defused(text: str) -> str:
-    """Return a cell's text with an apostrophe in front where a spreadsheet would run it; a number stays unchanged."""
+def escape_formula(text: str) -> str:
+    """Put an apostrophe in front of text that a spreadsheet would run as a formula; a number stays unchanged."""
     return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def printable(text: str) -> str:
-    """Replace every character that could steer a terminal: a file's name may hold anything."""
+    """Replace unprintable characters, such as terminal control sequences."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
@@ -26,11 +26,11 @@ def markdown_text(text: str) -> str:
 
 def markdown_cell(text: str) -> str:
     """Return text for a cell of a Markdown table, which may be pasted into a spreadsheet."""
-    return markdown_text(defused(text))
+    return markdown_text(escape_formula(text))
 
 
 def markdown_line(text: str) -> str:
-    """Return text that stays one line and one cell and holds no HTML; emphasis and links of its author remain."""
+    """Return text that stays one line and one cell without HTML; other Markdown, such as emphasis, is kept."""
     return printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -41,4 +41,4 @@ def html_text(text: object) -> str:
 
 def html_cell(text: object) -> str:
     """Return text for a cell of an HTML table, which a spreadsheet may open."""
-    return html_text(defused(str(text)))
+    return html_text(escape_formula(str(text)))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from bitnetctl.report.escape import defused
+from bitnetctl.report.escape import escape_formula
 from bitnetctl.verdict import Outcome, Verdict
 
 _ELEMENTS = {Outcome.REFUTED: "failure", Outcome.INVALID: "error", Outcome.INCONCLUSIVE: "skipped"}
@@ -13,7 +13,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def junit_xml(verdicts: Sequence[Verdict]) -> str:
-    """Return a suite for each arm and criteria with a case for each check.
+    """Return a test suite for each verdict, with a test case for each check result.
 
     Refuted is a failure, invalid an error, inconclusive is skipped.
     """
@@ -39,5 +39,5 @@ def junit_xml(verdicts: Sequence[Verdict]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text that XML can hold and that no spreadsheet runs, should one open the file."""
-    return _NOT_XML.sub("\ufffd", defused(text))
+    """Replace characters that XML cannot hold, and escape formulas, since spreadsheets open XML too."""
+    return _NOT_XML.sub("\ufffd", escape_formula(text))

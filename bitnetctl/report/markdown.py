@@ -1,4 +1,4 @@
-"""The analysis as Markdown that GitHub renders; names of runs stay text."""
+"""The analysis as GitHub-flavoured Markdown; names of runs are escaped."""
 
 from collections.abc import Iterable, Sequence
 

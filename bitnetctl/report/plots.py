@@ -1,4 +1,4 @@
-"""Curves over the steps for a terminal."""
+"""Line plots of metrics over steps for a terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _COLORS = (("blue", "blue"), ("orange", "yellow"), ("green", "green"), ("red", "
 _MARKS = "abcdef"
 
 Curve: TypeAlias = dict[int, float]
-"""One metric by step, in ascending order: the mean over the runs of one arm and size."""
+"""Mean over the runs of one arm and size, by step in ascending order."""
 
 
 def plots(study: Study, *, width: int, color: bool) -> list[Text]:
@@ -25,20 +25,20 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
 
     Without `color` there are no colour codes, and letters distinguish the curves.
     """
-    has_held_out = any(run.records.known("HeldOutLoss") for run in study.runs)
+    has_held_out = any(run.records.has_values("HeldOutLoss") for run in study.runs)
     loss = ("HeldOutLoss", "held-out loss (nats)") if has_held_out else ("Loss", "training loss (nats)")
     boundaries = {summary.boundary_step for summary in study.summaries if summary.boundary_step}
     boundary = boundaries.pop() if len(boundaries) == 1 else None
     drawn = []
     for (column, title), logarithmic in ((loss, False), (("UniquePredictions", "distinct predictions"), True)):
-        of_column = curves(study, column, logarithmic=logarithmic)
-        if of_column:
-            drawn.append(_plot(title, of_column, boundary, width, logarithmic=logarithmic, color=color))
+        by_label = curves(study, column, logarithmic=logarithmic)
+        if by_label:
+            drawn.append(_plot(title, by_label, boundary, width, logarithmic=logarithmic, color=color))
     return drawn
 
 
 def curves(study: Study, column: str, *, logarithmic: bool) -> dict[str, Curve]:
-    """Return a curve for every arm and size without the first step, of logarithms if `logarithmic`."""
+    """Return a curve for every arm and size without step 1; if `logarithmic`, of the mean logarithm."""
     sizes = {summary.size for summary in study.summaries}
     points_of: dict[str, dict[int, list[float]]] = {}
     ranks = {arm: rank for rank, arm in enumerate(study.arms)}

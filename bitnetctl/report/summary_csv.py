@@ -7,11 +7,11 @@ from typing import Any
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
-from bitnetctl.report.escape import defused, printable
+from bitnetctl.report.escape import escape_formula, printable
 
 
 def summaries_csv(study: Study) -> str:
-    """Return a row for every run, with the names of `analyze --json`: values in full precision, unknown is empty."""
+    """Return a row for every run, with the field names of `analyze --json`, in full precision; unknown is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(field.name for field in fields(RunSummary))
@@ -22,4 +22,4 @@ def summaries_csv(study: Study) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return printable(defused(value)) if isinstance(value, str) else value
+    return printable(escape_formula(value)) if isinstance(value, str) else value

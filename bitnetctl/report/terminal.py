@@ -49,7 +49,7 @@ def key_value_table(title: str, values: Mapping[str, str]) -> Table:
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a row for every run of a sweep, as `bitnetctl sweep --json` describes it."""
+    """Return a row for every run of a sweep; `rows` are those of `bitnetctl sweep --json`."""
     table = _table()
     _add_numbers(table, "size")
     table.add_column("arm")
@@ -71,7 +71,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a row for every shape of a planned sweep, as `sweep --dry-run --json` describes it."""
+    """Return a row for every model shape of a planned sweep; `rows` are those of `sweep --dry-run --json`."""
     table = _table()
     _add_numbers(table, "size", "steps", "runs", "packs", "in a pack", "memory", "time")
     table.add_column("arms")
@@ -103,7 +103,7 @@ def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[Sum
     table = _analysis_table(title)
     table.add_column("arm", overflow="fold")
     _add_numbers(table, "size", "runs" if rows[0].grouped else "seed")
-    # one word above the other leaves room for the arm
+    # headers wrap at every word to leave room for the arm
     _add_numbers(table, *(column.header.replace(" ", "\n").replace("-", "-\n") for column in columns))
     for row in rows:
         state = f"\n[{'red' if row.failed else 'dim'}]{escape(row.state)}[/]" if row.state else ""
@@ -128,7 +128,7 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
 
 
 def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
-    """Return factors, the strongest first: the variance that each explains, and the mean of each of its levels."""
+    """Return factors by descending eta squared, with the mean of each level."""
     table = _analysis_table("Factors: η² (* p < 0.05) and means")
     table.add_column("factor", overflow="fold")
     _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
@@ -138,7 +138,7 @@ def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
         name: max((term.eta_squared or 0.0 for term in of_name if term), default=0.0) for name, of_name in terms.items()
     }
     for name in sorted(terms, key=lambda name: -explained[name])[:MOST_TERMS]:
-        table.add_row(f"[bold]{_label(name)}[/]", *map(_explained, terms[name]))
+        table.add_row(f"[bold]{_label(name)}[/]", *map(_eta_squared, terms[name]))
         if " × " not in name:
             _add_levels(table, outcomes, terms[name])
     if len(terms) > MOST_TERMS:
@@ -157,7 +157,7 @@ def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequen
         table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
 
 
-def _explained(term: Term | None) -> str:
+def _eta_squared(term: Term | None) -> str:
     if term is None or term.eta_squared is None:
         return ""
     return f"[bold]{term.eta_squared:.0%}{'*' if term.p is not None and term.p < SIGNIFICANT else ''}[/]"
@@ -191,7 +191,7 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
 
 
 def checks_table(verdict: Verdict) -> Table:
-    """Return every check of a verdict with value and threshold, the decisive ones first."""
+    """Return the decisive results of a verdict, then the others; supported ones only if they have a threshold."""
     table = _table(f"{escape(verdict.criteria)}: {_coloured(verdict.outcome)}")
     table.add_column("size", justify="right")
     table.add_column("seed", justify="right")
@@ -212,7 +212,7 @@ def _coloured(outcome: Outcome) -> str:
 
 
 def _label(text: str) -> str:
-    """Format an arm so that it breaks between its interventions."""
+    """Escape the name of an arm, with a space before each `+` so that it wraps between interventions."""
     return escape(_PLUS.sub(" +", printable(text)))
 
 

@@ -1,4 +1,4 @@
-"""A run at the founding document's milestones, and what to try next."""
+"""Metrics at the founding document's milestones, and the recommended next step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,25 +17,24 @@ NEXT_STEPS = {
         "a cure to try: `-i decoupled-decay`"
     ),
     Outcome.INCONCLUSIVE: "finish the missing runs, or add seeds with `--seeds 6`",
-    Outcome.INVALID: "change the set-up: a probe that can show the threshold, or a reference run that works",
+    Outcome.INVALID: "change the setup: a probe that can show the threshold, or a reference run that works",
 }
 """What to try after each outcome."""
 
 
 def milestones(run: Run, column: str) -> list[float | None]:
-    """Return a column at each milestone: at the first evaluation at or after it, None where there is none yet."""
+    """Return a column at each milestone: at the first evaluation from it to before the next, None without one."""
     planned = run.planned_steps or run.final_step
     values: list[float | None] = []
     for fraction, following in zip(MILESTONES, (*MILESTONES[1:], math.inf), strict=True):
         index = int(run.steps.searchsorted(planned * fraction))
-        # an evaluation a little later belongs to the milestone, one at or beyond the next milestone does not
         reached = index < len(run.steps) and run.steps[index] < planned * following
         values.append(run.records.value(column, index) if reached else None)
     return values
 
 
 def trajectory_rows(runs: Sequence[Run]) -> Iterator[tuple[Run, list[str]]]:
-    """Yield runs by size and seed, each with the cells of a row: size, seed, and per milestone what is known."""
+    """Yield runs by size and seed, each with the cells size, seed and `predictions · loss` of each milestone."""
     for run in sorted(runs, key=lambda run: (run.size or 0, run.seed or 0)):
         pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
         values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]

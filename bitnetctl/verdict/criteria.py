@@ -1,4 +1,4 @@
-"""Criteria as data: what a TOML file may declare, and how it is read (examples in docs/criteria.md).
+"""Criteria declared in a TOML file: fields, validation, loading (examples in docs/criteria.md).
 
 A file is a list of checks, each a `kind` with its parameters, and a rule for seeds. The kinds and their fields are the
 classes in `bitnetctl.verdict.checks`; measures are the CSV's columns and `Skill`, `DiversityRatio` and `Coverage`. A
@@ -39,8 +39,8 @@ KINDS: Mapping[str, type[AnyCheck]] = {cls.model_fields["kind"].default: cls for
 class SeedRule(Frozen):
     """How the outcomes of all seeds of one size become one outcome.
 
-    `every`: the strictest seed decides. `share`: refuted when at least `refuted_share` of the seeds fail; supported
-    when every seed supports, there are `min_seeds`, and for each level the one-sided Student-t bound of the mean over
+    `every`: the strictest outcome decides. `share`: refuted when at least `refuted_share` of the seeds are; supported
+    when every seed is, there are `min_seeds`, and for each `level` check the one-sided Student-t bound of the mean over
     seeds, at `confidence`, is beyond the supporting threshold too.
     """
 
@@ -69,7 +69,7 @@ class EvidenceRun(Frozen):
 
 
 class EvidenceLevel(Frozen):
-    """A named amount of evidence; levels are declared from the least to the most."""
+    """A named amount of evidence; levels are declared in ascending order."""
 
     level: Annotated[str, Field(min_length=1)]
     runs: tuple[EvidenceRun, ...] = Field(min_length=1)
@@ -83,7 +83,7 @@ class EvidenceLevel(Frozen):
 
 
 class Criteria(Frozen):
-    """Declared criteria; `name` is the file's and decides nothing."""
+    """Declared criteria; `name` is that of the file and has no effect on verdicts."""
 
     name: str = "custom"
     title: str = ""
@@ -110,17 +110,17 @@ class Criteria(Frozen):
 
     @property
     def finished(self) -> FinishedCheck:
-        """The one check that decides whether a run is finished."""
+        """The one check of kind `finished`."""
         return self.of_kind(FinishedCheck)[0]
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Every measure that decides, without repeats."""
+        """The measures of all checks, without repeats."""
         return tuple(dict.fromkeys(check.measure for check in self.checks if isinstance(check, MeasuredCheck)))
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides; names, titles and comments do not, and neither do defaults."""
+        """SHA-256 of all fields that are not defaults, except names and titles."""
         tree = self.model_dump(mode="json", exclude={"name", "title", "checks"}, exclude_defaults=True)
         checks = [
             {"kind": check.kind, **check.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)}
@@ -140,7 +140,7 @@ def load_criteria(name: str | Path) -> Criteria:
 
 
 def parse_criteria(tree: Mapping[str, Any], *, name: str = "custom", source: str = "criteria") -> Criteria:
-    """Validate a plain tree; raises ConfigError with one line that names the field."""
+    """Validate the tree of a TOML file; raises ConfigError with one line that names the field."""
     checks = tree.get("checks", [])
     if not isinstance(checks, list):
         raise ConfigError(f"{source}: checks: expected [[checks]] tables, got {checks!r}")

@@ -1,4 +1,4 @@
-"""From runs and criteria to a verdict for one arm, or for each arm."""
+"""Judge the runs of one arm, or of each arm, by criteria."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -51,7 +51,7 @@ def judge(
     """Judge the runs of one arm.
 
     `sizes` and `seeds` are those requested: one without a run is inconclusive, other runs are left out with a note.
-    `requested_steps` are steps requested explicitly; they replace the steps that the criteria require, with a note.
+    `requested_steps`, if given, replaces the steps that the criteria require, with a note.
     `twins` are runs among which twins are looked up. Raises ConfigError for runs of several arms.
     """
     arms = sorted({run.arm or UNKNOWN_ARM for run in runs})
@@ -63,7 +63,7 @@ def judge(
     by_size: dict[int | None, list[CheckedRun]] = {size: [] for size in sizes or ()}
     for one in checked:
         by_size.setdefault(one.run.size, []).append(one)
-    judged = [judge_size(size, members, criteria, seeds) for size, members in by_size.items()]
+    judged = [judge_size(size, of_size, criteria, seeds) for size, of_size in by_size.items()]
     outcome = strictest(size.outcome for size in judged)
     finished = [one.run for one in checked if _is_finished(one, criteria)]
     notes = [
@@ -94,13 +94,13 @@ def check_run(
 ) -> CheckedRun:
     """Return the results of every check that applies.
 
-    The set-up is judged on any run whose file is whole. What a run shows is judged on completed runs only, since a
-    collapse in the middle of training may be part of the claim. `candidates` are runs among which twins are looked up.
+    The setup is judged on any run whose file is not cut short, its metrics on completed runs only, since a collapse in
+    the middle of training may be part of the claim. `candidates` are runs among which twins are looked up.
     """
     context = CheckContext(
         requested_steps=requested_steps,
         candidates=candidates,
-        # without candidates, since a twin needs no twin of its own
+        # without candidates: a twin is not compared with a twin of its own
         check_twin=lambda twin: check_run(twin, criteria, requested_steps=requested_steps),
     )
     completion = tuple(
@@ -122,7 +122,7 @@ def check_run(
 
 
 def _distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Return runs without repetitions, and a note for each: a copied file, or a seed without effect, is no new seed."""
+    """Return runs with distinct values, and a note on each other one: copies must not count as several seeds."""
     kept: list[Run] = []
     notes: list[str] = []
     first: dict[tuple[int | None, tuple[bytes, ...]], Run] = {}
@@ -136,7 +136,7 @@ def _distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _values_key(run: Run) -> tuple[bytes, ...]:
-    """Return the exact values of every column but the speed."""
+    """Return the bytes of every column but TokensPerSecond."""
     frame = run.records.frame
     return tuple(f"{name} ".encode() + frame[name].to_numpy().tobytes() for name in frame if name != "TokensPerSecond")
 
@@ -179,7 +179,7 @@ def _run_verdict(checked: CheckedRun) -> RunVerdict:
 
 
 def _run_reasons(checked: CheckedRun) -> list[str]:
-    """Return the reasons of the checks that decided; of a supported run those of its thresholds only."""
+    """Return the reasons of the decisive checks; of a supported run, those with thresholds only."""
     decisive = [result for result in checked.results if result.outcome is checked.outcome]
     levels = [result.reason for result in decisive if result.supports is not None]
     return levels if checked.outcome is Outcome.SUPPORTED and levels else [result.reason for result in decisive]
@@ -200,7 +200,7 @@ def _evidence(criteria: Criteria, finished: Sequence[Run]) -> str | None:
 
 
 def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps: int | None) -> Iterator[str]:
-    """Explain in what the evidence differs from what the criteria require."""
+    """Yield notes on steps and sizes other than those that the criteria require."""
     least = criteria.finished.min_steps
     if least is not None and requested_steps is not None and requested_steps < least:
         yield f"judged at {requested_steps:,} steps instead of {criteria.name}'s {least:,}: a scaled-down replication"
@@ -211,14 +211,14 @@ def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps
 
 def _run_notes(run: Run, criteria: Criteria) -> list[str]:
     notes = list(run.records.notes)
-    reach = limits(run, "UniquePredictions")
-    if "UniquePredictions" in criteria.measures and reach.high is None and reach.damaged is None:
+    possible = limits(run, "UniquePredictions")
+    if "UniquePredictions" in criteria.measures and possible.high is None and possible.damaged is None:
         notes.append("the ceiling of UniquePredictions is unknown, and so is whether its threshold can be met")
     return notes
 
 
 def _reasons(outcome: Outcome, judged: Sequence[SizeJudgement]) -> tuple[str, ...]:
-    """Return what decided, each with the run or size where there are several."""
+    """Return the reasons of the decisive checks, each with its run or size where there are several."""
     decisive = [
         result for size in judged if size.outcome is outcome for result in size.results if result.outcome is outcome
     ]
@@ -230,7 +230,7 @@ def _reasons(outcome: Outcome, judged: Sequence[SizeJudgement]) -> tuple[str, ..
 
 
 def _prefix(result: CheckResult) -> str:
-    """Return what identifies a result's run or size in front of its reason."""
+    """Return the text in front of a reason that names the run or size of the result."""
     size = "" if result.size is None else f"hidden {result.size}"
     if result.run is None:
         return f"{size}: " if size else ""
@@ -239,17 +239,17 @@ def _prefix(result: CheckResult) -> str:
 
 
 def _confidence(outcome: Outcome, judged: Sequence[SizeJudgement]) -> str:
-    """Describe how far the number of seeds bounds the failure rate."""
+    """Describe the Clopper-Pearson bound that the number of seeds gives on the failure rate."""
     if outcome is Outcome.SUPPORTED:
         count = min(size.total for size in judged)
         bound = rate_upper(0, count)
         assert bound is not None, "supported without a run"
-        open_rate, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
+        uncertainty, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
     elif outcome is Outcome.REFUTED:
         bounds = [(rate_lower(size.failed, size.total) or 0.0, size.failed, size.total) for size in judged]
         bound, failed, count = max(bounds)
-        open_rate, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
+        uncertainty, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
     else:
         return "none: nothing was decided"
-    word = "low" if open_rate > 0.5 else "moderate" if open_rate > 0.3 else "high"
+    word = "low" if uncertainty > 0.5 else "moderate" if uncertainty > 0.3 else "high"
     return f"{word}: {rate} {100 * bound:.0f} % (one-sided 95 % bound)"

@@ -1,4 +1,4 @@
-"""Measures that criteria may name, and the range of each in a run."""
+"""Values of measures in a run, and the range that each can reach."""
 
 import math
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from bitnetctl.verdict.outcome import number_text
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of a measure in one run; None is unknown, `why` explains where the bounds come from.
+    """The range of a measure in one run; None is unknown, `why` is the origin of the bounds.
 
-    `empty` explains why the measure has no meaning in this set-up, `damaged` why its range cannot be trusted.
+    `undefined` says why the measure has no meaning in this setup, `damaged` why its range cannot be trusted.
     """
 
     low: float | None = None
     high: float | None = None
     why: str = ""
     inferred: bool = False
-    empty: str | None = None
+    undefined: str | None = None
     damaged: str | None = None
 
 
 def value_at(run: Run, measure: str, index: int) -> float | None:
-    """Return a measure in one row: None is unknown, NaN and infinity are values."""
+    """Return a measure in one row: None is unknown, NaN and infinity are known."""
     if measure in DERIVED:
         return DERIVED[measure][1](run.row(index))
     return run.column(measure)[index]
 
 
 def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
-    """Return the median of the last evaluations of the run or of stage 1, without the untrained model at step 1.
+    """Return the median of the `last` evaluations up to the end or the boundary, without the one at step 1.
 
     None where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
     """
@@ -50,7 +50,7 @@ def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"
 
 def limits(run: Run, measure: str) -> Limits:
     """Return the range that a measure can reach in this run."""
-    positions = constant(run, "ProbePositions")
+    positions = constant_value(run, "ProbePositions")
     if positions is not None and not (math.isfinite(positions) and positions >= 1):
         return Limits(damaged=f"ProbePositions is {number_text(positions)}")
     if measure == "UniquePredictions":
@@ -75,8 +75,8 @@ def limits(run: Run, measure: str) -> Limits:
     return by_positions.get(measure, Limits())
 
 
-def constant(run: Run, column: str) -> float | None:
-    """Return the value of a column that should be constant: the first that is not finite, else the least."""
+def constant_value(run: Run, column: str) -> float | None:
+    """Return the value of a constant column; where it varies, the first that is not finite, else the least."""
     known = [value for value in run.column(column) if value is not None]
     broken = [value for value in known if not math.isfinite(value)]
     return broken[0] if broken else min(known, default=None)
@@ -89,28 +89,28 @@ def _unique_limits(run: Run) -> Limits:
     seen = [value for value in run.column("UniquePredictions") if value is not None and math.isfinite(value)]
     most = max(seen, default=0)
     if inferred:
-        # a value above it shows that the first row was no ceiling
+        # a larger value later disproves the inferred ceiling
         return Limits() if most > ceiling else Limits(0, ceiling, "inferred from step 1", inferred=True)
     damaged = f"{number_text(most)} distinct of {number_text(ceiling)} ProbePositions" if most > ceiling else None
     return Limits(0, ceiling, "ProbePositions", damaged=damaged)
 
 
 def _skill_limits(run: Run) -> Limits:
-    unigram, bigram = constant(run, "UnigramLoss"), constant(run, "BigramLoss")
+    unigram, bigram = constant_value(run, "UnigramLoss"), constant_value(run, "BigramLoss")
     if unigram is None or bigram is None:
         return Limits()
     if not (math.isfinite(unigram) and math.isfinite(bigram)):
         return Limits(damaged=f"UnigramLoss is {number_text(unigram)}, BigramLoss {number_text(bigram)}")
     if unigram <= bigram:
         return Limits(
-            empty=f"the bigram predictor ({number_text(bigram)} nats) is no better than the unigram predictor "
+            undefined=f"the bigram predictor ({number_text(bigram)} nats) is no better than the unigram predictor "
             f"({number_text(unigram)}) on this probe, so Skill has no scale"
         )
     return Limits(high=skill(0.0, unigram, bigram), why="at a loss of 0")
 
 
 def _ratio_limits(run: Run, over: str, positions: float | None) -> Limits:
-    reference = constant(run, over)
+    reference = constant_value(run, over)
     if reference is None or positions is None:
         return Limits()
     if not (math.isfinite(reference) and 0 < reference <= positions):

@@ -1,4 +1,4 @@
-"""What a judgement is made of: outcomes, results of single checks, checked runs, verdicts."""
+"""Outcomes, results of single checks, checked runs, verdicts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from bitnetctl.records.metrics import json_value
 
 
 class Outcome(StrEnum):
-    """What judging says about a claim."""
+    """Outcome of a check or a verdict on a claim."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -26,15 +26,15 @@ class Outcome(StrEnum):
 
 def strictest(outcomes: Iterable[Outcome]) -> Outcome:
     """Return refuted if any is, else invalid, else inconclusive; supported only if all are, and there is one."""
-    return _first(outcomes, (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE))
+    return _by_precedence(outcomes, (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE))
 
 
 def outcome_of_run(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the outcome of one run's checks: a set-up that cannot show the claim comes before what the run shows."""
-    return _first(outcomes, (Outcome.INVALID, Outcome.REFUTED, Outcome.INCONCLUSIVE))
+    """Return the outcome of one run's checks: invalid if any is, else refuted, else inconclusive, else supported."""
+    return _by_precedence(outcomes, (Outcome.INVALID, Outcome.REFUTED, Outcome.INCONCLUSIVE))
 
 
-def _first(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
+def _by_precedence(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
     present = set(outcomes)
     if not present:
         return Outcome.INCONCLUSIVE
@@ -43,7 +43,7 @@ def _first(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """One check on one run, or on all seeds of a size where `run` is None; an unknown value is None."""
+    """Result of one check on one run, or on all seeds of a size where `run` is None; an unknown value is None."""
 
     check: str
     outcome: Outcome
@@ -59,7 +59,7 @@ class CheckResult:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedRun:
-    """A run and the results of the checks that apply to it: first those of its completion, then the others."""
+    """A run and the results of the checks that apply to it, those about completion apart."""
 
     run: Run
     completion: tuple[CheckResult, ...]
@@ -74,7 +74,7 @@ class CheckedRun:
         return outcome_of_run(result.outcome for result in self.results)
 
     def value(self, label: str) -> float | None:
-        """Return the value that the check called `label` compared, None where it has none."""
+        """Return the value that the check `label` compared, None where it has none."""
         return next((result.value for result in self.results if result.check == label), None)
 
 
@@ -97,8 +97,8 @@ class RunVerdict:
 class Verdict:
     """How one arm's runs are judged by one set of criteria.
 
-    `sizes` holds the outcome of every size judged or requested (None: unknown size), `reasons` what decided,
-    `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria require,
+    `sizes` holds the outcome of every size judged or requested (None: unknown size), `reasons` those of the decisive
+    checks, `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria require,
     "none": no finished run, None: the criteria declare no levels), `statistics` those over the seeds of each size.
     """
 
@@ -158,7 +158,7 @@ def combine(verdicts: Sequence[Verdict]) -> Combined:
 
 
 def _disagreement(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
-    """Describe each verdict with its reasons, and which measures the strictest looks at and the others do not."""
+    """Describe each verdict with its reasons, and the measures that only the strictest uses."""
     descriptions = [
         f"{verdict.criteria} says {verdict.outcome.value} ({'; '.join(verdict.reasons[:3])})" for verdict in verdicts
     ]

@@ -1,4 +1,4 @@
-"""From the checked runs of one size to an outcome over seeds."""
+"""Combine the checked runs of one size into an outcome over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Statistics = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SizeJudgement:
-    """What the runs of one size show together.
+    """Outcome, results and statistics of the runs of one size.
 
     `results` are those of every run, then those over seeds; `failed` of `total` runs are refuted.
     """
@@ -43,7 +43,7 @@ def judge_size(
     outcomes = [one.outcome for one in checked]
     failed = outcomes.count(Outcome.REFUTED)
     thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
-    levels = {check.label: _level(check, checked, rule) for check in thresholds}
+    statistics = {check.label: _statistics(check, checked, rule) for check in thresholds}
     mixed = list(_mixed_settings(runs))
     tolerated = list(_tolerated_failures(failed, len(runs), rule))
     over_seeds = [
@@ -52,7 +52,7 @@ def judge_size(
             *_missing_seeds(runs, seeds),
             *mixed,
             *_seed_numbers(runs, rule),
-            *_bounds(runs, criteria, levels),
+            *_bounds(runs, criteria, statistics),
             *tolerated,
         )
     ]
@@ -72,7 +72,7 @@ def judge_size(
             "failure_rate_at_least": rate_lower(failed, len(runs), rule.confidence),
             "failure_rate_at_most": rate_upper(failed, len(runs), rule.confidence),
             "confidence": rule.confidence,
-            "levels": levels,
+            "levels": statistics,
         },
         failed=failed,
         total=len(runs),
@@ -95,8 +95,8 @@ def _seed_count(runs: Sequence[Run]) -> int:
     return len({run.seed for run in runs if run.seed is not None}) + sum(run.seed is None for run in runs)
 
 
-def _level(check: ThresholdCheck, checked: Sequence[CheckedRun], rule: SeedRule) -> Statistics:
-    """Return the value of each seed, their mean, and its one-sided bound towards the refuting threshold.
+def _statistics(check: ThresholdCheck, checked: Sequence[CheckedRun], rule: SeedRule) -> Statistics:
+    """Return the value of each seed, their mean, and its one-sided bound on the side of the refuting threshold.
 
     Mean and bound are None where a value is unknown.
     """
@@ -137,16 +137,16 @@ def _seed_numbers(runs: Sequence[Run], rule: SeedRule) -> Iterator[CheckResult]:
     if runs and count < rule.min_seeds:
         yield _inconclusive("seeds", f"{count} of at least {rule.min_seeds} seeds", float(count))
     if rule.over_seeds and count < len(runs):
-        yield _inconclusive("seeds", "several different runs claim the same seed")
+        yield _inconclusive("seeds", "several different runs have the same seed")
 
 
-def _bounds(runs: Sequence[Run], criteria: Criteria, levels: Mapping[str, Statistics]) -> Iterator[CheckResult]:
-    """Compare the bound of each level's mean over seeds with the supporting threshold."""
+def _bounds(runs: Sequence[Run], criteria: Criteria, statistics: Mapping[str, Statistics]) -> Iterator[CheckResult]:
+    """Compare, for each `level` check, the bound of the mean over seeds with the supporting threshold."""
     count = _seed_count(runs)
     if not criteria.seeds.over_seeds or count < criteria.seeds.min_seeds:
         return
     for check in criteria.of_kind(LevelCheck):
-        mean, bound = levels[check.label]["mean"], levels[check.label]["bound"]
+        mean, bound = statistics[check.label]["mean"], statistics[check.label]["bound"]
         supported = bound is not None and check.outcome(bound) is Outcome.SUPPORTED
         if bound is None:
             reason = "no bound over seeds, since one is unknown"

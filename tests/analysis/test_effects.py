@@ -123,7 +123,7 @@ def test_copies_of_a_run_count_once(summary: Callable[..., RunSummary]) -> None:
 
 def arms(*texts: str, variant: tuple[str, ...] = ()) -> list[Arm]:
     parts = [frozenset(text.split("+")) - {"baseline"} for text in texts]
-    return [Arm(label=text, parts=part, variant=variant) for text, part in zip(texts, parts, strict=True)]
+    return [Arm(label=text, interventions=part, variant=variant) for text, part in zip(texts, parts, strict=True)]
 
 
 def test_the_baseline_is_the_arm_that_all_others_contain() -> None:
@@ -136,7 +136,7 @@ def test_the_baseline_is_the_arm_that_all_others_contain() -> None:
 
 def test_arms_are_compared_within_their_variant() -> None:
     both = [
-        Arm(label=f"{text} [x={x}]", parts=frozenset({text} - {"baseline"}), variant=(f"x={x}",))
+        Arm(label=f"{text} [x={x}]", interventions=frozenset({text} - {"baseline"}), variant=(f"x={x}",))
         for x in (1, 2)
         for text in ("baseline", "a")
     ]
@@ -146,7 +146,7 @@ def test_arms_are_compared_within_their_variant() -> None:
 
 
 def test_a_baseline_may_be_requested_by_a_part_of_its_label() -> None:
-    two = [Arm(label=f"baseline [x={x}]", parts=frozenset(), variant=(f"x={x}",)) for x in (1, 2)]
+    two = [Arm(label=f"baseline [x={x}]", interventions=frozenset(), variant=(f"x={x}",)) for x in (1, 2)]
     assert choose_baselines(two, "x=2") == {"baseline [x=1]": "baseline [x=2]"}
     with pytest.raises(ConfigError, match=r"'baseline' could be any of 'baseline \[x=1\]', 'baseline \[x=2\]'"):
         choose_baselines(two, "baseline")
@@ -171,8 +171,8 @@ def test_arms_are_named_by_interventions_and_what_else_differs(tmp_path: Path) -
         "reduced-lr+no-decay",
         "foreign",
     ]
-    assert named[3].parts == frozenset({"reduced-lr", "no-decay"})
-    assert named[4].parts is None
+    assert named[3].interventions == frozenset({"reduced-lr", "no-decay"})
+    assert named[4].interventions is None
 
 
 def test_size_and_seed_make_no_arm(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bitnetctl.monitor import console as monitor_console, live
 from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
 from bitnetctl.monitor.live import LiveReporter
 from bitnetctl.monitor.view import row_line, sparkline
-from bitnetctl.records import Row, collapse, known
+from bitnetctl.records import Row, collapse_reason, finite_value
 from bitnetctl.trainer.events import (
     Diverged,
     Evaluated,
@@ -228,18 +228,18 @@ HEALTHY: Row = {"Step": 9, "UniquePredictions": 60, "UniqueTargets": 800, "HeldO
     ],
 )
 def test_collapse_has_two_criteria(changes: dict[str, float | None], reason: str | None) -> None:
-    assert collapse({**HEALTHY, **changes}) == reason
+    assert collapse_reason({**HEALTHY, **changes}) == reason
 
 
 def test_an_empty_row_is_no_collapse() -> None:
-    assert collapse({}) is None
-    assert collapse({"UniquePredictions": 2}) == "2 distinct predictions"
+    assert collapse_reason({}) is None
+    assert collapse_reason({"UniquePredictions": 2}) == "2 distinct predictions"
 
 
 @pytest.mark.parametrize(("value", "expected"), [(3, 3.0), (0, 0.0), (None, None), (math.nan, None), (-math.inf, None)])
 def test_known_values_are_finite(value: float | None, expected: float | None) -> None:
-    assert known({"Loss": value}, "Loss") == expected
-    assert known({}, "Loss") is None
+    assert finite_value({"Loss": value}, "Loss") == expected
+    assert finite_value({}, "Loss") is None
 
 
 # the live view

@@ -10,7 +10,7 @@ from synthetic import curve, write_csv
 
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import summarize_run
-from bitnetctl.records import collapse, load_run
+from bitnetctl.records import collapse_reason, load_run
 from bitnetctl.records.metrics import collapsed_rows, ratio, skill
 from bitnetctl.report.html.curves import page_data
 from bitnetctl.verdict.limits import limits, value_at
@@ -117,5 +117,5 @@ def test_limits_are_those_of_the_formulas(tmp_path: Path) -> None:
 def test_the_collapse_rule_is_the_same_over_columns(rows: list[tuple[float | None, ...]]) -> None:
     values = np.array([[NAN if value is None else value for value in row] for row in rows], np.float64)
     columns = np.where(np.isfinite(values), values, np.nan).T
-    expected = [collapse(dict(zip(NAMES, row, strict=True))) is not None for row in rows]
+    expected = [collapse_reason(dict(zip(NAMES, row, strict=True))) is not None for row in rows]
     assert collapsed_rows(*columns).tolist() == expected

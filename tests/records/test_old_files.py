@@ -169,7 +169,7 @@ def test_the_origins_five_columns(old: Old) -> None:
     records = read(old.folder / "origin.csv")
     assert records.title == "BitNet scaling test: hidden=256, 10000 steps, WD 0.1 -> 0.0, Step 5000"
     assert records.frame["UniquePredictions"].tolist() == [20, 5, 2, 6, 11]
-    assert not records.known("HeldOutLoss")
+    assert not records.has_values("HeldOutLoss")
     run = load_run(old.folder / "origin.csv")
     assert (run.size, run.boundary_step, run.ceiling) == (256, 5000, (20, True))
 

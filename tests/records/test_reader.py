@@ -42,8 +42,8 @@ def test_the_origins_file(tmp_path: Path, bom: bytes, end: str, blank: str) -> N
     assert records.frame["UniquePredictions"].tolist() == [16, 8, 2, 2, 2, 10, 14, 13]
     assert records.value("Loss", 5) == 7.32
     assert records.value("HeldOutLoss", 5) is None
-    assert records.known("WD")
-    assert not records.known("HeldOutLoss")
+    assert records.has_values("WD")
+    assert not records.has_values("HeldOutLoss")
     assert set(records.unknown) == set(NAMES)
     assert records.diverged_at() is None
     assert records.notes == ()
@@ -81,7 +81,7 @@ def test_unknown_and_nan_are_distinguished(tmp_path: Path) -> None:
     assert np.isnan(records.frame["Loss"]).all()
     assert (records.value("LR", 0), records.value("LR", 1)) == (0.5, -math.inf)
     assert (records.value("WD", 0), records.value("WD", 1)) == (1.0, 1e-3)
-    assert not records.known("GradNorm")
+    assert not records.has_values("GradNorm")
     with pytest.raises(KeyError):
         records.value("Lose", 0)
     with pytest.raises(ValueError, match="read-only"):

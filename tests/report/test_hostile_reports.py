@@ -12,7 +12,7 @@ from bitnetctl.analysis.study import study
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import load_runs
 from bitnetctl.report import junit_xml, markdown_report
-from bitnetctl.report.escape import defused
+from bitnetctl.report.escape import escape_formula
 from bitnetctl.verdict import judge, load_criteria
 
 FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "-2x", "＝1+1", "+", "-")
@@ -20,14 +20,14 @@ FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' 
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_formula_is_defused(text: str) -> None:
-    assert defused(text) == f"'{text}"
+    assert escape_formula(text) == f"'{text}"
 
 
 @pytest.mark.parametrize(
     "text", ["-1.5", "+2", "-1e-3", ".5", "-.5e+7", "1.", "0", "", "a=1", "'=1", "wd=0", "–", "−∞"]
 )
 def test_numbers_and_words_stay(text: str) -> None:
-    assert defused(text) == text
+    assert escape_formula(text) == text
 
 
 def formula_runs(folder: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def test_the_export_holds_every_field_and_no_formula(tmp_path: Path) -> None:
                 case int() | float():
                     assert float(text) == value
                 case _:
-                    assert text == defused(value)
+                    assert text == escape_formula(value)
                     assert not text.startswith(("=", "@")) or text == "-1.5"
     exported = {row[header.index("name")] for row in rows}
     assert {"'=1+1", "'@SUM(A1)", "-1.5"} <= exported

@@ -43,7 +43,7 @@ def test_two_seeds_are_too_few(tmp_path: Path) -> None:
     verdict = sound(healthy_run(tmp_path, 0), healthy_run(tmp_path, 1))
     assert (verdict.outcome, verdict.reasons) == (INCONCLUSIVE, ("hidden 256: 2 of at least 3 seeds",))
     twice = sound(*(healthy_run(tmp_path, seed) for seed in range(3)), healthy_run(tmp_path, 1, Loss=6.5))
-    assert "hidden 256: several different runs claim the same seed" in twice.reasons
+    assert "hidden 256: several different runs have the same seed" in twice.reasons
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def with_twins(tmp_path: Path, loss: float = 4.6, arm: str = "full-precision", *
         (3.6, {}, REFUTED, "HeldOutLoss minus that of the twin with full-precision 1.1 > 1"),
         # a twin that is worse shows no loss through quantization
         (4.9, {}, SUPPORTED, ""),
-        (7.0, {}, INVALID, "the twin with full-precision fails as well (Skill -0.2747 < 0): the set-up is at fault"),
+        (7.0, {}, INVALID, "the twin with full-precision fails as well (Skill -0.2747 < 0): the setup is at fault"),
         (4.6, {"TopShare": 0.9}, INVALID, "the twin with full-precision fails as well (TopShare 0.9 > 0.5)"),
         (4.6, {"Loss": "nan"}, INVALID, "the twin with full-precision fails as well (diverged at step 1)"),
         (4.6, {"Loss": ""}, INCONCLUSIVE, "the twin with full-precision: Loss is unknown in 11 of 11 rows"),

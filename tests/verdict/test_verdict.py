@@ -11,7 +11,7 @@ from synthetic import CURED, STAGE_1, bare_run, csv_text, healthy_run, origin_ru
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Outcome, Verdict, judge, judge_arms, load_criteria
-from bitnetctl.verdict.checks.trajectory import swings
+from bitnetctl.verdict.checks.trajectory import alternating_extremes
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
@@ -199,7 +199,7 @@ def test_an_unreachable_threshold_comes_before_what_a_run_shows(tmp_path: Path) 
 def test_without_a_boundary_recovery_is_unknown(tmp_path: Path) -> None:
     verdict = origin(bare_run(tmp_path, WD=0.1, name="mine.csv"))
     assert verdict.outcome is INCONCLUSIVE
-    assert verdict.reasons == ("the boundary of the stages is unknown: WD never changes and no plan is known",)
+    assert verdict.reasons == ("the boundary of the stages is unknown: WD is constant, the planned steps are unknown",)
 
 
 def test_a_stage_without_evaluations_is_unknown(tmp_path: Path) -> None:
@@ -222,13 +222,13 @@ def test_a_stage_without_evaluations_is_unknown(tmp_path: Path) -> None:
         ([], []),
     ],
 )
-def test_swings_by_hand(values: list[float], extremes: list[float]) -> None:
-    assert swings(values, 2.0) == extremes
+def test_alternating_extremes_by_hand(values: list[float], extremes: list[float]) -> None:
+    assert alternating_extremes(values, 2.0) == extremes
 
 
 @given(values=st.lists(st.integers(0, 100), max_size=12))
-def test_swings_alternate_by_the_factor(values: list[float]) -> None:
-    extremes = swings(values, 2.0)
+def test_extremes_alternate_by_the_factor(values: list[float]) -> None:
+    extremes = alternating_extremes(values, 2.0)
     changes = [after - before for before, after in pairwise(extremes)]
     assert all(max(pair) >= 2 * min(pair) for pair in pairwise(extremes))
     assert all(before * after < 0 for before, after in pairwise(changes))

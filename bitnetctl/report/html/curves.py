@@ -1,4 +1,4 @@
-"""What the page draws its curves from, as one JSON tree."""
+"""The data of the page's curves as one JSON tree."""
 
 import json
 import math
@@ -21,13 +21,13 @@ _CONSTANT = frozenset({"UniqueTargets", "ProbePositions", "UnigramLoss", "Bigram
 
 
 def embed(value: Any) -> str:
-    """Return strict JSON that no markup can end."""
+    """Return strict JSON for a <script> element, which no text in it can close."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_data(study: Study) -> dict[str, Any]:
-    """Return what the curves are drawn from; runs with the same steps share one grid."""
+    """Return the data of all curves; runs with the same steps refer to one entry of `grids`."""
     arms = {label: index for index, label in enumerate(study.arms)}
     grids: dict[tuple[int, ...], int] = {}
     runs, known, thinned = [], set(), False
@@ -65,10 +65,10 @@ def _detail(summary: RunSummary) -> str:
 
 
 def _values(run: Run, kept: Sequence[int]) -> dict[str, list[float | None]]:
-    """Return every column that has a value, to five digits; what is not finite is a gap."""
+    """Return every column with a known value, in five significant digits; None where it is not finite."""
     values = {}
     for column in COLUMNS[1:]:
-        if column.name not in _CONSTANT and run.records.known(column.name):
+        if column.name not in _CONSTANT and run.records.has_values(column.name):
             values[column.name] = [_short(value) for value in run.values(column.name)[kept].tolist()]
     names = ("HeldOutLoss", "UnigramLoss", "BigramLoss")
     losses = zip(*(run.values(name)[kept].tolist() for name in names), strict=True)
@@ -99,7 +99,7 @@ def _metrics(known: set[str]) -> list[dict[str, Any]]:
 
 
 def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """Return the losses of the unigram and bigram predictor where all runs share them."""
+    """Return the unigram and bigram predictor as reference lines, their losses where all runs have the same."""
     losses = []
     for name in ("unigram", "bigram"):
         values = {getattr(summary, f"{name}_loss") for summary in study.summaries}

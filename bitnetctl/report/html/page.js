@@ -16,7 +16,8 @@
     if (parent) parent.append(element);
     return element;
   };
-  const look = (arm) => `k${arm % 8} d${Math.floor(arm / 8) % 4}`;
+  // classes of an arm: colour k0 to k7, dashes d0 to d3
+  const styleOf = (arm) => `k${arm % 8} d${Math.floor(arm / 8) % 4}`;
   const format = (value) => {
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en");
@@ -37,8 +38,8 @@
       if (!groups.has(key)) groups.set(key, { arm: run.arm, size: run.size, sums: new Map(), count: 0 });
       const group = groups.get(key);
       group.count += 1;
-      single[index].steps.forEach((step, at) => {
-        const value = single[index].values[at];
+      single[index].steps.forEach((step, point) => {
+        const value = single[index].values[point];
         if (value === null) return;
         const sum = group.sums.get(step) || [0, 0];
         group.sums.set(step, [sum[0] + value, sum[1] + 1]);
@@ -54,17 +55,17 @@
     });
   }
 
-  function ticks(low, high, log, room) {
+  function ticks(low, high, log, most) {
     if (log) {
       const candidates = [];
       for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
         for (const factor of [1, 2, 5]) candidates.push(factor * 10 ** power);
       let inside = candidates.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-      if (inside.length > room) inside = inside.filter((value) => Number.isInteger(Number(Math.log10(value).toFixed(9))));
+      if (inside.length > most) inside = inside.filter((value) => Number.isInteger(Number(Math.log10(value).toFixed(9))));
       if (inside.length > 1) return inside;
     }
-    const unit = 10 ** Math.floor(Math.log10((high - low) / room));
-    const step = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => (high - low) / size <= room);
+    const unit = 10 ** Math.floor(Math.log10((high - low) / most));
+    const step = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => (high - low) / size <= most);
     const round = [];
     for (let multiple = Math.ceil(low / step - 1e-9); multiple * step <= high + step * 1e-9; multiple++) round.push(multiple * step);
     return round;
@@ -74,10 +75,10 @@
     const width = chart.clientWidth, height = chart.clientHeight;
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    unaim();
-    const kind = data.metrics.find((one) => one.id === metric.value);
+    clearHighlight();
+    const chosen = data.metrics.find((one) => one.id === metric.value);
     const asLogX = logX.checked, asLogY = logY.checked;
-    const all = kind ? series() : [];
+    const all = chosen ? series() : [];
     let firstX = Infinity, lastX = -Infinity, low = Infinity, high = -Infinity;
     for (const one of all)
       one.values.forEach((value, index) => {
@@ -85,7 +86,7 @@
         firstX = Math.min(firstX, one.steps[index]); lastX = Math.max(lastX, one.steps[index]);
         low = Math.min(low, value); high = Math.max(high, value);
       });
-    byId("caption").textContent = kind ? `${kind.label}; ${all.length} curve${all.length === 1 ? "" : "s"}. ${data.hint}` : "No values to draw.";
+    byId("caption").textContent = chosen ? `${chosen.label}; ${all.length} curve${all.length === 1 ? "" : "s"}. ${data.hint}` : "No values to draw.";
     drawn = [];
     if (low > high) {
       make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to draw: all arms are off or the filter leaves none");
@@ -97,28 +98,28 @@
     const scaleY = asLogY ? Math.log : (value) => value;
     const margin = (scaleY(high) - scaleY(low)) * 0.04;
     const bottom = scaleY(low) - margin, top = scaleY(high) + margin;
-    const backY = asLogY ? Math.exp : (value) => value;
+    const unscaleY = asLogY ? Math.exp : (value) => value;
     if (!asLogX) firstX = Math.min(firstX, lastX > 20 * firstX ? 0 : firstX);
     if (firstX === lastX) { firstX = firstX / 2; lastX += 1; }
     const scaleX = asLogX ? (step) => Math.log(Math.max(step, 1)) : (step) => step;
-    const left = 52, right = width - 22, over = 18, under = height - 38;
+    const left = 52, right = width - 22, plotTop = 18, plotBottom = height - 38;
     const atX = (step) => left + ((scaleX(step) - scaleX(firstX)) / (scaleX(lastX) - scaleX(firstX))) * (right - left);
-    const atY = (value) => under - ((scaleY(value) - bottom) / (top - bottom)) * (under - over);
+    const atY = (value) => plotBottom - ((scaleY(value) - bottom) / (top - bottom)) * (plotBottom - plotTop);
 
-    for (const value of ticks(backY(bottom), backY(top), asLogY, height / 50)) {
+    for (const value of ticks(unscaleY(bottom), unscaleY(top), asLogY, height / 50)) {
       make("line", { class: "grid", x1: left, x2: right, y1: atY(value), y2: atY(value) }, svg);
       make("text", { x: left - 6, y: atY(value) + 4, "text-anchor": "end" }, svg, format(value));
     }
     for (const step of ticks(Math.max(firstX, asLogX ? 1 : 0), lastX, asLogX, width / 90))
-      make("text", { x: atX(step), y: under + 18, "text-anchor": "middle" }, svg, format(step));
+      make("text", { x: atX(step), y: plotBottom + 18, "text-anchor": "middle" }, svg, format(step));
     make("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, svg, "step");
     for (const one of references) {
       make("line", { class: "reference", x1: left, x2: right, y1: atY(one.value), y2: atY(one.value) }, svg);
       make("text", { x: right, y: atY(one.value) - 5, "text-anchor": "end" }, svg, one.label);
     }
     for (const step of data.boundaries.filter((one) => one >= firstX && one <= lastX)) {
-      make("line", { class: "boundary", x1: atX(step), x2: atX(step), y1: over, y2: under }, svg);
-      make("text", { x: atX(step), y: over - 6, "text-anchor": "middle" }, svg, `boundary ${format(step)}`);
+      make("line", { class: "boundary", x1: atX(step), x2: atX(step), y1: plotTop, y2: plotBottom }, svg);
+      make("text", { x: atX(step), y: plotTop - 6, "text-anchor": "middle" }, svg, `boundary ${format(step)}`);
     }
     const layer = make("g", { class: all.length > 40 ? "many" : "" }, svg);
     for (const one of all) {
@@ -131,22 +132,22 @@
         pen = "L";
         points.push([x, y, one.steps[index], value]);
       });
-      const element = make("path", { class: `curve ${look(one.arm)}`, d: path }, layer);
-      if (points.length === 1) make("circle", { class: look(one.arm), cx: points[0][0], cy: points[0][1], r: 3 }, layer);
+      const element = make("path", { class: `curve ${styleOf(one.arm)}`, d: path }, layer);
+      if (points.length === 1) make("circle", { class: styleOf(one.arm), cx: points[0][0], cy: points[0][1], r: 3 }, layer);
       drawn.push({ ...one, points, element });
     }
     drawn.layer = layer;
   }
 
-  function unaim() {
+  function clearHighlight() {
     tip.hidden = true;
     if (!drawn.layer) return;
-    drawn.layer.classList.remove("aimed");
-    svg.querySelectorAll(".aim").forEach((element) => element.classList.remove("aim"));
+    drawn.layer.classList.remove("has-highlight");
+    svg.querySelectorAll(".highlighted").forEach((element) => element.classList.remove("highlighted"));
     svg.querySelectorAll(".dot").forEach((element) => element.remove());
   }
 
-  function aim(event) {
+  function highlight(event) {
     const box = svg.getBoundingClientRect();
     const x = event.clientX - box.left, y = event.clientY - box.top;
     let best = null, nearest = Infinity;
@@ -155,13 +156,13 @@
         const distance = (point[0] - x) ** 2 + (point[1] - y) ** 2;
         if (distance < nearest) { nearest = distance; best = [one, point]; }
       }
-    unaim();
+    clearHighlight();
     if (!best) return;
     const [one, point] = best;
-    drawn.layer.classList.add("aimed");
-    one.element.classList.add("aim");
+    drawn.layer.classList.add("has-highlight");
+    one.element.classList.add("highlighted");
     one.element.parentNode.append(one.element);
-    make("circle", { class: `dot ${look(one.arm)}`, cx: point[0], cy: point[1], r: 4.5 }, svg);
+    make("circle", { class: `dot ${styleOf(one.arm)}`, cx: point[0], cy: point[1], r: 4.5 }, svg);
     const title = document.createElement("strong");
     title.textContent = one.title;
     tip.replaceChildren(title, `${one.detail}`, document.createElement("br"), `step ${point[2].toLocaleString("en")}: ${format(point[3])}`);
@@ -239,16 +240,16 @@
   });
   for (const one of data.metrics) metric.append(new Option(one.label, one.id));
   if (data.runs.length > 60) show.value = "means";
-  const adopt = () => { const kind = data.metrics.find((one) => one.id === metric.value); logY.checked = Boolean(kind && kind.log); };
-  metric.addEventListener("change", () => { adopt(); draw(); });
+  const applyDefaultScale = () => { const chosen = data.metrics.find((one) => one.id === metric.value); logY.checked = Boolean(chosen && chosen.log); };
+  metric.addEventListener("change", () => { applyDefaultScale(); draw(); });
   for (const control of [show, logX, logY]) control.addEventListener("change", draw);
   byId("filter").addEventListener("input", filter);
-  chart.addEventListener("pointermove", aim);
-  chart.addEventListener("pointerdown", aim);
-  chart.addEventListener("pointerleave", unaim);
+  chart.addEventListener("pointermove", highlight);
+  chart.addEventListener("pointerdown", highlight);
+  chart.addEventListener("pointerleave", clearHighlight);
   buildChips();
-  adopt();
-  let waiting = 0;
-  new ResizeObserver(() => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(draw); }).observe(chart);
+  applyDefaultScale();
+  let frame = 0;
+  new ResizeObserver(() => { cancelAnimationFrame(frame); frame = requestAnimationFrame(draw); }).observe(chart);
   draw();
 })();

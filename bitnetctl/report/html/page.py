@@ -1,6 +1,6 @@
-"""One self-contained page that loads nothing: curves to explore, tables, verdicts, manifests.
+"""One self-contained HTML page without external resources: interactive curves, tables, verdicts, manifests.
 
-Every foreign text passes `html_text` or, in a cell of a table, `html_cell`, so that it stays text.
+All untrusted text is escaped by `html_text` or, in a cell of a table, by `html_cell`.
 """
 
 import base64
@@ -30,14 +30,14 @@ from bitnetctl.report.html.curves import embed, page_data
 from bitnetctl.units import plural
 
 MOST_REASONS = 5
-"""Reasons of a verdict that are shown outside its checks."""
+"""Most reasons of a verdict shown above its table of checks."""
 
 _MARK = re.compile(r"@@([A-Z_]+)@@")
 _LONGEST_VALUE = 400
 
 
 def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the page; `verdicts` are what Verdict.to_json() gives."""
+    """Return the page; `verdicts` are from `Verdict.to_json`."""
     style, script = _file("page.css"), _file("page.js")
     runs = plural(len(study.runs), "run")
     rows = run_rows(study.summaries)
@@ -60,7 +60,7 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         "VERSION": html_text(__version__),
         "DATA": embed(page_data(study)),
     }
-    # one pass over the template alone: a placeholder in a run's name stays a name
+    # one pass, so that a placeholder in a run's name is not replaced
     return _MARK.sub(lambda match: parts[match[1]], _file("page.html"))
 
 
@@ -137,7 +137,7 @@ def _agreement(study: Study) -> str:
 
 
 def _runs(rows: Sequence[SummaryRow]) -> str:
-    """Return the table of runs, which the script sorts by `data-v` and filters by `data-run`."""
+    """Return the table of runs; page.js sorts it by `data-v`, `data-run` is the index of a run in its data."""
     texts = ["run", "arm", *(["state"] if any(row.state for row in rows) else [])]
     titles = {"size": "", "seed": "", **{column.header: column.meaning for column in SUMMARY}}
     heads = [f'<th scope="col" data-kind="text" class="t" title="">{name}</th>' for name in texts]
@@ -159,7 +159,7 @@ def _runs(rows: Sequence[SummaryRow]) -> str:
 
 
 def _manifests(runs: Sequence[Run]) -> str:
-    """Return the fields that all manifests share once, then those that differ for each run."""
+    """Return the fields with one value in all manifests, then the other fields of each run."""
     manifests = [
         (run.name, {name: _value(value) for name, value in flatten(run.manifest.model_dump(mode="json"))})
         for run in runs
@@ -191,7 +191,7 @@ def _value(value: Any) -> str:
 
 
 def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Return a section with a table, see `_table`; nothing where it has no rows."""
+    """Return a section with a table, see `_table`; an empty text if it has no rows."""
     if not rows:
         return ""
     heading = f'<h2>{html_text(title)}</h2><p class="hint">{html_text(hint)}</p>'
@@ -207,7 +207,7 @@ def _list(texts: Iterable[object]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
-    """Return a table of cells that are HTML already: the first `texts` columns are words, an empty state is omitted."""
+    """Return a table of HTML cells, the first `texts` columns aligned left, without a `state` column if it is empty."""
     shown = [index for index, name in enumerate(header) if name != "state" or any(cells[index] for cells in rows)]
     kinds = [' class="t"' if index < texts else "" for index in range(len(header))]
 

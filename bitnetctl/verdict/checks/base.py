@@ -1,4 +1,4 @@
-"""What all kinds of check share: fields, what they know besides the run, and what they return."""
+"""Base classes of checks, their context and their findings."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -17,9 +17,9 @@ Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckContext:
-    """What a check may know besides the run.
+    """Inputs of a check besides the run.
 
-    `requested_steps` are steps requested explicitly, `candidates` the runs among which twins are looked up, and
+    `requested_steps` are steps requested by the user, `candidates` the runs among which twins are looked up, and
     `check_twin` applies the same criteria to a twin.
     """
 
@@ -30,14 +30,14 @@ class CheckContext:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check on one run, why, and the value that was compared (None: unknown, or there is none)."""
+    """The outcome of one check on one run, the reason, and the value that was compared (None: unknown or none)."""
 
     outcome: Outcome
     reason: str
     value: float | None = None
 
 
-def unknown(reason: str, value: float | None = None) -> Finding:
+def inconclusive(reason: str, value: float | None = None) -> Finding:
     """Return an inconclusive finding."""
     return Finding(Outcome.INCONCLUSIVE, reason, value)
 
@@ -56,31 +56,31 @@ class Check(Frozen):
     """
 
     about_completion: ClassVar[bool] = False
-    """Whether it judges how a run ended. Such checks come first; only they are made where the file's end is torn."""
+    """Whether it judges how a run ended. Such checks run first, and alone where the last row may be cut short."""
 
     kind: str
     name: str = Field("", description="shown in tables and reasons")
 
     @property
     def label(self) -> str:
-        """Name, or kind and measure."""
+        """The name, by default kind and measure."""
         return self.name or f"{self.kind} {self.condition.get('measure', '')}".rstrip()
 
     @property
     def condition(self) -> dict[str, Any]:
-        """The measure and the conditions that support and refute, as far as this kind has them."""
+        """`measure`, `supports` and `refutes` of a CheckResult, as far as this kind has them."""
         return {}
 
     def judge_setup(self, run: Run) -> Finding | None:
-        """Judge what was fixed before training, such as the probe; called for unfinished and failed runs too."""
+        """Judge what is fixed before training, such as the probe; called for unfinished and failed runs too."""
         return None
 
     def judge(self, run: Run, context: CheckContext) -> Finding | None:
-        """Judge what the run shows; unless the check is about completion, only called where all of those support."""
+        """Judge the rows; called only after all checks about completion support, unless this is one of them."""
         return None
 
     def result(self, run: Run, finding: Finding) -> CheckResult:
-        """Return a finding together with what it belongs to."""
+        """Return the finding with check, run and thresholds."""
         return CheckResult(
             check=self.label, run=run.name, size=run.size, seed=run.seed, **vars(finding), **self.condition
         )
@@ -131,22 +131,22 @@ class ThresholdCheck(MeasuredCheck):
 
     @property
     def supporting(self) -> float:
-        """The threshold on the good side."""
+        """The threshold beyond which a value supports."""
         return cast(float, self.supported_above if self.higher_is_better else self.supported_below)
 
     @property
     def refuting(self) -> float:
-        """The threshold on the bad side."""
+        """The threshold beyond which a value refutes."""
         return cast(float, self.refuted_below if self.higher_is_better else self.refuted_above)
 
     @property
     def supports(self) -> str:
-        """The supporting condition in signs, such as `> 50`."""
+        """The supporting condition as text, such as `> 50`."""
         return f"{'>' if self.higher_is_better else '<'} {number_text(self.supporting)}"
 
     @property
     def refutes(self) -> str:
-        """The refuting condition in signs, such as `< 10`."""
+        """The refuting condition as text, such as `< 10`."""
         return f"{'<' if self.higher_is_better else '>'} {number_text(self.refuting)}"
 
     @property
@@ -161,7 +161,7 @@ class ThresholdCheck(MeasuredCheck):
         return Outcome.REFUTED if sign * value < sign * self.refuting else Outcome.INCONCLUSIVE
 
     def compare(self, value: float, name: str) -> Finding:
-        """Compare a value with both thresholds; one that is not finite refutes. `name` is what reasons call it."""
+        """Compare a value with both thresholds; one that is not finite refutes. `name` is its name in the reason."""
         if not math.isfinite(value):
             return Finding(Outcome.REFUTED, f"{name} is {value}", value)
         outcome = self.outcome(value)

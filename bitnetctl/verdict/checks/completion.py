@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import NAMES, REQUIRED, Run
-from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, require_known, unknown
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, inconclusive, require_known
 from bitnetctl.verdict.outcome import Outcome
 
 
@@ -42,7 +42,9 @@ class FiniteCheck(Check):
                     return Finding(Outcome.REFUTED, f"{name} is {value} at step {step:,}", value)
             if None in column:
                 gaps.append(f"{name} is unknown in {column.count(None):,} of {len(column):,} rows")
-        return unknown("; ".join(gaps)) if gaps else Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}")
+        if gaps:
+            return inconclusive("; ".join(gaps))
+        return Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}")
 
 
 def _failure(run: Run) -> str | None:
@@ -58,10 +60,10 @@ def _failure(run: Run) -> str | None:
 
 
 class FinishedCheck(Check):
-    """A run that is torn, short of its plan or short of `min_steps` is inconclusive, and no level is judged on it.
+    """A run whose file is cut short, or that ends before its planned steps or `min_steps`, is inconclusive.
 
-    Steps requested explicitly replace `min_steps`, with a note. Without `min_steps` the plan must be known from the
-    manifest or the file's name, or steps requested.
+    Steps requested explicitly replace `min_steps`, with a note. Without either, the planned steps must be known from
+    the manifest or the file's name.
     """
 
     about_completion: ClassVar[bool] = True
@@ -73,11 +75,11 @@ class FinishedCheck(Check):
         """Compare the last step with the steps required or requested, and with those planned."""
         damage = torn_end(run)
         if damage is not None:
-            return unknown(damage, run.final_step)
+            return inconclusive(damage, run.final_step)
         required = self.min_steps if context.requested_steps is None else context.requested_steps
         known = [steps for steps in (required, run.planned_steps) if steps is not None]
         if not known:
-            return unknown(
+            return inconclusive(
                 "the planned steps are unknown: ask for steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
                 run.final_step,
             )
@@ -86,9 +88,9 @@ class FinishedCheck(Check):
 
 
 def torn_end(run: Run) -> str | None:
-    """Return why the end of the file cannot be trusted."""
+    """Return why the last row may be cut short, None where it is whole."""
     for note in run.records.notes:
-        # in the founding document's format a cut can only shorten the last WD, which no check looks at
+        # without a newline, and with the five required columns only, just the last WD can be short: no check uses it
         if "torn" in note or run.records.extra or set(run.records.frame.columns) != set(REQUIRED):
             return f"{note}; end a whole file with a newline"
     return None

@@ -5,16 +5,16 @@ from typing import Literal
 
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import Run
-from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, ThresholdCheck, unknown
-from bitnetctl.verdict.limits import constant, last_median, limits
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, ThresholdCheck, inconclusive
+from bitnetctl.verdict.limits import constant_value, last_median, limits
 from bitnetctl.verdict.outcome import Outcome, number_text
 
 _TOLERANCE = 1e-6
-"""Rounding by which a value may lie outside its range."""
+"""Relative rounding error by which a value may lie outside its range."""
 
 
 class ProbeCheck(Check):
-    """A probe too small to tell health from collapse makes the verdict invalid; an unknown one is inconclusive."""
+    """A probe too small to tell healthy from collapsed makes the verdict invalid; an unknown one is inconclusive."""
 
     kind: Literal["probe"] = "probe"
     min_positions: PositiveInt = 1024
@@ -24,9 +24,9 @@ class ProbeCheck(Check):
         """Compare the least value of each column with its minimum."""
         sizes = []
         for column, least in (("ProbePositions", self.min_positions), ("BigramUnique", self.min_bigram_unique)):
-            size = constant(run, column)
+            size = constant_value(run, column)
             if size is None or not math.isfinite(size):
-                return unknown(f"{column} is unknown")
+                return inconclusive(f"{column} is unknown")
             sizes.append(f"{column} {number_text(size)}")
             if size < least:
                 reason = f"{column} {number_text(size)} is less than {least:,}: too small a probe to tell"
@@ -44,16 +44,16 @@ class LevelCheck(ThresholdCheck):
     at: Literal["end", "boundary"] = "end"
 
     def judge_setup(self, run: Run) -> Finding | None:
-        """Return why the supporting threshold cannot be met in this run, None where it can as far as is known."""
-        reach = limits(run, self.measure)
-        if reach.empty is not None:
-            return Finding(Outcome.INVALID, reach.empty)
-        best = reach.high if self.higher_is_better else reach.low
+        """Judge whether the supporting threshold can be reached in this run; None where it can or that is unknown."""
+        possible = limits(run, self.measure)
+        if possible.undefined is not None:
+            return Finding(Outcome.INVALID, possible.undefined)
+        best = possible.high if self.higher_is_better else possible.low
         if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
             side = "most" if self.higher_is_better else "least"
-            reason = f"{self.measure} {self.supports} of at {side} {number_text(best)} ({reach.why}) cannot be met"
+            reason = f"{self.measure} {self.supports} of at {side} {number_text(best)} ({possible.why}) cannot be met"
             return Finding(Outcome.INVALID, reason, last_median(run, self.measure, self.last, self.at))
-        return None if reach.damaged is None else unknown(reach.damaged)
+        return None if possible.damaged is None else inconclusive(possible.damaged)
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Compare the median of the last evaluations with both thresholds."""
@@ -61,11 +61,11 @@ class LevelCheck(ThresholdCheck):
         name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
         if value is None:
             evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
-            return unknown(f"{name} is unknown{evaluations}")
-        reach = limits(run, self.measure)
+            return inconclusive(f"{name} is unknown{evaluations}")
+        possible = limits(run, self.measure)
         slack = _TOLERANCE * max(1.0, abs(value))
-        above = reach.high is not None and value > reach.high + slack
-        below = reach.low is not None and value < reach.low - slack
+        above = possible.high is not None and value > possible.high + slack
+        below = possible.low is not None and value < possible.low - slack
         if above or below:
-            return unknown(f"{name} {number_text(value)} is impossible: the file is damaged", value)
+            return inconclusive(f"{name} {number_text(value)} is impossible: the file is damaged", value)
         return self.compare(value, name)

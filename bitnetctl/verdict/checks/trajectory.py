@@ -1,4 +1,4 @@
-"""Checks of the course of training over its two stages: `recovery`, `lasting` and `steady`."""
+"""Checks of a measure over the two stages of training: `recovery`, `lasting` and `steady`."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bitnetctl.config import Fraction, Positive, PositiveInt
 from bitnetctl.records import Run
-from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Otherwise, unknown
+from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Otherwise, inconclusive
 from bitnetctl.verdict.limits import value_at
 from bitnetctl.verdict.outcome import Outcome, number_text
 
@@ -23,14 +23,14 @@ class TrajectoryCheck(MeasuredCheck):
         """Split the evaluations at the boundary of the stages and judge both parts."""
         boundary = run.boundary_step
         if boundary is None:
-            return unknown("the boundary of the stages is unknown: WD never changes and no plan is known")
+            return inconclusive("the boundary of the stages is unknown: WD is constant, the planned steps are unknown")
         rows = [(step, value_at(run, self.measure, index)) for index, step in enumerate(run.steps.tolist())]
         first = [value for step, value in rows if 1 < step <= boundary]
         second = [value for step, value in rows if step > boundary]
         return self.judge_stages(first, second, boundary)
 
     def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Judge the values of stage 1 and stage 2, whose boundary is at step `boundary`."""
+        """Judge the values of stage 1 (up to step `boundary`) and of stage 2."""
         raise NotImplementedError
 
     def gaps(self, second: Values) -> Finding | None:
@@ -38,7 +38,7 @@ class TrajectoryCheck(MeasuredCheck):
         missing = second.count(None)
         if second and not missing:
             return None
-        return unknown(f"{self.measure} is unknown in {missing:,} of {len(second):,} rows of stage 2")
+        return inconclusive(f"{self.measure} is unknown in {missing:,} of {len(second):,} rows of stage 2")
 
 
 class RecoveryCheck(TrajectoryCheck):
@@ -53,7 +53,7 @@ class RecoveryCheck(TrajectoryCheck):
     def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
         """Compare the evaluations on both sides of the boundary."""
         if not first or not second or first[-1] is None or second[0] is None:
-            return unknown(f"{self.measure} around step {boundary:,} is unknown")
+            return inconclusive(f"{self.measure} around step {boundary:,} is unknown")
         before, after = first[-1], second[0]
         change = f"{self.measure} {number_text(before)} → {number_text(after)} at step {boundary:,}"
         if not before < self.collapsed_below:
@@ -85,7 +85,7 @@ class LastingCheck(TrajectoryCheck):
 
 
 class SteadyCheck(TrajectoryCheck):
-    """Stage 2 must have fewer than `reversals` turns between extremes that differ by at least `factor`."""
+    """Stage 2 must have fewer than `reversals` reversals of direction between extremes a `factor` apart."""
 
     kind: Literal["steady"] = "steady"
     factor: Factor = 2.0
@@ -93,21 +93,21 @@ class SteadyCheck(TrajectoryCheck):
     otherwise: Otherwise = "refuted"
 
     def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Count the turns within stage 2; a missing value could only hide one."""
-        extremes = swings([value for value in second if value is not None], self.factor)
-        turns = max(0, len(extremes) - 2)
-        course = "→".join(number_text(value) for value in extremes[:12]) or "level"
-        if turns >= self.reversals:
-            reason = f"erratic: {turns} reversals by a factor of {self.factor:g} or more in stage 2 ({course})"
-            return Finding(Outcome(self.otherwise), reason, turns)
-        reason = f"{turns} reversals in stage 2 ({course})"
-        return self.gaps(second) or Finding(Outcome.SUPPORTED, reason, turns)
+        """Count the reversals within stage 2; an unknown value could only hide some."""
+        extremes = alternating_extremes([value for value in second if value is not None], self.factor)
+        count = max(0, len(extremes) - 2)
+        path = "→".join(number_text(value) for value in extremes[:12]) or "flat"
+        if count >= self.reversals:
+            reason = f"erratic: {count} reversals by a factor of {self.factor:g} or more in stage 2 ({path})"
+            return Finding(Outcome(self.otherwise), reason, count)
+        reason = f"{count} reversals in stage 2 ({path})"
+        return self.gaps(second) or Finding(Outcome.SUPPORTED, reason, count)
 
 
-def swings(values: Sequence[float], factor: float) -> list[float]:
+def alternating_extremes(values: Sequence[float], factor: float) -> list[float]:
     """Return successive extremes, alternately low and high, that differ by at least `factor`; empty if none do.
 
-    2, 10, 3, 15, 2 with a factor of 2 gives all five, and three turns between them.
+    2, 10, 3, 15, 2 with a factor of 2 gives all five, hence three reversals.
     """
 
     def differ(low: float, high: float) -> bool:
@@ -115,7 +115,7 @@ def swings(values: Sequence[float], factor: float) -> list[float]:
 
     if not values:
         return []
-    # the direction is open until the range since the start is wide enough
+    # the first direction is known once minimum and maximum so far differ by the factor
     low = high = values[0]
     extremes: list[float] = []
     for value in values[1:]:

@@ -1,4 +1,4 @@
-"""Check `twin`: the difference from a run that has one intervention more, such as full precision."""
+"""Check `twin`: the difference from the same run with one more intervention, such as full precision."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from pydantic import Field
 from bitnetctl.config import split_arm
 from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
-from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, unknown
+from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, inconclusive
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import Outcome
 
-_FREE = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"}
-"""Settings in which two runs may differ and still be seeds of one arm or twins."""
+_MAY_DIFFER = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"}
+"""Config fields in which two runs may differ and still be seeds of one arm, or twins."""
 
 
 class TwinCheck(ThresholdCheck):
     """The measure minus that of the twin: the run of the same size, seed and steps that also has `intervention`.
 
-    A run without a twin is not checked. A twin that fails the other checks makes the verdict invalid, since the set-up
-    is at fault; the thresholds are for the difference, run minus twin.
+    The thresholds are for this difference. A run without a twin is not checked. A twin that is refuted or invalid makes
+    the verdict invalid, since the setup is at fault.
     """
 
     kind: Literal["twin"] = "twin"
@@ -37,13 +37,13 @@ class TwinCheck(ThresholdCheck):
         name = f"the twin with {self.intervention}"
         if checked.outcome in (Outcome.REFUTED, Outcome.INVALID):
             why = next(result.reason for result in checked.results if result.outcome is checked.outcome)
-            return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the set-up is at fault")
+            return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the setup is at fault")
         own, other = (last_median(one, self.measure, self.last) for one in (run, twin))
         if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
-            return unknown(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
+            return inconclusive(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
         for result in checked.completion:
             if result.outcome is not Outcome.SUPPORTED:
-                return unknown(f"{name}: {result.reason}")
+                return inconclusive(f"{name}: {result.reason}")
         return self.compare(own - other, f"{self.measure} minus that of {name}")
 
 
@@ -55,7 +55,7 @@ def find_twin(run: Run, intervention: str, candidates: Sequence[Run]) -> Run | N
     if any(_name(part) == intervention for part in parts):
         return None
     for other in candidates:
-        if other.arm is None or _plan(other) != _plan(run):
+        if other.arm is None or _pairing_key(other) != _pairing_key(run):
             continue
         theirs = split_arm(other.arm)
         rest = [part for part in theirs if _name(part) != intervention]
@@ -72,10 +72,10 @@ def differing_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     if run.config is None or other.config is None:
         return {}
     ours, theirs = (dict(flatten(config.model_dump(mode="json"))) for config in (run.config, other.config))
-    return {name: (ours[name], theirs[name]) for name in ours if name not in _FREE and ours[name] != theirs[name]}
+    return {name: (ours[name], theirs[name]) for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]}
 
 
-def _plan(run: Run) -> tuple[int | None, ...]:
+def _pairing_key(run: Run) -> tuple[int | None, ...]:
     return run.size, run.seed, run.planned_steps
 
 

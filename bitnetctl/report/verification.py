@@ -1,4 +1,4 @@
-"""A judgement as the founding document's hand-off, in Markdown."""
+"""Verdicts as a Markdown report with the sections that the founding document asks for."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +10,8 @@ from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict
 
 
-def handoff(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcome) -> str:
-    """Return the founding document's hand-off as Markdown: hardware, duration, values, status, assessment."""
+def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcome) -> str:
+    """Return Markdown with hardware, versions, duration, metrics at the milestones, status, verdicts and next step."""
     lines = ["# Verification report", "", f"**Overall: {overall.value}**", "", *_provenance(runs)]
     for arm, combined in judged.items():
         lines += [f"## Arm {markdown_line(arm)}: {combined.outcome.value}", ""]
@@ -24,7 +24,7 @@ def handoff(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcom
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
-    """Return devices, versions and the time that the runs took, as far as manifests are there."""
+    """Return devices, versions and total training time of the runs with a manifest."""
     manifests = [run.manifest for run in runs if run.manifest]
     hardware = dict.fromkeys(manifest.device or UNKNOWN for manifest in manifests)
     seconds = sum(manifest.elapsed_seconds for manifest in manifests)
