@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bitnetctl.analysis.anova import find_factors
 from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
 from bitnetctl.analysis.summary import Metric, RunSummary
-from bitnetctl.config import near_miss
+from bitnetctl.config import did_you_mean
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.metrics import json_value
 from bitnetctl.records.run import Run
@@ -153,7 +153,7 @@ def _find_label(arms: Sequence[Arm], text: str) -> str:
     if matching:
         raise ConfigError(f"--baseline {text!r} could be any of {', '.join(map(repr, matching[:8]))}")
     raise ConfigError(
-        f"--baseline {text!r}: no such arm among the runs{near_miss(text, labels)}; arms: {', '.join(labels[:8])}"
+        f"--baseline {text!r}: no such arm among the runs{did_you_mean(text, labels)}; arms: {', '.join(labels[:8])}"
     )
 
 

@@ -55,7 +55,7 @@ def verify(
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> int:
-    """Train what is missing, then judge the claim that this set-up does not collapse."""
+    """Train what is missing, then judge the claim that this setup does not collapse."""
     from bitnetctl.verdict import UNKNOWN_ARM, criteria_names, load_criteria
 
     judge_and_show = functools.partial(

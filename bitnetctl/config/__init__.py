@@ -3,9 +3,9 @@
 from bitnetctl.config.load import (
     build_config as build_config,
     builtin_names as builtin_names,
+    did_you_mean as did_you_mean,
     field_paths as field_paths,
     load_recipe as load_recipe,
-    near_miss as near_miss,
     parse_arm as parse_arm,
     parse_config as parse_config,
     parse_value as parse_value,

@@ -41,7 +41,7 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
         text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
     else:
         raise ConfigError(
-            f"unknown {kind} {name!r}{near_miss(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
+            f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
         )
     try:
         return tomllib.loads(text), Path(name).stem
@@ -190,14 +190,14 @@ def _unknown_field(path: str, model: type[BaseModel]) -> str:
     name = path.rpartition(".")[2]
     if name in by_name:
         return f"unknown field {path!r}; did you mean {by_name[name]!r}?"
-    hint = near_miss(path, known)
+    hint = did_you_mean(path, known)
     if not hint:
         close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
         hint = f"; did you mean {by_name[close[0]]!r}?" if close else f"; known: {', '.join(known)}"
     return f"unknown field {path!r}{hint}"
 
 
-def near_miss(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean '…'?` for the most similar known word, an empty text if none is similar."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""

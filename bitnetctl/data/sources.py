@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from bitnetctl.config import near_miss
+from bitnetctl.config import did_you_mean
 from bitnetctl.errors import DataError, one_line
 
 Progress = Callable[[str, int, int | None], None]
@@ -110,7 +110,7 @@ def open_source(spec: str) -> Source:
         raise DataError(f"data source {spec!r} names nothing after the colon: expected {_SPECS}")
     if not colon and (is_file(expand(spec)) or is_folder(expand(spec))):
         raise DataError(f"unknown data source {spec!r}; did you mean 'file:{spec}'?")
-    hint = near_miss(scheme, ["stdlib", "file", "hf"])
+    hint = did_you_mean(scheme, ["stdlib", "file", "hf"])
     raise DataError(f"unknown data source {spec!r}{hint or ':'} expected {_SPECS}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bitnetctl.config import DataConfig, near_miss
+from bitnetctl.config import DataConfig, did_you_mean
 from bitnetctl.data import bpe
 from bitnetctl.data.sources import expand, is_file, is_folder
 from bitnetctl.errors import DataError, one_line
@@ -75,7 +75,7 @@ def open_tokenizer(spec: str) -> TokenizerSource:
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'file:{spec}'?")
     if is_folder(expand(spec)):
         raise DataError(f"unknown tokenizer {spec!r}; did you mean 'gpt2-files:{spec}'?")
-    raise DataError(f"unknown tokenizer {spec!r}{near_miss(scheme, known) or ':'} expected {_SPECS}")
+    raise DataError(f"unknown tokenizer {spec!r}{did_you_mean(scheme, known) or ':'} expected {_SPECS}")
 
 
 def vocab_size_of(config: DataConfig) -> int | None:

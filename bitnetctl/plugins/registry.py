@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig, near_miss, validated
+from bitnetctl.config import InterventionSpec, RunConfig, did_you_mean, validated
 from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition, overridden_hooks
@@ -129,7 +129,7 @@ def load(name: str) -> Plugin:
     registrations = [each for each in discover() if each.name == name]
     if not registrations:
         known = sorted({each.name for each in discover() if _is_valid_name(each.name)})
-        hint = near_miss(name, known) or f"; there are: {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
         raise ConfigError(f"unknown intervention {name!r}{hint}")
     # a plug-in that is not allowed cannot conflict with one that is
     allowed = [each for each in registrations if each.allowed]

@@ -50,13 +50,13 @@ class TrainerFactory:
         tokens = self._tokens[config.data]
         key = (config.data, config.probe)
         if key not in self._probes:
-            references = data.probe_data(
+            probe_data = data.probe_data(
                 tokens,
                 positions=config.probe.positions,
                 sequence_length=config.data.sequence_length,
                 progress=self.options.progress,
             )
-            self._probes[key] = Probe(config.probe, references, tokens.vocab_size, self.device)
+            self._probes[key] = Probe(config.probe, probe_data, tokens.vocab_size, self.device)
         return tokens, self._probes[key]
 
     def execution(self, config: RunConfig, previous: Manifest | None = None) -> Execution:

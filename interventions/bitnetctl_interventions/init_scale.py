@@ -11,7 +11,7 @@ from bitnetctl.intervention import Intervention, InterventionSettings
 class InitScale(Intervention):
     """Draw embeddings and matrices from N(0, std²) instead of torch's defaults."""
 
-    summary = "draw every weight from a narrow normal distribution"
+    summary = "draw matrices and embeddings from a narrow normal distribution"
     source = "Radford et al. 2019 (GPT-2), section 2.3: std 0.02"
 
     class Settings(InterventionSettings):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import Frozen, PositiveInt, near_miss
+from bitnetctl.config import Frozen, PositiveInt, did_you_mean
 from bitnetctl.records import Run
 from bitnetctl.records.metrics import MEASURES
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text
@@ -45,7 +45,7 @@ def inconclusive(reason: str, value: float | None = None) -> Finding:
 def require_known(field: str, name: str, known: Collection[str]) -> None:
     """Raise ValueError for a name that is not in `known`, with the nearest of them as a suggestion."""
     if name not in known:
-        hint = near_miss(name, known) or f"; known: {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ValueError(f"{field}: unknown {name!r}{hint}")
 
 
