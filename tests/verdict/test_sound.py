@@ -117,7 +117,7 @@ def test_shorter_runs_are_left_out(tmp_path: Path) -> None:
 
 def test_unknown_planned_steps_must_be_requested(tmp_path: Path) -> None:
     runs = [healthy_run(tmp_path, seed, name=f"mine-{seed}.csv") for seed in range(3)]
-    assert sound(*runs).reasons[0].startswith("mine-0: the planned steps are unknown: ask for steps")
+    assert sound(*runs).reasons[0].startswith("mine-0: the planned steps are unknown: give --steps")
     assert sound(*runs, requested_steps=20_000).outcome is SUPPORTED
     assert sound(*runs, requested_steps=20_001).outcome is INCONCLUSIVE
 

@@ -80,7 +80,7 @@ class FinishedCheck(Check):
         known = [steps for steps in (required, run.planned_steps) if steps is not None]
         if not known:
             return inconclusive(
-                "the planned steps are unknown: ask for steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
+                "the planned steps are unknown: give --steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
                 run.final_step,
             )
         outcome = Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE
