@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from bitnetctl.api import load_runs
 from bitnetctl.errors import BitnetctlError
-from bitnetctl.records import NAMES, load_runs
+from bitnetctl.records import NAMES
 from bitnetctl.verdict import Outcome, combine, judge, load_criteria
 
 Table = list[list[str]]

@@ -21,7 +21,6 @@ from bitnetctl.records.run import (
     Run as Run,
     load_begun_runs as load_begun_runs,
     load_run as load_run,
-    load_runs as load_runs,
 )
 from bitnetctl.records.schema import (
     COLUMNS as COLUMNS,

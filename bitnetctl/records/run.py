@@ -181,11 +181,6 @@ def load_run(path: Path) -> Run:
     )
 
 
-def load_runs(paths: Iterable[Path]) -> list[Run]:
-    """Read CSVs and the manifests beside them, in order; raises RecordError as `load_run` does."""
-    return [load_run(path) for path in paths]
-
-
 def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Read CSVs and return the runs that have an evaluation, and a note on each of the others.
 

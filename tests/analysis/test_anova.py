@@ -12,9 +12,9 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 from bitnetctl.analysis.agreement import Agreement, agreements
 from bitnetctl.analysis.anova import Factor, OutcomeAnalysis, analyze_outcome, find_factors
 from bitnetctl.analysis.study import study
+from bitnetctl.api import load_runs
 from bitnetctl.config import RunConfig
 from bitnetctl.plugins import registry
-from bitnetctl.records import load_runs
 
 
 def effective(arm: str = "", **overrides: Any) -> RunConfig:

@@ -13,8 +13,9 @@ from synthetic import curve, quick, simple_run, write_csv
 from bitnetctl.analysis.effects import Arm, ArmEffect, arm_effects, choose_baselines, name_arms
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, summarize_run
+from bitnetctl.api import load_runs
 from bitnetctl.errors import ConfigError
-from bitnetctl.records import load_run, load_runs
+from bitnetctl.records import load_run
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, has_failed, summarize_run
+from bitnetctl.api import load_runs
 from bitnetctl.config import RunConfig
-from bitnetctl.records import load_run, load_runs
+from bitnetctl.records import load_run
 
 STEPS = (1, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
 UNIQUE = (1000, 64, 32, 8, 4, 4, 16, 32, 32, 32, 64)

@@ -9,8 +9,8 @@ from hostile import environment as environment, refused
 from synthetic import CURED, bare_run, curve, origin_run, write_csv
 
 from bitnetctl.analysis.study import study
+from bitnetctl.api import load_runs
 from bitnetctl.errors import ExitCode
-from bitnetctl.records import load_runs
 from bitnetctl.report import junit_xml, markdown_report
 from bitnetctl.report.escape import escape_formula
 from bitnetctl.verdict import judge, load_criteria

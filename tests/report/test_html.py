@@ -14,7 +14,8 @@ import pytest
 from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl.analysis.study import study
-from bitnetctl.records import Manifest, load_runs, write_manifest
+from bitnetctl.api import load_runs
+from bitnetctl.records import Manifest, write_manifest
 from bitnetctl.report import html_page
 from bitnetctl.report.columns import MOST_POINTS
 from bitnetctl.report.escape import html_text

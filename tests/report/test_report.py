@@ -12,7 +12,7 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl import report
 from bitnetctl.analysis.study import Study, study
-from bitnetctl.records import load_runs
+from bitnetctl.api import load_runs
 from bitnetctl.report.columns import arm_rows, format_value, p_text, run_rows, signed
 from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
