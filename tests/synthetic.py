@@ -15,7 +15,7 @@ REFERENCES = {"UniqueTargets": 900, "ProbePositions": 4096, "UnigramLoss": 6.0, 
 
 STAGE_1 = [4000, 40, 20, 8, 2, 2]
 CURED = [*STAGE_1, 10, 30, 60, 62, 60]
-"""Distinct predictions at step 1 and every 2,000 of 20,000 steps: a cure by the founding document."""
+"""Distinct predictions at step 1 and every 2,000 of 20,000 steps: cured, by the founding document's criteria."""
 
 LEVELS: dict[str, Any] = {
     "HeldOutLoss": 4.7,

@@ -87,14 +87,14 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 def read(root: Path, name: str) -> dict[str, set[str]]:
     """Return the imports of every module below `root`, a package called `name`."""
-    found = {}
+    modules = {}
     for path in sorted(root.rglob("*.py")):
         parts = [name, *path.relative_to(root).with_suffix("").parts]
         is_package = parts[-1] == "__init__"
         module = ".".join(parts[:-1] if is_package else parts)
         package = module if is_package else module.rpartition(".")[0]
-        found[module] = set(imported(ast.parse(path.read_text(encoding="utf-8")), package))
-    return found
+        modules[module] = set(imported(ast.parse(path.read_text(encoding="utf-8")), package))
+    return modules
 
 
 IMPORTS = read(ROOT, "bitnetctl")
@@ -232,8 +232,8 @@ def test_the_probe_for_heavy_imports_works() -> None:
 
 def test_judging_loads_no_torch(tmp_path: Path) -> None:
     config = build_config("quick", steps=20)
-    figures = {"Step": "20", "Loss": "5.0", "UniquePredictions": "90", "LR": "0.1", "WD": "0", "ProbePositions": "256"}
-    row = ",".join(figures.get(name, "") for name in NAMES)
+    values = {"Step": "20", "Loss": "5.0", "UniquePredictions": "90", "LR": "0.1", "WD": "0", "ProbePositions": "256"}
+    row = ",".join(values.get(name, "") for name in NAMES)
     (tmp_path / f"{config.run_name}.csv").write_text(f"{','.join(NAMES)}\n{row}\n", encoding="utf-8")
     code = "import sys; from bitnetctl.cli import run; assert run(sys.argv[1:]) in (0, 1, 4, 5)"
     arguments = ["verify", "--recipe", "quick", "--steps", "20", "--no-train", "--runs-dir", str(tmp_path)]

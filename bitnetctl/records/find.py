@@ -11,7 +11,7 @@ from bitnetctl.errors import ConfigError
 
 def find_csvs(paths: Sequence[str]) -> list[Path]:
     """Return the CSVs of files, folders and glob patterns, each once, in order; raises ConfigError for none."""
-    found: dict[str, Path] = {}
+    csvs: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
         if "\0" in text:
@@ -30,8 +30,8 @@ def find_csvs(paths: Sequence[str]) -> list[Path]:
                 raise ConfigError(f"{text}: no file matches")
         for file in files:
             # Path.resolve raises for a symlink loop
-            found.setdefault(os.path.realpath(file), file)
-    return list(found.values())
+            csvs.setdefault(os.path.realpath(file), file)
+    return list(csvs.values())
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ NEXT_STEPS = {
     Outcome.SUPPORTED: "train longer, larger or with more seeds before relying on it; then look at the text it writes",
     Outcome.REFUTED: (
         "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`; "
-        "a cure to try: `-i decoupled-decay`"
+        "an intervention to try: `-i decoupled-decay`"
     ),
     Outcome.INCONCLUSIVE: "finish the missing runs, or add seeds with `--seeds 6`",
     Outcome.INVALID: "change the setup: a probe that can show the threshold, or a reference run that works",

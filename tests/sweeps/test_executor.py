@@ -295,17 +295,17 @@ def test_the_manifest_names_the_engine_that_ran(
     monkeypatch.setattr(factory, "make_pack", make)
     chosen = Execution(engine="graph", precision="fp32")
     monkeypatch.setattr(factory.TrainerFactory, "execution", lambda factory, config, before=None: chosen)
-    configs, engines, notices = grid(2), [], list[str]()
+    configs, engines, messages = grid(2), [], list[str]()
 
     def look(event: Event) -> bool:
         engines.append([manifest(config).engine for config in configs])
         return False
 
-    sweep(configs, pack=2, stop_when=look, log=notices.append)
+    sweep(configs, pack=2, stop_when=look, log=messages.append)
     assert engines[0] == (["graph"] * 2 if is_captured else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
     message = (
         f"{configs[0].run_name}: its pack continues without a CUDA graph, which is slower: "
         "the host waits in plugin.py:7"
     )
-    assert notices[1:] == ([message] if is_captured else [])
+    assert messages[1:] == ([message] if is_captured else [])

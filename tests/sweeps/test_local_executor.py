@@ -16,8 +16,6 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.sweeps.executors import local
 from bitnetctl.trainer.options import TrainOptions
 
-Figures = Callable[[Path], list[bytes]]
-
 
 class Cast:
     """Start small programs in place of workers, one for each device."""
@@ -64,11 +62,11 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cast]]:
 def work(
     cast: Cast, tiny_config: Callable[..., RunConfig], should_stop: Callable[[], bool] = lambda: False
 ) -> tuple[bool, list[str]]:
-    notices: list[str] = []
+    messages: list[str] = []
     devices = [f"cpu:{index}" for index in range(len(cast.programs))]
-    options = TrainOptions(should_stop=should_stop, log=notices.append)
+    options = TrainOptions(should_stop=should_stop, log=messages.append)
     stopped = local.run_workers(devices, resolved([tiny_config()], Path("runs")), options)
-    return stopped, notices
+    return stopped, messages
 
 
 WAITS = """
@@ -90,8 +88,8 @@ sys.exit(75 if count == 1 else 9)
 def test_workers_that_end_normally_are_not_reported(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
 ) -> None:
-    stopped, notices = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
-    assert (stopped, notices) == (False, ["2 workers on cpu:0, cpu:1"])
+    stopped, messages = work(play("print('done')", f"import sys; print('done'); sys.exit({code})"), tiny_config)
+    assert (stopped, messages) == (False, ["2 workers on cpu:0, cpu:1"])
 
 
 def test_workers_get_the_runs_and_the_number_of_workers(
@@ -108,9 +106,9 @@ def test_a_worker_that_fails_is_reported(play: Callable[..., Cast], tiny_config:
         "import sys; print('loading'); print('error: no GPU'); sys.exit(2)",
         "import os; os.kill(os.getpid(), 9)",
     )
-    stopped, notices = work(cast, tiny_config)
+    stopped, messages = work(cast, tiny_config)
     assert not stopped
-    assert notices[1:] == [
+    assert messages[1:] == [
         "worker on cpu:1 ended with exit code 2: error: no GPU",
         "worker on cpu:2 ended with exit code -9: ",
     ]
@@ -128,10 +126,10 @@ def test_a_stop_is_passed_on_once(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     cast = play(WAITS.format(index=0), WAITS.format(index=1))
-    stopped, notices = work(
+    stopped, messages = work(
         cast, tiny_config, lambda: all((tmp_path / f"ready-{index}").exists() for index in range(2))
     )
-    assert (stopped, notices[1:]) == (True, [])
+    assert (stopped, messages[1:]) == (True, [])
     assert [process.returncode for process in cast.started] == [75, 75]
 
 
@@ -139,8 +137,8 @@ def test_a_worker_that_is_stopped_while_it_starts_is_not_reported(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
 ) -> None:
     cast = play("import time; time.sleep(600)", "import sys; sys.exit(75)")
-    stopped, notices = work(cast, tiny_config, lambda: True)
-    assert (stopped, notices[1:]) == (True, [])
+    stopped, messages = work(cast, tiny_config, lambda: True)
+    assert (stopped, messages[1:]) == (True, [])
     assert cast.started[0].returncode == -signal.SIGTERM
 
 

@@ -72,14 +72,14 @@ def test_a_run_that_raises_fails_alone(
     good = grid(2)
     (bad,) = grid(1, f"fails:at={at}")
     configs = [good[0], bad, good[1]]
-    notices: list[str] = []
-    events = sweep(configs, pack=3, log=notices.append)
+    messages: list[str] = []
+    events = sweep(configs, pack=3, log=messages.append)
     assert packs(events) == [names(configs), *([config.run_name] for config in configs)]
     # steps up to the checkpoint of the pack are not trained again
     assert starts(events) == [0, resumed, resumed, resumed]
     message = "RuntimeError: two lines [bold]"
     assert [event.message for event in events if isinstance(event, Failed)] == [message]
-    _, log = notices
+    _, log = messages
     assert log == f"a pack of 3 failed ({message}); its runs continue one by one"
     assert [manifest(config).status for config in configs] == ["finished", "failed", "finished"]
     assert manifest(bad).message == message
@@ -271,21 +271,21 @@ def test_runs_that_another_process_holds_are_waited_for(sweep: Sweep, grid: Grid
     configs = grid(3)
     (RUNS / configs[1].run_name).mkdir(parents=True)
     theirs = FileLock(RunPaths(RUNS, configs[1].run_name).lock)
-    notices: list[str] = []
+    messages: list[str] = []
     polls: list[None] = []
 
     def leave_it_after_a_while() -> bool:
-        if "waiting for runs that another process trains" in notices:
+        if "waiting for runs that another process trains" in messages:
             polls.append(None)
         if len(polls) == 5:
             theirs.release()
         return False
 
     theirs.acquire(timeout=0)
-    events = sweep(configs, pack=3, log=notices.append, should_stop=leave_it_after_a_while)
+    events = sweep(configs, pack=3, log=messages.append, should_stop=leave_it_after_a_while)
     # its owner released it: taken over
     assert packs(events) == [[configs[0].run_name, configs[2].run_name], [configs[1].run_name]]
-    assert notices == ["3 runs to train on cpu, about 0 s", "waiting for runs that another process trains"]
+    assert messages == ["3 runs to train on cpu, about 0 s", "waiting for runs that another process trains"]
     assert [manifest(config).status for config in configs] == ["finished"] * 3
 
 
@@ -308,7 +308,7 @@ def test_runs_that_another_process_finishes_are_not_trained_again(sweep: Sweep, 
 def test_a_stop_ends_the_waiting(sweep: Sweep, grid: Grid) -> None:
     (config,) = grid(1)
     (RUNS / config.run_name).mkdir(parents=True)
-    notices: list[str] = []
+    messages: list[str] = []
     with FileLock(RunPaths(RUNS, config.run_name).lock):
-        assert sweep([config], log=notices.append, should_stop=lambda: len(notices) > 0) == []
-    assert len(notices) == 1
+        assert sweep([config], log=messages.append, should_stop=lambda: len(messages) > 0) == []
+    assert len(messages) == 1

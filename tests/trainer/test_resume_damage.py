@@ -65,9 +65,9 @@ def test_a_pack_resumes_where_all_its_runs_can(train: Train, tiny_config: TinyCo
         train(configs, names=["a", "b"], crash_after=11, checkpoint_every=3)
     # killed between the checkpoints of its replicas
     shutil.rmtree(checkpoint.path_of(RUNS / "b" / "checkpoints", 9))
-    notices: list[str] = []
-    assert start_of(train(configs, names=["a", "b"], log=notices.append)) == 6
-    assert notices == []
+    messages: list[str] = []
+    assert start_of(train(configs, names=["a", "b"], log=messages.append)) == 6
+    assert messages == []
     assert_undisturbed("a", "b")
 
 
@@ -76,9 +76,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(train: Train, tiny_con
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=7, checkpoint_every=3)
     damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 7) / file)
-    notices: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
-    (log,) = notices
+    messages: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=messages.append)) == 6
+    (log,) = messages
     assert "step-00000007" in log
     assert file in log
     assert_undisturbed("a")
@@ -112,7 +112,7 @@ def test_a_run_rolled_back_with_its_pack_misses_no_row_alone(train: Train, tiny_
 
 
 def change(csv: Path, step: int, bit: int = 1) -> None:
-    """Change a digit of a row's loss: with the lowest bit to another digit, which no parser notices."""
+    """Change a digit of a row's loss: with the lowest bit to another digit, which no parser messages."""
     lines = csv.read_bytes().splitlines(keepends=True)
     (index,) = [index for index, line in enumerate(lines) if line.startswith(b"%d," % step)]
     line = bytearray(lines[index])
@@ -125,9 +125,9 @@ def test_a_changed_row_gives_way_to_the_checkpoint_before_it(train: Train, tiny_
     train(tiny_config(), names=["a"], runs_dir=UNDISTURBED)
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     change(RUNS / "a.csv", 8, bit)
-    notices: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
-    (log,) = notices
+    messages: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=messages.append)) == 6
+    (log,) = messages
     assert "step-00000009: the rows of " in log
     assert_undisturbed("a")
 
@@ -175,13 +175,13 @@ def test_damage_before_all_checkpoints_is_not_trained_over(
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     harm(RUNS / "a.csv")
     csv = (RUNS / "a.csv").read_bytes()
-    notices: list[str] = []
+    messages: list[str] = []
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
-        train(tiny_config(), names=["a"], log=notices.append)
+        train(tiny_config(), names=["a"], log=messages.append)
     assert (RUNS / "a.csv").read_bytes() == csv
     # the copy that the message names repairs it
     copy = checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv"
-    assert str(copy) in notices[0]
+    assert str(copy) in messages[0]
     # and so does its removal
     (RUNS / "a.csv").unlink()
     train(tiny_config(), names=["a"], stop_after=1, checkpoint_every=3)
@@ -268,10 +268,10 @@ def test_without_a_sound_checkpoint_nothing_is_overwritten(train: Train, tiny_co
     for step in (6, 7):
         damage(checkpoint.path_of(RUNS / "a" / "checkpoints", step) / "model.safetensors")
     csv = (RUNS / "a.csv").read_bytes()
-    notices: list[str] = []
+    messages: list[str] = []
     with pytest.raises(CheckpointError, match="no checkpoint of run a can be used"):
-        train(tiny_config(), names=["a"], log=notices.append)
-    assert len(notices) == 2
+        train(tiny_config(), names=["a"], log=messages.append)
+    assert len(messages) == 2
     assert (RUNS / "a.csv").read_bytes() == csv
     assert checkpoint.steps(RUNS / "a" / "checkpoints") == [6, 7]
 
@@ -310,9 +310,9 @@ def test_a_missing_csv_is_restored_from_the_checkpoint_before_a_damaged_one(
     train(tiny_config(), names=["a"], stop_after=9, checkpoint_every=3)
     damage(checkpoint.path_of(RUNS / "a" / "checkpoints", 9) / "records.csv")
     (RUNS / "a.csv").unlink()
-    notices: list[str] = []
-    assert start_of(train(tiny_config(), names=["a"], log=notices.append)) == 6
-    damaged, restored = notices
+    messages: list[str] = []
+    assert start_of(train(tiny_config(), names=["a"], log=messages.append)) == 6
+    damaged, restored = messages
     assert "records.csv is damaged" in damaged
     assert restored == "a: its CSV is missing; restored from the checkpoint of step 6"
     assert_undisturbed("a")
