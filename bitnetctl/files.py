@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitnetctl.errors import NO_LOCKS, ConfigError, StorageError
+from bitnetctl.units import gibibytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
 RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
@@ -124,7 +125,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{folder}: no space left: about {needed_bytes / 2**30:.2f} GiB needed, {free_bytes / 2**30:.2f} GiB free",
+            f"{folder}: no space left: about {gibibytes(needed_bytes)} needed, {gibibytes(free_bytes)} free",
             errno.ENOSPC,
         )
 
