@@ -14,12 +14,13 @@ from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.find import find_csvs
+from bitnetctl.records.inventory import take_inventory
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve
-from bitnetctl.verdict import Criteria, Outcome, Verdict, judge_arms, load_criteria
+from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge_arms, load_criteria
 
 __all__ = [
     "Criteria",
@@ -140,14 +141,22 @@ def judge(
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
+    distinct_seeds: bool = False,
+    strict: bool = False,
 ) -> dict[str, Verdict]:
     """Judge the claim that training does not collapse, for each of `arms` (None: every arm among the runs).
 
     `criteria` is the name of a built-in set (origin, sound), a `FILE.toml`, or a loaded one. `sizes`, `seeds` and
-    `steps` are those requested: a requested run that is missing makes the verdict inconclusive. Raises ConfigError.
+    `steps` are those requested. Runs that were planned with these and are not among them, by their manifests and the
+    files beside them, are counted: one that is missing or left out makes support impossible. Runs of unknown seed are
+    one seed, unless `distinct_seeds`; with `strict`, runs of an arm may not differ in engine, precision, versions and
+    device. Raises ConfigError.
     """
     loaded = criteria if isinstance(criteria, Criteria) else load_criteria(criteria)
-    return judge_arms(runs, loaded, arms=arms, sizes=sizes, seeds=seeds, requested_steps=steps)
+    options = JudgeOptions(
+        sizes=sizes, seeds=seeds, requested_steps=steps, distinct_seeds=distinct_seeds, strict=strict
+    )
+    return judge_arms(runs, loaded, options, arms=arms, inventory=take_inventory(runs))
 
 
 def _load(csvs: Iterable[Path], notes: Sequence[str] = ()) -> list[Run]:

@@ -32,13 +32,28 @@ ORDER = (
 # the same inside of each folder
 INSIDE = {
     "config": ("schema", "load", "__init__"),
-    "records": ("schema paths find", "manifest reader metrics", "writer status run", "bundle __init__"),
+    "records": (
+        "schema paths find",
+        "manifest reader metrics",
+        "writer status run",
+        "inventory distinct provenance",
+        "bundle __init__",
+    ),
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
-    "verdict": ("outcome", "limits", "checks", "criteria", "seeds", "judge", "__init__"),
+    "verdict": (
+        "outcome",
+        "rule limits",
+        "wording",
+        "accounting checks",
+        "criteria",
+        "seeds",
+        "judge",
+        "__init__",
+    ),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts",

@@ -13,7 +13,7 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
-from bitnetctl.errors import ExitCode
+from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run, RunPaths, load_begun_runs
 from bitnetctl.records.bundle import read_bundle, write_bundle
@@ -47,6 +47,12 @@ def verify(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     pack: options.Pack = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Invalid, too, if engine, precision, versions or device differ.")
+    ] = False,
+    distinct_seeds: Annotated[
+        bool, typer.Option("--distinct-seeds", help="CSVs without a seed are different seeds, not one.")
+    ] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write a Markdown report.")] = None,
     bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Zip runs and verdicts.")] = None,
@@ -64,6 +70,8 @@ def verify(
         report=report,
         bundle=bundle,
         junit=junit,
+        strict=strict,
+        distinct_seeds=distinct_seeds,
         as_json=as_json,
     )
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
@@ -159,6 +167,8 @@ def _judge_and_show(
     report: Path | None,
     bundle: Path | None,
     junit: Path | None,
+    strict: bool,
+    distinct_seeds: bool,
     as_json: bool,
 ) -> int:
     """Judge, print and write the results; return the exit code of the strictest verdict among `deciding_arms`."""
@@ -167,8 +177,24 @@ def _judge_and_show(
     from bitnetctl.report import junit_xml, verification_report
     from bitnetctl.verdict import combine, strictest
 
-    by_criteria = [api.judge(runs, one, arms=arms, sizes=sizes, seeds=seeds, steps=steps) for one in criteria]
-    judged = {arm: combine([verdicts[arm] for verdicts in by_criteria]) for arm in arms}
+    by_criteria = [
+        api.judge(
+            runs,
+            one,
+            arms=arms,
+            sizes=sizes,
+            seeds=seeds,
+            steps=steps,
+            strict=strict,
+            distinct_seeds=distinct_seeds,
+        )
+        for one in criteria
+    ]
+    by_arm = {arm: [verdicts[arm] for verdicts in by_criteria if arm in verdicts] for arm in arms}
+    judged = {arm: combine(verdicts) for arm, verdicts in by_arm.items() if verdicts}
+    deciding_arms = [arm for arm in deciding_arms if arm in judged]
+    if not deciding_arms:
+        raise ConfigError("these criteria only compare other arms with the given one; name another arm with -i")
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
     if report is not None:
@@ -215,6 +241,8 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
         for verdict in combined.verdicts:
             console.print()
             console.print(report.checks_table(verdict))
+            for text in report.verdict_lines(verdict):
+                line(text)
             for note in verdict.notes:
                 line(f"note: {note}", "dim")
         if combined.disagreement:

@@ -15,6 +15,7 @@ from bitnetctl.report.terminal import (
     packs_table as packs_table,
     sweep_table as sweep_table,
     trajectory_table as trajectory_table,
+    verdict_lines as verdict_lines,
 )
 from bitnetctl.report.trajectory import NEXT_STEPS as NEXT_STEPS
 from bitnetctl.report.verification import verification_report as verification_report

@@ -207,6 +207,11 @@ def checks_table(verdict: Verdict) -> Table:
     return table
 
 
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Return the lines below the checks of a verdict: the runs by state, and the failure rate that is left open."""
+    return [text for text in (verdict.account, verdict.left_open) if text]
+
+
 def _coloured(outcome: Outcome) -> str:
     return f"[{OUTCOME_STYLES[outcome]}]{outcome.value}[/]"
 

@@ -16,7 +16,7 @@ NEXT_STEPS = {
         "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`; "
         "an intervention to try: `-i decoupled-decay`"
     ),
-    Outcome.INCONCLUSIVE: "finish the missing runs, or add seeds with `--seeds 6`",
+    Outcome.INCONCLUSIVE: "finish the missing runs; if all are there, fix a larger number of seeds before looking",
     Outcome.INVALID: "change the setup: a probe that can show the threshold, or a reference run that works",
 }
 """What to try after each outcome."""

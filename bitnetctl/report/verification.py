@@ -50,7 +50,8 @@ def _trajectories(runs: Sequence[Run]) -> list[str]:
 
 def _verdict(verdict: Verdict) -> list[str]:
     lines = [f"### {markdown_line(verdict.criteria)}: {verdict.outcome.value}", ""]
-    lines += [f"Confidence: {markdown_line(verdict.confidence or UNKNOWN)}", ""]
+    lines += [f"Left open: {markdown_line(verdict.left_open or UNKNOWN)}", ""]
+    lines += [f"Runs: {markdown_line(verdict.account or UNKNOWN)}", ""]
     if verdict.evidence:
         lines += [f"Evidence: {markdown_line(verdict.evidence)}", ""]
     lines += [f"- {markdown_line(reason)}" for reason in verdict.reasons]

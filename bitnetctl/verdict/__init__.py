@@ -6,7 +6,12 @@ from bitnetctl.verdict.criteria import (
     load_criteria as load_criteria,
     parse_criteria as parse_criteria,
 )
-from bitnetctl.verdict.judge import UNKNOWN_ARM as UNKNOWN_ARM, judge as judge, judge_arms as judge_arms
+from bitnetctl.verdict.judge import (
+    UNKNOWN_ARM as UNKNOWN_ARM,
+    JudgeOptions as JudgeOptions,
+    judge as judge,
+    judge_arms as judge_arms,
+)
 from bitnetctl.verdict.outcome import (
     CheckResult as CheckResult,
     Combined as Combined,

@@ -25,11 +25,20 @@ from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import Check, MeasuredCheck
 from bitnetctl.verdict.checks.completion import FinishedCheck, FiniteCheck
 from bitnetctl.verdict.checks.level import LevelCheck, ProbeCheck
+from bitnetctl.verdict.checks.paired import PairedCheck
 from bitnetctl.verdict.checks.trajectory import LastingCheck, RecoveryCheck, SteadyCheck
 from bitnetctl.verdict.checks.twin import TwinCheck
 
 AnyCheck: TypeAlias = (
-    FiniteCheck | FinishedCheck | ProbeCheck | LevelCheck | RecoveryCheck | LastingCheck | SteadyCheck | TwinCheck
+    FiniteCheck
+    | FinishedCheck
+    | ProbeCheck
+    | LevelCheck
+    | RecoveryCheck
+    | LastingCheck
+    | SteadyCheck
+    | TwinCheck
+    | PairedCheck
 )
 CheckT = TypeVar("CheckT", bound=Check)
 KINDS: Mapping[str, type[AnyCheck]] = {cls.model_fields["kind"].default: cls for cls in get_args(AnyCheck)}
@@ -37,28 +46,29 @@ KINDS: Mapping[str, type[AnyCheck]] = {cls.model_fields["kind"].default: cls for
 
 
 class SeedRule(Frozen):
-    """How the outcomes of all seeds of one size become one outcome.
+    """How the outcomes of the seeds of one size become one outcome.
 
-    `every`: the strictest outcome decides. `share`: refuted when at least `refuted_share` of the seeds are; supported
-    when every seed is, there are `min_seeds`, and for each `level` check the one-sided Student-t bound of the mean over
-    seeds, at `confidence`, is beyond the supporting threshold too.
+    `every`: the strictest seed decides, and there are at least `min_seeds`. `rate`: supported if the one-sided upper
+    bound of the failure rate is below `max_failure_rate`, refuted if its lower bound is above; 1 - `confidence` is the
+    error rate of either, shared by all arms that are decided together (`bitnetctl.verdict.rule`).
     """
 
-    rule: Literal["every", "share"] = "every"
+    rule: Literal["every", "rate"] = "every"
     min_seeds: PositiveInt = 1
-    refuted_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    max_failure_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
 
-    @model_validator(mode="after")
-    def _check_bound(self) -> Self:
-        if self.rule == "share" and self.min_seeds < 2:
-            raise ValueError('seeds.min_seeds: a bound over seeds (rule = "share") takes at least 2')
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_share(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("rule") == "share":
+            raise ValueError('seeds.rule: "share" controlled no error rate; take "rate" with max_failure_rate instead')
+        return tree
 
     @property
-    def over_seeds(self) -> bool:
-        """Whether statistics over seeds decide, and not the strictest seed alone."""
-        return self.rule == "share"
+    def error_rate(self) -> float:
+        """Alpha: the largest probability of a wrong support, and of a wrong refutation."""
+        return round(1.0 - self.confidence, 12)
 
 
 class EvidenceRun(Frozen):
@@ -96,8 +106,11 @@ class Criteria(Frozen):
         for kind in ("finite", "finished"):
             if len(self.of_kind(KINDS[kind])) != 1:
                 raise ValueError(f"checks: exactly one of kind {kind!r} is needed, or a failed run could pass")
-        if not self.of_kind(LevelCheck):
-            raise ValueError("checks: at least one of kind 'level' is needed")
+        if not self.of_kind(LevelCheck) and not self.of_kind(PairedCheck):
+            raise ValueError("checks: at least one of kind 'level' or 'paired' is needed")
+        over_seeds = next((check for check in self.checks if check.about_arm), None)
+        if over_seeds is not None and self.seeds.rule != "rate":
+            raise ValueError(f'checks: {over_seeds.label!r} is a statement over seeds and needs seeds.rule = "rate"')
         labels = [check.label for check in self.checks]
         repeated = next((label for label in labels if labels.count(label) > 1), None)
         if repeated is not None:
@@ -109,9 +122,19 @@ class Criteria(Frozen):
         return tuple(check for check in self.checks if isinstance(check, kind))
 
     @property
+    def finite(self) -> FiniteCheck:
+        """The one check of kind `finite`."""
+        return self.of_kind(FiniteCheck)[0]
+
+    @property
     def finished(self) -> FinishedCheck:
         """The one check of kind `finished`."""
         return self.of_kind(FinishedCheck)[0]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The arms that others are compared with; nothing is claimed about them."""
+        return tuple(dict.fromkeys(check.against for check in self.of_kind(PairedCheck)))
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -1,108 +1,248 @@
 """Judge the runs of one arm, or of each arm, by criteria."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from bitnetctl.analysis.stats import rate_lower, rate_upper
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
-from bitnetctl.units import plural
+from bitnetctl.records.distinct import Double, distinct_runs
+from bitnetctl.records.inventory import Inventory
+from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.verdict import wording
+from bitnetctl.verdict.accounting import STATES, Account, take_account
 from bitnetctl.verdict.checks.base import CheckContext
 from bitnetctl.verdict.checks.completion import torn_end
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
-from bitnetctl.verdict.seeds import SizeJudgement, judge_size
+from bitnetctl.verdict.rule import Levels, holm_levels
+from bitnetctl.verdict.seeds import SizeAssessment, SizeJudgement, assess_size, judge_size
 
 UNKNOWN_ARM = "unknown"
 """Label of runs whose arm is unknown, such as the founding document's own files."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """How runs are judged, apart from the criteria.
+
+    `sizes` and `seeds` are those requested: one without a run makes support impossible, other runs are left out and
+    counted. `requested_steps` replaces the steps that the criteria require, with a note. Runs of unknown seed are one
+    seed, unless `distinct_seeds`. With `strict` other versions, devices, engines or precisions make a verdict invalid.
+    """
+
+    sizes: Sequence[int] | None = None
+    seeds: Sequence[int] | None = None
+    requested_steps: int | None = None
+    distinct_seeds: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArmAssessment:
+    """One arm before its levels are known."""
+
+    account: Account
+    kept: tuple[Run, ...]
+    doubles: tuple[Double, ...]
+    sizes: tuple[SizeAssessment, ...]
+
+    @property
+    def checked(self) -> list[CheckedRun]:
+        return [one for size in self.sizes for one in size.checked]
+
+
 def judge_arms(
     runs: Sequence[Run],
     criteria: Criteria,
+    options: JudgeOptions | None = None,
     *,
     arms: Sequence[str] | None = None,
-    sizes: Sequence[int] | None = None,
-    seeds: Sequence[int] | None = None,
-    requested_steps: int | None = None,
+    inventory: Inventory | None = None,
 ) -> dict[str, Verdict]:
-    """Judge every arm, or those of `arms`; twins are looked up among all runs."""
+    """Judge every arm, or those of `arms`; twins and partners are looked up among all runs.
+
+    The arms share one error rate, together with every other arm that was planned or trained with them (`inventory`).
+    An arm that the criteria only compare others with gets no verdict.
+    """
+    options, inventory = options or JudgeOptions(), inventory or Inventory()
+    distinct, doubles = distinct_runs(runs)
     by_arm: dict[str, list[Run]] = {arm: [] for arm in arms or ()}
-    for run in runs:
+    for run in distinct:
         by_arm.setdefault(run.arm or UNKNOWN_ARM, []).append(run)
-    return {
-        arm: judge(
-            by_arm[arm], criteria, arm=arm, sizes=sizes, seeds=seeds, requested_steps=requested_steps, twins=runs
+    for absent in inventory.absent if arms is None else ():
+        by_arm.setdefault(absent.arm or UNKNOWN_ARM, [])
+    together = [arm for arm in dict.fromkeys([*by_arm, *inventory.arms]) if arm not in criteria.references]
+    context = _context(criteria, options, distinct)
+    assessed = {
+        arm: _assess(
+            arm,
+            by_arm[arm],
+            [one for one in doubles if (one.same_as.arm or UNKNOWN_ARM) == arm],
+            criteria,
+            options,
+            inventory,
+            context,
         )
-        for arm in (by_arm if arms is None else arms)
+        for arm in together
+        if arm in by_arm
     }
+    alpha = criteria.seeds.error_rate
+    levels = _levels(assessed, alpha, len(together) if criteria.seeds.rule == "rate" else 0)
+    unequal = _unequal_arms([run for one in assessed.values() for run in one.kept], len(assessed))
+    judged = (arm for arm in (by_arm if arms is None else arms) if arm in assessed)
+    return {arm: _verdict(arm, assessed[arm], criteria, options, levels[arm], len(together), unequal) for arm in judged}
 
 
 def judge(
     runs: Sequence[Run],
     criteria: Criteria,
+    options: JudgeOptions | None = None,
     *,
     arm: str | None = None,
-    sizes: Sequence[int] | None = None,
-    seeds: Sequence[int] | None = None,
-    requested_steps: int | None = None,
-    twins: Sequence[Run] = (),
+    inventory: Inventory | None = None,
 ) -> Verdict:
-    """Judge the runs of one arm.
-
-    `sizes` and `seeds` are those requested: one without a run is inconclusive, other runs are left out with a note.
-    `requested_steps`, if given, replaces the steps that the criteria require, with a note.
-    `twins` are runs among which twins are looked up. Raises ConfigError for runs of several arms.
-    """
+    """Judge the runs of one arm; raises ConfigError for runs of several arms, and of one that only others refer to."""
     arms = sorted({run.arm or UNKNOWN_ARM for run in runs})
     if len(arms) > 1:
         raise ConfigError(f"runs of several arms cannot share a verdict: {', '.join(arms)}")
-    distinct, repeated = _distinct(runs)
-    kept, left_out = _select(distinct, sizes, seeds)
-    checked = [check_run(run, criteria, requested_steps=requested_steps, candidates=twins) for run in kept]
-    by_size: dict[int | None, list[CheckedRun]] = {size: [] for size in sizes or ()}
-    for one in checked:
-        by_size.setdefault(one.run.size, []).append(one)
-    judged = [judge_size(size, of_size, criteria, seeds) for size, of_size in by_size.items()]
+    name = arm or (arms[0] if arms else UNKNOWN_ARM)
+    verdicts = judge_arms(runs, criteria, options, arms=[name], inventory=inventory)
+    if name not in verdicts:
+        raise ConfigError(f"criteria {criteria.name} compare others with the arm {name} and claim nothing about it")
+    return verdicts[name]
+
+
+def _context(criteria: Criteria, options: JudgeOptions, candidates: Sequence[Run]) -> CheckContext:
+    # without candidates: a twin is not compared with a twin of its own
+    alone = CheckContext(
+        requested_steps=options.requested_steps, strict=options.strict, check_twin=lambda twin: _no_twin(twin)
+    )
+    return CheckContext(
+        requested_steps=options.requested_steps,
+        candidates=candidates,
+        strict=options.strict,
+        check_twin=lambda twin: check_run(twin, criteria, alone),
+    )
+
+
+def _no_twin(run: Run) -> CheckedRun:
+    raise AssertionError(f"{run.name}: the twin of a twin is not judged")
+
+
+def _assess(
+    arm: str,
+    runs: Sequence[Run],
+    doubles: Sequence[Double],
+    criteria: Criteria,
+    options: JudgeOptions,
+    inventory: Inventory,
+    context: CheckContext,
+) -> _ArmAssessment:
+    kept, account = take_account(arm, runs, doubles, inventory, options.sizes, options.seeds)
+    by_size: dict[int | None, list[CheckedRun]] = {size: [] for size in options.sizes or ()}
+    for run in kept:
+        by_size.setdefault(run.size, []).append(check_run(run, criteria, context))
+    for accounted in account.runs:
+        if accounted.state in ("failed", "unfinished", "missing") and not options.sizes:
+            by_size.setdefault(accounted.size, [])
+    return _ArmAssessment(
+        account=account,
+        kept=tuple(kept),
+        doubles=tuple(doubles),
+        sizes=tuple(
+            assess_size(size, checked, account.absent(size), criteria, context, distinct_seeds=options.distinct_seeds)
+            for size, checked in by_size.items()
+        ),
+    )
+
+
+def _levels(assessed: Mapping[str, _ArmAssessment], alpha: float, arms: int) -> dict[str, Levels]:
+    """Return the levels of every arm by Holm's method, for support and for refutation each.
+
+    An arm is supported where each of its sizes is, and refuted where one of them is, which its sizes share. `arms` is
+    the number of all arms that share the error rate, 0 where none is promised.
+    """
+    if not arms:
+        return dict.fromkeys(assessed, Levels(alpha, alpha))
+    supporting, refuting = [], []
+    for one in assessed.values():
+        sizes = [size.p for size in one.sizes]
+        supporting.append(max((p.supporting for p in sizes), default=1.0))
+        refuting.append(min(1.0, len(sizes) * min((p.refuting for p in sizes), default=1.0)))
+    levels = zip(holm_levels(supporting, alpha, arms), holm_levels(refuting, alpha, arms), strict=True)
+    return {
+        arm: Levels(for_support, for_refutation).shared(max(1, len(one.sizes)))
+        for (arm, one), (for_support, for_refutation) in zip(assessed.items(), levels, strict=True)
+    }
+
+
+def _unequal_arms(runs: Sequence[Run], arms: int) -> tuple[str, ...]:
+    if arms < 2:
+        return ()
+    differences = provenance_differences(runs, same_arm=False)
+    return tuple(wording.unequal_arms(text) for text in (*differences.breaking, *differences.minor))
+
+
+def _verdict(
+    arm: str,
+    assessment: _ArmAssessment,
+    criteria: Criteria,
+    options: JudgeOptions,
+    levels: Levels,
+    arms: int,
+    unequal: Sequence[str],
+) -> Verdict:
+    judged = [judge_size(size, criteria, levels) for size in assessment.sizes]
     outcome = strictest(size.outcome for size in judged)
-    finished = [one.run for one in checked if _is_finished(one, criteria)]
+    finished = [one.run for one in assessment.checked if _is_finished(one, criteria)]
+    alpha = criteria.seeds.error_rate
+    by_rate = criteria.seeds.rule == "rate"
     notes = [
-        *repeated,
-        *left_out,
+        *(wording.doubled(one.run.path, one.reason) for one in assessment.doubles),
+        *(f"{one.run}: {one.reason}" for one in assessment.account.runs if one.state not in ("judged", "doubled")),
         *(note for size in judged for note in size.notes),
-        *_evidence_notes(criteria, finished, requested_steps),
-        *(f"{run.name}: {note}" for run in kept for note in _run_notes(run, criteria)),
+        *unequal,
+        *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
+        *(wording.looks(size, numbers, alpha) for size, numbers in assessment.account.looks if by_rate),
+        *_evidence_notes(criteria, finished, options.requested_steps),
+        *(f"{run.name}: {note}" for run in assessment.kept for note in _run_notes(run, criteria)),
     ]
     return Verdict(
         outcome=outcome,
-        arm=arm or (arms[0] if arms else UNKNOWN_ARM),
+        arm=arm,
         criteria=criteria.name,
         criteria_hash=criteria.hash,
         sizes={size.size: size.outcome for size in judged},
-        runs=tuple(map(_run_verdict, checked)),
+        runs=tuple(map(_run_verdict, assessment.checked)),
         results=tuple(result for size in judged for result in size.results),
         reasons=_reasons(outcome, judged) or ("no run to judge",),
         notes=tuple(dict.fromkeys(notes)),
         evidence=_evidence(criteria, finished),
-        confidence=_confidence(outcome, judged),
+        left_open=_left_open(judged, by_rate=by_rate),
+        account=wording.account([(state, assessment.account.count(state)) for state in STATES], arm),
+        planned=assessment.account.to_json(),
+        rule={
+            **criteria.seeds.model_dump(mode="json"),
+            "arms": arms,
+            "looks": max((len(numbers) for _, numbers in assessment.account.looks), default=1),
+        },
         statistics=tuple(size.statistics for size in judged),
     )
 
 
-def check_run(
-    run: Run, criteria: Criteria, *, requested_steps: int | None = None, candidates: Sequence[Run] = ()
-) -> CheckedRun:
-    """Return the results of every check that applies.
+def _left_open(judged: Sequence[SizeJudgement], *, by_rate: bool) -> str:
+    """Return the sentence on the largest failure rate that a size leaves open; empty without a run."""
+    _, text = max((size.left_open for size in judged if size.left_open), default=(0.0, ""))
+    return text if by_rate or not text else f"{text}; {wording.NO_RATE}"
+
+
+def check_run(run: Run, criteria: Criteria, context: CheckContext) -> CheckedRun:
+    """Return the results of every check that applies to a run.
 
     The setup is judged on any run whose file is not cut short, its metrics on completed runs only, since a collapse in
-    the middle of training may be part of the claim. `candidates` are runs among which twins are looked up.
+    the middle of training may be part of the claim.
     """
-    context = CheckContext(
-        requested_steps=requested_steps,
-        candidates=candidates,
-        # without candidates: a twin is not compared with a twin of its own
-        check_twin=lambda twin: check_run(twin, criteria, requested_steps=requested_steps),
-    )
     completion = tuple(
         check.result(run, finding)
         for check in criteria.checks
@@ -119,47 +259,6 @@ def check_run(
         if finding is not None:
             others.append(check.result(run, finding))
     return CheckedRun(run=run, completion=completion, others=tuple(others))
-
-
-def _distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Return runs with distinct values, and a note on each other one: copies must not count as several seeds."""
-    kept: list[Run] = []
-    notes: list[str] = []
-    first: dict[tuple[int | None, tuple[bytes, ...]], Run] = {}
-    for run in runs:
-        same = first.setdefault((run.size, _values_key(run)), run)
-        if same is run and run not in kept:
-            kept.append(run)
-        else:
-            notes.append(f"{run.path} holds the same values as {same.path} and is left out")
-    return kept, notes
-
-
-def _values_key(run: Run) -> tuple[bytes, ...]:
-    """Return the bytes of every column but TokensPerSecond."""
-    frame = run.records.frame
-    return tuple(f"{name} ".encode() + frame[name].to_numpy().tobytes() for name in frame if name != "TokensPerSecond")
-
-
-def _select(
-    runs: Iterable[Run], sizes: Sequence[int] | None, seeds: Sequence[int] | None
-) -> tuple[list[Run], list[str]]:
-    """Return the runs of the requested sizes and seeds, and a note for each other one."""
-    kept: list[Run] = []
-    notes: list[str] = []
-    for run in runs:
-        if sizes is not None and run.size is None:
-            notes.append(
-                f"{run.path}: its size is unknown, so it counts for none of those requested; name it like "
-                "h256-run.csv, or give it a title line such as 'hidden 256'"
-            )
-        elif sizes is not None and run.size not in sizes:
-            notes.append(f"{run.path}: hidden {run.size} was not requested and is left out")
-        elif seeds is not None and run.seed is not None and run.seed not in seeds:
-            notes.append(f"{run.path}: seed {run.seed} was not requested and is left out")
-        else:
-            kept.append(run)
-    return kept, notes
 
 
 def _run_verdict(checked: CheckedRun) -> RunVerdict:
@@ -225,6 +324,8 @@ def _reasons(outcome: Outcome, judged: Sequence[SizeJudgement]) -> tuple[str, ..
     if outcome is Outcome.SUPPORTED:
         over_seeds = [result for result in decisive if result.run is None]
         decisive = over_seeds or [result for result in decisive if result.supports is not None]
+    # what is said over seeds comes first
+    decisive.sort(key=lambda result: result.run is not None)
     several = len({(result.size, result.seed, result.run) for size in judged for result in size.results}) > 1
     return tuple(dict.fromkeys((_prefix(result) if several else "") + result.reason for result in decisive))
 
@@ -236,20 +337,3 @@ def _prefix(result: CheckResult) -> str:
         return f"{size}: " if size else ""
     seed = "" if result.seed is None else f"seed {result.seed}"
     return f"{', '.join(filter(None, (size, seed))) or result.run}: "
-
-
-def _confidence(outcome: Outcome, judged: Sequence[SizeJudgement]) -> str:
-    """Describe the Clopper-Pearson bound that the number of seeds gives on the failure rate."""
-    if outcome is Outcome.SUPPORTED:
-        count = min(size.total for size in judged)
-        bound = rate_upper(0, count)
-        assert bound is not None, "supported without a run"
-        uncertainty, rate = bound, f"no failure in {plural(count, 'seed')} leaves a failure rate of up to"
-    elif outcome is Outcome.REFUTED:
-        bounds = [(rate_lower(size.failed, size.total) or 0.0, size.failed, size.total) for size in judged]
-        bound, failed, count = max(bounds)
-        uncertainty, rate = 1 - bound, f"{failed} of {plural(count, 'seed')} failed, a failure rate of at least"
-    else:
-        return "none: nothing was decided"
-    word = "low" if uncertainty > 0.5 else "moderate" if uncertainty > 0.3 else "high"
-    return f"{word}: {rate} {100 * bound:.0f} % (one-sided 95 % bound)"

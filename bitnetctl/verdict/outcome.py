@@ -100,6 +100,8 @@ class Verdict:
     `sizes` holds the outcome of every size judged or requested (None: unknown size), `reasons` those of the decisive
     checks, `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria require,
     "none": no finished run, None: the criteria declare no levels), `statistics` those over the seeds of each size.
+    `left_open` says which failure rate the seeds leave open, `account` and `planned` what became of every run that was
+    planned, `rule` how the outcomes of seeds became that of the arm, with its error rate.
     """
 
     outcome: Outcome
@@ -112,7 +114,10 @@ class Verdict:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evidence: str | None = None
-    confidence: str = ""
+    left_open: str = ""
+    account: str = ""
+    planned: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, Any] = field(default_factory=dict)
     statistics: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +127,10 @@ class Verdict:
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
             "evidence": self.evidence,
-            "confidence": self.confidence,
+            "left_open": self.left_open,
+            "account": self.account,
+            "planned": self.planned,
+            "rule": self.rule,
             "sizes": [{"size": size, "verdict": outcome} for size, outcome in self.sizes.items()],
             "runs": [vars(run) for run in self.runs],
             "checks": [vars(result) for result in self.results],

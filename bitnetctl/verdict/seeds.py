@@ -1,168 +1,260 @@
-"""Combine the checked runs of one size into an outcome over seeds."""
+"""From the checked runs of one arm and size to an outcome over its seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bitnetctl.analysis.stats import mean_bound, rate_lower, rate_upper
-from bitnetctl.records import Run
-from bitnetctl.verdict.checks.base import ThresholdCheck
-from bitnetctl.verdict.checks.level import LevelCheck
-from bitnetctl.verdict.checks.twin import differing_settings
-from bitnetctl.verdict.criteria import Criteria, SeedRule
-from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text, outcome_of_run, strictest
+from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.verdict import wording
+from bitnetctl.verdict.accounting import AccountedRun
+from bitnetctl.verdict.checks.base import CheckContext, Seeds, ThresholdCheck
+from bitnetctl.verdict.criteria import Criteria
+from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, outcome_of_run, strictest
+from bitnetctl.verdict.rule import (
+    UNDECIDABLE,
+    Levels,
+    PValues,
+    Statement,
+    Tally,
+    all_of,
+    failure_rate_test,
+    seeds_to_decide,
+)
 
 Statistics = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeJudgement:
-    """Outcome, results and statistics of the runs of one size.
+class SizeAssessment:
+    """All that is known of one arm at one size before the levels of the arms are.
 
-    `results` are those of every run, then those over seeds; `failed` of `total` runs are refuted.
+    `findings` are about the set of runs, `statements` those of the rule over seeds (none where the strictest seed
+    decides), `seeds` the outcomes of the planned seeds that are judged or failed without rows.
     """
+
+    size: int | None
+    checked: tuple[CheckedRun, ...]
+    seeds: tuple[Outcome, ...]
+    tally: Tally
+    findings: tuple[CheckResult, ...]
+    statements: tuple[Statement, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def p(self) -> PValues:
+        """The p-values of all statements together; support is impossible where something stands against it."""
+        combined = all_of([statement.p for statement in self.statements])
+        # a run that failed without rows is counted in the tally
+        blocked = any(finding.run is None for finding in self.findings)
+        invalid = any(one.outcome is Outcome.INVALID for one in self.checked)
+        return PValues(1.0, combined.refuting) if blocked or invalid else combined
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeJudgement:
+    """Outcome, results and statistics of one size; `results` are those of every run, then those over seeds."""
 
     size: int | None
     outcome: Outcome
     results: tuple[CheckResult, ...]
     notes: tuple[str, ...]
     statistics: Statistics
-    failed: int
-    total: int
+    left_open: tuple[float, str] | None
+    """Largest failure rate that stays open, and the sentence that says so; None without a run."""
 
 
-def judge_size(
-    size: int | None, checked: Sequence[CheckedRun], criteria: Criteria, seeds: Sequence[int] | None
-) -> SizeJudgement:
-    """Judge all runs of one size; a seed of `seeds` without a run is inconclusive."""
-    rule = criteria.seeds
-    notes: tuple[str, ...] = ()
-    if rule.over_seeds:
-        checked, notes = _longest(checked)
-    runs = [one.run for one in checked]
-    outcomes = [one.outcome for one in checked]
-    failed = outcomes.count(Outcome.REFUTED)
-    thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
-    statistics = {check.label: _statistics(check, checked, rule) for check in thresholds}
-    mixed = list(_mixed_settings(runs))
-    tolerated = list(_tolerated_failures(failed, len(runs), rule))
-    over_seeds = [
-        replace(result, size=size)
-        for result in (
-            *_missing_seeds(runs, seeds),
-            *mixed,
-            *_seed_numbers(runs, rule),
-            *_bounds(runs, criteria, statistics),
-            *tolerated,
-        )
+def assess_size(
+    size: int | None,
+    checked: Sequence[CheckedRun],
+    absent: Sequence[AccountedRun],
+    criteria: Criteria,
+    context: CheckContext,
+    *,
+    distinct_seeds: bool,
+) -> SizeAssessment:
+    """Assess the runs of one size; `absent` are its runs that were planned and have no rows here."""
+    units = _units(checked, distinct_seeds=distinct_seeds)
+    failed = [run for run in absent if run.state == "failed"]
+    outcomes = [*map(strictest, units), *(Outcome.REFUTED for _ in failed)]
+    missing = [run for run in absent if run.state != "failed"]
+    tally = Tally(
+        healthy=outcomes.count(Outcome.SUPPORTED),
+        unhealthy=outcomes.count(Outcome.REFUTED),
+        undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
+        absent=len(missing),
+    )
+    differences = provenance_differences([one.run for one in checked], same_arm=True)
+    refused = differences.breaking + (differences.minor if context.strict else ())
+    findings = [
+        *(_finding("provenance", Outcome.INVALID, wording.mixed(text), size) for text in refused),
+        *(_failed_without_rows(run, criteria) for run in failed),
+        *_seed_numbers(len(outcomes), tally, missing, criteria, size),
     ]
-    if tolerated:
-        outcomes = [outcome for outcome in outcomes if outcome is not Outcome.REFUTED]
-    decide = outcome_of_run if mixed else strictest
-    return SizeJudgement(
+    return SizeAssessment(
         size=size,
-        outcome=decide([*outcomes, *(result.outcome for result in over_seeds)]),
-        results=(*(result for one in checked for result in one.results), *over_seeds),
-        notes=notes,
-        statistics={
-            "size": size,
-            "runs": len(runs),
-            "seeds": _seed_count(runs),
-            "failed": failed,
-            "failure_rate_at_least": rate_lower(failed, len(runs), rule.confidence),
-            "failure_rate_at_most": rate_upper(failed, len(runs), rule.confidence),
-            "confidence": rule.confidence,
-            "levels": statistics,
-        },
-        failed=failed,
-        total=len(runs),
+        checked=tuple(checked),
+        seeds=tuple(outcomes),
+        tally=tally,
+        findings=tuple(findings),
+        statements=tuple(_statements(checked, tally, criteria, context)),
+        notes=() if context.strict else tuple(wording.minor_difference(size, text) for text in differences.minor),
     )
 
 
-def _longest(checked: Sequence[CheckedRun]) -> tuple[Sequence[CheckedRun], tuple[str, ...]]:
-    """Leave out shorter runs, with a note: seeds of different lengths are no repetitions of each other."""
-    longest = max((one.run.planned_steps for one in checked if one.run.planned_steps is not None), default=None)
-    kept = [one for one in checked if one.run.planned_steps in (longest, None)]
-    left_out = len(checked) - len(kept)
-    if not left_out:
-        return kept, ()
-    note = f"{left_out} runs of hidden {checked[0].run.size} with fewer than {longest:,} steps are left out"
-    return kept, (note,)
+def _units(checked: Sequence[CheckedRun], *, distinct_seeds: bool) -> list[list[Outcome]]:
+    """Group the outcomes of runs by seed, which counts once; runs of unknown seed are one, unless `distinct_seeds`."""
+    groups: dict[object, list[Outcome]] = {}
+    for index, one in enumerate(checked):
+        key = ("run", index) if one.run.seed is None and distinct_seeds else one.run.seed
+        groups.setdefault(key, []).append(one.outcome)
+    return list(groups.values())
 
 
-def _seed_count(runs: Sequence[Run]) -> int:
-    """Count distinct seeds; every run of unknown seed counts as one of its own."""
-    return len({run.seed for run in runs if run.seed is not None}) + sum(run.seed is None for run in runs)
+def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:
+    return CheckResult(check=check, outcome=outcome, reason=reason, size=size, value=value)
 
 
-def _statistics(check: ThresholdCheck, checked: Sequence[CheckedRun], rule: SeedRule) -> Statistics:
-    """Return the value of each seed, their mean, and its one-sided bound on the side of the refuting threshold.
+def _failed_without_rows(run: AccountedRun, criteria: Criteria) -> CheckResult:
+    return CheckResult(
+        check=criteria.finite.label,
+        outcome=Outcome.REFUTED,
+        reason=run.reason,
+        run=run.run,
+        size=run.size,
+        seed=run.seed,
+    )
+
+
+def _seed_numbers(
+    count: int, tally: Tally, missing: Sequence[AccountedRun], criteria: Criteria, size: int | None
+) -> Iterator[CheckResult]:
+    if tally.total == 0:
+        yield _finding("runs", Outcome.INCONCLUSIVE, "no run", size)
+    if missing:
+        states = dict.fromkeys(run.state for run in missing)
+        counts = [(state, [wording.seed_name(run) for run in missing if run.state == state]) for state in states]
+        yield _finding("planned runs", Outcome.INCONCLUSIVE, wording.absent(counts, tally.total), size)
+    if criteria.seeds.rule == "every" and 0 < count < criteria.seeds.min_seeds:
+        text = f"{count} of at least {criteria.seeds.min_seeds} seeds"
+        yield _finding("seeds", Outcome.INCONCLUSIVE, text, size, float(count))
+
+
+def _statements(
+    checked: Sequence[CheckedRun], tally: Tally, criteria: Criteria, context: CheckContext
+) -> Iterator[Statement]:
+    if criteria.seeds.rule != "rate":
+        return
+    yield _failure_rate(tally, criteria.seeds.max_failure_rate)
+    for check in criteria.checks:
+        if check.about_arm:
+            statement = check.judge_seeds(Seeds(checked=checked, planned=tally.total), context)
+            if statement is not None:
+                yield statement
+
+
+def _failure_rate(tally: Tally, limit: float) -> Statement:
+    """Return the statement about the fraction of seeds that fail."""
+
+    def describe(outcome: Outcome, levels: Levels) -> str:
+        lower, upper = _rate_bounds(tally, levels)
+        if outcome is Outcome.SUPPORTED:
+            return wording.rate_supported(
+                tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, limit
+            )
+        if outcome is Outcome.REFUTED:
+            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit)
+        support, refute = seeds_to_decide(tally, limit, min(levels.supporting, levels.refuting))
+        return wording.rate_open(
+            tally.unhealthy, tally.undecided, tally.total, lower, upper, limit, support or 0, refute or 0
+        )
+
+    return Statement(
+        check="failure rate",
+        p=failure_rate_test(tally, limit) if tally.total else UNDECIDABLE,
+        describe=describe,
+        value=tally.unhealthy / tally.total if tally.total else None,
+        supports=f"< {wording.percent(limit)}",
+        refutes=f"> {wording.percent(limit)}",
+    )
+
+
+def _rate_bounds(tally: Tally, levels: Levels) -> tuple[float, float]:
+    """Return the least and the largest failure rate that stay open; 0 and 1 without a seed."""
+    lower = rate_lower(tally.unhealthy, tally.total, 1 - levels.refuting)
+    upper = rate_upper(tally.not_healthy, tally.total, 1 - levels.supporting)
+    return lower or 0.0, 1.0 if upper is None else upper
+
+
+def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -> SizeJudgement:
+    """Judge one size at its levels: those of the arm, that for refutation shared by its sizes."""
+    over_seeds = list(assessment.findings)
+    if criteria.seeds.rule == "every":
+        outcome = _by_every(assessment)
+    else:
+        each = levels.shared(len(assessment.statements))
+        over_seeds += [statement.result(assessment.size, each) for statement in assessment.statements]
+        outcome = _by_rate(assessment, levels)
+    thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
+    described = {check.label: _statistics(check, assessment, criteria) for check in thresholds}
+    tally = assessment.tally
+    lower, upper = _rate_bounds(tally, levels)
+    return SizeJudgement(
+        size=assessment.size,
+        outcome=outcome,
+        results=(*(result for one in assessment.checked for result in one.results), *over_seeds),
+        notes=assessment.notes,
+        statistics={
+            "size": assessment.size,
+            "runs": len(assessment.checked),
+            "seeds": tally.total,
+            **vars(tally),
+            "failure_rate_at_least": lower,
+            "failure_rate_at_most": upper,
+            "level_of_support": levels.supporting,
+            "level_of_refutation": levels.refuting,
+            "p_of_support": assessment.p.supporting if assessment.statements else None,
+            "p_of_refutation": assessment.p.refuting if assessment.statements else None,
+            "levels": described,
+        },
+        left_open=(
+            (upper, wording.left_open(tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting))
+            if tally.total
+            else None
+        ),
+    )
+
+
+def _by_every(assessment: SizeAssessment) -> Outcome:
+    """Let the strictest seed decide; runs that are no seeds of one arm decide nothing."""
+    findings = [finding.outcome for finding in assessment.findings]
+    decide = outcome_of_run if Outcome.INVALID in findings else strictest
+    return decide([*assessment.seeds, *findings])
+
+
+def _by_rate(assessment: SizeAssessment, levels: Levels) -> Outcome:
+    findings = {finding.outcome for finding in assessment.findings if finding.run is None}
+    if Outcome.INVALID in findings:
+        return Outcome.INVALID
+    if assessment.p.refuting < levels.refuting:
+        return Outcome.REFUTED
+    if any(one.outcome is Outcome.INVALID for one in assessment.checked):
+        return Outcome.INVALID
+    return Outcome.SUPPORTED if assessment.p.supporting < levels.supporting else Outcome.INCONCLUSIVE
+
+
+def _statistics(check: ThresholdCheck, assessment: SizeAssessment, criteria: Criteria) -> Statistics:
+    """Return the value of each run, their mean, and the one-sided Student bound of the mean; they describe only.
 
     Mean and bound are None where a value is unknown.
     """
-    values = [one.value(check.label) for one in checked]
+    values = [one.value(check.label) for one in assessment.checked]
     known = [value for value in values if value is not None]
     complete = 0 < len(known) == len(values)
+    side: Any = "low" if check.higher_is_better else "high"
     return {
         **check.condition,
         "values": values,
         "mean": sum(value / len(known) for value in known) if complete else None,
-        "bound": mean_bound(known, "low" if check.higher_is_better else "high", rule.confidence) if complete else None,
+        "student_bound_of_mean": mean_bound(known, side, criteria.seeds.confidence) if complete else None,
     }
-
-
-def _inconclusive(check: str, reason: str, value: float | None = None) -> CheckResult:
-    return CheckResult(check=check, outcome=Outcome.INCONCLUSIVE, reason=reason, value=value)
-
-
-def _missing_seeds(runs: Sequence[Run], seeds: Sequence[int] | None) -> Iterator[CheckResult]:
-    if not runs:
-        yield _inconclusive("runs", "no run")
-        return
-    missing = [str(seed) for seed in seeds or () if all(run.seed not in (seed, None) for run in runs)]
-    if missing:
-        yield _inconclusive("seeds", f"no run of seed {', '.join(missing)}")
-
-
-def _mixed_settings(runs: Sequence[Run]) -> Iterator[CheckResult]:
-    differing = next(filter(None, (differing_settings(runs[0], other) for other in runs[1:])), None)
-    if differing:
-        text = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in list(differing.items())[:3])
-        reason = f"runs of different settings are no seeds of one arm: {text}"
-        yield CheckResult(check="settings", outcome=Outcome.INVALID, reason=reason)
-
-
-def _seed_numbers(runs: Sequence[Run], rule: SeedRule) -> Iterator[CheckResult]:
-    count = _seed_count(runs)
-    if runs and count < rule.min_seeds:
-        yield _inconclusive("seeds", f"{count} of at least {rule.min_seeds} seeds", float(count))
-    if rule.over_seeds and count < len(runs):
-        yield _inconclusive("seeds", "several different runs have the same seed")
-
-
-def _bounds(runs: Sequence[Run], criteria: Criteria, statistics: Mapping[str, Statistics]) -> Iterator[CheckResult]:
-    """Compare, for each `level` check, the bound of the mean over seeds with the supporting threshold."""
-    count = _seed_count(runs)
-    if not criteria.seeds.over_seeds or count < criteria.seeds.min_seeds:
-        return
-    for check in criteria.of_kind(LevelCheck):
-        mean, bound = statistics[check.label]["mean"], statistics[check.label]["bound"]
-        supported = bound is not None and check.outcome(bound) is Outcome.SUPPORTED
-        if bound is None:
-            reason = "no bound over seeds, since one is unknown"
-        else:
-            comparison = check.supports if supported else f"not {check.supports}"
-            reason = f"mean {number_text(mean)} over {count} seeds, bound {number_text(bound)} {comparison}"
-        yield CheckResult(
-            check=check.label,
-            outcome=Outcome.SUPPORTED if supported else Outcome.INCONCLUSIVE,
-            reason=f"{check.label}: {reason}",
-            value=bound,
-            **check.condition,
-        )
-
-
-def _tolerated_failures(failed: int, total: int, rule: SeedRule) -> Iterator[CheckResult]:
-    """Report failures of too few seeds to refute the size; they leave it inconclusive."""
-    if rule.over_seeds and failed and failed / total < rule.refuted_share:
-        yield _inconclusive("seeds", f"{failed} of {total} seeds failed", failed / total)

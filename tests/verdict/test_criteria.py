@@ -15,8 +15,8 @@ from bitnetctl.verdict.criteria import KINDS
 SMALL = """
 title = "More than 100 distinct predictions"
 [seeds]
-rule = "share"
-min_seeds = 3
+rule = "rate"
+max_failure_rate = 0.25
 [[checks]]
 kind = "finite"
 [[checks]]
@@ -60,10 +60,10 @@ def test_origin_states_the_founding_document() -> None:
     }
 
 
-def test_sound_requires_diversity_and_skill_over_three_seeds() -> None:
+def test_sound_requires_diversity_and_skill_in_more_than_half_of_the_runs() -> None:
     sound = load_criteria("sound")
     assert {"DiversityRatio", "TopShare", "Skill", "ContextInformation", "HeldOutLoss"} == set(sound.measures)
-    assert (sound.seeds.rule, sound.seeds.min_seeds) == ("share", 3)
+    assert (sound.seeds.rule, sound.seeds.max_failure_rate, sound.seeds.error_rate) == ("rate", 0.5, 0.05)
     skill = next(check for check in sound.of_kind(LevelCheck) if check.measure == "Skill" and check.at == "end")
     assert skill.supporting > 0
     assert [check.intervention for check in sound.of_kind(TwinCheck)] == ["full-precision"]
@@ -84,7 +84,9 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
     assert load(renamed).hash == mine.hash
     for old, new in (
         ("supported_above = 100", "supported_above = 101"),
-        ("min_seeds = 3", "min_seeds = 4"),
+        ("max_failure_rate = 0.25", "max_failure_rate = 0.3"),
+        ('rule = "rate"', 'rule = "rate"\nconfidence = 0.9'),
+        ("last = 3", 'last = 3\nclaim = "mean"'),
         ("last = 3", "last = 2"),
         ('kind = "finished"', 'kind = "finished"\nmin_steps = 5'),
     ):
@@ -126,9 +128,31 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
             "supported_below = 100\nrefuted_above = 20",
             "checks.3 (level): refuted_above 20 is less than supported_below 100",
         ),
-        ("min_seeds", "min_seed", "unknown field 'seeds.min_seed'; did you mean 'seeds.min_seeds'?"),
-        ("min_seeds = 3", "min_seeds = 1", 'seeds.min_seeds: a bound over seeds (rule = "share") takes at least 2'),
-        ('rule = "share"', 'rule = "most"', "seeds.rule: input should be 'every' or 'share', got 'most'"),
+        (
+            "max_failure",
+            "max_failures",
+            "unknown field 'seeds.max_failures_rate'; did you mean 'seeds.max_failure_rate'?",
+        ),
+        ("= 0.25", "= 1.0", "seeds.max_failure_rate: input should be less than 1, got 1.0"),
+        ('rule = "rate"', 'rule = "most"', "seeds.rule: input should be 'every' or 'rate', got 'most'"),
+        # the rule of earlier files meant something else and must not be read as anything
+        ('rule = "rate"', 'rule = "share"', 'seeds.rule: "share" controlled no error rate; take "rate" with max_'),
+        ("last = 3", "range = [0, 200]", 'checks.3 (level): range is for claim = "mean"'),
+        (
+            "last = 3",
+            'claim = "mean"\nrange = [0, 100]',
+            "checks.3 (level): range: 0 to 100 must hold both thresholds inside",
+        ),
+        (
+            'rule = "rate"\nmax_failure_rate = 0.25',
+            '[[checks]]\nkind = "paired"\nmeasure = "Skill"\nbetter = "higher"',
+            "checks: 'paired Skill' is a statement over seeds and needs seeds.rule = \"rate\"",
+        ),
+        (
+            'kind = "finished"',
+            'kind = "finished"\n[[checks]]\nkind = "paired"\nmeasure = "Skill"\nbetter = "more"',
+            "checks.3 (paired): better: input should be 'higher' or 'lower', got 'more'",
+        ),
         (
             'kind = "finite"',
             'kind = "finite"\ncolumns = ["Skill"]',
@@ -164,7 +188,7 @@ def test_an_invalid_file_gets_a_one_line_error(
         ({"checks": 3}, "checks: expected [[checks]] tables, got 3"),
         ({"checks": [3]}, "checks.1: expected a table, got 3"),
         ({"checks": [{"kind": 3}]}, "checks.1: kind: unknown 3; known: "),
-        ({"checks": [{"kind": "finite"}, {"kind": "finished"}]}, "checks: at least one of kind 'level' is needed"),
+        ({"checks": [{"kind": "finite"}, {"kind": "finished"}]}, "checks: at least one of kind 'level' or 'paired' is"),
     ],
 )
 def test_an_invalid_tree_gets_an_error(tree: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ from bitnetctl.config import Frozen, PositiveInt, did_you_mean
 from bitnetctl.records import Run
 from bitnetctl.records.metrics import MEASURES
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text
+from bitnetctl.verdict.rule import Statement
 
 Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 
@@ -19,13 +20,22 @@ Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 class CheckContext:
     """Inputs of a check besides the run.
 
-    `requested_steps` are steps requested by the user, `candidates` the runs among which twins are looked up, and
-    `check_twin` applies the same criteria to a twin.
+    `requested_steps` are steps requested by the user, `candidates` the runs among which partners are looked up,
+    `check_twin` applies the same criteria to one, and with `strict` it may not differ in software and hardware.
     """
 
     check_twin: Callable[[Run], CheckedRun]
     requested_steps: int | None = None
     candidates: Sequence[Run] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """The planned seeds of one arm and size: the runs that are judged, and how many are planned."""
+
+    checked: Sequence[CheckedRun]
+    planned: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ def require_known(field: str, name: str, known: Collection[str]) -> None:
 class Check(Frozen):
     """One `[[checks]]` table of a criteria file.
 
-    A kind of check overrides one or both of the judging methods; each returns None where the check does not apply.
+    A kind of check overrides one or more of the judging methods; each returns None where the check does not apply.
     """
 
     about_completion: ClassVar[bool] = False
@@ -77,6 +87,15 @@ class Check(Frozen):
 
     def judge(self, run: Run, context: CheckContext) -> Finding | None:
         """Judge the rows; called only after all checks about completion support, unless this is one of them."""
+        return None
+
+    @property
+    def about_arm(self) -> bool:
+        """Whether it makes a statement over seeds."""
+        return False
+
+    def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement | None:
+        """Judge an arm at one size over its seeds; called where `about_arm`."""
         return None
 
     def result(self, run: Run, finding: Finding) -> CheckResult:

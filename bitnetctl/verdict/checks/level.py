@@ -1,13 +1,18 @@
 """Checks of values: `probe` (is the probe large enough) and `level` (a measure against two thresholds)."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import Run
-from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, ThresholdCheck, inconclusive
+from bitnetctl.verdict import wording
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, Seeds, ThresholdCheck, inconclusive
 from bitnetctl.verdict.limits import constant_value, last_median, limits
 from bitnetctl.verdict.outcome import Outcome, number_text
+from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, mean_test
 
 _TOLERANCE = 1e-6
 """Relative rounding error by which a value may lie outside its range."""
@@ -37,11 +42,29 @@ class ProbeCheck(Check):
 class LevelCheck(ThresholdCheck):
     """A measure against two thresholds, at the end or at the end of stage 1 (`at = "boundary"`).
 
-    A supporting threshold that cannot be reached makes the verdict invalid.
+    A supporting threshold that cannot be reached makes the verdict invalid. With `claim = "mean"` the thresholds are
+    not for each run but for the mean over seeds, which is tested for any noise within the range of the measure; `range`
+    gives it where the measure has none.
     """
 
     kind: Literal["level"] = "level"
     at: Literal["end", "boundary"] = "end"
+    claim: Literal["runs", "mean"] = "runs"
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range is not None:
+            if self.claim != "mean":
+                raise ValueError('range is for claim = "mean"')
+            low, high = sorted((self.supporting, self.refuting))
+            if not (math.isfinite(sum(self.range)) and self.range[0] < low and high < self.range[1]):
+                raise ValueError(f"range: {self.range[0]:g} to {self.range[1]:g} must hold both thresholds inside")
+        return self
+
+    @property
+    def about_arm(self) -> bool:
+        return self.claim == "mean"
 
     def judge_setup(self, run: Run) -> Finding | None:
         """Judge whether the supporting threshold can be reached in this run; None where it can or that is unknown."""
@@ -56,16 +79,57 @@ class LevelCheck(ThresholdCheck):
         return None if possible.damaged is None else inconclusive(possible.damaged)
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
-        """Compare the median of the last evaluations with both thresholds."""
+        """Compare the median of the last evaluations with both thresholds, if they are for each run."""
         value = last_median(run, self.measure, self.last, self.at)
         name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
         if value is None:
             evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
             return inconclusive(f"{name} is unknown{evaluations}")
         possible = limits(run, self.measure)
+        low, high = self.range or (-math.inf, math.inf)
         slack = _TOLERANCE * max(1.0, abs(value))
         above = possible.high is not None and value > possible.high + slack
         below = possible.low is not None and value < possible.low - slack
         if above or below:
             return inconclusive(f"{name} {number_text(value)} is impossible: the file is damaged", value)
-        return self.compare(value, name)
+        if self.claim == "runs" or not math.isfinite(value):
+            return self.compare(value, name)
+        if not low <= value <= high:
+            return Finding(Outcome.INVALID, f"{name} {number_text(value)} is outside of the declared range", value)
+        return Finding(Outcome.SUPPORTED, f"{name} {number_text(value)} is one value of the mean", value)
+
+    def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
+        """Test the mean over the planned seeds against both thresholds; an unknown value leaves it open."""
+        known = [one.value(self.label) for one in seeds.checked]
+        values = [value for value in known if value is not None and math.isfinite(value)]
+        supporting_limit, refuting_limit = self._limits([one.run for one in seeds.checked])
+        mean = sum(value / len(values) for value in values) if values else None
+        p = UNDECIDABLE
+        if len(values) == seeds.planned and mean is not None:
+            p = PValues(
+                _mean_p(values, self.supporting, supporting_limit), _mean_p(values, self.refuting, refuting_limit)
+            )
+        unlimited = [
+            what for what, limit in (("support", supporting_limit), ("refute", refuting_limit)) if limit is None
+        ]
+
+        def describe(outcome: Outcome, levels: Levels) -> str:
+            return wording.mean_claim(
+                self.label, outcome, mean, len(values), seeds.planned, (self.supports, self.refutes), p, unlimited
+            )
+
+        return Statement(check=self.label, p=p, describe=describe, value=mean, **self.condition)
+
+    def _limits(self, runs: Sequence[Run]) -> tuple[float | None, float | None]:
+        """Return the values that none can pass, on the bad side of the supporting threshold and on the good side."""
+        low, high = self.range or (None, None)
+        if self.range is None:
+            possible = [limits(run, self.measure) for run in runs]
+            lows, highs = [one.low for one in possible], [one.high for one in possible]
+            low = min((value for value in lows if value is not None), default=None) if None not in lows else None
+            high = max((value for value in highs if value is not None), default=None) if None not in highs else None
+        return (low, high) if self.higher_is_better else (high, low)
+
+
+def _mean_p(values: Sequence[float], threshold: float, limit: float | None) -> float:
+    return 1.0 if limit is None else mean_test(values, threshold, limit)

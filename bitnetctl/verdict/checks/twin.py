@@ -1,27 +1,23 @@
 """Check `twin`: the difference from the same run with one more intervention, such as full precision."""
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitnetctl.config import split_arm
-from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, inconclusive
+from bitnetctl.verdict.checks.pairs import Partner, find_partner, has_intervention, is_twin_arm
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import Outcome
-
-_MAY_DIFFER = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"}
-"""Config fields in which two runs may differ and still be seeds of one arm, or twins."""
 
 
 class TwinCheck(ThresholdCheck):
     """The measure minus that of the twin: the run of the same size, seed and steps that also has `intervention`.
 
-    The thresholds are for this difference. A run without a twin is not checked. A twin that is refuted or invalid makes
-    the verdict invalid, since the setup is at fault.
+    The thresholds are for this difference. The check applies to an arm and size of which any run has a twin: then every
+    run needs one. A twin that is refuted or invalid makes the verdict invalid, since the setup is at fault, and so does
+    one of other data, settings or code.
     """
 
     kind: Literal["twin"] = "twin"
@@ -30,15 +26,20 @@ class TwinCheck(ThresholdCheck):
 
     def judge(self, run: Run, context: CheckContext) -> Finding | None:
         """Judge the twin by the same criteria, then compare the difference with both thresholds."""
-        twin = find_twin(run, self.intervention, context.candidates)
-        if twin is None:
-            return None
-        checked = context.check_twin(twin)
+        twin = self._twin(run, context)
         name = f"the twin with {self.intervention}"
+        if twin is None:
+            siblings = [one for one in context.candidates if (one.arm, one.size) == (run.arm, run.size)]
+            if any(self._twin(one, context) for one in siblings):
+                return inconclusive(f"{name} is missing, and other seeds have theirs")
+            return None
+        if twin.unequal is not None:
+            return Finding(Outcome.INVALID, f"{name} cannot be compared: {twin.unequal}")
+        checked = context.check_twin(twin.run)
         if checked.outcome in (Outcome.REFUTED, Outcome.INVALID):
             why = next(result.reason for result in checked.results if result.outcome is checked.outcome)
             return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the setup is at fault")
-        own, other = (last_median(one, self.measure, self.last) for one in (run, twin))
+        own, other = (last_median(one, self.measure, self.last) for one in (run, twin.run))
         if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
             return inconclusive(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
         for result in checked.completion:
@@ -46,38 +47,10 @@ class TwinCheck(ThresholdCheck):
                 return inconclusive(f"{name}: {result.reason}")
         return self.compare(own - other, f"{self.measure} minus that of {name}")
 
-
-def find_twin(run: Run, intervention: str, candidates: Sequence[Run]) -> Run | None:
-    """Return the run that differs in having `intervention` and nothing else, as far as is known."""
-    if run.arm is None or run.size is None or run.seed is None:
-        return None
-    parts = split_arm(run.arm)
-    if any(_name(part) == intervention for part in parts):
-        return None
-    for other in candidates:
-        if other.arm is None or _pairing_key(other) != _pairing_key(run):
-            continue
-        theirs = split_arm(other.arm)
-        rest = [part for part in theirs if _name(part) != intervention]
-        if len(rest) < len(theirs) and sorted(rest) == sorted(parts) and not differing_settings(run, other):
-            return other
-    return None
-
-
-def differing_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two requested configs differ, apart from size, seed, steps and interventions.
-
-    Empty where a config is unknown.
-    """
-    if run.config is None or other.config is None:
-        return {}
-    ours, theirs = (dict(flatten(config.model_dump(mode="json"))) for config in (run.config, other.config))
-    return {name: (ours[name], theirs[name]) for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]}
-
-
-def _pairing_key(run: Run) -> tuple[int | None, ...]:
-    return run.size, run.seed, run.planned_steps
-
-
-def _name(part: str) -> str:
-    return part.partition(":")[0]
+    def _twin(self, run: Run, context: CheckContext) -> Partner | None:
+        arm = run.arm
+        if arm is None or has_intervention(arm, self.intervention):
+            return None
+        return find_partner(
+            run, context.candidates, lambda other: is_twin_arm(other, arm, self.intervention), strict=context.strict
+        )

@@ -1,0 +1,121 @@
+"""Account for every run that was planned: judged, failed without rows, unfinished, missing, left out, doubled."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bitnetctl.records import Run
+from bitnetctl.records.distinct import Double
+from bitnetctl.records.inventory import AbsentRun, Inventory
+from bitnetctl.verdict import wording
+
+State = Literal["judged", "failed", "unfinished", "missing", "left out", "doubled"]
+STATES: tuple[State, ...] = ("judged", "failed", "unfinished", "missing", "left out", "doubled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountedRun:
+    """A run of the set and what became of it; one that is judged has rows, one that `failed` has none."""
+
+    run: str
+    size: int | None
+    seed: int | None
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Every run of one arm; `looks` are the numbers of seeds planned over time, by size."""
+
+    runs: tuple[AccountedRun, ...]
+    looks: tuple[tuple[int | None, tuple[int, ...]], ...] = ()
+
+    def count(self, state: State) -> int:
+        """Return how many runs are in this state."""
+        return sum(run.state == state for run in self.runs)
+
+    def absent(self, size: int | None) -> list[AccountedRun]:
+        """Return the runs of one size that should be judged and have no rows here."""
+        absent = ("failed", "unfinished", "missing", "left out")
+        return [run for run in self.runs if run.size == size and run.state in absent]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts and every run that is not simply judged."""
+        return {
+            **{state.replace(" ", "_"): self.count(state) for state in STATES},
+            "runs": [vars(run) for run in self.runs if run.state != "judged"],
+            "seeds_planned_over_time": [{"size": size, "seeds": list(numbers)} for size, numbers in self.looks],
+        }
+
+
+def take_account(
+    arm: str,
+    runs: Sequence[Run],
+    doubles: Iterable[Double],
+    inventory: Inventory,
+    sizes: Sequence[int] | None,
+    seeds: Sequence[int] | None,
+) -> tuple[list[Run], Account]:
+    """Return the runs of an arm that are to be judged, and the account of all of them.
+
+    `sizes` and `seeds` are those requested: other runs are left out, and one of these without a run is missing.
+    """
+    kept: list[Run] = []
+    accounted: list[AccountedRun] = []
+    for run in runs:
+        reason = _why_left_out(run, sizes, seeds)
+        if reason is None:
+            kept.append(run)
+        state: State = "judged" if reason is None else "left out"
+        accounted.append(AccountedRun(run=run.name, size=run.size, seed=run.seed, state=state, reason=reason or ""))
+    accounted += (
+        AccountedRun(run=str(one.run.path), size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
+        for one in doubles
+    )
+    of_arm = [one for one in inventory.absent if one.arm == arm]
+    accounted += (_absent(one, seeds) for one in of_arm if sizes is None or one.size in sizes)
+    accounted += _requested(accounted, sizes, seeds)
+    looks = tuple(
+        (size, numbers)
+        for (of, size), numbers in inventory.plans.items()
+        if of == arm and len(numbers) > 1 and (sizes is None or size in sizes)
+    )
+    return kept, Account(runs=tuple(accounted), looks=looks)
+
+
+def _why_left_out(run: Run, sizes: Sequence[int] | None, seeds: Sequence[int] | None) -> str | None:
+    if sizes is not None and run.size is None:
+        return wording.UNKNOWN_SIZE
+    if sizes is not None and run.size not in sizes:
+        return wording.not_requested(f"hidden {run.size}")
+    if seeds is not None and run.seed is not None and run.seed not in seeds:
+        return wording.not_requested(f"seed {run.seed}")
+    return None
+
+
+def _absent(one: AbsentRun, seeds: Sequence[int] | None) -> AccountedRun:
+    left_out = seeds is not None and one.seed is not None and one.seed not in seeds
+    return AccountedRun(
+        run=one.run,
+        size=one.size,
+        seed=one.seed,
+        state="left out" if left_out else one.state,
+        reason=f"{one.reason}; {wording.not_requested(f'seed {one.seed}')}" if left_out else one.reason,
+    )
+
+
+def _requested(
+    accounted: Sequence[AccountedRun], sizes: Sequence[int] | None, seeds: Sequence[int] | None
+) -> Iterator[AccountedRun]:
+    """Yield the requested seeds of every size that no run has; a run of unknown seed could be any of them."""
+    known = sizes if sizes is not None else dict.fromkeys(run.size for run in accounted if run.state == "judged")
+    for size in known:
+        of_size = [run for run in accounted if run.size == size and run.state not in ("left out", "doubled")]
+        if any(run.seed is None for run in of_size):
+            continue
+        for seed in seeds or ():
+            if all(run.seed != seed for run in of_size):
+                yield AccountedRun(
+                    run=f"seed {seed}", size=size, seed=seed, state="missing", reason="requested, and there is no run"
+                )

@@ -1,0 +1,168 @@
+"""Check `paired`: an arm beats another by more than a margin, seed by seed."""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from bitnetctl.config import PositiveInt, split_arm
+from bitnetctl.config.schema import NonNegative
+from bitnetctl.records import Run
+from bitnetctl.verdict import wording
+from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Seeds
+from bitnetctl.verdict.checks.pairs import Partner, find_partner
+from bitnetctl.verdict.limits import last_median
+from bitnetctl.verdict.outcome import CheckedRun, Outcome, number_text
+from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Improvements of an arm over another, by more than the margin if above 0; `planned` pairs, the others are lost.
+
+    An improvement is infinite where one run of a pair failed, and 0 less the margin where both did.
+    """
+
+    improvements: tuple[float, ...]
+    planned: int
+    failed: int
+    failed_against: int
+
+    @property
+    def wins(self) -> int:
+        return sum(value > 0 for value in self.improvements)
+
+    @property
+    def losses(self) -> int:
+        return sum(value < 0 for value in self.improvements)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned pair is there, and no other."""
+        return len(self.improvements) == self.planned > 0
+
+
+def sign_test(pairs: Pairs) -> PValues:
+    """Return the exact one-sided p-values of the sign test, about the median pair.
+
+    A pair that is lost or equal helps neither side. It holds for any noise, failures included.
+    """
+    supporting = at_least(pairs.wins, pairs.planned, 0.5) if pairs.complete else 1.0
+    return PValues(supporting, at_least(pairs.losses, max(pairs.planned, len(pairs.improvements)), 0.5))
+
+
+def student_test(pairs: Pairs) -> PValues:
+    """Return the one-sided p-values of Student's test of the mean improvement; 1 where a run failed."""
+    values = pairs.improvements
+    if len(values) < 2 or not all(map(math.isfinite, values)) or not pairs.complete:
+        return UNDECIDABLE
+    from scipy.special import stdtr
+
+    spread = stdev(values)
+    if spread == 0:
+        return UNDECIDABLE
+    t = fmean(values) / (spread / math.sqrt(len(values)))
+    return PValues(float(stdtr(len(values) - 1, -t)), float(stdtr(len(values) - 1, t)))
+
+
+class PairedCheck(MeasuredCheck):
+    """An arm beats the arm `against` in the measure by more than `margin`, at equal size, seed and steps.
+
+    A pair is a seed at one size; `pairs` is their number, fixed before looking (unset: the planned seeds). Two gates:
+    the sign test of the median pair, which holds for any noise, and with `claim = "mean"` Student's test of the mean,
+    which holds for nearly normal differences. Runs of other data, settings or code are not compared.
+    """
+
+    kind: Literal["paired"] = "paired"
+    against: Annotated[str, Field(min_length=1)] = "baseline"
+    better: Literal["higher", "lower"]
+    margin: NonNegative = 0.0
+    last: PositiveInt = 1
+    pairs: PositiveInt | None = None
+    claim: Literal["median", "mean"] = "median"
+
+    @field_validator("against")
+    @classmethod
+    def _check_arm(cls, value: str) -> str:
+        return "+".join(split_arm(value))
+
+    @property
+    def about_arm(self) -> bool:
+        return True
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        margin = f" by more than {number_text(self.margin)}" if self.margin else ""
+        return {"measure": self.measure, "supports": f"{self.better} than {self.against}{margin}"}
+
+    def judge(self, run: Run, context: CheckContext) -> Finding | None:
+        """Report a partner that cannot be compared; a missing one is not the run's fault, but loses the pair."""
+        partner = self._partner(run, context)
+        if partner is None or partner.unequal is None:
+            return None
+        return Finding(Outcome.INVALID, f"cannot be compared with {self.against}: {partner.unequal}")
+
+    def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
+        """Test the improvements of all planned pairs."""
+        pairs = self.form_pairs(seeds, context)
+        sign, student = sign_test(pairs), student_test(pairs)
+        p = sign
+        if self.claim == "mean":
+            p = PValues(max(sign.supporting, student.supporting), max(sign.refuting, student.refuting))
+
+        def describe(outcome: Outcome, levels: Levels) -> str:
+            return wording.paired_claim(self, pairs, outcome, p, levels)
+
+        return Statement(check=self.label, p=p, describe=describe, value=float(pairs.wins), **self.condition)
+
+    def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
+        """Pair every seed with its partner; an unfinished or unknown run loses its pair.
+
+        A seed is one pair: of several runs the one that improves least.
+        """
+        by_seed: dict[int | None, float] = {}
+        failed, failed_against = set(), set()
+        for one in seeds.checked:
+            partner = self._partner(one.run, context)
+            if partner is None or partner.unequal is not None:
+                continue
+            ours, theirs = self._value(one), self._value(context.check_twin(partner.run))
+            if ours is None or theirs is None:
+                continue
+            if ours == -math.inf:
+                failed.add(one.run.seed)
+            if theirs == -math.inf:
+                failed_against.add(one.run.seed)
+            improvement = self._improvement(ours, theirs)
+            by_seed[one.run.seed] = min(improvement, by_seed.get(one.run.seed, math.inf))
+        return Pairs(
+            improvements=tuple(by_seed.values()),
+            planned=self.pairs if self.pairs is not None else seeds.planned,
+            failed=len(failed),
+            failed_against=len(failed_against),
+        )
+
+    def _improvement(self, ours: float, theirs: float) -> float:
+        """Return by how much a pair exceeds the margin; two failed runs are equal."""
+        if ours == theirs:
+            return 0.0 - self.margin
+        excess = ours - theirs - self.margin
+        # rounding must not decide a pair that is equal to the margin
+        return 0.0 if abs(excess) <= 1e-9 * max(1.0, self.margin, abs(ours), abs(theirs)) < math.inf else excess
+
+    def _partner(self, run: Run, context: CheckContext) -> Partner | None:
+        return find_partner(run, context.candidates, lambda arm: arm == self.against, strict=context.strict)
+
+    def _value(self, checked: CheckedRun) -> float | None:
+        """Return the measure, larger is better; -inf where the run failed, None where it is unknown or unfinished."""
+        outcomes = {result.outcome for result in checked.completion}
+        if Outcome.REFUTED in outcomes:
+            return -math.inf
+        value = last_median(checked.run, self.measure, self.last)
+        if outcomes != {Outcome.SUPPORTED} or value is None:
+            return None
+        if not math.isfinite(value):
+            return -math.inf
+        return value if self.better == "higher" else -value

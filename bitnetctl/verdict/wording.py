@@ -1,0 +1,225 @@
+"""The sentences of verdicts: what the outcomes of a rule say, and no more than that."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from bitnetctl.units import plural
+from bitnetctl.verdict.outcome import Outcome, number_text
+from bitnetctl.verdict.rule import Levels, PValues
+
+if TYPE_CHECKING:
+    from bitnetctl.verdict.accounting import AccountedRun
+    from bitnetctl.verdict.checks.paired import PairedCheck, Pairs
+
+UNKNOWN_SIZE = (
+    "its size is unknown, so it counts for none of those requested; name it like h256-run.csv, or give it a title "
+    "line such as 'hidden 256'"
+)
+NO_RATE = "by this rule one failing run refutes, and no error rate is promised"
+
+
+def not_requested(what: str) -> str:
+    """Say that a run was left out by the options of the call."""
+    return f"{what} was not requested"
+
+
+def percent(rate: float) -> str:
+    """Format a rate; one that is neither 0 nor 1 is never shown as if it were."""
+    text = f"{100 * rate:.0f}"
+    return f"{100 * rate:.1f} %" if text in ("0", "100") and 0 < rate < 1 else f"{text} %"
+
+
+def bound(level: float) -> str:
+    """Name a one-sided bound by its confidence, such as `one-sided 97.5 % bound`."""
+    return f"one-sided {100 * (1 - level):.4g} % bound"
+
+
+def tally_text(unhealthy: int, undecided: int, total: int) -> str:
+    """Count failed and undecided seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
+    failed = f"{unhealthy or 'none'} of {plural(total, 'seed')} failed"
+    if not undecided:
+        return failed
+    return f"{failed} and {undecided} {'is' if undecided == 1 else 'are'} undecided"
+
+
+def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
+    """Say which failure rate the seeds leave open, where it is below the limit."""
+    counted = ", which counts as failed here" if undecided == 1 else ", which count as failed here" * bool(undecided)
+    return (
+        f"{tally_text(unhealthy, undecided, total)}{counted}: a failure rate of up to {percent(upper)} stays open "
+        f"({bound(level)}), less than {percent(limit)}"
+    )
+
+
+def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float) -> str:
+    """Say which failure rate is at least there, where it is above the limit."""
+    return (
+        f"{tally_text(unhealthy, 0, total)}: a failure rate of at least {percent(lower)} ({bound(level)}), "
+        f"more than {percent(limit)}"
+    )
+
+
+def rate_open(
+    unhealthy: int, undecided: int, total: int, lower: float, upper: float, limit: float, support: int, refute: int
+) -> str:
+    """Say between which failure rates the seeds do not decide, and with how many seeds they could.
+
+    `support` and `refute` are the least numbers of seeds, 0 where there is none.
+    """
+    text = (
+        f"{tally_text(unhealthy, undecided, total)}: the failure rate may be anywhere from {percent(lower)} to "
+        f"{percent(upper)}, which does not decide whether it is less than {percent(limit)}"
+    )
+    earliest = [
+        f"{seeds:,} could {what}, if all further ones {do}"
+        for seeds, what, do in ((support, "support it", "are healthy"), (refute, "refute it", "fail"))
+        if seeds
+    ]
+    return f"{text}; fix the number of seeds before looking: {', '.join(earliest)}" if earliest else text
+
+
+def absent(counts: Sequence[tuple[str, Sequence[str]]], total: int) -> str:
+    """Say which of the planned seeds are not judged, such as `2 of 6 planned seeds: missing 3; left out 5`."""
+    missing = sum(len(names) for _, names in counts)
+    listed = "; ".join(f"{state} {shortened(names)}" for state, names in counts)
+    return f"not judged {missing} of {plural(total, 'planned seed')}, so that nothing can be supported: {listed}"
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """List names, at most some of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def looks(size: int | None, numbers: Sequence[int], alpha: float) -> str:
+    """Say that the number of planned seeds grew, and what several looks do to the error rate."""
+    where = "" if size is None else f"hidden {size}: "
+    grown = ", then ".join(map(str, numbers))
+    return (
+        f"{where}the number of seeds grew: {grown}; if the verdict was looked at before each, the error rate is up to "
+        f"{percent(min(1.0, len(numbers) * alpha))} instead of {percent(alpha)}"
+    )
+
+
+def shared_alpha(arms: int, alpha: float) -> str:
+    """Say that arms that are decided together share the error rate."""
+    return (
+        f"{arms} arms were trained together and share an error rate of {percent(alpha)} (Holm), for support and for "
+        "refutation each"
+    )
+
+
+def level_summary(label: str, values: Sequence[float], mean: float, limit: float | None, higher: bool) -> str:
+    """Describe the values of a check over seeds; it decides nothing."""
+    text = f"{label}: {number_text(min(values))} to {number_text(max(values))} over {plural(len(values), 'seed')}"
+    if limit is None:
+        return text
+    side = "at least" if higher else "at most"
+    described = f"one-sided 95 % Student bound {number_text(limit)}"
+    return f"{text}, mean {number_text(mean)} ({side} by its {described}, for normal seeds)"
+
+
+def mean_claim(
+    label: str,
+    outcome: Outcome,
+    mean: float | None,
+    count: int,
+    planned: int,
+    claims: tuple[str, str],
+    p: PValues,
+    unlimited: Sequence[str],
+) -> str:
+    """Say what the test of a mean over seeds shows; `claims` are the supporting and the refuting condition."""
+    if mean is None or count < planned:
+        return f"{label}: known for {count} of {plural(planned, 'planned seed')}, so nothing is said about the mean"
+    text = f"{label}: mean {number_text(mean)} over {plural(count, 'seed')}"
+    supporting, refuting = claims
+    if outcome is Outcome.SUPPORTED:
+        return f"{text}: the mean is {supporting} ({p_text(p.supporting)}, for any noise within the range)"
+    if outcome is Outcome.REFUTED:
+        return f"{text}: the mean is {refuting} ({p_text(p.refuting)}, for any noise within the range)"
+    if unlimited:
+        return (
+            f"{text}: the measure has no limit on the side that could {' or '.join(unlimited)} a mean; give `range` in "
+            "the check"
+        )
+    return (
+        f"{text}: neither {supporting} ({p_text(p.supporting)}) nor {refuting} ({p_text(p.refuting)}) can be told from "
+        "chance"
+    )
+
+
+def paired_claim(check: "PairedCheck", pairs: "Pairs", outcome: Outcome, p: PValues, levels: Levels) -> str:
+    """Say in how many pairs an arm wins, what that shows about the median or the mean pair, and which runs failed."""
+    values, is_mean = pairs.improvements, check.claim == "mean"
+    formed = len(values)
+    text = (
+        f"{check.measure} is {check.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'planned pair')}"
+    )
+    if formed != pairs.planned:
+        text += f", of which {formed} could be formed" if formed < pairs.planned else f"; {formed} were trained"
+    if values:
+        text += f", median improvement {number_text(median(values) + check.margin)}"
+    if values and is_mean and all(map(math.isfinite, values)):
+        text += f", mean {number_text(fmean(values) + check.margin)}"
+    what = "mean" if is_mean else "median"
+    if outcome is Outcome.SUPPORTED:
+        text += f": so is the {what} pair ({p_text(p.supporting)}, below {levels.supporting:.3g})"
+    elif outcome is Outcome.REFUTED:
+        lost = f"it is not in {pairs.losses}"
+        text += f": the {what} pair is not ({p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
+    else:
+        text += f": not told from chance ({p_text(p.supporting)} for the claim, {p_text(p.refuting)} against it)"
+    if pairs.failed or pairs.failed_against:
+        text += f"; {pairs.failed} of the arm's and {pairs.failed_against} of {check.against}'s runs failed"
+    return text
+
+
+def p_text(p: float) -> str:
+    """Format a p-value; the levels of few seeds need three digits."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.3g}"
+
+
+def mixed(difference: str) -> str:
+    """Say that runs of one arm are no seeds of one arm."""
+    return f"runs that differ in more than the seed are no seeds of one arm: {difference}"
+
+
+def minor_difference(size: int | None, difference: str) -> str:
+    """Say that runs of one arm differ in software or hardware."""
+    where = "" if size is None else f"hidden {size}: "
+    return f"{where}the runs differ in {difference}; with --strict that makes the verdict invalid"
+
+
+def unequal_arms(difference: str) -> str:
+    """Say that the arms that were judged side by side were not trained alike."""
+    return f"the arms were not trained alike, so do not compare them with each other: {difference}"
+
+
+def seed_name(run: "AccountedRun") -> str:
+    """Name a run that is not judged: by its seed, else by its name."""
+    return f"seed {run.seed}" if run.seed is not None else run.run
+
+
+def left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
+    """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
+    rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
+    return f"{tally_text(unhealthy, undecided, total)}, which leaves open {rate}"
+
+
+def at_least(unhealthy: int, total: int, lower: float, level: float) -> str:
+    """Say which failure rate the failed seeds show."""
+    return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
+
+
+def doubled(path: object, reason: str) -> str:
+    """Say which copy of a run is left out, and why."""
+    return f"{path} is {reason} and is left out"
+
+
+def account(counts: Sequence[tuple[str, int]], arm: str) -> str:
+    """Count the runs of an arm by what became of them, such as `6 judged, 1 failed without rows`."""
+    names = {"failed": "failed without rows"}
+    return f"{arm}: " + ", ".join(f"{count:,} {names.get(state, state)}" for state, count in counts if count)
