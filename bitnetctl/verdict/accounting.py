@@ -23,6 +23,11 @@ class AccountedRun:
     state: State
     reason: str = ""
 
+    @property
+    def label(self) -> str:
+        """Its seed, else its name."""
+        return f"seed {self.seed}" if self.seed is not None else self.run
+
 
 @dataclass(frozen=True, kw_only=True)
 class Account:

@@ -133,7 +133,7 @@ def _seed_numbers(
         yield _finding("runs", Outcome.INCONCLUSIVE, "no run", size)
     if missing:
         states = dict.fromkeys(run.state for run in missing)
-        counts = [(state, [wording.seed_name(run) for run in missing if run.state == state]) for state in states]
+        counts = [(state, [run.label for run in missing if run.state == state]) for state in states]
         yield _finding("planned runs", Outcome.INCONCLUSIVE, wording.absent(counts, tally.total), size)
     if criteria.seeds.rule == "every" and 0 < count < criteria.seeds.min_seeds:
         text = f"{count} of at least {criteria.seeds.min_seeds} seeds"

@@ -1,17 +1,10 @@
 """The sentences of verdicts: what the outcomes of a rule say, and no more than that."""
 
-import math
 from collections.abc import Sequence
-from statistics import fmean, median
-from typing import TYPE_CHECKING
 
 from bitnetctl.units import plural
 from bitnetctl.verdict.outcome import Outcome, number_text
 from bitnetctl.verdict.rule import Levels, PValues
-
-if TYPE_CHECKING:
-    from bitnetctl.verdict.accounting import AccountedRun
-    from bitnetctl.verdict.checks.paired import PairedCheck, Pairs
 
 UNKNOWN_SIZE = (
     "its size is unknown, so it counts for none of those requested; name it like h256-run.csv, or give it a title "
@@ -151,32 +144,6 @@ def mean_claim(
     )
 
 
-def paired_claim(check: "PairedCheck", pairs: "Pairs", outcome: Outcome, p: PValues, levels: Levels) -> str:
-    """Say in how many pairs an arm wins, what that shows about the median or the mean pair, and which runs failed."""
-    values, is_mean = pairs.improvements, check.claim == "mean"
-    formed = len(values)
-    text = (
-        f"{check.measure} is {check.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'planned pair')}"
-    )
-    if formed != pairs.planned:
-        text += f", of which {formed} could be formed" if formed < pairs.planned else f"; {formed} were trained"
-    if values:
-        text += f", median improvement {number_text(median(values) + check.margin)}"
-    if values and is_mean and all(map(math.isfinite, values)):
-        text += f", mean {number_text(fmean(values) + check.margin)}"
-    what = "mean" if is_mean else "median"
-    if outcome is Outcome.SUPPORTED:
-        text += f": so is the {what} pair ({p_text(p.supporting)}, below {levels.supporting:.3g})"
-    elif outcome is Outcome.REFUTED:
-        lost = f"it is not in {pairs.losses}"
-        text += f": the {what} pair is not ({p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
-    else:
-        text += f": not told from chance ({p_text(p.supporting)} for the claim, {p_text(p.refuting)} against it)"
-    if pairs.failed or pairs.failed_against:
-        text += f"; {pairs.failed} of the arm's and {pairs.failed_against} of {check.against}'s runs failed"
-    return text
-
-
 def p_text(p: float) -> str:
     """Format a p-value; the levels of few seeds need three digits."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.3g}"
@@ -196,11 +163,6 @@ def minor_difference(size: int | None, difference: str) -> str:
 def unequal_arms(difference: str) -> str:
     """Say that the arms that were judged side by side were not trained alike."""
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
-
-
-def seed_name(run: "AccountedRun") -> str:
-    """Name a run that is not judged: by its seed, else by its name."""
-    return f"seed {run.seed}" if run.seed is not None else run.run
 
 
 def left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from bitnetctl.config import PositiveInt, split_arm
 from bitnetctl.config.schema import NonNegative
 from bitnetctl.records import Run
+from bitnetctl.units import plural
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Seeds
 from bitnetctl.verdict.checks.pairs import Partner, find_partner
@@ -113,7 +114,7 @@ class PairedCheck(MeasuredCheck):
             p = PValues(max(sign.supporting, student.supporting), max(sign.refuting, student.refuting))
 
         def describe(outcome: Outcome, levels: Levels) -> str:
-            return wording.paired_claim(self, pairs, outcome, p, levels)
+            return _sentence(self, pairs, outcome, p, levels)
 
         return Statement(check=self.label, p=p, describe=describe, value=float(pairs.wins), **self.condition)
 
@@ -166,3 +167,29 @@ class PairedCheck(MeasuredCheck):
         if not math.isfinite(value):
             return -math.inf
         return value if self.better == "higher" else -value
+
+
+def _sentence(check: PairedCheck, pairs: Pairs, outcome: Outcome, p: PValues, levels: Levels) -> str:
+    """Say in how many pairs an arm wins, what that shows about the median or the mean pair, and which runs failed."""
+    values, is_mean = pairs.improvements, check.claim == "mean"
+    formed = len(values)
+    text = (
+        f"{check.measure} is {check.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'planned pair')}"
+    )
+    if formed != pairs.planned:
+        text += f", of which {formed} could be formed" if formed < pairs.planned else f"; {formed} were trained"
+    if values:
+        text += f", median improvement {number_text(median(values) + check.margin)}"
+    if values and is_mean and all(map(math.isfinite, values)):
+        text += f", mean {number_text(fmean(values) + check.margin)}"
+    what = "mean" if is_mean else "median"
+    if outcome is Outcome.SUPPORTED:
+        text += f": so is the {what} pair ({wording.p_text(p.supporting)}, below {levels.supporting:.3g})"
+    elif outcome is Outcome.REFUTED:
+        lost = f"it is not in {pairs.losses}"
+        text += f": the {what} pair is not ({wording.p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
+    else:
+        text += f": not told from chance ({wording.p_text(p.supporting)} for the claim, {wording.p_text(p.refuting)} against it)"
+    if pairs.failed or pairs.failed_against:
+        text += f"; {pairs.failed} of the arm's and {pairs.failed_against} of {check.against}'s runs failed"
+    return text
