@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bitnetctl.units import plural
 from bitnetctl.verdict.outcome import Outcome, number_text
-from bitnetctl.verdict.rule import Levels, PValues
+from bitnetctl.verdict.rule import PValues
 
 UNKNOWN_SIZE = (
     "its size is unknown, so it counts for none of those requested; name it like h256-run.csv, or give it a title "

@@ -189,7 +189,8 @@ def _sentence(check: PairedCheck, pairs: Pairs, outcome: Outcome, p: PValues, le
         lost = f"it is not in {pairs.losses}"
         text += f": the {what} pair is not ({wording.p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
     else:
-        text += f": not told from chance ({wording.p_text(p.supporting)} for the claim, {wording.p_text(p.refuting)} against it)"
+        both = f"{wording.p_text(p.supporting)} for the claim, {wording.p_text(p.refuting)} against it"
+        text += f": not told from chance ({both})"
     if pairs.failed or pairs.failed_against:
         text += f"; {pairs.failed} of the arm's and {pairs.failed_against} of {check.against}'s runs failed"
     return text
