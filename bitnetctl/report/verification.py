@@ -7,7 +7,7 @@ from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_line
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
-from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict
+from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict, wording
 
 
 def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcome) -> str:
@@ -52,6 +52,8 @@ def _verdict(verdict: Verdict) -> list[str]:
     lines = [f"### {markdown_line(verdict.criteria)}: {verdict.outcome.value}", ""]
     lines += [f"Left open: {markdown_line(verdict.left_open or UNKNOWN)}", ""]
     lines += [f"Runs: {markdown_line(verdict.account or UNKNOWN)}", ""]
+    lines += [f"- not judged: {markdown_line(wording.not_judged(run))}" for run in verdict.not_judged]
+    lines += [""] * bool(verdict.not_judged)
     if verdict.evidence:
         lines += [f"Evidence: {markdown_line(verdict.evidence)}", ""]
     lines += [f"- {markdown_line(reason)}" for reason in verdict.reasons]

@@ -44,7 +44,6 @@ class _ArmAssessment:
 
     account: Account
     kept: tuple[Run, ...]
-    doubles: tuple[Double, ...]
     sizes: tuple[SizeAssessment, ...]
 
     @property
@@ -149,7 +148,6 @@ def _assess(
     return _ArmAssessment(
         account=account,
         kept=tuple(kept),
-        doubles=tuple(doubles),
         sizes=tuple(
             assess_size(size, checked, account.absent(size), criteria, context, distinct_seeds=options.distinct_seeds)
             for size, checked in by_size.items()
@@ -198,9 +196,9 @@ def _verdict(
     finished = [one.run for one in assessment.checked if _is_finished(one, criteria)]
     alpha = criteria.seeds.error_rate
     by_rate = criteria.seeds.rule == "rate"
+    planned = assessment.account.to_json()
     notes = [
-        *(wording.doubled(one.run.path, one.reason) for one in assessment.doubles),
-        *(f"{one.run}: {one.reason}" for one in assessment.account.runs if one.state not in ("judged", "doubled")),
+        *map(wording.not_judged, planned["runs"]),
         *(note for size in judged for note in size.notes),
         *unequal,
         *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
@@ -221,7 +219,7 @@ def _verdict(
         evidence=_evidence(criteria, finished),
         left_open=_left_open(judged, by_rate=by_rate),
         account=wording.account([(state, assessment.account.count(state)) for state in STATES], arm),
-        planned=assessment.account.to_json(),
+        planned=planned,
         rule={
             **criteria.seeds.model_dump(mode="json"),
             "arms": arms,

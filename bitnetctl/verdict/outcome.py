@@ -120,6 +120,12 @@ class Verdict:
     rule: Mapping[str, Any] = field(default_factory=dict)
     statistics: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def not_judged(self) -> Sequence[Mapping[str, Any]]:
+        """The planned runs that are not judged: `run`, `size`, `seed`, `state` and `reason` of each."""
+        runs: Sequence[Mapping[str, Any]] = self.planned.get("runs", ())
+        return runs
+
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: NaN and infinity as text, unknown as null."""
         tree = {

@@ -167,7 +167,7 @@ def holm_levels(p_values: Sequence[float], alpha: float, tests: int) -> list[flo
     `tests` is the number of all tests that share `alpha`, at least that of the p-values; those of the others are
     unknown and count as the largest.
     """
-    tests = max(tests, len(p_values))
+    tests = max(tests, len(p_values), 1)
     levels = [alpha / tests] * len(p_values)
     for rank, (p, index) in enumerate(sorted((p, index) for index, p in enumerate(p_values))):
         level = alpha / (tests - rank)

@@ -1,6 +1,7 @@
 """The sentences of verdicts: what the outcomes of a rule say, and no more than that."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bitnetctl.units import plural
 from bitnetctl.verdict.outcome import Outcome, number_text
@@ -176,9 +177,12 @@ def at_least(unhealthy: int, total: int, lower: float, level: float) -> str:
     return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 
 
-def doubled(path: object, reason: str) -> str:
-    """Say which copy of a run is left out, and why."""
-    return f"{path} is {reason} and is left out"
+def not_judged(run: Mapping[str, Any]) -> str:
+    """Say what became of a planned run that is not judged."""
+    where = [f"hidden {run['size']}"] if run.get("size") is not None else []
+    where += [f"seed {run['seed']}"] if run.get("seed") is not None else []
+    place = f" ({', '.join(where)})" if where else ""
+    return f"{run['run']}{place}, {run['state']}: {run['reason']}"
 
 
 def account(counts: Sequence[tuple[str, int]], arm: str) -> str:

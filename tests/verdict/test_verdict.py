@@ -325,7 +325,9 @@ def test_one_failing_size_refutes_and_a_missing_one_decides_nothing(tmp_path: Pa
     assert missing.reasons == ("hidden 768: no run",)
     left_out = origin(good, bad, sizes=[256])
     assert left_out.outcome is SUPPORTED
-    assert left_out.notes[0] == "h512-20000-baseline-s0-abcdef: hidden 512 was not requested"
+    assert left_out.notes[0] == (
+        "h512-20000-baseline-s0-abcdef (hidden 512, seed 0), left out: hidden 512 was not requested"
+    )
 
 
 def test_an_unknown_size_counts_only_where_no_size_is_requested(tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def test_the_same_run_twice_is_no_second_seed(tmp_path: Path) -> None:
     once, again = healthy_run(tmp_path, 0), healthy_run(tmp_path, 1, unique=[8000, *[200] * 10], HeldOutLoss=4.7)
     verdict = sound(once, again, once)
     assert len(verdict.runs) == 1
-    assert verdict.planned["doubled"] == sum("is left out" in note for note in verdict.notes) == 2
+    assert verdict.planned["doubled"] == sum("doubled: the same" in note for note in verdict.notes) == 2
     assert verdict.statistics[0]["seeds"] == 1
     assert [row.size for row in origin(bare_run(tmp_path), bare_run(tmp_path, size=512)).runs] == [256, 512]
 

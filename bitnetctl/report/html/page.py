@@ -18,6 +18,7 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
+    UNKNOWN,
     SummaryRow,
     agreement_cells,
     arm_rows,
@@ -91,8 +92,22 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
     lines += [text for text in (verdict.get("left_open"), verdict.get("account"), *verdict.get("notes", ())) if text]
     return (
         f'<article class="card {kind}"><h3><span class="badge">{html_text(outcome)}</span> {html_text(title)}</h3>'
-        f"{_list(lines)}{_checks(verdict.get('checks') or verdict.get('runs') or ())}</article>"
+        f"{_list(lines)}{_checks(verdict.get('checks') or verdict.get('runs') or ())}{_not_judged(verdict)}</article>"
     )
+
+
+def _not_judged(verdict: Mapping[str, Any]) -> str:
+    """Return the planned runs that are not judged; a file of an earlier version has none."""
+    planned = verdict.get("planned")
+    runs = planned.get("runs") if isinstance(planned, Mapping) else None
+    known = [run for run in runs if isinstance(run, Mapping)] if isinstance(runs, list) else []
+    if not known:
+        return ""
+    names = ("run", "size", "seed", "state", "reason")
+    cells = [
+        [html_cell(str(run.get(name) if run.get(name) is not None else UNKNOWN)) for name in names] for run in known
+    ]
+    return _details(plural(len(known), "planned run") + " not judged", _table(names, cells, texts=5))
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> str:

@@ -105,7 +105,8 @@ class LevelCheck(ThresholdCheck):
         supporting_limit, refuting_limit = self._limits([one.run for one in seeds.checked])
         mean = sum(value / len(values) for value in values) if values else None
         p = UNDECIDABLE
-        if len(values) == seeds.planned and mean is not None:
+        low, high = self.range or (-math.inf, math.inf)
+        if len(values) == seeds.planned and all(low <= value <= high for value in values):
             p = PValues(
                 _mean_p(values, self.supporting, supporting_limit), _mean_p(values, self.refuting, refuting_limit)
             )

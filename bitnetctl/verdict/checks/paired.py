@@ -87,7 +87,7 @@ class PairedCheck(MeasuredCheck):
     @field_validator("against")
     @classmethod
     def _check_arm(cls, value: str) -> str:
-        return "+".join(split_arm(value))
+        return "+".join(split_arm(value)) or "baseline"
 
     @property
     def about_arm(self) -> bool:
