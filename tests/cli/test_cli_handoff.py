@@ -36,7 +36,8 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     assert "| 256 | 1 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 6 · 4.70 | failed |" in lines
     assert "### origin: refuted" in lines
     assert "- hidden 256, seed 1: crashed after step 20,000: disk \\| &lt;full>" in lines
-    assert any(line.startswith("Confidence: ") and "1 of 2 seeds failed" in line for line in lines)
+    assert any(line.startswith("Left open: 1 of 2 seeds failed, which leaves open a failure") for line in lines)
+    assert "Runs: baseline: 2 judged" in lines
     assert "Evidence: minimum" in lines
     assert lines[-1].startswith("Next: find the cause")
     # every row of a table has as many cells as its head
@@ -81,7 +82,9 @@ def test_junit_has_a_suite_for_each_arm_and_criteria(tmp_path: Path) -> None:
     ]
     for suite, verdict in zip(root, done.json["verdicts"], strict=True):
         checks = verdict["checks"]
-        assert suite.get("tests") == str(len(suite)) == str(len(checks))
+        assert suite.get("tests") == str(len(suite.findall("testcase"))) == str(len(checks))
+        properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
+        assert properties == {"runs": verdict["account"], "left open": verdict["left_open"]}
         for kind, attribute, tag in (
             ("refuted", "failures", "failure"),
             ("invalid", "errors", "error"),
@@ -112,7 +115,9 @@ def test_junit_holds_each_outcome_and_no_character_that_xml_forbids() -> None:
         "errors": "1",
         "skipped": "1",
     }
-    children = {case.get("name"): [(child.tag, child.get("message")) for child in case] for case in suite}
+    children = {
+        case.get("name"): [(child.tag, child.get("message")) for child in case] for case in suite.iter("testcase")
+    }
     suffix = ' <&">' + "\ufffd" * 4
     assert children == {
         "check supported": [],
@@ -120,10 +125,12 @@ def test_junit_holds_each_outcome_and_no_character_that_xml_forbids() -> None:
         "check inconclusive": [("skipped", f"inconclusive{suffix}")],
         "check invalid": [("error", f"invalid{suffix}")],
     }
-    assert {case.get("classname") for case in suite} == {"hidden 256"}
+    assert {case.get("classname") for case in suite.iter("testcase")} == {"hidden 256"}
 
 
 def test_junit_without_runs(tmp_path: Path) -> None:
     assert verify("--no-train", "--junit", "junit.xml").code == ExitCode.INCONCLUSIVE
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert [(case.get("name"), case[0].get("message")) for case in suite] == [("runs", "no run")]
+    cases = [(case.get("name"), case[0].get("message")) for case in suite.iter("testcase")]
+    missing = "not judged 1 of 1 planned seed, so that nothing can be supported: missing seed 0"
+    assert cases == [("planned runs", missing), ("planned run", "missing: requested, and there is no run")]

@@ -80,7 +80,8 @@ def test_verify_finds_an_unreachable_threshold(tmp_path: Path) -> None:
 def test_verify_without_runs_is_inconclusive_and_creates_nothing(tmp_path: Path) -> None:
     done = call("verify", "--recipe", "quick", "--no-train")
     assert (done.code, done.err) == (ExitCode.INCONCLUSIVE, "")
-    assert [line.split()[:1] for line in done.out.splitlines() if "no run" in line] == [["64"], ["64"]]
+    missing = "not judged 1 of 1 planned seed"
+    assert [line.split()[:1] for line in done.out.splitlines() if missing in line] == [["64"], ["64"]]
     assert "origin: inconclusive" in done.out
     assert "sound: inconclusive" in done.out
     assert done.out.splitlines()[-1] == "verdict: inconclusive"
@@ -102,8 +103,8 @@ def test_a_run_that_diverged_is_judged_in_json(tmp_path: Path) -> None:
     (tmp_path / f"{config.run_name}.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     done = call("verify", "--recipe", "quick", "--steps", "20", "--no-train", "--runs-dir", tmp_path, "--json")
     assert done.code == ExitCode.REFUTED
+    assert [verdict["verdict"] for verdict in done.json["verdicts"]] == ["refuted", "inconclusive"]
     for verdict in done.json["verdicts"]:
-        assert verdict["verdict"] == "refuted"
         assert verdict["runs"][0]["reason"] == "diverged at step 5"
         assert verdict["runs"][0]["final_unique"] == "nan"
 
@@ -117,7 +118,8 @@ def test_a_missing_seed_is_inconclusive(tmp_path: Path) -> None:
     before = listing(tmp_path)
     done = verify(*arguments, "--seeds", "3", "--json")
     assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
-    assert done.json["verdicts"][0]["reasons"] == ["hidden 256: no run of seed 2"]
+    missing = "not judged 1 of 3 planned seeds, so that nothing can be supported: missing seed 2"
+    assert done.json["verdicts"][0]["reasons"] == [f"hidden 256: {missing}"]
     assert verify(*arguments, "--seeds", "0,1", "--sizes", "256,512").code == ExitCode.INCONCLUSIVE
     assert listing(tmp_path) == before
 

@@ -214,7 +214,11 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
         "arm": "wd-schedule",
         "criteria": {"name": "origin", "hash": "abc"},
         "evidence": "scaled",
-        "confidence": "an upper bound of 63 %",
+        "left_open": "a failure rate of up to 63 %",
+        "account": "wd-schedule: 5 judged, 1 missing",
+        "planned": {
+            "runs": [{"run": "h64-<b>", "size": 64, "seed": None, "state": "missing", "reason": "its CSV was deleted"}]
+        },
         "sizes": [{"size": 256, "verdict": "refuted"}, {"size": None, "verdict": "invalid"}],
         "runs": [],
         "checks": [{"run": None, "size": 256, "check": "unique", "outcome": "refuted", "reason": "8 < 10"}],
@@ -222,11 +226,13 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
         "notes": ["one seed"],
         "statistics": [],
     }
-    page = page_of(simple_run(tmp_path, quick()), verdicts=[verdict, {"verdict": "novel"}])
+    page = page_of(simple_run(tmp_path, quick()), verdicts=[verdict, {"verdict": "novel", "planned": {"runs": [3]}}])
     shown = " ".join(page.texts)
     for text in ("refuted", "wd-schedule · origin", "256: refuted, unknown size: invalid", "8 is below 10", "one seed"):
         assert text in shown
-    assert "an upper bound of 63 %" in shown
+    for text in ("a failure rate of up to 63 %", "5 judged, 1 missing", "h64-<b>", "its CSV was deleted"):
+        assert text in shown
+    assert "1 planned run not judged" in page.texts
     assert "novel" in shown
     assert "1 check" in page.texts
     assert ("article", {"class": "card refuted"}) in page.tags
