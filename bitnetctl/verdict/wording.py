@@ -166,13 +166,13 @@ def unequal_arms(difference: str) -> str:
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
 
 
-def left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
+def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
     """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
     rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
     return f"{tally_text(unhealthy, undecided, total)}, which leaves open {rate}"
 
 
-def at_least(unhealthy: int, total: int, lower: float, level: float) -> str:
+def rate_shown(unhealthy: int, total: int, lower: float, level: float) -> str:
     """Say which failure rate the failed seeds show."""
     return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 

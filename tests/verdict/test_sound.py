@@ -49,7 +49,7 @@ def test_five_healthy_seeds_are_supported(tmp_path: Path) -> None:
         "hidden 256: none of 5 seeds failed: a failure rate of up to 45 % stays open (one-sided 95 % bound), "
         "less than 50 %",
     )
-    assert "a failure rate of up to 45 %" in verdict.left_open
+    assert "a failure rate of up to 45 %" in verdict.failure_rate
     (statistics,) = verdict.statistics
     assert (statistics["seeds"], statistics["healthy"], statistics["unhealthy"]) == (5, 5, 0)
     assert statistics["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 5))
@@ -447,7 +447,7 @@ def test_json_keeps_nan_and_unknown_apart(tmp_path: Path) -> None:
         assert {
             "arm",
             "evidence",
-            "left_open",
+            "failure_rate",
             "planned",
             "rule",
             "account",

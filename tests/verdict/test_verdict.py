@@ -89,7 +89,7 @@ def test_a_cure_is_supported(tmp_path: Path) -> None:
     assert verdict.outcome is SUPPORTED
     assert verdict.reasons == ("UniquePredictions 60 > 50",)
     assert (verdict.evidence, verdict.sizes) == ("minimum", {256: SUPPORTED})
-    assert verdict.left_open.startswith("none of 1 seed failed, which leaves open a failure rate of up to 95 %")
+    assert verdict.failure_rate.startswith("none of 1 seed failed, which leaves open a failure rate of up to 95 %")
     assert verdict.criteria_hash == ORIGIN.hash
 
 
@@ -354,7 +354,7 @@ def test_every_verdict_says_which_failure_rate_its_seeds_leave_open(tmp_path: Pa
     runs = [bare_run(tmp_path, seed=seed, Loss=6.5 + seed) for seed in range(seeds)]
     open_rate = f"leaves open a failure rate of up to {rate} (one-sided 95 % bound)"
     verdict = origin(*runs)
-    assert verdict.left_open == f"none of {plural(seeds, 'seed')} failed, which {open_rate}; {NO_RATE}"
+    assert verdict.failure_rate == f"none of {plural(seeds, 'seed')} failed, which {open_rate}; {NO_RATE}"
 
 
 def test_one_failing_seed_refutes_by_origin(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_no_run_decides_nothing() -> None:
         verdict = judge([], criteria, JudgeOptions(sizes=sizes), arm=options.get("arm"))
         assert verdict.outcome is INCONCLUSIVE
         assert verdict.reasons
-        assert verdict.left_open == ""
+        assert verdict.failure_rate == ""
 
 
 def test_a_verdict_is_of_one_arm(tmp_path: Path) -> None:
