@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig, RunConfig, parse_arm
 from bitnetctl.data import TokenData
-from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache
 from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import release_unused
 from bitnetctl.intervention import Intervention
@@ -196,3 +196,26 @@ def test_packs_give_their_memory_back(tiny_config: TinyConfig, tiny_tokens: Toke
         release_unused(GPU)
         held.append(torch.cuda.memory_reserved(GPU))
     assert held[1:] == held[:1] * 3
+
+
+def test_out_of_memory_in_a_capture_leaves_the_gpu_usable() -> None:
+    count = torch.zeros((), device=GPU)
+
+    def large() -> None:
+        count.add_(1)
+        if torch.cuda.is_current_stream_capturing():
+            torch.empty(2**45, device=GPU)
+
+    def small() -> None:
+        count.add_(1)
+
+    graphs = GraphCache(GPU)
+    for _ in range(3):
+        graphs.run("a", large)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("a", large)
+    again = GraphCache(GPU)
+    for _ in range(6):
+        again.run("a", small)
+    assert again._graphs
+    assert count.item() == 3 + 6
