@@ -18,7 +18,7 @@ from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import resolve
+from bitnetctl.trainer.resolved import resolve, resolve_all
 from bitnetctl.verdict import Criteria, Outcome, Verdict, judge_arms, load_criteria
 
 __all__ = [
@@ -106,7 +106,7 @@ def sweep(
     options = options or TrainOptions()
     plan = load_plan(plan, {}) if isinstance(plan, str) else plan
     configs = plan.configs() if isinstance(plan, Plan) else [normalize(config) for config in plan]
-    runs = [resolve(config, options.runs_dir) for config in configs]
+    runs = resolve_all(configs, options.runs_dir)
     missing = [run for run in runs if not run.has_ended()]
     if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):
         raise StoppedBySignal("the sweep was stopped; called again, it resumes")

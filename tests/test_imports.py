@@ -31,8 +31,16 @@ ORDER = (
 )
 # the same inside of each folder
 INSIDE = {
-    "config": ("schema", "load", "__init__"),
-    "records": ("schema paths find", "manifest reader metrics", "writer status run", "bundle __init__"),
+    "config": ("schema numbers", "load", "__init__"),
+    "records": (
+        "schema paths find",
+        "manifest reader metrics",
+        "writer status run",
+        "provenance distinct",
+        "siblings",
+        "inventory",
+        "bundle __init__",
+    ),
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("composition scaffold project", "registry", "__init__"),

@@ -13,14 +13,15 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
+from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run, RunPaths, load_begun_runs
 from bitnetctl.records.bundle import read_bundle, write_bundle
 from bitnetctl.records.find import find_csvs
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import make_plan, parse_numbers, parse_seeds
-from bitnetctl.trainer.resolved import resolve
+from bitnetctl.sweeps.plan import make_plan
+from bitnetctl.trainer.resolved import resolve_all
 
 if TYPE_CHECKING:
     from bitnetctl.verdict import Combined, Criteria, Outcome
@@ -89,7 +90,7 @@ def verify(
     configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
     # the requested arm last
     configs.sort(key=lambda config: config.arm != "baseline")
-    planned = [resolve(config, runs_dir) for config in configs]
+    planned = resolve_all(configs, runs_dir)
     if dry_run:
         return show_plan(planned, device, parse_pack(pack), as_json)
     if not no_train:

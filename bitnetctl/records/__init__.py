@@ -6,6 +6,7 @@ known values, or empty, which is unknown; the reader keeps NaN and unknown apart
 
 from bitnetctl.records.manifest import (
     Manifest as Manifest,
+    PlannedRuns as PlannedRuns,
     PluginInfo as PluginInfo,
     Rollback as Rollback,
     Session as Session,

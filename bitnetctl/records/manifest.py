@@ -78,6 +78,13 @@ class _Provenance(_Document):
     pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
 
 
+class PlannedRuns(_Document):
+    """What the command that trains a run has planned, whether or not it comes to be."""
+
+    seeds: list[int] = Field(description="of every run with this run's config but for the seed, ascending")
+    arms: list[str] = Field(description="of every run of the command, in its order")
+
+
 class Session(_Provenance):
     """A part of the training of a run, within one process."""
 
@@ -97,6 +104,7 @@ class Manifest(_Provenance):
     config: dict[str, Any] = Field(description="the requested RunConfig")
     config_hash: str
     effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
+    planned: PlannedRuns | None = Field(None, description="by the command that last started it; unknown in older files")
     created_at: _UtcTime
     updated_at: _UtcTime
     steps_done: _Count = 0
