@@ -38,6 +38,8 @@ INSIDE = {
         "writer status run",
         "provenance distinct",
         "siblings",
+        "membership",
+        "planned",
         "inventory",
         "bundle __init__",
     ),

@@ -16,7 +16,6 @@ from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.executors.local import read_work
 from bitnetctl.sweeps.plan import load_plan, make_plan
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 
@@ -55,6 +54,8 @@ def sweep(
     with stop:
         workers = 1
         if configs_file is not None:
+            from bitnetctl.sweeps.executors.local import read_work
+
             runs, workers = read_work(configs_file, runs_dir)
         else:
             configs = _plan_configs(

@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from bitnetctl.config import split_arm
-from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
+from bitnetctl.records.provenance import differing_settings as differing_settings
 from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, inconclusive
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import Outcome
-
-_MAY_DIFFER = {"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"}
-"""Config fields in which two runs may differ and still be seeds of one arm, or twins."""
 
 
 class TwinCheck(ThresholdCheck):
@@ -62,17 +59,6 @@ def find_twin(run: Run, intervention: str, candidates: Sequence[Run]) -> Run | N
         if len(rest) < len(theirs) and sorted(rest) == sorted(parts) and not differing_settings(run, other):
             return other
     return None
-
-
-def differing_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two requested configs differ, apart from size, seed, steps and interventions.
-
-    Empty where a config is unknown.
-    """
-    if run.config is None or other.config is None:
-        return {}
-    ours, theirs = (dict(flatten(config.model_dump(mode="json"))) for config in (run.config, other.config))
-    return {name: (ours[name], theirs[name]) for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]}
 
 
 def _pairing_key(run: Run) -> tuple[int | None, ...]:
