@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 _COMPARED = tuple(name for name in NAMES if name not in ("Step", "TokensPerSecond"))
 """The speed is measured anew where a run is repeated."""
-_MEASURED = tuple(name for name in _COMPARED if name not in ("LR", "WD"))
-"""Columns that tell runs apart: the others are the same for every seed."""
 _WHOLE = ("UniquePredictions", "UniqueTargets", "ProbePositions", "BigramUnique", "RandomPromptUnique")
 """Counts; rounding leaves them as they are."""
+_SHARED = ("LR", "WD", "UnigramLoss", "BigramLoss")
+"""Columns that are the same for every seed."""
 
 _FULL = 8
 """Decimals from which a column counts as not rounded."""
+_NOISE = 1e-13
+"""Rounding error of a double's mantissa, with some room."""
 _SINGLE = 2e-7
 """Relative rounding error of single precision, with some room."""
 _PROBES = 8
@@ -79,28 +81,34 @@ class _File:
         self.run = run
         self.position = position
         self.steps: Integers = run.steps
-        frame, unknown = run.records.frame, run.records.unknown
+        # the whole frame at once: a column takes pandas longer than all of this
+        names = list(run.records.frame)
+        table = run.records.frame.to_numpy(np.float64)
         self.values: Floats = np.full((len(self.steps), len(_COMPARED)), np.nan)
         self.known: Booleans = np.zeros(self.values.shape, np.bool_)
         for column, name in enumerate(_COMPARED):
-            if name in frame:
-                self.values[:, column] = frame[name].to_numpy()
-                self.known[:, column] = ~unknown[name]
+            if name in names:
+                self.values[:, column] = table[:, names.index(name)]
+                self.known[:, column] = ~run.records.unknown[name]
+        self.content = (self.steps.tobytes(), self.values.tobytes(), self.known.tobytes())
 
     @cached_property
     def decimals(self) -> Integers:
-        """Largest number of decimals in every column, at most _FULL."""
+        """Largest number of decimals in every column, of small numbers after the first digit; _FULL if not rounded."""
+        return self._digits[0]
+
+    @cached_property
+    def _digits(self) -> tuple[Integers, Booleans]:
+        """Return `decimals`, and for which columns they are those after the first digit."""
         import numpy as np
 
         values = np.where(np.isfinite(self.values), self.values, 0.0)
-        decimals = np.full(values.shape[1], _FULL)
-        rounded = np.arange(values.shape[1])
-        for number in range(_FULL - 1, -1, -1):
-            rounded = rounded[(np.round(values[:, rounded], number) == values[:, rounded]).all(axis=0)]
-            if not len(rounded):
-                break
-            decimals[rounded] = number
-        return decimals
+        decimals = _decimals(values, 0.0)
+        full = (decimals == _FULL).nonzero()[0]
+        # most columns are not rounded, and a few rows tell
+        full = full[_decimals(_mantissas(values[np.ix_(self.probes, full)]), _NOISE) < _FULL]
+        decimals[full] = _decimals(_mantissas(values[:, full]), _NOISE)
+        return decimals, np.isin(np.arange(len(_COMPARED)), full)
 
     @cached_property
     def digits(self) -> int:
@@ -119,9 +127,17 @@ class _File:
         with np.errstate(invalid="ignore"):
             exponents = np.floor(np.log10(sizes))
         least = np.nanmin(np.vstack([exponents, np.full(exponents.shape[1], 30.0)]), axis=0)
-        larger = np.nan_to_num(np.maximum(exponents - least, 0.0))
-        is_rounded = (self.decimals < _FULL) & ~np.isin(_COMPARED, _WHOLE)
-        return np.where(is_rounded, 10.0 ** (larger - self.decimals), 0.0)
+        decimals, after_first_digit = self._digits
+        larger = np.nan_to_num(np.where(after_first_digit, exponents, np.maximum(exponents - least, 0.0)))
+        is_rounded = (decimals < _FULL) & ~np.isin(_COMPARED, _WHOLE)
+        return np.where(is_rounded, 10.0 ** (larger - decimals), 0.0)
+
+    @cached_property
+    def tells_apart(self) -> bool:
+        """Whether its values have enough digits that another seed would hardly have the same."""
+        import numpy as np
+
+        return _tell_apart(np.where(self.known, self.values, np.nan))
 
     @cached_property
     def probes(self) -> Integers:
@@ -129,6 +145,32 @@ class _File:
         import numpy as np
 
         return np.unique(np.linspace(0, len(self.steps) - 1, _PROBES).astype(np.int64))[::-1]
+
+
+def _decimals(values: Floats, noise: float) -> Integers:
+    """Return the largest number of decimals in every column, _FULL for more than are looked for."""
+    import numpy as np
+
+    decimals = np.full(values.shape[1], _FULL)
+    rounded = np.arange(values.shape[1])
+    for number in range(_FULL - 1, -1, -1):
+        of_rounded = values[:, rounded]
+        rounded = rounded[(np.abs(np.round(of_rounded, number) - of_rounded) <= noise).all(axis=0)]
+        if not len(rounded):
+            break
+        decimals[rounded] = number
+    return decimals
+
+
+def _mantissas(values: Floats) -> Floats:
+    """Return values as numbers from 1 to 10, and 0 as 0."""
+    import numpy as np
+
+    sizes = np.abs(values)
+    with np.errstate(divide="ignore"):
+        exponents = np.where(sizes > 0, np.floor(np.log10(sizes)), 0.0)
+    mantissas: Floats = values / 10.0**exponents
+    return mantissas
 
 
 class _Index:
@@ -210,15 +252,18 @@ def _are_same(kept: _File, file: _File) -> bool:
 
     if not _may_be_same(kept.run, file.run):
         return False
+    if kept.content == file.content:
+        return True
+    manifests = kept.run.manifest, file.run.manifest
+    if manifests[0] and manifests[1] and manifests[0].config_hash != manifests[1].config_hash:
+        return False
+    have_one_identity = _have_one_identity(kept.run, file.run)
+    if not have_one_identity and not (kept.tells_apart and file.tells_apart):
+        return False
     common, ours, theirs = np.intersect1d(kept.steps, file.steps, assume_unique=True, return_indices=True)
     both = kept.known[ours] & file.known[theirs]
     values = kept.values[ours], file.values[theirs]
     exact = bool(_agree_exactly(*values)[both].all())
-    is_whole = len(common) == len(kept.steps) == len(file.steps)
-    if exact and is_whole and np.array_equal(kept.known, file.known):
-        return True
-    if kept.run.manifest and file.run.manifest and kept.run.manifest.config_hash != file.run.manifest.config_hash:
-        return False
     is_cut = exact and len(common) == len(file.steps) < len(kept.steps)
     if len(common) < _ENOUGH_ROWS and not is_cut:
         return False
@@ -226,7 +271,7 @@ def _are_same(kept: _File, file: _File) -> bool:
     if not exact and not _agree(values, both, tolerance).all():
         return False
     coarse = np.where(kept.decimals < file.decimals, *values)
-    return _have_one_identity(kept.run, file.run) or _tell_apart(np.where(both, coarse, np.nan))
+    return have_one_identity or _tell_apart(np.where(both, coarse, np.nan))
 
 
 def _agree_exactly(ours: Floats, theirs: Floats) -> Booleans:
@@ -256,9 +301,12 @@ def _have_one_identity(run: Run, other: Run) -> bool:
 def _tell_apart(values: Floats) -> bool:
     """Whether the measured values have enough digits that two seeds would hardly agree in all of them."""
     for column, name in enumerate(_COMPARED):
-        if name in _MEASURED and name not in _WHOLE:
+        if name not in _WHOLE and name not in _SHARED:
             digits = 0
-            for value in dict.fromkeys(values[:, column].tolist()):
+            cells = values[:, column].tolist()
+            different = dict.fromkeys(filter(math.isfinite, cells))
+            # a constant, such as the loss of a model that does not learn, may be that of every seed
+            for value in different if len(different) > 1 or len(cells) == 1 else ():
                 # the first digit is the same for most seeds
                 digits += min(_significant(value), _ENOUGH_DIGITS + 1) - 1
                 if digits >= _ENOUGH_DIGITS:
@@ -267,11 +315,10 @@ def _tell_apart(values: Floats) -> bool:
 
 
 def _significant(value: float) -> int:
-    """Return the number of significant digits; 1 for what is no number."""
-    if not math.isfinite(value):
-        return 1
-    mantissa = repr(abs(value)).partition("e")[0].replace(".", "")
-    return max(1, len(mantissa.strip("0")))
+    """Return the number of significant digits of a finite number."""
+    # without the noise of sums such as 4.7 + 0.001
+    mantissa = f"{abs(value):.12e}".partition("e")[0].replace(".", "")
+    return max(1, len(mantissa.rstrip("0")))
 
 
 def _reason(file: _File, same: _File) -> str:

@@ -15,14 +15,13 @@ from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
 from bitnetctl.records.manifest import read_tree
-from bitnetctl.records.paths import MANIFEST_NAME
+from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
 from bitnetctl.records.reader import NoRowsError, read
 from bitnetctl.records.run import RUN_NAME
 
 _Value = TypeVar("_Value")
 
-_LOCK_NAME = "run.lock"
 _BEGINNING = 1 << 16
 
 
@@ -147,7 +146,7 @@ def _sibling(name: str, folder: Path, csvs: Sequence[Path], *, has_folder: bool)
             tree = read_tree(folder / MANIFEST_NAME)
         except RecordError:
             is_damaged = True
-    if not csvs and tree is None and not is_damaged and not (folder / _LOCK_NAME).is_file():
+    if not csvs and tree is None and not is_damaged and not (folder / LOCK_NAME).is_file():
         return None
     identity = Identity.of_name(name)
     if tree is not None:
