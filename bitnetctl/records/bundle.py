@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bitnetctl.errors import RecordError
+from bitnetctl.config import parse_config
+from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.files import RESERVED_NAME, replacing, storage_errors
 from bitnetctl.records.inventory import AbsentRun, Inventory
+from bitnetctl.records.manifest import read_manifest
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.run import Run
 from bitnetctl.records.schema import HEADER
@@ -93,20 +95,25 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
 
 
 def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: str) -> None:
-    """Write what tells of a run that is not judged; a file that cannot be read is left out."""
+    """Write what tells of a run that is not judged; files that cannot be read are left out."""
     folder = csv.with_name(csv.stem)
-    for name in (MANIFEST_NAME, LOCK_NAME):
+    try:
+        bundle.writestr(f"runs/{stem}/{MANIFEST_NAME}", (folder / MANIFEST_NAME).read_bytes())
+    except OSError:
+        # a run without a manifest
+        if absent.state == "unfinished":
+            bundle.writestr(f"runs/{stem}/{LOCK_NAME}", b"")
+    if absent.state == "left out":
         with contextlib.suppress(OSError):
-            # a lock is empty, whatever a file of this name holds
-            content = (folder / name).read_bytes() if name == MANIFEST_NAME else b""
-            if (folder / name).is_file():
-                bundle.writestr(f"runs/{stem}/{name}", content)
-    with contextlib.suppress(OSError):
-        if absent.state == "left out":
             bundle.writestr(f"{_LEFT_OUT}/{stem}.csv", csv.read_bytes())
-        elif csv.is_file() or absent.state in ("failed", "unfinished"):
-            # a bundle of failed runs alone has CSVs as well
-            bundle.writestr(f"runs/{stem}.csv", HEADER)
+        return
+    # the CSV is given when the bundle is read, so its manifest must be one that can be read
+    with contextlib.suppress(ConfigError):
+        manifest = read_manifest(folder)
+        if manifest is not None and parse_config(manifest.config):
+            never_evaluated = absent.state in ("failed", "unfinished") and manifest.steps_done == 0
+            if csv.is_file() or never_evaluated:
+                bundle.writestr(f"runs/{stem}.csv", HEADER)
 
 
 def _unused(stem: str, taken: set[str]) -> str:

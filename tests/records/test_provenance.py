@@ -68,7 +68,7 @@ def test_what_changes_values_by_rounding_is_minor(tmp_path: Path, kind: str) -> 
 
 
 def test_another_cpu_or_library_is_the_same_kind(tmp_path: Path) -> None:
-    other = {"device": "cpu (Intel Xeon, 64 cores)", "versions": {"torch": "2.13.0", "numpy": "1.0"}}
+    other: dict[str, Any] = {"device": "cpu (Intel Xeon, 64 cores)", "versions": {"torch": "2.13.0", "numpy": "1.0"}}
     assert minor([run(tmp_path, 0), run(tmp_path, 1, **other)]) == ()
 
 
