@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from bitnetctl.errors import RecordError, one_line
-from bitnetctl.records.distinct import Double, distinct_runs
+from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.membership import Cell, Group, Known
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
 from bitnetctl.records.run import EmptyRun, Run, load_run, names_only
@@ -147,16 +147,16 @@ def _add_siblings(absent: _Absent, known: Known, runs: Sequence[Run], siblings: 
             absent.add(group, identity, *_state(sibling, group), sibling.name, sibling.csv)
     copies = _copies(runs, [sibling for sibling, _, _ in candidates])
     for sibling, group, identity in candidates:
-        double = copies.get(sibling.csv)
-        if double is None:
+        copy, original = copies.get(sibling.csv, (None, None))
+        if copy is None or original is None:
             absent.add(group, identity, *_state(sibling, group), sibling.name, sibling.csv)
-        elif double.same_as.path == sibling.csv and len(double.run.steps) < len(double.same_as.steps):
-            reason = f"in the same folder, not given, with more rows than {double.run.path.name}"
+        elif len(copy.steps) > len(original.steps):
+            reason = f"in the same folder, not given, with more rows than {original.path.name}"
             absent.add(group, identity, "left out", reason, sibling.name, sibling.csv)
 
 
-def _copies(runs: Sequence[Run], siblings: Iterable[Sibling]) -> dict[Path, Double]:
-    """Return the siblings that hold the values of a given run, by the path of their CSV."""
+def _copies(runs: Sequence[Run], siblings: Iterable[Sibling]) -> dict[Path, tuple[Run, Run]]:
+    """Return the siblings that hold the values of a given run by their CSV, each with the longest such run."""
     loaded: dict[Path, Run] = {}
     for sibling in siblings:
         try:
@@ -165,12 +165,15 @@ def _copies(runs: Sequence[Run], siblings: Iterable[Sibling]) -> dict[Path, Doub
             continue
     if not loaded:
         return {}
-    _, doubles = distinct_runs([*runs, *loaded.values()])
-    copies: dict[Path, Double] = {}
+    kept, doubles = distinct_runs([*runs, *loaded.values()])
+    same = {id(run): [run] for run in kept}
     for double in doubles:
-        paths = {double.run.path, double.same_as.path} & loaded.keys()
-        if len(paths) == 1:
-            copies[paths.pop()] = double
+        same[id(double.same_as)].append(double.run)
+    copies: dict[Path, tuple[Run, Run]] = {}
+    for of_one in same.values():
+        given = max((run for run in of_one if run.path not in loaded), key=lambda run: len(run.steps), default=None)
+        if given is not None:
+            copies |= {run.path: (run, given) for run in of_one if run.path in loaded}
     return copies
 
 

@@ -171,6 +171,16 @@ def test_copies_of_given_runs_are_not_left_out(tmp_path: Path) -> None:
     assert entries([given]) == []
 
 
+def test_copies_of_each_other_and_of_a_rounded_given_run(tmp_path: Path) -> None:
+    rows = curve(range(100, 1001, 100), HeldOutLoss=[5 - 0.01234567 * step for step in range(10)])
+    config = quick(seed=0)
+    for name in (config.run_name, "again", "and again"):
+        write_run(tmp_path, config, rows, name=name)
+    rounded = [row | {"HeldOutLoss": round(row["HeldOutLoss"], 4)} for row in rows]
+    given = write_csv(tmp_path / f"{config.run_name[:-6]}abcdef.csv", rounded)
+    assert entries([given]) == []
+
+
 def test_a_sibling_with_more_rows_than_the_given_copy_is_left_out(tmp_path: Path) -> None:
     rows = curve(range(100, 1001, 100), HeldOutLoss=[5 - 0.01234567 * step for step in range(10)])
     whole = write_run(tmp_path, quick(seed=0), rows)
