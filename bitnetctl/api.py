@@ -14,12 +14,12 @@ from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.find import find_csvs
-from bitnetctl.records.inventory import take_inventory
+from bitnetctl.records.inventory import Inventory, take_inventory
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import resolve
+from bitnetctl.trainer.resolved import resolve, resolve_all
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge_arms, load_criteria
 
 __all__ = [
@@ -107,7 +107,7 @@ def sweep(
     options = options or TrainOptions()
     plan = load_plan(plan, {}) if isinstance(plan, str) else plan
     configs = plan.configs() if isinstance(plan, Plan) else [normalize(config) for config in plan]
-    runs = [resolve(config, options.runs_dir) for config in configs]
+    runs = resolve_all(configs, options.runs_dir)
     missing = [run for run in runs if not run.has_ended()]
     if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):
         raise StoppedBySignal("the sweep was stopped; called again, it resumes")
@@ -143,6 +143,7 @@ def judge(
     steps: int | None = None,
     distinct_seeds: bool = False,
     strict: bool = False,
+    inventory: Inventory | None = None,
 ) -> dict[str, Verdict]:
     """Judge the claim that training does not collapse, for each of `arms` (None: every arm among the runs).
 
@@ -150,13 +151,14 @@ def judge(
     `steps` are those requested. Runs that were planned with these and are not among them, by their manifests and the
     files beside them, are counted: one that is missing or left out makes support impossible. Runs of unknown seed are
     one seed, unless `distinct_seeds`; with `strict`, runs of an arm may not differ in engine, precision, versions and
-    device. Raises ConfigError.
+    device. `inventory` is what `take_inventory` found, if it is known already. Raises ConfigError.
     """
     loaded = criteria if isinstance(criteria, Criteria) else load_criteria(criteria)
     options = JudgeOptions(
         sizes=sizes, seeds=seeds, requested_steps=steps, distinct_seeds=distinct_seeds, strict=strict
     )
-    return judge_arms(runs, loaded, options, arms=arms, inventory=take_inventory(runs))
+    found = take_inventory(runs) if inventory is None else inventory
+    return judge_arms(runs, loaded, options, arms=arms, inventory=found)
 
 
 def _load(csvs: Iterable[Path], notes: Sequence[str] = ()) -> list[Run]:

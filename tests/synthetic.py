@@ -7,6 +7,7 @@ from typing import Any
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.plugins import registry
 from bitnetctl.records import NAMES, Manifest, Run, load_run, write_manifest
+from bitnetctl.records.schema import HEADER
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -106,6 +107,16 @@ def simple_run(
         **REFERENCES,
     )
     return write_run(folder, config, rows, **fields)
+
+
+def empty_run(folder: Path, config: RunConfig, status: str = "failed", *, has_csv: bool = True, **fields: Any) -> Path:
+    """Write a run without an evaluation: a header-only CSV, or none, and its manifest. Returns where its CSV is."""
+    path = write_run(folder, config, [], status=status, **fields)
+    if has_csv:
+        path.write_bytes(HEADER)
+    else:
+        path.unlink()
+    return path
 
 
 def origin_run(

@@ -31,12 +31,16 @@ ORDER = (
 )
 # the same inside of each folder
 INSIDE = {
-    "config": ("schema", "load", "__init__"),
+    "config": ("schema numbers", "load", "__init__"),
     "records": (
         "schema paths find",
         "manifest reader metrics",
         "writer status run",
-        "inventory distinct provenance",
+        "provenance distinct",
+        "siblings",
+        "membership",
+        "planned",
+        "inventory",
         "bundle __init__",
     ),
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),

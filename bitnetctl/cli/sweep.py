@@ -1,7 +1,6 @@
 """`bitnetctl sweep`: many runs."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +10,14 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, stdout
 from bitnetctl.cli.training import show_plan, train_missing
-from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.config import RunConfig
+from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import load_plan, make_plan, parse_numbers, parse_seeds
-from bitnetctl.trainer.resolved import ResolvedRun, resolve
+from bitnetctl.sweeps.plan import load_plan, make_plan
+from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 
 
 def sweep(
@@ -54,13 +54,15 @@ def sweep(
     with stop:
         workers = 1
         if configs_file is not None:
-            configs, workers = _read_work(configs_file)
+            from bitnetctl.sweeps.executors.local import read_work
+
+            runs, workers = read_work(configs_file, runs_dir)
         else:
             configs = _plan_configs(
                 plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
             )
+            runs = resolve_all(configs, runs_dir)
         pack_size = parse_pack(pack)
-        runs = [resolve(config, runs_dir) for config in configs]
         if dry_run:
             return show_plan(runs, device, pack_size, as_json)
         if train_missing(
@@ -109,18 +111,6 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
         return {**row, "status": "damaged", "message": str(error), "final": None}
     status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
     return {**row, "status": status, "message": message, "final": final}
-
-
-def _read_work(path: Path) -> tuple[list[RunConfig], int]:
-    """Return the configs in the file of a worker, and how many workers share them."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--configs {path}: {error}") from error
-    match tree:
-        case {"workers": int(workers), "configs": list(configs)} if workers > 0:
-            return [parse_config(config, source=str(path)) for config in configs], workers
-    raise ConfigError(f"--configs {path}: not the work of a worker")
 
 
 def _plan_configs(

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +13,17 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
+from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.plugins import registry
-from bitnetctl.records import Run, RunPaths, load_begun_runs
+from bitnetctl.records import Run
 from bitnetctl.records.bundle import read_bundle, write_bundle
 from bitnetctl.records.find import find_csvs
+from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.run import load_planned, load_set
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import make_plan, parse_numbers, parse_seeds
-from bitnetctl.trainer.resolved import resolve
+from bitnetctl.sweeps.plan import make_plan
+from bitnetctl.trainer.resolved import resolve_all
 
 if TYPE_CHECKING:
     from bitnetctl.verdict import Combined, Criteria, Outcome
@@ -77,10 +80,11 @@ def verify(
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
     requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
-        with _given_runs(paths) as runs:
+        with _given_runs(paths) as (runs, inventory):
             requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
             return judge_and_show(
                 runs,
+                inventory,
                 arms=None,
                 deciding_arms=requested_arms,
                 sizes=requested_sizes,
@@ -100,7 +104,7 @@ def verify(
     configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
     # the requested arm last
     configs.sort(key=lambda config: config.arm != "baseline")
-    planned = [resolve(config, runs_dir) for config in configs]
+    planned = resolve_all(configs, runs_dir)
     if dry_run:
         return show_plan(planned, device, parse_pack(pack), as_json)
     if not no_train:
@@ -117,8 +121,10 @@ def verify(
                 keep_weights=False,
             ):
                 return ExitCode.STOPPED
+    runs, inventory = _trained_runs(configs, runs_dir)
     return judge_and_show(
-        _trained_runs(configs, runs_dir),
+        runs,
+        inventory,
         arms=list(dict.fromkeys(config.arm for config in configs)),
         deciding_arms=[configs[-1].arm],
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
@@ -128,38 +134,35 @@ def verify(
 
 
 @contextlib.contextmanager
-def _given_runs(paths: Sequence[str]) -> Iterator[list[Run]]:
-    """Yield the runs of CSVs, folders and bundles; the extracted files of bundles are deleted afterwards."""
+def _given_runs(paths: Sequence[str]) -> Iterator[tuple[list[Run], Inventory]]:
+    """Yield the runs of CSVs, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
             csvs += read_bundle(Path(path), Path(folder) / str(index))
-        yield _load(csvs)
+        runs, empty = load_set(csvs)
+        yield runs, take_inventory(runs, empty)
 
 
-def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> list[Run]:
-    """Return those runs of the configs, and of their full-precision twins, that have rows."""
+def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory]:
+    """Return those runs of the configs, and of their full-precision twins, that have rows, and what belongs to them."""
     twins = [
         config.model_copy(update={"interventions": (*config.interventions, InterventionSpec(name="full-precision"))})
         for config in configs
         if all(spec.name != "full-precision" for spec in config.interventions)
     ]
-    paths = [RunPaths(runs_dir, config.run_name).csv for config in (*configs, *twins)]
-    return _load(path for path in dict.fromkeys(paths) if path.exists())
-
-
-def _load(csvs: Iterable[Path]) -> list[Run]:
-    """Return the runs that have rows; print a note on each other one."""
-    runs, notes = load_begun_runs(csvs)
-    for note in notes:
-        print_message(note)
-    return runs
+    runs, empty = load_planned(configs, runs_dir)
+    names = {config.run_name for config in configs}
+    of_twins, _ = load_planned([twin for twin in twins if twin.run_name not in names], runs_dir)
+    runs += of_twins
+    return runs, take_inventory(runs, empty)
 
 
 def _judge_and_show(
     runs: Sequence[Run],
+    inventory: Inventory,
     *,
     criteria: "Sequence[Criteria]",
     arms: Sequence[str] | None,
@@ -184,7 +187,14 @@ def _judge_and_show(
     from bitnetctl.verdict import combine, strictest
 
     judge = functools.partial(
-        api.judge, runs, sizes=sizes, seeds=seeds, steps=steps, strict=strict, distinct_seeds=distinct_seeds
+        api.judge,
+        runs,
+        sizes=sizes,
+        seeds=seeds,
+        steps=steps,
+        strict=strict,
+        distinct_seeds=distinct_seeds,
+        inventory=inventory,
     )
     by_criteria = [judge(one, arms=arms) for one in criteria]
     # a requested arm without a run gets its verdict, too

@@ -6,6 +6,7 @@ known values, or empty, which is unknown; the reader keeps NaN and unknown apart
 
 from bitnetctl.records.manifest import (
     Manifest as Manifest,
+    PlannedRuns as PlannedRuns,
     PluginInfo as PluginInfo,
     Rollback as Rollback,
     Session as Session,
@@ -18,9 +19,12 @@ from bitnetctl.records.metrics import collapse_reason as collapse_reason, finite
 from bitnetctl.records.paths import RunPaths as RunPaths
 from bitnetctl.records.reader import Records as Records, read as read
 from bitnetctl.records.run import (
+    EmptyRun as EmptyRun,
     Run as Run,
     load_begun_runs as load_begun_runs,
+    load_planned as load_planned,
     load_run as load_run,
+    load_set as load_set,
 )
 from bitnetctl.records.schema import (
     COLUMNS as COLUMNS,

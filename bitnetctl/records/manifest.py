@@ -78,6 +78,13 @@ class _Provenance(_Document):
     pack: list[str] = Field(default_factory=list, description="names of the runs trained together")
 
 
+class PlannedRuns(_Document):
+    """What the command that trains a run has planned, whether or not it comes to be."""
+
+    seeds: list[int] = Field(description="of every run with this run's config but for the seed, ascending")
+    arms: list[str] = Field(description="of every run of the command, in its order")
+
+
 class Session(_Provenance):
     """A part of the training of a run, within one process."""
 
@@ -97,6 +104,7 @@ class Manifest(_Provenance):
     config: dict[str, Any] = Field(description="the requested RunConfig")
     config_hash: str
     effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
+    planned: PlannedRuns | None = Field(None, description="by the command that last started it; unknown in older files")
     created_at: _UtcTime
     updated_at: _UtcTime
     steps_done: _Count = 0
@@ -136,10 +144,30 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
 
     Raises RecordError where it is damaged or cannot be read.
     """
+    path = _manifest_path(folder_or_csv)
+    tree = read_tree(path)
+    if tree is None:
+        return None
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise RecordError(f"{path}: damaged manifest: {where}: {one_line(first['msg'])}") from error
+
+
+def _manifest_path(folder_or_csv: Path | str) -> Path:
     folder = Path(folder_or_csv)
     if folder.suffix.lower() == ".csv" and not folder.is_dir():
         folder = folder.with_suffix("")
-    path = folder / MANIFEST_NAME
+    return folder / MANIFEST_NAME
+
+
+def read_tree(path: Path) -> dict[str, Any] | None:
+    """Read a `run.json` without checking its fields, which takes most of the time of `read_manifest`.
+
+    Returns None where there is no such file; raises RecordError where it is damaged or cannot be read.
+    """
     try:
         text = path.read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -149,11 +177,10 @@ def read_manifest(folder_or_csv: Path | str) -> Manifest | None:
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     try:
-        return Manifest.model_validate(_without_checksum(json.loads(text, parse_constant=_refuse_constant)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise RecordError(f"{path}: damaged manifest: {where}: {one_line(first['msg'])}") from error
+        tree = json.loads(text, parse_constant=_refuse_constant)
+        if not isinstance(tree, dict):
+            raise ValueError("the whole: not an object")
+        return _without_checksum(tree)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: damaged manifest: {one_line(error)}") from error
 
@@ -175,9 +202,9 @@ def check_csv(csv: Path, manifest: Manifest) -> None:
         )
 
 
-def _without_checksum(tree: Any) -> Any:
+def _without_checksum(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the tree without its checksum; raises ValueError where it does not match. Older files have none."""
-    expected = tree.pop("sha256", None) if isinstance(tree, dict) else None
+    expected = tree.pop("sha256", None)
     if expected is not None and canonical_hash(tree) != expected:
         raise ValueError(
             "checksum differs; remove the file and the run resumes from its checkpoints; without one, remove the run"

@@ -7,6 +7,7 @@ from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.files import safe_name
 
 MANIFEST_NAME = "run.json"
+LOCK_NAME = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RunPaths:
     @property
     def lock(self) -> Path:
         """`runs/<name>/run.lock`, held by the process that trains the run."""
-        return self.folder / "run.lock"
+        return self.folder / LOCK_NAME
 
 
 def _resolve(path: Path) -> Path:

@@ -36,6 +36,10 @@ _Rows: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.ND
 """Steps (rows,), values (columns without Step, rows), and which of the values are unknown."""
 
 
+class NoRowsError(RecordError):
+    """A CSV has a header and no rows, or is empty."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
     """The rows of one run.
@@ -225,7 +229,7 @@ class _Reader:
                 self._read_tail(block[cut:], layout)
         if not self.parts:
             reason = f" ({self.notes[-1]})" if self.notes else ""
-            raise self._error(max(self.line, 1), f"a header and no rows{reason}")
+            raise NoRowsError(self._located(max(self.line, 1), f"a header and no rows{reason}"))
         return self._collect(title, names, layout)
 
     def _next_block(self, file: BinaryIO) -> bytes:
@@ -242,8 +246,9 @@ class _Reader:
     def _read_header(self, file: BinaryIO) -> tuple[str | None, list[str]]:
         first = self._read_line(file, 1).removeprefix(_BOM)
         if not first.strip():
-            is_empty = not self._read_line(file, 2).strip()
-            raise self._error(1, "the file is empty" if is_empty else "a blank first line, not a title or the header")
+            if not self._read_line(file, 2).strip():
+                raise NoRowsError(self._located(1, "the file is empty"))
+            raise self._error(1, "a blank first line, not a title or the header")
         self.line = 1
         first_text, names = self._header_cells(first)
         title = None
@@ -362,4 +367,7 @@ class _Reader:
         )
 
     def _error(self, line: int, message: str) -> RecordError:
-        return RecordError(f"{self.path}:{line}: {message}")
+        return RecordError(self._located(line, message))
+
+    def _located(self, line: int, message: str) -> str:
+        return f"{self.path}:{line}: {message}"

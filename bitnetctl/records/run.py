@@ -1,5 +1,6 @@
 """One run: its CSV and, where there is one, the manifest beside it."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -8,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.config import RunConfig, parse_config, split_arm
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
-from bitnetctl.records.paths import MANIFEST_NAME
-from bitnetctl.records.reader import Records, read
+from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
+from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.schema import NAMES, Row
 
 if TYPE_CHECKING:
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
     from bitnetctl.records.schema import Floats, Integers
 
-_RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
+RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
 _SIZE_HINT = re.compile(
     r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
 )
+# not within a word: "reseed1", "runs2"
+_SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECASE)
+# a longer number may be one of steps
+_SHORT_SEED_HINT = re.compile(r"(?<![^\W_])s(\d{1,3})(?![^\W_])")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +36,7 @@ class Run:
     """A run to be analysed or judged; None is unknown throughout.
 
     `config` is the requested config, `effective` that after interventions; both come from the manifest. Without a
-    manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name, `size` from the title line too.
+    manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name, `size` and `seed` from the title too.
     """
 
     path: Path
@@ -164,6 +169,19 @@ class Run:
         return low
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmptyRun:
+    """A run without an evaluation: its CSV has no rows or is missing, or it was planned and never started.
+
+    `config` is the requested config, from the manifest or from the command that planned the run.
+    """
+
+    path: Path
+    name: str
+    manifest: Manifest | None
+    config: RunConfig
+
+
 def load_run(path: Path) -> Run:
     """Read a CSV and the manifest beside it.
 
@@ -175,7 +193,7 @@ def load_run(path: Path) -> Run:
         check_csv(path, manifest)
     config = _config(manifest.config, path) if manifest else None
     effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
-    named = _RUN_NAME.fullmatch(path.stem)
+    named = RUN_NAME.fullmatch(path.stem)
     return Run(
         path=path,
         name=manifest.run if manifest else path.stem,
@@ -185,9 +203,49 @@ def load_run(path: Path) -> Run:
         effective=effective,
         size=config.model.hidden_size if config else int(named["size"]) if named else _size_hint(path, records.title),
         arm=config.arm if config else named["arm"] if named else None,
-        seed=config.seed if config else int(named["seed"]) if named else None,
+        seed=config.seed if config else int(named["seed"]) if named else _seed_hint(path, records.title),
         planned_steps=config.steps if config else int(named["steps"]) if named else None,
     )
+
+
+def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
+    """Read CSVs and return the runs that have an evaluation, and those that have a manifest and no evaluation.
+
+    Raises RecordError as `load_run` does.
+    """
+    runs: list[Run] = []
+    empty: list[EmptyRun] = []
+    for path in paths:
+        try:
+            runs.append(load_run(path))
+        except NoRowsError:
+            manifest = read_manifest(path)
+            if manifest is None:
+                raise
+            config = _config(manifest.config, path)
+            empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
+    return runs, empty
+
+
+def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run], list[EmptyRun]]:
+    """Return those runs of the configs in `runs_dir` that have an evaluation, and the others.
+
+    Raises RecordError as `load_run` does for a CSV that is there.
+    """
+    runs: list[Run] = []
+    empty: list[EmptyRun] = []
+    for config in configs:
+        paths = RunPaths(runs_dir, config.run_name)
+        if paths.csv.exists():
+            with contextlib.suppress(NoRowsError):
+                runs.append(load_run(paths.csv))
+                continue
+        manifest = None
+        # the inventory says of a damaged one that it is
+        with contextlib.suppress(RecordError):
+            manifest = read_manifest(paths.folder)
+        empty.append(EmptyRun(path=paths.csv, name=paths.name, manifest=manifest, config=config))
+    return runs, empty
 
 
 def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -195,23 +253,13 @@ def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
     Raises RecordError as `load_run` does.
     """
-    runs, notes = [], []
-    for path in paths:
-        manifest = read_manifest(path) if _has_only_a_header(path) else None
-        if manifest is not None:
-            notes.append(f"{manifest.run}: {manifest.status}, no evaluation yet; left out")
-        else:
-            runs.append(load_run(path))
-    return runs, notes
+    runs, empty = load_set(paths)
+    return runs, [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in empty if one.manifest]
 
 
-def _has_only_a_header(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            # bounded, so that a file without newlines does not fill the memory
-            return stream.readline(1 << 20).startswith(b"Step,") and not stream.read(1)
-    except OSError:
-        return False
+def names_only(arm: str) -> str:
+    """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
+    return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
 
 
 def _config(tree: dict[str, Any], path: Path) -> RunConfig:
@@ -226,4 +274,13 @@ def _size_hint(path: Path, title: str | None) -> int | None:
         match = _SIZE_HINT.search(text)
         if match:
             return int(match[1] or match[2])
+    return None
+
+
+def _seed_hint(path: Path, title: str | None) -> int | None:
+    """Return the one seed that the name or the title of a foreign CSV tells; None where it is not clear."""
+    for pattern, text in ((_SEED_HINT, path.stem), (_SHORT_SEED_HINT, path.stem), (_SEED_HINT, title or "")):
+        found = {int(match[1]) for match in pattern.finditer(text)}
+        if found:
+            return found.pop() if len(found) == 1 else None
     return None

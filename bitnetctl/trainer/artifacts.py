@@ -174,6 +174,7 @@ class RunArtifacts:
             status="running",
             config=self.run.config.model_dump(mode="json"),
             config_hash=self.run.config_hash,
+            planned=self.run.planned,
             created_at=previous.created_at if previous else now,
             updated_at=now,
             steps_done=steps_done,

@@ -1,12 +1,13 @@
-"""A run with what is derived from its config: effective config, hash, paths. No torch here."""
+"""A run with what is derived from its config and its command: effective config, hash, paths. No torch here."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import RecordError
 from bitnetctl.plugins import registry
-from bitnetctl.records import Manifest, RunPaths
+from bitnetctl.records import Manifest, PlannedRuns, RunPaths
 from bitnetctl.records.status import ended
 
 
@@ -15,7 +16,8 @@ class ResolvedRun:
     """A run with what is derived from its config, once: a sweep may have thousands of runs.
 
     `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
-    needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph.
+    needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph. `planned`
+    goes into its manifest.
     """
 
     config: RunConfig
@@ -23,6 +25,7 @@ class ResolvedRun:
     config_hash: str
     paths: RunPaths
     capturable_step: bool
+    planned: PlannedRuns
 
     @property
     def name(self) -> str:
@@ -45,7 +48,10 @@ class ResolvedRun:
 
 
 def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> ResolvedRun:
-    """Resolve a run; raises ConfigError for interventions that cannot be used and for names that cannot be files."""
+    """Resolve a run that is planned alone.
+
+    Raises ConfigError for interventions that cannot be used and for names that cannot be files.
+    """
     composition = registry.compose(config.interventions)
     return ResolvedRun(
         config=config,
@@ -53,4 +59,23 @@ def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> Resol
         config_hash=config.hash,
         paths=RunPaths(runs_dir, name or config.run_name),
         capturable_step=composition.capturable_step,
+        planned=PlannedRuns(seeds=[config.seed], arms=[config.arm]),
     )
+
+
+def resolve_all(configs: Sequence[RunConfig], runs_dir: Path) -> list[ResolvedRun]:
+    """Resolve the runs of one command, each with what the command plans: call it before any run is left out.
+
+    Raises ConfigError as `resolve` does.
+    """
+    arms = list(dict.fromkeys(config.arm for config in configs))
+    # the hash leaves out the recipe, a label without effect
+    but_for_seed = [config.model_copy(update={"seed": 0}).hash for config in configs]
+    seeds: dict[str, set[int]] = {}
+    for key, config in zip(but_for_seed, configs, strict=True):
+        seeds.setdefault(key, set()).add(config.seed)
+    planned = {key: PlannedRuns(seeds=sorted(of_config), arms=arms) for key, of_config in seeds.items()}
+    return [
+        replace(resolve(config, runs_dir), planned=planned[key])
+        for key, config in zip(but_for_seed, configs, strict=True)
+    ]

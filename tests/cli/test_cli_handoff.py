@@ -133,4 +133,4 @@ def test_junit_without_runs(tmp_path: Path) -> None:
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
     cases = [(case.get("name"), case[0].get("message")) for case in suite.iter("testcase")]
     missing = "not judged 1 of 1 planned seed, so that nothing can be supported: missing seed 0"
-    assert cases == [("planned runs", missing), ("planned run", "missing: requested, and there is no run")]
+    assert cases == [("planned runs", missing), ("planned run", "missing: no file")]

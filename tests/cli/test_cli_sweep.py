@@ -17,7 +17,7 @@ from bitnetctl import data
 from bitnetctl.config import RunConfig
 from bitnetctl.engine.cost import bytes_per_replica
 from bitnetctl.errors import ExitCode
-from bitnetctl.records import NAMES, RunPaths, read
+from bitnetctl.records import NAMES, PlannedRuns, RunPaths, read
 from bitnetctl.sweeps import packing
 from bitnetctl.trainer import checkpoint
 
@@ -318,20 +318,29 @@ def test_weights_are_kept_with_keep_weights(sweep_command: Sweep, keep: bool) ->
     assert checkpoint.steps(RunPaths(RUNS, row["run"]).checkpoints) == ([8] if keep else [])
 
 
+def write_work(workers: int, configs: list[RunConfig], *, seeds: list[int]) -> None:
+    """Write the file of a worker, `runs.json`."""
+    part = {
+        "planned": {"seeds": seeds, "arms": ["baseline"]},
+        "configs": [config.model_dump(mode="json") for config in configs],
+    }
+    Path("runs.json").write_text(json.dumps({"workers": workers, "parts": [part]}), encoding="utf-8")
+
+
 def test_runs_of_a_worker_come_from_a_file(sweep_command: Sweep, tiny_config: Callable[..., RunConfig]) -> None:
     configs = [tiny_config(steps=8, seed=seed, model__num_layers=1) for seed in (5, 6)]
-    work = {"workers": 1, "configs": [config.model_dump(mode="json") for config in configs]}
-    Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
+    write_work(1, configs, seeds=[5, 6, 7])
     done = call("sweep", "--configs", "runs.json", "--device", "cpu", "--pack", "2", "--json")
     assert done.code == ExitCode.SUPPORTED
     assert pick(done.json["runs"], "run") == [(config.run_name,) for config in configs]
     assert manifest(configs[0].run_name).config_hash == configs[0].hash
+    # what the whole command plans, the runs of other workers and those that have ended included
+    assert manifest(configs[1].run_name).planned == PlannedRuns(seeds=[5, 6, 7], arms=["baseline"])
 
 
 def test_a_worker_leaves_runs_to_the_others(sweep_command: Sweep, tiny_config: Callable[..., RunConfig]) -> None:
     configs = [tiny_config(steps=8, seed=seed, model__num_layers=1) for seed in range(3)]
-    work = {"workers": 2, "configs": [config.model_dump(mode="json") for config in configs]}
-    Path("runs.json").write_text(json.dumps(work), encoding="utf-8")
+    write_work(2, configs, seeds=[0, 1, 2])
     done = call("sweep", "--configs", "runs.json", "--device", "cpu")
     assert done.code == ExitCode.SUPPORTED
     names = [config.run_name for config in configs]
@@ -339,7 +348,15 @@ def test_a_worker_leaves_runs_to_the_others(sweep_command: Sweep, tiny_config: C
 
 
 @pytest.mark.parametrize(
-    "work", [[], {"workers": 0, "configs": []}, {"workers": "2", "configs": []}, {"workers": 1, "configs": {}}]
+    "work",
+    [
+        [],
+        {"workers": 0, "parts": []},
+        {"workers": "2", "parts": []},
+        {"workers": 1, "parts": {}},
+        {"workers": 1, "parts": [{"configs": []}]},
+        {"workers": 1, "parts": [{"planned": {"seeds": 3}, "configs": []}]},
+    ],
 )
 def test_a_malformed_work_file_is_refused(work: object) -> None:
     Path("runs.json").write_text(json.dumps(work), encoding="utf-8")

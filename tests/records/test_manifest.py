@@ -42,6 +42,7 @@ def test_a_manifest_reads_back_equal(tmp_path: Path) -> None:
         command=["bitnetctl", "train", "größer"],
         elapsed_seconds=1.5,
         pack=["x", "y"],
+        planned={"seeds": [0, 1], "arms": ["baseline"]},
     )
     records.write_manifest(tmp_path / "x", full)
     text = (tmp_path / "x" / "run.json").read_text()
@@ -61,6 +62,12 @@ def test_a_manifest_is_read_by_folder_or_csv(tmp_path: Path) -> None:
     assert records.read_manifest(tmp_path / "other") is None
     csv_file(tmp_path, FIVE, "plain")
     assert records.read_manifest(tmp_path / "plain") is None
+
+
+def test_an_older_manifest_says_nothing_of_what_was_planned(tmp_path: Path) -> None:
+    tree = manifest().model_dump(mode="json", exclude={"planned"})
+    (tmp_path / "run.json").write_text(json.dumps(tree))
+    assert records.read_manifest(tmp_path) == manifest(planned=None)
 
 
 def test_a_newer_manifest_stays_readable(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError
 from bitnetctl.sweeps.executors import local
 from bitnetctl.trainer.options import TrainOptions
+from bitnetctl.trainer.resolved import resolve_all
 
 
 class Cast:
@@ -97,7 +98,23 @@ def test_workers_get_the_runs_and_the_number_of_workers(
 ) -> None:
     cast = play("pass", "pass", "pass")
     work(cast, tiny_config)
-    assert cast.work == [{"workers": 3, "configs": [tiny_config().model_dump(mode="json")]}] * 3
+    part = {"planned": {"seeds": [0], "arms": ["baseline"]}, "configs": [tiny_config().model_dump(mode="json")]}
+    assert cast.work == [{"workers": 3, "parts": [part]}] * 3
+
+
+def test_workers_get_what_the_command_plans(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    configs = [tiny_config(seed=seed) for seed in range(3)]
+    configs += [tiny_config(arm="no-decay", seed=seed) for seed in range(4)]
+    planned = resolve_all(configs, Path("runs"))
+    # the first has ended
+    work = local._work(planned[1:], 2)
+    assert [len(part["configs"]) for part in work["parts"]] == [2, 4]
+    file = tmp_path / "work.json"
+    file.write_text(json.dumps(work), encoding="utf-8")
+    runs, workers = local.read_work(file, Path("runs"))
+    assert (runs, workers) == (planned[1:], 2)
+    assert [len(run.planned.seeds) for run in runs] == [3, 3, 4, 4, 4, 4]
+    assert {tuple(run.planned.arms) for run in runs} == {("baseline", "no-decay")}
 
 
 def test_a_worker_that_fails_is_reported(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bitnetctl.config import RunConfig, builtin_names
+from bitnetctl.config.numbers import MAX_RUNS, parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.sweeps import plan
-from bitnetctl.sweeps.plan import MAX_RUNS, Plan, load_plan, make_plan, parse_numbers, parse_seeds
+from bitnetctl.sweeps.plan import Plan, load_plan, make_plan
 
 # plan → runs, arms, sizes, seeds, steps
 PLANS = {

@@ -280,7 +280,7 @@ def test_a_twin_of_other_settings_is_invalid_unless_there_is_an_equal_one(tmp_pa
     ]
     other = judge_arms([run, twins[0]], SOUND)["baseline"]
     assert other.outcome is INVALID
-    assert "cannot be compared: optimizer.name adam and adamw" in other.reasons[0]
+    assert "cannot be compared: optimizer.name adam (baseline) and adamw (full-precision)" in other.reasons[0]
     (gap,) = [
         result
         for result in judge_arms([run, *twins], SOUND)["baseline"].results

@@ -314,7 +314,7 @@ def test_runs_of_different_settings_are_no_seeds(tmp_path: Path) -> None:
     for criteria in (ORIGIN, SOUND):
         verdict = judge(runs, criteria)
         assert verdict.outcome is INVALID
-        assert "are no seeds of one arm: optimizer.name adam and adamw" in verdict.reasons[-1]
+        assert "are no seeds of one arm: optimizer.name adam (seed 0) and adamw (seed 1)" in verdict.reasons[-1]
     assert origin(runs[0]).outcome is origin(runs[1]).outcome is SUPPORTED
 
 
@@ -361,7 +361,8 @@ def test_an_unknown_size_counts_only_where_no_size_is_requested(tmp_path: Path) 
 
 def test_reasons_name_the_run_as_far_as_it_is_known(tmp_path: Path) -> None:
     low = [*STAGE_1, 4, 4, 4, 4, 4]
-    runs = [bare_run(tmp_path, low, name=f"{name}.csv") for name in ("hidden-256", "mine", "hidden-512")]
+    names = ("hidden-256", "mine", "hidden-512")
+    runs = [bare_run(tmp_path, low, name=f"{name}.csv", Loss=7 + index / 10) for index, name in enumerate(names)]
     assert origin(*runs, requested_steps=20_000).reasons == (
         "hidden 256: UniquePredictions 4 < 10",
         "mine: UniquePredictions 4 < 10",

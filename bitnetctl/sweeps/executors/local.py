@@ -4,6 +4,7 @@ A worker is `bitnetctl sweep` itself on one device, with the runs written to a f
 a worker that dies leaves its runs to the others.
 """
 
+import itertools
 import json
 import signal
 import subprocess
@@ -11,12 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from bitnetctl.config import parse_config
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import resolve_device
+from bitnetctl.records import PlannedRuns
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.trainer.resolved import ResolvedRun, resolve
 
 _POLL_SECONDS = 0.5
 
@@ -45,8 +52,7 @@ def run_workers(
     """
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
         file = Path(folder) / "runs.json"
-        work = {"workers": len(devices), "configs": [run.config.model_dump(mode="json") for run in runs]}
-        file.write_text(json.dumps(work), encoding="utf-8")
+        file.write_text(json.dumps(_work(runs, len(devices))), encoding="utf-8")
         logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
         workers: list[subprocess.Popen[bytes]] = []
         try:
@@ -69,6 +75,46 @@ def run_workers(
         if all(worker.returncode == 2 for worker in workers):
             raise ConfigError("no worker could start; see the lines above")
         return stop_sent
+
+
+def _work(runs: Sequence[ResolvedRun], workers: int) -> dict[str, Any]:
+    """Return what a worker is told: how many share the runs, and the configs, in parts of which each has one plan."""
+    parts = itertools.groupby(runs, key=lambda run: run.planned)
+    return {
+        "workers": workers,
+        "parts": [
+            {
+                "planned": planned.model_dump(mode="json"),
+                "configs": [run.config.model_dump(mode="json") for run in part],
+            }
+            for planned, part in parts
+        ],
+    }
+
+
+def read_work(path: Path, runs_dir: Path) -> tuple[list[ResolvedRun], int]:
+    """Return the runs in the file of a worker, and how many workers share them; raises ConfigError."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--configs {path}: {error}") from error
+    match tree:
+        case {"workers": int(workers), "parts": list(parts)} if workers > 0:
+            return [run for part in parts for run in _read_part(part, path, runs_dir)], workers
+    raise ConfigError(f"--configs {path}: not the work of a worker")
+
+
+def _read_part(part: object, path: Path, runs_dir: Path) -> list[ResolvedRun]:
+    match part:
+        case {"planned": dict(tree), "configs": list(configs)}:
+            try:
+                planned = PlannedRuns.model_validate(tree)
+            except ValidationError:
+                pass
+            else:
+                resolved = (resolve(parse_config(config, source=str(path)), runs_dir) for config in configs)
+                return [replace(run, planned=planned) for run in resolved]
+    raise ConfigError(f"--configs {path}: not the work of a worker")
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], should_stop: Callable[[], bool]) -> bool:
