@@ -101,7 +101,7 @@ def mean_table(draws: int) -> Table:
             rows.append([outcome, noise.name, rate_text(rate), *cells])
     return Table(
         f"Verdicts with the mean at a threshold: this rule / the rule of version 0.1.0 ({draws:,} draws)",
-        "Supported: mean at 0.5, refuted: mean at 0.0. `failing`: true rate of runs that are not healthy, or that fail. "
+        "Supported: mean at 0.5, refuted: at 0.0. `failing`: true rate of runs that are not healthy, or that fail. "
         "* the claim, fewer than half of the runs fail, is true. In brackets: some of eight arms, version 0.1.0.",
         ["verdict", "noise", "failing", *(f"n = {seeds}" for seeds in SEEDS)],
         rows,

@@ -30,9 +30,9 @@ class Table:
 
 
 def markdown(table: Printable) -> str:
-    """Return title, note and a Markdown table."""
+    """Return title and note as a paragraph, and a Markdown table."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([f"**{table.title}**", "", table.note, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+    return "\n".join([f"**{table.title}.** {table.note}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def to_json(table: Printable) -> dict[str, Any]:
