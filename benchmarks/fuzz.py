@@ -2,9 +2,10 @@
 
     python -m benchmarks.fuzz [--cases 20000] [--seed 0]
 
-Three sound seeds are written, one of them is damaged, and all are judged. Damage of a known kind (rows cut, repeated or
-swapped, judged cells emptied, made NaN or text, columns dropped or doubled, a file cut anywhere) must never end in
-`supported`; noise in single bytes may leave the judged values intact: there only the reader's own errors may be raised.
+Five sound seeds, the fewest that can be supported, are written, one of them is damaged, and all are judged. Damage of a
+known kind (rows cut, repeated or swapped, judged cells emptied, made NaN or text, columns dropped or doubled, a file
+cut anywhere) must never end in `supported`; noise in single bytes may leave the judged values intact: there only the
+reader's own errors may be raised.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from bitnetctl.api import load_runs
 from bitnetctl.errors import BitnetctlError
 from bitnetctl.records import NAMES
-from bitnetctl.verdict import Outcome, combine, judge, load_criteria
+from bitnetctl.verdict import JudgeOptions, Outcome, combine, judge, load_criteria
 
 Table = list[list[str]]
 _STEPS, _EVERY = 20_000, 1_000
@@ -134,14 +135,14 @@ def main() -> None:
     criteria = [load_criteria("origin"), load_criteria("sound")]
     counts: dict[str, Counter[str]] = {name: Counter() for name in DAMAGES}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"h256-{_STEPS}-baseline-s{seed}-00000{seed}.csv" for seed in range(3)]
+        paths = [Path(folder) / f"h256-{_STEPS}-baseline-s{seed}-00000{seed}.csv" for seed in range(5)]
         for seed, path in enumerate(paths):
             path.write_bytes(_text(sound_table(seed)))
         others = load_runs(paths[1:])
 
         def judged() -> Outcome:
             runs = [*load_runs(paths[:1]), *others]
-            return combine([judge(runs, one, sizes=[256]) for one in criteria]).outcome
+            return combine([judge(runs, one, JudgeOptions(sizes=[256])) for one in criteria]).outcome
 
         assert judged() is Outcome.SUPPORTED, "the undamaged runs are not supported"
         for case in range(arguments.cases):

@@ -1,12 +1,13 @@
 """One run of the trainer against the same mathematics in stock modules, and against `transformers`' BitNet model.
 
-    python -m benchmarks.step [--recipe origin|quick] [--rounds N] [--steps N] [--device cpu] [--quick] [--json FILE]
+    python -m benchmarks.step [--recipe origin|quick] [--rounds N] [--steps N] [--device cpu] [--without NAME]
+        [--quick] [--json FILE]
 
 Every contender trains in a process of its own and they take turns; a step's time is the median over the turns. The
 loss difference is the largest over the first ten steps against the reference, which has the same initial weights and
 batches; the model of `transformers` has other norms and scales, so its losses are not compared. Compilation and
-capture happen in the first turn, which is not counted. The fraction of peak is the floor (`benchmarks.floor`) over the
-time of a step.
+capture happen in the first turn, which is not counted. `--without transformers` saves the compilation of that model on
+a GPU. The fraction of peak is the floor (`benchmarks.floor`) over the time of a step.
 """
 
 from typing import Any
@@ -29,12 +30,17 @@ def main() -> int:
     parser.add_argument("--recipe", choices=sorted(VOCABULARIES), default="origin")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--steps", type=int, help="steps a turn")
+    parser.add_argument("--without", metavar="NAME", help="leave this contender out, such as transformers")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 9)
     is_slow = arguments.recipe == "origin" and arguments.device.type == "cpu"
     steps = arguments.steps or (5 if arguments.quick else 20 if is_slow else 100)
 
     jobs = step_jobs(arguments.recipe, arguments.device)
+    if arguments.without is not None:
+        if arguments.without not in jobs or arguments.without in ("reference", "floor"):
+            parser.error(f"--without {arguments.without}: no contender, or the others are measured against it")
+        del jobs[arguments.without]
     with harness.contenders(jobs) as racing:
         harness.alternate(racing, rounds=rounds, steps=steps)
     *trained, floor = racing

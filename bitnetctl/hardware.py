@@ -41,9 +41,12 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return bytes allocated on the GPU, or resident in this process; 0 where the system does not report it."""
+    """Return bytes held on the GPU, or resident in this process; 0 where the system does not report it.
+
+    On a GPU with those cached by torch's allocator, as the memory of a CUDA graph is between its replays.
+    """
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_reserved(device)
     return _proc_bytes("/proc/self/status", "VmRSS")
 
 

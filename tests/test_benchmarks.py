@@ -14,7 +14,7 @@ from benchmarks.floor import Floor, attention_flops, weight_matmuls
 from benchmarks.overhead import Watch
 from benchmarks.pack import pack_jobs
 from benchmarks.reference import PlainModel, StockLoop, group_of, plain_model
-from benchmarks.step import floor_ms, step_jobs
+from benchmarks.step import floor_ms, main as measure_steps, step_jobs
 from benchmarks.worker import Job, zipf_tokens
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine.pack import Pack
@@ -250,6 +250,25 @@ def test_a_step_is_measured_in_each_engine_and_precision_of_a_device() -> None:
         jobs = step_jobs("origin", device)
         assert (next(iter(jobs)), [*jobs][-1]) == ("reference", "floor")
         assert {job.device for job in jobs.values()} == {str(device)}
+
+
+@pytest.mark.parametrize(("name", "refused"), [("transformers", False), ("floor", True), ("nobody", True)])
+def test_a_contender_can_be_left_out(name: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    @contextlib.contextmanager
+    def contenders(jobs: Mapping[str, Job]) -> Iterator[list[harness.Contender]]:
+        started.extend(jobs)
+        yield [harness.Contender(each, lambda steps: {}, note="not started") for each in jobs]
+
+    monkeypatch.setattr(harness, "contenders", contenders)
+    monkeypatch.setattr(sys, "argv", ["step.py", "--without", name])
+    if refused:
+        with pytest.raises(SystemExit, match="2"):
+            measure_steps()
+    else:
+        assert measure_steps() == 0
+        assert started == [each for each in step_jobs("origin", CPU) if each != name]
 
 
 def test_packs_on_a_gpu_are_captured_and_in_bf16() -> None:

@@ -81,6 +81,11 @@ def test_memory_is_known_on_linux() -> None:
     assert 2**20 < hardware.memory_available(CPU) < 2**50
 
 
+def test_memory_of_a_graph_between_replays_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
+    assert hardware.memory_in_use(torch.device("cuda", 0)) == 30
+
+
 def test_memory_cached_by_torch_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
     for name, value in values.items():

@@ -62,7 +62,7 @@ def verify(
     as_json: options.Json = False,
 ) -> int:
     """Train what is missing, then judge the claim that this setup does not collapse."""
-    from bitnetctl.verdict import UNKNOWN_ARM, criteria_names, load_criteria
+    from bitnetctl.verdict import criteria_names, load_criteria
 
     judge_and_show = functools.partial(
         _judge_and_show,
@@ -79,10 +79,13 @@ def verify(
     if paths:
         with _given_runs(paths) as runs:
             requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
-            arms = list(dict.fromkeys([*(run.arm or UNKNOWN_ARM for run in runs), *requested_arms]))
-            deciding = requested_arms or arms
             return judge_and_show(
-                runs, arms=arms, deciding_arms=deciding, sizes=requested_sizes, seeds=requested_seeds, steps=steps
+                runs,
+                arms=None,
+                deciding_arms=requested_arms,
+                sizes=requested_sizes,
+                seeds=requested_seeds,
+                steps=steps,
             )
 
     fields = {
@@ -159,7 +162,7 @@ def _judge_and_show(
     runs: Sequence[Run],
     *,
     criteria: "Sequence[Criteria]",
-    arms: Sequence[str],
+    arms: Sequence[str] | None,
     deciding_arms: Sequence[str],
     sizes: Sequence[int] | None,
     seeds: Sequence[int] | None,
@@ -171,37 +174,35 @@ def _judge_and_show(
     distinct_seeds: bool,
     as_json: bool,
 ) -> int:
-    """Judge, print and write the results; return the exit code of the strictest verdict among `deciding_arms`."""
+    """Judge, print and write the results; return the exit code of the strictest verdict among `deciding_arms`.
+
+    `arms` None are all that the runs have, `deciding_arms` empty all that are judged.
+    """
     from bitnetctl import api
     from bitnetctl.files import write_atomic
     from bitnetctl.report import junit_xml, verification_report
     from bitnetctl.verdict import combine, strictest
 
-    by_criteria = [
-        api.judge(
-            runs,
-            one,
-            arms=arms,
-            sizes=sizes,
-            seeds=seeds,
-            steps=steps,
-            strict=strict,
-            distinct_seeds=distinct_seeds,
-        )
-        for one in criteria
-    ]
-    by_arm = {arm: [verdicts[arm] for verdicts in by_criteria if arm in verdicts] for arm in arms}
-    judged = {arm: combine(verdicts) for arm, verdicts in by_arm.items() if verdicts}
-    deciding_arms = [arm for arm in deciding_arms if arm in judged]
+    judge = functools.partial(
+        api.judge, runs, sizes=sizes, seeds=seeds, steps=steps, strict=strict, distinct_seeds=distinct_seeds
+    )
+    by_criteria = [judge(one, arms=arms) for one in criteria]
+    # a requested arm without a run gets its verdict, too
+    missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
+    if missing:
+        by_criteria = [verdicts | judge(one, arms=missing) for verdicts, one in zip(by_criteria, criteria, strict=True)]
+    every = dict.fromkeys(arm for verdicts in by_criteria for arm in verdicts)
+    judged = {arm: combine([verdicts[arm] for verdicts in by_criteria if arm in verdicts]) for arm in every}
+    deciding_arms = [arm for arm in deciding_arms or judged if arm in judged]
     if not deciding_arms:
-        raise ConfigError("these criteria only compare other arms with the given one; name another arm with -i")
+        raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
     if report is not None:
         write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
-        every = [verdict for combined in judged.values() for verdict in combined.verdicts]
-        write_atomic(junit, junit_xml(every).encode())
+        verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
+        write_atomic(junit, junit_xml(verdicts).encode())
     if bundle is not None:
         write_bundle(bundle, runs, [(one.name, one.model_dump_json(indent=2)) for one in criteria], tree)
     if as_json:

@@ -12,6 +12,7 @@ Shapes: R runs, B rows, T positions, N tokens of the training text, S steps of a
 """
 
 import contextlib
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -142,8 +143,7 @@ class GraphCache:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # one stream for all: memory freed on a stream is reused on that stream only
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._warm_up_runs: Counter[Hashable] = Counter()
         # in order of use, the most recent last
@@ -174,7 +174,8 @@ class GraphCache:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                     function()
         except torch.OutOfMemoryError:
-            # ends the capture only: the GPU stays usable
+            # ends the capture only: the GPU stays usable, the stream perhaps not
+            _capture_stream.cache_clear()
             raise
         except (RuntimeError, UserWarning) as error:
             # torch leaves the stream in capture mode, so the step cannot run uncaptured instead
@@ -195,6 +196,16 @@ class GraphCache:
             else:
                 function()
         current.wait_stream(self._stream)
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all captures and warm-ups on a device.
+
+    One for all graphs of a pack, since memory freed on a stream is reused on that stream only, and for all packs of the
+    process, since cuBLAS keeps a workspace for every stream it has run on: 32 MiB on an H100.
+    """
+    return torch.cuda.Stream(device)
 
 
 def _run_checked(function: Callable[[], None]) -> str | None:

@@ -6,14 +6,17 @@ Shapes: R runs, B rows, T positions of a row, N = B·T tokens, H hidden, F featu
 A query heads, G key/value heads, D head size.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.model import functional
@@ -28,6 +31,13 @@ _NORMS_BEFORE = {
 }
 # up to this many positions attention as plain matmuls is faster on the CPU than SDPA
 _PLAIN_ATTENTION_POSITIONS = 64
+# not cuDNN: it makes a plan for every shape, which costs an H100 a second at the start for 2 % of a step at most
+_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# flash attention adds a query's gradients atomically, one from each block of 64 or 128 keys; two give the same sum in
+# either order
+_ORDER_FREE_POSITIONS = 128
+# what Inductor advises to do about its own kernels; TF32 would not be the fp32 that was requested
+_INDUCTOR_ADVICE = (r"\s*Online softmax is disabled on the fly", r"\s*TensorFloat32 tensor cores")
 # every shape is compiled anew, and with `fullgraph` torch raises beyond its limit, which is 8 by default
 _RECOMPILE_LIMIT = 64
 
@@ -79,6 +89,8 @@ def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
     if not enabled:
         return function
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    for message in _INDUCTOR_ADVICE:
+        warnings.filterwarnings("ignore", message=message)
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
@@ -202,7 +214,7 @@ class Layer:
             else:
                 # the one gradient left to autograd: SDPA's backward kernels differ by device
                 q, k, v = (head.detach().requires_grad_() for head in heads)
-                with torch.enable_grad():
+                with torch.enable_grad(), sdpa_kernel(_SDPA_BACKENDS):
                     grouped = self._heads != self._kv_heads
                     p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
                 out = p_or_out.detach()
@@ -218,8 +230,34 @@ class Layer:
                 grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
                 grad_q, grad_k, grad_v = (grad.view(grad_out.shape) for grad in grads)
             else:
-                grad_q, grad_k, grad_v = torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
+                with _repeatable(p_or_out, self._positions):
+                    grad_q, grad_k, grad_v = torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
         return grad_q, grad_k, grad_v
+
+
+def _repeatable(out: Tensor, positions: int) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the backward of SDPA's output `out` gives the same bits every time."""
+    node = out.grad_fn
+    if node is not None and node.name().startswith("Slice"):
+        # heads that are no multiple of 8 wide are padded
+        node = node.next_functions[0][0]
+    # other backends repeat anyway, and `math` would be refused: its matmuls need CUBLAS_WORKSPACE_CONFIG
+    by_flash = node is not None and node.name().startswith("ScaledDotProductFlashAttentionBackward")
+    return _deterministic() if by_flash and positions > _ORDER_FREE_POSITIONS else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let torch use deterministic algorithms only, without its filling of uninitialized memory."""
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def rotary_tables(config: ModelConfig, positions: int) -> tuple[Tensor, Tensor]:

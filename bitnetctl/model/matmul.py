@@ -57,6 +57,9 @@ class Matmul:
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._int8 = precision == "int8"
+        if device.type == "cuda":
+            # by default cuBLAS may add partial sums of a split matmul in bf16
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._onednn = device.type == "cpu" and precision == "fp32" and onednn_keeps_fp32()
 
     def fastest_blas(self, multiplications: int) -> contextlib.AbstractContextManager[None]:

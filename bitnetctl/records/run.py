@@ -71,15 +71,25 @@ class Run:
         return int(self.steps[-1])
 
     @cached_property
-    def boundary_step(self) -> int | None:
-        """Last step of stage 1: from the config, else where the WD column changes, else half of the planned steps."""
+    def boundary_interval(self) -> tuple[int, int] | None:
+        """The first and the last step that can be the last of stage 1; equal where it is known.
+
+        It is known from the config or, where WD is constant, as half of the planned steps. The WD column tells only
+        that it lies between two logged steps.
+        """
         if self.effective is not None:
-            return self.effective.boundary_step
+            return self.effective.boundary_step, self.effective.boundary_step
         decay, known = self.values("WD"), ~self.records.unknown["WD"]
         changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
         if len(changed):
-            return self._round_boundary(int(self.steps[changed[0] - 1]), int(self.steps[changed[0]]))
-        return self.planned_steps // 2 if self.planned_steps else None
+            before = known[: changed[0]].nonzero()[0][-1]
+            return int(self.steps[before]), int(self.steps[changed[0]]) - 1
+        return (self.planned_steps // 2, self.planned_steps // 2) if self.planned_steps else None
+
+    @property
+    def boundary_step(self) -> int | None:
+        """Last step of stage 1; of an interval, the step with the most trailing zeros, as boundaries have as a rule."""
+        return None if self.boundary_interval is None else self._roundest(*self.boundary_interval)
 
     @cached_property
     def diverged_at(self) -> int | None:
@@ -145,14 +155,13 @@ class Run:
         return {name: self.column(name)[index] for name in NAMES}
 
     @staticmethod
-    def _round_boundary(before: int, after: int) -> int:
-        """Return the step in [before, after) with the most trailing zeros: boundaries are round numbers as a rule."""
+    def _roundest(low: int, high: int) -> int:
         for exponent in range(9, -1, -1):
             unit: int = 10**exponent
-            candidate = -(-before // unit) * unit
-            if before <= candidate < after:
+            candidate = -(-low // unit) * unit
+            if candidate <= high:
                 return candidate
-        return before
+        return low
 
 
 def load_run(path: Path) -> Run:

@@ -32,7 +32,7 @@ def junit_xml(verdicts: Sequence[Verdict]) -> str:
             skipped=str(counts.count(Outcome.INCONCLUSIVE) + len(others)),
         )
         properties = ElementTree.SubElement(suite, "properties")
-        for name, value in (("runs", verdict.account), ("left open", verdict.left_open)):
+        for name, value in (("runs", verdict.account), ("failure rate", verdict.failure_rate)):
             ElementTree.SubElement(properties, "property", name=name, value=_text(value))
         for result in verdict.results:
             where = result.run or (f"hidden {result.size}" if result.size else "all runs")

@@ -190,30 +190,42 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
     return table
 
 
+_OUTCOMES_OF_SEEDS = {
+    Outcome.SUPPORTED: "healthy",
+    Outcome.REFUTED: "failed",
+    Outcome.INCONCLUSIVE: "undecided",
+    Outcome.INVALID: "invalid",
+}
+
+
 def checks_table(verdict: Verdict) -> Table:
-    """Return the decisive results of a verdict, then the others; supported ones only if they have a threshold."""
+    """Return what is said over seeds, then every run with its decisive checks; the decisive runs first."""
     table = _table(f"{escape(verdict.criteria)}: {_coloured(verdict.outcome)}")
     table.add_column("size", justify="right")
     table.add_column("seed", justify="right")
     table.add_column("outcome", no_wrap=True)
     table.add_column("because", ratio=1)
-    shown = sorted(verdict.results, key=lambda result: (result.outcome is not verdict.outcome, result.size or 0))
-    for result in shown:
-        if result.outcome is Outcome.SUPPORTED and result.supports is None:
-            continue
+    judged = {run.run for run in verdict.runs}
+    over_seeds = [result for result in verdict.results if result.run not in judged]
+    for result in sorted(over_seeds, key=lambda result: result.outcome is not verdict.outcome):
         seed = "all" if result.run is None else format_value(result.seed)
         because = escape(printable(result.reason))
         table.add_row(format_value(result.size), seed, _coloured(result.outcome), because)
+    by_rate = verdict.rule.get("rule") == "rate"
+    for run in sorted(verdict.runs, key=lambda run: (run.outcome is not verdict.outcome, run.size or 0)):
+        name = _OUTCOMES_OF_SEEDS[run.outcome] if by_rate else run.outcome.value
+        outcome = _coloured(run.outcome, name)
+        table.add_row(format_value(run.size), format_value(run.seed), outcome, escape(printable(run.reason)))
     return table
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
-    """Return the lines below the checks of a verdict: the runs by state, and the failure rate that is left open."""
-    return [text for text in (verdict.account, verdict.left_open) if text]
+    """Return the lines below the checks of a verdict: the runs by state, and what they say of the failure rate."""
+    return [text for text in (verdict.account, verdict.failure_rate) if text]
 
 
-def _coloured(outcome: Outcome) -> str:
-    return f"[{OUTCOME_STYLES[outcome]}]{outcome.value}[/]"
+def _coloured(outcome: Outcome, text: str = "") -> str:
+    return f"[{OUTCOME_STYLES[outcome]}]{text or outcome.value}[/]"
 
 
 def _label(text: str) -> str:

@@ -50,7 +50,7 @@ def _trajectories(runs: Sequence[Run]) -> list[str]:
 
 def _verdict(verdict: Verdict) -> list[str]:
     lines = [f"### {markdown_line(verdict.criteria)}: {verdict.outcome.value}", ""]
-    lines += [f"Left open: {markdown_line(verdict.left_open or UNKNOWN)}", ""]
+    lines += [f"Failure rate: {markdown_line(verdict.failure_rate or UNKNOWN)}", ""]
     lines += [f"Runs: {markdown_line(verdict.account or UNKNOWN)}", ""]
     lines += [f"- not judged: {markdown_line(wording.not_judged(run))}" for run in verdict.not_judged]
     lines += [""] * bool(verdict.not_judged)

@@ -42,12 +42,13 @@ def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
     tokens, _ = factory.prepare(effective)
     # one step only: capturing or compiling it would take memory of its own
     execution = replace(factory.execution(effective), engine="eager")
-    before = memory_in_use(device)
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else memory_in_use(device)
     pack = make_pack([effective], [Composition()], tokens, device, execution)
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     pack.step(1)
-    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(device)
+    after = torch.cuda.max_memory_allocated(device) if on_gpu else memory_in_use(device)
     # the allocator may reuse memory freed earlier, which `after` does not show: take at least the counted bytes
     replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
     del pack

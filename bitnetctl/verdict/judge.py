@@ -102,7 +102,8 @@ def judge(
     inventory: Inventory | None = None,
 ) -> Verdict:
     """Judge the runs of one arm; raises ConfigError for runs of several arms, and of one that only others refer to."""
-    arms = sorted({run.arm or UNKNOWN_ARM for run in runs})
+    # a renamed copy is no second arm
+    arms = sorted({run.arm or UNKNOWN_ARM for run in distinct_runs(runs)[0]})
     if len(arms) > 1:
         raise ConfigError(f"runs of several arms cannot share a verdict: {', '.join(arms)}")
     name = arm or (arms[0] if arms else UNKNOWN_ARM)
@@ -217,7 +218,7 @@ def _verdict(
         reasons=_reasons(outcome, judged) or ("no run to judge",),
         notes=tuple(dict.fromkeys(notes)),
         evidence=_evidence(criteria, finished),
-        left_open=_left_open(judged, by_rate=by_rate),
+        failure_rate=_failure_rate(outcome, judged, by_rate=by_rate),
         account=wording.account([(state, assessment.account.count(state)) for state in STATES], arm),
         planned=planned,
         rule={
@@ -229,9 +230,10 @@ def _verdict(
     )
 
 
-def _left_open(judged: Sequence[SizeJudgement], *, by_rate: bool) -> str:
-    """Return the sentence on the largest failure rate that a size leaves open; empty without a run."""
-    _, text = max((size.left_open for size in judged if size.left_open), default=(0.0, ""))
+def _failure_rate(outcome: Outcome, judged: Sequence[SizeJudgement], *, by_rate: bool) -> str:
+    """Return the sentence on the failure rate of the decisive size; empty without a run."""
+    decisive = [size.failure_rate for size in judged if size.outcome is outcome and size.failure_rate]
+    _, text = max(decisive, default=(0.0, ""))
     return text if by_rate or not text else f"{text}; {wording.NO_RATE}"
 
 

@@ -37,9 +37,13 @@ def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"
 
     None where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
     """
-    until = run.final_step if at == "end" else run.boundary_step
-    if until is None:
+    if at == "end":
+        until = run.final_step
+    elif run.boundary_interval is None:
         return None
+    else:
+        # the last evaluation that certainly belongs to stage 1
+        until, _ = run.boundary_interval
     indices = [index for index, step in enumerate(run.steps.tolist()) if 1 < step <= until][-last:]
     known = [value for index in indices if (value := value_at(run, measure, index)) is not None]
     if len(known) < last:

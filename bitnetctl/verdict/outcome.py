@@ -100,8 +100,8 @@ class Verdict:
     `sizes` holds the outcome of every size judged or requested (None: unknown size), `reasons` those of the decisive
     checks, `evidence` the declared level that the runs reach ("scaled": other steps or sizes than the criteria require,
     "none": no finished run, None: the criteria declare no levels), `statistics` those over the seeds of each size.
-    `left_open` says which failure rate the seeds leave open, `account` and `planned` what became of every run that was
-    planned, `rule` how the outcomes of seeds became that of the arm, with its error rate.
+    `failure_rate` says which rate of failures the seeds show or leave open, `account` and `planned` what became of
+    every planned run, `rule` how the outcomes of seeds became that of the arm, with its error rate.
     """
 
     outcome: Outcome
@@ -114,7 +114,7 @@ class Verdict:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evidence: str | None = None
-    left_open: str = ""
+    failure_rate: str = ""
     account: str = ""
     planned: Mapping[str, Any] = field(default_factory=dict)
     rule: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Verdict:
             "arm": self.arm,
             "criteria": {"name": self.criteria, "hash": self.criteria_hash},
             "evidence": self.evidence,
-            "left_open": self.left_open,
+            "failure_rate": self.failure_rate,
             "account": self.account,
             "planned": self.planned,
             "rule": self.rule,

@@ -60,8 +60,8 @@ class SizeJudgement:
     results: tuple[CheckResult, ...]
     notes: tuple[str, ...]
     statistics: Statistics
-    left_open: tuple[float, str] | None
-    """Largest failure rate that stays open, and the sentence that says so; None without a run."""
+    failure_rate: tuple[float, str] | None
+    """The bound that matters most for the outcome, and the sentence that says so; None without a seed."""
 
 
 def assess_size(
@@ -217,12 +217,16 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
             "p_of_refutation": assessment.p.refuting if assessment.statements else None,
             "levels": described,
         },
-        left_open=(
-            (upper, wording.left_open(tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting))
-            if tally.total
-            else None
-        ),
+        failure_rate=_failure_rate_text(tally, outcome, levels) if tally.total else None,
     )
+
+
+def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[float, str]:
+    """Return the least failure rate that a refuted size shows, or the largest that another leaves open."""
+    lower, upper = _rate_bounds(tally, levels)
+    if outcome is Outcome.REFUTED:
+        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting)
+    return upper, wording.rate_left_open(tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting)
 
 
 def _by_every(assessment: SizeAssessment) -> Outcome:

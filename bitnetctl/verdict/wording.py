@@ -1,5 +1,6 @@
 """The sentences of verdicts: what the outcomes of a rule say, and no more than that."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ def not_requested(what: str) -> str:
     return f"{what} was not requested"
 
 
-def percent(rate: float) -> str:
-    """Format a rate; one that is neither 0 nor 1 is never shown as if it were."""
-    text = f"{100 * rate:.0f}"
-    return f"{100 * rate:.1f} %" if text in ("0", "100") and 0 < rate < 1 else f"{text} %"
+def percent(rate: float, unlike: float = math.nan) -> str:
+    """Format a rate with so many digits that it does not look like 0, 1 or `unlike`, unless it is equal to them."""
+    for digits in range(10):
+        text = f"{100 * rate:.{digits}f}"
+        if all(float(text) != 100 * other or rate == other for other in (0, 1, round(unlike, 12))):
+            break
+    return f"{text} %"
 
 
 def bound(level: float) -> str:
@@ -41,16 +45,14 @@ def tally_text(unhealthy: int, undecided: int, total: int) -> str:
 def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
     """Say which failure rate the seeds leave open, where it is below the limit."""
     counted = ", which counts as failed here" if undecided == 1 else ", which count as failed here" * bool(undecided)
-    return (
-        f"{tally_text(unhealthy, undecided, total)}{counted}: a failure rate of up to {percent(upper)} stays open "
-        f"({bound(level)}), less than {percent(limit)}"
-    )
+    rate = f"a failure rate of up to {percent(upper, limit)} stays open ({bound(level)})"
+    return f"{tally_text(unhealthy, undecided, total)}{counted}: {rate}, less than {percent(limit)}"
 
 
 def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float) -> str:
     """Say which failure rate is at least there, where it is above the limit."""
     return (
-        f"{tally_text(unhealthy, 0, total)}: a failure rate of at least {percent(lower)} ({bound(level)}), "
+        f"{tally_text(unhealthy, 0, total)}: a failure rate of at least {percent(lower, limit)} ({bound(level)}), "
         f"more than {percent(limit)}"
     )
 
@@ -63,8 +65,8 @@ def rate_open(
     `support` and `refute` are the least numbers of seeds, 0 where there is none.
     """
     text = (
-        f"{tally_text(unhealthy, undecided, total)}: the failure rate may be anywhere from {percent(lower)} to "
-        f"{percent(upper)}, which does not decide whether it is less than {percent(limit)}"
+        f"{tally_text(unhealthy, undecided, total)}: the failure rate may be anywhere from {percent(lower, limit)} to "
+        f"{percent(upper, limit)}, which does not decide whether it is less than {percent(limit)}"
     )
     earliest = [
         f"{seeds:,} could {what}, if all further ones {do}"
@@ -166,13 +168,13 @@ def unequal_arms(difference: str) -> str:
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
 
 
-def left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
+def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
     """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
     rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
     return f"{tally_text(unhealthy, undecided, total)}, which leaves open {rate}"
 
 
-def at_least(unhealthy: int, total: int, lower: float, level: float) -> str:
+def rate_shown(unhealthy: int, total: int, lower: float, level: float) -> str:
     """Say which failure rate the failed seeds show."""
     return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 
@@ -188,4 +190,5 @@ def not_judged(run: Mapping[str, Any]) -> str:
 def account(counts: Sequence[tuple[str, int]], arm: str) -> str:
     """Count the runs of an arm by what became of them, such as `6 judged, 1 failed without rows`."""
     names = {"failed": "failed without rows"}
-    return f"{arm}: " + ", ".join(f"{count:,} {names.get(state, state)}" for state, count in counts if count)
+    listed = ", ".join(f"{count:,} {names.get(state, state)}" for state, count in counts if count)
+    return f"{arm}: {listed or 'no run'}"

@@ -36,7 +36,7 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     assert "| 256 | 1 | 40 · 4.70 | – | 8 · 4.70 | 2 · 4.70 | 6 · 4.70 | failed |" in lines
     assert "### origin: refuted" in lines
     assert "- hidden 256, seed 1: crashed after step 20,000: disk \\| &lt;full>" in lines
-    assert any(line.startswith("Left open: 1 of 2 seeds failed, which leaves open a failure") for line in lines)
+    assert any(line.startswith("Failure rate: 1 of 2 seeds failed, a failure rate of at least 3 %") for line in lines)
     assert "Runs: baseline: 2 judged" in lines
     assert "Evidence: minimum" in lines
     assert lines[-1].startswith("Next: find the cause")
@@ -84,7 +84,7 @@ def test_junit_has_a_suite_for_each_arm_and_criteria(tmp_path: Path) -> None:
         checks = verdict["checks"]
         assert suite.get("tests") == str(len(suite.findall("testcase"))) == str(len(checks))
         properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
-        assert properties == {"runs": verdict["account"], "left open": verdict["left_open"]}
+        assert properties == {"runs": verdict["account"], "failure rate": verdict["failure_rate"]}
         for kind, attribute, tag in (
             ("refuted", "failures", "failure"),
             ("invalid", "errors", "error"),

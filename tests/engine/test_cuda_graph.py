@@ -1,6 +1,7 @@
 """The step on the device, uncaptured or captured and replayed, trains what the step from the host does."""
 
 import contextlib
+import functools
 import warnings
 import weakref
 from collections import Counter
@@ -278,6 +279,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    # as in a new process, and without a fake stream for later tests
+    monkeypatch.setattr(cuda_graph, "_capture_stream", functools.cache(cuda_graph._capture_stream.__wrapped__))
     return gpu
 
 
@@ -310,6 +313,8 @@ def test_a_program_is_captured_after_three_runs(gpu: SimpleNamespace) -> None:
         graphs.run("a", program)
     assert (other.calls, int(other.done)) == (4, 5)
     assert (program.calls, int(program.done)) == (4, 11)
+    # the next pack of the process shares the stream, and with it the workspaces of cuBLAS
+    GraphCache(CPU)
     assert len(gpu.streams) == 1
 
 

@@ -214,7 +214,7 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
         "arm": "wd-schedule",
         "criteria": {"name": "origin", "hash": "abc"},
         "evidence": "scaled",
-        "left_open": "a failure rate of up to 63 %",
+        "failure_rate": "a failure rate of up to 63 %",
         "account": "wd-schedule: 5 judged, 1 missing",
         "planned": {
             "runs": [{"run": "h64-<b>", "size": 64, "seed": None, "state": "missing", "reason": "its CSV was deleted"}]

@@ -197,6 +197,32 @@ def test_an_invalid_tree_gets_an_error(tree: dict[str, Any], message: str) -> No
     assert str(caught.value).removeprefix("criteria: ").startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        # these had another meaning before: an old file fails and is not judged differently
+        ('kind = "recovery"\ncollapsed_below = 10', "checks.4 (recovery): within: field required"),
+        ('kind = "lasting"\nshare = 0.5', "checks.4 (lasting): collapsed_below: field required"),
+        ('kind = "lasting"', "checks.4 (lasting): collapsed_below: field required"),
+        ('kind = "steady"\nfactor = 2.0', "checks.4 (steady): healthy_above: field required"),
+        ('kind = "steady"', "checks.4 (steady): healthy_above: field required"),
+        (
+            'kind = "steady"\nhealthy_above = 100\nnormal_factor = 3',
+            "checks.4 (steady): normal_factor 3 is more than erratic_factor 2",
+        ),
+        (
+            'kind = "steady"\nhealthy_above = 100\nfloor = 100',
+            "checks.4 (steady): floor 100 is not less than healthy_above 100",
+        ),
+    ],
+)
+def test_shape_checks_say_what_they_measure(load: Callable[[str], Criteria], fields: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f'{SMALL}[[checks]]\nmeasure = "UniquePredictions"\n{fields}\n')
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_checks_of_one_name_are_refused(load: Callable[[str], Criteria]) -> None:
     level = SMALL[SMALL.index('[[checks]]\nkind = "level"') :]
     with pytest.raises(ConfigError, match="two are called 'level UniquePredictions'; give one a name"):

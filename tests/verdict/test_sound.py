@@ -49,7 +49,7 @@ def test_five_healthy_seeds_are_supported(tmp_path: Path) -> None:
         "hidden 256: none of 5 seeds failed: a failure rate of up to 45 % stays open (one-sided 95 % bound), "
         "less than 50 %",
     )
-    assert "a failure rate of up to 45 %" in verdict.left_open
+    assert "a failure rate of up to 45 %" in verdict.failure_rate
     (statistics,) = verdict.statistics
     assert (statistics["seeds"], statistics["healthy"], statistics["unhealthy"]) == (5, 5, 0)
     assert statistics["failure_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 5))
@@ -334,21 +334,25 @@ def test_random_prompts_have_a_ceiling_too(tmp_path: Path) -> None:
         ("lasting", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
         ("lasting", [60, 60, 60, 60, 60], SUPPORTED, "Skill 0.7124 > 0"),
         ("steady", [60, "", 60, 60, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
-        # a value in the missing cell could only add a reversal
         ("steady", [60, 20, 60, "", 20], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
         ("steady", [20, 60, "", 20, 60], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
-        ("recovery", ["", 60, 60, 60, 60], INCONCLUSIVE, "UniquePredictions around step 10,000 is unknown"),
+        ("steady", [60, 20, 60, 20, ""], INCONCLUSIVE, "UniquePredictions is unknown in 1 of 5 rows of stage 2"),
+        ("recovery", ["", 60, 60, 60, 60], INCONCLUSIVE, "UniquePredictions around the boundary is unknown"),
     ],
 )
 def test_trajectory_checks_need_every_row_of_stage_2(
     tmp_path: Path, kind: str, unique: list[Any], outcome: Outcome, reason: str
 ) -> None:
-    extra = {"collapsed_below": 10} if kind == "recovery" else {}
+    extra: dict[str, dict[str, Any]] = {
+        "recovery": {"collapsed_below": 10, "within": 0.5},
+        "lasting": {"collapsed_below": 10, "healthy_above": 100},
+        "steady": {"healthy_above": 100},
+    }
     checks = [
         {"kind": "finite", "columns": ["Loss"]},
         {"kind": "finished"},
         {"kind": "level", "measure": "Skill", "supported_above": 0, "refuted_below": 0},
-        {"kind": kind, "measure": "UniquePredictions", **extra},
+        {"kind": kind, "measure": "UniquePredictions", **extra[kind]},
     ]
     run = healthy_run(tmp_path, 0, unique=[8000, 60, 60, 60, 60, 60, *unique])
     verdict = judge([run], parse_criteria({"checks": checks}))
@@ -447,7 +451,7 @@ def test_json_keeps_nan_and_unknown_apart(tmp_path: Path) -> None:
         assert {
             "arm",
             "evidence",
-            "left_open",
+            "failure_rate",
             "planned",
             "rule",
             "account",

@@ -89,7 +89,7 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
     lines = [*([sizes] if sizes else []), *reasons[:MOST_REASONS]]
     if len(reasons) > MOST_REASONS:
         lines.append(f"… and {len(reasons) - MOST_REASONS} more reasons: see the checks")
-    lines += [text for text in (verdict.get("left_open"), verdict.get("account"), *verdict.get("notes", ())) if text]
+    lines += [text for text in (verdict.get("failure_rate"), verdict.get("account"), *verdict.get("notes", ())) if text]
     return (
         f'<article class="card {kind}"><h3><span class="badge">{html_text(outcome)}</span> {html_text(title)}</h3>'
         f"{_list(lines)}{_checks(verdict.get('checks') or verdict.get('runs') or ())}{_not_judged(verdict)}</article>"

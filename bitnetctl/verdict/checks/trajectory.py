@@ -1,133 +1,193 @@
-"""Checks of a measure over the two stages of training: `recovery`, `lasting` and `steady`."""
+"""Checks of a measure over the two stages of training: `recovery`, `lasting` and `steady`; larger values are better.
 
+Each compares medians over stated parts of a stage, or shares of its steps, so that neither one evaluation nor how many
+there are decides (`stages.py`).
+"""
+
+import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bitnetctl.config import Fraction, Positive, PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Otherwise, inconclusive
+from bitnetctl.verdict.checks.stages import Stage, alternating_extremes, split_at
 from bitnetctl.verdict.limits import value_at
 from bitnetctl.verdict.outcome import Outcome, number_text
 
 Factor = Annotated[float, Field(gt=1.0)]
+Floor = Annotated[float, Field(ge=0.0)]
 Values = Sequence[float | None]
+
+STAGE_1_END = 0.2
+"""The share of stage 1 whose median says whether stage 1 collapsed."""
+QUARTER = 0.25
+"""The share of stage 2 over which a level is a median; also that in which a recovery may still be under way."""
+BOUNDARIES = 9
+"""Boundaries at which a run is judged whose boundary is known only to lie in an interval: both ends and between."""
 
 
 class TrajectoryCheck(MeasuredCheck):
-    """A check of a measure in stage 1, without the untrained model at step 1, and in stage 2."""
+    """A check of a measure in stage 1, without the untrained model at step 1, and in stage 2.
+
+    Where a log tells the boundary only to an interval, the outcome must be the same all over it.
+    """
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Split the evaluations at the boundary of the stages and judge both parts."""
-        boundary = run.boundary_step
-        if boundary is None:
+        if run.boundary_interval is None:
             return inconclusive("the boundary of the stages is unknown: WD is constant, the planned steps are unknown")
-        rows = [(step, value_at(run, self.measure, index)) for index, step in enumerate(run.steps.tolist())]
-        first = [value for step, value in rows if 1 < step <= boundary]
-        second = [value for step, value in rows if step > boundary]
-        return self.judge_stages(first, second, boundary)
+        low, high = run.boundary_interval
+        steps = run.steps.tolist()
+        values = [value_at(run, self.measure, index) for index in range(len(steps))]
+        boundaries = sorted({low + (high - low) * part // (BOUNDARIES - 1) for part in range(BOUNDARIES)})
+        findings = {boundary: self.judge_stages(*split_at(steps, values, boundary)) for boundary in boundaries}
+        outcomes: dict[Outcome, int] = {}
+        for boundary, finding in findings.items():
+            outcomes.setdefault(finding.outcome, boundary)
+        if len(outcomes) == 1:
+            return findings[low]
+        where = ", ".join(f"{outcome} if at {boundary:,}" for outcome, boundary in outcomes.items())
+        return inconclusive(
+            f"stage 1 ends somewhere in steps {low:,} to {high:,}, and {self.label} depends on where: {where}"
+        )
 
-    def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Judge the values of stage 1 (up to step `boundary`) and of stage 2."""
+    def judge_stages(self, first: Stage, second: Stage) -> Finding:
+        """Judge the values of both stages."""
         raise NotImplementedError
 
-    def gaps(self, second: Values) -> Finding | None:
-        """Return an inconclusive finding where stage 2 has no evaluations or an unknown value."""
-        missing = second.count(None)
-        if second and not missing:
+    def unusable(self, values: Values, where: str) -> Finding | None:
+        """Return an inconclusive finding where values are unknown or absent, a refuting one where one is not finite."""
+        missing = values.count(None)
+        if missing or not values:
+            return inconclusive(f"{self.measure} is unknown in {missing:,} of {len(values):,} rows of {where}")
+        broken = next((value for value in values if value is not None and not math.isfinite(value)), None)
+        if broken is None:
             return None
-        return inconclusive(f"{self.measure} is unknown in {missing:,} of {len(second):,} rows of stage 2")
+        return Finding(Outcome.REFUTED, f"{self.measure} is {broken} in {where}", broken)
 
 
 class RecoveryCheck(TrajectoryCheck):
-    """The first evaluation of stage 2 must be at least `factor` times the last of stage 1, where that is below
-    `collapsed_below`; a run that stage 1 did not collapse has nothing to recover from."""
+    """The median of the first `within` of stage 2 must be at least `factor` times that of the last fifth of stage 1.
+
+    It applies where the latter is below `collapsed_below`; a run that stage 1 did not collapse has nothing to recover
+    from. A recovery in the first half of `within` is seen.
+    """
 
     kind: Literal["recovery"] = "recovery"
     collapsed_below: Positive
+    within: Fraction
     factor: Factor = 2.0
     otherwise: Otherwise = "inconclusive"
 
-    def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Compare the evaluations on both sides of the boundary."""
-        if not first or not second or first[-1] is None or second[0] is None:
-            return inconclusive(f"{self.measure} around step {boundary:,} is unknown")
-        before, after = first[-1], second[0]
-        change = f"{self.measure} {number_text(before)} → {number_text(after)} at step {boundary:,}"
+    def judge_stages(self, first: Stage, second: Stage) -> Finding:
+        """Compare the medians on both sides of the boundary."""
+        closing, opening = first.closing(STAGE_1_END), second.opening(self.within)
+        if not closing or not opening or None in (*closing, *opening):
+            return inconclusive(f"{self.measure} around the boundary is unknown")
+        broken = self.unusable([*closing, *opening], "the rows around the boundary")
+        if broken is not None:
+            return broken
+        before, after = (median(cast(Sequence[float], values)) for values in (closing, opening))
         if not before < self.collapsed_below:
-            reason = f"{self.measure} {number_text(before)} at step {boundary:,}: nothing to recover from"
+            reason = (
+                f"{self.measure} {number_text(before)} before step {first.end:,}, not below "
+                f"{number_text(self.collapsed_below)}: nothing to recover from"
+            )
             return Finding(Outcome.SUPPORTED, reason, after)
+        change = f"{self.measure} {number_text(before)} → {number_text(after)} at step {first.end:,} (medians)"
         if after >= self.factor * before and after > before:
             return Finding(Outcome.SUPPORTED, f"{change}: recovered", after)
         return Finding(Outcome(self.otherwise), f"{change}: no recovery, less than {self.factor:g} times", after)
 
 
 class LastingCheck(TrajectoryCheck):
-    """The last evaluation must be at least `share` of the median of stage 2."""
+    """Stage 2 must stay where it recovered to: a level is the median of a quarter of stage 2.
+
+    The level at the end must be at least `final_share` of the best, both up to `healthy_above`; so a level of
+    `final_share` × `healthy_above` is high enough. Inconclusive are a run that is below `collapsed_below` for more than
+    `collapsed_share` of the steps after the first quarter, and one whose last evaluation, up to what is high enough, is
+    more than `peak_factor` times the median of those before it in the last quarter.
+    """
 
     kind: Literal["lasting"] = "lasting"
-    share: Fraction = 0.5
+    collapsed_below: Positive
+    healthy_above: Positive
+    final_share: Fraction = 0.5
+    collapsed_share: Fraction = 0.1
+    peak_factor: Factor = 1.5
     otherwise: Otherwise = "refuted"
 
-    def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Compare the last evaluation with the median of stage 2."""
-        known = [value for value in second if value is not None]
-        gaps = self.gaps(second)
-        if gaps is not None:
-            return gaps
-        final, middle = known[-1], median(known)
-        reason = f"{self.measure} {number_text(final)} at the end, median {number_text(middle)} in stage 2"
-        if final < self.share * middle:
+    def judge_stages(self, first: Stage, second: Stage) -> Finding:
+        """Compare the level at the end with the best and with the last evaluation, and measure the collapsed share."""
+        unusable = self.unusable(second.values, "stage 2")
+        if unusable is not None:
+            return unusable
+        levels = second.levels(QUARTER)
+        final, best = levels[-1], max(levels)
+        reason = f"{self.measure} {number_text(final)} in the last quarter of stage 2, at best {number_text(best)}"
+        if min(final, self.healthy_above) < self.final_share * min(best, self.healthy_above):
             return Finding(Outcome(self.otherwise), f"temporary recovery: {reason}", final)
-        return Finding(Outcome.SUPPORTED, reason, final)
+        return self._collapsed(second, final) or self._peak(second, final) or Finding(Outcome.SUPPORTED, reason, final)
+
+    def _collapsed(self, second: Stage, final: float) -> Finding | None:
+        share = second.share_below(self.collapsed_below, after=QUARTER)
+        if share <= self.collapsed_share:
+            return None
+        threshold = number_text(self.collapsed_below)
+        reason = f"{self.measure} below {threshold} for {share:.0%} of stage 2 after its first quarter"
+        return inconclusive(reason, final)
+
+    def _peak(self, second: Stage, final: float) -> Finding | None:
+        *earlier, last = cast(Sequence[float], second.closing(QUARTER))
+        if not earlier or min(last, self.final_share * self.healthy_above) <= self.peak_factor * median(earlier):
+            return None
+        peak = f"{self.measure} {number_text(last)} after {number_text(median(earlier))}"
+        return inconclusive(f"a peak at the end: {peak} in the last quarter of stage 2", final)
 
 
 class SteadyCheck(TrajectoryCheck):
-    """Stage 2 must have fewer than `reversals` reversals of direction between extremes a `factor` apart."""
+    """Stage 2, smoothed and clipped to `floor` … `healthy_above`, must not swing up and down.
+
+    `reversals` of direction between extremes an `erratic_factor` apart are erratic; as many between extremes more than
+    a `normal_factor` apart are inconclusive.
+    """
 
     kind: Literal["steady"] = "steady"
-    factor: Factor = 2.0
+    healthy_above: Positive
+    floor: Floor = 0.0
+    normal_factor: Factor = 1.5
+    erratic_factor: Factor = 2.0
     reversals: PositiveInt = 3
     otherwise: Otherwise = "refuted"
 
-    def judge_stages(self, first: Values, second: Values, boundary: int) -> Finding:
-        """Count the reversals within stage 2; an unknown value could only hide some."""
-        extremes = alternating_extremes([value for value in second if value is not None], self.factor)
-        count = max(0, len(extremes) - 2)
-        path = "→".join(number_text(value) for value in extremes[:12]) or "flat"
-        if count >= self.reversals:
-            reason = f"erratic: {count} reversals by a factor of {self.factor:g} or more in stage 2 ({path})"
-            return Finding(Outcome(self.otherwise), reason, count)
-        reason = f"{count} reversals in stage 2 ({path})"
-        return self.gaps(second) or Finding(Outcome.SUPPORTED, reason, count)
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.normal_factor > self.erratic_factor:
+            raise ValueError(
+                f"normal_factor {self.normal_factor:g} is more than erratic_factor {self.erratic_factor:g}"
+            )
+        if self.floor >= self.healthy_above:
+            raise ValueError(f"floor {self.floor:g} is not less than healthy_above {self.healthy_above:g}")
+        return self
 
-
-def alternating_extremes(values: Sequence[float], factor: float) -> list[float]:
-    """Return successive extremes, alternately low and high, that differ by at least `factor`; empty if none do.
-
-    2, 10, 3, 15, 2 with a factor of 2 gives all five, hence three reversals.
-    """
-
-    def differ(low: float, high: float) -> bool:
-        return high > low and high >= factor * low
-
-    if not values:
-        return []
-    # the first direction is known once minimum and maximum so far differ by the factor
-    low = high = values[0]
-    extremes: list[float] = []
-    for value in values[1:]:
-        if not extremes:
-            low, high = min(low, value), max(high, value)
-            if differ(low, high):
-                extremes = [low, high] if value == high else [high, low]
-            continue
-        last = extremes[-1]
-        rising = last > extremes[-2]
-        if value > last if rising else value < last:
-            extremes[-1] = value
-        elif differ(*((value, last) if rising else (last, value))):
-            extremes.append(value)
-    return extremes
+    def judge_stages(self, first: Stage, second: Stage) -> Finding:
+        """Count the reversals within stage 2."""
+        unusable = self.unusable(second.values, "stage 2")
+        if unusable is not None:
+            return unusable
+        values = [min(max(value, self.floor), self.healthy_above) for value in second.smoothed()]
+        for factor, word, outcome in (
+            (self.erratic_factor, "erratic", Outcome(self.otherwise)),
+            (self.normal_factor, "unsteady", Outcome.INCONCLUSIVE),
+        ):
+            extremes = alternating_extremes(values, factor)
+            count = max(0, len(extremes) - 2)
+            path = "→".join(number_text(value) for value in extremes[:12]) or "flat"
+            if count >= self.reversals:
+                reason = f"{word}: {count} reversals by a factor of {factor:g} or more in stage 2 ({path})"
+                return Finding(outcome, reason, count)
+        return Finding(Outcome.SUPPORTED, f"{count} reversals in stage 2 ({path})", count)
