@@ -144,7 +144,8 @@ def mean_test(values: Sequence[float], threshold: float, limit: float) -> float:
 
     if threshold == limit or not values:
         return 1.0
-    growth = (np.array(values) - threshold) / (threshold - limit)
+    # a value beyond the limit, by rounding, costs a bet no more than its stake
+    growth = np.maximum((np.array(values) - threshold) / (threshold - limit), -1.0)
     with np.errstate(divide="ignore", over="ignore"):
         logs = np.log1p(np.multiply.outer(_BETS, growth)).sum(axis=1)
     highest = float(logs.max())

@@ -225,6 +225,15 @@ def test_a_claim_about_the_mean_is_decided_by_the_mean(tmp_path: Path) -> None:
     assert "can be told from chance" in " ".join(open_mean.reasons)
 
 
+def test_a_value_beyond_the_limit_by_rounding_is_no_evidence(tmp_path: Path) -> None:
+    """Its p-value was NaN, which the largest of several p-values may pass over."""
+    assert mean_test([1.0000005] * 5, 0.25, 1.0) == mean_test([1.0] * 5, 0.25, 1.0) == 1.0
+    assert mean_test([0.2, 1.0000005], 0.25, 1.0) == pytest.approx(mean_test([0.2, 1.0], 0.25, 1.0))
+    # no value can be on the bad side of such a threshold
+    assert mean_test([5.0, 6.0, 7.0], 0.5, 1.0) == 1.0
+    assert by_mean(tmp_path, [1.0000005] * 5).outcome is INCONCLUSIVE
+
+
 def test_a_claim_about_the_mean_needs_every_value_and_a_range(tmp_path: Path) -> None:
     unknown = by_mean(tmp_path, [0.05] * 11 + [None])
     assert unknown.outcome is INCONCLUSIVE
