@@ -214,7 +214,8 @@ def _judge_and_show(
         verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(junit, junit_xml(verdicts).encode())
     if bundle is not None:
-        write_bundle(bundle, runs, [(one.name, one.model_dump_json(indent=2)) for one in criteria], tree)
+        described = [(one.name, one.model_dump_json(indent=2)) for one in criteria]
+        write_bundle(bundle, runs, described, tree, inventory=inventory)
     if as_json:
         print_json(tree)
     else:

@@ -125,7 +125,8 @@ class _File:
 
         sizes = np.where(np.isfinite(self.values) & (self.values != 0), np.abs(self.values), np.nan)
         with np.errstate(invalid="ignore"):
-            exponents = np.floor(np.log10(sizes))
+            # within what a measure of training can be; powers of ten beyond could overflow
+            exponents = np.clip(np.floor(np.log10(sizes)), -30.0, 30.0)
         least = np.nanmin(np.vstack([exponents, np.full(exponents.shape[1], 30.0)]), axis=0)
         decimals, after_first_digit = self._digits
         larger = np.nan_to_num(np.where(after_first_digit, exponents, np.maximum(exponents - least, 0.0)))
@@ -151,6 +152,8 @@ def _decimals(values: Floats, noise: float) -> Integers:
     """Return the largest number of decimals in every column, _FULL for more than are looked for."""
     import numpy as np
 
+    # from there on every double is a whole number, and scaling could overflow
+    values = np.clip(values, -(2.0**53), 2.0**53)
     decimals = np.full(values.shape[1], _FULL)
     rounded = np.arange(values.shape[1])
     for number in range(_FULL - 1, -1, -1):
@@ -166,10 +169,11 @@ def _mantissas(values: Floats) -> Floats:
     """Return values as numbers from 1 to 10, and 0 as 0."""
     import numpy as np
 
-    sizes = np.abs(values)
+    # denormals have no power of ten to be divided by
+    sizes = np.where(np.abs(values) < np.finfo(np.float64).tiny, 0.0, np.abs(values))
     with np.errstate(divide="ignore"):
         exponents = np.where(sizes > 0, np.floor(np.log10(sizes)), 0.0)
-    mantissas: Floats = values / 10.0**exponents
+    mantissas: Floats = np.where(sizes > 0, values, 0.0) / 10.0**exponents
     return mantissas
 
 

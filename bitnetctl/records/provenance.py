@@ -75,17 +75,6 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool) -> Difference
     return Differences(breaking=tuple(texts.values()), minor=tuple(text for _, text in minor.differences()))
 
 
-def differing_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two requested configs differ, apart from those of `MAY_DIFFER`.
-
-    Empty where a config is unknown.
-    """
-    if run.config is None or other.config is None:
-        return {}
-    ours, theirs = (dict(flatten(config.model_dump(mode="json"))) for config in (run.config, other.config))
-    return {name: (ours[name], theirs[name]) for name in ours if name not in MAY_DIFFER and ours[name] != theirs[name]}
-
-
 def _add_breaking(table: _Table, run: Run, manifest: Manifest, *, same_arm: bool) -> None:
     for aspect, key in (("data fingerprint", "fingerprint"), ("tokenizer fingerprint", "tokenizer_fingerprint")):
         value = manifest.data.get(key)

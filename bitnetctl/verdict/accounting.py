@@ -15,13 +15,18 @@ STATES: tuple[State, ...] = ("judged", "failed", "unfinished", "missing", "left 
 
 @dataclass(frozen=True, kw_only=True)
 class AccountedRun:
-    """A run of the set and what became of it; one that is judged has rows, one that `failed` has none."""
+    """A run of the set and what became of it; one that is judged has rows, one that `failed` has none.
+
+    `is_planned` is whether it stands for one of the seeds that are judged; one of other steps than those requested is
+    only mentioned.
+    """
 
     run: str
     size: int | None
     seed: int | None
     state: State
     reason: str = ""
+    is_planned: bool = True
 
     @property
     def label(self) -> str:
@@ -41,9 +46,9 @@ class Account:
         return sum(run.state == state for run in self.runs)
 
     def absent(self, size: int | None) -> list[AccountedRun]:
-        """Return the runs of one size that should be judged and have no rows here."""
+        """Return the planned runs of one size that have no rows here."""
         absent = ("failed", "unfinished", "missing", "left out")
-        return [run for run in self.runs if run.size == size and run.state in absent]
+        return [run for run in self.runs if run.size == size and run.state in absent and run.is_planned]
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and every run that is not simply judged."""
@@ -61,10 +66,12 @@ def take_account(
     inventory: Inventory,
     sizes: Sequence[int] | None,
     seeds: Sequence[int] | None,
+    steps: int | None,
 ) -> tuple[list[Run], Account]:
     """Return the runs of an arm that are to be judged, and the account of all of them.
 
-    `sizes` and `seeds` are those requested: other runs are left out, and one of these without a run is missing.
+    `sizes`, `seeds` and `steps` are those requested: other runs are left out, and a size or seed without a run is
+    missing.
     """
     kept: list[Run] = []
     accounted: list[AccountedRun] = []
@@ -79,7 +86,7 @@ def take_account(
         for one in doubles
     )
     of_arm = [one for one in inventory.absent if one.arm == arm]
-    accounted += (_absent(one, seeds) for one in of_arm if sizes is None or one.size in sizes)
+    accounted += (_absent(one, seeds, steps) for one in of_arm if sizes is None or one.size in sizes)
     accounted += _requested(accounted, sizes, seeds)
     looks = tuple(
         (size, numbers)
@@ -99,7 +106,7 @@ def _why_left_out(run: Run, sizes: Sequence[int] | None, seeds: Sequence[int] | 
     return None
 
 
-def _absent(one: AbsentRun, seeds: Sequence[int] | None) -> AccountedRun:
+def _absent(one: AbsentRun, seeds: Sequence[int] | None, steps: int | None) -> AccountedRun:
     left_out = seeds is not None and one.seed is not None and one.seed not in seeds
     return AccountedRun(
         run=one.run,
@@ -107,6 +114,7 @@ def _absent(one: AbsentRun, seeds: Sequence[int] | None) -> AccountedRun:
         seed=one.seed,
         state="left out" if left_out else one.state,
         reason=f"{one.reason}; {wording.not_requested(f'seed {one.seed}')}" if left_out else one.reason,
+        is_planned=steps is None or one.planned_steps in (steps, None),
     )
 
 

@@ -15,7 +15,7 @@ from bitnetctl.verdict.checks.completion import torn_end
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
-from bitnetctl.verdict.rule import Levels, holm_levels
+from bitnetctl.verdict.rule import Levels, fewest_seeds, holm_levels
 from bitnetctl.verdict.seeds import SizeAssessment, SizeJudgement, assess_size, judge_size
 
 UNKNOWN_ARM = "unknown"
@@ -139,7 +139,7 @@ def _assess(
     inventory: Inventory,
     context: CheckContext,
 ) -> _ArmAssessment:
-    kept, account = take_account(arm, runs, doubles, inventory, options.sizes, options.seeds)
+    kept, account = take_account(arm, runs, doubles, inventory, options.sizes, options.seeds, options.requested_steps)
     by_size: dict[int | None, list[CheckedRun]] = {size: [] for size in options.sizes or ()}
     for run in kept:
         by_size.setdefault(run.size, []).append(check_run(run, criteria, context))
@@ -198,12 +198,13 @@ def _verdict(
     alpha = criteria.seeds.error_rate
     by_rate = criteria.seeds.rule == "rate"
     planned = assessment.account.to_json()
+    looks = _looks(assessment.account, criteria, levels)
     notes = [
         *map(wording.not_judged, planned["runs"]),
         *(note for size in judged for note in size.notes),
         *unequal,
         *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
-        *(wording.looks(size, numbers, alpha) for size, numbers in assessment.account.looks if by_rate),
+        *(wording.looks(size, numbers, alpha) for size, numbers in looks if len(numbers) > 1),
         *_evidence_notes(criteria, finished, options.requested_steps),
         *(f"{run.name}: {note}" for run in assessment.kept for note in _run_notes(run, criteria)),
     ]
@@ -224,10 +225,18 @@ def _verdict(
         rule={
             **criteria.seeds.model_dump(mode="json"),
             "arms": arms,
-            "looks": max((len(numbers) for _, numbers in assessment.account.looks), default=1),
+            "looks": max((len(numbers) for _, numbers in looks), default=1),
         },
         statistics=tuple(size.statistics for size in judged),
     )
+
+
+def _looks(account: Account, criteria: Criteria, levels: Levels) -> list[tuple[int | None, tuple[int, ...]]]:
+    """Return the planned numbers of seeds over time at which a look could have decided, by size."""
+    if criteria.seeds.rule != "rate":
+        return []
+    least = fewest_seeds(criteria.seeds.max_failure_rate, max(levels.supporting, levels.refuting))
+    return [(size, able) for size, numbers in account.looks if (able := tuple(n for n in numbers if n >= least))]
 
 
 def _failure_rate(outcome: Outcome, judged: Sequence[SizeJudgement], *, by_rate: bool) -> str:

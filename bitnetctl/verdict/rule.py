@@ -131,6 +131,11 @@ def seeds_to_decide(tally: Tally, max_rate: float, level: float) -> tuple[int | 
     return support, refute
 
 
+def fewest_seeds(max_rate: float, level: float) -> int:
+    """Return the least number of seeds that can decide: all healthy for support, or all failed for refutation."""
+    return next(count for count in range(1, _MOST_SEEDS) if min(1 - max_rate, max_rate) ** count < level)
+
+
 def mean_test(values: Sequence[float], threshold: float, limit: float) -> float:
     """Return a p-value of the hypothesis that the mean is not beyond `threshold`, seen from `limit`.
 

@@ -74,15 +74,15 @@ def assess_size(
     distinct_seeds: bool,
 ) -> SizeAssessment:
     """Assess the runs of one size; `absent` are its runs that were planned and have no rows here."""
-    units = _units(checked, distinct_seeds=distinct_seeds)
     failed = [run for run in absent if run.state == "failed"]
-    outcomes = [*map(strictest, units), *(Outcome.REFUTED for _ in failed)]
+    units = _units(checked, failed, distinct_seeds=distinct_seeds)
+    outcomes = [strictest(unit) for unit in units.values()]
     missing = [run for run in absent if run.state != "failed"]
     tally = Tally(
         healthy=outcomes.count(Outcome.SUPPORTED),
         unhealthy=outcomes.count(Outcome.REFUTED),
         undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
-        absent=len(missing),
+        absent=len({run.seed for run in missing} - units.keys()),
     )
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
@@ -102,13 +102,17 @@ def assess_size(
     )
 
 
-def _units(checked: Sequence[CheckedRun], *, distinct_seeds: bool) -> list[list[Outcome]]:
+def _units(
+    checked: Sequence[CheckedRun], failed: Sequence[AccountedRun], *, distinct_seeds: bool
+) -> dict[object, list[Outcome]]:
     """Group the outcomes of runs by seed, which counts once; runs of unknown seed are one, unless `distinct_seeds`."""
     groups: dict[object, list[Outcome]] = {}
     for index, one in enumerate(checked):
         key = ("run", index) if one.run.seed is None and distinct_seeds else one.run.seed
         groups.setdefault(key, []).append(one.outcome)
-    return list(groups.values())
+    for run in failed:
+        groups.setdefault(run.seed, []).append(Outcome.REFUTED)
+    return groups
 
 
 def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:

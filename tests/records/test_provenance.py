@@ -1,6 +1,5 @@
 """What differs between the provenance of runs: data, config and code break a comparison, the rest is noted."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ import pytest
 from synthetic import bare_run, quick, simple_run
 
 from bitnetctl.records import Run, load_run
-from bitnetctl.records.provenance import Differences, differing_settings, provenance_differences
-from bitnetctl.verdict.checks import twin
+from bitnetctl.records.provenance import Differences, provenance_differences
 
 DATA = {"fingerprint": "ab" * 32, "tokenizer_fingerprint": "cd" * 32}
 HERE: dict[str, Any] = {
@@ -182,15 +180,8 @@ def test_what_is_unknown_differs_from_nothing(tmp_path: Path) -> None:
     assert provenance_differences(runs, same_arm=True) == Differences()
 
 
-def test_the_twin_uses_the_same_settings(tmp_path: Path) -> None:
-    assert twin.differing_settings is differing_settings
-    runs = [run(tmp_path, 0), run(tmp_path, 1, changes={"optimizer__eps": "1e-6", "steps": 500})]
-    assert differing_settings(*runs) == {"optimizer.eps": (1e-8, 1e-6)}
-    assert differing_settings(runs[0], bare_run(tmp_path)) == {}
-
-
-def test_a_thousand_runs_take_less_than_a_second(tmp_path: Path) -> None:
+def test_a_thousand_runs(tmp_path: Path) -> None:
     runs = [run(tmp_path, seed, precision=("fp32", "int8")[seed % 2]) for seed in range(10)] * 100
-    started = time.process_time()
-    assert len(provenance_differences(runs, same_arm=True).minor) == 1
-    assert time.process_time() - started < 1
+    assert provenance_differences(runs, same_arm=True).minor == (
+        "precision fp32 (seeds 0, 2, 4, 6, 8) and int8 (seeds 1, 3, 5, 7, 9)",
+    )

@@ -1,6 +1,7 @@
 """What is judged is what was planned: every run is accounted for in every verdict."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,38 @@ def test_arms_left_out_of_the_call_share_the_error_rate(tmp_path: Path) -> None:
 
 
 def test_looks_are_counted_and_shown(tmp_path: Path) -> None:
-    verdict = sound(healthy(tmp_path, 6), plans={("baseline", 256): (3, 6)})
+    runs = healthy(tmp_path, 10)
+    verdict = sound(runs, plans={("baseline", 256): (3, 6, 10)})
     assert verdict.rule["looks"] == 2
     (note,) = (note for note in verdict.notes if "grew" in note)
+    # three seeds could not decide, so that a look at them costs nothing
     assert note == (
-        "hidden 256: the number of seeds grew: 3, then 6; if the verdict was looked at before each, the error rate is "
+        "hidden 256: the number of seeds grew: 6, then 10; if the verdict was looked at before each, the error rate is "
         "up to 10 % instead of 5 %"
     )
-    assert verdict.planned["seeds_planned_over_time"] == [{"size": 256, "seeds": [3, 6]}]
-    assert sound(healthy(tmp_path, 6), plans={("baseline", 256): (6,)}).rule["looks"] == 1
+    assert verdict.planned["seeds_planned_over_time"] == [{"size": 256, "seeds": [3, 6, 10]}]
+    for once in ((10,), (3, 10)):
+        verdict = sound(runs, plans={("baseline", 256): once})
+        assert verdict.rule["looks"] == 1
+        assert "grew" not in " ".join(verdict.notes)
+
+
+def test_a_seed_that_failed_elsewhere_is_one_failed_seed(tmp_path: Path) -> None:
+    verdict = sound(healthy(tmp_path, 5), absent(4, "failed", "crashed"))
+    assert [verdict.statistics[0][name] for name in ("seeds", "healthy", "unhealthy", "absent")] == [5, 4, 1, 0]
+    assert verdict.outcome is INCONCLUSIVE
+    # another run of a seed that is judged could have been chosen away
+    beside = sound(healthy(tmp_path, 5), absent(4, "left out", "in the same folder, not given (failed)"))
+    assert beside.outcome is INCONCLUSIVE
+    assert (beside.statistics[0]["seeds"], beside.statistics[0]["absent"]) == (5, 0)
+
+
+def test_runs_of_other_steps_stand_in_the_way_unless_steps_are_requested(tmp_path: Path) -> None:
+    trial = replace(absent(9, "left out", "in the same folder, not given (finished, 200 steps)"), planned_steps=200)
+    assert sound(healthy(tmp_path, 5), trial).outcome is INCONCLUSIVE
+    requested = sound(healthy(tmp_path, 5), trial, requested_steps=20_000)
+    assert requested.outcome is SUPPORTED
+    assert "1 left out" in requested.account
 
 
 def test_every_form_of_a_verdict_carries_the_account(tmp_path: Path) -> None:

@@ -150,6 +150,11 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
         ),
         (
             'kind = "finished"',
+            'kind = "finished"\n[[checks]]\nkind = "paired"\nmeasure = "Skill"\nbetter = "higher"\nrange = [-1, 1]',
+            'checks.3 (paired): range is for claim = "mean"',
+        ),
+        (
+            'kind = "finished"',
             'kind = "finished"\n[[checks]]\nkind = "paired"\nmeasure = "Skill"\nbetter = "more"',
             "checks.3 (paired): better: input should be 'higher' or 'lower', got 'more'",
         ),

@@ -143,6 +143,23 @@ def test_a_claim_about_the_mean_needs_both_gates(tmp_path: Path) -> None:
     assert failed.outcome is INCONCLUSIVE
 
 
+def test_a_claim_about_the_mean_says_for_which_noise_it_holds(tmp_path: Path) -> None:
+    runs = pairs_of(tmp_path, [0.5, 0.52, 0.49, 0.51, 0.53, 0.5, 0.48, 0.5])
+    by_student = judged(runs, claim="mean")
+    assert "so is the mean pair, for nearly normal differences only, (p = " in claim(by_student)
+    by_bet = judged(runs, claim="mean", range=[-0.3, 2.0])
+    assert by_bet.outcome is SUPPORTED
+    assert "so is the mean pair, for any noise within the range, (p = " in claim(by_bet)
+    # with a range of this width a rare loss could outweigh eight wins
+    assert judged(runs, claim="mean", range=[-5, 5]).outcome is INCONCLUSIVE
+    outside = judged(runs, claim="mean", range=[-0.3, 0.51])
+    assert outside.outcome is INCONCLUSIVE
+    worse = judged(
+        pairs_of(tmp_path / "worse", [-0.5 - seed / 100 for seed in range(12)]), claim="mean", range=[-2, 0.5]
+    )
+    assert worse.outcome is REFUTED
+
+
 def test_runs_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     runs = []
     for seed in range(5):

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import PositiveInt, split_arm
 from bitnetctl.config.schema import NonNegative
@@ -16,7 +16,7 @@ from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, 
 from bitnetctl.verdict.checks.pairs import Partner, find_partner
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import CheckedRun, Outcome, number_text
-from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, at_least
+from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, at_least, mean_test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,21 @@ def student_test(pairs: Pairs) -> PValues:
     return PValues(float(stdtr(len(values) - 1, -t)), float(stdtr(len(values) - 1, t)))
 
 
+def bet_on_mean(pairs: Pairs, limits: tuple[float, float], margin: float) -> PValues:
+    """Return p-values of the mean improvement for any noise within the limits; 1 where one is outside, as a failure is."""
+    low, high = (limit - margin for limit in limits)
+    if not pairs.complete or not all(low <= value <= high for value in pairs.improvements):
+        return UNDECIDABLE
+    return PValues(mean_test(pairs.improvements, 0.0, low), mean_test(pairs.improvements, 0.0, high))
+
+
 class PairedCheck(MeasuredCheck):
     """An arm beats the arm `against` in the measure by more than `margin`, at equal size, seed and steps.
 
-    A pair is a seed at one size; `pairs` is their number, fixed before looking (unset: the planned seeds). Two gates:
-    the sign test of the median pair, which holds for any noise, and with `claim = "mean"` Student's test of the mean,
-    which holds for nearly normal differences. Runs of other data, settings or code are not compared.
+    A pair is a seed at one size; `pairs` is their number, fixed before looking (unset: the planned seeds). The sign
+    test of the median pair holds for any noise. With `claim = "mean"` a test of the mean must agree: a bet, which holds for
+    any noise within `range`, the least and the largest possible improvement; without a range Student's test, which
+    holds for nearly normal differences only. Runs of other data, settings or code are not compared.
     """
 
     kind: Literal["paired"] = "paired"
@@ -83,11 +92,22 @@ class PairedCheck(MeasuredCheck):
     last: PositiveInt = 1
     pairs: PositiveInt | None = None
     claim: Literal["median", "mean"] = "median"
+    range: tuple[float, float] | None = None
 
     @field_validator("against")
     @classmethod
     def _check_arm(cls, value: str) -> str:
         return "+".join(split_arm(value)) or "baseline"
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range is not None:
+            if self.claim != "mean":
+                raise ValueError('range is for claim = "mean"')
+            low, high = self.range
+            if not (math.isfinite(low + high) and low < self.margin < high):
+                raise ValueError(f"range: {low:g} to {high:g} must hold the margin {self.margin:g} inside")
+        return self
 
     @property
     def about_arm(self) -> bool:
@@ -108,10 +128,10 @@ class PairedCheck(MeasuredCheck):
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
         """Test the improvements of all planned pairs."""
         pairs = self.form_pairs(seeds, context)
-        sign, student = sign_test(pairs), student_test(pairs)
-        p = sign
+        p = sign_test(pairs)
         if self.claim == "mean":
-            p = PValues(max(sign.supporting, student.supporting), max(sign.refuting, student.refuting))
+            mean = student_test(pairs) if self.range is None else bet_on_mean(pairs, self.range, self.margin)
+            p = PValues(max(p.supporting, mean.supporting), max(p.refuting, mean.refuting))
 
         def describe(outcome: Outcome, levels: Levels) -> str:
             return _sentence(self, pairs, outcome, p, levels)
@@ -182,12 +202,13 @@ def _sentence(check: PairedCheck, pairs: Pairs, outcome: Outcome, p: PValues, le
         text += f", median improvement {number_text(median(values) + check.margin)}"
     if values and is_mean and all(map(math.isfinite, values)):
         text += f", mean {number_text(fmean(values) + check.margin)}"
-    what = "mean" if is_mean else "median"
+    noise = "for any noise within the range" if check.range else "for nearly normal differences only"
+    what = f"mean pair, {noise}," if is_mean else "median pair"
     if outcome is Outcome.SUPPORTED:
-        text += f": so is the {what} pair ({wording.p_text(p.supporting)}, below {levels.supporting:.3g})"
+        text += f": so is the {what} ({wording.p_text(p.supporting)}, below {levels.supporting:.3g})"
     elif outcome is Outcome.REFUTED:
         lost = f"it is not in {pairs.losses}"
-        text += f": the {what} pair is not ({wording.p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
+        text += f": the {what} is not ({wording.p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
     else:
         both = f"{wording.p_text(p.supporting)} for the claim, {wording.p_text(p.refuting)} against it"
         text += f": not told from chance ({both})"
