@@ -69,7 +69,7 @@ def student_test(pairs: Pairs) -> PValues:
 
 
 def bet_on_mean(pairs: Pairs, limits: tuple[float, float], margin: float) -> PValues:
-    """Return p-values of the mean improvement for any noise within the limits; 1 where one is outside, as a failure is."""
+    """Return p-values of the mean improvement for any noise within the limits; 1 if one is outside, as a failure is."""
     low, high = (limit - margin for limit in limits)
     if not pairs.complete or not all(low <= value <= high for value in pairs.improvements):
         return UNDECIDABLE
@@ -80,8 +80,8 @@ class PairedCheck(MeasuredCheck):
     """An arm beats the arm `against` in the measure by more than `margin`, at equal size, seed and steps.
 
     A pair is a seed at one size; `pairs` is their number, fixed before looking (unset: the planned seeds). The sign
-    test of the median pair holds for any noise. With `claim = "mean"` a test of the mean must agree: a bet, which holds for
-    any noise within `range`, the least and the largest possible improvement; without a range Student's test, which
+    test of the median pair holds for any noise. With `claim = "mean"` a test of the mean must agree: a bet, which holds
+    for any noise within `range`, the least and the largest possible improvement; without a range Student's test, which
     holds for nearly normal differences only. Runs of other data, settings or code are not compared.
     """
 
