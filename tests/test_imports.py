@@ -36,7 +36,14 @@ INSIDE = {
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("composition scaffold project", "registry", "__init__"),
-    "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
+    "analysis": (
+        "stats summary factors",
+        "wording least_squares arms",
+        "permutation effects agreement",
+        "anova",
+        "study",
+        "__init__",
+    ),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
     "verdict": ("outcome", "limits", "checks", "criteria", "seeds", "judge", "__init__"),
     "trainer": (
