@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.factors import Factor
-from bitnetctl.analysis.least_squares import columns, estimable, fit, less_block_means, rank
+from bitnetctl.analysis.least_squares import TermKey, columns, estimable, fit, less_block_means, number, rank
 from bitnetctl.analysis.permutation import Tested, factor_test, interaction_test
-from bitnetctl.analysis.stats import SIGNIFICANT, holm
+from bitnetctl.analysis.stats import holm, is_significant
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
@@ -72,7 +72,7 @@ class Term:
     @property
     def is_significant(self) -> bool:
         """Whether it is told from chance, among all terms of all outcomes."""
-        return self.p_holm is not None and self.p_holm < SIGNIFICANT
+        return is_significant(self.p_holm)
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by name, but for the sum of squares."""
@@ -95,9 +95,10 @@ class OddCell:
 class OutcomeAnalysis:
     """The analysis of one outcome over the runs in which it is known; `format_spec` is that of its values.
 
-    `r_squared` is the fraction of the variance that all terms hold together, `seed_eta_squared` that of the seeds,
-    where they are blocks; `not_estimable` names terms that the runs cannot tell from others; `tests` counts the
-    p-values of all outcomes together.
+    `r_squared` is the fraction of the variance that all terms hold together, `p` the p-value of the hypothesis that no
+    factor but the size changes anything; for one factor it is that of its term, and None here. `seed_eta_squared` is
+    the fraction of the seeds, where they are blocks; `not_estimable` names terms that the runs cannot tell from others;
+    `tests` counts the p-values of all outcomes together.
     """
 
     outcome: str
@@ -109,6 +110,9 @@ class OutcomeAnalysis:
     r_squared: float | None
     seed_eta_squared: float | None
     residual_degrees_of_freedom: int | None
+    p: float | None
+    p_floor: float | None
+    p_holm: float | None
     odd_cell: OddCell | None
     tests: int
     sentence: str
@@ -135,12 +139,13 @@ def analyze_outcomes(
     factor changes within them. Runs with an unknown value are left out of that outcome.
     """
     analyses = [_analyze(outcome, factors, seeds) for outcome in outcomes]
-    p_values = [term.p for analysis in analyses for term in analysis.terms if term.p is not None]
+    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms)) if p is not None]
     adjusted = iter(holm(p_values))
     results = []
     for analysis in analyses:
+        p_holm = next(adjusted) if analysis.p is not None else None
         terms = tuple(replace(term, p_holm=next(adjusted)) if term.p is not None else term for term in analysis.terms)
-        told = replace(analysis, terms=terms, tests=len(p_values))
+        told = replace(analysis, terms=terms, p_holm=p_holm, tests=len(p_values))
         results.append(replace(told, sentence=told.sentence or _sentence(told)))
     return results
 
@@ -161,6 +166,9 @@ def _analyze(outcome: Outcome, factors: Sequence[Factor], seeds: Sequence[int]) 
         r_squared=None,
         seed_eta_squared=None,
         residual_degrees_of_freedom=None,
+        p=None,
+        p_floor=None,
+        p_holm=None,
         odd_cell=None,
         tests=0,
         sentence="",
@@ -217,7 +225,8 @@ def _split(
     fits = estimable(design, rest_N, [*of_term], mains)
     residual, used_up = fit(design, rest_N, [*fits])
     within_sum = float(rest_N @ rest_N)
-    tests = _tests(factors, seed_of, values_N[:, None], [*fits])
+    tests = term_tests(factors, seed_of, values_N[:, None], [*fits])
+    overall = overall_test(factors, seed_of, values_N[:, None])
     terms = []
     for term in result.terms:
         squares, degrees = fits.get(term.factors, (0.0, 0))
@@ -231,6 +240,8 @@ def _split(
         r_squared=min(1.0, max(0.0, (within_sum - residual) / total)),
         seed_eta_squared=max(0.0, 1 - within_sum / total) if blocked else None,
         residual_degrees_of_freedom=len(known) - used_up - (len(set(seed_of)) if blocked else 1),
+        p=float(overall.p_S[0]) if overall else None,
+        p_floor=overall.floor if overall else None,
         odd_cell=_odd_cell(factors, rest_N, known, total),
     )
 
@@ -246,21 +257,37 @@ def _filled(term: Term, squares: float, degrees: int, total: float, tested: Test
     )
 
 
-def _tests(
-    factors: Sequence[Factor], seed_of: Sequence[int], values_N1: "Floats", terms: Sequence[tuple[str, ...]]
-) -> dict[tuple[str, ...], Tested | None]:
-    """Return the permutation test of every term."""
+def term_tests(
+    factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats", terms: Sequence[TermKey]
+) -> dict[TermKey, Tested | None]:
+    """Return the permutation test of every term, on outcomes in columns."""
     by_name = {factor.name: factor for factor in factors}
-    results: dict[tuple[str, ...], Tested | None] = {}
+    results: dict[TermKey, Tested | None] = {}
     for term in terms:
-        others = [factor.level_of for factor in factors if factor.name not in term]
-        other_of = [*zip(*others, strict=True)] if others else [()] * len(seed_of)
+        others = [factor for factor in factors if factor.name not in term]
+        other_of = _cells([factor for factor in others if not factor.is_size], len(seed_of))
+        size_of = _cells([factor for factor in others if factor.is_size], len(seed_of))
         one, *more = (by_name[name].level_of for name in term)
         if more:
-            results[term] = interaction_test(one, more[0], other_of, seed_of, values_N1)
+            results[term] = interaction_test(one, more[0], other_of, size_of, seed_of, values_NS)
         else:
-            results[term] = factor_test(one, other_of, seed_of, values_N1)
+            results[term] = factor_test(one, other_of, size_of, seed_of, values_NS)
     return results
+
+
+def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Tested | None:
+    """Return the test of all factors but the size together; None for one, and where no two runs have the same levels."""
+    sizes = [factor for factor in factors if factor.is_size]
+    others = [factor for factor in factors if not factor.is_size]
+    cells, size_of = _cells(others, len(seed_of)), _cells(sizes, len(seed_of))
+    if len(others) < 2 or len(set(zip(cells, size_of, strict=True))) == len(cells):
+        return None
+    return factor_test(number(cells).tolist(), [()] * len(cells), size_of, seed_of, values_NS)
+
+
+def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:
+    """Return the levels of the factors in every run."""
+    return [*zip(*(factor.level_of for factor in factors), strict=True)] if factors else [()] * runs
 
 
 def _odd_cell(factors: Sequence[Factor], rest_N: "Floats", known: Sequence[float], total: float) -> OddCell | None:
@@ -314,20 +341,26 @@ def _sentence(analysis: OutcomeAnalysis) -> str:
         if told
         else wording.none_told(analysis.outcome, *_told(terms[0], analysis))
     ]
+    overall = wording.tested(analysis.p_holm, analysis.p, analysis.p_floor, analysis.tests)
     parts.append(
         wording.together(
             analysis.r_squared or 0.0,
             analysis.seed_eta_squared,
             terms[0].eta_squared or 0.0,
-            analysis.residual_degrees_of_freedom or 0,
-            len(terms),
+            residual=analysis.residual_degrees_of_freedom or 0,
+            terms=len(terms),
+            tested=overall if analysis.p is not None else None,
         )
     )
     odd = analysis.odd_cell
     if odd is not None:
         mean, rest = (format(mean, analysis.format_spec) for mean in (odd.mean, odd.mean_of_rest))
         of_cell = any(term.is_significant and set(term.factors) <= set(odd.factors) for term in terms)
-        parts.append(wording.odd_cell(odd.factors, odd.cell, mean, rest, odd.eta_squared, told=of_cell))
+        parts.append(
+            wording.odd_cell(
+                odd.factors, odd.cell, mean, rest, odd.eta_squared, told=of_cell or is_significant(analysis.p_holm)
+            )
+        )
     if analysis.not_estimable:
         parts.append(wording.not_estimable(analysis.not_estimable))
     if analysis.seeds == 1:

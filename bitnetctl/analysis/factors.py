@@ -32,6 +32,11 @@ class Factor:
         """All of its fields."""
         return ", ".join(self.fields)
 
+    @property
+    def is_size(self) -> bool:
+        """Whether it is the size of the model, which is no treatment: the runs of a seed at all sizes count once."""
+        return "model.hidden_size" in self.fields
+
     def among(self, indices: Sequence[int]) -> "Factor":
         """Return the factor over some of the runs, without levels that none of them has."""
         used = sorted({self.level_of[index] for index in indices})

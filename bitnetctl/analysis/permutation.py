@@ -1,8 +1,9 @@
 """Permutation tests of the factors of a design, within blocks of runs that are alike in all else.
 
-Runs are rows; a test takes several outcomes at once, as columns: values_NS. Seeds are blocks: labels are exchanged
-between runs of one seed, or, where a factor changes from seed to seed only, between whole seeds. So a p-value is exact
-for the hypothesis that the factor changes nothing, whatever the law of the noise and the effects of other factors.
+Runs are rows; a test takes several outcomes at once, as columns: values_NS. Blocks are runs of one size and seed:
+labels are exchanged between runs of a block, in all sizes of a seed together, or, where a factor changes from seed to
+seed only, between whole seeds. So a p-value is exact for the hypothesis that the factor changes nothing, whatever the
+law of the noise and the effects of other factors.
 """
 
 import itertools
@@ -42,27 +43,46 @@ class Tested:
 
 
 def factor_test(
-    level_of: Sequence[int], other_of: Sequence[Hashable], seed_of: Sequence[int], values_NS: "Floats", *, seed: int = 0
+    level_of: Sequence[int],
+    other_of: Sequence[Hashable],
+    size_of: Sequence[Hashable],
+    seed_of: Sequence[int],
+    values_NS: "Floats",
+    *,
+    seed: int = 0,
 ) -> Tested | None:
-    """Test that a factor changes nothing, given its level in every run, the levels of all other factors, and the seed.
+    """Test that a factor changes nothing, given in every run its level, those of the other factors, size and seed.
 
-    Its labels are permuted among runs with equal seed and other factors. Where it changes from seed to seed only, they
-    are permuted among seeds with runs of the same other factors, and p is the larger of that and of Welch's test,
-    which holds for normal values with a different variance at each level. The statistic is the sum of squares between
-    levels of the values less the mean of their block. None where no arrangement differs from the actual one.
+    Its labels are permuted among runs of equal size, seed and other factors, in all sizes of a seed alike. Where it
+    changes from seed to seed only, they are permuted among seeds with runs of the same sizes and other factors, and p
+    is the larger of that and of Welch's test, which holds for normal values with a different variance at each level.
+    The statistic is the sum of squares between levels of the values less the mean of their block. None where no
+    arrangement differs from the actual one.
     """
-    blocks = list(zip(seed_of, other_of, strict=True))
+    import numpy as np
+
+    blocks = list(zip(seed_of, other_of, size_of, strict=True))
     kept = _mixed(level_of, blocks)
-    if kept:
-        values_KS = less_block_means(values_NS[kept], [blocks[index] for index in kept])
-        return _test_labels([level_of[index] for index in kept], [blocks[index] for index in kept], values_KS, seed)
-    return _test_seeds(level_of, other_of, seed_of, values_NS, seed)
+    if not kept:
+        return _test_seeds(level_of, [*zip(other_of, size_of, strict=True)], seed_of, values_NS, seed)
+    values_KS = less_block_means(values_NS[kept], [blocks[index] for index in kept])
+    levels_in: dict[Hashable, set[int]] = {}
+    for index in kept:
+        levels_in.setdefault(blocks[index], set()).add(level_of[index])
+    # the mean over the sizes of a seed that have the same levels
+    units: dict[tuple[Hashable, int], list[int]] = {}
+    for row, index in enumerate(kept):
+        block = (seed_of[index], other_of[index], frozenset(levels_in[blocks[index]]))
+        units.setdefault((block, level_of[index]), []).append(row)
+    unit_US = np.stack([values_KS[rows].mean(0) for rows in units.values()])
+    return _test_labels([level for _, level in units], [block for block, _ in units], unit_US, seed)
 
 
 def interaction_test(
     level_of: Sequence[int],
     second_of: Sequence[int],
     other_of: Sequence[Hashable],
+    size_of: Sequence[Hashable],
     seed_of: Sequence[int],
     values_NS: "Floats",
     *,
@@ -70,16 +90,18 @@ def interaction_test(
 ) -> Tested | None:
     """Test that two factors do not interact, given the levels of both in every run; else as `factor_test`.
 
-    The means of the combinations of levels are one table for every seed and levels of the other factors; where no
-    table is complete, runs of several seeds make one, in the order of their seeds. Without an interaction, and with
-    exchangeable noise, a table less its row and column means has the same law after a permutation of rows and of
-    columns (Pesarin & Salmaso 2010, synchronized permutations). None for fewer than two complete tables.
+    The means of the combinations of levels are one table for every seed and levels of the other factors, the mean of
+    those of its sizes; where no table is complete, runs of several seeds make one, in the order of their seeds. Without
+    an interaction, and with exchangeable noise, a table less its row and column means has the same law after a
+    permutation of rows and of columns (Pesarin & Salmaso 2010, synchronized permutations). None for fewer than two
+    complete tables.
     """
     import numpy as np
 
-    tables = _tables(level_of, second_of, list(zip(seed_of, other_of, strict=True)), values_NS)
+    blocks: list[tuple[Hashable, Hashable]] = [*zip(zip(seed_of, other_of, strict=True), size_of, strict=True)]
+    tables = _tables(level_of, second_of, blocks, values_NS)
     if not tables:
-        tables = _matched_tables(level_of, second_of, other_of, seed_of, values_NS)
+        tables = _tables(level_of, second_of, _matched(level_of, second_of, other_of, size_of, seed_of), values_NS)
     if len(tables) < 2:
         return None
     table_KRCS = np.stack(tables)
@@ -150,13 +172,7 @@ def _test_labels(
     exact = arrangements <= DRAWS + 1
     counts_L = np.bincount(labels_N)
 
-    def statistic(labels_PN: "Indices") -> "Floats":
-        squares_PS: Floats = sum(
-            ((labels_PN == level) @ values_NS) ** 2 / count for level, count in enumerate(counts_L)
-        )
-        return squares_PS
-
-    seen_S = statistic(labels_N[None])[0]
+    seen_S = _between(labels_N[None], counts_L, values_NS)[0]
     least_S = seen_S - _ROUNDING * (values_NS**2).sum(0)
     extreme_S = np.zeros(len(seen_S))
     drawn = 0
@@ -168,9 +184,24 @@ def _test_labels(
         if exact
         else _random_arrangements(labels_N, blocks_N, chunk, generator)
     ):
-        extreme_S += (statistic(labels_PN) >= least_S).sum(0)
+        extreme_S += (_between(labels_PN, counts_L, values_NS) >= least_S).sum(0)
         drawn += len(labels_PN)
     return Tested(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor if exact else 1 / (DRAWS + 1))
+
+
+def _between(labels_PN: "Indices", counts_L: "Indices", values_NS: "Floats") -> "Floats":
+    """Return the sum of squares between levels for every arrangement of labels, (P, S); the values have mean 0."""
+    import numpy as np
+
+    arrangements, levels = len(labels_PN), len(counts_L)
+    if levels <= _MOST_LEVELS:
+        squares_PS: Floats = sum(
+            ((labels_PN == level) @ values_NS) ** 2 / count for level, count in enumerate(counts_L)
+        )
+        return squares_PS
+    places = (labels_PN + np.arange(arrangements)[:, None] * levels).ravel()
+    sums = [np.bincount(places, np.tile(column, arrangements), arrangements * levels) for column in values_NS.T]
+    return np.stack([(of_column.reshape(-1, levels) ** 2 / counts_L).sum(1) for of_column in sums], axis=1)
 
 
 def _floor(labels: Sequence[int], block_of: Sequence[Hashable]) -> tuple[float, int]:
@@ -277,38 +308,42 @@ def _random_tables(table_KRCS: "Floats", chunk: int, generator: "np.random.Gener
 
 
 def _tables(
-    level_of: Sequence[int], second_of: Sequence[int], block_of: Sequence[Hashable], values_NS: "Floats"
+    level_of: Sequence[int],
+    second_of: Sequence[int],
+    block_of: Sequence[tuple[Hashable, Hashable]],
+    values_NS: "Floats",
 ) -> "list[Floats]":
-    """Return the complete tables (R, C, S) of mean values by both levels, one for each block."""
+    """Return the tables (R, C, S) of mean values by both levels, for each block the mean of its complete ones."""
     import numpy as np
 
-    cells: dict[Hashable, dict[tuple[int, int], list[int]]] = {}
+    cells: dict[tuple[Hashable, Hashable], dict[tuple[int, int], list[int]]] = {}
     for index, block in enumerate(block_of):
         cells.setdefault(block, {}).setdefault((level_of[index], second_of[index]), []).append(index)
     rows, columns = sorted(set(level_of)), sorted(set(second_of))
     whole = [*itertools.product(rows, columns)]
-    return [
-        np.stack([values_NS[of_block[cell]].mean(0) for cell in whole]).reshape(len(rows), len(columns), -1)
-        for of_block in cells.values()
-        if len(of_block) == len(whole)
-    ]
+    tables: dict[Hashable, list[Floats]] = {}
+    for (unit, _), of_block in cells.items():
+        if len(of_block) == len(whole):
+            table_RCS = np.stack([values_NS[of_block[cell]].mean(0) for cell in whole])
+            tables.setdefault(unit, []).append(table_RCS.reshape(len(rows), len(columns), -1))
+    return [np.mean(of_sizes, axis=0) for of_sizes in tables.values()]
 
 
-def _matched_tables(
+def _matched(
     level_of: Sequence[int],
     second_of: Sequence[int],
     other_of: Sequence[Hashable],
+    size_of: Sequence[Hashable],
     seed_of: Sequence[int],
-    values_NS: "Floats",
-) -> "list[Floats]":
-    """Return the tables of the first run of every combination, of the second one, and so on, in the order of seeds."""
+) -> list[tuple[Hashable, Hashable]]:
+    """Return blocks of the first run of every combination, of the second one, and so on, in the order of seeds."""
     turns: Counter[Hashable] = Counter()
-    block_of: list[Hashable] = [None] * len(level_of)
+    block_of: list[tuple[Hashable, Hashable]] = [((), ())] * len(level_of)
     for index in sorted(range(len(level_of)), key=lambda index: seed_of[index]):
-        cell = (level_of[index], second_of[index], other_of[index])
-        block_of[index] = (other_of[index], turns[cell])
+        cell = (level_of[index], second_of[index], other_of[index], size_of[index])
+        block_of[index] = ((other_of[index], turns[cell]), size_of[index])
         turns[cell] += 1
-    return _tables(level_of, second_of, block_of, values_NS)
+    return block_of
 
 
 def _welch(level_of: Sequence[int], values_US: "Floats", *, lost: int) -> "Floats | None":

@@ -127,6 +127,11 @@ def holm(p_values: Sequence[float | None]) -> list[Any]:
     return adjusted
 
 
+def is_significant(p_holm: float | None) -> bool:
+    """Whether an adjusted p-value tells a difference from chance."""
+    return p_holm is not None and p_holm < SIGNIFICANT
+
+
 def rate_upper(failures: int, runs: int, confidence: float = 0.95) -> float | None:
     """Return the one-sided upper Clopper-Pearson bound on a failure rate; None without runs.
 

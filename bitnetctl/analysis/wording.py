@@ -7,13 +7,14 @@ an outcome and does not explain it; an interval is named by what it is.
 import math
 from collections.abc import Mapping, Sequence
 
-from bitnetctl.analysis.stats import SIGNIFICANT
+from bitnetctl.analysis.stats import is_significant
 from bitnetctl.units import plural
 
 MOST_NAMES = 4
 """Most names of a list in a sentence."""
 
 INTERVAL = "95 % Student interval"
+HALF = 0.5
 FLOOR_MARK = "min"
 """Beside a p-value that is the smallest that the design can give."""
 
@@ -123,7 +124,7 @@ def effect(
     if p_holm is None:
         parts.append("not tested")
     else:
-        told = "" if p_holm < SIGNIFICANT else ", not told from chance"
+        told = "" if is_significant(p_holm) else ", not told from chance"
         parts.append(f"{p_equals(p_holm)} over {plural(tests, 'test')} (sign test, Holm){told}")
     return f"{metric}: {'; '.join(parts)}."
 
@@ -195,16 +196,23 @@ def none_told(outcome: str, subject: str, eta_squared: float, tested: str, means
     )
 
 
-def together(r_squared: float, seed_eta_squared: float | None, largest: float, residual: int, terms: int) -> str:
-    """Return how much of the variance all terms hold together; empty for one term that says it already."""
-    seeds = "" if seed_eta_squared is None else f", the seeds {seed_eta_squared:.0%}"
+def together(
+    r_squared: float,
+    seed_eta_squared: float | None,
+    largest: float,
+    *,
+    residual: int,
+    terms: int,
+    tested: str | None,
+) -> str:
+    """Return how much of the variance all terms hold together; of one term only what the seeds hold."""
     if residual < 1:
         return "The model has as many terms as runs, so that it would hold all of the variance of any values."
     if terms == 1:
         return f"The seeds hold {seed_eta_squared:.0%} of it." if seed_eta_squared is not None else ""
-    if largest < 0.5:
-        return f"No single term holds half of the variance; together they hold {r_squared:.0%} (R²){seeds}."
-    return f"Together the terms hold {r_squared:.0%} of the variance (R²){seeds}."
+    seeds = "" if seed_eta_squared is None else f", the seeds {seed_eta_squared:.0%}"
+    start = "No single term holds half of the variance; together they" if largest < HALF else "Together the terms"
+    return f"{start} hold {r_squared:.0%} (R²{f'; {tested}' if tested else ''}){seeds}."
 
 
 def odd_cell(factors: Sequence[str], cell: str, mean: str, mean_of_rest: str, eta_squared: float, *, told: bool) -> str:
@@ -255,7 +263,7 @@ def agreement(
         floor = f", for {units} not below {p_floor:.2g}" if p_floor is not None and p_floor >= 0.01 else ""
         about = f"{p_equals(p_holm)} after Holm{floor}"
     support = f"τ-b {tau:+.2f} over {plural(runs, 'run')} in {units}, not independent; {about}"
-    if p_holm is None or p_holm >= SIGNIFICANT:
+    if not is_significant(p_holm):
         unsaid = "" if p_holm is None else "order not told from chance "
         return f"At the {when}, {metric}: {unsaid}({support})."
     if tau <= -agrees:

@@ -218,7 +218,7 @@ def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> 
 
 
 def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> Cells:
-    """Return a row for each outcome and term, for each outcome the strongest first, then the seeds and all terms."""
+    """Return a row for each outcome and term, for each outcome the strongest first, then all terms and the seeds."""
     rows = []
     for outcome in outcomes:
         for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0)):
@@ -226,9 +226,13 @@ def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], st
             p_values = (p_text(term.p, term.p_floor), p_text(term.p_holm))
             means = escape(outcome.means_text(term))
             rows.append((escape(outcome.outcome), escape(term.name), means, eta_squared, *p_values))
-        for name, fraction in (("seeds", outcome.seed_eta_squared), ("all terms (R²)", outcome.r_squared)):
+        overall = (p_text(outcome.p, outcome.p_floor), p_text(outcome.p_holm)) if outcome.p is not None else ("", "")
+        for name, fraction, p_values in (
+            ("all terms (R²)", outcome.r_squared, overall),
+            ("seeds", outcome.seed_eta_squared, ("", "")),
+        ):
             if fraction is not None:
-                rows.append((escape(outcome.outcome), name, "", format(fraction, ".1%"), "", ""))
+                rows.append((escape(outcome.outcome), name, "", format(fraction, ".1%"), *p_values))
     return Cells(("outcome", "term", "means", "η²", "p", "p (Holm)"), rows, texts=3)
 
 

@@ -12,6 +12,7 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect
+from bitnetctl.analysis.stats import is_significant
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
@@ -130,7 +131,7 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
 
 
 def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
-    """Return terms by descending eta squared, with the mean of each level, then seeds and all terms together."""
+    """Return terms by descending eta squared, with the mean of each level, then all terms together and the seeds."""
     table = _analysis_table("Factors: η² (* p < 0.05 after Holm) and means")
     table.add_column("term", overflow="fold")
     _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
@@ -145,10 +146,10 @@ def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
             _add_levels(table, outcomes, terms[name])
     if len(terms) > MOST_TERMS:
         table.add_row(f"… and {len(terms) - MOST_TERMS} weaker ones")
+    if len(terms) > 1:
+        table.add_row("all terms (R²)", *map(_r_squared, outcomes))
     if any(outcome.seed_eta_squared is not None for outcome in outcomes):
         table.add_row("seeds", *(format_value(outcome.seed_eta_squared, ".0%") for outcome in outcomes))
-    if len(terms) > 1:
-        table.add_row("all terms (R²)", *(format_value(outcome.r_squared, ".0%") for outcome in outcomes))
     return table
 
 
@@ -167,6 +168,10 @@ def _eta_squared(term: Term | None) -> str:
     if term is None or term.eta_squared is None:
         return ""
     return f"[bold]{term.eta_squared:.0%}{'*' * term.is_significant}[/]"
+
+
+def _r_squared(outcome: OutcomeAnalysis) -> str:
+    return format_value(outcome.r_squared, ".0%") + "*" * is_significant(outcome.p_holm)
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:

@@ -1,0 +1,1 @@
+"""Error rates, coverage and power of what verdicts and analyses say, by simulation."""
