@@ -38,7 +38,7 @@ INSIDE = {
     "plugins": ("composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",
-        "wording least_squares arms",
+        "wording least_squares arms odd_cell",
         "permutation effects agreement",
         "anova",
         "study",

@@ -318,8 +318,7 @@ def design_rates(
     """Return where p <= 0.05 for the first factor, where any term is told after Holm, and the floor of the former."""
     values = design.values(trials, generator)
     factors = design.named()
-    terms = [(one.name,) for one in factors] + [(a.name, b.name) for a, b in itertools.combinations(factors, 2)]
-    tests = [tested for tested in term_tests(factors, design.seeds, values, terms).values() if tested is not None]
+    tests = [tested for tested in term_tests(factors, design.seeds, values).values() if tested is not None]
     overall = overall_test(factors, design.seeds, values)
     every = [*tests, *([overall] if overall else [])]
     if not every:

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.stats import holm
@@ -29,7 +29,7 @@ DRAWS = 9_999
 MOST_PAIRS = 5_000
 """Most pairs of runs that the test counts."""
 
-_WORK = 10_000_000
+_WORK = 5_000_000
 _CHUNK = 1 << 21
 
 METRICS = {
@@ -48,14 +48,16 @@ class Agreement:
 
     `tau` is Kendall's tau-b over runs: +1 for the same ranking, healthier first, -1 for the reverse one; None with
     fewer than three runs that have both values, or where one of them is the same in every run. Runs of an arm are not
-    independent, so that `p` is two-sided over permutations of whole `units`, see `_units`; None where none can be
-    exchanged. `p_floor` is the smallest possible, `p_holm` is adjusted over all metrics and times.
+    independent: `p` is two-sided over exchanges of whole arms, or of seeds where there is one arm, and None where none
+    can be exchanged; `units` counts these. `p_floor` is the smallest possible, `p_holm` is adjusted over all metrics
+    and times.
     """
 
     metric: str
     when: str
     runs: int
-    units: str
+    units: int
+    unit: Literal["arm", "seed"]
     tau: float | None
     p: float | None
     p_floor: float | None
@@ -144,13 +146,14 @@ def _last_known(column: "Floats") -> float | None:
     return float(known[-1]) if len(known) else None
 
 
-def _agreement(metric: str, when: str, runs: Sequence[_Ranked], noun: str) -> Agreement:
+def _agreement(metric: str, when: str, runs: Sequence[_Ranked], unit: Literal["arm", "seed"]) -> Agreement:
     """Return the agreement without adjusted p-value; the sentence is empty, or says why there is no tau."""
     result = Agreement(
         metric=metric,
         when=when,
         runs=len(runs),
-        units=plural(len({run.block for run in runs}), noun),
+        units=len({run.block for run in runs}),
+        unit=unit,
         tau=None,
         p=None,
         p_floor=None,
@@ -183,11 +186,10 @@ def tau_test(
     MOST_PAIRS random ones if there are more. None where no two blocks have the same cells.
     """
     import numpy as np
-    from scipy.stats import kendalltau
 
     # by rank, because infinite losses have an order but no difference
-    ranks_N, losses_N = (np.array(_ranks(column), dtype=np.int32) for column in (values, losses))
-    tau = float(kendalltau(ranks_N, losses_N, variant="b").statistic)
+    ranks_N, losses_N = (np.array(_ranks(column), dtype=np.int64) for column in (values, losses))
+    tau = _tau_b(ranks_N, losses_N)
     generator = np.random.default_rng(seed)
     first_Q, second_Q = np.triu_indices(len(values), 1)
     if len(first_Q) > MOST_PAIRS:
@@ -207,6 +209,17 @@ def tau_test(
     if exact:
         return tau, extreme / len(orders_PN), 1 / len(orders_PN)
     return tau, (extreme + 1) / (len(orders_PN) + 1), 1 / (len(orders_PN) + 1)
+
+
+def _tau_b(first_N: "Indices", second_N: "Indices") -> float:
+    """Return Kendall's tau-b: concordant less discordant pairs, over the geometric mean of those without a tie."""
+    import numpy as np
+
+    sums = np.zeros(3)
+    for index in range(1, len(first_N)):
+        one, other = np.sign(first_N[index:] - first_N[:-index]), np.sign(second_N[index:] - second_N[:-index])
+        sums += (one @ other, np.count_nonzero(one), np.count_nonzero(other))
+    return float(sums[0] / math.sqrt(sums[1] * sums[2]))
 
 
 def _exchanges(
@@ -246,7 +259,8 @@ def _with_sentence(one: Agreement) -> Agreement:
         one.tau,
         agrees=AGREES,
         runs=one.runs,
-        units=one.units,
+        units=plural(one.units, one.unit),
+        independent=one.units == one.runs,
         p_holm=one.p_holm,
         p_floor=one.p_floor,
     )

@@ -5,22 +5,19 @@ squares of type II), so that a design need not be balanced. P-values are those o
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.analysis import wording
-from bitnetctl.analysis.factors import Factor
+from bitnetctl.analysis.factors import Factor, cell_text
 from bitnetctl.analysis.least_squares import TermKey, columns, estimable, fit, less_block_means, number, rank
-from bitnetctl.analysis.permutation import Tested, factor_test, interaction_test
-from bitnetctl.analysis.stats import holm, is_significant
+from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
+from bitnetctl.analysis.permutation import Permuted, factor_test, interaction_test
+from bitnetctl.analysis.stats import holm, is_significant, mean
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
-
-ODD = 0.9
-"""Fraction of the variance between combinations that one of them must hold to be called the odd one."""
 
 MOST_MEANS = 8
 """Most means of a term in a sentence."""
@@ -35,6 +32,11 @@ class Outcome:
     name: str
     values: tuple[float | None, ...]
     format_spec: str = ".3g"
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Indices of the runs in which it is known."""
+        return tuple(index for index, value in enumerate(self.values) if value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +83,6 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OddCell:
-    """The one combination of levels that differs from the others, and the fraction of the variance that it holds."""
-
-    factors: tuple[str, ...]
-    cell: str
-    mean: float
-    mean_of_rest: float
-    eta_squared: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutcomeAnalysis:
     """The analysis of one outcome over the runs in which it is known; `format_spec` is that of its values.
 
@@ -106,17 +97,17 @@ class OutcomeAnalysis:
     unknown_runs: int
     seeds: int
     terms: tuple[Term, ...]
-    not_estimable: tuple[str, ...]
-    r_squared: float | None
-    seed_eta_squared: float | None
-    residual_degrees_of_freedom: int | None
-    p: float | None
-    p_floor: float | None
-    p_holm: float | None
-    odd_cell: OddCell | None
-    tests: int
-    sentence: str
     format_spec: str
+    not_estimable: tuple[str, ...] = ()
+    r_squared: float | None = None
+    seed_eta_squared: float | None = None
+    residual_degrees_of_freedom: int | None = None
+    p: float | None = None
+    p_floor: float | None = None
+    p_holm: float | None = None
+    odd_cell: OddCell | None = None
+    tests: int = 0
+    sentence: str = ""
 
     def means_text(self, term: Term) -> str:
         """Format the means of a term."""
@@ -138,7 +129,16 @@ def analyze_outcomes(
     Interactions that the runs cannot tell from other terms are left out. Seeds are blocks where every
     factor changes within them. Runs with an unknown value are left out of that outcome.
     """
-    analyses = [_analyze(outcome, factors, seeds) for outcome in outcomes]
+    alike: dict[tuple[int, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        alike.setdefault(outcome.known, []).append(outcome)
+    by_outcome = {
+        outcome.name: _analyze(outcome, used, tested)
+        for indices, of_runs in alike.items()
+        for used in [_Runs.among(indices, factors, seeds)]
+        for outcome, tested in zip(of_runs, used.tests(of_runs), strict=True)
+    }
+    analyses = [by_outcome[outcome.name] for outcome in outcomes]
     p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms)) if p is not None]
     adjusted = iter(holm(p_values))
     results = []
@@ -150,37 +150,74 @@ def analyze_outcomes(
     return results
 
 
-def _analyze(outcome: Outcome, factors: Sequence[Factor], seeds: Sequence[int]) -> OutcomeAnalysis:
+@dataclass(frozen=True)
+class _Runs:
+    """The runs in which an outcome is known: the factors that differ among them, and their seeds."""
+
+    indices: tuple[int, ...]
+    factors: tuple[Factor, ...]
+    seed_of: tuple[int, ...]
+
+    @classmethod
+    def among(cls, indices: tuple[int, ...], factors: Sequence[Factor], seeds: Sequence[int]) -> "_Runs":
+        kept = (factor.among(indices) for factor in factors)
+        return cls(
+            indices,
+            tuple(factor for factor in kept if len(factor.levels) > 1),
+            tuple(seeds[index] for index in indices),
+        )
+
+    def scaled(self, outcome: Outcome) -> "Floats":
+        """Return the values over the largest: nothing but means depends on the scale, and a square could overflow."""
+        import numpy as np
+
+        values_N = np.array([outcome.values[index] for index in self.indices], dtype=np.float64)
+        scaled_N: Floats = values_N / (np.abs(values_N).max() or 1.0)
+        return scaled_N
+
+    def tests(self, outcomes: Sequence[Outcome]) -> "list[_Tests]":
+        """Return the tests of every outcome; permutations are the same for all of them."""
+        import numpy as np
+
+        if not self.factors:
+            return [_Tests({}, None, 0)] * len(outcomes)
+        values_NS = np.stack([self.scaled(outcome) for outcome in outcomes], axis=1)
+        of_term = term_tests(self.factors, self.seed_of, values_NS)
+        overall = overall_test(self.factors, self.seed_of, values_NS)
+        return [_Tests(of_term, overall, column) for column in range(len(outcomes))]
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of several outcomes, and which of them is meant."""
+
+    of_term: dict[TermKey, Permuted | None]
+    overall: Permuted | None
+    column: int
+
+    def p(self, tested: Permuted | None) -> tuple[float | None, float | None]:
+        """Return p-value and floor."""
+        return (float(tested.p_S[self.column]), tested.floor) if tested else (None, None)
+
+
+def _analyze(outcome: Outcome, runs: _Runs, tests: _Tests) -> OutcomeAnalysis:
     """Analyse one outcome, without the adjustment of p; the sentence is empty unless there is nothing to analyse."""
-    indices = [index for index, value in enumerate(outcome.values) if value is not None]
     known = [value for value in outcome.values if value is not None]
-    used = [factor for one in factors if len((factor := one.among(indices)).levels) > 1]
-    seed_of = [seeds[index] for index in indices]
     result = OutcomeAnalysis(
         outcome=outcome.name,
         runs=len(known),
         unknown_runs=len(outcome.values) - len(known),
-        seeds=len(set(seed_of)),
-        terms=tuple(_terms(used, known)),
-        not_estimable=(),
-        r_squared=None,
-        seed_eta_squared=None,
-        residual_degrees_of_freedom=None,
-        p=None,
-        p_floor=None,
-        p_holm=None,
-        odd_cell=None,
-        tests=0,
-        sentence="",
+        seeds=len(set(runs.seed_of)),
+        terms=tuple(_terms(runs.factors, known)),
         format_spec=outcome.format_spec,
     )
     if not known:
         return replace(result, sentence=wording.outcome_unknown(outcome.name))
-    if not used:
+    if not runs.factors:
         return replace(result, sentence=wording.no_factor(outcome.name))
     if max(known) - min(known) <= _CONSTANT * max(1.0, abs(max(known))):
         return replace(result, sentence=wording.constant(outcome.name, format(known[0], outcome.format_spec)))
-    return _split(result, used, seed_of, known)
+    return _split(result, runs, runs.scaled(outcome), known, tests)
 
 
 def _terms(factors: Sequence[Factor], values: Sequence[float]) -> list[Term]:
@@ -195,75 +232,56 @@ def _means(factors: Sequence[Factor], values: Sequence[float]) -> dict[str, floa
     groups: dict[tuple[int, ...], list[float]] = {}
     for cell, value in zip(zip(*(factor.level_of for factor in factors), strict=True), values, strict=True):
         groups.setdefault(cell, []).append(value)
-    # divided before summing, so that the sum cannot overflow
-    return {
-        _cell_text(factors, cell): sum(value / len(group) for value in group) for cell, group in sorted(groups.items())
-    }
-
-
-def _cell_text(factors: Sequence[Factor], cell: Sequence[int]) -> str:
-    return " / ".join(factor.levels[level] for factor, level in zip(factors, cell, strict=True))
+    return {cell_text(factors, cell): mean(group) for cell, group in sorted(groups.items())}
 
 
 def _split(
-    result: OutcomeAnalysis, factors: Sequence[Factor], seed_of: Sequence[int], known: Sequence[float]
+    result: OutcomeAnalysis, runs: _Runs, values_N: "Floats", known: Sequence[float], tests: _Tests
 ) -> OutcomeAnalysis:
     """Return the analysis with the variance split between its terms, their tests and the odd cell."""
-    import numpy as np
-
-    # nothing but `means` depends on the scale, and a square could overflow
-    values_N = np.array(known) / max(map(abs, known))
     centred_N = values_N - values_N.mean()
     total = float(centred_N @ centred_N)
-    of_term = columns(factors)
+    of_term = columns(runs.factors)
     plain = {key: less_block_means(columns_NC, [0] * len(known)) for key, columns_NC in of_term.items()}
-    within = {key: less_block_means(columns_NC, seed_of) for key, columns_NC in of_term.items()}
+    within = {key: less_block_means(columns_NC, runs.seed_of) for key, columns_NC in of_term.items()}
     mains = [key for key in of_term if len(key) == 1]
-    blocked = len(set(seed_of)) > 1 and rank(within, mains) == rank(plain, mains) > 0
+    blocked = result.seeds > 1 and rank(within, mains) == rank(plain, mains) > 0
     design = within if blocked else plain
-    rest_N = less_block_means(values_N[:, None], seed_of)[:, 0] if blocked else centred_N
+    rest_N = less_block_means(values_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
     fits = estimable(design, rest_N, [*of_term], mains)
     residual, used_up = fit(design, rest_N, [*fits])
     within_sum = float(rest_N @ rest_N)
-    tests = term_tests(factors, seed_of, values_N[:, None], [*fits])
-    overall = overall_test(factors, seed_of, values_N[:, None])
     terms = []
     for term in result.terms:
         squares, degrees = fits.get(term.factors, (0.0, 0))
-        tested = tests.get(term.factors)
-        if term.factors in fits:
-            terms.append(_filled(term, squares, degrees, total, tested))
+        if degrees:
+            p, floor = tests.p(tests.of_term[term.factors])
+            eta_squared = min(1.0, max(0.0, squares / total))
+            fitted = replace(term, degrees_of_freedom=degrees, sum_of_squares=squares, eta_squared=eta_squared)
+            terms.append(replace(fitted, p=p, p_floor=floor))
+        elif term.factors in fits:
+            terms.append(term)
+    p, floor = tests.p(tests.overall)
     return replace(
         result,
         terms=tuple(terms),
         not_estimable=tuple(term.name for term in result.terms if not fits.get(term.factors, (0.0, 0))[1]),
         r_squared=min(1.0, max(0.0, (within_sum - residual) / total)),
         seed_eta_squared=max(0.0, 1 - within_sum / total) if blocked else None,
-        residual_degrees_of_freedom=len(known) - used_up - (len(set(seed_of)) if blocked else 1),
-        p=float(overall.p_S[0]) if overall else None,
-        p_floor=overall.floor if overall else None,
-        odd_cell=_odd_cell(factors, rest_N, known, total),
-    )
-
-
-def _filled(term: Term, squares: float, degrees: int, total: float, tested: Tested | None) -> Term:
-    return replace(
-        term,
-        degrees_of_freedom=degrees or None,
-        sum_of_squares=squares if degrees else None,
-        eta_squared=min(1.0, max(0.0, squares / total)) if degrees else None,
-        p=float(tested.p_S[0]) if tested and degrees else None,
-        p_floor=tested.floor if tested and degrees else None,
+        residual_degrees_of_freedom=len(known) - used_up - (result.seeds if blocked else 1),
+        odd_cell=find_odd_cell(runs.factors, rest_N, known, total),
+        p=p,
+        p_floor=floor,
     )
 
 
 def term_tests(
-    factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats", terms: Sequence[TermKey]
-) -> dict[TermKey, Tested | None]:
-    """Return the permutation test of every term, on outcomes in columns."""
+    factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats"
+) -> dict[TermKey, Permuted | None]:
+    """Return the permutation test of every main effect and interaction of two, on outcomes in columns."""
     by_name = {factor.name: factor for factor in factors}
-    results: dict[TermKey, Tested | None] = {}
-    for term in terms:
+    results: dict[TermKey, Permuted | None] = {}
+    for term in (*((name,) for name in by_name), *itertools.combinations(by_name, 2)):
         others = [factor for factor in factors if factor.name not in term]
         other_of = _cells([factor for factor in others if not factor.is_size], len(seed_of))
         size_of = _cells([factor for factor in others if factor.is_size], len(seed_of))
@@ -275,8 +293,8 @@ def term_tests(
     return results
 
 
-def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Tested | None:
-    """Return the test of all factors but the size together; None for one, and where no two runs have the same levels."""
+def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Permuted | None:
+    """Return the test of all factors but the size together; None for one, or if no two runs have equal levels."""
     sizes = [factor for factor in factors if factor.is_size]
     others = [factor for factor in factors if not factor.is_size]
     cells, size_of = _cells(others, len(seed_of)), _cells(sizes, len(seed_of))
@@ -288,48 +306,6 @@ def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "
 def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:
     """Return the levels of the factors in every run."""
     return [*zip(*(factor.level_of for factor in factors), strict=True)] if factors else [()] * runs
-
-
-def _odd_cell(factors: Sequence[Factor], rest_N: "Floats", known: Sequence[float], total: float) -> OddCell | None:
-    """Return the combination of levels of two or three factors that alone differs from all others, if one does.
-
-    It holds at least ODD of the variance between the combinations, and these at least half of that within blocks.
-    """
-    import numpy as np
-
-    runs, best = len(known), None
-    for chosen in (*itertools.combinations(factors, 2), *itertools.combinations(factors, 3)):
-        of_run = [*zip(*(factor.level_of for factor in chosen), strict=True)]
-        cells = sorted(set(of_run))
-        if len(cells) < math.prod(len(factor.levels) for factor in chosen):
-            continue
-        number_of = {cell: number for number, cell in enumerate(cells)}
-        cells_N = np.array([number_of[cell] for cell in of_run])
-        counts_C = np.bincount(cells_N)
-        means_C = np.bincount(cells_N, rest_N) / counts_C
-        between = float(counts_C @ means_C**2)
-        alone_C = counts_C * runs / (runs - counts_C) * means_C**2
-        odd = int(alone_C.argmax())
-        alone = float(alone_C[odd])
-        if alone < ODD * between or between < 0.5 * float(rest_N @ rest_N) or alone <= (best or (0.0,))[0]:
-            continue
-        inside = [value for value, cell in zip(known, cells_N.tolist(), strict=True) if cell == odd]
-        outside = [value for value, cell in zip(known, cells_N.tolist(), strict=True) if cell != odd]
-        best = (
-            alone,
-            OddCell(
-                factors=tuple(factor.name for factor in chosen),
-                cell=_cell_text(chosen, cells[odd]),
-                mean=_mean(inside),
-                mean_of_rest=_mean(outside),
-                eta_squared=min(1.0, alone / total),
-            ),
-        )
-    return best[1] if best else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(value / len(values) for value in values)
 
 
 def _sentence(analysis: OutcomeAnalysis) -> str:
@@ -354,11 +330,11 @@ def _sentence(analysis: OutcomeAnalysis) -> str:
     )
     odd = analysis.odd_cell
     if odd is not None:
-        mean, rest = (format(mean, analysis.format_spec) for mean in (odd.mean, odd.mean_of_rest))
+        inside, outside = (format(value, analysis.format_spec) for value in (odd.mean, odd.mean_of_rest))
         of_cell = any(term.is_significant and set(term.factors) <= set(odd.factors) for term in terms)
         parts.append(
             wording.odd_cell(
-                odd.factors, odd.cell, mean, rest, odd.eta_squared, told=of_cell or is_significant(analysis.p_holm)
+                odd.factors, odd.cell, inside, outside, odd.eta_squared, told=of_cell or is_significant(analysis.p_holm)
             )
         )
     if analysis.not_estimable:

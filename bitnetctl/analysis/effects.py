@@ -1,5 +1,6 @@
 """Differences of each arm from its baseline, paired at equal size, seed and planned steps, counted by seed."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from bitnetctl.analysis.stats import (
     SIGNIFICANT,
     Better,
     holm,
+    mean,
     paired_differences,
     sign_test_floor,
     sign_test_p,
@@ -180,19 +182,16 @@ def _arm_effect(
         for key in runs
         if key in others and key.size is not None and key.seed is not None
     ]
-    pairs, notes = [], []
+    pairs, breaking, minor = [], [], []
     for pair in shared:
-        differences = [(run, other, compare(run, other)) for run in pair.runs for other in pair.others]
-        breaking = [
-            wording.not_comparable(run.name, other.name, one.breaking)
-            for run, other, one in differences
-            if one.breaking
-        ]
-        notes += breaking or [
-            wording.differs_slightly(run.name, other.name, one.minor) for run, other, one in differences if one.minor
-        ]
-        if not breaking:
+        differences = [compare(run, other) for run in pair.runs for other in pair.others]
+        reasons = [reason for one in differences for reason in one.breaking]
+        if reasons:
+            breaking.append(reasons)
+        else:
             pairs.append(pair)
+            minor.append([reason for one in differences for reason in one.minor])
+    minor = [reasons for reasons in minor if reasons]
     sizes_of: dict[int | None, set[int | None]] = {}
     for pair in pairs:
         sizes_of.setdefault(pair.key.seed, set()).add(pair.key.size)
@@ -207,7 +206,11 @@ def _arm_effect(
         incomparable_pairs=len(shared) - len(pairs),
         uneven_sizes=len(set(map(frozenset, sizes_of.values()))) > 1,
         effects={metric: _effect(metric, pairs) for metric in METRICS},
-        notes=tuple(notes),
+        notes=tuple(
+            form(arm, baseline, len(of_pairs), list(dict.fromkeys(itertools.chain(*of_pairs))))
+            for form, of_pairs in ((wording.not_comparable, breaking), (wording.differ_slightly, minor))
+            if of_pairs
+        ),
     )
 
 
@@ -303,4 +306,4 @@ def _value(runs: Sequence[RunSummary], metric: Metric) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(value / len(values) for value in values) if values else None
+    return mean(values) if values else None

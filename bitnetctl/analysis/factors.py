@@ -105,3 +105,8 @@ def _level_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_level_text, value)) or "none"
     return "unset" if value is None else str(value)
+
+
+def cell_text(factors: Sequence[Factor], cell: Sequence[int]) -> str:
+    """Return the levels of one combination, joined."""
+    return " / ".join(factor.levels[level] for factor, level in zip(factors, cell, strict=True))

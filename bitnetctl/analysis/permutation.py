@@ -35,7 +35,7 @@ _ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class Permuted:
     """P-values of the outcomes, (S,), and the smallest that the design can give."""
 
     p_S: "Floats"
@@ -50,7 +50,7 @@ def factor_test(
     values_NS: "Floats",
     *,
     seed: int = 0,
-) -> Tested | None:
+) -> Permuted | None:
     """Test that a factor changes nothing, given in every run its level, those of the other factors, size and seed.
 
     Its labels are permuted among runs of equal size, seed and other factors, in all sizes of a seed alike. Where it
@@ -87,7 +87,7 @@ def interaction_test(
     values_NS: "Floats",
     *,
     seed: int = 0,
-) -> Tested | None:
+) -> Permuted | None:
     """Test that two factors do not interact, given the levels of both in every run; else as `factor_test`.
 
     The means of the combinations of levels are one table for every seed and levels of the other factors, the mean of
@@ -121,7 +121,7 @@ def interaction_test(
         extreme_S += ((permuted**2).sum((1, 2)) >= seen_S - slack_S).sum(0)
         drawn += len(permuted)
     floor = float(group) ** (1 - count) if exact else 1 / (DRAWS + 1)
-    return Tested(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor)
+    return Permuted(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor)
 
 
 def _mixed(level_of: Sequence[int], block_of: Sequence[Hashable]) -> list[int]:
@@ -134,7 +134,7 @@ def _mixed(level_of: Sequence[int], block_of: Sequence[Hashable]) -> list[int]:
 
 def _test_seeds(
     level_of: Sequence[int], other_of: Sequence[Hashable], seed_of: Sequence[int], values_NS: "Floats", seed: int
-) -> Tested | None:
+) -> Permuted | None:
     """Test a factor that is constant within every seed; None where it is not."""
     import numpy as np
 
@@ -156,12 +156,12 @@ def _test_seeds(
     welch_S = _welch(levels, unit_US, lost=len(set(alike)) - 1)
     if exchanged is None or welch_S is None:
         return None
-    return Tested(p_S=np.maximum(exchanged.p_S, welch_S), floor=exchanged.floor)
+    return Permuted(p_S=np.maximum(exchanged.p_S, welch_S), floor=exchanged.floor)
 
 
 def _test_labels(
     level_of: Sequence[int], block_of: Sequence[Hashable], values_NS: "Floats", seed: int
-) -> Tested | None:
+) -> Permuted | None:
     """Permute labels within blocks; the values are centred in them."""
     import numpy as np
 
@@ -186,7 +186,7 @@ def _test_labels(
     ):
         extreme_S += (_between(labels_PN, counts_L, values_NS) >= least_S).sum(0)
         drawn += len(labels_PN)
-    return Tested(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor if exact else 1 / (DRAWS + 1))
+    return Permuted(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor if exact else 1 / (DRAWS + 1))
 
 
 def _between(labels_PN: "Indices", counts_L: "Indices", values_NS: "Floats") -> "Floats":
@@ -265,12 +265,19 @@ def _random_arrangements(
     import numpy as np
 
     in_order_N = np.argsort(blocks_N, kind="stable")
+    pairs = bool((np.bincount(blocks_N) == 2).all())
     for start in range(0, DRAWS, chunk):
         size = min(chunk, DRAWS - start)
-        # sorted by block, at random within it
-        shuffled_PN = np.argsort(blocks_N + generator.random((size, len(labels_N))), axis=1)
-        labels_PN = np.empty_like(shuffled_PN)
-        labels_PN[:, in_order_N] = labels_N[shuffled_PN]
+        labels_PN = np.empty((size, len(labels_N)), dtype=np.int64)
+        if pairs:
+            swapped_PB = generator.integers(0, 2, (size, len(labels_N) // 2), dtype=np.int8)
+            first_B, second_B = labels_N[in_order_N[::2]], labels_N[in_order_N[1::2]]
+            labels_PN[:, in_order_N[::2]] = np.where(swapped_PB, second_B, first_B)
+            labels_PN[:, in_order_N[1::2]] = np.where(swapped_PB, first_B, second_B)
+        else:
+            # sorted by block, at random within it
+            shuffled_PN = np.argsort(blocks_N + generator.random(labels_PN.shape), axis=1)
+            labels_PN[:, in_order_N] = labels_N[shuffled_PN]
         yield labels_PN
 
 
@@ -296,9 +303,14 @@ def _random_tables(table_KRCS: "Floats", chunk: int, generator: "np.random.Gener
     """Yield DRAWS sums over tables, each with its rows and columns permuted at random, (P, R, C, S) at a time."""
     import numpy as np
 
-    rows, columns = table_KRCS.shape[1:3]
+    count, rows, columns = table_KRCS.shape[:3]
     for start in range(0, DRAWS, chunk):
         size = min(chunk, DRAWS - start)
+        if rows == columns == 2:
+            # both permutations reverse the sign
+            signs_PK = 1.0 - 2 * generator.integers(0, 2, (size, count))
+            yield np.tensordot(signs_PK, table_KRCS, 1)
+            continue
         total = 0.0
         for table_RCS in table_KRCS:
             row_order_PR = np.argsort(generator.random((size, rows)), axis=1)

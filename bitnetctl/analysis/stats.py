@@ -42,6 +42,12 @@ def paired_differences(treated: Sequence[float | None], control: Sequence[float 
     return differences
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, also where the sum would overflow; raises ZeroDivisionError without values."""
+    total = sum(values)
+    return total / len(values) if math.isfinite(total) else sum(value / len(values) for value in values)
+
+
 def sign_test_p(better: int, worse: int) -> float:
     """Return the two-sided p-value of the exact sign test, from the numbers of seeds with an arm better and worse.
 

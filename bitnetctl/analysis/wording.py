@@ -253,6 +253,7 @@ def agreement(
     agrees: float,
     runs: int,
     units: str,
+    independent: bool,
     p_holm: float | None,
     p_floor: float | None,
 ) -> str:
@@ -262,7 +263,8 @@ def agreement(
     else:
         floor = f", for {units} not below {p_floor:.2g}" if p_floor is not None and p_floor >= 0.01 else ""
         about = f"{p_equals(p_holm)} after Holm{floor}"
-    support = f"τ-b {tau:+.2f} over {plural(runs, 'run')} in {units}, not independent; {about}"
+    among = f"{plural(runs, 'run')} {'of' if independent else 'in'} {units}{'' if independent else ', not independent'}"
+    support = f"τ-b {tau:+.2f} over {among}; {about}"
     if not is_significant(p_holm):
         unsaid = "" if p_holm is None else "order not told from chance "
         return f"At the {when}, {metric}: {unsaid}({support})."
@@ -295,12 +297,12 @@ def uneven_sizes(arm: str) -> str:
     return f"{arm}: its seeds cover different sizes; the mean over seeds mixes seeds with sizes"
 
 
-def not_comparable(run: str, other: str, reasons: Sequence[str]) -> str:
-    return f"{run} and {other} are no pair: they differ in {listed(reasons)}"
+def not_comparable(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} left out, whose runs differ in {listed(reasons)}"
 
 
-def differs_slightly(run: str, other: str, reasons: Sequence[str]) -> str:
-    return f"{run} and {other} are a pair, but differ in {listed(reasons)}"
+def differ_slightly(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} compared, whose runs differ in {listed(reasons)}"
 
 
 def unfinished(count: int, runs: int) -> str:

@@ -242,7 +242,7 @@ def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str
         (
             escape(one.metric),
             escape(one.when),
-            f"{one.runs} in {one.units}",
+            f"{one.runs} in {plural(one.units, one.unit)}",
             signed(one.tau),
             p_text(one.p, one.p_floor),
             p_text(one.p_holm),
