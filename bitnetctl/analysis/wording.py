@@ -55,7 +55,8 @@ def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
 def effects_hint(tests: int) -> str:
     """Return what the table of effects shows, with its p-values adjusted over `tests`."""
     return (
-        "Arm minus baseline at equal size, seed and planned steps. A seed counts once, with its mean over sizes. The "
+        "Arm minus baseline at equal size, seed and planned steps. A seed counts once, with its mean over sizes; where "
+        "a run failed, the mean difference is that of the seeds without a failure, (5 of 6). The "
         f"{INTERVAL} is that of the mean difference: it covers it in 95 % of cases for nearly normal differences, and "
         "in far fewer where a rare seed collapses. p is that of the exact sign test: the hypothesis is that a seed is "
         "as likely to be better as to be worse, which is true of an arm that changes nothing; it says nothing of the "
@@ -72,7 +73,7 @@ def effects_line(tests: int) -> str:
     return (
         "better and worse count seeds; p: exact sign test of as many better as worse, "
         f"{FLOOR_MARK}: the smallest possible; Holm over {plural(tests, 'p-value')}; the interval is for nearly normal "
-        "differences"
+        "differences; (5 of 6): the mean of the seeds without a failure"
     )
 
 
@@ -189,9 +190,9 @@ def goes_with(outcome: str, terms: Sequence[tuple[str, float, str, str]]) -> str
 
 
 def none_told(outcome: str, subject: str, eta_squared: float, tested: str, means: str) -> str:
-    """Return the sentence where no term is told from chance."""
+    """Return the sentence where no single term is told from chance."""
     return (
-        f"The {outcome}: no term is told from chance; as the largest, {subject} with {eta_squared:.0%} of its "
+        f"The {outcome}: no single term is told from chance; as the largest, {subject} with {eta_squared:.0%} of its "
         f"variance ({tested}; {means})."
     )
 

@@ -40,7 +40,7 @@ def analyze(
     ] = None,
     as_json: options.Json = False,
 ) -> int:
-    """Show when runs collapsed and recovered, how each arm differs, which factors it goes with, which metrics agree."""
+    """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import api, report
     from bitnetctl.files import write_atomic

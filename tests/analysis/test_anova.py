@@ -170,7 +170,7 @@ def test_one_factor_may_have_groups_of_any_size() -> None:
 def test_three_or_four_runs_that_do_not_vary_within_levels(levels: tuple[int, ...], p: float) -> None:
     analysis = analyze([two("a", *levels)], [float(level) for level in levels], name="fraction", format_spec=".0%")
     assert analysis.terms[0].p == pytest.approx(p)
-    assert analysis.sentence.startswith("The fraction: no term is told from chance; ")
+    assert analysis.sentence.startswith("The fraction: no single term is told from chance; ")
     assert f"{p:.2g} alone being the smallest possible" in analysis.sentence
 
 
@@ -178,9 +178,9 @@ def test_one_run_of_each_level_has_no_p() -> None:
     analysis = analyze([two("a", 0, 1)], [1, 5])
     assert analysis.terms[0].p is None
     assert analysis.sentence == (
-        "The loss: no term is told from chance; as the largest, a goes with 100% of its variance (not tested, as too "
-        "few runs differ in it alone; a0: 1, a1: 5). The model has as many terms as runs, so that it would hold all of "
-        "the variance of any values."
+        "The loss: no single term is told from chance; as the largest, a goes with 100% of its variance (not tested, "
+        "as too few runs differ in it alone; a0: 1, a1: 5). The model has as many terms as runs, so that it would hold "
+        "all of the variance of any values."
     )
 
 
@@ -189,7 +189,7 @@ def test_a_factorial_of_single_runs_is_not_told_from_chance() -> None:
     assert analysis.residual_degrees_of_freedom == 0
     # two pairs of one seed
     assert analysis.terms[0].p == 2 / 4
-    assert "no term is told from chance" in analysis.sentence
+    assert "no single term is told from chance" in analysis.sentence
     assert "The model has as many terms as runs" in analysis.sentence
     assert analysis.sentence.endswith("All runs have the same seed: how other seeds would come out is unknown.")
 
@@ -321,7 +321,7 @@ def test_the_cause_of_a_synthetic_sweep_is_named(tmp_path: Path) -> None:
 
 def test_two_seeds_of_the_same_sweep_do_not_tell(tmp_path: Path) -> None:
     for outcome in study(load_runs(sweep(tmp_path, 2))).outcomes:
-        assert "no term is told from chance" in outcome.sentence
+        assert "no single term is told from chance" in outcome.sentence
 
 
 def test_a_failed_run_stays_in_the_factors(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_floor_of_a_test_is_said_where_p_is_at_it() -> None:
 
 def test_no_term_told_from_chance_is_not_called_a_cause() -> None:
     text = wording.none_told("loss", "a goes", 0.99, wording.tested(None, None, None, 0), "a0: 1, a1: 5")
-    assert text.startswith("The loss: no term is told from chance; ")
+    assert text.startswith("The loss: no single term is told from chance; ")
 
 
 def test_terms_together_are_not_called_unexplained() -> None:

@@ -57,7 +57,9 @@ def test_json_has_every_part(runs: Path) -> None:
     assert fraction["terms"][0]["fields"] == [["optimizer.name", "decoupled-decay"]]
     # three pairs of seeds that agree: 2 of 8 arrangements
     assert (fraction["terms"][0]["eta_squared"], fraction["terms"][0]["p"]) == (pytest.approx(1), 0.25)
-    assert fraction["sentence"].startswith("The fraction of collapsed evaluations: no term is told from chance; ")
+    assert fraction["sentence"].startswith(
+        "The fraction of collapsed evaluations: no single term is told from chance; "
+    )
     assert {"units", "unit", "p_floor", "p_holm"} <= tree["agreement"][0].keys()
     assert tree["runs"][0]["collapsed_at"] == 200
 
