@@ -194,7 +194,7 @@ class Cells(NamedTuple):
 
 def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> Cells:
     """Return a row for each arm and metric; `escape` is applied to untrusted text."""
-    header = ("arm", "baseline", "based on", "metric", "outcome", "mean difference", wording.INTERVAL)
+    header = ("arm", "baseline", "based on", "metric", "seeds", "mean difference", wording.INTERVAL)
     sized = any(len(effect.mean_by_size) > 1 for arm in effects for effect in arm.effects.values())
     rows = [
         (
