@@ -46,7 +46,14 @@ INSIDE = {
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("composition scaffold project", "registry", "__init__"),
-    "analysis": ("stats summary", "anova", "effects agreement", "study", "__init__"),
+    "analysis": (
+        "stats summary factors",
+        "wording least_squares arms odd_cell",
+        "permutation effects agreement",
+        "anova",
+        "study",
+        "__init__",
+    ),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
     "verdict": (
         "outcome",

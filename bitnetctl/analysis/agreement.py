@@ -1,21 +1,36 @@
-"""Rank correlation over runs (Kendall's tau-b) of each metric with the held-out loss."""
+"""Rank correlation over runs (Kendall's tau-b) of each metric with the held-out loss, tested by exchanging arms."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bitnetctl.analysis.stats import p_equals
+from bitnetctl.analysis import wording
+from bitnetctl.analysis.stats import holm
 from bitnetctl.analysis.summary import has_failed
 from bitnetctl.records.run import Run
+from bitnetctl.units import plural
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from bitnetctl.analysis.least_squares import Indices
     from bitnetctl.records.schema import Floats
 
 MINIMUM_RUNS = 3
 AGREES = 0.3
 """Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
+
+DRAWS = 9_999
+"""Most random exchanges of arms."""
+
+MOST_PAIRS = 5_000
+"""Most pairs of runs that the test counts."""
+
+_WORK = 5_000_000
+_CHUNK = 1 << 21
 
 METRICS = {
     "RandomPromptUnique": ("the random-prompt metric", 1),
@@ -31,16 +46,22 @@ METRICS = {
 class Agreement:
     """How one metric ranks the runs compared with the held-out loss.
 
-    `tau` is Kendall's tau-b: +1 for the same ranking, healthier first, -1 for the reverse one; None with fewer than
-    three runs that have both values, or where one of them is the same in every run. `p` is the two-sided p-value of
-    the hypothesis that the rankings are independent.
+    `tau` is Kendall's tau-b over runs: +1 for the same ranking, healthier first, -1 for the reverse one; None with
+    fewer than three runs that have both values, or where one of them is the same in every run. Runs of an arm are not
+    independent: `p` is two-sided over exchanges of whole arms, or of seeds where there is one arm, and None where none
+    can be exchanged; `units` counts these. `p_floor` is the smallest possible, `p_holm` is adjusted over all metrics
+    and times.
     """
 
     metric: str
     when: str
     runs: int
+    units: int
+    unit: Literal["arm", "seed"]
     tau: float | None
     p: float | None
+    p_floor: float | None
+    p_holm: float | None
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -48,21 +69,45 @@ class Agreement:
         return asdict(self)
 
 
-def agreements(runs: Sequence[Run]) -> list[Agreement]:
+class _Ranked(NamedTuple):
+    """A run that has both values, higher being healthier; `block` and `cell` are its unit and its place in it."""
+
+    value: float
+    loss: float
+    block: Hashable
+    cell: Hashable
+
+
+def agreements(runs: Sequence[Run], arms: Sequence[str]) -> list[Agreement]:
     """Compare every metric that a run has with the held-out loss, at the end of stage 1 and at the end of the run.
 
-    Losses on different probes cannot be ranked, so only the runs with the most common probe are. At the end, a failed
-    run has an infinite loss and the last known value of the other metric.
+    `arms` has the label of every run's arm. Losses on different probes cannot be ranked, so only the runs with the most
+    common probe are. At the end, a failed run has an infinite loss and the last known value of the other metric.
     """
-    comparable = _same_probe(runs)
+    comparable = _same_probe(runs, arms)
+    by_seed = len({arm for _, arm in comparable}) == 1
     results = []
     for when in ("end of stage 1", "end"):
-        for metric, (_, sign) in METRICS.items():
-            if any(run.records.has_values(metric) for run in comparable):
-                pairs = [_values_at(run, metric, when) for run in comparable]
-                known = [(sign * value, -loss) for value, loss in pairs if value is not None and loss is not None]
-                results.append(_agreement(metric, when, known))
-    return results
+        for metric in METRICS:
+            if any(run.records.has_values(metric) for run, _ in comparable):
+                ranked = [
+                    one for run, arm in comparable if (one := _ranked(run, None if by_seed else arm, metric, when))
+                ]
+                results.append(_agreement(metric, when, ranked, "seed" if by_seed else "arm"))
+    adjusted = iter(holm([one.p for one in results if one.p is not None]))
+    return [_with_sentence(replace(one, p_holm=next(adjusted)) if one.p is not None else one) for one in results]
+
+
+def _ranked(run: Run, arm: str | None, metric: str, when: str) -> _Ranked | None:
+    """Return a run with its unit: its arm, or its seed without one; None where a value is unknown."""
+    value, loss = _values_at(run, metric, when)
+    if value is None or loss is None:
+        return None
+    sign = METRICS[metric][1]
+    if arm is not None:
+        return _Ranked(sign * value, -loss, arm, (run.size, run.seed))
+    # a run of unknown seed is a unit of its own
+    return _Ranked(sign * value, -loss, run.name if run.seed is None else run.seed, run.size)
 
 
 def probe_key(run: Run) -> tuple[float | None, ...]:
@@ -70,12 +115,13 @@ def probe_key(run: Run) -> tuple[float | None, ...]:
     return tuple(_last_known(run.finite(name)) for name in ("ProbePositions", "UniqueTargets", "UnigramLoss"))
 
 
-def _same_probe(runs: Sequence[Run]) -> list[Run]:
+def _same_probe(runs: Sequence[Run], arms: Sequence[str]) -> list[tuple[Run, str]]:
+    """Return the runs with the most common probe, and their arms."""
     probes = [probe_key(run) for run in runs]
     if not probes:
         return []
     [(most_common, _)] = Counter(probes).most_common(1)
-    return [run for run, probe in zip(runs, probes, strict=True) if probe == most_common]
+    return [pair for pair, probe in zip(zip(runs, arms, strict=True), probes, strict=True) if probe == most_common]
 
 
 def _values_at(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
@@ -100,33 +146,125 @@ def _last_known(column: "Floats") -> float | None:
     return float(known[-1]) if len(known) else None
 
 
-def _agreement(metric: str, when: str, pairs: Sequence[tuple[float, float]]) -> Agreement:
+def _agreement(metric: str, when: str, runs: Sequence[_Ranked], unit: Literal["arm", "seed"]) -> Agreement:
+    """Return the agreement without adjusted p-value; the sentence is empty, or says why there is no tau."""
+    result = Agreement(
+        metric=metric,
+        when=when,
+        runs=len(runs),
+        units=len({run.block for run in runs}),
+        unit=unit,
+        tau=None,
+        p=None,
+        p_floor=None,
+        p_holm=None,
+        sentence="",
+    )
     name = METRICS[metric][0]
-    tau = p = None
-    if len(pairs) < MINIMUM_RUNS:
-        sentence = f"At the {when}, {name}: unknown: {len(pairs)} of at least {MINIMUM_RUNS} runs have both."
-    elif any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
-        sentence = f"At the {when}, {name}: unknown: every run has the same value."
-    else:
-        tau, p = _kendall(pairs)
-        if tau <= -AGREES:
-            ranking = "ranks the runs backwards: the healthier a run by its held-out loss, the lower it scores"
-        elif tau < AGREES:
-            ranking = "says little about which run is healthier by its held-out loss"
-        else:
-            ranking = "ranks the runs like the held-out loss does"
-        sentence = f"At the {when}, {name} {ranking} (τ-b {tau:+.2f} over {len(pairs)} runs, {p_equals(p)})."
-    return Agreement(metric=metric, when=when, runs=len(pairs), tau=tau, p=p, sentence=sentence)
+    if len(runs) < MINIMUM_RUNS:
+        reason = wording.too_few_runs(len(runs), MINIMUM_RUNS)
+        return replace(result, sentence=wording.agreement_unknown(when, name, reason))
+    values, losses, blocks, cells = zip(*runs, strict=True)
+    if len(set(values)) == 1 or len(set(losses)) == 1:
+        return replace(result, sentence=wording.agreement_unknown(when, name, wording.SAME_VALUE))
+    tau, p, floor = tau_test(values, losses, blocks, cells)
+    return replace(result, tau=tau, p=p, p_floor=floor)
 
 
-def _kendall(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return Kendall's tau-b, which allows for ties, and its two-sided p-value."""
-    from scipy.stats import kendalltau
+def tau_test(
+    values: Sequence[float],
+    losses: Sequence[float],
+    blocks: Sequence[Hashable],
+    cells: Sequence[Hashable],
+    *,
+    seed: int = 0,
+) -> tuple[float, float | None, float | None]:
+    """Return Kendall's tau-b, its two-sided p-value over exchanges of whole blocks, and the smallest possible one.
+
+    Blocks with the same cells (sizes and seeds) are exchanged, each run with that of its cell. All exchanges are made
+    where there are few, else random ones. The statistic is the number of concordant less discordant pairs of runs; of
+    MOST_PAIRS random ones if there are more. None where no two blocks have the same cells.
+    """
+    import numpy as np
 
     # by rank, because infinite losses have an order but no difference
-    columns = [_ranks(column) for column in zip(*pairs, strict=True)]
-    result = kendalltau(columns[0], columns[1], variant="b")
-    return float(result.statistic), float(result.pvalue)
+    ranks_N, losses_N = (np.array(_ranks(column), dtype=np.int64) for column in (values, losses))
+    tau = _tau_b(ranks_N, losses_N)
+    generator = np.random.default_rng(seed)
+    first_Q, second_Q = np.triu_indices(len(values), 1)
+    if len(first_Q) > MOST_PAIRS:
+        drawn = generator.choice(len(first_Q), MOST_PAIRS, replace=False)
+        first_Q, second_Q = first_Q[drawn], second_Q[drawn]
+    signs_Q = np.sign(ranks_N[first_Q] - ranks_N[second_Q]).astype(np.float32)
+    orders_PN, exact = _exchanges(blocks, cells, min(DRAWS, _WORK // len(first_Q)), generator)
+    if orders_PN is None:
+        return tau, None, None
+    extreme = 0
+    seen = abs(float(np.sign(losses_N[first_Q] - losses_N[second_Q]) @ signs_Q))
+    for start in range(0, len(orders_PN), chunk := max(1, _CHUNK // len(first_Q))):
+        exchanged_PN = losses_N[orders_PN[start : start + chunk]]
+        # sums of signs are whole numbers
+        sums_P = np.sign(exchanged_PN[:, first_Q] - exchanged_PN[:, second_Q]).astype(np.float32) @ signs_Q
+        extreme += int((np.abs(sums_P) > seen - 0.5).sum())
+    if exact:
+        return tau, extreme / len(orders_PN), 1 / len(orders_PN)
+    return tau, (extreme + 1) / (len(orders_PN) + 1), 1 / (len(orders_PN) + 1)
+
+
+def _tau_b(first_N: "Indices", second_N: "Indices") -> float:
+    """Return Kendall's tau-b: concordant less discordant pairs, over the geometric mean of those without a tie."""
+    import numpy as np
+
+    sums = np.zeros(3)
+    for index in range(1, len(first_N)):
+        one, other = np.sign(first_N[index:] - first_N[:-index]), np.sign(second_N[index:] - second_N[:-index])
+        sums += (one @ other, np.count_nonzero(one), np.count_nonzero(other))
+    return float(sums[0] / math.sqrt(sums[1] * sums[2]))
+
+
+def _exchanges(
+    blocks: Sequence[Hashable], cells: Sequence[Hashable], draws: int, generator: "np.random.Generator"
+) -> "tuple[Indices | None, bool]":
+    """Return the runs in every order that exchanges blocks, (P, N), and whether these are all; None for one order."""
+    import numpy as np
+
+    members: dict[Hashable, list[int]] = {}
+    for index in sorted(range(len(cells)), key=lambda index: repr(cells[index])):
+        members.setdefault(blocks[index], []).append(index)
+    alike: dict[Hashable, list[list[int]]] = {}
+    for indices in members.values():
+        alike.setdefault(tuple(cells[index] for index in indices), []).append(indices)
+    groups = [np.array(of_group) for of_group in alike.values() if len(of_group) > 1]
+    count = math.prod(math.factorial(len(group)) for group in groups)
+    if count == 1:
+        return None, True
+    exact = count <= draws + 1
+    if exact:
+        every = itertools.product(*(itertools.permutations(range(len(group))) for group in groups))
+        chosen = [np.array(orders) for orders in zip(*every, strict=True)]
+    else:
+        chosen = [np.argsort(generator.random((draws, len(group))), axis=1) for group in groups]
+    orders_PN = np.tile(np.arange(len(cells)), (len(chosen[0]), 1))
+    for group, order_PB in zip(groups, chosen, strict=True):
+        orders_PN[:, group.ravel()] = group[order_PB].reshape(len(order_PB), -1)
+    return orders_PN, exact
+
+
+def _with_sentence(one: Agreement) -> Agreement:
+    if one.tau is None:
+        return one
+    sentence = wording.agreement(
+        one.when,
+        METRICS[one.metric][0],
+        one.tau,
+        agrees=AGREES,
+        runs=one.runs,
+        units=plural(one.units, one.unit),
+        independent=one.units == one.runs,
+        p_holm=one.p_holm,
+        p_floor=one.p_floor,
+    )
+    return replace(one, sentence=sentence)
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

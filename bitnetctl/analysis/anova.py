@@ -1,335 +1,354 @@
-"""Analysis of variance of a factorial sweep: which config field explains an outcome.
+"""Analysis of variance of a sweep: with which config fields an outcome goes, seeds being blocks.
 
-Factors are the fields in which the runs' effective configs differ, whatever the arms are called.
+The variance is split by least squares, each term against the model of all terms that do not contain it (sums of
+squares of type II), so that a design need not be balanced. P-values are those of permutations within blocks.
 """
 
 import itertools
-import json
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from bitnetctl.analysis.stats import p_equals
-from bitnetctl.config import RunConfig
-from bitnetctl.config.load import flatten
+from bitnetctl.analysis import wording
+from bitnetctl.analysis.factors import Factor, cell_text
+from bitnetctl.analysis.least_squares import TermKey, columns, estimable, fit, less_block_means, number, rank
+from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
+from bitnetctl.analysis.permutation import Permuted, factor_test, interaction_test
+from bitnetctl.analysis.stats import holm, is_significant, mean
 
-NOT_FACTORS = frozenset({"recipe", "seed", "interventions"})
-"""Config fields that are labels or seeds; interventions count by the fields that they change."""
+if TYPE_CHECKING:
+    from bitnetctl.records.schema import Floats
 
-EXPLAINS = 0.5
-"""Smallest eta squared at which a term is said to explain an outcome."""
+MOST_MEANS = 8
+"""Most means of a term in a sentence."""
 
-SIGNIFICANT = 0.05
-
-Partition: TypeAlias = tuple[int, ...]
-"""The level of a factor in every run, as an integer from 0."""
+_CONSTANT = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factor:
-    """Config fields that always change together, as one factor.
+class Outcome:
+    """A value of every run, None where unknown, its name in a sentence and the format spec of its means."""
 
-    `levels` are texts, numbers in ascending order and other values in the order of their first run; `level_of` has an
-    index into `levels` for every run.
-    """
-
-    fields: tuple[str, ...]
-    levels: tuple[str, ...]
-    level_of: Partition
+    name: str
+    values: tuple[float | None, ...]
+    format_spec: str = ".3g"
 
     @property
-    def name(self) -> str:
-        """The first of its fields."""
-        return self.fields[0]
+    def known(self) -> tuple[int, ...]:
+        """Indices of the runs in which it is known."""
+        return tuple(index for index, value in enumerate(self.values) if value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """A main effect or a two-way interaction on one outcome.
 
-    `means` has the mean outcome of every level, or pair of levels. `eta_squared` is the fraction of the total sum of
-    squares, `p` the p-value of the F test against the residual. `sum_of_squares`, `eta_squared` and `p` are None in an
-    unbalanced design of several factors, whose effects cannot be separated; `p` also without residual degrees of
-    freedom.
+    `fields` has those of each factor, `means` the mean outcome of every level, or pair of levels. `eta_squared` is the
+    fraction of the total sum of squares by which the term lowers the residual of the model; it and
+    `degrees_of_freedom` are None where the runs cannot tell the term from others. `p` is that of permutations within
+    blocks, `p_floor` the smallest that the design can give, `p_holm` is adjusted over all terms of all outcomes. They
+    are None where no permutation is possible.
     """
 
-    factors: tuple[str, ...]
+    fields: tuple[tuple[str, ...], ...]
     means: dict[str, float]
-    degrees_of_freedom: int
+    degrees_of_freedom: int | None = None
     sum_of_squares: float | None = None
     eta_squared: float | None = None
     p: float | None = None
+    p_floor: float | None = None
+    p_holm: float | None = None
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of its factors: all fields of each."""
+        return tuple(map(", ".join, self.fields))
 
     @property
     def name(self) -> str:
-        """Names of its factors."""
-        return " × ".join(self.factors)
+        """Names of its factors, joined."""
+        if len(self.factors) == 1:
+            return self.factors[0]
+        return " × ".join(f"({name})" if ", " in name else name for name in self.factors)
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it is told from chance, among all terms of all outcomes."""
+        return is_significant(self.p_holm)
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by name, but for the sum of squares."""
-        return {
-            "term": self.name,
-            "means": self.means,
-            "degrees_of_freedom": self.degrees_of_freedom,
-            "eta_squared": self.eta_squared,
-            "p": self.p,
-        }
+        tree = {name: value for name, value in vars(self).items() if name != "sum_of_squares"}
+        return {"term": self.name, **tree, "fields": [list(fields) for fields in self.fields]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeAnalysis:
-    """ANOVA of one outcome over the runs in which it is known; `format_spec` is that of its values."""
+    """The analysis of one outcome over the runs in which it is known; `format_spec` is that of its values.
+
+    `r_squared` is the fraction of the variance that all terms hold together, `p` the p-value of the hypothesis that no
+    factor but the size changes anything; for one factor it is that of its term, and None here. `seed_eta_squared` is
+    the fraction of the seeds, where they are blocks; `not_estimable` names terms that the runs cannot tell from others;
+    `tests` counts the p-values of all outcomes together.
+    """
 
     outcome: str
     runs: int
     unknown_runs: int
-    balanced: bool
+    seeds: int
     terms: tuple[Term, ...]
-    sentence: str
     format_spec: str
+    not_estimable: tuple[str, ...] = ()
+    r_squared: float | None = None
+    seed_eta_squared: float | None = None
+    residual_degrees_of_freedom: int | None = None
+    p: float | None = None
+    p_floor: float | None = None
+    p_holm: float | None = None
+    odd_cell: OddCell | None = None
+    tests: int = 0
+    sentence: str = ""
 
     def means_text(self, term: Term) -> str:
         """Format the means of a term."""
-        return _means_text(term.means, self.format_spec)
+        return wording.means(term.means, self.format_spec)
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by name, but for the format spec."""
-        return {
-            "outcome": self.outcome,
-            "runs": self.runs,
-            "unknown_runs": self.unknown_runs,
-            "balanced": self.balanced,
-            "sentence": self.sentence,
-            "terms": [term.to_json() for term in self.terms],
-        }
+        tree = {name: value for name, value in vars(self).items() if name != "format_spec"}
+        odd = vars(self.odd_cell) | {"factors": list(self.odd_cell.factors)} if self.odd_cell else None
+        tree["not_estimable"] = list(self.not_estimable)
+        return {**tree, "odd_cell": odd, "terms": [term.to_json() for term in self.terms]}
 
 
-def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
-    """Return the factors of an ANOVA: the fields in which the effective configs of the runs differ.
+def analyze_outcomes(
+    outcomes: Sequence[Outcome], factors: Sequence[Factor], seeds: Sequence[int]
+) -> list[OutcomeAnalysis]:
+    """Return the analysis of every outcome: main effects and two-way interactions of the factors of the runs.
 
-    Fields that always change together are one factor. An intervention that changes no field, for example one with
-    another training loss, is a factor with the levels `off`, `on` or its settings; one that changes fields joins
-    the factor of a field that changes exactly where the intervention does.
+    Interactions that the runs cannot tell from other terms are left out. Seeds are blocks where every
+    factor changes within them. Runs with an unknown value are left out of that outcome.
     """
-    trees = [dict(flatten(config.model_dump(mode="json"))) for config in configs]
-    factors: dict[Partition, Factor] = {}
-    for name in trees[0] if trees else ():
-        if name not in NOT_FACTORS:
-            _add_field(factors, name, [tree[name] for tree in trees])
-    for name in dict.fromkeys(spec.name for config in configs for spec in config.interventions):
-        values = [
-            next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
-            for config in configs
-        ]
-        partition = _partition(values)
-        cells = max(1, len(set(zip(*factors, strict=True))))
-        # an intervention whose settings follow from the other factors adds none
-        if partition in factors or len(set(zip(*factors, partition, strict=True))) > cells:
-            _add_field(factors, name, values)
-    return list(factors.values())
+    alike: dict[tuple[int, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        alike.setdefault(outcome.known, []).append(outcome)
+    by_outcome = {
+        outcome.name: _analyze(outcome, used, tested)
+        for indices, of_runs in alike.items()
+        for used in [_Runs.among(indices, factors, seeds)]
+        for outcome, tested in zip(of_runs, used.tests(of_runs), strict=True)
+    }
+    analyses = [by_outcome[outcome.name] for outcome in outcomes]
+    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms)) if p is not None]
+    adjusted = iter(holm(p_values))
+    results = []
+    for analysis in analyses:
+        p_holm = next(adjusted) if analysis.p is not None else None
+        terms = tuple(replace(term, p_holm=next(adjusted)) if term.p is not None else term for term in analysis.terms)
+        told = replace(analysis, terms=terms, p_holm=p_holm, tests=len(p_values))
+        results.append(replace(told, sentence=told.sentence or _sentence(told)))
+    return results
 
 
-def _add_field(factors: dict[Partition, Factor], name: str, values: Sequence[Any]) -> None:
-    """Add a field, if it varies, to the factor with the same partition, or as a new factor."""
-    partition = _partition(values)
-    if len(set(partition)) < 2:
-        return
-    if partition in factors:
-        factors[partition] = replace(factors[partition], fields=(*factors[partition].fields, name))
-        return
-    # in the order of their first run
-    distinct = list(dict(zip(partition, values, strict=True)).items())
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        distinct.sort(key=lambda pair: float(pair[1]))
-    level_of = {number: level for level, (number, _) in enumerate(distinct)}
-    factors[partition] = Factor(
-        fields=(name,),
-        levels=tuple(_level_text(value) for _, value in distinct),
-        level_of=tuple(level_of[number] for number in partition),
-    )
+@dataclass(frozen=True)
+class _Runs:
+    """The runs in which an outcome is known: the factors that differ among them, and their seeds."""
 
+    indices: tuple[int, ...]
+    factors: tuple[Factor, ...]
+    seed_of: tuple[int, ...]
 
-def _partition(values: Sequence[Any]) -> Partition:
-    """Number the distinct values in the order of their first run: equal for fields that always change together."""
-    numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)) for value in values)
-
-
-def _level_text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return ", ".join(map(_level_text, value)) or "none"
-    return "unset" if value is None else str(value)
-
-
-def analyze_outcome(
-    outcome: str, factors: Sequence[Factor], values: Sequence[float | None], *, format_spec: str = ".3g"
-) -> OutcomeAnalysis:
-    """Return the ANOVA of an outcome, given one value for every run: main effects and two-way interactions.
-
-    With one factor it is a one-way ANOVA of any group sizes. With several, the design has to be balanced: every
-    combination of levels has the same number of runs, so that the terms are orthogonal and their sums of squares add
-    up. Each term then has its eta squared and an F test against the residual. An unbalanced design gives the means
-    of the levels only. Runs with an unknown value (None) are left out. `format_spec` is for means in texts.
-    """
-    indices = [index for index, value in enumerate(values) if value is not None]
-    known = [value for value in values if value is not None]
-    kept = [_restrict(factor, indices) for factor in factors]
-    used = [factor for factor in kept if len(set(factor.level_of)) > 1]
-    counts = _cell_counts(used)
-    balanced = len(used) == 1 or (
-        bool(used) and len(set(counts)) == 1 and len(counts) == math.prod(len(factor.levels) for factor in used)
-    )
-    terms = _terms(used, known, interactions=balanced)
-    if balanced:
-        terms = _split_variance(terms, used, known)
-    sentence = _sentence(outcome, used, known, counts, terms, balanced=balanced, format_spec=format_spec)
-    return OutcomeAnalysis(
-        outcome=outcome,
-        runs=len(known),
-        unknown_runs=len(values) - len(known),
-        balanced=balanced,
-        terms=tuple(terms),
-        sentence=sentence,
-        format_spec=format_spec,
-    )
-
-
-def _restrict(factor: Factor, indices: Sequence[int]) -> Factor:
-    """Return the factor over some of the runs, without levels that none of them has."""
-    used = sorted({factor.level_of[index] for index in indices})
-    renumbered = {level: number for number, level in enumerate(used)}
-    return Factor(
-        fields=factor.fields,
-        levels=tuple(factor.levels[level] for level in used),
-        level_of=tuple(renumbered[factor.level_of[index]] for index in indices),
-    )
-
-
-def _cell_counts(factors: Sequence[Factor]) -> list[int]:
-    return list(Counter(zip(*(factor.level_of for factor in factors), strict=True)).values())
-
-
-def _terms(factors: Sequence[Factor], values: Sequence[float], *, interactions: bool) -> list[Term]:
-    """Return main effects, and two-way interactions if requested, with their means."""
-    terms = [
-        Term(factors=(factor.name,), means=_means([factor], values), degrees_of_freedom=len(factor.levels) - 1)
-        for factor in factors
-    ]
-    pairs = itertools.combinations(factors, 2) if interactions else ()
-    return terms + [
-        Term(
-            factors=(one.name, other.name),
-            means=_means([one, other], values),
-            degrees_of_freedom=(len(one.levels) - 1) * (len(other.levels) - 1),
+    @classmethod
+    def among(cls, indices: tuple[int, ...], factors: Sequence[Factor], seeds: Sequence[int]) -> "_Runs":
+        kept = (factor.among(indices) for factor in factors)
+        return cls(
+            indices,
+            tuple(factor for factor in kept if len(factor.levels) > 1),
+            tuple(seeds[index] for index in indices),
         )
-        for one, other in pairs
+
+    def scaled(self, outcome: Outcome) -> "Floats":
+        """Return the values over the largest: nothing but means depends on the scale, and a square could overflow."""
+        import numpy as np
+
+        values_N = np.array([outcome.values[index] for index in self.indices], dtype=np.float64)
+        scaled_N: Floats = values_N / (np.abs(values_N).max() or 1.0)
+        return scaled_N
+
+    def tests(self, outcomes: Sequence[Outcome]) -> "list[_Tests]":
+        """Return the tests of every outcome; permutations are the same for all of them."""
+        import numpy as np
+
+        if not self.factors:
+            return [_Tests({}, None, 0)] * len(outcomes)
+        values_NS = np.stack([self.scaled(outcome) for outcome in outcomes], axis=1)
+        of_term = term_tests(self.factors, self.seed_of, values_NS)
+        overall = overall_test(self.factors, self.seed_of, values_NS)
+        return [_Tests(of_term, overall, column) for column in range(len(outcomes))]
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of several outcomes, and which of them is meant."""
+
+    of_term: dict[TermKey, Permuted | None]
+    overall: Permuted | None
+    column: int
+
+    def p(self, tested: Permuted | None) -> tuple[float | None, float | None]:
+        """Return p-value and floor."""
+        return (float(tested.p_S[self.column]), tested.floor) if tested else (None, None)
+
+
+def _analyze(outcome: Outcome, runs: _Runs, tests: _Tests) -> OutcomeAnalysis:
+    """Analyse one outcome, without the adjustment of p; the sentence is empty unless there is nothing to analyse."""
+    known = [value for value in outcome.values if value is not None]
+    result = OutcomeAnalysis(
+        outcome=outcome.name,
+        runs=len(known),
+        unknown_runs=len(outcome.values) - len(known),
+        seeds=len(set(runs.seed_of)),
+        terms=tuple(_terms(runs.factors, known)),
+        format_spec=outcome.format_spec,
+    )
+    if not known:
+        return replace(result, sentence=wording.outcome_unknown(outcome.name))
+    if not runs.factors:
+        return replace(result, sentence=wording.no_factor(outcome.name))
+    if max(known) - min(known) <= _CONSTANT * max(1.0, abs(max(known))):
+        return replace(result, sentence=wording.constant(outcome.name, format(known[0], outcome.format_spec)))
+    return _split(result, runs, runs.scaled(outcome), known, tests)
+
+
+def _terms(factors: Sequence[Factor], values: Sequence[float]) -> list[Term]:
+    """Return main effects and two-way interactions with their means."""
+    chosen = [(factor,) for factor in factors] + list(itertools.combinations(factors, 2))
+    return [
+        Term(fields=tuple(factor.fields for factor in of_term), means=_means(of_term, values)) for of_term in chosen
     ]
 
 
 def _means(factors: Sequence[Factor], values: Sequence[float]) -> dict[str, float]:
-    return {
-        " / ".join(factor.levels[level] for factor, level in zip(factors, cell, strict=True)): sum(group) / len(group)
-        for cell, group in sorted(_groups(factors, values).items())
-    }
-
-
-def _groups(factors: Sequence[Factor], values: Sequence[float]) -> dict[tuple[int, ...], list[float]]:
     groups: dict[tuple[int, ...], list[float]] = {}
     for cell, value in zip(zip(*(factor.level_of for factor in factors), strict=True), values, strict=True):
         groups.setdefault(cell, []).append(value)
-    return groups
+    return {cell_text(factors, cell): mean(group) for cell, group in sorted(groups.items())}
 
 
-def _split_variance(terms: Sequence[Term], factors: Sequence[Factor], values: Sequence[float]) -> list[Term]:
-    """Return the terms of a balanced design with sum of squares, eta squared and F test."""
-    by_name = {factor.name: factor for factor in factors}
-    grand = sum(values) / len(values)
-    total = sum((value - grand) ** 2 for value in values)
-    squares: dict[tuple[str, ...], float] = {}
-    for term in terms:
-        groups = _groups([by_name[name] for name in term.factors], values)
-        between = sum(len(group) * (sum(group) / len(group) - grand) ** 2 for group in groups.values())
-        main_effects = sum(squares[(name,)] for name in term.factors) if len(term.factors) > 1 else 0.0
-        squares[term.factors] = max(0.0, between - main_effects)
-    residual = max(0.0, total - sum(squares.values()))
-    residual_dof = len(values) - 1 - sum(term.degrees_of_freedom for term in terms)
-    # a sum of squares below this is rounding error
-    noise = 1e-12 * sum(value * value for value in values)
-    return [
-        replace(
-            term,
-            sum_of_squares=squares[term.factors],
-            eta_squared=min(1.0, squares[term.factors] / total) if total > noise else None,
-            p=_f_test(squares[term.factors], term.degrees_of_freedom, residual, residual_dof, noise),
-        )
-        for term in terms
-    ]
-
-
-def _f_test(squares: float, dof: int, residual: float, residual_dof: int, noise: float) -> float | None:
-    """Return the p-value of F = (squares / dof) / (residual / residual_dof); None for a residual_dof of 0."""
-    if residual_dof < 1:
-        return None
-    if squares <= noise:
-        return 1.0
-    if residual <= noise:
-        return 0.0
-    from scipy.special import fdtrc
-
-    return float(fdtrc(dof, residual_dof, (squares / dof) / (residual / residual_dof)))
-
-
-def _sentence(
-    outcome: str,
-    factors: Sequence[Factor],
-    values: Sequence[float],
-    counts: Sequence[int],
-    terms: Sequence[Term],
-    *,
-    balanced: bool,
-    format_spec: str,
-) -> str:
-    """Return one sentence on the strongest term, or why none can be named."""
-    if not values:
-        return f"The {outcome} is unknown in every run."
-    if not factors:
-        return f"Nothing differs between the configs of these runs: no factor can explain the {outcome}."
-    if max(values) - min(values) <= 1e-9 * max(1.0, abs(max(values))):
-        return f"The {outcome} is {format(values[0], format_spec)} in every run: there is nothing to explain."
-    if not balanced:
-        cells = math.prod(len(factor.levels) for factor in factors)
-        return (
-            f"The design is not balanced: {len(counts)} of {cells:,} combinations of {len(factors)} factors have runs "
-            f"({_range(counts)} each), so no factor can be said to explain anything."
-        )
-    best = max(terms, key=lambda term: term.eta_squared or 0.0)
-    means = _means_text(best.means, format_spec)
-    if len(factors) == 1 and max(counts) == 1:
-        return (
-            f"Nothing but {best.name} differs, and there is one run of each level, so chance may explain the {outcome} "
-            f"as well ({means})."
-        )
-    explained, p = best.eta_squared or 0.0, best.p
-    tested = "" if p is None else f", {p_equals(p)}"
-    if explained < EXPLAINS or (p is not None and p >= SIGNIFICANT):
-        return (
-            f"No factor explains the {outcome}: the strongest, {best.name}, accounts for {explained:.0%} of its "
-            f"variance{tested} ({means})."
-        )
-    caution = (
-        "; there is no residual to test it against, so more seeds are needed to rule out chance" if p is None else ""
+def _split(
+    result: OutcomeAnalysis, runs: _Runs, values_N: "Floats", known: Sequence[float], tests: _Tests
+) -> OutcomeAnalysis:
+    """Return the analysis with the variance split between its terms, their tests and the odd cell."""
+    centred_N = values_N - values_N.mean()
+    total = float(centred_N @ centred_N)
+    of_term = columns(runs.factors)
+    plain = {key: less_block_means(columns_NC, [0] * len(known)) for key, columns_NC in of_term.items()}
+    within = {key: less_block_means(columns_NC, runs.seed_of) for key, columns_NC in of_term.items()}
+    mains = [key for key in of_term if len(key) == 1]
+    blocked = result.seeds > 1 and rank(within, mains) == rank(plain, mains) > 0
+    design = within if blocked else plain
+    rest_N = less_block_means(values_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
+    fits = estimable(design, rest_N, [*of_term], mains)
+    residual, used_up = fit(design, rest_N, [*fits])
+    within_sum = float(rest_N @ rest_N)
+    terms = []
+    for term in result.terms:
+        squares, degrees = fits.get(term.factors, (0.0, 0))
+        if degrees:
+            p, floor = tests.p(tests.of_term[term.factors])
+            eta_squared = min(1.0, max(0.0, squares / total))
+            fitted = replace(term, degrees_of_freedom=degrees, sum_of_squares=squares, eta_squared=eta_squared)
+            terms.append(replace(fitted, p=p, p_floor=floor))
+        elif term.factors in fits:
+            terms.append(term)
+    p, floor = tests.p(tests.overall)
+    return replace(
+        result,
+        terms=tuple(terms),
+        not_estimable=tuple(term.name for term in result.terms if not fits.get(term.factors, (0.0, 0))[1]),
+        r_squared=min(1.0, max(0.0, (within_sum - residual) / total)),
+        seed_eta_squared=max(0.0, 1 - within_sum / total) if blocked else None,
+        residual_degrees_of_freedom=len(known) - used_up - (result.seeds if blocked else 1),
+        odd_cell=find_odd_cell(runs.factors, rest_N, known, total),
+        p=p,
+        p_floor=floor,
     )
-    return f"{best.name} explains {explained:.0%} of the variance of the {outcome}{tested} ({means}){caution}."
 
 
-def _means_text(means: Mapping[str, float], format_spec: str) -> str:
-    return ", ".join(f"{level}: {format(mean, format_spec)}" for level, mean in means.items())
+def term_tests(
+    factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats"
+) -> dict[TermKey, Permuted | None]:
+    """Return the permutation test of every main effect and interaction of two, on outcomes in columns."""
+    by_name = {factor.name: factor for factor in factors}
+    results: dict[TermKey, Permuted | None] = {}
+    for term in (*((name,) for name in by_name), *itertools.combinations(by_name, 2)):
+        others = [factor for factor in factors if factor.name not in term]
+        other_of = _cells([factor for factor in others if not factor.is_size], len(seed_of))
+        size_of = _cells([factor for factor in others if factor.is_size], len(seed_of))
+        one, *more = (by_name[name].level_of for name in term)
+        if more:
+            results[term] = interaction_test(one, more[0], other_of, size_of, seed_of, values_NS)
+        else:
+            results[term] = factor_test(one, other_of, size_of, seed_of, values_NS)
+    return results
 
 
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
+def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Permuted | None:
+    """Return the test of all factors but the size together; None for one, or if no two runs have equal levels."""
+    sizes = [factor for factor in factors if factor.is_size]
+    others = [factor for factor in factors if not factor.is_size]
+    cells, size_of = _cells(others, len(seed_of)), _cells(sizes, len(seed_of))
+    if len(others) < 2 or len(set(zip(cells, size_of, strict=True))) == len(cells):
+        return None
+    return factor_test(number(cells).tolist(), [()] * len(cells), size_of, seed_of, values_NS)
+
+
+def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:
+    """Return the levels of the factors in every run."""
+    return [*zip(*(factor.level_of for factor in factors), strict=True)] if factors else [()] * runs
+
+
+def _sentence(analysis: OutcomeAnalysis) -> str:
+    """Return what the terms of an outcome show."""
+    terms = sorted(analysis.terms, key=lambda term: -(term.eta_squared or 0.0))
+    told = [_told(term, analysis) for term in terms if term.is_significant]
+    parts = [
+        wording.goes_with(analysis.outcome, told)
+        if told
+        else wording.none_told(analysis.outcome, *_told(terms[0], analysis))
+    ]
+    overall = wording.tested(analysis.p_holm, analysis.p, analysis.p_floor, analysis.tests)
+    parts.append(
+        wording.together(
+            analysis.r_squared or 0.0,
+            analysis.seed_eta_squared,
+            terms[0].eta_squared or 0.0,
+            residual=analysis.residual_degrees_of_freedom or 0,
+            terms=len(terms),
+            tested=overall if analysis.p is not None else None,
+        )
+    )
+    odd = analysis.odd_cell
+    if odd is not None:
+        inside, outside = (format(value, analysis.format_spec) for value in (odd.mean, odd.mean_of_rest))
+        of_cell = any(term.is_significant and set(term.factors) <= set(odd.factors) for term in terms)
+        parts.append(
+            wording.odd_cell(
+                odd.factors, odd.cell, inside, outside, odd.eta_squared, told=of_cell or is_significant(analysis.p_holm)
+            )
+        )
+    if analysis.not_estimable:
+        parts.append(wording.not_estimable(analysis.not_estimable))
+    if analysis.seeds == 1:
+        parts.append(wording.ONE_SEED)
+    return " ".join(filter(None, parts))
+
+
+def _told(term: Term, analysis: OutcomeAnalysis) -> tuple[str, float, str, str]:
+    """Return what a sentence says of a term: subject, eta squared, test and means."""
+    return (
+        wording.subject(term.fields, term.name),
+        term.eta_squared or 0.0,
+        wording.tested(term.p_holm, term.p, term.p_floor, analysis.tests),
+        wording.means(term.means, analysis.format_spec, MOST_MEANS),
+    )

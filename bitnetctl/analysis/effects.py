@@ -1,19 +1,26 @@
-"""Paired differences of each arm from its baseline, at equal size, seed and planned steps."""
+"""Differences of each arm from its baseline, paired at equal size, seed and planned steps, counted by seed."""
 
+import itertools
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from bitnetctl.analysis.anova import find_factors
-from bitnetctl.analysis.stats import Better, holm, paired_differences, paired_effect, smallest_effect
+from bitnetctl.analysis import wording
+from bitnetctl.analysis.stats import (
+    SIGNIFICANT,
+    Better,
+    holm,
+    mean,
+    paired_differences,
+    sign_test_floor,
+    sign_test_p,
+    smallest_effect,
+    student_interval,
+)
 from bitnetctl.analysis.summary import Metric, RunSummary
-from bitnetctl.config import did_you_mean
-from bitnetctl.errors import ConfigError
 from bitnetctl.records.metrics import json_value
-from bitnetctl.records.run import Run
 
 METRICS: dict[Metric, tuple[str, Better]] = {
     "final_held_out_loss": ("held-out loss", "lower"),
@@ -21,6 +28,30 @@ METRICS: dict[Metric, tuple[str, Better]] = {
     "final_log2_unique": ("log2 unique", "higher"),
 }
 """Metrics that are compared: name in reports and which direction is better; differences are arm minus baseline."""
+
+
+class Differences(Protocol):
+    """How the provenance of two runs differs: so that they are no pair (`breaking`), or that it is noted (`minor`)."""
+
+    @property
+    def breaking(self) -> tuple[str, ...]: ...
+    @property
+    def minor(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class NoDifferences:
+    """The provenance of runs of which nothing is known."""
+
+    breaking: tuple[str, ...] = ()
+    minor: tuple[str, ...] = ()
+
+
+Compare = Callable[[RunSummary, RunSummary], Differences]
+
+
+def _alike(run: RunSummary, other: RunSummary) -> Differences:
+    return NoDifferences()
 
 
 class PairKey(NamedTuple):
@@ -31,42 +62,51 @@ class PairKey(NamedTuple):
     planned_steps: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """The label of an arm, its interventions and its variant.
-
-    `interventions` is None where they are unknown; such a run is an arm of its own. `variant` are the other fields,
-    apart from size, seed and `probe`, in which the requested configs differ, as `name=level`.
-    """
-
-    label: str
-    interventions: frozenset[str] | None
-    variant: tuple[str, ...]
+class _Pair(NamedTuple):
+    key: PairKey
+    runs: list[RunSummary]
+    others: list[RunSummary]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """Mean of the paired differences of one metric; None is unknown.
+    """The difference of an arm from its baseline in one metric, arm minus baseline; None is unknown.
 
-    `low` and `high` are the BCa bootstrap 95 % interval of the mean, `p` is the p-value of the sign-flip permutation
-    test, `p_holm` adjusted over the arms by Holm's method, `p_floor` the smallest p-value possible with so many pairs.
-    A failed run is infinitely worse than a finished one, so that its pair makes the mean and the interval infinite;
-    `failed_pairs` counts such pairs, `mean_of_finite` leaves them out, and the test then uses ranks. `smallest_effect`
-    is the minimum detectable effect at a power of 80 %, from the number and standard deviation of the finite pairs.
+    A seed counts once: its difference is the mean over its pairs, which have different sizes. `better`, `worse` and
+    `equal` count seeds. `low` and `high` are the 95 % Student interval of the mean over seeds, `stdev` is that of the
+    differences of seeds. `p` is that of the exact sign test, `p_floor` the smallest possible with so many seeds that
+    differ, `p_holm` is adjusted over all arms and metrics. `smallest_effect` is the mean difference that the test
+    finds with a power of 80 %, see `stats.smallest_effect`.
+
+    A failed run is infinitely worse than a finished one, so that its pair makes the mean infinite and leaves it without
+    an interval; where seeds failed on both sides there is no mean. `failed_pairs` counts pairs with a failed run,
+    `infinite_seeds` the seeds with an infinite difference, which `mean_of_finite` leaves out.
     """
 
+    seeds: int
     pairs: int
     unknown_pairs: int
     failed_pairs: int
+    infinite_seeds: int
+    better: int
+    worse: int
+    equal: int
     mean: float | None
     mean_of_finite: float | None
     low: float | None
     high: float | None
+    stdev: float | None
     p: float | None
     p_floor: float | None
     p_holm: float | None
     smallest_effect: float | None
-    mean_by_size: dict[str, float]
+    mean_by_size: dict[str, float | None]
+    sentence: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of the mean."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by name, infinity as text."""
@@ -75,158 +115,195 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmEffect:
-    """One arm compared with its baseline; failures are runs that diverged or crashed."""
+    """One arm compared with its baseline.
+
+    `failures` and `baseline_failures` count pairs in which the run diverged or crashed; `incomparable_pairs` are left
+    out because the provenance of the two runs differs, `unpaired_runs` have no partner. `tests` counts the p-values of
+    all arms and metrics. `uneven_sizes` is whether the seeds are not paired at the same sizes.
+    """
 
     arm: str
     baseline: str
+    seeds: int
     pairs: int
     failures: int
     baseline_failures: int
     unpaired_runs: int
+    incomparable_pairs: int
+    uneven_sizes: bool
+    tests: int = 0
     effects: dict[Metric, Effect] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return every field by name."""
-        return {**vars(self), "effects": {metric: effect.to_json() for metric, effect in self.effects.items()}}
+        """Return every field by name, but for the notes."""
+        tree = {name: value for name, value in vars(self).items() if name != "notes"}
+        return {**tree, "effects": {metric: effect.to_json() for metric, effect in self.effects.items()}}
 
 
-def name_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Return the arm of every run: its interventions, and every other field in which the requested configs differ."""
-    configs = [run.config for run in runs if run.config is not None]
-    factors = [
-        factor
-        for factor in find_factors([config.model_copy(update={"interventions": ()}) for config in configs])
-        if "model.hidden_size" not in factor.fields and not factor.name.startswith("probe.")
-    ]
-    arms = []
-    index = 0
-    for run in runs:
-        variant: tuple[str, ...] = ()
-        if run.config is not None:
-            variant = tuple(f"{factor.name}={factor.levels[factor.level_of[index]]}" for factor in factors)
-            index += 1
-        text = run.arm
-        if text is None:
-            arms.append(Arm(label=run.name, interventions=None, variant=variant))
-            continue
-        parts = [str(spec) for spec in run.config.interventions] if run.config else text.split("+")
-        arms.append(
-            Arm(
-                label=f"{text} [{', '.join(variant)}]" if variant else text,
-                interventions=frozenset(parts) - {"baseline"},
-                variant=variant,
-            )
-        )
-    return arms
+def arm_effects(
+    summaries: Sequence[RunSummary], baselines: Mapping[str, str], compare: Compare = _alike
+) -> list[ArmEffect]:
+    """Compare every arm with its baseline; p-values are adjusted over all arms and metrics by Holm's method.
 
-
-def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:
-    """Return the label of its baseline for every arm that has one.
-
-    By default it is the arm whose interventions every other arm of the same variant has too, as a rule the one without
-    any. `requested` is one baseline for all other arms: a label, or a part of a label that no other label has. Raises
-    ConfigError where it does not name exactly one arm.
+    `compare` tells how the provenance of two runs differs.
     """
-    by_label = {arm.label: arm for arm in arms}
-    if requested is not None:
-        baseline = _find_label(arms, requested)
-        return {label: baseline for label in by_label if label != baseline}
-    chosen: dict[str, str] = {}
-    for variant in {arm.variant for arm in arms}:
-        same = {arm.label: arm.interventions for arm in by_label.values() if arm.variant == variant}
-        known = {label: interventions for label, interventions in same.items() if interventions is not None}
-        for label, interventions in known.items():
-            if all(interventions <= other for other in known.values()):
-                chosen |= {other: label for other in known if other != label}
-                break
-    return {label: chosen[label] for label in by_label if label in chosen}
-
-
-def _find_label(arms: Sequence[Arm], text: str) -> str:
-    labels = list(dict.fromkeys(arm.label for arm in arms))
-    text = re.sub(r"\s+\+\s*", "+", text)
-    if text in labels:
-        return text
-    matching = list(dict.fromkeys(arm.label for arm in arms if text in (*arm.variant, arm.label.partition(" [")[0])))
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise ConfigError(f"--baseline {text!r} could be any of {', '.join(map(repr, matching[:8]))}")
-    raise ConfigError(
-        f"--baseline {text!r}: no such arm among the runs{did_you_mean(text, labels)}; arms: {', '.join(labels[:8])}"
-    )
-
-
-def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str]) -> list[ArmEffect]:
-    """Compare every arm with its baseline; p-values are adjusted over the arms by Holm's method, metric by metric."""
     by_arm: dict[str, dict[PairKey, list[RunSummary]]] = {}
     for run in summaries:
         by_arm.setdefault(run.arm, {}).setdefault(PairKey(run.size, run.seed, run.planned_steps), []).append(run)
-    results = [_arm_effect(arm, by_arm[arm], baseline, by_arm[baseline]) for arm, baseline in baselines.items()]
-    for metric in METRICS:
-        adjusted = holm([result.effects[metric].p for result in results])
-        for result, p in zip(results, adjusted, strict=True):
-            result.effects[metric] = replace(result.effects[metric], p_holm=p)
-    return results
+    results = [
+        _arm_effect(arm, by_arm[arm], baseline, by_arm[baseline], compare) for arm, baseline in baselines.items()
+    ]
+    known = [effect.p for result in results for effect in result.effects.values() if effect.p is not None]
+    adjusted = iter(holm(known))
+    return [
+        replace(
+            result,
+            tests=len(known),
+            effects={
+                metric: _adjusted(metric, effect, next(adjusted) if effect.p is not None else None, result, len(known))
+                for metric, effect in result.effects.items()
+            },
+        )
+        for result in results
+    ]
 
 
 def _arm_effect(
-    arm: str, runs: Mapping[PairKey, list[RunSummary]], baseline: str, others: Mapping[PairKey, list[RunSummary]]
+    arm: str,
+    runs: Mapping[PairKey, list[RunSummary]],
+    baseline: str,
+    others: Mapping[PairKey, list[RunSummary]],
+    compare: Compare,
 ) -> ArmEffect:
     # two unknown sizes or seeds need not be equal
-    shared = [key for key in runs if key in others and key.size is not None and key.seed is not None]
-    paired = [run for key in shared for run in runs[key]]
+    shared = [
+        _Pair(key, runs[key], others[key])
+        for key in runs
+        if key in others and key.size is not None and key.seed is not None
+    ]
+    pairs, breaking, minor = [], [], []
+    for pair in shared:
+        differences = [compare(run, other) for run in pair.runs for other in pair.others]
+        reasons = [reason for one in differences for reason in one.breaking]
+        if reasons:
+            breaking.append(reasons)
+        else:
+            pairs.append(pair)
+            minor.append([reason for one in differences for reason in one.minor])
+    minor = [reasons for reasons in minor if reasons]
+    sizes_of: dict[int | None, set[int | None]] = {}
+    for pair in pairs:
+        sizes_of.setdefault(pair.key.seed, set()).add(pair.key.size)
     return ArmEffect(
         arm=arm,
         baseline=baseline,
-        pairs=len(shared),
-        failures=sum(run.failed for run in paired),
-        baseline_failures=sum(run.failed for key in shared for run in others[key]),
-        unpaired_runs=sum(map(len, runs.values())) - len(paired),
-        effects={metric: _effect(metric, [(key.size, runs[key], others[key]) for key in shared]) for metric in METRICS},
+        seeds=len(sizes_of),
+        pairs=len(pairs),
+        failures=sum(_failed(pair.runs) for pair in pairs),
+        baseline_failures=sum(_failed(pair.others) for pair in pairs),
+        unpaired_runs=sum(map(len, runs.values())) - sum(len(pair.runs) for pair in shared),
+        incomparable_pairs=len(shared) - len(pairs),
+        uneven_sizes=len(set(map(frozenset, sizes_of.values()))) > 1,
+        effects={metric: _effect(metric, pairs) for metric in METRICS},
+        notes=tuple(
+            form(arm, baseline, len(of_pairs), list(dict.fromkeys(itertools.chain(*of_pairs))))
+            for form, of_pairs in ((wording.not_comparable, breaking), (wording.differ_slightly, minor))
+            if of_pairs
+        ),
     )
 
 
-def _effect(metric: Metric, pairs: Sequence[tuple[int | None, list[RunSummary], list[RunSummary]]]) -> Effect:
+def _effect(metric: Metric, pairs: Sequence[_Pair]) -> Effect:
+    """Return the effect without what depends on the other tests."""
     better = METRICS[metric][1]
     sign = 1.0 if better == "higher" else -1.0
-    differences: list[float] = []
-    failed_pairs = 0
+    by_seed: dict[int | None, list[float]] = {}
     by_size: dict[str, list[float]] = {}
-    for size, runs, others in pairs:
+    failed_pairs = 0
+    for key, runs, others in pairs:
         for improvement in paired_differences([_value(runs, metric)], [_value(others, metric)], better):
             # adding 0.0 turns -0.0 into 0.0
             difference = sign * improvement + 0.0
-            differences.append(difference)
-            by_size.setdefault(str(size), []).append(difference)
-            failed_pairs += any(run.failed for run in (*runs, *others))
-    result = paired_effect(differences)
+            by_seed.setdefault(key.seed, []).append(difference)
+            by_size.setdefault(str(key.size), []).append(difference)
+            failed_pairs += _failed(runs) or _failed(others)
+    differences = [_of_seed(values) for values in by_seed.values()]
     finite = [value for value in differences if math.isfinite(value)]
-    # equal differences cannot be resampled: the interval is unknown, not of width 0
-    has_interval = result is not None and result.degenerate != "constant"
+    higher, lower = (sum(way * value > 0 for value in differences) for way in (1, -1))
+    interval = student_interval(differences)
+    count = sum(map(len, by_seed.values()))
     return Effect(
-        pairs=len(differences),
-        unknown_pairs=len(pairs) - len(differences),
+        seeds=len(differences),
+        pairs=count,
+        unknown_pairs=len(pairs) - count,
         failed_pairs=failed_pairs,
-        mean=result.mean if result else None,
+        infinite_seeds=len(differences) - len(finite),
+        better=higher if better == "higher" else lower,
+        worse=lower if better == "higher" else higher,
+        equal=len(differences) - higher - lower,
+        mean=_mean_with_failures(differences),
         mean_of_finite=_mean(finite),
-        low=result.low if result and has_interval else None,
-        high=result.high if result and has_interval else None,
-        p=result.p if result else None,
-        p_floor=result.p_floor if result else None,
+        low=interval[0] if interval else None,
+        high=interval[1] if interval else None,
+        stdev=stdev(finite) if len(finite) == len(differences) > 1 else None,
+        # one seed has a difference and no test
+        p=sign_test_p(higher, lower) if len(differences) > 1 else None,
+        p_floor=sign_test_floor(higher + lower) if len(differences) > 1 else None,
         p_holm=None,
-        smallest_effect=smallest_effect(len(finite), stdev(finite)) if len(finite) > 1 else None,
-        mean_by_size={size: sum(values) / len(values) for size, values in by_size.items()},
+        smallest_effect=None,
+        mean_by_size={size: _mean_with_failures(values) for size, values in by_size.items()},
     )
+
+
+def _adjusted(metric: Metric, effect: Effect, p_holm: float | None, of_arm: ArmEffect, tests: int) -> Effect:
+    """Return the effect with its adjusted p-value, the smallest effect at that level, and its sentence."""
+    # the strictest level of Holm's method, as if no other difference were found
+    smallest = smallest_effect(effect.seeds, effect.stdev, SIGNIFICANT / tests) if effect.stdev and tests else None
+    sentence = wording.effect(
+        METRICS[metric][0],
+        better=effect.better,
+        worse=effect.worse,
+        equal=effect.equal,
+        failed=of_arm.failures,
+        baseline_failed=of_arm.baseline_failures,
+        pairs=effect.pairs,
+        mean=effect.mean,
+        mean_of_finite=effect.mean_of_finite,
+        interval=effect.interval,
+        p_holm=p_holm,
+        tests=tests,
+    )
+    return replace(effect, p_holm=p_holm, smallest_effect=smallest, sentence=sentence)
+
+
+def _of_seed(differences: Sequence[float]) -> float:
+    """Return the mean over sizes; infinite with the sign of most failures, that of the others where they are even."""
+    infinite = sum((value > 0) - (value < 0) for value in differences if math.isinf(value))
+    if infinite:
+        return math.copysign(math.inf, infinite)
+    return _mean([value for value in differences if math.isfinite(value)]) or 0.0
+
+
+def _mean_with_failures(differences: Sequence[float]) -> float | None:
+    """Return the mean, infinite where a value is; None without values, and where both infinities are among them."""
+    infinite = {value for value in differences if math.isinf(value)}
+    if infinite:
+        return infinite.pop() if len(infinite) == 1 else None
+    return _mean(differences)
+
+
+def _failed(runs: Sequence[RunSummary]) -> bool:
+    return any(run.failed for run in runs)
 
 
 def _value(runs: Sequence[RunSummary], metric: Metric) -> float | None:
     """Return the mean over runs of the same arm and PairKey (usually one); NaN where one failed."""
-    if any(run.failed for run in runs):
+    if _failed(runs):
         return math.nan
     values = [run.compared_value(metric) for run in runs]
     return _mean([value for value in values if value is not None]) if None not in values else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return mean(values) if values else None

@@ -5,10 +5,9 @@ and is not left out: it counts as worse than every finite value. scipy is import
 takes longer than a verdict.
 """
 
+import functools
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -17,39 +16,11 @@ if TYPE_CHECKING:
 
 Better = Literal["higher", "lower"]
 
-RESAMPLES = 99_999
-"""Most sign assignments that the permutation test uses: all of them up to 16 pairs, a random sample beyond."""
+SIGNIFICANT = 0.05
+"""Largest adjusted p-value at which a difference is told from chance."""
 
-_BATCH_VALUES = 1 << 20
-"""Values resampled at once (some 64 MiB of memory); it does not change the result."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean and its two-sided confidence interval.
-
-    `degenerate` is "constant" where all values are equal (the interval is one point and says nothing about the spread),
-    "failures" where a value is not finite (the mean and the interval are unbounded), "bootstrap" where the resamples
-    give no interval (it is unbounded).
-    """
-
-    mean: float
-    low: float
-    high: float
-    degenerate: Literal["constant", "failures", "bootstrap"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedEffect:
-    """Mean of paired differences, its BCa interval, the p-value of the sign-flip test and the smallest possible one."""
-
-    pairs: int
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    p_floor: float
-    degenerate: str | None = None
+_QUANTILES = 400
+"""Points at which the sampling distribution of a standard deviation is averaged."""
 
 
 def paired_differences(treated: Sequence[float | None], control: Sequence[float | None], better: Better) -> list[float]:
@@ -71,64 +42,50 @@ def paired_differences(treated: Sequence[float | None], control: Sequence[float 
     return differences
 
 
-def bca_interval(values: Sequence[float | None], confidence: float = 0.95, seed: int = 0) -> Interval | None:
-    """Return the mean and its BCa (bias-corrected and accelerated) bootstrap interval, Efron 1987.
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, also where the sum would overflow; raises ZeroDivisionError without values."""
+    total = sum(values)
+    return total / len(values) if math.isfinite(total) else sum(value / len(values) for value in values)
 
-    For pairs, `values` are their differences. None for fewer than two known values. The interval is too narrow for
-    fewer than about ten values, so that verdicts use `mean_bound`.
+
+def sign_test_p(better: int, worse: int) -> float:
+    """Return the two-sided p-value of the exact sign test, from the numbers of seeds with an arm better and worse.
+
+    The null hypothesis is that a seed is as likely to be better as to be worse, whatever the law of the differences;
+    it is true of an arm that changes nothing. Seeds without a difference are left out. It is a test of the median seed
+    and not of the mean. Twice the binomial tail P(X >= max(better, worse)) at a rate of 1/2.
+    """
+    seeds = better + worse
+    tail = sum(math.comb(seeds, count) for count in range(max(better, worse), seeds + 1))
+    return min(1.0, 2 * tail / (1 << seeds))
+
+
+def sign_test_floor(seeds: int) -> float:
+    """Return the smallest p-value that the sign test can give, 2^(1-n)."""
+    return min(1.0, 2 / (1 << seeds))
+
+
+def seeds_needed(tests: int, alpha: float = SIGNIFICANT) -> int:
+    """Return how many seeds the sign test needs to reach `alpha` as the smallest of so many p-values, by Holm."""
+    return max(1, math.ceil(1 + math.log2(max(1, tests) / alpha)))
+
+
+def student_interval(values: Sequence[float | None], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return the two-sided Student-t confidence interval of the mean, mean ± t(n-1) s / sqrt(n).
+
+    None for fewer than two known values, where one is not finite, and where all are equal: their spread is unknown,
+    not zero.
     """
     import numpy as np
-    from scipy.stats import bootstrap
 
     sample = _array(values)
-    if len(sample) < 2:
+    if len(sample) < 2 or not np.isfinite(sample).all() or (sample == sample[0]).all():
         return None
-    if not np.isfinite(sample).all():
-        mean = float(sample[~np.isfinite(sample)][0])
-        return Interval(mean=mean, low=-math.inf, high=math.inf, degenerate="failures")
-    scale = float(np.abs(sample).max()) or 1.0
-    scaled = sample / scale
-    mean = float(scaled.mean()) * scale
-    if (scaled == scaled[0]).all():
-        point = float(sample[0])
-        return Interval(mean=point, low=point, high=point, degenerate="constant")
-    with warnings.catch_warnings():
-        # a degenerate bootstrap warns and gives NaN, which is handled below
-        warnings.simplefilter("ignore")
-        result = bootstrap(
-            (scaled,),
-            np.mean,
-            confidence_level=confidence,
-            method="BCa",
-            vectorized=True,
-            batch=_batch(len(sample)),
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    low, high = float(result.low) * scale, float(result.high) * scale
-    if math.isnan(low) or math.isnan(high):
-        return Interval(mean=mean, low=-math.inf, high=math.inf, degenerate="bootstrap")
-    return Interval(mean=mean, low=low, high=high)
-
-
-def paired_effect(differences: Sequence[float | None], confidence: float = 0.95) -> PairedEffect | None:
-    """Return mean, BCa interval and sign-flip p-value of paired differences; None without pairs.
-
-    One pair has a mean only.
-    """
-    known = [difference for difference in differences if difference is not None]
-    floor = sign_flip_floor(len(known))
-    if floor is None:
-        return None
-    interval = bca_interval(known, confidence)
-    return PairedEffect(
-        pairs=len(known),
-        mean=interval.mean if interval else known[0],
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        p=sign_flip_p(known),
-        p_floor=floor,
-        degenerate=interval.degenerate if interval else "single pair",
-    )
+    scale = float(np.abs(sample).max())
+    scaled_1N = sample[None, :] / scale
+    sides: tuple[Literal["low", "high"], ...] = ("low", "high")
+    low, high = (float(mean_bounds(scaled_1N, side, (1 + confidence) / 2)[0]) * scale for side in sides)
+    return low, high
 
 
 def mean_bound(values: Sequence[float | None], side: Literal["low", "high"], confidence: float = 0.95) -> float | None:
@@ -158,43 +115,6 @@ def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: 
     return bounds
 
 
-def sign_flip_p(differences: Sequence[float | None], seed: int = 0) -> float | None:
-    """Return the two-sided p-value of the sign-flip permutation test of a zero mean difference.
-
-    None for fewer than two known differences. Exact up to 16 pairs, with 99,999 random sign assignments beyond. Where
-    a difference is not finite (a failed run; NaN counts as -infinity), all are replaced by their signed ranks, so that
-    a failure has the largest weight and not an infinite one.
-    """
-    import numpy as np
-    from scipy.stats import permutation_test
-
-    sample = _array(differences)
-    if len(sample) < 2:
-        return None
-    if not np.isfinite(sample).all():
-        sample = _signed_ranks(np.where(np.isnan(sample), -np.inf, sample))
-    if not sample.any():
-        return 1.0
-    # the test does not depend on the scale, and a sum of huge values would overflow
-    sample = sample / np.abs(sample).max()
-    result = permutation_test(
-        (sample,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=_batch(len(sample)),
-        alternative="two-sided",
-        rng=np.random.default_rng(seed),
-    )
-    return min(1.0, float(result.pvalue))
-
-
-def sign_flip_floor(pairs: int) -> float | None:
-    """Return the smallest p-value that the two-sided sign-flip test can give, 2^(1-n); None without pairs."""
-    return 2.0 ** (1 - pairs) if pairs >= 1 else None
-
-
 @overload
 def holm(p_values: Sequence[float]) -> list[float]: ...
 @overload
@@ -211,6 +131,11 @@ def holm(p_values: Sequence[float | None]) -> list[Any]:
         running = max(running, min(1.0, (len(p_values) - rank) * value))
         adjusted[index] = running
     return adjusted
+
+
+def is_significant(p_holm: float | None) -> bool:
+    """Whether an adjusted p-value tells a difference from chance."""
+    return p_holm is not None and p_holm < SIGNIFICANT
 
 
 def rate_upper(failures: int, runs: int, confidence: float = 0.95) -> float | None:
@@ -235,20 +160,47 @@ def rate_lower(failures: int, runs: int, confidence: float = 0.95) -> float | No
     return None if upper is None else 1.0 - upper
 
 
-def smallest_effect(pairs: int, stdev: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Return the minimum detectable effect of n = `pairs` pairs; None where the standard deviation is not finite.
+def smallest_effect(seeds: int, stdev: float, alpha: float = SIGNIFICANT, power: float = 0.8) -> float | None:
+    """Return the mean difference that the sign test finds with probability `power`; None for an unknown `stdev`.
 
-    (t(1 - alpha/2, n-1) + t(power, n-1)) s / sqrt(n), where s (`stdev`) is the standard deviation of the paired
-    differences. Infinite where 2^(1-n) > alpha, since the sign-flip test then detects no effect, however large.
+    It is the factor of `detectable_factor` times `stdev`, the standard deviation of the differences of n = `seeds`
+    seeds. Infinite where 2^(1-n) > alpha: the test then finds no difference, however large.
     """
-    if pairs < 1 or not math.isfinite(stdev) or stdev < 0:
+    if seeds < 2 or not math.isfinite(stdev) or stdev < 0:
         return None
-    if 2.0 ** (1 - pairs) > alpha:
-        return math.inf
-    from scipy.special import stdtrit
+    factor = detectable_factor(seeds, alpha, power)
+    return factor * stdev if math.isfinite(factor) else math.inf
 
-    quantiles = float(stdtrit(pairs - 1, 1 - alpha / 2)) + float(stdtrit(pairs - 1, power))
-    return quantiles * stdev / math.sqrt(pairs)
+
+@functools.lru_cache(maxsize=256)
+def detectable_factor(seeds: int, alpha: float = SIGNIFICANT, power: float = 0.8) -> float:
+    """Return the mean difference, in estimated standard deviations, that the sign test at `alpha` finds with `power`.
+
+    For normal differences: n seeds estimate the standard deviation, and n new ones with the mean difference
+    f s are tested. A seed is better with probability Phi(f s / sigma), and at least c of n, the fewest that the test
+    takes, are with a probability that is averaged over the law of s. Infinite where no c is enough.
+    """
+    needed = next(
+        (count for count in range(seeds // 2 + 1, seeds + 1) if sign_test_p(count, seeds - count) <= alpha), None
+    )
+    if needed is None:
+        return math.inf
+    import numpy as np
+    from scipy.special import betainc, gammaincinv, ndtr
+
+    middles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    spreads = np.sqrt(gammaincinv((seeds - 1) / 2, middles) * 2 / (seeds - 1))
+
+    def found(factor: float) -> float:
+        return float(betainc(needed, seeds - needed + 1, ndtr(factor * spreads)).mean())
+
+    low, high = 0.0, 1.0
+    while found(high) < power:
+        high *= 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(middle) < power else (low, middle)
+    return high
 
 
 def _check_counts(failures: int, runs: int) -> None:
@@ -256,25 +208,7 @@ def _check_counts(failures: int, runs: int) -> None:
         raise ValueError(f"{failures} failures of {runs} runs")
 
 
-def _batch(values: int) -> int:
-    return max(1, _BATCH_VALUES // values)
-
-
 def _array(values: Sequence[float | None]) -> "Floats":
     import numpy as np
 
     return np.array([value for value in values if value is not None], dtype=np.float64)
-
-
-def _signed_ranks(differences: "Floats") -> "Floats":
-    """Return the mid-ranks of the absolute differences, with the sign of the difference; 0 stays 0."""
-    import numpy as np
-    from scipy.stats import rankdata
-
-    ranks: Floats = np.sign(differences) * rankdata(np.abs(differences))
-    return ranks
-
-
-def p_equals(p: float) -> str:
-    """Format a p-value, as `p = 0.034`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_key
-from bitnetctl.analysis.anova import SIGNIFICANT, Factor, OutcomeAnalysis, analyze_outcome, find_factors
-from bitnetctl.analysis.effects import ArmEffect, arm_effects, choose_baselines, name_arms
-from bitnetctl.analysis.stats import sign_flip_floor
+from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, analyze_outcomes
+from bitnetctl.analysis.arms import choose_baselines, name_arms
+from bitnetctl.analysis.effects import ArmEffect, Compare, Differences, NoDifferences, arm_effects
+from bitnetctl.analysis.factors import Factor, find_factors
+from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
 from bitnetctl.records.run import Run
 
@@ -16,7 +19,7 @@ OUTCOMES: dict[Metric, tuple[str, str]] = {
     "stage1_held_out_loss": ("held-out loss at the end of stage 1", ".3f"),
     "final_held_out_loss": ("final held-out loss", ".3f"),
 }
-"""Outcomes of the ANOVA: name and format spec."""
+"""Outcomes of the factors: name and format spec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +54,15 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     arms = name_arms(runs)
     summaries = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
     baselines = choose_baselines(arms, baseline)
-    effects = arm_effects(summaries, baselines)
+    effects = arm_effects(summaries, baselines, _compare(runs, summaries))
     configured = [index for index, run in enumerate(runs) if run.effective is not None]
-    factors = find_factors([config for run in runs if (config := run.effective) is not None])
+    configs = [config for run in runs if (config := run.effective) is not None]
+    factors = find_factors(configs)
     outcomes = [
-        analyze_outcome(
-            name, factors, [summaries[index].compared_value(metric) for index in configured], format_spec=format_spec
+        Outcome(
+            name=name,
+            values=tuple(summaries[index].compared_value(metric) for index in configured),
+            format_spec=format_spec,
         )
         for metric, (name, format_spec) in OUTCOMES.items()
         if factors
@@ -67,10 +73,21 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
         arms=tuple(dict.fromkeys([*baselines.values(), *(summary.arm for summary in summaries)])),
         effects=tuple(effects),
         factors=tuple(factors),
-        outcomes=tuple(outcomes),
-        agreements=tuple(agreements(runs)),
+        outcomes=tuple(analyze_outcomes(outcomes, factors, [config.seed for config in configs])),
+        agreements=tuple(agreements(runs, [summary.arm for summary in summaries])),
         notes=(*notes, *_notes(runs, summaries, effects, len(runs) - len(configured))),
     )
+
+
+def _provenance(runs: Sequence[Run]) -> Differences:
+    """Return how the provenance of two runs of different arms differs."""
+    return NoDifferences()
+
+
+def _compare(runs: Sequence[Run], summaries: Sequence[RunSummary]) -> Compare:
+    """Return `_provenance` as a function of two summaries."""
+    run_of = {summary.path: run for run, summary in zip(runs, summaries, strict=True)}
+    return lambda one, other: _provenance([run_of[one.path], run_of[other.path]])
 
 
 def _notes(
@@ -80,34 +97,37 @@ def _notes(
     notes = [f"{run.name}: {note}" for run in runs for note in run.records.notes]
     known_arms = dict.fromkeys(summary.arm for run, summary in zip(runs, summaries, strict=True) if run.arm is not None)
     if len(known_arms) > 1 and not effects:
-        notes.append("no arm is the baseline of the others; name one with --baseline to see what the others change")
-    pairs = max((effect.pairs for effect in effects), default=0)
-    floor = sign_flip_floor(pairs)
-    if floor is not None and floor > SIGNIFICANT:
-        notes.append(
-            f"with {pairs} pair{'s' * (pairs > 1)} p cannot fall below {floor:g}; from six pairs on it can reach 0.05"
-        )
+        notes.append(wording.no_baseline())
+    notes += _effect_notes(effects)
     unfinished = sum(summary.complete is False and not summary.failed for summary in summaries)
     if unfinished:
-        notes.append(f"{unfinished} of {len(runs)} runs are unfinished; their final values enter no comparison")
+        notes.append(wording.unfinished(unfinished, len(runs)))
     failed = sum(summary.failed for summary in summaries)
     if failed:
-        notes.append(
-            f"{failed} of {len(runs)} runs failed (diverged or crashed) and are not left out: compared with a baseline "
-            "they are infinitely worse, and in the factors their value is that of their worst held-out loss"
-        )
+        notes.append(wording.failed_runs(failed, len(runs)))
     probes = len({probe_key(run) for run in runs})
     if probes > 1:
-        notes.append(
-            f"the runs were measured on {probes} different probes; their losses are not comparable, and metrics are "
-            "ranked over the runs with the most common probe only"
-        )
+        notes.append(wording.several_probes(probes))
     if without_config and without_config < len(runs):
-        notes.append(f"{without_config} of {len(runs)} runs have no manifest and are left out of the factors")
+        notes.append(wording.without_manifest(without_config, len(runs)))
     seen: dict[tuple[object, ...], str] = {}
     for summary in summaries:
         key = (summary.arm, summary.size, summary.seed, summary.planned_steps)
         if None not in key and key in seen:
-            notes.append(f"{summary.name} repeats {seen[key]} in arm, size and seed; effects use their mean")
+            notes.append(wording.repeated(summary.name, seen[key]))
         seen.setdefault(key, summary.name)
+    return notes
+
+
+def _effect_notes(effects: Sequence[ArmEffect]) -> list[str]:
+    """Return caveats on the effects: what their seeds cannot show, and pairs of unequal provenance."""
+    seeds = max((effect.seeds for effect in effects), default=0)
+    # without a second seed there is no p-value, and as many as arms and metrics with one
+    tests = max((effect.tests for effect in effects), default=0) or sum(len(effect.effects) for effect in effects)
+    notes = []
+    if seeds and sign_test_floor(seeds) * tests > SIGNIFICANT:
+        notes.append(wording.few_seeds(seeds, tests, sign_test_floor(seeds), seeds_needed(tests)))
+    for effect in effects:
+        notes += [wording.uneven_sizes(effect.arm)] * effect.uneven_sizes
+        notes += effect.notes
     return notes

@@ -40,7 +40,7 @@ def analyze(
     ] = None,
     as_json: options.Json = False,
 ) -> int:
-    """Show when runs collapsed and recovered, what each arm changes, which factor explains it, which metrics agree."""
+    """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import api, report
     from bitnetctl.files import write_atomic
@@ -75,6 +75,7 @@ def analyze(
 def _show(study: "Study", console: Console) -> None:
     """Print tables, sentences, plots and notes."""
     from bitnetctl import report
+    from bitnetctl.analysis import wording
     from bitnetctl.report.columns import arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
@@ -92,6 +93,7 @@ def _show(study: "Study", console: Console) -> None:
     if study.effects:
         console.print()
         console.print(report.effects_table(study.effects))
+        line(wording.effects_line(study.effects[0].tests), "dim")
     if study.outcomes:
         console.print()
         console.print(report.factors_table(study.outcomes))

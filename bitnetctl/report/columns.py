@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
@@ -133,37 +134,47 @@ def arm_rows(summaries: Sequence[RunSummary], arms: Sequence[str]) -> list[Summa
 
 def signed(value: float | None) -> str:
     """Format a difference with its sign."""
-    if value is None:
-        return UNKNOWN
-    return f"{value:+.3f}" if math.isfinite(value) else "+∞" if value > 0 else "−∞"
+    return UNKNOWN if value is None else wording.signed(value)
+
+
+def difference(effect: Effect) -> str:
+    """Format a mean difference; where a run failed, that of the seeds without a failure and their number."""
+    if effect.mean is not None and math.isfinite(effect.mean):
+        return signed(effect.mean)
+    finite = effect.seeds - effect.infinite_seeds
+    return f"{signed(effect.mean_of_finite)} ({finite} of {effect.seeds})" if finite else UNKNOWN
 
 
 def interval(effect: Effect) -> str:
-    """Format a 95 % interval; if a run failed there is none, and the mean without failed pairs is shown."""
-    if effect.failed_pairs and effect.mean is not None and not math.isfinite(effect.mean):
-        return f"ended: {signed(effect.mean_of_finite)}"
-    return UNKNOWN if effect.low is None or effect.high is None else f"{signed(effect.low)} … {signed(effect.high)}"
+    """Format the interval of the mean difference; there is none where a run failed."""
+    return UNKNOWN if effect.interval is None else " … ".join(map(signed, effect.interval))
 
 
 def detectable_text(effect: Effect) -> str:
-    """Format the minimum detectable effect."""
+    """Format the smallest difference that is found with a power of 80 %."""
     if effect.smallest_effect is None:
         return UNKNOWN
     return f"±{effect.smallest_effect:.3f}" if math.isfinite(effect.smallest_effect) else "none"
 
 
-def p_text(p: float | None) -> str:
-    return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def p_text(p: float | None, floor: float | None = None) -> str:
+    """Format a p-value, marked where it is the smallest possible."""
+    if p is None:
+        return UNKNOWN
+    text = "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{text} {wording.FLOOR_MARK}" if wording.is_floor(p, floor) else text
 
 
 def pairs_text(effect: ArmEffect) -> str:
-    """Return the numbers of pairs, of failed runs and of runs without a partner."""
-    counts = {
-        "failed": effect.failures,
-        "of the baseline failed": effect.baseline_failures,
-        "without a partner": effect.unpaired_runs,
-    }
-    return ", ".join([plural(effect.pairs, "pair"), *(f"{count} {what}" for what, count in counts.items() if count)])
+    """Return the numbers of seeds and pairs, of failed runs and of runs that are in no pair."""
+    parts = [
+        plural(effect.seeds, "seed"),
+        plural(effect.pairs, "pair") * (effect.pairs != effect.seeds),
+        wording.failures(effect.failures, effect.baseline_failures, effect.pairs),
+        f"{effect.incomparable_pairs} not comparable" * bool(effect.incomparable_pairs),
+        f"{effect.unpaired_runs} without a partner" * bool(effect.unpaired_runs),
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def kept_indices(count: int) -> list[int]:
@@ -183,42 +194,59 @@ class Cells(NamedTuple):
 
 def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> Cells:
     """Return a row for each arm and metric; `escape` is applied to untrusted text."""
-    header = ("arm", "baseline", "based on", "metric", "difference", "95 % interval", "p", "p (Holm)", "detectable")
+    header = ("arm", "baseline", "based on", "metric", "seeds", "mean difference", wording.INTERVAL)
+    sized = any(len(effect.mean_by_size) > 1 for arm in effects for effect in arm.effects.values())
     rows = [
         (
             escape(arm.arm),
             escape(arm.baseline),
             pairs_text(arm),
             name,
-            signed(arm.effects[metric].mean),
-            interval(arm.effects[metric]),
-            p_text(arm.effects[metric].p),
-            p_text(arm.effects[metric].p_holm),
-            detectable_text(arm.effects[metric]),
+            wording.counts(effect.better, effect.worse, effect.equal),
+            difference(effect),
+            interval(effect),
+            p_text(effect.p, effect.p_floor),
+            p_text(effect.p_holm),
+            detectable_text(effect),
+            *([", ".join(f"{size}: {signed(mean)}" for size, mean in effect.mean_by_size.items())] * sized),
         )
         for arm in effects
         for metric, (name, _) in METRICS.items()
+        for effect in [arm.effects[metric]]
     ]
-    return Cells(header, rows, texts=4)
+    return Cells((*header, "p", "p (Holm)", "found", *(["by size"] * sized)), rows, texts=5)
 
 
 def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], str]) -> Cells:
-    """Return a row for each outcome and factor, for each outcome the strongest first."""
-    rows = [
-        (
-            escape(outcome.outcome),
-            escape(term.name),
-            escape(outcome.means_text(term)),
-            format_value(term.eta_squared, ".1%"),
-            p_text(term.p),
-        )
-        for outcome in outcomes
-        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0))
-    ]
-    return Cells(("outcome", "factor", "means", "η²", "p"), rows, texts=3)
+    """Return a row for each outcome and term, for each outcome the strongest first, then all terms and the seeds."""
+    rows = []
+    for outcome in outcomes:
+        for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0)):
+            eta_squared = format_value(term.eta_squared, ".1%")
+            p_values = (p_text(term.p, term.p_floor), p_text(term.p_holm))
+            means = escape(outcome.means_text(term))
+            rows.append((escape(outcome.outcome), escape(term.name), means, eta_squared, *p_values))
+        overall = (p_text(outcome.p, outcome.p_floor), p_text(outcome.p_holm)) if outcome.p is not None else ("", "")
+        for name, fraction, p_values in (
+            ("all terms (R²)", outcome.r_squared, overall),
+            ("seeds", outcome.seed_eta_squared, ("", "")),
+        ):
+            if fraction is not None:
+                rows.append((escape(outcome.outcome), name, "", format(fraction, ".1%"), *p_values))
+    return Cells(("outcome", "term", "means", "η²", "p", "p (Holm)"), rows, texts=3)
 
 
 def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str]) -> Cells:
     """Return a row for each metric and time."""
-    rows = [(escape(one.metric), escape(one.when), str(one.runs), signed(one.tau), p_text(one.p)) for one in agreements]
-    return Cells(("metric", "at", "runs", "τ-b", "p"), rows, texts=2)
+    rows = [
+        (
+            escape(one.metric),
+            escape(one.when),
+            f"{one.runs} in {plural(one.units, one.unit)}",
+            signed(one.tau),
+            p_text(one.p, one.p_floor),
+            p_text(one.p_holm),
+        )
+        for one in agreements
+    ]
+    return Cells(("metric", "at", "runs", "τ-b", "p", "p (Holm)"), rows, texts=2)

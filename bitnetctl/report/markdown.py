@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
     MEANS,
@@ -52,15 +53,16 @@ def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
 def _effects(study: Study) -> list[str]:
     if not study.effects:
         return []
-    table = markdown_table(*effect_cells(study.effects, markdown_cell))
-    return ["## Effects", "", "Arm minus baseline, paired by size and seed.", "", *table]
+    hint = wording.effects_hint(study.effects[0].tests)
+    return ["## Effects", "", hint, "", *markdown_table(*effect_cells(study.effects, markdown_cell))]
 
 
 def _factors(study: Study) -> list[str]:
     if not study.outcomes:
         return []
-    lines = ["## Factors", "", *(f"- {markdown_text(outcome.sentence)}" for outcome in study.outcomes), ""]
-    return lines + markdown_table(*factor_cells(study.outcomes, markdown_cell))
+    sentences = [f"- {markdown_text(outcome.sentence)}" for outcome in study.outcomes]
+    hint = wording.factors_hint(study.outcomes[0].tests)
+    return ["## Factors", "", *sentences, "", hint, "", *markdown_table(*factor_cells(study.outcomes, markdown_cell))]
 
 
 def _agreement(study: Study) -> list[str]:
@@ -68,4 +70,4 @@ def _agreement(study: Study) -> list[str]:
         return []
     table = markdown_table(*agreement_cells(study.agreements, markdown_cell))
     sentences = [f"- {markdown_text(agreement.sentence)}" for agreement in study.agreements]
-    return ["## Agreement with held-out loss", "", *table, *sentences, ""]
+    return ["## Agreement with held-out loss", "", wording.AGREEMENT_HINT, "", *table, *sentences, ""]

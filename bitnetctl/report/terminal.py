@@ -8,20 +8,23 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
-from bitnetctl.analysis.anova import SIGNIFICANT, OutcomeAnalysis, Term
+from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect
+from bitnetctl.analysis.stats import is_significant
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
+    UNKNOWN,
     SummaryColumn,
     SummaryRow,
+    difference,
     format_value,
     interval,
     p_text,
     pairs_text,
-    signed,
 )
 from bitnetctl.report.escape import printable
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
@@ -112,37 +115,41 @@ def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[Sum
 
 
 def effects_table(effects: Sequence[ArmEffect]) -> Table:
-    """Return every arm's differences from its baseline."""
-    table = _analysis_table("Arm minus baseline, paired by size and seed")
+    """Return every arm's differences from its baseline: in how many seeds, how large, and the tests."""
+    table = _analysis_table(wording.EFFECTS_TITLE)
     table.add_column("metric", overflow="fold")
-    _add_numbers(table, "difference", "95 % interval", "p", "p (Holm)")
+    _add_numbers(table, "better\n: worse", "mean\ndiff.", "95 % Student\ninterval", "p", "p\n(Holm)")
     for arm in effects:
         table.add_row(f"[bold]{_label(arm.arm)}[/]\n[dim]− {_label(arm.baseline)}: {pairs_text(arm)}[/]")
         for metric, (name, _) in METRICS.items():
             effect = arm.effects[metric]
             missing = f" [dim]({effect.unknown_pairs} unknown)[/]" if effect.unknown_pairs else ""
-            table.add_row(
-                f"  {name}{missing}", signed(effect.mean), interval(effect), p_text(effect.p), p_text(effect.p_holm)
-            )
+            seeds = f"{effect.better} : {effect.worse}" if effect.seeds else UNKNOWN
+            p_values = (p_text(effect.p, effect.p_floor), p_text(effect.p_holm))
+            table.add_row(f"  {name}{missing}", seeds, difference(effect), interval(effect), *p_values)
     return table
 
 
 def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
-    """Return factors by descending eta squared, with the mean of each level."""
-    table = _analysis_table("Factors: η² (* p < 0.05) and means")
-    table.add_column("factor", overflow="fold")
+    """Return terms by descending eta squared, with the mean of each level, then all terms together and the seeds."""
+    table = _analysis_table("Factors: η² (* p < 0.05 after Holm) and means")
+    table.add_column("term", overflow="fold")
     _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
     by_outcome = [{term.name: term for term in outcome.terms} for outcome in outcomes]
     terms = {name: [of_outcome.get(name) for of_outcome in by_outcome] for name in itertools.chain(*by_outcome)}
-    explained = {
+    largest = {
         name: max((term.eta_squared or 0.0 for term in of_name if term), default=0.0) for name, of_name in terms.items()
     }
-    for name in sorted(terms, key=lambda name: -explained[name])[:MOST_TERMS]:
+    for name in sorted(terms, key=lambda name: -largest[name])[:MOST_TERMS]:
         table.add_row(f"[bold]{_label(name)}[/]", *map(_eta_squared, terms[name]))
-        if " × " not in name:
+        if all(term is None or len(term.factors) == 1 for term in terms[name]):
             _add_levels(table, outcomes, terms[name])
     if len(terms) > MOST_TERMS:
         table.add_row(f"… and {len(terms) - MOST_TERMS} weaker ones")
+    if len(terms) > 1:
+        table.add_row("all terms (R²)", *map(_r_squared, outcomes))
+    if any(outcome.seed_eta_squared is not None for outcome in outcomes):
+        table.add_row("seeds", *(format_value(outcome.seed_eta_squared, ".0%") for outcome in outcomes))
     return table
 
 
@@ -160,7 +167,11 @@ def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequen
 def _eta_squared(term: Term | None) -> str:
     if term is None or term.eta_squared is None:
         return ""
-    return f"[bold]{term.eta_squared:.0%}{'*' if term.p is not None and term.p < SIGNIFICANT else ''}[/]"
+    return f"[bold]{term.eta_squared:.0%}{'*' * term.is_significant}[/]"
+
+
+def _r_squared(outcome: OutcomeAnalysis) -> str:
+    return format_value(outcome.r_squared, ".0%") + "*" * is_significant(outcome.p_holm)
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
@@ -168,11 +179,12 @@ def agreement_table(agreements: Sequence[Agreement]) -> Table:
     table = _analysis_table("Agreement with held-out loss (Kendall τ-b)")
     table.add_column("metric", no_wrap=True)
     table.add_column("at", no_wrap=True)
-    _add_numbers(table, "runs", "τ-b", "p")
+    _add_numbers(table, "runs", "τ-b", "p", "p\n(Holm)")
     for agreement in agreements:
         tau = agreement.tau
-        cells = (agreement.metric, agreement.when, str(agreement.runs), format_value(tau, "+.2f"), p_text(agreement.p))
-        table.add_row(*cells, style="yellow" if tau is not None and tau < 0 else "")
+        cells = (agreement.metric, agreement.when, str(agreement.runs), format_value(tau, "+.2f"))
+        p_values = (p_text(agreement.p, agreement.p_floor), p_text(agreement.p_holm))
+        table.add_row(*cells, *p_values, style="yellow" if tau is not None and tau < 0 else "")
     return table
 
 

@@ -1,25 +1,19 @@
-"""Factors of configs and the variance that they explain, on designs with a known result; agreement of metrics."""
+"""The variance of an outcome split between factors, on designs with a known result."""
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
+from synthetic import REFERENCES, curve, quick, simple_run, write_run
 
-from bitnetctl.analysis.agreement import Agreement, agreements
-from bitnetctl.analysis.anova import Factor, OutcomeAnalysis, analyze_outcome, find_factors
+from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, Term, analyze_outcomes
+from bitnetctl.analysis.factors import Factor
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
-from bitnetctl.config import RunConfig
-from bitnetctl.plugins import registry
-
-
-def effective(arm: str = "", **overrides: Any) -> RunConfig:
-    config = quick(arm, **overrides)
-    return registry.compose(config.interventions).configure(config)
 
 
 def two(name: str, *level_of: int) -> Factor:
@@ -28,172 +22,306 @@ def two(name: str, *level_of: int) -> Factor:
 
 
 A, B = two("a", 0, 0, 0, 0, 1, 1, 1, 1), two("b", 0, 0, 1, 1, 0, 0, 1, 1)
+PAIRS = (0, 1, 0, 1, 0, 1, 0, 1)
+"""Seeds of A and B: every combination has both."""
+
+
+def analyze(
+    factors: Sequence[Factor],
+    values: Sequence[float | None],
+    seeds: Sequence[int] | None = None,
+    *,
+    name: str = "loss",
+    format_spec: str = ".3g",
+) -> OutcomeAnalysis:
+    """Analyse one outcome; by default every run has a seed of its own."""
+    outcome = Outcome(name=name, values=tuple(values), format_spec=format_spec)
+    [analysis] = analyze_outcomes([outcome], factors, range(len(values)) if seeds is None else seeds)
+    return analysis
 
 
 def eta(analysis: OutcomeAnalysis) -> dict[str, float | None]:
     return {term.name: term.eta_squared for term in analysis.terms}
 
 
-def test_fields_that_change_are_factors_and_seeds_are_not() -> None:
-    factors = find_factors(
-        [effective(optimizer__name=name, seed=seed) for name in ("adam", "adamw") for seed in (0, 1)]
-    )
-    assert factors == [Factor(fields=("optimizer.name",), levels=("adam", "adamw"), level_of=(0, 0, 1, 1))]
-    assert find_factors([effective(), effective(seed=1)]) == []
-    assert find_factors([]) == []
+def crossed(*levels: int, seeds: int) -> tuple[list[Factor], tuple[int, ...]]:
+    """Return factors a, b, ... with all combinations of levels for every seed, and the seeds."""
+    columns = [*zip(*itertools.product(*map(range, levels), range(seeds)), strict=True)]
+    return [two(name, *column) for name, column in zip("abcd", columns[:-1], strict=False)], columns[-1]
 
 
-def test_fields_that_change_together_are_one_factor() -> None:
-    arms = ("", "decoupled-decay", "full-precision", "decoupled-decay+full-precision")
-    factors = {factor.name: factor for factor in find_factors([effective(arm, optimizer__name="adam") for arm in arms])}
-    assert list(factors) == ["model.quantization", "optimizer.name"]
-    assert factors["optimizer.name"].fields[0] == "optimizer.name"
-    assert {"optimizer.exempt", "decoupled-decay"} <= set(factors["optimizer.name"].fields)
-    # numbers in ascending order, not in that of the runs
-    assert factors["model.quantization"].levels == ("0", "1")
-    assert factors["model.quantization"].level_of == (1, 1, 0, 0)
-    assert "full-precision" in factors["model.quantization"].fields
-
-
-def test_an_intervention_that_changes_no_field_is_a_factor() -> None:
-    factors = find_factors([effective(), effective("label-smoothing")])
-    assert [factor.fields for factor in factors] == [("label-smoothing",)]
-    assert factors[0].levels[0] == "off"
-    assert factors[0].level_of == (0, 1)
-
-
-def test_settings_that_change_a_field_are_no_second_factor() -> None:
-    factors = find_factors([effective(), effective("reduced-lr:peak=0.0005"), effective("reduced-lr:peak=0.0002")])
-    assert [factor.name for factor in factors] == ["schedule.peak_learning_rate"]
-    assert factors[0].levels == ("0.0002", "0.0005", "0.0015")
-
-
-def test_a_main_effect_alone_explains_everything() -> None:
-    analysis = analyze_outcome("loss", [A, B], [1, 1, 1, 1, 3, 3, 3, 3])
-    assert eta(analysis) == {"a": 1.0, "b": 0.0, "a × b": 0.0}
-    assert analysis.balanced
-    assert analysis.sentence == "a explains 100% of the variance of the loss, p < 0.001 (a0: 1, a1: 3)."
+def test_a_main_effect_alone_holds_everything() -> None:
+    analysis = analyze([A, B], [1, 1, 1, 1, 3, 3, 3, 3], PAIRS)
+    assert eta(analysis) == pytest.approx({"a": 1.0, "b": 0.0, "a × b": 0.0})
+    assert analysis.r_squared == pytest.approx(1)
+    # four pairs of runs, two seeds: 2 of 16 arrangements, and not p < 0.001
+    assert analysis.terms[0].p == 2 / 16
+    assert analysis.terms[0].p_floor == 2 / 16
 
 
 def test_hand_worked_sums_of_squares() -> None:
     # cells (1, 3), (5, 7), (2, 4), (10, 12): grand mean 5.5, A 4 and 7, B 2.5 and 8.5, interaction ±1
-    analysis = analyze_outcome("loss", [A, B], [1, 3, 5, 7, 2, 4, 10, 12])
-    assert [term.sum_of_squares for term in analysis.terms] == pytest.approx([18.0, 72.0, 8.0])
+    analysis = analyze([A, B], [1, 3, 5, 7, 2, 4, 10, 12])
+    largest = 12**2
+    squares = [term.sum_of_squares * largest for term in analysis.terms if term.sum_of_squares is not None]
+    assert squares == pytest.approx([18.0, 72.0, 8.0])
     assert [term.eta_squared for term in analysis.terms] == pytest.approx([18 / 106, 72 / 106, 8 / 106])
+    assert analysis.r_squared == pytest.approx(98 / 106)
     assert analysis.terms[0].means == {"a0": 4.0, "a1": 7.0}
     assert analysis.terms[2].means == {"a0 / b0": 2.0, "a0 / b1": 6.0, "a1 / b0": 3.0, "a1 / b1": 11.0}
-    # F = 36 with 1 and 4 degrees of freedom
-    assert analysis.terms[1].p == pytest.approx(0.003882537, rel=1e-6)
-    assert analysis.sentence.startswith("b explains 68% of the variance of the loss, p = 0.004 (b0: 2.5, b1: 8.5)")
+    assert (analysis.residual_degrees_of_freedom, analysis.seed_eta_squared) == (4, None)
 
 
-def test_f_tests_agree_with_least_squares() -> None:
-    # an independent reference: residual sums of nested regressions
+def test_seeds_that_are_crossed_are_blocks() -> None:
+    # the same values with the seeds 0 and 1 in every combination: seeds hold the rest, 8 of 106
+    analysis = analyze([A, B], [1, 3, 5, 7, 2, 4, 10, 12], PAIRS)
+    assert analysis.seed_eta_squared == pytest.approx(8 / 106)
+    assert [term.eta_squared for term in analysis.terms] == pytest.approx([18 / 106, 72 / 106, 8 / 106])
+    assert analysis.residual_degrees_of_freedom == 3
+    assert "the seeds 8%" in analysis.sentence
+
+
+def test_an_effect_is_found_under_far_larger_differences_of_seeds() -> None:
+    generator = np.random.default_rng(0)
+    [factor], seeds = crossed(2, seeds=10)
+    values = 0.3 * generator.standard_normal(10)[list(seeds)] + 0.04 * generator.standard_normal(20)
+    analysis = analyze([factor], (values - 0.098 * np.array(factor.level_of)).tolist(), seeds)
+    assert analysis.terms[0].p == analysis.terms[0].p_floor == 2 / 2**10
+    assert analysis.sentence.startswith("The loss: a goes with ")
+    assert "The seeds hold 9" in analysis.sentence
+    # without the seeds it drowns
+    assert (analyze([factor], values.tolist()).terms[0].p or 0) > 0.05
+
+
+def nested(factors: Sequence[Factor], values: Sequence[float], seeds: Sequence[int]) -> dict[str, float]:
+    """Return sums of squares of type II by regressions on dummies, a seed being a column: an independent reference."""
+    dummies = {factor.name: np.eye(len(factor.levels))[list(factor.level_of)] for factor in factors}
+    blocks: dict[tuple[str, ...], Any] = {(name,): matrix for name, matrix in dummies.items()}
+    for one, other in itertools.combinations(dummies, 2):
+        blocks[one, other] = np.einsum("ni,nj->nij", dummies[one], dummies[other]).reshape(len(values), -1)
+    seed_columns = np.eye(max(seeds) + 1)[list(seeds)]
+
+    def residual(terms: Sequence[tuple[str, ...]]) -> float:
+        matrix = np.hstack([np.ones((len(values), 1)), seed_columns, *(blocks[term] for term in terms)])
+        fitted = matrix @ np.linalg.lstsq(matrix, np.array(values), rcond=None)[0]
+        return float(((np.array(values) - fitted) ** 2).sum())
+
+    results = {}
+    for term in blocks:
+        others = [other for other in blocks if not set(term) <= set(other)]
+        results[" × ".join(term)] = residual(others) - residual([*others, term])
+    return results
+
+
+@pytest.mark.parametrize("left_out", [(), (3, 17, 20, 41)])
+def test_least_squares_of_balanced_and_unbalanced_designs(left_out: tuple[int, ...]) -> None:
     generator = np.random.default_rng(7)
-    levels = list(itertools.product(range(2), range(3), range(2), range(3)))
-    columns = list(zip(*levels, strict=True))
-    values = generator.normal(size=len(levels))
-    factors = [two(name, *columns[index]) for index, name in enumerate("abc")]
-    analysis = analyze_outcome("x", factors, values.tolist())
-
-    def dummies(factor: Factor) -> np.ndarray[Any, Any]:
-        return np.eye(len(factor.levels))[list(factor.level_of)][:, 1:]
-
-    def design(skip: str) -> np.ndarray[Any, Any]:
-        blocks = {factor.name: dummies(factor) for factor in factors}
-        for one, other in itertools.combinations(factors, 2):
-            interaction = np.einsum("ni,nj->nij", dummies(one), dummies(other)).reshape(len(values), -1)
-            blocks[f"{one.name} × {other.name}"] = interaction
-        kept = [block - block.mean(0) for name, block in blocks.items() if name != skip]
-        return np.hstack([np.ones((len(values), 1)), *kept])
-
-    def residual(matrix: np.ndarray[Any, Any]) -> float:
-        fitted = matrix @ np.linalg.lstsq(matrix, values, rcond=None)[0]
-        return float(((values - fitted) ** 2).sum())
-
-    for term in analysis.terms[3:]:
-        assert term.sum_of_squares == pytest.approx(residual(design(term.name)) - residual(design("")), abs=1e-9)
+    factors, seeds = crossed(2, 3, 2, seeds=4)
+    values: list[float | None] = [*(generator.standard_normal(48) + np.repeat(range(6), 8)).tolist()]
+    kept = [index for index in range(48) if index not in left_out]
+    for index in left_out:
+        values[index] = None
+    analysis = analyze(factors, values, seeds)
+    known = [value for value in values if value is not None]
+    expected = nested([factor.among(kept) for factor in factors], known, [seeds[index] for index in kept])
+    scale = max(map(abs, known)) ** 2
+    measured = {term.name: (term.sum_of_squares or 0) * scale for term in analysis.terms}
+    assert measured == pytest.approx(expected)
+    assert (analysis.runs, analysis.unknown_runs) == (len(kept), len(left_out))
+    assert all(term.p is not None for term in analysis.terms)
 
 
-def test_an_interaction_explains_the_outcome() -> None:
-    analysis = analyze_outcome("loss", [A, B], [1, 1, 5, 5, 5, 5, 1, 1])
-    assert eta(analysis) == {"a": 0.0, "b": 0.0, "a × b": 1.0}
-    assert analysis.sentence.startswith("a × b explains 100% of the variance of the loss")
-
-
-def test_noise_is_not_explained() -> None:
-    analysis = analyze_outcome("loss", [A, B], [1, 9, 2, 8, 9, 2, 8, 1.5])
-    assert analysis.sentence.startswith("No factor explains the loss: the strongest, ")
-
-
-def test_a_constant_outcome_has_nothing_to_explain() -> None:
-    analysis = analyze_outcome("fraction", [A], [0.0] * 8, format_spec=".0%")
-    assert analysis.sentence == "The fraction is 0% in every run: there is nothing to explain."
-    assert [term.eta_squared for term in analysis.terms] == [None]
-
-
-def test_an_unbalanced_design_gives_means_only() -> None:
-    analysis = analyze_outcome("loss", [A, B], [1, 1, 1, 1, 3, 3, 3, None])
-    assert not analysis.balanced
-    assert (analysis.runs, analysis.unknown_runs) == (7, 1)
-    assert analysis.sentence == (
-        "The design is not balanced: 4 of 4 combinations of 2 factors have runs (1 to 2 each), so no factor can be "
-        "said to explain anything."
-    )
-    assert [(term.name, term.eta_squared, term.p) for term in analysis.terms] == [("a", None, None), ("b", None, None)]
+def test_unbalanced_designs_without_common_seeds() -> None:
+    analysis = analyze([A, B], [1, 1, 1, 1, 3, 3, 3, None])
+    assert analysis.r_squared == pytest.approx(1)
+    # a and b are no longer orthogonal: a cannot have what b could have, too
+    assert eta(analysis) == pytest.approx({"a": 35 / 36, "b": 0.0, "a × b": 0.0}, abs=1e-9)
     assert analysis.terms[0].means == {"a0": 1.0, "a1": 3.0}
 
 
+def test_a_combination_that_was_never_run_leaves_the_interaction_out() -> None:
+    a, b = two("a", 0, 0, 1, 1, 0, 0), two("b", 0, 0, 0, 0, 1, 1)
+    analysis = analyze([a, b], [1, 2, 5, 6, 3, 4], [0, 1] * 3)
+    assert [term.name for term in analysis.terms] == ["a", "b"]
+    assert analysis.not_estimable == ("a × b",)
+    assert "These runs cannot tell from other terms: a × b." in analysis.sentence
+    # pairs (1, 5), (2, 6)
+    assert [term.p for term in analysis.terms] == [2 / 4, 2 / 4]
+
+
+def test_factors_that_cannot_be_told_apart_are_said_to_be_so() -> None:
+    # a and b agree but for the level a2, which has no run with b0
+    a, b, c = two("a", 0, 0, 1, 1, 2, 2), two("b", 0, 0, 1, 1, 1, 1), two("c", 0, 0, 0, 0, 1, 1)
+    analysis = analyze([a, b, c], [1, 1.1, 5, 5.1, 9, 9.1], [0, 1] * 3)
+    assert {"a", "b", "c"} & set(analysis.not_estimable)
+    assert all(term.p is None for term in analysis.terms if term.name in analysis.not_estimable)
+    assert "cannot tell from other terms" in analysis.sentence
+
+
 def test_one_factor_may_have_groups_of_any_size() -> None:
-    analysis = analyze_outcome("loss", [two("a", 0, 0, 0, 1, 1)], [1, 2, 3, 7, 8])
+    analysis = analyze([two("a", 0, 0, 0, 1, 1)], [1, 2, 3, 7, 8])
     # grand mean 4.2, means 2 and 7.5
-    assert analysis.balanced
-    assert analysis.terms[0].sum_of_squares == pytest.approx(3 * 2.2**2 + 2 * 3.3**2)
+    between = 3 * 2.2**2 + 2 * 3.3**2
+    assert analysis.terms[0].eta_squared == pytest.approx(between / (between + 2.5))
+    assert analysis.terms[0].p_floor == 1 / 10
 
 
-def test_one_run_of_each_level_explains_nothing() -> None:
-    analysis = analyze_outcome("loss", [two("a", 0, 1)], [1, 5])
+@pytest.mark.parametrize(("levels", "p"), [((0, 0, 1), 1 / 3), ((0, 0, 1, 1), 2 / 6)])
+def test_three_or_four_runs_that_do_not_vary_within_levels(levels: tuple[int, ...], p: float) -> None:
+    analysis = analyze([two("a", *levels)], [float(level) for level in levels], name="fraction", format_spec=".0%")
+    assert analysis.terms[0].p == pytest.approx(p)
+    assert analysis.sentence.startswith("The fraction: no single term is told from chance; ")
+    assert f"{p:.2g} alone being the smallest possible" in analysis.sentence
+
+
+def test_one_run_of_each_level_has_no_p() -> None:
+    analysis = analyze([two("a", 0, 1)], [1, 5])
+    assert analysis.terms[0].p is None
     assert analysis.sentence == (
-        "Nothing but a differs, and there is one run of each level, so chance may explain the loss as well "
-        "(a0: 1, a1: 5)."
+        "The loss: no single term is told from chance; as the largest, a goes with 100% of its variance (not tested, "
+        "as too few runs differ in it alone; a0: 1, a1: 5). The model has as many terms as runs, so that it would hold "
+        "all of the variance of any values."
     )
-    assert analysis.terms[0].p is None
 
 
-def test_a_factorial_of_single_runs_is_not_tested() -> None:
-    analysis = analyze_outcome("loss", [two("a", 0, 0, 1, 1), two("b", 0, 1, 0, 1)], [1, 1.1, 5, 5.2])
-    assert analysis.terms[0].p is None
-    assert analysis.sentence.startswith("a explains 100% of the variance of the loss")
+def test_a_factorial_of_single_runs_is_not_told_from_chance() -> None:
+    analysis = analyze([two("a", 0, 0, 1, 1), two("b", 0, 1, 0, 1)], [1, 1.1, 5, 5.2], [0, 0, 0, 0])
+    assert analysis.residual_degrees_of_freedom == 0
+    # two pairs of one seed
+    assert analysis.terms[0].p == 2 / 4
+    assert "no single term is told from chance" in analysis.sentence
+    assert "The model has as many terms as runs" in analysis.sentence
+    assert analysis.sentence.endswith("All runs have the same seed: how other seeds would come out is unknown.")
+
+
+def collapse_of_one_combination(seeds: int, noise: float = 0.0) -> OutcomeAnalysis:
+    generator = np.random.default_rng(0)
+    factors, seed_of = crossed(2, 2, seeds=seeds)
+    odd = np.array(factors[0].level_of) * np.array(factors[1].level_of)
+    return analyze(factors, (odd + noise * generator.standard_normal(len(odd))).tolist(), seed_of)
+
+
+def test_a_collapse_of_one_combination_is_named() -> None:
+    analysis = collapse_of_one_combination(10)
+    assert list(eta(analysis).values()) == pytest.approx([1 / 3] * 3)
+    assert analysis.r_squared == pytest.approx(1)
+    assert all(term.is_significant for term in analysis.terms)
+    odd = analysis.odd_cell
+    assert odd is not None
+    assert (odd.cell, odd.mean, odd.mean_of_rest) == ("a1 / b1", 1.0, 0.0)
+    assert odd.eta_squared == pytest.approx(1)
+    assert (
+        "No single term holds half of the variance; together they hold 100% (R²; p < 0.001 over 4 " in analysis.sentence
+    )
     assert analysis.sentence.endswith(
-        "; there is no residual to test it against, so more seeds are needed to rule out chance."
+        "Of the combinations of a and b one differs from the others: a1 / b1 has 1, the others have 0 on average, and "
+        "it alone holds 100% of the variance."
     )
+
+
+def test_an_odd_combination_of_few_runs_is_not_told_from_chance() -> None:
+    few = collapse_of_one_combination(2)
+    assert few.odd_cell is not None
+    assert few.sentence.endswith("; this is not told from chance.")
+
+
+def test_noise_and_main_effects_have_no_odd_combination() -> None:
+    assert collapse_of_one_combination(10, noise=3.0).odd_cell is None
+    factors, seeds = crossed(2, 2, seeds=4)
+    assert analyze(factors, [float(level) for level in factors[0].level_of], seeds).odd_cell is None
+    assert analyze(factors, [float(level + number / 99) for number, level in enumerate(seeds)], seeds).odd_cell is None
+
+
+def test_an_odd_combination_of_three_factors() -> None:
+    factors, seeds = crossed(2, 2, 2, seeds=3)
+    values = [float(all(levels)) for levels in zip(*(factor.level_of for factor in factors), strict=True)]
+    odd = analyze(factors, values, seeds).odd_cell
+    assert odd is not None
+    assert (odd.factors, odd.cell) == (("a", "b", "c"), "a1 / b1 / c1")
+
+
+def test_an_interaction_alone() -> None:
+    analysis = analyze([A, B], [1, 1, 5, 5, 5, 5, 1, 1], PAIRS)
+    assert eta(analysis) == pytest.approx({"a": 0.0, "b": 0.0, "a × b": 1.0})
+    assert "as the largest, the interaction a × b goes with 100% of its variance" in analysis.sentence
+
+
+def test_p_values_are_adjusted_over_all_outcomes_together() -> None:
+    [factor], seeds = crossed(2, seeds=7)
+    differing = tuple(float(level) for level in factor.level_of)
+    noise = tuple(np.random.default_rng(1).standard_normal(14).tolist())
+    outcomes = [Outcome(name=name, values=values) for name, values in (("x", differing), ("y", noise), ("z", noise))]
+    analyses = analyze_outcomes(outcomes, [factor], seeds)
+    assert [analysis.tests for analysis in analyses] == [3, 3, 3]
+    first = analyses[0].terms[0]
+    assert first.p == 2 / 2**7
+    assert first.p_holm == pytest.approx(3 * 2 / 2**7)
+    assert first.is_significant
+
+
+def test_outcomes_with_other_runs_are_as_if_alone() -> None:
+    factors, seeds = crossed(2, 2, seeds=3)
+    values = [*np.random.default_rng(2).standard_normal(12).tolist()]
+    outcomes = [
+        Outcome(name="all", values=tuple(values)),
+        Outcome(name="some", values=(None, *values[1:])),
+        Outcome(name="none", values=(None,) * 12),
+    ]
+    together = analyze_outcomes(outcomes, factors, seeds)
+    for outcome, analysis in zip(outcomes, together, strict=True):
+        [alone] = analyze_outcomes([outcome], factors, seeds)
+        assert [term.p for term in analysis.terms] == [term.p for term in alone.terms]
+    assert together[2].sentence == "The none is unknown in every run."
+
+
+def test_a_constant_outcome_has_nothing_to_split() -> None:
+    analysis = analyze([A], [0.0] * 8, name="fraction", format_spec=".0%")
+    assert analysis.sentence == "The fraction is 0% in every run: there is no variance to split."
+    assert [term.eta_squared for term in analysis.terms] == [None]
 
 
 def test_outcomes_without_values_or_factors() -> None:
-    assert analyze_outcome("loss", [A], [None] * 8).sentence == "The loss is unknown in every run."
-    only_one_level = analyze_outcome("loss", [A], [1.0, 2.0, 1.0, 2.0, None, None, None, None])
+    assert analyze([A], [None] * 8).sentence == "The loss is unknown in every run."
+    only_one_level = analyze([A], [1.0, 2.0, 1.0, 2.0, None, None, None, None])
     assert only_one_level.sentence.startswith("Nothing differs between the configs")
     assert only_one_level.terms == ()
 
 
-def test_the_cause_of_a_synthetic_sweep_is_named(tmp_path: Path) -> None:
+def test_huge_values_do_not_overflow() -> None:
+    analysis = analyze([A, B], [1e308, 1.1e308, 1e308, 1.2e308, -1e308, -1.1e308, -1e308, -1.2e308])
+    assert analysis.terms[0].eta_squared == pytest.approx(0.99, abs=0.01)
+
+
+def test_names_of_terms_have_every_field() -> None:
+    term = Term(fields=(("a", "b"), ("c",)), means={})
+    assert (term.name, term.factors) == ("(a, b) × c", ("a, b", "c"))
+
+
+def sweep(folder: Path, seeds: int) -> list[Path]:
     paths = []
     for decay, precision, seed in itertools.product(
-        ("", "decoupled-decay:decayed=all"), ("", "full-precision"), (0, 1)
+        ("", "decoupled-decay:decayed=all"), ("", "full-precision"), range(seeds)
     ):
         arm = "+".join(filter(None, (decay, precision)))
         loss = (5.0 if decay else 7.0) + seed / 100
-        paths.append(simple_run(tmp_path, quick(arm, seed=seed, optimizer__name="adam"), loss=loss))
-    result = study(load_runs(paths))
+        paths.append(simple_run(folder, quick(arm, seed=seed, optimizer__name="adam"), loss=loss))
+    return paths
+
+
+def test_the_cause_of_a_synthetic_sweep_is_named(tmp_path: Path) -> None:
+    result = study(load_runs(sweep(tmp_path, 5)))
     fraction, stage1, final = result.outcomes
-    assert fraction.sentence.startswith(
-        "optimizer.name explains 100% of the variance of the fraction of collapsed evaluations, p < 0.001 "
-        "(adam: 100%, adamw: 0%)"
-    )
-    assert stage1.terms[1].name == "optimizer.name"
-    assert stage1.terms[1].means == {"adam": pytest.approx(7.005), "adamw": pytest.approx(5.005)}
+    assert fraction.sentence.startswith("The fraction of collapsed evaluations: optimizer.name")
+    assert "decoupled-decay, which changed together, go with 100% of its variance (p = 0.0" in fraction.sentence
+    assert stage1.terms[1].name.startswith("optimizer.name, ")
+    assert stage1.terms[1].means == {"adam": pytest.approx(7.02), "adamw": pytest.approx(5.02)}
     assert final.terms[0].eta_squared == pytest.approx(0, abs=1e-9)
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_two_seeds_of_the_same_sweep_do_not_tell(tmp_path: Path) -> None:
+    for outcome in study(load_runs(sweep(tmp_path, 2))).outcomes:
+        assert "no single term is told from chance" in outcome.sentence
 
 
 def test_a_failed_run_stays_in_the_factors(tmp_path: Path) -> None:
@@ -206,64 +334,5 @@ def test_a_failed_run_stays_in_the_factors(tmp_path: Path) -> None:
     final = study(load_runs(paths)).outcomes[2]
     assert final.runs == 5
     assert final.terms[0].means == {"adam": pytest.approx((5 + 5 + 7.5) / 3), "adamw": 5.0}
-
-
-def agreement(folder: Path, *runs: tuple[float, int, int]) -> dict[tuple[str, str], Agreement]:
-    paths = [
-        simple_run(folder, quick(seed=seed), loss=loss, unique=unique, prompt=prompt)
-        for seed, (loss, unique, prompt) in enumerate(runs)
-    ]
-    return {(one.metric, one.when): one for one in agreements(load_runs(paths))}
-
-
-def test_a_metric_may_rank_backwards(tmp_path: Path) -> None:
-    by_metric = agreement(tmp_path, (5.0, 300, 3), (5.5, 200, 5), (6.5, 100, 9), (7.0, 50, 12))
-    prompt, unique = by_metric["RandomPromptUnique", "end"], by_metric["UniquePredictions", "end"]
-    assert (prompt.tau, unique.tau, prompt.runs) == (-1.0, 1.0, 4)
-    assert prompt.p == pytest.approx(2 / 24)
-    assert prompt.sentence == (
-        "At the end, the random-prompt metric ranks the runs backwards: the healthier a run by its held-out loss, the "
-        "lower it scores (τ-b -1.00 over 4 runs, p = 0.083)."
-    )
-    assert "ranks the runs like the held-out loss does" in unique.sentence
-    assert by_metric["RandomPromptUnique", "end of stage 1"].tau == -1.0
-
-
-def test_ties_are_taken_into_account(tmp_path: Path) -> None:
-    # 4 pairs concordant, 1 discordant, 1 tied in the metric: (4 - 1) / sqrt(6 * 5)
-    by_metric = agreement(tmp_path, (5.0, 100, 9), (5.5, 100, 7), (6.0, 100, 8), (6.5, 100, 7))
-    assert by_metric["RandomPromptUnique", "end"].tau == pytest.approx(3 / (6 * 5) ** 0.5)
-    assert by_metric["UniquePredictions", "end"].tau is None
-    assert "every run has the same value" in by_metric["UniquePredictions", "end"].sentence
-
-
-def test_two_runs_are_too_few(tmp_path: Path) -> None:
-    by_metric = agreement(tmp_path, (5.0, 300, 3), (5.5, 200, 5))
-    assert by_metric["RandomPromptUnique", "end"].tau is None
-    assert "unknown: 2 of at least 3 runs have both" in by_metric["RandomPromptUnique", "end"].sentence
-
-
-def test_a_failed_run_ranks_last_with_its_last_known_value(tmp_path: Path) -> None:
-    for seed, loss in enumerate((5.0, 5.5, 6.0)):
-        simple_run(tmp_path, quick(seed=seed), loss=loss, prompt=9 - seed)
-    rows = [row | REFERENCES for row in curve((1, 100), HeldOutLoss=(7.5, "nan"), RandomPromptUnique=(20, 15))]
-    write_run(tmp_path, quick(seed=3), rows, status="diverged", diverged_at=100)
-    results = agreements(load_runs(sorted(tmp_path.glob("*.csv"))))
-    [end] = [one for one in results if (one.metric, one.when) == ("RandomPromptUnique", "end")]
-    # of six pairs the three with the failed run are discordant
-    assert (end.runs, end.tau) == (4, 0.0)
-    assert "says little" in end.sentence
-
-
-def test_only_one_probe_is_ranked(tmp_path: Path) -> None:
-    for seed, loss in enumerate((5.0, 5.5, 6.0)):
-        simple_run(tmp_path, quick(seed=seed), loss=loss, prompt=9 - seed)
-    rows = [row | REFERENCES | {"UnigramLoss": 9.0} for row in curve((1, 1000), HeldOutLoss=(7.5, 1.0))]
-    write_run(tmp_path, quick(seed=3), rows)
-    assert {one.runs for one in agreements(load_runs(sorted(tmp_path.glob("*.csv"))))} == {3}
-
-
-def test_foreign_files_have_nothing_to_compare(tmp_path: Path) -> None:
-    paths = [write_csv(tmp_path / f"{name}.csv", curve((1, 1000))) for name in "abc"]
-    assert {one.tau for one in agreements(load_runs(paths))} == {None}
-    assert agreements([]) == []
+    tree: dict[str, Any] = json.loads(json.dumps(final.to_json(), allow_nan=False))
+    assert tree["terms"][0]["fields"] == [["optimizer.name"]]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from synthetic import curve, quick, simple_run, write_csv
 
-from bitnetctl.analysis.effects import Arm, ArmEffect, arm_effects, choose_baselines, name_arms
+from bitnetctl.analysis.arms import Arm, choose_baselines, name_arms
+from bitnetctl.analysis.effects import ArmEffect, NoDifferences, arm_effects
+from bitnetctl.analysis.stats import smallest_effect
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.api import load_runs
@@ -45,12 +47,15 @@ def test_the_difference_is_the_mean_over_pairs(summary: Callable[..., RunSummary
     # a nat of loss is half a unit of skill: 6 - 4 nats between the predictors
     assert skill.mean == pytest.approx((0.25 + 0.125) / 2)
     assert unique.mean == 0
-    assert loss.p == 0.5
-    assert loss.p_floor == 0.5
-    assert loss.low is not None
-    assert loss.high is not None
-    assert loss.low <= -0.375 <= loss.high
+    assert (loss.better, loss.worse, loss.equal, loss.p, loss.p_floor) == (2, 0, 0, 0.5, 0.5)
+    assert (unique.better, unique.worse, unique.p) == (1, 1, 1.0)
+    # t(0.975, 1) = 12.7062, and a standard error of 0.0625 * sqrt(2)
+    assert loss.interval == pytest.approx((-0.375 - 12.7062 * 0.125, -0.375 + 12.7062 * 0.125), rel=1e-5)
     assert loss.mean_by_size == {"64": pytest.approx(-0.375)}
+    assert loss.sentence == (
+        "held-out loss: better in 2 of 2 seeds; mean difference -0.375 (95 % Student interval -1.963 to +1.213); "
+        "p = 1.000 over 3 tests (sign test, Holm), not told from chance."
+    )
 
 
 def test_pairs_need_equal_size_and_seed(summary: Callable[..., RunSummary]) -> None:
@@ -61,6 +66,22 @@ def test_pairs_need_equal_size_and_seed(summary: Callable[..., RunSummary]) -> N
     assert effect.effects["final_held_out_loss"].mean_by_size == {"128": -0.25, "64": -0.5}
 
 
+def test_one_seed_at_several_sizes_counts_once(summary: Callable[..., RunSummary]) -> None:
+    sizes = (32, 64, 96, 128, 160, 192)
+    summaries = [summary(arm, 0, 5.0 - bool(arm), size=size) for arm in ("", "reduced-lr") for size in sizes]
+    effect = effect_of(summaries)
+    assert (effect.seeds, effect.pairs) == (1, 6)
+    loss = effect.effects["final_held_out_loss"]
+    assert (loss.seeds, loss.pairs, loss.better, loss.mean, loss.p, loss.interval) == (1, 6, 1, -1.0, None, None)
+    # a second seed with one of the sizes
+    summaries += [summary("", 1, 5.0), summary("reduced-lr", 1, 8.0)]
+    effect = effect_of(summaries)
+    assert effect.uneven_sizes
+    loss = effect.effects["final_held_out_loss"]
+    assert (loss.seeds, loss.mean, loss.p) == (2, 1.0, 1.0)
+    assert loss.mean_by_size["64"] == 1.0
+
+
 def test_a_failed_run_stays_in_and_is_infinitely_worse(summary: Callable[..., RunSummary]) -> None:
     summaries = [summary("", seed, 5.0) for seed in range(3)]
     summaries += [summary("reduced-lr", seed, 4.5) for seed in range(2)]
@@ -68,20 +89,63 @@ def test_a_failed_run_stays_in_and_is_infinitely_worse(summary: Callable[..., Ru
     effect = effect_of(summaries)
     assert (effect.pairs, effect.failures) == (3, 1)
     loss = effect.effects["final_held_out_loss"]
-    assert (loss.pairs, loss.failed_pairs, loss.mean, loss.mean_of_finite) == (3, 1, math.inf, -0.5)
+    assert (loss.pairs, loss.failed_pairs, loss.infinite_seeds) == (3, 1, 1)
+    assert (loss.mean, loss.mean_of_finite, loss.interval, loss.smallest_effect) == (math.inf, -0.5, None, None)
+    assert (loss.better, loss.worse, loss.p) == (2, 1, 1.0)
     assert effect.effects["final_skill"].mean == -math.inf
-    # ranks -1.5, -1.5, 3: no sum of other signs is smaller than 0
-    assert loss.p == 1.0
     tree = json.loads(json.dumps(effect.to_json(), allow_nan=False))
     assert tree["effects"]["final_held_out_loss"]["mean"] == "inf"
+
+
+def test_a_failure_of_the_baseline_does_not_hide_five_worse_seeds(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", seed, 5.0, status="failed" if seed == 2 else "finished") for seed in range(6)]
+    summaries += [summary("reduced-lr", seed, 5.382) for seed in range(6)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert loss.mean == -math.inf
+    assert loss.sentence == (
+        "held-out loss: worse in 5 of 6 seeds, better in 1; the baseline failed in 1 of 6 pairs; no mean difference; "
+        "that of the seeds without a failure is +0.382; p = 0.656 over 3 tests (sign test, Holm), not told from chance."
+    )
+
+
+def test_failures_at_several_sizes_of_a_seed(summary: Callable[..., RunSummary]) -> None:
+    failed = {"status": "failed"}
+    # at one size the arm fails, at the other the baseline: only the third size says something
+    summaries = [summary("", 0, 5.0, size=32, **failed), summary("", 0, 5.0), summary("", 0, 5.0, size=96)]
+    summaries += [summary("reduced-lr", 0, 5.0, size=32), summary("reduced-lr", 0, 5.0, **failed)]
+    summaries += [summary("reduced-lr", 0, 4.0, size=96)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert (loss.better, loss.mean) == (1, -1.0)
+    # failures of different seeds leave no mean
+    summaries = [summary("", 0, 5.0, **failed), summary("", 1, 5.0), summary("", 2, 5.0)]
+    summaries += [summary("reduced-lr", 0, 5.0), summary("reduced-lr", 1, 5.0, **failed), summary("reduced-lr", 2, 4.0)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert (loss.mean, loss.mean_of_finite, loss.better, loss.worse) == (None, -1.0, 2, 1)
 
 
 def test_two_failures_are_equal(summary: Callable[..., RunSummary]) -> None:
     summaries = [summary("", 0, 5.0, status="failed"), summary("reduced-lr", 0, 5.0, status="failed")]
     effect = effect_of(summaries)
     assert (effect.failures, effect.baseline_failures) == (1, 1)
-    assert effect.effects["final_held_out_loss"].mean == 0
-    assert effect.effects["final_held_out_loss"].failed_pairs == 1
+    loss = effect.effects["final_held_out_loss"]
+    assert (loss.mean, loss.failed_pairs, loss.equal) == (0, 1, 1)
+
+
+def test_pairs_of_unequal_provenance_are_left_out(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary(arm, seed, 5.0 - bool(arm)) for arm in ("", "reduced-lr") for seed in range(3)]
+
+    def compare(run: RunSummary, other: RunSummary) -> NoDifferences:
+        if run.seed == 0:
+            return NoDifferences(breaking=("data fingerprint ab12 and cd34",), minor=("torch 2.13.0 and 2.9.0",))
+        return NoDifferences(minor=("torch 2.13.0 and 2.9.0",) if run.seed == 1 else ())
+
+    [effect] = arm_effects(summaries, {"reduced-lr": "baseline"}, compare)
+    assert (effect.seeds, effect.pairs, effect.incomparable_pairs, effect.unpaired_runs) == (2, 2, 1, 0)
+    assert effect.effects["final_held_out_loss"].better == 2
+    assert effect.notes == (
+        "reduced-lr and baseline: 1 pair left out, whose runs differ in data fingerprint ab12 and cd34",
+        "reduced-lr and baseline: 1 pair compared, whose runs differ in torch 2.13.0 and 2.9.0",
+    )
 
 
 def test_an_unfinished_run_gives_an_unknown_pair(summary: Callable[..., RunSummary]) -> None:
@@ -101,14 +165,25 @@ def test_equal_differences_leave_the_interval_unknown(summary: Callable[..., Run
     assert (loss.mean, loss.low, loss.high, loss.p) == (-0.5, None, None, 0.25)
 
 
-def test_p_values_are_adjusted_over_the_arms(summary: Callable[..., RunSummary]) -> None:
+def test_p_values_are_adjusted_over_arms_and_metrics(summary: Callable[..., RunSummary]) -> None:
     summaries = [summary("", seed, 5.0) for seed in range(4)]
     summaries += [summary("no-decay", seed, 4.5 - seed / 10) for seed in range(4)]
     summaries += [summary("full-precision", seed, 5.0 + (-1) ** seed / 10) for seed in range(4)]
     results = arm_effects(summaries, {"no-decay": "baseline", "full-precision": "baseline"})
+    assert [result.tests for result in results] == [6, 6]
     first, second = (effect.effects["final_held_out_loss"] for effect in results)
-    assert (first.p, first.p_holm) == (0.125, 0.25)
+    assert (first.p, first.p_holm) == (0.125, 0.75)
     assert (second.p, second.p_holm) == (1.0, 1.0)
+
+
+def test_the_smallest_effect_is_at_the_level_of_all_tests(summary: Callable[..., RunSummary]) -> None:
+    summaries = [summary("", seed, 5.0) for seed in range(8)]
+    summaries += [summary("reduced-lr", seed, 4.5 - seed / 10) for seed in range(8)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert loss.stdev == pytest.approx(math.sqrt(0.06))
+    assert loss.smallest_effect == smallest_effect(8, loss.stdev or 0, 0.05 / 3)
+    few = [one for one in summaries if one.seed is not None and one.seed < 6]
+    assert effect_of(few).effects["final_held_out_loss"].smallest_effect == math.inf
 
 
 def test_copies_of_a_run_count_once(summary: Callable[..., RunSummary]) -> None:
@@ -195,7 +270,10 @@ def test_notes_warn_of_what_limits_the_results(tmp_path: Path) -> None:
     notes = "\n".join(study(load_runs(paths), notes=["read me"]).notes)
     assert "read me" in notes
     assert "1 of 4 runs failed" in notes
-    assert "with 2 pairs p cannot fall below 0.5; from six pairs on it can reach 0.05" in notes
+    assert (
+        "with 2 seeds and 3 p-values p (Holm) of an effect cannot fall below 1; from 7 seeds on it can reach 0.05, if "
+        "their number is fixed before looking"
+    ) in notes
     assert "measured on" not in notes
 
 
@@ -214,15 +292,3 @@ def test_copies_and_other_probes_are_noted(tmp_path: Path) -> None:
     assert "copy repeats h64-1000-baseline-s0-" in notes
     assert "2 different probes" in notes
     assert "1 of 3 runs have no manifest" in notes
-
-
-def test_the_smallest_effect_that_the_pairs_could_show(tmp_path: Path) -> None:
-    from bitnetctl.analysis.stats import smallest_effect
-
-    differences = [0.1, 0.3, 0.2, 0.5, 0.4, 0.3]
-    spread = (sum((value - 0.3) ** 2 for value in differences) / 5) ** 0.5
-    expected = smallest_effect(6, spread)
-    assert expected is not None
-    # t(0.975, 5) + t(0.8, 5) from a table
-    assert expected == pytest.approx((2.5706 + 0.9195) * spread / 6**0.5, rel=1e-4)
-    assert smallest_effect(5, spread) == math.inf

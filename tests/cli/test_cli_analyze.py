@@ -46,11 +46,21 @@ def test_json_has_every_part(runs: Path) -> None:
     tree = analyze(runs, "--json").json
     assert set(tree) == {"runs", "arms", "factors", "agreement", "notes"}
     [arm] = tree["arms"]
-    assert (arm["arm"], arm["baseline"], arm["pairs"]) == ("decoupled-decay:decayed=all", "baseline", 3)
+    assert (arm["arm"], arm["baseline"]) == ("decoupled-decay:decayed=all", "baseline")
+    assert (arm["seeds"], arm["pairs"], arm["tests"], arm["incomparable_pairs"]) == (3, 3, 3, 0)
     assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(-2.0)
-    assert arm["effects"]["final_held_out_loss"]["p"] == 0.25
+    loss = arm["effects"]["final_held_out_loss"]
+    assert (loss["better"], loss["worse"], loss["p"], loss["p_floor"], loss["p_holm"]) == (3, 0, 0.25, 0.25, 0.75)
+    assert loss["sentence"].startswith("held-out loss: better in 3 of 3 seeds; mean difference -2.000")
     assert tree["factors"]["fields"][0]["fields"][0] == "optimizer.name"
-    assert tree["factors"]["outcomes"][0]["sentence"].startswith("optimizer.name explains 100% of the variance")
+    [fraction, *_] = tree["factors"]["outcomes"]
+    assert fraction["terms"][0]["fields"] == [["optimizer.name", "decoupled-decay"]]
+    # three pairs of seeds that agree: 2 of 8 arrangements
+    assert (fraction["terms"][0]["eta_squared"], fraction["terms"][0]["p"]) == (pytest.approx(1), 0.25)
+    assert fraction["sentence"].startswith(
+        "The fraction of collapsed evaluations: no single term is told from chance; "
+    )
+    assert {"units", "unit", "p_floor", "p_holm"} <= tree["agreement"][0].keys()
     assert tree["runs"][0]["collapsed_at"] == 200
 
 
@@ -60,16 +70,18 @@ def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
     for text in (
         "Stage 1 and the boundary",
         "The end",
-        "Arm minus baseline, paired by size and seed",
+        "Arm minus baseline, by seed",
         "Factors: η²",
-        "optimizer.name explains 100% of the variance of the fraction of collapsed",
+        "optimizer.name and decoupled-decay, which changed together, go with 100% of its ",
         "Agreement with held-out loss",
         "held-out loss (nats)",
         "distinct predictions",
         "boundary at step 500",
-        "note: with 3 pairs p cannot fall below 0.25",
+        "order not told from chance",
+        "note: with 3 seeds and 3 p-values p (Holm) of an effect cannot fall below 0.75;",
     ):
-        assert text in done.out
+        assert " ".join(text.split()) in " ".join(done.out.split())
+    assert "explain" not in done.out
     assert "\x1b" not in done.out
     assert max(map(len, done.out.splitlines())) <= 80
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl import report
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.api import load_runs
 from bitnetctl.report.columns import arm_rows, format_value, p_text, run_rows, signed
@@ -76,16 +77,21 @@ def test_arms_are_means_and_collapses_are_counted(sweep: Study) -> None:
 
 
 def test_effects_factors_and_agreement(sweep: Study) -> None:
-    effects = "\n".join(rendered(report.effects_table(sweep.effects)))
-    assert "− baseline: 6 pairs, 1 of" in effects
-    assert "−∞" in effects
-    assert "ended: -2.000" in effects
+    lines = rendered(report.effects_table(sweep.effects))
+    effects = " ".join("\n".join(lines).split())
+    assert "− baseline: 3 seeds, 6 pairs, the baseline failed in 1 of 6 pairs" in effects
+    # better in three seeds, the mean of the two without a failure
+    assert ["held-out", "loss", "3", ":", "0", "-2.000", "(2", "of", "3)", "–", "0.250", "min", "0.750"] in cells(lines)
+    assert "∞" not in effects
     factors = "\n".join(rendered(report.factors_table(sweep.outcomes)))
-    assert "optimizer.name" in factors
-    assert "100%*" in factors
+    assert "optimizer.name, " in factors
+    assert "all terms (R²)" in factors
+    assert "seeds  " in factors
     assert "adamw" in factors
-    agreement = "\n".join(rendered(report.agreement_table(sweep.agreements)))
-    assert "RandomPromptUnique  end of stage 1" in agreement
+    agreement = rendered(report.agreement_table(sweep.agreements))
+    assert "RandomPromptUnique  end of stage 1" in "\n".join(agreement)
+    # two arms can be exchanged in one way
+    assert ["RandomPromptUnique", "end", "12", "+0.28", "1.000", "1.000"] in cells(agreement)
 
 
 @pytest.mark.parametrize("width", [80, 60])
@@ -157,7 +163,12 @@ def test_markdown_has_every_part(sweep: Study) -> None:
     text = report.markdown_report(sweep)
     for title in ("## Arms", "## Effects", "## Factors", "## Agreement with held-out loss", "## Runs", "## Notes"):
         assert f"\n{title}\n" in text
-    assert "| decoupled-decay:decayed=all | baseline | 6 pairs, 1 of the baseline failed | held-out loss | −∞ |" in text
+    assert (
+        "| decoupled-decay:decayed=all | baseline | 3 seeds, 6 pairs, the baseline failed in 1 of 6 pairs "
+        "| held-out loss | better in 3 of 3 seeds | -2.000 (2 of 3) | – | 0.250 min | 0.750 | – | 64: −∞, 128: -2.000 |"
+    ) in text
+    for hint in (wording.effects_hint(3), wording.factors_hint(sweep.outcomes[0].tests), wording.AGREEMENT_HINT):
+        assert f"\n{hint}\n" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for _, group in itertools.groupby(tables, key=lambda line: line.count(" | ")):
         assert list(group)
@@ -178,6 +189,9 @@ def test_names_cannot_steer_the_terminal() -> None:
 
 def test_values_have_one_format() -> None:
     assert [p_text(p) for p in (None, 0.00001, 0.05, 1.0)] == ["–", "< 0.001", "0.050", "1.000"]
+    assert [p_text(p, 0.25) for p in (None, 0.25, 0.5)] == ["–", "0.250 min", "0.500"]
+    # a test that could only give 1 has no smallest p worth a mark
+    assert p_text(1.0, 1.0) == "1.000"
     assert [signed(value) for value in (None, 0.5, -0.5, float("inf"), float("-inf"))] == [
         "–",
         "+0.500",

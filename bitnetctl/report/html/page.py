@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from bitnetctl import __version__
+from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
 from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
@@ -134,21 +135,18 @@ def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
 
 
 def _effects(study: Study) -> str:
-    hint = (
-        "Arm minus baseline, paired by size and seed; sign-flip test, BCa interval, and the smallest difference that "
-        "this many pairs would detect with a power of 80 %."
-    )
+    hint = wording.effects_hint(study.effects[0].tests) if study.effects else ""
     return _section("Effects", hint, *effect_cells(study.effects, html_cell))
 
 
 def _factors(study: Study) -> str:
-    hint = "η² is the fraction of the variance between runs that a factor, or a pair of factors, explains."
+    hint = wording.factors_hint(study.outcomes[0].tests) if study.outcomes else ""
     return _section("Factors", hint, *factor_cells(study.outcomes, html_cell))
 
 
 def _agreement(study: Study) -> str:
-    hint = "Kendall τ-b over runs: +1 ranks them as the held-out loss does, −1 backwards."
-    return _section("Agreement with held-out loss", hint, *agreement_cells(study.agreements, html_cell))
+    cells = agreement_cells(study.agreements, html_cell)
+    return _section("Agreement with held-out loss", wording.AGREEMENT_HINT, *cells)
 
 
 def _runs(rows: Sequence[SummaryRow]) -> str:

@@ -1,0 +1,90 @@
+"""Arms of a set of runs, and the baseline of each."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitnetctl.analysis.factors import find_factors
+from bitnetctl.config import did_you_mean
+from bitnetctl.errors import ConfigError
+from bitnetctl.records.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """The label of an arm, its interventions and its variant.
+
+    `interventions` is None where they are unknown; such a run is an arm of its own. `variant` are the other fields,
+    apart from size, seed and `probe`, in which the requested configs differ, as `name=level`.
+    """
+
+    label: str
+    interventions: frozenset[str] | None
+    variant: tuple[str, ...]
+
+
+def name_arms(runs: Sequence[Run]) -> list[Arm]:
+    """Return the arm of every run: its interventions, and every other field in which the requested configs differ."""
+    configs = [run.config for run in runs if run.config is not None]
+    factors = [
+        factor
+        for factor in find_factors([config.model_copy(update={"interventions": ()}) for config in configs])
+        if "model.hidden_size" not in factor.fields and not factor.fields[0].startswith("probe.")
+    ]
+    arms = []
+    index = 0
+    for run in runs:
+        variant: tuple[str, ...] = ()
+        if run.config is not None:
+            variant = tuple(f"{factor.fields[0]}={factor.levels[factor.level_of[index]]}" for factor in factors)
+            index += 1
+        text = run.arm
+        if text is None:
+            arms.append(Arm(label=run.name, interventions=None, variant=variant))
+            continue
+        parts = [str(spec) for spec in run.config.interventions] if run.config else text.split("+")
+        arms.append(
+            Arm(
+                label=f"{text} [{', '.join(variant)}]" if variant else text,
+                interventions=frozenset(parts) - {"baseline"},
+                variant=variant,
+            )
+        )
+    return arms
+
+
+def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:
+    """Return the label of its baseline for every arm that has one.
+
+    By default it is the arm whose interventions every other arm of the same variant has too, as a rule the one without
+    any. `requested` is one baseline for all other arms: a label, or a part of a label that no other label has. Raises
+    ConfigError where it does not name exactly one arm.
+    """
+    by_label = {arm.label: arm for arm in arms}
+    if requested is not None:
+        baseline = _find_label(arms, requested)
+        return {label: baseline for label in by_label if label != baseline}
+    chosen: dict[str, str] = {}
+    for variant in {arm.variant for arm in arms}:
+        same = {arm.label: arm.interventions for arm in by_label.values() if arm.variant == variant}
+        known = {label: interventions for label, interventions in same.items() if interventions is not None}
+        for label, interventions in known.items():
+            if all(interventions <= other for other in known.values()):
+                chosen |= {other: label for other in known if other != label}
+                break
+    return {label: chosen[label] for label in by_label if label in chosen}
+
+
+def _find_label(arms: Sequence[Arm], text: str) -> str:
+    labels = list(dict.fromkeys(arm.label for arm in arms))
+    text = re.sub(r"\s+\+\s*", "+", text)
+    if text in labels:
+        return text
+    matching = list(dict.fromkeys(arm.label for arm in arms if text in (*arm.variant, arm.label.partition(" [")[0])))
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise ConfigError(f"--baseline {text!r} could be any of {', '.join(map(repr, matching[:8]))}")
+    raise ConfigError(
+        f"--baseline {text!r}: no such arm among the runs{did_you_mean(text, labels)}; arms: {', '.join(labels[:8])}"
+    )
