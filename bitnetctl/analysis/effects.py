@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import stdev
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.stats import (
@@ -21,6 +21,7 @@ from bitnetctl.analysis.stats import (
 )
 from bitnetctl.analysis.summary import Metric, RunSummary
 from bitnetctl.records.metrics import json_value
+from bitnetctl.records.provenance import Differences
 
 METRICS: dict[Metric, tuple[str, Better]] = {
     "final_held_out_loss": ("held-out loss", "lower"),
@@ -30,28 +31,7 @@ METRICS: dict[Metric, tuple[str, Better]] = {
 """Metrics that are compared: name in reports and which direction is better; differences are arm minus baseline."""
 
 
-class Differences(Protocol):
-    """How the provenance of two runs differs: so that they are no pair (`breaking`), or that it is noted (`minor`)."""
-
-    @property
-    def breaking(self) -> tuple[str, ...]: ...
-    @property
-    def minor(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True)
-class NoDifferences:
-    """The provenance of runs of which nothing is known."""
-
-    breaking: tuple[str, ...] = ()
-    minor: tuple[str, ...] = ()
-
-
 Compare = Callable[[RunSummary, RunSummary], Differences]
-
-
-def _alike(run: RunSummary, other: RunSummary) -> Differences:
-    return NoDifferences()
 
 
 class PairKey(NamedTuple):
@@ -141,9 +121,7 @@ class ArmEffect:
         return {**tree, "effects": {metric: effect.to_json() for metric, effect in self.effects.items()}}
 
 
-def arm_effects(
-    summaries: Sequence[RunSummary], baselines: Mapping[str, str], compare: Compare = _alike
-) -> list[ArmEffect]:
+def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str], compare: Compare) -> list[ArmEffect]:
     """Compare every arm with its baseline; p-values are adjusted over all arms and metrics by Holm's method.
 
     `compare` tells how the provenance of two runs differs.

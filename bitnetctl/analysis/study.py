@@ -8,10 +8,11 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_key
 from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, analyze_outcomes
 from bitnetctl.analysis.arms import choose_baselines, name_arms
-from bitnetctl.analysis.effects import ArmEffect, Compare, Differences, NoDifferences, arm_effects
+from bitnetctl.analysis.effects import ArmEffect, Compare, arm_effects
 from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
+from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.records.run import Run
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
@@ -79,15 +80,15 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     )
 
 
-def _provenance(runs: Sequence[Run]) -> Differences:
-    """Return how the provenance of two runs of different arms differs."""
-    return NoDifferences()
-
-
 def _compare(runs: Sequence[Run], summaries: Sequence[RunSummary]) -> Compare:
-    """Return `_provenance` as a function of two summaries."""
+    """Return how the provenance of two runs differs, as a function of their summaries.
+
+    Settings in which the runs differ are part of the names of their arms, and so what is compared.
+    """
     run_of = {summary.path: run for run, summary in zip(runs, summaries, strict=True)}
-    return lambda one, other: _provenance([run_of[one.path], run_of[other.path]])
+    return lambda one, other: provenance_differences(
+        [run_of[one.path], run_of[other.path]], same_arm=False, same_settings=False
+    )
 
 
 def _notes(

@@ -53,19 +53,21 @@ class _Table:
                 yield aspect, f"{aspect} {_labelled(values)}"
 
 
-def provenance_differences(runs: Sequence[Run], *, same_arm: bool) -> Differences:
+def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings: bool = True) -> Differences:
     """Return what differs between runs that are compared, as far as their manifests tell.
 
-    Breaking: the text, the tokenizer, the requested config apart from `MAY_DIFFER`, the code of a plug-in; with
-    `same_arm` also the settings of the plug-ins and the effective config of the runs of one size and length. Minor:
-    precision, engine, torch, kind of device, in any session of a run. What is unknown differs from nothing.
+    Breaking: the text, the tokenizer, the code of a plug-in, and with `same_settings` the requested config apart from
+    `MAY_DIFFER`; with `same_arm` also the settings of the plug-ins and the effective config of the runs of one size and
+    length. Minor: precision, engine, torch, kind of device, in any session of a run. What is unknown differs from
+    nothing.
     """
     breaking, effective, minor = _Table(), _Table(), _Table()
     for run in runs:
         if run.manifest is not None:
             _add_breaking(breaking, run, run.manifest, same_arm=same_arm)
             _add_minor(minor, run, run.manifest)
-    _add_requested(breaking, runs)
+    if same_settings:
+        _add_requested(breaking, runs)
     if same_arm:
         _add_effective(effective, runs)
     texts = dict(breaking.differences())

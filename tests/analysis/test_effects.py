@@ -11,13 +11,14 @@ import pytest
 from synthetic import curve, quick, simple_run, write_csv
 
 from bitnetctl.analysis.arms import Arm, choose_baselines, name_arms
-from bitnetctl.analysis.effects import ArmEffect, NoDifferences, arm_effects
+from bitnetctl.analysis.effects import ArmEffect, arm_effects
 from bitnetctl.analysis.stats import smallest_effect
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.api import load_runs
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import load_run
+from bitnetctl.records.provenance import Differences
 
 
 @pytest.fixture
@@ -32,8 +33,12 @@ def summary(tmp_path: Path) -> Callable[..., RunSummary]:
     return make
 
 
+def alike(run: RunSummary, other: RunSummary) -> Differences:
+    return Differences()
+
+
 def effect_of(summaries: list[RunSummary], arm: str = "reduced-lr") -> ArmEffect:
-    [effect] = arm_effects(summaries, {arm: "baseline"})
+    [effect] = arm_effects(summaries, {arm: "baseline"}, alike)
     return effect
 
 
@@ -134,10 +139,10 @@ def test_two_failures_are_equal(summary: Callable[..., RunSummary]) -> None:
 def test_pairs_of_unequal_provenance_are_left_out(summary: Callable[..., RunSummary]) -> None:
     summaries = [summary(arm, seed, 5.0 - bool(arm)) for arm in ("", "reduced-lr") for seed in range(3)]
 
-    def compare(run: RunSummary, other: RunSummary) -> NoDifferences:
+    def compare(run: RunSummary, other: RunSummary) -> Differences:
         if run.seed == 0:
-            return NoDifferences(breaking=("data fingerprint ab12 and cd34",), minor=("torch 2.13.0 and 2.9.0",))
-        return NoDifferences(minor=("torch 2.13.0 and 2.9.0",) if run.seed == 1 else ())
+            return Differences(breaking=("data fingerprint ab12 and cd34",), minor=("torch 2.13.0 and 2.9.0",))
+        return Differences(minor=("torch 2.13.0 and 2.9.0",) if run.seed == 1 else ())
 
     [effect] = arm_effects(summaries, {"reduced-lr": "baseline"}, compare)
     assert (effect.seeds, effect.pairs, effect.incomparable_pairs, effect.unpaired_runs) == (2, 2, 1, 0)
@@ -169,7 +174,7 @@ def test_p_values_are_adjusted_over_arms_and_metrics(summary: Callable[..., RunS
     summaries = [summary("", seed, 5.0) for seed in range(4)]
     summaries += [summary("no-decay", seed, 4.5 - seed / 10) for seed in range(4)]
     summaries += [summary("full-precision", seed, 5.0 + (-1) ** seed / 10) for seed in range(4)]
-    results = arm_effects(summaries, {"no-decay": "baseline", "full-precision": "baseline"})
+    results = arm_effects(summaries, {"no-decay": "baseline", "full-precision": "baseline"}, alike)
     assert [result.tests for result in results] == [6, 6]
     first, second = (effect.effects["final_held_out_loss"] for effect in results)
     assert (first.p, first.p_holm) == (0.125, 0.75)
@@ -292,3 +297,29 @@ def test_copies_and_other_probes_are_noted(tmp_path: Path) -> None:
     assert "copy repeats h64-1000-baseline-s0-" in notes
     assert "2 different probes" in notes
     assert "1 of 3 runs have no manifest" in notes
+
+
+def test_arms_of_unequal_provenance_are_not_compared(tmp_path: Path) -> None:
+    """Another text, precision, device and torch in the arm than in its baseline used to give p = 0.031 and no note."""
+    here: dict[str, Any] = {"precision": "int8", "device": "cpu (AMD EPYC)", "versions": {"torch": "2.13.0"}}
+    there: dict[str, Any] = {"precision": "fp32", "device": "cuda (NVIDIA H100)", "versions": {"torch": "2.9.0"}}
+    texts = ({"fingerprint": "ab" * 32}, {"fingerprint": "cd" * 32})
+
+    def effect(folder: Path, data: dict[str, str]) -> tuple[ArmEffect, str]:
+        runs = []
+        for seed in range(6):
+            of_arm = quick("reduced-lr", seed=seed)
+            runs.append(load_run(simple_run(folder, quick(seed=seed), loss=5 + seed / 9, data=texts[0], **here)))
+            runs.append(load_run(simple_run(folder, of_arm, loss=4 + seed / 9, data=data, **there)))
+        done = study(runs)
+        (one,) = done.effects
+        return one, " ".join(done.notes)
+
+    unequal, notes = effect(tmp_path / "unequal", texts[1])
+    assert (unequal.pairs, unequal.incomparable_pairs) == (0, 6)
+    assert unequal.effects["final_held_out_loss"].p is None
+    assert "data fingerprint" in notes
+    equal, notes = effect(tmp_path / "equal", texts[0])
+    assert (equal.pairs, equal.incomparable_pairs) == (6, 0)
+    assert "torch 2.9.0 (reduced-lr) and 2.13.0 (baseline)" in notes
+    assert "data fingerprint" not in notes
