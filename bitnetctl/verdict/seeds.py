@@ -43,7 +43,12 @@ class SizeAssessment:
 
     @property
     def p(self) -> PValues:
-        """The p-values of all statements together; support is impossible where something stands against it."""
+        """The p-values of all statements together; support is impossible where something stands against it.
+
+        Runs that are no seeds of one arm say nothing, and lend no other arm a level.
+        """
+        if any(finding.outcome is Outcome.INVALID for finding in self.findings):
+            return UNDECIDABLE
         combined = all_of([statement.p for statement in self.statements])
         # a run that failed without rows is counted in the tally
         blocked = any(finding.run is None for finding in self.findings)

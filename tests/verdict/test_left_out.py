@@ -139,3 +139,18 @@ def test_a_thousand_runs_are_judged_in_seconds(tmp_path: Path) -> None:
     check = SOUND.of_kind(TwinCheck)[0]
     assert {check.judge(run, context) for run in runs} == {None}
     assert len(asked) == 2
+
+
+def test_an_arm_of_unequal_runs_lends_no_other_arm_its_level(tmp_path: Path) -> None:
+    """Five failed seeds of one of two arms refuted it where the other arm was failed and invalid."""
+    criteria = parse_criteria({"seeds": RATE, "checks": [*COMPLETION, LOSS]})
+    failed = [pair(tmp_path, seed, "", 6.0 + seed / 100) for seed in range(5)]
+    fingerprints = [{"fingerprint": "x" if seed < 3 else "y"} for seed in range(10)]
+    mixed = [
+        load_run(simple_run(tmp_path, quick("no-decay", seed=seed), loss=6 + seed, data=data))
+        for seed, data in enumerate(fingerprints)
+    ]
+    verdicts = judge_arms([*failed, *mixed], criteria)
+    assert [verdicts[arm].outcome for arm in ("baseline", "no-decay")] == [INCONCLUSIVE, INVALID]
+    alike = [pair(tmp_path / "alike", seed, "no-decay", 6.0 + seed / 10) for seed in range(10)]
+    assert {one.outcome for one in judge_arms([*failed, *alike], criteria).values()} == {REFUTED}
