@@ -60,8 +60,13 @@ def write_bundle(
         for absent in inventory.absent if inventory is not None else ():
             if absent.path is not None:
                 _write_absent(bundle, absent, absent.path, _unused(_portable(absent.path.stem), taken))
+        places = {(run.size, run.seed, run.planned_steps) for run in runs}
+        arms: set[str | None] = set()
         for other in inventory.others if inventory is not None else ():
-            if other.path is not None:
+            # what could be a twin of a given run, and one run of every other arm
+            is_wanted = other.arm not in arms or (other.size, other.seed, other.planned_steps) in places
+            arms.add(other.arm)
+            if other.path is not None and is_wanted:
                 stem = _unused(_portable(other.path.stem), taken)
                 _write_trace(bundle, other.path.with_name(other.path.stem), stem, or_lock=True)
         for name, text in criteria:

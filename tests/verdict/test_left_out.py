@@ -54,6 +54,8 @@ def test_a_bundle_carries_the_arms_that_share_the_error_rate(tmp_path: Path) -> 
     unpacked, others = load_set(read_bundle(tmp_path / "one.zip", tmp_path / "unpacked"))
     after = take_inventory(unpacked, others)
     assert (len(unpacked), set(after.arms), after.absent) == (6, set(before.arms), before.absent)
+    # of the arm of another length one run tells enough
+    assert (len(before.others), len(after.others)) == (18, 13)
 
 
 def pair(folder: Path, seed: int, arm: str, loss: float, name: str | None = None) -> Run:
