@@ -43,7 +43,12 @@ class SizeAssessment:
 
     @property
     def p(self) -> PValues:
-        """The p-values of all statements together; support is impossible where something stands against it."""
+        """The p-values of all statements together; support is impossible where something stands against it.
+
+        Runs that are no seeds of one arm say nothing, and lend no other arm a level.
+        """
+        if any(finding.outcome is Outcome.INVALID for finding in self.findings):
+            return UNDECIDABLE
         combined = all_of([statement.p for statement in self.statements])
         # a run that failed without rows is counted in the tally
         blocked = any(finding.run is None for finding in self.findings)
@@ -76,7 +81,8 @@ def assess_size(
     """Assess the runs of one size; `absent` are its runs that were planned and have no rows here."""
     failed = [run for run in absent if run.state == "failed"]
     units = _units(checked, failed, distinct_seeds=distinct_seeds)
-    outcomes = [strictest(unit) for unit in units.values()]
+    by_rate = criteria.seeds.rule == "rate"
+    outcomes = [_of_unknown(unit) if seed is None and by_rate else strictest(unit) for seed, unit in units.items()]
     missing = [run for run in absent if run.state != "failed"]
     tally = Tally(
         healthy=outcomes.count(Outcome.SUPPORTED),
@@ -113,6 +119,11 @@ def _units(
     for run in failed:
         groups.setdefault(run.seed, []).append(Outcome.REFUTED)
     return groups
+
+
+def _of_unknown(unit: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of the runs of unknown seed: the more there are, the likelier one of them fails."""
+    return Outcome.INCONCLUSIVE if Outcome.REFUTED in unit and len(set(unit)) > 1 else strictest(unit)
 
 
 def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:
@@ -167,10 +178,18 @@ def _failure_rate(tally: Tally, limit: float) -> Statement:
                 tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, limit
             )
         if outcome is Outcome.REFUTED:
-            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit)
+            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit, tally.absent)
         support, refute = seeds_to_decide(tally, limit, min(levels.supporting, levels.refuting))
         return wording.rate_open(
-            tally.unhealthy, tally.undecided, tally.total, lower, upper, limit, support or 0, refute or 0
+            tally.unhealthy,
+            tally.undecided,
+            tally.total,
+            lower,
+            upper,
+            limit,
+            support or 0,
+            refute or 0,
+            tally.absent,
         )
 
     return Statement(
@@ -229,8 +248,10 @@ def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[
     """Return the least failure rate that a refuted size shows, or the largest that another leaves open."""
     lower, upper = _rate_bounds(tally, levels)
     if outcome is Outcome.REFUTED:
-        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting)
-    return upper, wording.rate_left_open(tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting)
+        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting, tally.absent)
+    return upper, wording.rate_left_open(
+        tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, tally.absent
+    )
 
 
 def _by_every(assessment: SizeAssessment) -> Outcome:

@@ -31,15 +31,15 @@ def percent(rate: float, unlike: float = math.nan) -> str:
 
 def bound(level: float) -> str:
     """Name a one-sided bound by its confidence, such as `one-sided 97.5 % bound`."""
-    return f"one-sided {100 * (1 - level):.4g} % bound"
+    text = f"{100 * (1 - level):.4g}"
+    return f"one-sided {f'{text} %' if text != '100' else percent(1 - level)} bound"
 
 
-def tally_text(unhealthy: int, undecided: int, total: int) -> str:
-    """Count failed and undecided seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
-    failed = f"{unhealthy or 'none'} of {plural(total, 'seed')} failed"
-    if not undecided:
-        return failed
-    return f"{failed} and {undecided} {'is' if undecided == 1 else 'are'} undecided"
+def tally_text(unhealthy: int, undecided: int, total: int, absent: int = 0) -> str:
+    """Count failed, undecided and absent seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
+    text = f"{unhealthy or 'none'} of {plural(total - absent, 'seed')} failed"
+    text += f" and {undecided} {'is' if undecided == 1 else 'are'} undecided" if undecided else ""
+    return f"{text}, {absent} more {'is' if absent == 1 else 'are'} not judged" if absent else text
 
 
 def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
@@ -49,24 +49,34 @@ def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, lev
     return f"{tally_text(unhealthy, undecided, total)}{counted}: {rate}, less than {percent(limit)}"
 
 
-def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float) -> str:
+def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float, absent: int = 0) -> str:
     """Say which failure rate is at least there, where it is above the limit."""
     return (
-        f"{tally_text(unhealthy, 0, total)}: a failure rate of at least {percent(lower, limit)} ({bound(level)}), "
+        f"{tally_text(unhealthy, 0, total, absent)}: a failure rate of at least {percent(lower, limit)} "
+        f"({bound(level)}), "
         f"more than {percent(limit)}"
     )
 
 
 def rate_open(
-    unhealthy: int, undecided: int, total: int, lower: float, upper: float, limit: float, support: int, refute: int
+    unhealthy: int,
+    undecided: int,
+    total: int,
+    lower: float,
+    upper: float,
+    limit: float,
+    support: int,
+    refute: int,
+    absent: int = 0,
 ) -> str:
     """Say between which failure rates the seeds do not decide, and with how many seeds they could.
 
     `support` and `refute` are the least numbers of seeds, 0 where there is none.
     """
     text = (
-        f"{tally_text(unhealthy, undecided, total)}: the failure rate may be anywhere from {percent(lower, limit)} to "
-        f"{percent(upper, limit)}, which does not decide whether it is less than {percent(limit)}"
+        f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from "
+        f"{percent(lower, limit)} to {percent(upper, limit)}, which does not decide whether it is less than "
+        f"{percent(limit)}"
     )
     earliest = [
         f"{seeds:,} could {what}, if all further ones {do}"
@@ -168,15 +178,15 @@ def unequal_arms(difference: str) -> str:
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
 
 
-def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
+def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float, absent: int = 0) -> str:
     """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
     rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
-    return f"{tally_text(unhealthy, undecided, total)}, which leaves open {rate}"
+    return f"{tally_text(unhealthy, undecided, total, absent)}, which leaves open {rate}"
 
 
-def rate_shown(unhealthy: int, total: int, lower: float, level: float) -> str:
+def rate_shown(unhealthy: int, total: int, lower: float, level: float, absent: int = 0) -> str:
     """Say which failure rate the failed seeds show."""
-    return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
+    return f"{tally_text(unhealthy, 0, total, absent)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 
 
 def not_judged(run: Mapping[str, Any]) -> str:
