@@ -34,12 +34,12 @@ def bound(level: float) -> str:
     return f"one-sided {100 * (1 - level):.4g} % bound"
 
 
-def tally_text(unhealthy: int, undecided: int, total: int) -> str:
-    """Count failed and undecided seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
-    failed = f"{unhealthy or 'none'} of {plural(total, 'seed')} failed"
-    if not undecided:
-        return failed
-    return f"{failed} and {undecided} {'is' if undecided == 1 else 'are'} undecided"
+def tally_text(unhealthy: int, undecided: int, total: int, absent: int = 0) -> str:
+    """Count seeds that are not healthy, such as `1 of 6 seeds failed, 2 are undecided and 1 is not judged`."""
+    parts = [f"{unhealthy or 'none'} of {plural(total, 'seed')} failed"]
+    others = ((undecided, "undecided"), (absent, "not judged"))
+    parts += [f"{count} {'is' if count == 1 else 'are'} {state}" for count, state in others if count]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
@@ -58,18 +58,30 @@ def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: 
 
 
 def rate_open(
-    unhealthy: int, undecided: int, total: int, lower: float, upper: float, limit: float, support: int, refute: int
+    unhealthy: int,
+    undecided: int,
+    total: int,
+    lower: float,
+    upper: float,
+    limit: float,
+    support: int,
+    refute: int,
+    *,
+    absent: int = 0,
+    unfinished: int = 0,
 ) -> str:
     """Say between which failure rates the seeds do not decide, and with how many seeds they could.
 
-    `support` and `refute` are the least numbers of seeds, 0 where there is none.
+    `support` and `refute` are the least numbers of seeds, 0 where there is none; `unfinished` of the undecided ones may
+    still be decided, as may those that are absent.
     """
+    further = "missing, unfinished and further ones" if absent or unfinished else "further ones"
     text = (
-        f"{tally_text(unhealthy, undecided, total)}: the failure rate may be anywhere from {percent(lower, limit)} to "
+        f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from {percent(lower, limit)} to "
         f"{percent(upper, limit)}, which does not decide whether it is less than {percent(limit)}"
     )
     earliest = [
-        f"{seeds:,} could {what}, if all further ones {do}"
+        f"{seeds:,} could {what}, if all {further} {do}"
         for seeds, what, do in ((support, "support it", "are healthy"), (refute, "refute it", "fail"))
         if seeds
     ]
@@ -168,10 +180,12 @@ def unequal_arms(difference: str) -> str:
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
 
 
-def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float) -> str:
-    """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
-    rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
-    return f"{tally_text(unhealthy, undecided, total)}, which leaves open {rate}"
+def rate_left_open(
+    unhealthy: int, undecided: int, total: int, upper: float, level: float, absent: int = 0, least: str = ""
+) -> str:
+    """Say which failure rate the seeds leave open, whatever the rule of the verdict; `least` is the other end."""
+    rate = f"a failure rate of {f'at least {least}, ' if least else ''}up to {percent(upper)} ({bound(level)})"
+    return f"{tally_text(unhealthy, undecided, total, absent)}, which leaves open {rate}"
 
 
 def rate_shown(unhealthy: int, total: int, lower: float, level: float) -> str:
