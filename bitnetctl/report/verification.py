@@ -6,7 +6,7 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_line
 from bitnetctl.report.markdown import markdown_table
-from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
+from bitnetctl.report.trajectory import MILESTONES, next_step, trajectory_rows
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict, wording
 
 
@@ -20,7 +20,7 @@ def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], ove
             lines += _verdict(verdict)
         if combined.disagreement:
             lines += [markdown_line(combined.disagreement), ""]
-    return "\n".join([*lines, f"Next: {NEXT_STEPS[overall]}", ""])
+    return "\n".join([*lines, f"Next: {next_step(overall, judged, runs)}", ""])
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:

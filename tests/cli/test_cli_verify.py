@@ -118,6 +118,24 @@ def arms(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
+    def step(name: str, *options: str) -> str:
+        return call("verify", tmp_path / name, *options).out.splitlines()[-2]
+
+    for name in ("bad", "tried", "few", "cut", "plain"):
+        (tmp_path / name).mkdir()
+    origin_run(tmp_path / "bad", FAILED)
+    assert step("bad").endswith("; an intervention to try: `-i decoupled-decay`")
+    origin_run(tmp_path / "tried", FAILED, arm="decoupled-decay")
+    assert step("tried") == "next: find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`"
+    healthy_run(tmp_path / "few")
+    assert "fix a larger number of seeds" in step("few", "--criteria", "sound")
+    bare_run(tmp_path / "cut", steps=10_000, name="h256-20000-baseline-s0-abcdef.csv")
+    assert "finish the missing and unfinished runs" in step("cut")
+    bare_run(tmp_path / "plain", ProbePositions=None)
+    assert "by which only `--criteria origin`" in step("plain")
+
+
 def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
     done = verify(arms, "--json")
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}
