@@ -47,6 +47,9 @@ def analyze(
     from bitnetctl.records import load_begun_runs
     from bitnetctl.records.find import find_csvs
 
+    for path in paths:
+        if path.lower().endswith(".zip"):
+            raise ConfigError(f"{path}: analyze reads CSVs and folders; unzip the bundle and give its folder `runs`")
     files = find_csvs(paths)
     outputs = [file for file in (markdown, html, csv) if file is not None]
     inputs = {os.path.realpath(file) for file in files}

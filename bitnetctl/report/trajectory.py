@@ -1,6 +1,7 @@
 """Metrics at the founding document's milestones, and the recommended next step."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bitnetctl.records import REQUIRED, Run
@@ -51,7 +52,13 @@ def milestones(run: Run, column: str) -> list[float | None]:
 
 def trajectory_rows(runs: Sequence[Run]) -> Iterator[tuple[Run, list[str]]]:
     """Yield runs by size and seed, each with the cells size, seed and `predictions · loss` of each milestone."""
+    places = Counter((run.size, run.seed) for run in runs)
     for run in sorted(runs, key=lambda run: (run.size or 0, run.seed or 0)):
         pairs = zip(milestones(run, "UniquePredictions"), milestones(run, "HeldOutLoss"), strict=True)
         values = [format_value(unique, ",.0f") + ("" if loss is None else f" · {loss:.2f}") for unique, loss in pairs]
-        yield run, [format_value(run.size), format_value(run.seed), *values]
+        yield run, [format_value(run.size), seed_cell(run.size, run.seed, run.name, places), *values]
+
+
+def seed_cell(size: int | None, seed: int | None, run: str, places: Mapping[tuple[int | None, int | None], int]) -> str:
+    """Return the seed or, where several runs of a size are of unknown seed, the name of the run."""
+    return run if seed is None and places[size, seed] > 1 else format_value(seed)

@@ -99,7 +99,7 @@ def assess_size(
         tally=tally,
         findings=tuple(findings),
         statements=tuple(_statements(checked, tally, _count_open(unfinished, units), criteria, context)),
-        notes=() if context.strict else tuple(wording.minor_difference(size, text) for text in differences.minor),
+        notes=tuple(_notes(size, checked, () if context.strict else differences.minor, distinct_seeds=distinct_seeds)),
     )
 
 
@@ -114,6 +114,16 @@ def _units(
     for run in failed:
         groups.setdefault(run.seed, []).append(Outcome.REFUTED)
     return groups
+
+
+def _notes(
+    size: int | None, checked: Sequence[CheckedRun], differences: Sequence[str], *, distinct_seeds: bool
+) -> Iterator[str]:
+    unknown = sum(one.run.seed is None for one in checked)
+    if unknown > 1 and not distinct_seeds:
+        yield wording.one_unknown_seed(size, unknown)
+    for text in differences:
+        yield wording.minor_difference(size, text)
 
 
 def _is_unfinished(checked: CheckedRun, criteria: Criteria) -> bool:

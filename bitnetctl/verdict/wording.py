@@ -77,8 +77,9 @@ def rate_open(
     """
     further = "missing, unfinished and further ones" if absent or unfinished else "further ones"
     text = (
-        f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from {percent(lower, limit)} to "
-        f"{percent(upper, limit)}, which does not decide whether it is less than {percent(limit)}"
+        f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from "
+        f"{percent(lower, limit)} to {percent(upper, limit)}, which does not decide whether it is less than "
+        f"{percent(limit)}"
     )
     earliest = [
         f"{seeds:,} could {what}, if all {further} {do}"
@@ -162,6 +163,15 @@ def mean_claim(
 def p_text(p: float) -> str:
     """Format a p-value; the levels of few seeds need three digits."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.3g}"
+
+
+def one_unknown_seed(size: int | None, count: int) -> str:
+    """Say that runs of unknown seed are one seed."""
+    where = "" if size is None else f"hidden {size}: "
+    return (
+        f"{where}{count} runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds "
+        "differ, give --distinct-seeds"
+    )
 
 
 def mixed(difference: str) -> str:

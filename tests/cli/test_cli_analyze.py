@@ -135,6 +135,12 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     assert summary["stage1_min_unique"] == 16
 
 
+def test_a_bundle_is_refused_by_name(tmp_path: Path) -> None:
+    done = analyze(tmp_path / "all.zip")
+    assert done.code == 2
+    assert "unzip the bundle and give its folder `runs`" in done.err
+
+
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(ORIGIN + "2000,7.", encoding="utf-8")

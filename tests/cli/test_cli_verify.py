@@ -136,6 +136,19 @@ def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
     assert "by which only `--criteria origin`" in step("plain")
 
 
+def test_runs_of_unknown_seed_are_told_apart_and_noted(tmp_path: Path) -> None:
+    for letter, unique in zip("abc", (60, 61, 62), strict=True):
+        bare_run(tmp_path, [45, *CURED[1:-1], unique], name=f"log_{letter}.csv", ProbePositions=None)
+    shown = verify(tmp_path, "--steps", "20000").out
+    note = (
+        "note: 3 runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds differ, give"
+    )
+    assert f"{note} --distinct-seeds" in shown
+    assert shown.count("log_b") == 3
+    assert "note: log_a, log_b, log_c: the ceiling of UniquePredictions is unknown" in shown
+    assert "count as one seed" not in verify(tmp_path, "--steps", "20000", "--distinct-seeds").out
+
+
 def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
     done = verify(arms, "--json")
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}

@@ -72,8 +72,8 @@ def test_unfinished_seeds_count_as_still_to_come_where_the_verdict_says_how_many
     reason = sound(*unfinished).reasons[0]
     assert "none of 2 seeds failed and 2 are undecided" in reason
     assert reason.endswith(
-        "5 could support it, if all missing, unfinished and further ones are healthy, 5 could refute it, if all missing, "
-        "unfinished and further ones fail"
+        "5 could support it, if all missing, unfinished and further ones are healthy, 5 could refute it, if all "
+        "missing, unfinished and further ones fail"
     )
 
 
@@ -433,6 +433,10 @@ def test_a_dead_model_that_passes_the_count(tmp_path: Path) -> None:
     assert "sound says refuted (hidden 256: 5 of 5 seeds failed" in combined.disagreement
     assert combined.disagreement.endswith("sound decides by Skill, ContextInformation, which origin does not look at")
     assert combine([by_both, by_both]).disagreement is None
+    # too few seeds decide nothing, and yet it is clear what the criteria disagree on
+    few = combine([judge(dead[:3], ORIGIN), judge(dead[:3], SOUND)])
+    assert (few.outcome, few.disagreement is not None) == (INCONCLUSIVE, True)
+    assert str(few.disagreement).endswith("sound decides by Skill, ContextInformation, which origin does not look at")
     assert combine([]).outcome is INCONCLUSIVE
 
 
