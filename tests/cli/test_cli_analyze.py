@@ -69,7 +69,9 @@ def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
     assert (done.code, done.err) == (0, "")
     for text in (
         "Stage 1 and the boundary",
+        "frac.: fraction of the evaluations that are collapsed",
         "The end",
+        "volat.: mean |log2 ratio| of distinct predictions of successive evaluations",
         "Arm minus baseline, by seed",
         "Factors: η²",
         "optimizer.name and decoupled-decay, which changed together, go with 100% of its ",
