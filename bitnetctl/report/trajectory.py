@@ -19,7 +19,10 @@ def next_step(outcome: Outcome, judged: Mapping[str, Combined], runs: Sequence[R
     if outcome is Outcome.SUPPORTED:
         return "train longer, larger or with more seeds before relying on it; then look at the text it writes"
     if outcome is Outcome.INVALID:
-        return "change the setup: a probe that can show the threshold, or a reference run that works"
+        return (
+            "remove what makes it invalid, as said above: train all runs alike, take a probe that can show the "
+            "threshold, or a reference run that works"
+        )
     if outcome is Outcome.REFUTED:
         cause = "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`"
         tried = any(_TRIED_FIRST in arm for arm in judged)

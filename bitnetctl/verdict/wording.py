@@ -116,7 +116,8 @@ def shared_alpha(arms: int, alpha: float) -> str:
     """Say that arms that are decided together share the error rate."""
     return (
         f"{arms} arms were trained together and share an error rate of {percent(alpha)} (Holm), for support and for "
-        f"refutation each: the clearest has to be told at {100 * alpha / arms:.3g} %, the next at more, so bounds differ"
+        f"refutation each: the clearest has to be told at {100 * alpha / arms:.3g} %, the next at more, so their "
+        "bounds differ"
     )
 
 

@@ -122,7 +122,7 @@ def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
     def step(name: str, *options: str) -> str:
         return call("verify", tmp_path / name, *options).out.splitlines()[-2]
 
-    for name in ("bad", "tried", "few", "cut", "plain"):
+    for name in ("bad", "tried", "few", "cut", "no-probe", "plain"):
         (tmp_path / name).mkdir()
     origin_run(tmp_path / "bad", FAILED)
     assert step("bad").endswith("; an intervention to try: `-i decoupled-decay`")
@@ -132,6 +132,8 @@ def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
     assert "fix a larger number of seeds" in step("few", "--criteria", "sound")
     bare_run(tmp_path / "cut", steps=10_000, name="h256-20000-baseline-s0-abcdef.csv")
     assert "finish the missing and unfinished runs" in step("cut")
+    bare_run(tmp_path / "no-probe", [16, 9, 2, 2, 2, 2, 9, 9, 9, 9, 9], ProbePositions=16)
+    assert "remove what makes it invalid, as said above" in step("no-probe", "--criteria", "origin")
     bare_run(tmp_path / "plain", ProbePositions=None)
     assert "by which only `--criteria origin`" in step("plain")
 
