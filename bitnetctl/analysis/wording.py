@@ -73,7 +73,7 @@ def effects_line(tests: int) -> str:
     return (
         "better and worse count seeds; p: exact sign test of as many better as worse, "
         f"{FLOOR_MARK}: the smallest possible; Holm over {plural(tests, 'p-value')}; the interval is for nearly normal "
-        "differences; (5 of 6): the mean of the seeds without a failure"
+        "differences; a mean followed by (5 of 6) is that of the seeds without a failure"
     )
 
 

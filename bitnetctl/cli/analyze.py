@@ -47,6 +47,9 @@ def analyze(
     from bitnetctl.records import load_begun_runs
     from bitnetctl.records.find import find_csvs
 
+    for path in paths:
+        if path.lower().endswith(".zip"):
+            raise ConfigError(f"{path}: analyze reads CSVs and folders; unzip the bundle and give its folder `runs`")
     files = find_csvs(paths)
     outputs = [file for file in (markdown, html, csv) if file is not None]
     inputs = {os.path.realpath(file) for file in files}
@@ -76,7 +79,7 @@ def _show(study: "Study", console: Console) -> None:
     """Print tables, sentences, plots and notes."""
     from bitnetctl import report
     from bitnetctl.analysis import wording
-    from bitnetctl.report.columns import arm_rows, run_rows
+    from bitnetctl.report.columns import COLLAPSE, END, arm_rows, run_rows
     from bitnetctl.report.escape import printable
 
     grouped = len(study.summaries) > _MOST_RUNS_SHOWN
@@ -88,8 +91,10 @@ def _show(study: "Study", console: Console) -> None:
     if grouped:
         line(f"{len(study.summaries)} runs; means by arm and size, every run with --json or --html", "dim")
     console.print(report.collapse_table(rows))
+    line("; ".join(f"{column.header}: {column.meaning}" for column in COLLAPSE), "dim")
     console.print()
     console.print(report.end_table(rows))
+    line("; ".join(f"{column.header}: {column.meaning}" for column in END), "dim")
     if study.effects:
         console.print()
         console.print(report.effects_table(study.effects))

@@ -264,5 +264,5 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
         for arm, combined in judged.items():
             line(f"{arm}: {combined.outcome.value}")
     of_arms = "" if len(judged) == len(deciding_arms) else f" ({', '.join(deciding_arms)})"
-    line(f"next: {report.NEXT_STEPS[outcome]}")
+    line(f"next: {report.next_step(outcome, judged, runs)}")
     line(f"verdict{of_arms}: {outcome.value}", "bold")

@@ -117,6 +117,9 @@ def split_arm(text: str) -> list[str]:
 
 def _parse_intervention(text: str) -> InterventionSpec:
     name, colon, rest = text.partition(":")
+    likely = name.strip().lower().replace("_", "-")
+    if likely != name.strip() and re.fullmatch(r"[a-z0-9][a-z0-9-]*", likely):
+        raise ConfigError(f"intervention {text!r}: names have lower case and hyphens; did you mean {likely!r}?")
     settings: dict[str, Any] = {}
     for pair in rest.split(",") if colon else ():
         key, equals, value = pair.partition("=")

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from bitnetctl.report.columns import (
     pairs_text,
 )
 from bitnetctl.report.escape import printable
-from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
+from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
 from bitnetctl.units import gibibytes
 from bitnetctl.verdict import Outcome, Verdict
 
@@ -198,7 +199,7 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
     for run, cells in trajectory_rows(runs):
         ceiling, inferred = run.ceiling or (None, False)
         limit = format_value(ceiling, ",.0f") + "?" * inferred
-        table.add_row(*cells, limit)
+        table.add_row(*(escape(printable(cell)) for cell in cells), limit)
     return table
 
 
@@ -224,10 +225,12 @@ def checks_table(verdict: Verdict) -> Table:
         because = escape(printable(result.reason))
         table.add_row(format_value(result.size), seed, _coloured(result.outcome), because)
     by_rate = verdict.rule.get("rule") == "rate"
+    places = Counter((run.size, run.seed) for run in verdict.runs)
     for run in sorted(verdict.runs, key=lambda run: (run.outcome is not verdict.outcome, run.size or 0)):
         name = _OUTCOMES_OF_SEEDS[run.outcome] if by_rate else run.outcome.value
         outcome = _coloured(run.outcome, name)
-        table.add_row(format_value(run.size), format_value(run.seed), outcome, escape(printable(run.reason)))
+        seed = escape(printable(seed_cell(run.size, run.seed, run.run, places)))
+        table.add_row(format_value(run.size), seed, outcome, escape(printable(run.reason)))
     return table
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
 from bitnetctl.report.columns import UNKNOWN
-from bitnetctl.report.escape import markdown_line
+from bitnetctl.report.escape import markdown_cell, markdown_line
 from bitnetctl.report.markdown import markdown_table
-from bitnetctl.report.trajectory import MILESTONES, NEXT_STEPS, trajectory_rows
+from bitnetctl.report.trajectory import MILESTONES, next_step, trajectory_rows
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict, wording
 
 
@@ -20,7 +20,7 @@ def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], ove
             lines += _verdict(verdict)
         if combined.disagreement:
             lines += [markdown_line(combined.disagreement), ""]
-    return "\n".join([*lines, f"Next: {NEXT_STEPS[overall]}", ""])
+    return "\n".join([*lines, f"Next: {next_step(overall, judged, runs)}", ""])
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
@@ -42,7 +42,7 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
 
 def _trajectories(runs: Sequence[Run]) -> list[str]:
     rows = [
-        (*cells, run.manifest.status if run.manifest else f"ends at step {run.final_step:,}")
+        (*map(markdown_cell, cells), run.manifest.status if run.manifest else f"ends at step {run.final_step:,}")
         for run, cells in trajectory_rows(runs)
     ]
     return markdown_table(("size", "seed", *(f"{fraction:.0%}" for fraction in MILESTONES), "status"), rows)

@@ -209,7 +209,7 @@ def _verdict(
         *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
         *(wording.looks(size, numbers, alpha) for size, numbers in looks if len(numbers) > 1),
         *_evidence_notes(criteria, finished, options.requested_steps),
-        *(f"{run.name}: {note}" for run in assessment.kept for note in _run_notes(run, criteria)),
+        *_notes_of_runs(assessment.kept, criteria),
     ]
     return Verdict(
         outcome=outcome,
@@ -318,6 +318,16 @@ def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps
     sizes = sorted({run.size for level in criteria.evidence for run in level.runs})
     if sizes and finished and not any(run.size in sizes for run in finished):
         yield f"none of the sizes that {criteria.name} names ({', '.join(map(str, sizes))}) is judged"
+
+
+def _notes_of_runs(runs: Sequence[Run], criteria: Criteria) -> Iterator[str]:
+    """Yield the notes on single runs, each once with the runs that it is about."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for note in _run_notes(run, criteria):
+            names.setdefault(note, []).append(run.name)
+    for note, of_runs in names.items():
+        yield f"{wording.shortened(of_runs, 3)}: {note}"
 
 
 def _run_notes(run: Run, criteria: Criteria) -> list[str]:

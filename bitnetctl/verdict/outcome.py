@@ -173,11 +173,12 @@ def combine(verdicts: Sequence[Verdict]) -> Combined:
 
 def _disagreement(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
     """Describe each verdict with its reasons, and the measures that only the strictest uses."""
-    descriptions = [
-        f"{verdict.criteria} says {verdict.outcome.value} ({'; '.join(verdict.reasons[:3])})" for verdict in verdicts
-    ]
+    descriptions = [f"{verdict.criteria} says {verdict.outcome.value} ({verdict.reasons[0]})" for verdict in verdicts]
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
-    ours = _measures(result for result in strict.results if result.outcome is outcome)
+    of_runs = {result.outcome for result in strict.results if result.run is not None}
+    # too few failed seeds leave a rate open: what they fail by is what the criteria disagree on
+    decisive = Outcome.REFUTED if outcome is Outcome.INCONCLUSIVE and Outcome.REFUTED in of_runs else outcome
+    ours = _measures(result for result in strict.results if result.outcome is decisive)
     seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
     unseen = [measure for measure in ours if measure not in seen]
     text = f"the criteria disagree: {', '.join(descriptions)}"

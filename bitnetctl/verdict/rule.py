@@ -118,7 +118,7 @@ def at_least(successes: int, trials: int, rate: float) -> float:
 def seeds_to_decide(tally: Tally, max_rate: float, level: float) -> tuple[int | None, int | None]:
     """Return the least numbers of seeds with which support and refutation become possible; None beyond 10,000.
 
-    That is if every further seed is healthy, or every further seed fails, and nothing is absent.
+    That is if every further seed is healthy, or every further seed fails, and so do those that are absent so far.
     """
     from scipy.special import bdtr
 
@@ -126,7 +126,7 @@ def seeds_to_decide(tally: Tally, max_rate: float, level: float) -> tuple[int | 
     bad = tally.unhealthy + tally.undecided
     totals = range(start, _MOST_SEEDS)
     support = next((n for n in totals if float(bdtr(bad, n, max_rate)) < level), None)
-    not_failed = tally.total - tally.unhealthy
+    not_failed = tally.healthy + tally.undecided
     refute = next((n for n in totals if at_least(n - not_failed, n, max_rate) < level), None)
     return support, refute
 

@@ -1,7 +1,7 @@
 """From the checked runs of one arm and size to an outcome over its seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitnetctl.analysis.stats import mean_bound, rate_lower, rate_upper
@@ -90,6 +90,7 @@ def assess_size(
         undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
         absent=len({run.seed for run in missing} - units.keys()),
     )
+    unfinished = _units([one for one in checked if _is_unfinished(one, criteria)], (), distinct_seeds=distinct_seeds)
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
     findings = [
@@ -103,8 +104,8 @@ def assess_size(
         seeds=tuple(outcomes),
         tally=tally,
         findings=tuple(findings),
-        statements=tuple(_statements(checked, tally, criteria, context)),
-        notes=() if context.strict else tuple(wording.minor_difference(size, text) for text in differences.minor),
+        statements=tuple(_statements(checked, tally, _count_open(unfinished, units), criteria, context)),
+        notes=tuple(_notes(size, checked, () if context.strict else differences.minor, distinct_seeds=distinct_seeds)),
     )
 
 
@@ -113,8 +114,8 @@ def _units(
 ) -> dict[object, list[Outcome]]:
     """Group the outcomes of runs by seed, which counts once; runs of unknown seed are one, unless `distinct_seeds`."""
     groups: dict[object, list[Outcome]] = {}
-    for index, one in enumerate(checked):
-        key = ("run", index) if one.run.seed is None and distinct_seeds else one.run.seed
+    for one in checked:
+        key = ("run", id(one)) if one.run.seed is None and distinct_seeds else one.run.seed
         groups.setdefault(key, []).append(one.outcome)
     for run in failed:
         groups.setdefault(run.seed, []).append(Outcome.REFUTED)
@@ -124,6 +125,26 @@ def _units(
 def _of_unknown(unit: Sequence[Outcome]) -> Outcome:
     """Return the outcome of the runs of unknown seed: the more there are, the likelier one of them fails."""
     return Outcome.INCONCLUSIVE if Outcome.REFUTED in unit and len(set(unit)) > 1 else strictest(unit)
+
+
+def _notes(
+    size: int | None, checked: Sequence[CheckedRun], differences: Sequence[str], *, distinct_seeds: bool
+) -> Iterator[str]:
+    unknown = sum(one.run.seed is None for one in checked)
+    if unknown > 1 and not distinct_seeds:
+        yield wording.one_unknown_seed(size, unknown)
+    for text in differences:
+        yield wording.minor_difference(size, text)
+
+
+def _is_unfinished(checked: CheckedRun, criteria: Criteria) -> bool:
+    label = criteria.finished.label
+    return any(result.check == label and result.outcome is Outcome.INCONCLUSIVE for result in checked.completion)
+
+
+def _count_open(unfinished: Mapping[object, list[Outcome]], units: Mapping[object, list[Outcome]]) -> int:
+    """Return how many undecided seeds could still be decided, since a run of theirs has not ended."""
+    return sum(strictest(units[key]) is Outcome.INCONCLUSIVE for key in unfinished)
 
 
 def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:
@@ -156,11 +177,11 @@ def _seed_numbers(
 
 
 def _statements(
-    checked: Sequence[CheckedRun], tally: Tally, criteria: Criteria, context: CheckContext
+    checked: Sequence[CheckedRun], tally: Tally, unfinished: int, criteria: Criteria, context: CheckContext
 ) -> Iterator[Statement]:
     if criteria.seeds.rule != "rate":
         return
-    yield _failure_rate(tally, criteria.seeds.max_failure_rate)
+    yield _failure_rate(tally, unfinished, criteria.seeds.max_failure_rate)
     for check in criteria.checks:
         if check.about_arm:
             statement = check.judge_seeds(Seeds(checked=checked, planned=tally.total), context)
@@ -168,8 +189,9 @@ def _statements(
                 yield statement
 
 
-def _failure_rate(tally: Tally, limit: float) -> Statement:
-    """Return the statement about the fraction of seeds that fail."""
+def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
+    """Return the statement about the fraction of seeds that fail; `unfinished` of the undecided ones may be decided."""
+    ended = replace(tally, undecided=tally.undecided - unfinished, absent=tally.absent + unfinished)
 
     def describe(outcome: Outcome, levels: Levels) -> str:
         lower, upper = _rate_bounds(tally, levels)
@@ -179,7 +201,7 @@ def _failure_rate(tally: Tally, limit: float) -> Statement:
             )
         if outcome is Outcome.REFUTED:
             return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit, tally.absent)
-        support, refute = seeds_to_decide(tally, limit, min(levels.supporting, levels.refuting))
+        support, refute = seeds_to_decide(ended, limit, min(levels.supporting, levels.refuting))
         return wording.rate_open(
             tally.unhealthy,
             tally.undecided,
@@ -189,7 +211,8 @@ def _failure_rate(tally: Tally, limit: float) -> Statement:
             limit,
             support or 0,
             refute or 0,
-            tally.absent,
+            absent=tally.absent,
+            unfinished=unfinished,
         )
 
     return Statement(
@@ -249,8 +272,12 @@ def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[
     lower, upper = _rate_bounds(tally, levels)
     if outcome is Outcome.REFUTED:
         return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting, tally.absent)
+    least = ""
+    if tally.unhealthy and outcome is not Outcome.SUPPORTED:
+        own_level = "" if levels.refuting == levels.supporting else f" ({wording.bound(levels.refuting)})"
+        least = f"{wording.percent(lower)}{own_level}"
     return upper, wording.rate_left_open(
-        tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, tally.absent
+        tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, tally.absent, least
     )
 
 

@@ -37,6 +37,8 @@ def bound(level: float) -> str:
 
 def tally_text(unhealthy: int, undecided: int, total: int, absent: int = 0) -> str:
     """Count failed, undecided and absent seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
+    if absent == total:
+        return f"none of {plural(total, 'planned seed')} is judged"
     text = f"{unhealthy or 'none'} of {plural(total - absent, 'seed')} failed"
     text += f" and {undecided} {'is' if undecided == 1 else 'are'} undecided" if undecided else ""
     return f"{text}, {absent} more {'is' if absent == 1 else 'are'} not judged" if absent else text
@@ -67,19 +69,23 @@ def rate_open(
     limit: float,
     support: int,
     refute: int,
+    *,
     absent: int = 0,
+    unfinished: int = 0,
 ) -> str:
     """Say between which failure rates the seeds do not decide, and with how many seeds they could.
 
-    `support` and `refute` are the least numbers of seeds, 0 where there is none.
+    `support` and `refute` are the least numbers of seeds, 0 where there is none; `unfinished` of the undecided ones may
+    still be decided, as may those that are absent.
     """
+    further = "missing, unfinished and further ones" if absent or unfinished else "further ones"
     text = (
         f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from "
         f"{percent(lower, limit)} to {percent(upper, limit)}, which does not decide whether it is less than "
         f"{percent(limit)}"
     )
     earliest = [
-        f"{seeds:,} could {what}, if all further ones {do}"
+        f"{seeds:,} could {what}, if all {further} {do}"
         for seeds, what, do in ((support, "support it", "are healthy"), (refute, "refute it", "fail"))
         if seeds
     ]
@@ -113,7 +119,8 @@ def shared_alpha(arms: int, alpha: float) -> str:
     """Say that arms that are decided together share the error rate."""
     return (
         f"{arms} arms were trained together and share an error rate of {percent(alpha)} (Holm), for support and for "
-        "refutation each"
+        f"refutation each: the clearest has to be told at {100 * alpha / arms:.3g} %, the next at more, so their "
+        "bounds differ"
     )
 
 
@@ -162,6 +169,15 @@ def p_text(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.3g}"
 
 
+def one_unknown_seed(size: int | None, count: int) -> str:
+    """Say that runs of unknown seed are one seed."""
+    where = "" if size is None else f"hidden {size}: "
+    return (
+        f"{where}{count} runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds "
+        "differ, give --distinct-seeds"
+    )
+
+
 def mixed(difference: str) -> str:
     """Say that runs of one arm are no seeds of one arm."""
     return f"runs that differ in more than the seed are no seeds of one arm: {difference}"
@@ -178,9 +194,11 @@ def unequal_arms(difference: str) -> str:
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
 
 
-def rate_left_open(unhealthy: int, undecided: int, total: int, upper: float, level: float, absent: int = 0) -> str:
-    """Say which failure rate the seeds leave open, whatever the rule of the verdict."""
-    rate = f"a failure rate of up to {percent(upper)} ({bound(level)})"
+def rate_left_open(
+    unhealthy: int, undecided: int, total: int, upper: float, level: float, absent: int = 0, least: str = ""
+) -> str:
+    """Say which failure rate the seeds leave open, whatever the rule of the verdict; `least` is the other end."""
+    rate = f"a failure rate of {f'at least {least}, ' if least else ''}up to {percent(upper)} ({bound(level)})"
     return f"{tally_text(unhealthy, undecided, total, absent)}, which leaves open {rate}"
 
 

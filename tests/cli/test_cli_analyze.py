@@ -69,7 +69,9 @@ def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
     assert (done.code, done.err) == (0, "")
     for text in (
         "Stage 1 and the boundary",
+        "frac.: fraction of the evaluations that are collapsed",
         "The end",
+        "volat.: mean |log2 ratio| of distinct predictions of successive evaluations",
         "Arm minus baseline, by seed",
         "Factors: η²",
         "optimizer.name and decoupled-decay, which changed together, go with 100% of its ",
@@ -133,6 +135,12 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     [summary] = analyze(path, "--json").json["runs"]
     assert summary["final_held_out_loss"] is None
     assert summary["stage1_min_unique"] == 16
+
+
+def test_a_bundle_is_refused_by_name(tmp_path: Path) -> None:
+    done = analyze(tmp_path / "all.zip")
+    assert done.code == 2
+    assert "unzip the bundle and give its folder `runs`" in done.err
 
 
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:

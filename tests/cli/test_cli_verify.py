@@ -118,6 +118,39 @@ def arms(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
+    def step(name: str, *options: str) -> str:
+        return call("verify", tmp_path / name, *options).out.splitlines()[-2]
+
+    for name in ("bad", "tried", "few", "cut", "no-probe", "plain"):
+        (tmp_path / name).mkdir()
+    origin_run(tmp_path / "bad", FAILED)
+    assert step("bad").endswith("; an intervention to try: `-i decoupled-decay`")
+    origin_run(tmp_path / "tried", FAILED, arm="decoupled-decay")
+    assert step("tried") == "next: find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`"
+    healthy_run(tmp_path / "few")
+    assert "fix a larger number of seeds" in step("few", "--criteria", "sound")
+    bare_run(tmp_path / "cut", steps=10_000, name="h256-20000-baseline-s0-abcdef.csv")
+    assert "finish the missing and unfinished runs" in step("cut")
+    bare_run(tmp_path / "no-probe", [16, 9, 2, 2, 2, 2, 9, 9, 9, 9, 9], ProbePositions=16)
+    assert "remove what makes it invalid, as said above" in step("no-probe", "--criteria", "origin")
+    bare_run(tmp_path / "plain", ProbePositions=None)
+    assert "by which only `--criteria origin`" in step("plain")
+
+
+def test_runs_of_unknown_seed_are_told_apart_and_noted(tmp_path: Path) -> None:
+    for letter, unique in zip("abc", (60, 61, 62), strict=True):
+        bare_run(tmp_path, [45, *CURED[1:-1], unique], name=f"log_{letter}.csv", ProbePositions=None)
+    shown = verify(tmp_path, "--steps", "20000").out
+    note = (
+        "note: 3 runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds differ, give"
+    )
+    assert f"{note} --distinct-seeds" in shown
+    assert shown.count("log_b") == 3
+    assert "note: log_a, log_b, log_c: the ceiling of UniquePredictions is unknown" in shown
+    assert "count as one seed" not in verify(tmp_path, "--steps", "20000", "--distinct-seeds").out
+
+
 def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
     done = verify(arms, "--json")
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}

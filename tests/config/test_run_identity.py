@@ -206,6 +206,11 @@ def test_the_text_of_an_arm_parses_to_the_same_arm(arms: list[tuple[str, dict[st
     assert parse_arm(RunConfig(interventions=specs).arm) == specs
 
 
+def test_a_name_in_the_style_of_python_is_corrected() -> None:
+    with pytest.raises(ConfigError, match="lower case and hyphens; did you mean 'decoupled-decay'"):
+        parse_arm("Decoupled_decay:decayed=all")
+
+
 def test_a_boolean_setting_parses_to_the_same_setting() -> None:
     specs = parse_arm("a:x=true")
     assert parse_arm(str(specs[0])) == specs

@@ -228,7 +228,13 @@ def test_verdicts_are_shown(tmp_path: Path) -> None:
     }
     page = page_of(simple_run(tmp_path, quick()), verdicts=[verdict, {"verdict": "novel", "planned": {"runs": [3]}}])
     shown = " ".join(page.texts)
-    for text in ("refuted", "wd-schedule · origin", "256: refuted, unknown size: invalid", "8 is below 10", "one seed"):
+    for text in (
+        "refuted",
+        "wd-schedule · origin",
+        "hidden 256: refuted, unknown size: invalid",
+        "8 is below 10",
+        "one seed",
+    ):
         assert text in shown
     for text in ("a failure rate of up to 63 %", "5 judged, 1 missing", "h64-<b>", "its CSV was deleted"):
         assert text in shown

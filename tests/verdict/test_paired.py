@@ -160,6 +160,15 @@ def test_a_claim_about_the_mean_says_for_which_noise_it_holds(tmp_path: Path) ->
     assert worse.outcome is REFUTED
 
 
+def test_an_arm_that_has_no_runs_gives_no_pair(tmp_path: Path) -> None:
+    verdict = judged(pairs_of(tmp_path, [0.3] * 5), against="no-decay")
+    assert verdict.outcome is INCONCLUSIVE
+    assert claim(verdict) == (
+        "HeldOutLoss: none of 5 planned pairs with no-decay could be formed: a pair takes two finished runs of equal "
+        "size, seed and steps"
+    )
+
+
 def test_runs_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     runs = []
     for seed in range(5):

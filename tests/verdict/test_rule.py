@@ -84,6 +84,8 @@ def test_the_rule_is_the_clopper_pearson_bound() -> None:
     [
         (Tally(healthy=3), 0.5, 0.05, (5, 13)),
         (Tally(unhealthy=1, healthy=4), 0.5, 0.05, (8, 16)),
+        (Tally(unhealthy=5, absent=1), 0.5, 0.025, (20, 6)),
+        (Tally(absent=2), 0.5, 0.05, (5, 5)),
         (Tally(), 0.5, 0.05, (5, 5)),
         (Tally(), 0.5, 0.025, (6, 6)),
         (Tally(), 0.1, 0.05, (29, 2)),

@@ -67,6 +67,16 @@ def test_four_seeds_are_too_few_and_the_verdict_says_how_many_could_decide(tmp_p
     )
 
 
+def test_unfinished_seeds_count_as_still_to_come_where_the_verdict_says_how_many_could_decide(tmp_path: Path) -> None:
+    unfinished = [replace(run, planned_steps=40_000) for run in healthy(tmp_path, range(2))]
+    reason = sound(*unfinished).reasons[0]
+    assert "none of 2 seeds failed and 2 are undecided" in reason
+    assert reason.endswith(
+        "5 could support it, if all missing, unfinished and further ones are healthy, 5 could refute it, if all "
+        "missing, unfinished and further ones fail"
+    )
+
+
 def test_several_runs_of_one_seed_are_one_seed(tmp_path: Path) -> None:
     again = healthy_run(tmp_path, 1, Loss=6.5, HeldOutLoss=7.0, name="again-h256-20000-baseline-s1.csv")
     twice = replace(again, seed=1, arm="baseline", size=256, planned_steps=20_000)
@@ -423,6 +433,10 @@ def test_a_dead_model_that_passes_the_count(tmp_path: Path) -> None:
     assert "sound says refuted (hidden 256: 5 of 5 seeds failed" in combined.disagreement
     assert combined.disagreement.endswith("sound decides by Skill, ContextInformation, which origin does not look at")
     assert combine([by_both, by_both]).disagreement is None
+    # too few seeds decide nothing, and yet it is clear what the criteria disagree on
+    few = combine([judge(dead[:3], ORIGIN), judge(dead[:3], SOUND)])
+    assert (few.outcome, few.disagreement is not None) == (INCONCLUSIVE, True)
+    assert str(few.disagreement).endswith("sound decides by Skill, ContextInformation, which origin does not look at")
     assert combine([]).outcome is INCONCLUSIVE
 
 

@@ -184,7 +184,9 @@ def test_an_unfinished_run_decides_nothing(tmp_path: Path, final: int) -> None:
 
 def test_a_finished_run_of_too_few_steps_is_judged_only_on_request(tmp_path: Path) -> None:
     run = bare_run(tmp_path, steps=2_000)
-    assert origin(run).reasons == ("ends at step 2,000 of 20,000",)
+    assert origin(run).reasons == (
+        "ends at step 2,000 of 20,000; no more were planned: `--steps 2000` judges it by these",
+    )
     scaled = origin(run, requested_steps=2_000)
     assert (scaled.outcome, scaled.evidence) == (SUPPORTED, "scaled")
     assert scaled.notes == ("judged at 2,000 steps instead of origin's 20,000: a scaled-down replication",)

@@ -85,11 +85,11 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
     criteria = verdict.get("criteria")
     by = criteria.get("name") if isinstance(criteria, Mapping) else criteria
     title = " · ".join(str(part) for part in (verdict.get("arm"), by) if part)
-    sizes = ", ".join(f"{one['size'] or 'unknown size'}: {one['verdict']}" for one in verdict.get("sizes", ()))
+    sizes = ", ".join(f"{_size(one['size'])}: {one['verdict']}" for one in verdict.get("sizes", ()))
     reasons = list(verdict.get("reasons", ()))
     lines = [*([sizes] if sizes else []), *reasons[:MOST_REASONS]]
     if len(reasons) > MOST_REASONS:
-        lines.append(f"… and {len(reasons) - MOST_REASONS} more reasons: see the checks")
+        lines.append(f"… and {plural(len(reasons) - MOST_REASONS, 'more reason')}: see the checks")
     lines += [text for text in (verdict.get("failure_rate"), verdict.get("account"), *verdict.get("notes", ())) if text]
     return (
         f'<article class="card {kind}"><h3><span class="badge">{html_text(outcome)}</span> {html_text(title)}</h3>'
@@ -201,6 +201,10 @@ def _fields(title: str, fields: Mapping[str, str]) -> str:
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"
+
+
+def _size(size: object) -> str:
+    return f"hidden {size}" if size else "unknown size"
 
 
 def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:

@@ -84,7 +84,10 @@ class FinishedCheck(Check):
                 run.final_step,
             )
         outcome = Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE
-        return Finding(outcome, f"ends at step {run.final_step:,} of {max(known):,}", run.final_step)
+        text = f"ends at step {run.final_step:,} of {max(known):,}"
+        if outcome is Outcome.INCONCLUSIVE and run.is_complete and context.requested_steps is None:
+            text += f"; no more were planned: `--steps {run.planned_steps}` judges it by these"
+        return Finding(outcome, text, run.final_step)
 
 
 def torn_end(run: Run) -> str | None:

@@ -213,6 +213,11 @@ def _sentence(check: PairedCheck, pairs: Pairs, outcome: Outcome, p: PValues, le
     """Say in how many pairs an arm wins, what that shows about the median or the mean pair, and which runs failed."""
     values, is_mean = pairs.improvements, check.claim == "mean"
     formed = len(values)
+    if not formed:
+        return (
+            f"{check.measure}: none of {plural(pairs.planned, 'planned pair')} with {check.against} could be formed: a "
+            "pair takes two finished runs of equal size, seed and steps"
+        )
     text = (
         f"{check.measure} is {check.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'planned pair')}"
     )
