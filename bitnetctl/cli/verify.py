@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
@@ -17,7 +18,7 @@ from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
-from bitnetctl.records.bundle import read_bundle, write_bundle
+from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
 from bitnetctl.records.run import load_planned, load_set
@@ -80,6 +81,11 @@ def verify(
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
     requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
+        if len(paths) == 1 and paths[0].lower().endswith(".zip"):
+            told = _bundle_options(Path(paths[0]))
+            requested_sizes = told.sizes if requested_sizes is None else requested_sizes
+            requested_seeds = told.seeds if requested_seeds is None else requested_seeds
+            steps = told.steps if steps is None else steps
         with _given_runs(paths) as (runs, inventory):
             requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
             return judge_and_show(
@@ -208,6 +214,7 @@ def _judge_and_show(
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
+    tree["options"] = {"sizes": sizes, "seeds": seeds, "steps": steps}
     if report is not None:
         write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
@@ -224,6 +231,23 @@ def _judge_and_show(
         if path is not None:
             print_message(f"written: {path}")
     return outcome.exit_code
+
+
+class _BundleOptions(BaseModel):
+    """The options with which the runs of a bundle were judged, as far as it tells; used unless others are given."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    sizes: tuple[PositiveInt, ...] | None = None
+    seeds: tuple[NonNegativeInt, ...] | None = None
+    steps: PositiveInt | None = None
+
+
+def _bundle_options(path: Path) -> _BundleOptions:
+    try:
+        return _BundleOptions.model_validate(bundle_options(path))
+    except ValidationError:
+        return _BundleOptions()
 
 
 def _json(judged: "dict[str, Combined]", outcome: "Outcome", deciding_arms: Sequence[str]) -> dict[str, Any]:

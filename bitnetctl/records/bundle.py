@@ -103,6 +103,18 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
     return csvs
 
 
+def bundle_options(path: Path) -> dict[str, Any]:
+    """Return the options with which the runs of a bundle were judged; empty where the bundle does not tell."""
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            entry = bundle.getinfo("verdict.json")
+            tree = json.loads(bundle.read(entry)) if entry.file_size <= MAX_BYTES else None
+    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError, KeyError):
+        return {}
+    options = tree.get("options") if isinstance(tree, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
 def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: str) -> None:
     """Write what tells of a run that is not judged; files that cannot be read are left out."""
     folder = csv.with_name(csv.stem)

@@ -46,13 +46,15 @@ class Inventory:
 
     `arms` are all arms planned or trained with these runs, at any size; those given come first. `plans` are, for every
     arm and size, the numbers of seeds planned over time: (3, 6) where a plan of three seeds became one of six. `others`
-    are the siblings of arms and sizes that are not among those given.
+    are the siblings of arms and sizes that are not among those given. `unnamed` counts the CSVs beside given runs of
+    unknown arm or seed that neither a manifest nor their name tells about.
     """
 
     absent: tuple[AbsentRun, ...] = ()
     arms: tuple[str, ...] = ()
     plans: Mapping[Cell, tuple[int, ...]] = field(default_factory=dict)
     others: tuple[AbsentRun, ...] = field(default=(), compare=False)
+    unnamed: int = 0
 
 
 def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inventory:
@@ -67,9 +69,9 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         known.add(run.arm, run.size, run.planned_steps, run.config, seed=run.seed)
     for one in empty:
         known.add(one.config.arm, one.config.model.hidden_size, one.config.steps, one.config)
+    found = [one for folder in _folders(runs, empty) for one in siblings_in(folder)]
     # without a group nothing can be said of the other files
-    found = [one for folder in _folders(runs, empty) for one in siblings_in(folder)] if known.groups else []
-    siblings = [one for one in found if known.includes(one)]
+    siblings = [one for one in found if known.groups and known.includes(one)]
     absent = _Absent()
     _add_siblings(absent, known, runs, siblings)
     names = {name for run in runs for name in (run.name, run.path.stem)} | {one.name for one in found}
@@ -84,6 +86,18 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         arms=_all_arms(known, siblings, [plan for _, plan in plans], planned.other_arms),
         plans=planned.growth(),
         others=tuple(_others(known, siblings)),
+        unnamed=_count_unnamed(runs, found),
+    )
+
+
+def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling]) -> int:
+    """Count the CSVs beside the given ones of which nothing is known, if that holds for a given one, too."""
+    folders = {os.path.realpath(run.path.parent) for run in runs if run.arm is None or run.seed is None}
+    given = {os.path.realpath(run.path) for run in runs}
+    return sum(
+        one.identity is None and bool(one.csvs) and not one.real_csvs & given
+        for one in found
+        if os.path.realpath(one.csv.parent) in folders
     )
 
 

@@ -17,8 +17,8 @@ STATES: tuple[State, ...] = ("judged", "failed", "unfinished", "missing", "left 
 class AccountedRun:
     """A run of the set and what became of it; one that is judged has rows, one that `failed` has none.
 
-    `is_planned` is whether it stands for one of the seeds that are judged; one of other steps than those requested is
-    only mentioned.
+    `is_planned` is whether it stands for one of the seeds that are judged; a run of other steps than those requested is
+    only mentioned where its seed has one of the requested steps.
     """
 
     run: str
@@ -75,18 +75,34 @@ def take_account(
     """
     kept: list[Run] = []
     accounted: list[AccountedRun] = []
+    at_length = {(run.size, run.seed) for run in runs if run.seed is not None and run.planned_steps == steps}
     for run in runs:
         reason = _why_left_out(run, sizes, seeds)
+        is_other_length = run.planned_steps not in (steps, None) and (run.size, run.seed) in at_length
+        if reason is None and is_other_length:
+            reason = wording.other_length(run.planned_steps or 0)
         if reason is None:
             kept.append(run)
-        state: State = "judged" if reason is None else "left out"
-        accounted.append(AccountedRun(run=run.name, size=run.size, seed=run.seed, state=state, reason=reason or ""))
+        accounted.append(
+            AccountedRun(
+                run=run.name,
+                size=run.size,
+                seed=run.seed,
+                state="judged" if reason is None else "left out",
+                reason=reason or "",
+                is_planned=not is_other_length,
+            )
+        )
     accounted += (
         AccountedRun(run=str(one.run.path), size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
         for one in doubles
     )
     of_arm = [one for one in inventory.absent if one.arm == arm]
-    accounted += (_absent(one, seeds, steps) for one in of_arm if sizes is None or one.size in sizes)
+    accounted += (
+        _absent(one, seeds, is_planned=one.planned_steps in (steps, None) or (one.size, one.seed) not in at_length)
+        for one in of_arm
+        if sizes is None or one.size in sizes
+    )
     accounted += _requested(accounted, sizes, seeds)
     looks = tuple(
         (size, numbers)
@@ -106,7 +122,7 @@ def _why_left_out(run: Run, sizes: Sequence[int] | None, seeds: Sequence[int] | 
     return None
 
 
-def _absent(one: AbsentRun, seeds: Sequence[int] | None, steps: int | None) -> AccountedRun:
+def _absent(one: AbsentRun, seeds: Sequence[int] | None, *, is_planned: bool) -> AccountedRun:
     left_out = seeds is not None and one.seed is not None and one.seed not in seeds
     return AccountedRun(
         run=one.run,
@@ -114,7 +130,7 @@ def _absent(one: AbsentRun, seeds: Sequence[int] | None, steps: int | None) -> A
         seed=one.seed,
         state="left out" if left_out else one.state,
         reason=f"{one.reason}; {wording.not_requested(f'seed {one.seed}')}" if left_out else one.reason,
-        is_planned=steps is None or one.planned_steps in (steps, None),
+        is_planned=is_planned,
     )
 
 

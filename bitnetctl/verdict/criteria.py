@@ -55,7 +55,7 @@ class SeedRule(Frozen):
 
     rule: Literal["every", "rate"] = "every"
     min_seeds: PositiveInt = 1
-    max_failure_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    max_failure_rate: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] = 0.5
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
 
     @model_validator(mode="before")

@@ -1,5 +1,6 @@
 """Judge the runs of one arm, or of each arm, by criteria."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,18 @@ def judge_arms(
     levels = _levels(assessed, alpha, len(together) if criteria.seeds.rule == "rate" else 0)
     unequal = _unequal_arms([run for one in assessed.values() for run in one.kept], len(assessed))
     judged = (arm for arm in (by_arm if arms is None else arms) if arm in assessed)
-    return {arm: _verdict(arm, assessed[arm], criteria, options, levels[arm], len(together), unequal) for arm in judged}
+    return {
+        arm: _verdict(
+            arm,
+            assessed[arm],
+            criteria,
+            options,
+            levels[arm],
+            len(together),
+            (*_beside(arm, assessed[arm], inventory), *unequal),
+        )
+        for arm in judged
+    }
 
 
 def judge(
@@ -186,6 +198,16 @@ def _unequal_arms(runs: Sequence[Run], arms: int) -> tuple[str, ...]:
     return tuple(wording.unequal_arms(text) for text in (*differences.breaking, *differences.minor))
 
 
+def _beside(arm: str, assessment: _ArmAssessment, inventory: Inventory) -> Iterator[str]:
+    """Yield notes on files beside the given ones that are no seeds of what is judged."""
+    judged = {size.size for size in assessment.sizes}
+    sizes = Counter(one.size for one in inventory.others if one.arm == arm and one.size not in (*judged, None))
+    if sizes:
+        yield wording.other_sizes(arm, sizes)
+    if inventory.unnamed and any(run.arm is None or run.seed is None for run in assessment.kept):
+        yield wording.unnamed_files(inventory.unnamed)
+
+
 def _verdict(
     arm: str,
     assessment: _ArmAssessment,
@@ -193,7 +215,7 @@ def _verdict(
     options: JudgeOptions,
     levels: Levels,
     arms: int,
-    unequal: Sequence[str],
+    of_the_set: Sequence[str],
 ) -> Verdict:
     judged = [judge_size(size, criteria, levels) for size in assessment.sizes]
     outcome = strictest(size.outcome for size in judged)
@@ -205,7 +227,7 @@ def _verdict(
     notes = [
         *map(wording.not_judged, planned["runs"]),
         *(note for size in judged for note in size.notes),
-        *unequal,
+        *of_the_set,
         *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
         *(wording.looks(size, numbers, alpha) for size, numbers in looks if len(numbers) > 1),
         *_evidence_notes(criteria, finished, options.requested_steps),

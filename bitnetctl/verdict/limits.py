@@ -32,20 +32,25 @@ def value_at(run: Run, measure: str, index: int) -> float | None:
     return run.column(measure)[index]
 
 
-def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
-    """Return the median of the `last` evaluations up to the end or the boundary, without the one at step 1.
+def last_values(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> list[float]:
+    """Return the known values in the `last` evaluations up to the end or the boundary, without the one at step 1.
 
-    None where one of them is unknown, there are too few or the boundary is unknown; not finite where one is not.
+    Fewer than `last` where some are unknown, there are not so many or the boundary is unknown.
     """
     if at == "end":
         until = run.final_step
     elif run.boundary_interval is None:
-        return None
+        return []
     else:
         # the last evaluation that certainly belongs to stage 1
         until, _ = run.boundary_interval
     indices = [index for index, step in enumerate(run.steps.tolist()) if 1 < step <= until][-last:]
-    known = [value for index in indices if (value := value_at(run, measure, index)) is not None]
+    return [value for index in indices if (value := value_at(run, measure, index)) is not None]
+
+
+def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
+    """Return the median of `last_values`; None where fewer are known, and one that is not finite where there is one."""
+    known = last_values(run, measure, last, at)
     if len(known) < last:
         return None
     broken = [value for value in known if not math.isfinite(value)]

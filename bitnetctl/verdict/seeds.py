@@ -82,7 +82,7 @@ def assess_size(
     failed = [run for run in absent if run.state == "failed"]
     units = _units(checked, failed, distinct_seeds=distinct_seeds)
     by_rate = criteria.seeds.rule == "rate"
-    outcomes = [_of_unknown(unit) if seed is None and by_rate else strictest(unit) for seed, unit in units.items()]
+    outcomes = [_of_seed(unit) if by_rate else strictest(unit) for unit in units.values()]
     missing = [run for run in absent if run.state != "failed"]
     tally = Tally(
         healthy=outcomes.count(Outcome.SUPPORTED),
@@ -122,8 +122,11 @@ def _units(
     return groups
 
 
-def _of_unknown(unit: Sequence[Outcome]) -> Outcome:
-    """Return the outcome of the runs of unknown seed: the more there are, the likelier one of them fails."""
+def _of_seed(unit: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of the runs of one seed where a rate is judged.
+
+    Undecided where only some failed: the more there are, the likelier one of them does.
+    """
     return Outcome.INCONCLUSIVE if Outcome.REFUTED in unit and len(set(unit)) > 1 else strictest(unit)
 
 

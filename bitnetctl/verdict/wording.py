@@ -20,6 +20,25 @@ def not_requested(what: str) -> str:
     return f"{what} was not requested"
 
 
+def other_length(steps: int) -> str:
+    """Say that a run was left out because its seed has a run of the requested length."""
+    return f"of {steps:,} steps, and its seed has a run of the requested ones"
+
+
+def other_sizes(arm: str, sizes: Mapping[int | None, int]) -> str:
+    """Say which sizes of an arm were trained and are not judged."""
+    listed = ", ".join(f"hidden {size} ({plural(count, 'run')})" for size, count in sorted(sizes.items(), key=str))
+    return f"{arm} was trained at other sizes, too, about which nothing is said: {listed}"
+
+
+def unnamed_files(count: int) -> str:
+    """Say that files that could be further seeds lie beside those given."""
+    return (
+        f"{plural(count, 'other CSV')} without a manifest or a run's name lie{'s' * (count == 1)} beside those given; "
+        "if they are further seeds, they were left out"
+    )
+
+
 def percent(rate: float, unlike: float = math.nan) -> str:
     """Format a rate with so many digits that it does not look like 0, 1 or `unlike`, unless it is equal to them."""
     for digits in range(10):

@@ -313,3 +313,18 @@ def test_names_cannot_send_terminal_escapes(tmp_path: Path, arm: str) -> None:
     assert done.code == ExitCode.SUPPORTED
     assert "\x1b" not in done.out
     assert arm.replace("\x1b", "�") + ": unique predictions · held-out loss" in " ".join(done.out.split())
+
+
+def test_a_bundle_is_judged_as_it_was_unless_told_otherwise(tmp_path: Path) -> None:
+    """A trial of another length, and a requested seed that is missing, keep their part in the verdict."""
+    runs = tmp_path / "runs"
+    for seed in range(5):
+        healthy_run(runs, seed)
+    healthy_run(runs, 0, steps=2_000, HeldOutLoss=4.6)
+    first = call("verify", runs, "--steps", "20000", "--bundle", tmp_path / "a.zip", "--json")
+    assert judged(first) == judged(call("verify", tmp_path / "a.zip", "--json")) == (ExitCode.SUPPORTED, "supported")
+    assert judged(call("verify", tmp_path / "a.zip", "--steps", "30000", "--json"))[1] == "inconclusive"
+    missing = call("verify", runs, "--steps", "20000", "--seeds", "6", "--bundle", tmp_path / "b.zip", "--json")
+    again = call("verify", tmp_path / "b.zip", "--json")
+    assert judged(missing) == judged(again) == (ExitCode.INCONCLUSIVE, "inconclusive")
+    assert [one["account"] for one in again.json["verdicts"]] == [one["account"] for one in missing.json["verdicts"]]

@@ -131,7 +131,7 @@ def test_foreign_files_say_nothing_of_each_other(tmp_path: Path) -> None:
         bare_run(tmp_path, name=name)
     bare_run(tmp_path, arm="no-decay", seed=3)
     empty_run(tmp_path, quick(seed=4))
-    assert inventory([tmp_path / "a.csv", tmp_path / "h64 seed 1.csv"]) == Inventory()
+    assert inventory([tmp_path / "a.csv", tmp_path / "h64 seed 1.csv"]) == Inventory(unnamed=1)
     assert take_inventory([]) == Inventory()
 
 

@@ -120,9 +120,9 @@ def test_looks_are_counted_and_shown(tmp_path: Path) -> None:
         assert "grew" not in " ".join(verdict.notes)
 
 
-def test_a_seed_that_failed_elsewhere_is_one_failed_seed(tmp_path: Path) -> None:
+def test_a_seed_that_also_failed_elsewhere_helps_neither_side(tmp_path: Path) -> None:
     verdict = sound(healthy(tmp_path, 5), absent(4, "failed", "crashed"))
-    assert [verdict.statistics[0][name] for name in ("seeds", "healthy", "unhealthy", "absent")] == [5, 4, 1, 0]
+    assert [verdict.statistics[0][name] for name in ("seeds", "healthy", "undecided", "absent")] == [5, 4, 1, 0]
     assert verdict.outcome is INCONCLUSIVE
     # another run of a seed that is judged could have been chosen away
     beside = sound(healthy(tmp_path, 5), absent(4, "left out", "in the same folder, not given (failed)"))
@@ -131,8 +131,11 @@ def test_a_seed_that_failed_elsewhere_is_one_failed_seed(tmp_path: Path) -> None
 
 
 def test_runs_of_other_steps_stand_in_the_way_unless_steps_are_requested(tmp_path: Path) -> None:
-    trial = replace(absent(9, "left out", "in the same folder, not given (finished, 200 steps)"), planned_steps=200)
+    trial = replace(absent(4, "left out", "in the same folder, not given (finished, 200 steps)"), planned_steps=200)
     assert sound(healthy(tmp_path, 5), trial).outcome is INCONCLUSIVE
+    # a seed that was trained at another length only may have been left out for its result
+    other_seed = replace(trial, seed=9)
+    assert sound(healthy(tmp_path, 5), other_seed, requested_steps=20_000).outcome is INCONCLUSIVE
     requested = sound(healthy(tmp_path, 5), trial, requested_steps=20_000)
     assert requested.outcome is SUPPORTED
     assert "1 left out" in requested.account
@@ -166,3 +169,19 @@ def test_every_form_of_a_verdict_carries_the_account(tmp_path: Path) -> None:
     assert account in xml
     assert 'message="missing: no file"' in xml
     assert '<failure message="crashed" />' in xml
+
+
+def test_what_lies_beside_the_given_runs_is_mentioned(tmp_path: Path) -> None:
+    runs = healthy(tmp_path, 5)
+    larger = [replace(absent(seed, "left out"), size=512) for seed in range(6)]
+    verdict = judge(runs, SOUND, inventory=Inventory(others=tuple(larger)))
+    assert verdict.outcome is SUPPORTED
+    note = "baseline was trained at other sizes, too, about which nothing is said: hidden 512 (6 runs)"
+    assert note in verdict.notes
+    foreign = [replace(run, seed=None) for run in runs]
+    options = JudgeOptions(distinct_seeds=True)
+    unnamed = judge(foreign, SOUND, options, inventory=Inventory(unnamed=2)).notes
+    assert any(
+        note.startswith("2 other CSVs without a manifest or a run's name lie beside those given") for note in unnamed
+    )
+    assert not any("beside" in note for note in judge(runs, SOUND, inventory=Inventory(unnamed=2)).notes)

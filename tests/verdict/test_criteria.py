@@ -133,7 +133,7 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
             "max_failures",
             "unknown field 'seeds.max_failures_rate'; did you mean 'seeds.max_failure_rate'?",
         ),
-        ("= 0.25", "= 1.0", "seeds.max_failure_rate: input should be less than 1, got 1.0"),
+        ("= 0.25", "= 1.0", "seeds.max_failure_rate: input should be less than or equal to 0.999999, got 1.0"),
         ('rule = "rate"', 'rule = "most"', "seeds.rule: input should be 'every' or 'rate', got 'most'"),
         # the rule of earlier files meant something else and must not be read as anything
         ('rule = "rate"', 'rule = "share"', 'seeds.rule: "share" controlled no error rate; take "rate" with max_'),

@@ -82,7 +82,8 @@ def test_several_runs_of_one_seed_are_one_seed(tmp_path: Path) -> None:
     twice = replace(again, seed=1, arm="baseline", size=256, planned_steps=20_000)
     verdict = sound(*healthy(tmp_path), twice)
     assert verdict.outcome is INCONCLUSIVE
-    assert [verdict.statistics[0][name] for name in ("runs", "seeds", "healthy", "unhealthy")] == [6, 5, 4, 1]
+    # one of its runs failed and one did not, so it helps neither side
+    assert [verdict.statistics[0][name] for name in ("runs", "seeds", "healthy", "undecided")] == [6, 5, 4, 1]
 
 
 def test_runs_of_unknown_seed_are_one_seed_unless_told_otherwise(tmp_path: Path) -> None:
@@ -113,6 +114,8 @@ def test_runs_of_unknown_seed_are_one_seed_unless_told_otherwise(tmp_path: Path)
         ({"HeldOutLoss": [4.7] * 10 + [7.0]}, SUPPORTED, ""),
         ({"HeldOutLoss": [4.7] * 9 + [7.0] * 2}, REFUTED, "Skill -0.2747 < 0"),
         ({"HeldOutLoss": [4.7] * 10 + ["nan"]}, REFUTED, "diverged at step 20,000"),
+        # an impossible value is no noise that a median may pass over
+        ({"HeldOutLoss": [4.7] * 10 + [-5]}, INCONCLUSIVE, "Skill 4.876 is impossible: the file is damaged"),
         ({"HeldOutLoss": None}, INCONCLUSIVE, "HeldOutLoss is unknown in 11 of 11 rows"),
         ({"ContextInformation": 0.05}, REFUTED, "ContextInformation 0.05 < 0.1"),
         ({"ContextInformation": 0.3}, INCONCLUSIVE, "ContextInformation 0.3 is between 0.1 and 0.5"),
@@ -191,7 +194,13 @@ def test_shorter_runs_of_the_arm_count(tmp_path: Path) -> None:
     verdict = sound(*healthy(tmp_path), *short)
     assert verdict.outcome is INCONCLUSIVE
     assert verdict.statistics[0]["unhealthy"] == 3
-    assert sound(*healthy(tmp_path), *map(dead, range(5))).outcome is REFUTED
+    both = sound(*healthy(tmp_path), *map(dead, range(5)))
+    assert (both.outcome, both.statistics[0]["undecided"]) == (INCONCLUSIVE, 5)
+    # only where the length is requested, and the seed has it, the other one is only mentioned
+    requested = sound(*healthy(tmp_path), *map(dead, range(5)), requested_steps=20_000)
+    assert (requested.outcome, requested.planned["left_out"]) == (SUPPORTED, 5)
+    assert "of 2,000 steps, and its seed has a run of the requested ones" in " ".join(requested.notes)
+    assert sound(*healthy(tmp_path), *short, requested_steps=20_000).outcome is INCONCLUSIVE
 
 
 def test_unknown_planned_steps_must_be_requested(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_none_failed_is_not_said_of_undecided_seeds_without_them() -> None:
         "(one-sided 95 % bound)"
     )
     assert wording.rate_left_open(5, 0, 6, 1.0, 0.025, 1, "42 %") == (
-        "5 of 6 seeds failed and 1 is not judged, which leaves open a failure rate of at least 42 %, up to 100 % "
+        "5 of 5 seeds failed, 1 more is not judged, which leaves open a failure rate of at least 42 %, up to 100 % "
         "(one-sided 97.5 % bound)"
     )
     assert wording.rate_shown(6, 6, 0.541, 0.025) == (

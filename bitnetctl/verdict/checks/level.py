@@ -10,7 +10,7 @@ from bitnetctl.config import PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, Seeds, ThresholdCheck, inconclusive
-from bitnetctl.verdict.limits import constant_value, last_median, limits
+from bitnetctl.verdict.limits import constant_value, last_median, last_values, limits
 from bitnetctl.verdict.outcome import Outcome, number_text
 from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, mean_test
 
@@ -86,12 +86,13 @@ class LevelCheck(ThresholdCheck):
             evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
             return inconclusive(f"{name} is unknown{evaluations}")
         possible = limits(run, self.measure)
+        for one in last_values(run, self.measure, self.last, self.at):
+            slack = _TOLERANCE * max(1.0, abs(one))
+            above = possible.high is not None and one > possible.high + slack
+            below = possible.low is not None and one < possible.low - slack
+            if math.isfinite(one) and (above or below):
+                return inconclusive(f"{name} {number_text(one)} is impossible: the file is damaged", value)
         low, high = self.range or (-math.inf, math.inf)
-        slack = _TOLERANCE * max(1.0, abs(value))
-        above = possible.high is not None and value > possible.high + slack
-        below = possible.low is not None and value < possible.low - slack
-        if above or below:
-            return inconclusive(f"{name} {number_text(value)} is impossible: the file is damaged", value)
         if self.claim == "runs" or not math.isfinite(value):
             return self.compare(value, name)
         if not low <= value <= high:

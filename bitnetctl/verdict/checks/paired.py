@@ -107,6 +107,13 @@ class PairedCheck(MeasuredCheck):
     claim: Literal["median", "mean"] = "median"
     range: tuple[float, float] | None = None
 
+    @field_validator("measure")
+    @classmethod
+    def _refuse_schedule(cls, value: str) -> str:
+        if value in ("LR", "WD"):
+            raise ValueError(f"{value} is set by the arm and measures nothing")
+        return value
+
     @field_validator("against")
     @classmethod
     def _check_arm(cls, value: str) -> str:
