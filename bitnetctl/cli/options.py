@@ -21,7 +21,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Initialisation and shu
 Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; unset: the recipe's.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps; unset: the recipe's.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
 ]

@@ -42,8 +42,8 @@ def write_bundle(
     """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
 
     `criteria` are (name, JSON text) pairs. Of the absent runs of `inventory` the bundle has what is needed to count
-    them again: manifests and locks, and the CSV of a run that was left out as `left-out/<run>.csv`. An existing file is
-    replaced only by a complete one.
+    them again: manifests and locks, and the CSV of a run that was left out as `left-out/<run>.csv`; of the runs of
+    other arms, which share the error rate, the manifests or locks. An existing file is replaced only by a complete one.
     """
     with (
         storage_errors(path),
@@ -60,6 +60,15 @@ def write_bundle(
         for absent in inventory.absent if inventory is not None else ():
             if absent.path is not None:
                 _write_absent(bundle, absent, absent.path, _unused(_portable(absent.path.stem), taken))
+        places = {(run.size, run.seed, run.planned_steps) for run in runs}
+        arms: set[str | None] = set()
+        for other in inventory.others if inventory is not None else ():
+            # what could be a twin of a given run, and one run of every other arm
+            is_wanted = other.arm not in arms or (other.size, other.seed, other.planned_steps) in places
+            arms.add(other.arm)
+            if other.path is not None and is_wanted:
+                stem = _unused(_portable(other.path.stem), taken)
+                _write_trace(bundle, other.path.with_name(other.path.stem), stem, or_lock=True)
         for name, text in criteria:
             bundle.writestr(f"criteria/{name}.json", text)
         bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
@@ -97,12 +106,7 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
 def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: str) -> None:
     """Write what tells of a run that is not judged; files that cannot be read are left out."""
     folder = csv.with_name(csv.stem)
-    try:
-        bundle.writestr(f"runs/{stem}/{MANIFEST_NAME}", (folder / MANIFEST_NAME).read_bytes())
-    except OSError:
-        # a run without a manifest
-        if absent.state == "unfinished":
-            bundle.writestr(f"runs/{stem}/{LOCK_NAME}", b"")
+    _write_trace(bundle, folder, stem, or_lock=absent.state == "unfinished")
     if absent.state == "left out":
         with contextlib.suppress(OSError):
             bundle.writestr(f"{_LEFT_OUT}/{stem}.csv", csv.read_bytes())
@@ -114,6 +118,15 @@ def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: s
             never_evaluated = absent.state in ("failed", "unfinished") and manifest.steps_done == 0
             if csv.is_file() or never_evaluated:
                 bundle.writestr(f"runs/{stem}.csv", HEADER)
+
+
+def _write_trace(bundle: zipfile.ZipFile, folder: Path, stem: str, *, or_lock: bool) -> None:
+    """Write the manifest of a run; of one without, with `or_lock`, a lock, so that its name still tells of it."""
+    try:
+        bundle.writestr(f"runs/{stem}/{MANIFEST_NAME}", (folder / MANIFEST_NAME).read_bytes())
+    except OSError:
+        if or_lock:
+            bundle.writestr(f"runs/{stem}/{LOCK_NAME}", b"")
 
 
 def _unused(stem: str, taken: set[str]) -> str:

@@ -5,7 +5,7 @@ the commands planned, and what lies beside the given CSVs. No torch here.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -45,12 +45,14 @@ class Inventory:
     """What belongs to a set of runs beside those given.
 
     `arms` are all arms planned or trained with these runs, at any size; those given come first. `plans` are, for every
-    arm and size, the numbers of seeds planned over time: (3, 6) where a plan of three seeds became one of six.
+    arm and size, the numbers of seeds planned over time: (3, 6) where a plan of three seeds became one of six. `others`
+    are the siblings of arms and sizes that are not among those given.
     """
 
     absent: tuple[AbsentRun, ...] = ()
     arms: tuple[str, ...] = ()
     plans: Mapping[Cell, tuple[int, ...]] = field(default_factory=dict)
+    others: tuple[AbsentRun, ...] = field(default=(), compare=False)
 
 
 def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inventory:
@@ -81,6 +83,7 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         absent=absent.in_order(known),
         arms=_all_arms(known, siblings, [plan for _, plan in plans], planned.other_arms),
         plans=planned.growth(),
+        others=tuple(_others(known, siblings)),
     )
 
 
@@ -198,6 +201,23 @@ def _state(sibling: Sibling, group: Group) -> tuple[State, str]:
     if status is None:
         return "unfinished", f"no run.json, {'a CSV without rows' if sibling.csvs else 'only a lock'}"
     return "unfinished", f"{status} {when}" if is_gone or status == "stopped" else f"{status}, no evaluation yet"
+
+
+def _others(known: Known, siblings: Iterable[Sibling]) -> Iterator[AbsentRun]:
+    """Yield the siblings of arms and sizes that are not among those given."""
+    for sibling in siblings:
+        one = sibling.identity
+        if one is not None and known.group_of(one, sibling.name) is None:
+            yield AbsentRun(
+                run=sibling.name,
+                arm=one.arm,
+                size=one.size,
+                seed=one.seed,
+                planned_steps=one.steps,
+                state="left out",
+                reason="in the same folder, not given",
+                path=sibling.csv,
+            )
 
 
 def _add_never_started(absent: _Absent, known: Known, empty: Iterable[EmptyRun]) -> None:

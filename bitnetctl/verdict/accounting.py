@@ -121,14 +121,12 @@ def _absent(one: AbsentRun, seeds: Sequence[int] | None, steps: int | None) -> A
 def _requested(
     accounted: Sequence[AccountedRun], sizes: Sequence[int] | None, seeds: Sequence[int] | None
 ) -> Iterator[AccountedRun]:
-    """Yield the requested seeds of every size that no run has; a run of unknown seed could be any of them."""
+    """Yield the requested seeds of every size that no run has; a run of unknown seed could be one of them."""
     known = sizes if sizes is not None else dict.fromkeys(run.size for run in accounted if run.state == "judged")
     for size in known:
         of_size = [run for run in accounted if run.size == size and run.state not in ("left out", "doubled")]
-        if any(run.seed is None for run in of_size):
-            continue
-        for seed in seeds or ():
-            if all(run.seed != seed for run in of_size):
-                yield AccountedRun(
-                    run=f"seed {seed}", size=size, seed=seed, state="missing", reason="requested, and there is no run"
-                )
+        unknown = sum(run.seed is None for run in of_size)
+        for seed in [seed for seed in seeds or () if all(run.seed != seed for run in of_size)][unknown:]:
+            yield AccountedRun(
+                run=f"seed {seed}", size=size, seed=seed, state="missing", reason="requested, and there is no run"
+            )

@@ -72,7 +72,7 @@ def judge_arms(
     for absent in inventory.absent if arms is None else ():
         by_arm.setdefault(absent.arm or UNKNOWN_ARM, [])
     together = [arm for arm in dict.fromkeys([*by_arm, *inventory.arms]) if arm not in criteria.references]
-    context = _context(criteria, options, distinct)
+    context = _context(criteria, options, distinct, inventory)
     assessed = {
         arm: _assess(
             arm,
@@ -113,7 +113,9 @@ def judge(
     return verdicts[name]
 
 
-def _context(criteria: Criteria, options: JudgeOptions, candidates: Sequence[Run]) -> CheckContext:
+def _context(
+    criteria: Criteria, options: JudgeOptions, candidates: Sequence[Run], inventory: Inventory
+) -> CheckContext:
     # without candidates: a twin is not compared with a twin of its own
     alone = CheckContext(
         requested_steps=options.requested_steps, strict=options.strict, check_twin=lambda twin: _no_twin(twin)
@@ -121,6 +123,7 @@ def _context(criteria: Criteria, options: JudgeOptions, candidates: Sequence[Run
     return CheckContext(
         requested_steps=options.requested_steps,
         candidates=candidates,
+        not_given=[*inventory.others, *(one for one in inventory.absent if one.state == "left out")],
         strict=options.strict,
         check_twin=lambda twin: check_run(twin, criteria, alone),
     )

@@ -133,7 +133,8 @@ def seeds_to_decide(tally: Tally, max_rate: float, level: float) -> tuple[int | 
 
 def fewest_seeds(max_rate: float, level: float) -> int:
     """Return the least number of seeds that can decide: all healthy for support, or all failed for refutation."""
-    return next(count for count in range(1, _MOST_SEEDS) if min(1 - max_rate, max_rate) ** count < level)
+    possible = (count for count in range(1, _MOST_SEEDS) if min(1 - max_rate, max_rate) ** count < level)
+    return next(possible, _MOST_SEEDS)
 
 
 def mean_test(values: Sequence[float], threshold: float, limit: float) -> float:

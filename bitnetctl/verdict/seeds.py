@@ -43,7 +43,12 @@ class SizeAssessment:
 
     @property
     def p(self) -> PValues:
-        """The p-values of all statements together; support is impossible where something stands against it."""
+        """The p-values of all statements together; support is impossible where something stands against it.
+
+        Runs that are no seeds of one arm say nothing, and lend no other arm a level.
+        """
+        if any(finding.outcome is Outcome.INVALID for finding in self.findings):
+            return UNDECIDABLE
         combined = all_of([statement.p for statement in self.statements])
         # a run that failed without rows is counted in the tally
         blocked = any(finding.run is None for finding in self.findings)
@@ -76,7 +81,8 @@ def assess_size(
     """Assess the runs of one size; `absent` are its runs that were planned and have no rows here."""
     failed = [run for run in absent if run.state == "failed"]
     units = _units(checked, failed, distinct_seeds=distinct_seeds)
-    outcomes = [strictest(unit) for unit in units.values()]
+    by_rate = criteria.seeds.rule == "rate"
+    outcomes = [_of_unknown(unit) if seed is None and by_rate else strictest(unit) for seed, unit in units.items()]
     missing = [run for run in absent if run.state != "failed"]
     tally = Tally(
         healthy=outcomes.count(Outcome.SUPPORTED),
@@ -114,6 +120,11 @@ def _units(
     for run in failed:
         groups.setdefault(run.seed, []).append(Outcome.REFUTED)
     return groups
+
+
+def _of_unknown(unit: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of the runs of unknown seed: the more there are, the likelier one of them fails."""
+    return Outcome.INCONCLUSIVE if Outcome.REFUTED in unit and len(set(unit)) > 1 else strictest(unit)
 
 
 def _notes(
@@ -189,7 +200,7 @@ def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
                 tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, limit
             )
         if outcome is Outcome.REFUTED:
-            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit)
+            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit, tally.absent)
         support, refute = seeds_to_decide(ended, limit, min(levels.supporting, levels.refuting))
         return wording.rate_open(
             tally.unhealthy,
@@ -260,7 +271,7 @@ def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[
     """Return the least failure rate that failed seeds of a refuted size show, else the largest that is left open."""
     lower, upper = _rate_bounds(tally, levels)
     if outcome is Outcome.REFUTED and tally.unhealthy:
-        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting)
+        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting, tally.absent)
     least = ""
     if tally.unhealthy and outcome is not Outcome.SUPPORTED:
         own_level = "" if levels.refuting == levels.supporting else f" ({wording.bound(levels.refuting)})"

@@ -31,15 +31,17 @@ def percent(rate: float, unlike: float = math.nan) -> str:
 
 def bound(level: float) -> str:
     """Name a one-sided bound by its confidence, such as `one-sided 97.5 % bound`."""
-    return f"one-sided {100 * (1 - level):.4g} % bound"
+    text = f"{100 * (1 - level):.4g}"
+    return f"one-sided {f'{text} %' if text != '100' else percent(1 - level)} bound"
 
 
 def tally_text(unhealthy: int, undecided: int, total: int, absent: int = 0) -> str:
-    """Count seeds that are not healthy, such as `1 of 6 seeds failed, 2 are undecided and 1 is not judged`."""
-    parts = [f"{unhealthy or 'none'} of {plural(total, 'seed')} failed"]
-    others = ((undecided, "undecided"), (absent, "not judged"))
-    parts += [f"{count} {'is' if count == 1 else 'are'} {state}" for count, state in others if count]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    """Count failed, undecided and absent seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
+    if absent == total:
+        return f"none of {plural(total, 'planned seed')} is judged"
+    text = f"{unhealthy or 'none'} of {plural(total - absent, 'seed')} failed"
+    text += f" and {undecided} {'is' if undecided == 1 else 'are'} undecided" if undecided else ""
+    return f"{text}, {absent} more {'is' if absent == 1 else 'are'} not judged" if absent else text
 
 
 def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
@@ -49,10 +51,11 @@ def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, lev
     return f"{tally_text(unhealthy, undecided, total)}{counted}: {rate}, less than {percent(limit)}"
 
 
-def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float) -> str:
+def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float, absent: int = 0) -> str:
     """Say which failure rate is at least there, where it is above the limit."""
     return (
-        f"{tally_text(unhealthy, 0, total)}: a failure rate of at least {percent(lower, limit)} ({bound(level)}), "
+        f"{tally_text(unhealthy, 0, total, absent)}: a failure rate of at least {percent(lower, limit)} "
+        f"({bound(level)}), "
         f"more than {percent(limit)}"
     )
 
@@ -199,9 +202,9 @@ def rate_left_open(
     return f"{tally_text(unhealthy, undecided, total, absent)}, which leaves open {rate}"
 
 
-def rate_shown(unhealthy: int, total: int, lower: float, level: float) -> str:
+def rate_shown(unhealthy: int, total: int, lower: float, level: float, absent: int = 0) -> str:
     """Say which failure rate the failed seeds show."""
-    return f"{tally_text(unhealthy, 0, total)}, a failure rate of at least {percent(lower)} ({bound(level)})"
+    return f"{tally_text(unhealthy, 0, total, absent)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 
 
 def not_judged(run: Mapping[str, Any]) -> str:

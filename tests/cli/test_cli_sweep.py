@@ -59,7 +59,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "both override training_loss",
     ),
     "no runs": (["--no-baseline"], "the sweep has no runs; give an arm with -i, or leave out --no-baseline"),
-    "no steps": (["--steps", "0"], "steps: input should be greater than 0, got 0"),
+    "no steps": (["--steps", "0"], "'--steps': Input should be greater than or equal to 1"),
     "no evaluations": (["--eval-every", "0"], "eval_every_steps: input should be greater than 0"),
     "no checkpoints": (["--checkpoint-every", "0"], "--checkpoint-every"),
     "unknown field": (["--set", "model.hiden_size=3"], "did you mean 'model.hidden_size'?"),

@@ -68,15 +68,15 @@ def test_none_failed_is_not_said_of_undecided_seeds_without_them() -> None:
     assert wording.tally_text(0, 2, 6) == "none of 6 seeds failed and 2 are undecided"
     assert wording.tally_text(0, 1, 1) == "none of 1 seed failed and 1 is undecided"
     assert wording.tally_text(3, 0, 6) == "3 of 6 seeds failed"
-    assert wording.tally_text(0, 0, 2, 2) == "none of 2 seeds failed and 2 are not judged"
-    assert wording.tally_text(1, 2, 6, 1) == "1 of 6 seeds failed, 2 are undecided and 1 is not judged"
+    assert wording.tally_text(0, 0, 2, 2) == "none of 2 planned seeds is judged"
+    assert wording.tally_text(1, 2, 6, 1) == "1 of 5 seeds failed and 2 are undecided, 1 more is not judged"
     left = wording.rate_left_open(0, 6, 6, 1.0, 0.05)
     assert left == (
         "none of 6 seeds failed and 6 are undecided, which leaves open a failure rate of up to 100 % "
         "(one-sided 95 % bound)"
     )
     assert wording.rate_left_open(5, 0, 6, 1.0, 0.025, 1, "42 %") == (
-        "5 of 6 seeds failed and 1 is not judged, which leaves open a failure rate of at least 42 %, up to 100 % "
+        "5 of 5 seeds failed, 1 more is not judged, which leaves open a failure rate of at least 42 %, up to 100 % "
         "(one-sided 97.5 % bound)"
     )
     assert wording.rate_shown(6, 6, 0.541, 0.025) == (

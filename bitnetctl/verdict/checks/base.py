@@ -1,17 +1,21 @@
 """Base classes of checks, their context and their findings."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import Frozen, PositiveInt, did_you_mean
 from bitnetctl.records import Run
+from bitnetctl.records.inventory import AbsentRun
 from bitnetctl.records.metrics import MEASURES
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, number_text
 from bitnetctl.verdict.rule import Statement
+
+_Item = TypeVar("_Item")
 
 Otherwise: TypeAlias = Literal["refuted", "inconclusive"]
 
@@ -21,13 +25,55 @@ class CheckContext:
     """Inputs of a check besides the run.
 
     `requested_steps` are steps requested by the user, `candidates` the runs among which partners are looked up,
-    `check_twin` applies the same criteria to one, and with `strict` it may not differ in software and hardware.
+    `not_given` those that lie beside the given ones, `check_twin` applies the same criteria to one, and
+    with `strict` it may not differ in software and hardware.
     """
 
     check_twin: Callable[[Run], CheckedRun]
     requested_steps: int | None = None
     candidates: Sequence[Run] = ()
+    not_given: Sequence[AbsentRun] = ()
     strict: bool = False
+
+    @cached_property
+    def _by_place(self) -> Mapping[object, Sequence[Run]]:
+        return _grouped((_place(run), run) for run in self.candidates)
+
+    @cached_property
+    def _not_given(self) -> Mapping[object, Sequence[AbsentRun]]:
+        return _grouped((_place(run), run) for run in self.not_given)
+
+    def beside(self, run: Run) -> Sequence[Run]:
+        """Return the candidates of the same size, seed and steps."""
+        return self._by_place.get(_place(run), ())
+
+    def not_given_beside(self, run: Run) -> Sequence[AbsentRun]:
+        """Return the runs of the same size, seed and steps that lie beside those given."""
+        return self._not_given.get(_place(run), ())
+
+    def any_of_cell(self, run: Run, question: str, holds: Callable[[Run], bool]) -> bool:
+        """Whether any candidate of the run's arm and size has a property, which is asked once."""
+        key = (question, run.arm, run.size)
+        if key not in self._answers:
+            self._answers[key] = any(
+                holds(one) for one in self.candidates if (one.arm, one.size) == (run.arm, run.size)
+            )
+        return self._answers[key]
+
+    @cached_property
+    def _answers(self) -> dict[tuple[object, ...], bool]:
+        return {}
+
+
+def _place(run: Run | AbsentRun) -> tuple[object, ...]:
+    return run.size, run.seed, run.planned_steps
+
+
+def _grouped(pairs: Iterable[tuple[object, _Item]]) -> dict[object, list[_Item]]:
+    groups: dict[object, list[_Item]] = {}
+    for key, item in pairs:
+        groups.setdefault(key, []).append(item)
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True)

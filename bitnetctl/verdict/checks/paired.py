@@ -1,6 +1,7 @@
 """Check `paired`: an arm beats another by more than a margin, seed by seed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +14,7 @@ from bitnetctl.records import Run
 from bitnetctl.units import plural
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.base import CheckContext, Finding, MeasuredCheck, Seeds
-from bitnetctl.verdict.checks.pairs import Partner, find_partner
+from bitnetctl.verdict.checks.pairs import Partner, find_partners
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import CheckedRun, Outcome, number_text
 from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, at_least, mean_test
@@ -23,13 +24,20 @@ from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, at_l
 class Pairs:
     """Improvements of an arm over another, by more than the margin if above 0; `planned` pairs, the others are lost.
 
-    An improvement is infinite where one run of a pair failed, and 0 less the margin where both did.
+    An improvement is infinite where one run of a pair failed, and 0 less the margin where both did. Where a seed was
+    repeated, `improvements` has the least of its pairs, and `of_repeats` the greatest.
     """
 
     improvements: tuple[float, ...]
     planned: int
     failed: int
     failed_against: int
+    of_repeats: tuple[float, ...] = ()
+
+    @property
+    def greatest(self) -> tuple[float, ...]:
+        """The greatest improvement of every seed, the only one where none was repeated."""
+        return self.of_repeats or self.improvements
 
     @property
     def wins(self) -> int:
@@ -37,7 +45,7 @@ class Pairs:
 
     @property
     def losses(self) -> int:
-        return sum(value < 0 for value in self.improvements)
+        return sum(value < 0 for value in self.greatest)
 
     @property
     def complete(self) -> bool:
@@ -56,24 +64,29 @@ def sign_test(pairs: Pairs) -> PValues:
 
 def student_test(pairs: Pairs) -> PValues:
     """Return the one-sided p-values of Student's test of the mean improvement; 1 where a run failed."""
-    values = pairs.improvements
-    if len(values) < 2 or not all(map(math.isfinite, values)) or not pairs.complete:
+    if not pairs.complete:
         return UNDECIDABLE
+    return PValues(_student_p(pairs.improvements), _student_p([-value for value in pairs.greatest]))
+
+
+def _student_p(values: Sequence[float]) -> float:
+    """Return the p-value of a mean of at most 0."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return 1.0
     from scipy.special import stdtr
 
     spread = stdev(values)
     if spread == 0:
-        return UNDECIDABLE
-    t = fmean(values) / (spread / math.sqrt(len(values)))
-    return PValues(float(stdtr(len(values) - 1, -t)), float(stdtr(len(values) - 1, t)))
+        return 1.0
+    return float(stdtr(len(values) - 1, -fmean(values) / (spread / math.sqrt(len(values)))))
 
 
 def bet_on_mean(pairs: Pairs, limits: tuple[float, float], margin: float) -> PValues:
     """Return p-values of the mean improvement for any noise within the limits; 1 if one is outside, as a failure is."""
     low, high = (limit - margin for limit in limits)
-    if not pairs.complete or not all(low <= value <= high for value in pairs.improvements):
+    if not pairs.complete or not all(low <= value <= high for value in (*pairs.improvements, *pairs.greatest)):
         return UNDECIDABLE
-    return PValues(mean_test(pairs.improvements, 0.0, low), mean_test(pairs.improvements, 0.0, high))
+    return PValues(mean_test(pairs.improvements, 0.0, low), mean_test(pairs.greatest, 0.0, high))
 
 
 class PairedCheck(MeasuredCheck):
@@ -141,25 +154,29 @@ class PairedCheck(MeasuredCheck):
     def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
         """Pair every seed with its partner; an unfinished or unknown run loses its pair.
 
-        A seed is one pair: of several runs the one that improves least.
+        A seed is one pair, whatever was repeated: support takes the least improvement, refutation the greatest. One
+        whose partner was repeated and left out is lost.
         """
-        by_seed: dict[int | None, float] = {}
+        by_seed: dict[int | None, list[float]] = {}
         failed, failed_against = set(), set()
         for one in seeds.checked:
-            partner = self._partner(one.run, context)
-            if partner is None or partner.unequal is not None:
+            # a repetition of the partner that was left out could tell otherwise
+            if any(other.arm == self.against for other in context.not_given_beside(one.run)):
                 continue
-            ours, theirs = self._value(one), self._value(context.check_twin(partner.run))
-            if ours is None or theirs is None:
-                continue
-            if ours == -math.inf:
-                failed.add(one.run.seed)
-            if theirs == -math.inf:
-                failed_against.add(one.run.seed)
-            improvement = self._improvement(ours, theirs)
-            by_seed[one.run.seed] = min(improvement, by_seed.get(one.run.seed, math.inf))
+            for partner in self._partners(one.run, context):
+                if partner.unequal is not None:
+                    continue
+                ours, theirs = self._value(one), self._value(context.check_twin(partner.run))
+                if ours is None or theirs is None:
+                    continue
+                if ours == -math.inf:
+                    failed.add(one.run.seed)
+                if theirs == -math.inf:
+                    failed_against.add(one.run.seed)
+                by_seed.setdefault(one.run.seed, []).append(self._improvement(ours, theirs))
         return Pairs(
-            improvements=tuple(by_seed.values()),
+            improvements=tuple(map(min, by_seed.values())),
+            of_repeats=tuple(map(max, by_seed.values())),
             planned=self.pairs if self.pairs is not None else seeds.planned,
             failed=len(failed),
             failed_against=len(failed_against),
@@ -174,7 +191,10 @@ class PairedCheck(MeasuredCheck):
         return 0.0 if abs(excess) <= 1e-9 * max(1.0, self.margin, abs(ours), abs(theirs)) < math.inf else excess
 
     def _partner(self, run: Run, context: CheckContext) -> Partner | None:
-        return find_partner(run, context.candidates, lambda arm: arm == self.against, strict=context.strict)
+        return next(iter(self._partners(run, context)), None)
+
+    def _partners(self, run: Run, context: CheckContext) -> list[Partner]:
+        return find_partners(run, context, lambda arm: arm == self.against)
 
     def _value(self, checked: CheckedRun) -> float | None:
         """Return the measure, larger is better; -inf where the run failed, None where it is unknown or unfinished."""

@@ -1,11 +1,12 @@
 """Partners of runs: the run of another arm that a run is compared with, seed by seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitnetctl.config import split_arm
 from bitnetctl.records import Run
 from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.verdict.checks.base import CheckContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,28 +18,21 @@ class Partner:
     notes: tuple[str, ...]
 
 
-def find_partner(
-    run: Run, candidates: Sequence[Run], is_partner: Callable[[str], bool], *, strict: bool
-) -> Partner | None:
-    """Return the partner of a run: the one whose arm `is_partner` accepts, None without one.
+def find_partners(run: Run, context: CheckContext, is_partner: Callable[[str], bool]) -> list[Partner]:
+    """Return the partners of a run: those whose arm `is_partner` accepts, all of equal provenance if any is.
 
-    Among several, one of equal provenance is preferred. With `strict` engine, precision, versions and device must be
-    equal, too.
+    With `context.strict` engine, precision, versions and device must be equal, too.
     """
     if run.arm is None or run.size is None or run.seed is None:
-        return None
-    found: Partner | None = None
-    for other in candidates:
-        same = (other.size, other.seed, other.planned_steps) == (run.size, run.seed, run.planned_steps)
-        if not same or other.arm is None or not is_partner(other.arm):
+        return []
+    found: list[Partner] = []
+    for other in context.beside(run):
+        if other.arm is None or not is_partner(other.arm):
             continue
         differences = provenance_differences([run, other], same_arm=False)
-        refused = differences.breaking + (differences.minor if strict else ())
-        partner = Partner(run=other, unequal="; ".join(refused) or None, notes=differences.minor)
-        if partner.unequal is None:
-            return partner
-        found = found or partner
-    return found
+        refused = differences.breaking + (differences.minor if context.strict else ())
+        found.append(Partner(run=other, unequal="; ".join(refused) or None, notes=differences.minor))
+    return [one for one in found if one.unequal is None] or found
 
 
 def is_twin_arm(arm: str, of: str, intervention: str) -> bool:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import CheckContext, Finding, ThresholdCheck, inconclusive
-from bitnetctl.verdict.checks.pairs import Partner, find_partner, has_intervention, is_twin_arm
+from bitnetctl.verdict.checks.pairs import Partner, find_partners, has_intervention, is_twin_arm
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.outcome import Outcome
 
@@ -16,8 +16,8 @@ class TwinCheck(ThresholdCheck):
     """The measure minus that of the twin: the run of the same size, seed and steps that also has `intervention`.
 
     The thresholds are for this difference. The check applies to an arm and size of which any run has a twin: then every
-    run needs one. A twin that is refuted or invalid makes the verdict invalid, since the setup is at fault, and so does
-    one of other data, settings or code.
+    run needs one. A run needs the twin that lies in its folder, given or not. A twin that is refuted or invalid makes
+    the verdict invalid, since the setup is at fault, and so does one of other data, settings or code.
     """
 
     kind: Literal["twin"] = "twin"
@@ -29,8 +29,9 @@ class TwinCheck(ThresholdCheck):
         twin = self._twin(run, context)
         name = f"the twin with {self.intervention}"
         if twin is None:
-            siblings = [one for one in context.candidates if (one.arm, one.size) == (run.arm, run.size)]
-            if any(self._twin(one, context) for one in siblings):
+            if any(self._is_twin(run, one.arm) for one in context.not_given_beside(run)):
+                return inconclusive(f"{name} lies in the same folder and is not given")
+            if context.any_of_cell(run, self.label, lambda one: self._twin(one, context) is not None):
                 return inconclusive(f"{name} is missing, and other seeds have theirs")
             return None
         if twin.unequal is not None:
@@ -48,9 +49,9 @@ class TwinCheck(ThresholdCheck):
         return self.compare(own - other, f"{self.measure} minus that of {name}")
 
     def _twin(self, run: Run, context: CheckContext) -> Partner | None:
-        arm = run.arm
-        if arm is None or has_intervention(arm, self.intervention):
-            return None
-        return find_partner(
-            run, context.candidates, lambda other: is_twin_arm(other, arm, self.intervention), strict=context.strict
-        )
+        return next(iter(find_partners(run, context, lambda other: self._is_twin(run, other))), None)
+
+    def _is_twin(self, run: Run, other: str | None) -> bool:
+        if run.arm is None or other is None or has_intervention(run.arm, self.intervention):
+            return False
+        return is_twin_arm(other, run.arm, self.intervention)
