@@ -271,9 +271,9 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
 
 
 def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[float, str]:
-    """Return the least failure rate that a refuted size shows, or the largest that another leaves open."""
+    """Return the least failure rate that failed seeds of a refuted size show, else the largest that is left open."""
     lower, upper = _rate_bounds(tally, levels)
-    if outcome is Outcome.REFUTED:
+    if outcome is Outcome.REFUTED and tally.unhealthy:
         return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting, tally.absent)
     least = ""
     if tally.unhealthy and outcome is not Outcome.SUPPORTED:

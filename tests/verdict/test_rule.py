@@ -220,6 +220,8 @@ def test_a_claim_about_the_mean_is_decided_by_the_mean(tmp_path: Path) -> None:
     bad = by_mean(tmp_path, [0.97] * 14)
     assert bad.outcome is REFUTED
     assert "the mean is > 0.6" in " ".join(bad.reasons)
+    # no run failed, so that there is no least failure rate to show
+    assert bad.failure_rate.startswith("none of 14 seeds failed, which leaves open a failure rate of up to ")
     # one run far beyond the threshold does not fail: only the mean is claimed
     assert by_mean(tmp_path, [0.05] * 12 + [0.9]).outcome is SUPPORTED
     open_mean = by_mean(tmp_path, [0.05] * 4)
