@@ -94,8 +94,8 @@ def agreements(runs: Sequence[Run], arms: Sequence[str]) -> list[Agreement]:
                     one for run, arm in comparable if (one := _ranked(run, None if by_seed else arm, metric, when))
                 ]
                 results.append(_agreement(metric, when, ranked, "seed" if by_seed else "arm"))
-    adjusted = iter(holm([one.p for one in results if one.p is not None]))
-    return [_with_sentence(replace(one, p_holm=next(adjusted)) if one.p is not None else one) for one in results]
+    adjusted = holm([one.p for one in results])
+    return [_with_sentence(replace(one, p_holm=p_holm)) for one, p_holm in zip(results, adjusted, strict=True)]
 
 
 def _ranked(run: Run, arm: str | None, metric: str, when: str) -> _Ranked | None:

@@ -139,13 +139,14 @@ def analyze_outcomes(
         for outcome, tested in zip(of_runs, used.tests(of_runs), strict=True)
     }
     analyses = [by_outcome[outcome.name] for outcome in outcomes]
-    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms)) if p is not None]
+    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms))]
+    tests = sum(p is not None for p in p_values)
     adjusted = iter(holm(p_values))
     results = []
     for analysis in analyses:
-        p_holm = next(adjusted) if analysis.p is not None else None
-        terms = tuple(replace(term, p_holm=next(adjusted)) if term.p is not None else term for term in analysis.terms)
-        told = replace(analysis, terms=terms, p_holm=p_holm, tests=len(p_values))
+        p_holm = next(adjusted)
+        terms = tuple(replace(term, p_holm=next(adjusted)) for term in analysis.terms)
+        told = replace(analysis, terms=terms, p_holm=p_holm, tests=tests)
         results.append(replace(told, sentence=told.sentence or _sentence(told)))
     return results
 

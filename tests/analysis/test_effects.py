@@ -12,7 +12,7 @@ from synthetic import curve, quick, simple_run, write_csv
 
 from bitnetctl.analysis.arms import Arm, choose_baselines, name_arms
 from bitnetctl.analysis.effects import ArmEffect, arm_effects
-from bitnetctl.analysis.stats import smallest_effect
+from bitnetctl.analysis.stats import detectable_factor
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.api import load_runs
@@ -186,7 +186,7 @@ def test_the_smallest_effect_is_at_the_level_of_all_tests(summary: Callable[...,
     summaries += [summary("reduced-lr", seed, 4.5 - seed / 10) for seed in range(8)]
     loss = effect_of(summaries).effects["final_held_out_loss"]
     assert loss.stdev == pytest.approx(math.sqrt(0.06))
-    assert loss.smallest_effect == smallest_effect(8, loss.stdev or 0, 0.05 / 3)
+    assert loss.smallest_effect == (loss.stdev or 0) * detectable_factor(8, 0.05 / 3)
     few = [one for one in summaries if one.seed is not None and one.seed < 6]
     assert effect_of(few).effects["final_held_out_loss"].smallest_effect == math.inf
 
