@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnetctl.analysis.agreement import tau_test
-from bitnetctl.analysis.anova import overall_test, term_tests
+from bitnetctl.analysis.anova import permutation_tests
 from bitnetctl.analysis.factors import Factor
 from bitnetctl.analysis.permutation import factor_test
 from bitnetctl.analysis.stats import detectable_factor, mean_bounds, sign_test_p
@@ -316,15 +316,11 @@ def design_rates(
     design: Design, trials: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float] | None:
     """Return where p <= 0.05 for the first factor, where any term is told after Holm, and the floor of the former."""
-    values = design.values(trials, generator)
-    factors = design.named()
-    tests = [tested for tested in term_tests(factors, design.seeds, values).values() if tested is not None]
-    overall = overall_test(factors, design.seeds, values)
-    every = [*tests, *([overall] if overall else [])]
-    if not every:
+    tests = [*permutation_tests(design.named(), design.seeds, design.values(trials, generator)).values()]
+    if not tests:
         return None
-    smallest = np.min([tested.p_S for tested in every], axis=0)
-    return tests[0].p_S <= LEVEL, smallest * len(every) < LEVEL, tests[0].floor
+    smallest = np.min([test.p_S for test in tests], axis=0)
+    return tests[0].p_S <= LEVEL, smallest * len(tests) < LEVEL, tests[0].floor
 
 
 def factor_size(trials: int, generator: np.random.Generator) -> Table:

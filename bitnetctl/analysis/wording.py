@@ -180,21 +180,19 @@ def tested(p_holm: float | None, p: float | None, p_floor: float | None, tests: 
     return f"{p_equals(p_holm)} over {plural(tests, 'test')}{floor}"
 
 
-def goes_with(outcome: str, terms: Sequence[tuple[str, float, str, str]]) -> str:
-    """Return the sentence on the terms that are told from chance: subject, eta squared, test and means of each."""
-    subjects = [
-        f"{subject} with {eta_squared:.0%} of its variance ({tested}; {means})"
-        for subject, eta_squared, tested, means in terms
-    ]
-    return f"The {outcome}: {'; '.join(subjects)}."
+def term(subject: str, eta_squared: float, tested: str, means: str) -> str:
+    """Return the clause on one term."""
+    return f"{subject} with {eta_squared:.0%} of its variance ({tested}; {means})"
 
 
-def none_told(outcome: str, subject: str, eta_squared: float, tested: str, means: str) -> str:
-    """Return the sentence where no single term is told from chance."""
-    return (
-        f"The {outcome}: no single term is told from chance; as the largest, {subject} with {eta_squared:.0%} of its "
-        f"variance ({tested}; {means})."
-    )
+def goes_with(outcome: str, terms: Sequence[str]) -> str:
+    """Return the sentence on the terms that are told from chance, a clause for each."""
+    return f"The {outcome}: {'; '.join(terms)}."
+
+
+def none_told(outcome: str, largest: str) -> str:
+    """Return the sentence where no single term is told from chance, with the clause on the largest."""
+    return f"The {outcome}: no single term is told from chance; as the largest, {largest}."
 
 
 def together(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from bitnetctl.analysis import permutation
-from bitnetctl.analysis.permutation import Permuted, factor_test, interaction_test
+from bitnetctl.analysis import interaction as interactions, permutation
+from bitnetctl.analysis.interaction import interaction_test
+from bitnetctl.analysis.permutation import Permuted, factor_test
 
 NONE = ((),)
 
@@ -156,7 +157,8 @@ def test_random_arrangements_agree_with_all_of_them(monkeypatch: pytest.MonkeyPa
         ]
 
     exact = [p_of(one) for one in all_tests()]
-    monkeypatch.setattr(permutation, "DRAWS", 3_000)
+    for module in (permutation, interactions):
+        monkeypatch.setattr(module, "DRAWS", 3_000)
     drawn = all_tests()
     assert [p_of(one) for one in drawn] == pytest.approx(exact, abs=0.04)
     assert [one.floor for one in drawn if one] == [1 / 3_001] * 2 + [2 / 2**10]
