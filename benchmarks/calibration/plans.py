@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.calibration.counts import LIMIT, p_by_count, p_values, share_rule
+from benchmarks.calibration.counts import LIMIT, former_rule, p_by_count, p_values
 from benchmarks.calibration.draws import ALPHA, DRAWS, QUICK_DRAWS, Booleans, Floats, Integers, decisions, exceeds
-from benchmarks.calibration.tables import Table, rate_text
-from bitnetctl.verdict.rule import Tally, holm_levels, seeds_to_decide
+from benchmarks.calibration.tables import Table, rate_text, rates_text
+from bitnetctl.verdict.rule import Tally, seeds_to_decide
 
 SEEDS = (3, 5, 6, 8, 10, 12, 20)
 NUMBERS_OF_ARMS = (1, 2, 8)
@@ -33,9 +33,8 @@ def seeds_table() -> Table:
     for limit in LIMITS:
         cells = []
         for arms in PLANNED_ARMS:
-            level = holm_levels([0.0], ALPHA, arms)[0]
-            fewest = [seeds_to_decide(Tally(unhealthy=failed), limit, level)[0] for failed in range(4)]
-            refuting = seeds_to_decide(Tally(), limit, level)[1]
+            fewest = [seeds_to_decide(Tally(unhealthy=failed), limit, ALPHA / arms)[0] for failed in range(4)]
+            refuting = seeds_to_decide(Tally(), limit, ALPHA / arms)[1]
             cells.append(f"{', '.join(map(str, fewest))}; {refuting}")
         rows.append([f"{limit:g}", *cells])
     return Table(
@@ -102,7 +101,7 @@ def _former_power(draws: int) -> list[list[str]]:
     values_SN = np.random.default_rng(7).standard_normal((draws, max(SEEDS)))
     rows = []
     for above in (2, 1):
-        power = [float(share_rule(values_SN[:, :seeds], -above, -math.inf)[0].mean()) for seeds in SEEDS]
+        power = [float(former_rule(values_SN[:, :seeds], -above, -math.inf)[0].mean()) for seeds in SEEDS]
         rows.append(["1", "supported by version 0.1.0", f"values {above} sd above", *map(rate_text, power)])
     return rows
 
@@ -123,8 +122,7 @@ def looks_table(draws: int) -> Table:
         faults += [f"looks at {schedule}: {rate:.4f}" for rate in ours if exceeds(rate, draws, bound)]
         grown = f"every n from {schedule[0]} to {schedule[-1]}"
         name = grown if len(schedule) > 3 else " → ".join(map(str, schedule))
-        cells = ["/".join(map(rate_text, pair)) for pair in (ours, theirs)]
-        rows.append([name, str(len(schedule)), rate_text(bound), *cells])
+        rows.append([name, str(len(schedule)), rate_text(bound), rates_text(*ours), rates_text(*theirs)])
     for planned, seen in ((10, (3, 6)), (20, (5, 10, 15))):
         early = [_decided(below[:, :look], planned, absent=planned - look) for look in seen]
         final = _decided(below, planned)
@@ -134,7 +132,7 @@ def looks_table(draws: int) -> Table:
         ours = [float(rate.mean()) for rate in (supported, refuted)]
         faults += [f"plan of {planned}: {rate:.4f}" for rate in ours if exceeds(rate, draws)]
         name = f"plan of {planned}, judged after {', '.join(map(str, seen))} too"
-        rows.append([name, "1", rate_text(ALPHA), "/".join(map(rate_text, ours)), "–"])
+        rows.append([name, "1", rate_text(ALPHA), rates_text(*ours), "–"])
     return Table(
         f"Looking more than once, with a stop at the first decision, one arm at the limit ({draws:,} draws)",
         "Cells: supported / refuted wrongly. `bound` is looks × 5 %, as the verdict notes it. Version 0.1.0: its rule, "
@@ -146,7 +144,7 @@ def looks_table(draws: int) -> Table:
 
 
 def _former(values_SN: Floats) -> tuple[Booleans, Booleans]:
-    return share_rule(values_SN, 0.0, -math.inf)[0], share_rule(values_SN, math.inf, 0.0)[1]
+    return former_rule(values_SN, 0.0, -math.inf)[0], former_rule(values_SN, math.inf, 0.0)[1]
 
 
 def _decided(below: Booleans, planned: int, absent: int = 0) -> Integers:

@@ -45,7 +45,7 @@ def tables(*, quick: bool = False) -> list[Table]:
     """Return the table; a quick run judges less."""
     with tempfile.TemporaryDirectory() as folder:
         fleet = Fleet(Path(folder))
-        return [agreement_table(fleet, QUICK_JUDGINGS if quick else JUDGINGS)]
+        return [judge_table(fleet, QUICK_JUDGINGS if quick else JUDGINGS)]
 
 
 class Fleet:
@@ -76,7 +76,7 @@ class Fleet:
         )
 
 
-def agreement_table(fleet: Fleet, judgings: int) -> Table:
+def judge_table(fleet: Fleet, judgings: int) -> Table:
     """Judge many draws of every case and count the outcomes, and those in which the simulation differs."""
     rows, faults = [], []
     for case in _cases(fleet):
