@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.analysis.stats import is_significant
-from bitnetctl.units import plural
+from bitnetctl.units import listed, plural
 
 MOST_NAMES = 4
 """Most names of a list in a sentence."""
@@ -40,13 +40,6 @@ def is_floor(p: float | None, floor: float | None) -> bool:
 def signed(value: float) -> str:
     """Format a difference with its sign."""
     return f"{value:+.3f}" if math.isfinite(value) else "+∞" if value > 0 else "−∞"
-
-
-def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
-    """Join names, the first ones if there are many."""
-    if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 # paired effects
@@ -169,7 +162,7 @@ def subject(factors: Sequence[Sequence[str]], name: str) -> str:
     [fields] = factors
     if len(fields) == 1:
         return f"{name} goes"
-    return f"{listed(fields, most=len(fields))}, which changed together, go"
+    return f"{listed(fields)}, which changed together, go"
 
 
 def tested(p_holm: float | None, p: float | None, p_floor: float | None, tests: int) -> str:
@@ -218,13 +211,13 @@ def odd_cell(factors: Sequence[str], cell: str, mean: str, mean_of_rest: str, et
     """Return that one combination of levels differs from the others; `told` if one of its factors is significant."""
     chance = "" if told else "; this is not told from chance"
     return (
-        f"Of the combinations of {listed(factors, most=len(factors))} one differs from the others: {cell} has {mean}, "
+        f"Of the combinations of {listed(factors)} one differs from the others: {cell} has {mean}, "
         f"the others have {mean_of_rest} on average, and it alone holds {eta_squared:.0%} of the variance{chance}."
     )
 
 
 def not_estimable(names: Sequence[str]) -> str:
-    return f"These runs cannot tell from other terms: {listed(names)}."
+    return f"These runs cannot tell from other terms: {listed(names, MOST_NAMES)}."
 
 
 ONE_SEED = "All runs have the same seed: how other seeds would come out is unknown."
@@ -297,11 +290,11 @@ def uneven_sizes(arm: str) -> str:
 
 
 def not_comparable(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
-    return f"{arm} and {baseline}: {plural(pairs, 'pair')} left out, whose runs differ in {listed(reasons)}"
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} left out, whose runs differ in {listed(reasons, MOST_NAMES)}"
 
 
 def differ_slightly(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
-    return f"{arm} and {baseline}: {plural(pairs, 'pair')} compared, whose runs differ in {listed(reasons)}"
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} compared, whose runs differ in {listed(reasons, MOST_NAMES)}"
 
 
 def unfinished(count: int, runs: int) -> str:

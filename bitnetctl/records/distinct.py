@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bitnetctl.records.run import Run, names_only
 from bitnetctl.records.schema import NAMES
+from bitnetctl.units import listed
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Booleans, Floats, Integers
@@ -336,7 +337,7 @@ def _reason(file: _File, same: _File) -> str:
     done = [f"fewer {what}" for what, is_so in fewer.items() if is_so]
     if not done:
         return f"the same values as {same.run.path}"
-    return f"the same run as {same.run.path}, with {' and '.join(filter(None, (', '.join(done[:-1]), done[-1])))}"
+    return f"the same run as {same.run.path}, with {listed(done)}"
 
 
 def _have_equal_values(file: _File, same: _File) -> bool:

@@ -10,7 +10,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.records.manifest import Manifest, Session
 from bitnetctl.records.run import Run
-from bitnetctl.units import plural
+from bitnetctl.units import listed, plural, shortened
 
 MAY_DIFFER = frozenset({"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"})
 """Config fields in which runs may differ and still be seeds of one arm, arms of one experiment, or twins."""
@@ -146,7 +146,7 @@ def _labelled(values: Mapping[str, Sequence[Run]]) -> str:
     shown = [f"{_shown(value)} ({name(runs)})" for value, runs in values.items()]
     if len(shown) > _MOST_VALUES:
         shown[_MOST_VALUES - 1 :] = [f"{len(shown) - _MOST_VALUES + 1} other values"]
-    return f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return listed(shown)
 
 
 def _naming(groups: Sequence[Sequence[Run]]) -> Callable[[Sequence[Run]], str]:
@@ -167,5 +167,4 @@ def _naming(groups: Sequence[Sequence[Run]]) -> Callable[[Sequence[Run]], str]:
 def _named(aspect: str, word: str, runs: Sequence[Run]) -> str:
     names = sorted({getattr(run, aspect) for run in runs})
     several = "s" if word == "seed" and len(names) > 1 else ""
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{word}{several} {', '.join(map(str, names[:_MOST_NAMES]))}{more}".strip()
+    return f"{word}{several} {shortened([*map(str, names)], _MOST_NAMES)}".strip()

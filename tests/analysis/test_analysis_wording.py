@@ -172,10 +172,7 @@ def test_too_few_seeds_come_with_a_number_that_is_fixed_before_looking() -> None
     assert "from 8 seeds on it can reach 0.05, if their number is fixed before looking" in text
 
 
-def test_lists_are_cut() -> None:
-    assert wording.listed(["a"]) == "a"
-    assert wording.listed(["a", "b"]) == "a and b"
-    assert wording.listed(list("abcdef")) == "a, b, c, d and 2 more"
+def test_many_means_are_cut() -> None:
     assert wording.means({"x": 1.0, "y": 2.0, "z": 3.0}, ".1f", most=2) == "x: 1.0, y: 2.0, … 1 more"
 
 
