@@ -184,7 +184,7 @@ def test_noises_have_the_median_and_the_mean_that_they_say(noise: draws.Noise) -
 def test_the_former_rule_errs_as_it_was_found_to() -> None:
     """Version 0.1.0 at its thresholds: .049/.015/.001 for normal seeds, .70/.53/.35 where a tenth collapses."""
     for noise, expected in ((draws.NORMAL, (0.049, 0.015, 0.001)), (draws.COLLAPSING, (0.70, 0.53, 0.35))):
-        values_SN = 0.5 + 0.25 * noise.at(np.random.default_rng(0), (20_000, 10), 0.0, "mean")
+        values_SN = 0.5 + 0.25 * noise.centred(np.random.default_rng(0), (20_000, 10), "mean")
         for seeds, rate in zip((3, 6, 10), expected, strict=True):
             supported, _ = counts.former_rule(values_SN[:, :seeds], 0.5, 0.0)
             assert supported.mean() == pytest.approx(rate, abs=0.035 if rate > 0.3 else 0.005)

@@ -35,9 +35,9 @@ class Noise:
     median: float
     mean: float
 
-    def at(self, generator: np.random.Generator, shape: tuple[int, ...], where: float, statistic: str) -> Floats:
-        """Draw values of which the `statistic`, median or mean, is at `where`."""
-        return self.draw(generator, shape) + (where - (self.median if statistic == "median" else self.mean))
+    def centred(self, generator: np.random.Generator, shape: tuple[int, ...], statistic: str) -> Floats:
+        """Draw values of which the `statistic`, median or mean, is 0."""
+        return self.draw(generator, shape) - (self.median if statistic == "median" else self.mean)
 
 
 def _collapsing(generator: np.random.Generator, shape: tuple[int, ...]) -> Floats:

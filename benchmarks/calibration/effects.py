@@ -57,7 +57,7 @@ def coverage_table(draws: int) -> Table:
     generator = np.random.default_rng(20)
     rows, faults = [], []
     for noise in NOISES:
-        errors = [float(missed(noise.at(generator, (draws, seeds), 0.0, "mean")).mean()) for seeds in SEEDS]
+        errors = [float(missed(noise.centred(generator, (draws, seeds), "mean")).mean()) for seeds in SEEDS]
         if noise is NORMAL:
             faults += _faults(errors, draws, noise.name)
         rows.append([noise.name, *(rate_text(1 - error) for error in errors)])
@@ -78,9 +78,9 @@ def error_table(draws: int) -> Table:
         for noise in NOISES:
             by_sign, by_student = [], []
             for seeds in SEEDS:
-                differences_SN = noise.at(generator, (draws, seeds), 0.0, "mean")
+                differences_SN = noise.centred(generator, (draws, seeds), "mean")
                 if changes_nothing:
-                    differences_SN -= noise.at(generator, (draws, seeds), 0.0, "mean")
+                    differences_SN -= noise.centred(generator, (draws, seeds), "mean")
                 by_sign.append(float((sign_p(differences_SN) <= ALPHA).mean()))
                 by_student.append(float(missed(differences_SN).mean()))
             if changes_nothing:
@@ -105,10 +105,10 @@ def family_table(draws: int) -> Table:
         errors = []
         for seeds in SEEDS:
             # all arms share the baseline; skill follows the loss, the third metric does not
-            baselines = [noise.at(generator, (draws, seeds), 0.0, "mean") for _ in range(METRICS - 1)]
+            baselines = [noise.centred(generator, (draws, seeds), "mean") for _ in range(METRICS - 1)]
             smallest_S = np.ones(draws)
             for _, baseline_SN in itertools.product(range(arms), baselines):
-                differences_SN = noise.at(generator, (draws, seeds), 0.0, "mean") - baseline_SN
+                differences_SN = noise.centred(generator, (draws, seeds), "mean") - baseline_SN
                 smallest_S = np.minimum(smallest_S, sign_p(differences_SN))
             # the first step of Holm's method decides whether there is any
             errors.append(float((smallest_S * tests < ALPHA).mean()))

@@ -83,7 +83,7 @@ def median_table(draws: int) -> Table:
         generator = np.random.default_rng(10)
         wins_SK = np.zeros((draws, ARMS), dtype=np.int64)
         for pairs in range(1, max(PAIRS) + 1):
-            wins_SK += noise.at(generator, (draws, ARMS), 0.0, "median") > 0
+            wins_SK += noise.centred(generator, (draws, ARMS), "median") > 0
             if pairs not in PAIRS:
                 continue
             supporting, refuting = p_by_wins(pairs)
@@ -113,7 +113,7 @@ def mean_table(draws: int) -> Table:
             some = max(1, draws // arms)
             for pairs in PAIRS:
                 generator = np.random.default_rng(11)
-                improvements_SKN = noise.at(generator, (some, arms, pairs), 0.0, "mean")
+                improvements_SKN = noise.centred(generator, (some, arms, pairs), "mean")
                 supporting, _ = both_gates(improvements_SKN)
                 ours = any_rejected(supporting)
                 median = any_rejected(p_by_wins(pairs)[0][_wins(improvements_SKN)])

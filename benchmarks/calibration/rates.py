@@ -74,7 +74,7 @@ def mean_table(draws: int) -> Table:
     for outcome, where in (("supported", SUPPORTED_ABOVE), ("refuted", REFUTED_BELOW)):
         for noise in NOISES:
             generator = np.random.default_rng(2)
-            values_SN = where + SCALE * noise.at(generator, (draws, max(SEEDS)), 0.0, "mean")
+            values_SN = where + SCALE * noise.centred(generator, (draws, max(SEEDS)), "mean")
             below = values_SN < where
             rate = float(below.mean())
             # an equal rate is one at the limit, where the claim is false
@@ -168,7 +168,7 @@ def _counts(noise: Noise, where: float, draws: int) -> Integers:
     below = np.zeros((draws, ARMS), dtype=np.int64)
     counts = []
     for seeds in range(1, max(SEEDS) + 1):
-        below += where + SCALE * noise.at(generator, (draws, ARMS), 0.0, "median") < where
+        below += where + SCALE * noise.centred(generator, (draws, ARMS), "median") < where
         if seeds in SEEDS:
             counts.append(below.copy())
     return np.stack(counts, axis=1)
