@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
 
 MINIMUM_RUNS = 3
-AGREES = 0.3
-"""Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
-
 MOST_PAIRS = 5_000
 """Most pairs of runs that the test counts."""
 
@@ -253,7 +250,6 @@ def _with_sentence(one: Agreement) -> Agreement:
         one.when,
         METRICS[one.metric][0],
         one.tau,
-        agrees=AGREES,
         runs=one.runs,
         units=plural(one.units, one.unit),
         independent=one.units == one.runs,

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.factors import Factor, cell_text
 from bitnetctl.analysis.interaction import interaction_test
-from bitnetctl.analysis.least_squares import TermKey, columns, estimable, fit, less_block_means, number, rank
+from bitnetctl.analysis.least_squares import TermKey, design_columns, estimable, fit, less_block_means, number, rank
 from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
 from bitnetctl.analysis.permutation import Permuted, factor_test
 from bitnetctl.analysis.stats import holm, is_significant, mean
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
-
-MOST_MEANS = 8
-"""Most means of a term in a sentence."""
 
 _CONSTANT = 1e-9
 
@@ -239,14 +236,14 @@ def _split(
     """Return the analysis with the variance split between its terms, their tests and the odd cell."""
     centred_N = scaled_N - scaled_N.mean()
     total = float(centred_N @ centred_N)
-    of_term = columns(runs.factors)
+    of_term = design_columns(runs.factors)
     plain = {key: less_block_means(columns_NC, [0] * len(known)) for key, columns_NC in of_term.items()}
     within = {key: less_block_means(columns_NC, runs.seed_of) for key, columns_NC in of_term.items()}
     mains = [key for key in of_term if len(key) == 1]
     blocked = result.seeds > 1 and rank(within, mains) == rank(plain, mains) > 0
     design = within if blocked else plain
     rest_N = less_block_means(scaled_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
-    fits = estimable(design, rest_N, [*of_term], mains)
+    fits = estimable(design, rest_N, mains)
     residual, used_up = fit(design, rest_N, [*fits])
     within_sum = float(rest_N @ rest_N)
     terms = []
@@ -352,5 +349,5 @@ def _clause(term: Term, analysis: OutcomeAnalysis) -> str:
         wording.subject(term.fields, term.name),
         term.eta_squared or 0.0,
         wording.tested(term.p_holm, term.p, term.p_floor, analysis.tests),
-        wording.means(term.means, analysis.format_spec, MOST_MEANS),
+        wording.means(term.means, analysis.format_spec, wording.MOST_MEANS),
     )

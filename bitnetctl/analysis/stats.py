@@ -61,13 +61,13 @@ def sign_test_floor(seeds: int) -> float:
     return min(1.0, 2 / (1 << seeds))
 
 
-def seeds_needed(tests: int, alpha: float = SIGNIFICANT) -> int:
-    """Return how many seeds the sign test needs to reach `alpha` as the smallest of so many p-values, by Holm."""
-    return max(1, math.ceil(1 + math.log2(max(1, tests) / alpha)))
+def seeds_needed(tests: int) -> int:
+    """Return how many seeds the sign test needs to reach SIGNIFICANT as the smallest of so many p-values, by Holm."""
+    return math.ceil(1 + math.log2(tests / SIGNIFICANT))
 
 
-def student_interval(values: Sequence[float | None], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return the two-sided Student-t confidence interval of the mean, mean ± t(n-1) s / sqrt(n).
+def student_interval(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Return the two-sided 95 % Student-t confidence interval of the mean, mean ± t(n-1) s / sqrt(n).
 
     None for fewer than two known values, where one is not finite, and where all are equal: their spread is unknown,
     not zero.
@@ -80,7 +80,7 @@ def student_interval(values: Sequence[float | None], confidence: float = 0.95) -
     scale = float(np.abs(sample).max())
     scaled_1N = sample[None, :] / scale
     sides: tuple[Literal["low", "high"], ...] = ("low", "high")
-    low, high = (float(mean_bounds(scaled_1N, side, (1 + confidence) / 2)[0]) * scale for side in sides)
+    low, high = (float(mean_bounds(scaled_1N, side, 0.975)[0]) * scale for side in sides)
     return low, high
 
 

@@ -12,6 +12,10 @@ from bitnetctl.units import listed, plural
 
 MOST_NAMES = 4
 """Most names of a list in a sentence."""
+MOST_MEANS = 8
+"""Most means of a term in a sentence."""
+AGREES = 0.3
+"""Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
 
 INTERVAL = "95 % Student interval"
 HALF = 0.5
@@ -242,14 +246,13 @@ def agreement(
     metric: str,
     tau: float,
     *,
-    agrees: float,
     runs: int,
     units: str,
     independent: bool,
     p_holm: float | None,
     p_floor: float | None,
 ) -> str:
-    """Return how a metric ranks the runs; `units` are what was permuted, as `4 arms`; below `agrees` it says little."""
+    """Return how a metric ranks the runs; `units` are what was permuted, as `4 arms`."""
     if p_holm is None:
         about = f"order not told from chance: {units} cannot be tested"
     else:
@@ -260,9 +263,9 @@ def agreement(
     if not is_significant(p_holm):
         unsaid = "" if p_holm is None else "order not told from chance "
         return f"At the {when}, {metric}: {unsaid}({support})."
-    if tau <= -agrees:
+    if tau <= -AGREES:
         ranking = "tends to rank the runs backwards: the healthier a run by its held-out loss, the lower it scores"
-    elif tau < agrees:
+    elif tau < AGREES:
         ranking = "says little about which run is healthier by its held-out loss"
     else:
         ranking = "tends to rank the runs as the held-out loss does"
