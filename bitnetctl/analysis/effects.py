@@ -244,7 +244,7 @@ def _adjusted(metric: Metric, effect: Effect, p_holm: float | None, of_arm: ArmE
         equal=effect.equal,
         failed=of_arm.failures,
         baseline_failed=of_arm.baseline_failures,
-        pairs=effect.pairs,
+        pairs=of_arm.pairs,
         mean=effect.mean,
         mean_of_finite=effect.mean_of_finite,
         interval=effect.interval,

@@ -159,6 +159,16 @@ def test_an_unfinished_run_gives_an_unknown_pair(summary: Callable[..., RunSumma
     assert (loss.pairs, loss.unknown_pairs, loss.mean, loss.p) == (0, 1, None, None)
 
 
+def test_failures_are_counted_of_all_pairs_where_a_pair_is_unknown(summary: Callable[..., RunSummary]) -> None:
+    """They used to be those of the known pairs only: `2 of 1 pair`."""
+    unfinished = [replace(summary("", seed, 5.0), complete=False) for seed in (0, 1)]
+    summaries = [*unfinished, summary("", 2, 5.0), summary("reduced-lr", 0, 4.5)]
+    summaries += [summary("reduced-lr", seed, 4.5, status="failed") for seed in (1, 2)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert loss.pairs == 1
+    assert "the arm failed in 2 of 3 pairs" in loss.sentence
+
+
 def test_one_pair_has_a_difference_and_no_test(summary: Callable[..., RunSummary]) -> None:
     loss = effect_of([summary("", 0, 5.0), summary("reduced-lr", 0, 4.5)]).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p, loss.p_holm) == (-0.5, None, None, None, None)
