@@ -1,6 +1,5 @@
 """The rule over seeds against values worked out by hand: binomial p-values, bounds, Holm's levels, bets on a mean."""
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from math import comb
@@ -17,7 +16,6 @@ from bitnetctl.verdict.rule import (
     PValues,
     Tally,
     all_of,
-    at_least,
     failure_rate_test,
     holm_levels,
     mean_test,
@@ -242,9 +240,3 @@ def test_a_claim_about_the_mean_needs_every_value_and_a_range(tmp_path: Path) ->
     outside = by_mean(tmp_path, [0.05] * 12, **loss, range=[5, 7.5])
     assert outside.outcome is INVALID
     assert "HeldOutLoss 4.7 is outside of the declared range" in " ".join(outside.reasons)
-
-
-def test_at_least() -> None:
-    assert at_least(0, 5, 0.5) == 1.0
-    assert at_least(5, 5, 0.5) == pytest.approx(1 / 32)
-    assert math.isclose(at_least(4, 5, 0.5), 6 / 32)
