@@ -14,7 +14,7 @@ from benchmarks.calibration.effects import sign_p
 from benchmarks.calibration.tables import Table, rate_text
 from bitnetctl.analysis.anova import permutation_tests
 from bitnetctl.analysis.factors import Factor
-from bitnetctl.analysis.permutation import factor_test
+from bitnetctl.analysis.permutation import Block, factor_test
 
 DRAWS, QUICK_DRAWS = 10_000, 200
 
@@ -158,12 +158,12 @@ def shared_response_table(draws: int) -> Table:
     rows, faults = [], []
     for name, repeats, seeds in (("sizes", 1, 6), ("sizes", 6, 1), ("sizes", 3, 6), ("levels of another factor", 2, 6)):
         runs = [*itertools.product(range(2), range(repeats), range(seeds))]
-        arm, repeat, seed = zip(*runs, strict=True)
-        response_NS = 3 * generator.standard_normal((seeds, draws))[list(seed)] * np.array(arm)[:, None]
+        arm_of, _, seed_of = zip(*runs, strict=True)
+        response_NS = 3 * generator.standard_normal((seeds, draws))[list(seed_of)] * np.array(arm_of)[:, None]
         values_NS = generator.standard_normal((len(runs), draws)) + response_NS
-        none = [0] * len(runs)
-        others, sizes = (none, repeat) if name == "sizes" else (repeat, none)
-        tested = factor_test(arm, others, sizes, seed, values_NS)
+        of_size, of_others = (1, 0) if name == "sizes" else (0, 1)
+        block_of = [Block(seed, of_size * repeat, of_others * repeat) for _, repeat, seed in runs]
+        tested = factor_test(arm_of, block_of, values_NS)
         of_factor = of_effect = "–"
         if tested is not None:
             error = float((tested.p_S <= ALPHA).mean())

@@ -14,7 +14,7 @@ from bitnetctl.analysis.factors import Factor, cell_text
 from bitnetctl.analysis.interaction import interaction_test
 from bitnetctl.analysis.least_squares import TermKey, design_columns, estimable, fit, less_block_means, number, rank
 from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
-from bitnetctl.analysis.permutation import Permuted, factor_test
+from bitnetctl.analysis.permutation import Block, Permuted, factor_test
 from bitnetctl.analysis.stats import holm, is_significant, mean
 
 if TYPE_CHECKING:
@@ -280,26 +280,31 @@ def permutation_tests(
     by_name = {factor.name: factor for factor in factors}
     results: dict[TermKey, Permuted | None] = {}
     for term in (*((name,) for name in by_name), *itertools.combinations(by_name, 2)):
-        others = [factor for factor in factors if factor.name not in term]
-        other_of = _cells([factor for factor in others if not factor.is_size], len(seed_of))
-        size_of = _cells([factor for factor in others if factor.is_size], len(seed_of))
+        block_of = _blocks([factor for factor in factors if factor.name not in term], seed_of)
         one, *more = (by_name[name].level_of for name in term)
         if more:
-            results[term] = interaction_test(one, more[0], other_of, size_of, seed_of, values_NS)
+            results[term] = interaction_test(one, more[0], block_of, values_NS)
         else:
-            results[term] = factor_test(one, other_of, size_of, seed_of, values_NS)
+            results[term] = factor_test(one, block_of, values_NS)
     results[ALL_TERMS] = _overall_test(factors, seed_of, values_NS)
     return {term: test for term, test in results.items() if test is not None}
 
 
 def _overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Permuted | None:
     """Return the test of all factors but the size together; None for one, or if no two runs have equal levels."""
-    others = [factor for factor in factors if not factor.is_size]
-    cells = _cells(others, len(seed_of))
-    size_of = _cells([factor for factor in factors if factor.is_size], len(seed_of))
-    if len(others) < 2 or len(set(zip(cells, size_of, strict=True))) == len(cells):
+    all_of = _cells(factors, len(seed_of))
+    tested = [factor for factor in factors if not factor.is_size]
+    if len(tested) < 2 or len(set(all_of)) == len(all_of):
         return None
-    return factor_test(number(cells).tolist(), [()] * len(cells), size_of, seed_of, values_NS)
+    combinations = number(_cells(tested, len(seed_of))).tolist()
+    return factor_test(combinations, _blocks([factor for factor in factors if factor.is_size], seed_of), values_NS)
+
+
+def _blocks(factors: Sequence[Factor], seed_of: Sequence[int]) -> list[Block]:
+    """Return the block of every run by its levels of these factors, and its seed."""
+    sizes = _cells([factor for factor in factors if factor.is_size], len(seed_of))
+    others = _cells([factor for factor in factors if not factor.is_size], len(seed_of))
+    return [Block(*block) for block in zip(seed_of, sizes, others, strict=True)]
 
 
 def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:

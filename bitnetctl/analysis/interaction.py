@@ -6,21 +6,16 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bitnetctl.analysis.permutation import CHUNK, DRAWS, ROUNDING, Permuted, compare
+from bitnetctl.analysis.permutation import CHUNK, DRAWS, ROUNDING, Block, Permuted, compare
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
 
 
 def interaction_test(
-    level_of: Sequence[int],
-    second_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
-    values_NS: "Floats",
+    level_of: Sequence[int], second_of: Sequence[int], block_of: Sequence[Block], values_NS: "Floats"
 ) -> Permuted | None:
-    """Test that two factors do not interact, given the levels of both in every run; else as `factor_test`.
+    """Test that two factors do not interact, given the levels of both and the block of every run.
 
     The means of the combinations of levels are one table for every seed and levels of the other factors, the mean of
     those of its sizes; where no table is complete, runs of several seeds make one, in the order of their seeds. Without
@@ -30,10 +25,10 @@ def interaction_test(
     """
     import numpy as np
 
-    blocks: list[tuple[Hashable, Hashable]] = [*zip(zip(seed_of, other_of, strict=True), size_of, strict=True)]
-    tables = _tables(level_of, second_of, blocks, values_NS)
+    table_of: list[tuple[Hashable, Hashable]] = [((block.seed, block.others), block.size) for block in block_of]
+    tables = _tables(level_of, second_of, table_of, values_NS)
     if not tables:
-        tables = _tables(level_of, second_of, _matched(level_of, second_of, other_of, size_of, seed_of), values_NS)
+        tables = _tables(level_of, second_of, _matched(level_of, second_of, block_of), values_NS)
     if len(tables) < 2:
         return None
     table_KRCS = np.stack(tables)
@@ -93,15 +88,18 @@ def _random_sums(table_KRCS: "Floats", chunk: int) -> "Iterator[Floats]":
 def _tables(
     level_of: Sequence[int],
     second_of: Sequence[int],
-    block_of: Sequence[tuple[Hashable, Hashable]],
+    table_of: Sequence[tuple[Hashable, Hashable]],
     values_NS: "Floats",
 ) -> "list[Floats]":
-    """Return the tables (R, C, S) of mean values by both levels, for each block the mean of its complete ones."""
+    """Return the tables (R, C, S) of mean values by both levels, averaged over sizes where they are complete.
+
+    `table_of` has for every run what its table stands for, and its size.
+    """
     import numpy as np
 
     cells: dict[tuple[Hashable, Hashable], dict[tuple[int, int], list[int]]] = {}
-    for index, block in enumerate(block_of):
-        cells.setdefault(block, {}).setdefault((level_of[index], second_of[index]), []).append(index)
+    for index, table in enumerate(table_of):
+        cells.setdefault(table, {}).setdefault((level_of[index], second_of[index]), []).append(index)
     rows, columns = sorted(set(level_of)), sorted(set(second_of))
     whole = [*itertools.product(rows, columns)]
     tables: dict[Hashable, list[Floats]] = {}
@@ -113,17 +111,14 @@ def _tables(
 
 
 def _matched(
-    level_of: Sequence[int],
-    second_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
+    level_of: Sequence[int], second_of: Sequence[int], block_of: Sequence[Block]
 ) -> list[tuple[Hashable, Hashable]]:
-    """Return blocks of the first run of every combination, of the second one, and so on, in the order of seeds."""
+    """Return tables of the first run of every combination, of the second one, and so on, in the order of seeds."""
     turns: Counter[Hashable] = Counter()
-    block_of: list[tuple[Hashable, Hashable]] = [((), ())] * len(level_of)
-    for index in sorted(range(len(level_of)), key=lambda index: seed_of[index]):
-        cell = (level_of[index], second_of[index], other_of[index], size_of[index])
-        block_of[index] = ((other_of[index], turns[cell]), size_of[index])
+    table_of: list[tuple[Hashable, Hashable]] = [((), ())] * len(level_of)
+    for index in sorted(range(len(level_of)), key=lambda index: block_of[index].seed):
+        _, size, others = block_of[index]
+        cell = (level_of[index], second_of[index], others, size)
+        table_of[index] = ((others, turns[cell]), size)
         turns[cell] += 1
-    return block_of
+    return table_of

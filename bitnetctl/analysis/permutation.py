@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitnetctl.analysis.least_squares import less_block_means, number
 
@@ -40,6 +40,14 @@ class Permuted:
     floor: float
 
 
+class Block(NamedTuple):
+    """What runs whose labels are exchanged have in common: seed, size, and the levels of the factors not tested."""
+
+    seed: int
+    size: Hashable
+    others: Hashable
+
+
 def compare(statistics: Iterable["Floats"], least_S: "Floats", floor: float | None) -> Permuted:
     """Return how often the statistics of arrangements, (P, S) at a time, are as large as those of the actual one.
 
@@ -56,14 +64,8 @@ def compare(statistics: Iterable["Floats"], least_S: "Floats", floor: float | No
     return Permuted(p_S=extreme_S / count, floor=floor)
 
 
-def factor_test(
-    level_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
-    values_NS: "Floats",
-) -> Permuted | None:
-    """Test that a factor changes nothing, given in every run its level, those of the other factors, size and seed.
+def factor_test(level_of: Sequence[int], block_of: Sequence[Block], values_NS: "Floats") -> Permuted | None:
+    """Test that a factor changes nothing, given its level and the block of every run.
 
     Its labels are permuted among runs of equal size, seed and other factors, in all sizes of a seed alike. Where it
     changes from seed to seed only, they are permuted among seeds with runs of the same sizes and other factors, and p
@@ -73,19 +75,19 @@ def factor_test(
     """
     import numpy as np
 
-    blocks = list(zip(seed_of, other_of, size_of, strict=True))
-    kept = _mixed(level_of, blocks)
+    kept = _mixed(level_of, block_of)
     if not kept:
-        return _test_seeds(level_of, [*zip(other_of, size_of, strict=True)], seed_of, values_NS)
-    values_KS = less_block_means(values_NS[kept], [blocks[index] for index in kept])
-    levels_in: dict[Hashable, set[int]] = {}
+        return _test_seeds(level_of, block_of, values_NS)
+    values_KS = less_block_means(values_NS[kept], [block_of[index] for index in kept])
+    levels_in: dict[Block, set[int]] = {}
     for index in kept:
-        levels_in.setdefault(blocks[index], set()).add(level_of[index])
-    # the mean over the sizes of a seed that have the same levels
+        levels_in.setdefault(block_of[index], set()).add(level_of[index])
+    # a unit is the mean over the sizes of a seed that have the same levels
     units: dict[tuple[Hashable, int], list[int]] = {}
     for row, index in enumerate(kept):
-        block = (seed_of[index], other_of[index], frozenset(levels_in[blocks[index]]))
-        units.setdefault((block, level_of[index]), []).append(row)
+        block = block_of[index]
+        of_sizes = (block.seed, block.others, frozenset(levels_in[block]))
+        units.setdefault((of_sizes, level_of[index]), []).append(row)
     unit_US = np.stack([values_KS[rows].mean(0) for rows in units.values()])
     return _test_labels([level for _, level in units], [block for block, _ in units], unit_US)
 
@@ -98,18 +100,17 @@ def _mixed(level_of: Sequence[int], block_of: Sequence[Hashable]) -> list[int]:
     return [index for index, block in enumerate(block_of) if len(levels[block]) > 1]
 
 
-def _test_seeds(
-    level_of: Sequence[int], other_of: Sequence[Hashable], seed_of: Sequence[int], values_NS: "Floats"
-) -> Permuted | None:
+def _test_seeds(level_of: Sequence[int], block_of: Sequence[Block], values_NS: "Floats") -> Permuted | None:
     """Test a factor that is constant within every seed; None where it is not."""
     import numpy as np
 
     runs_of: dict[int, list[int]] = {}
-    for index, one in enumerate(seed_of):
-        runs_of.setdefault(one, []).append(index)
+    for index, block in enumerate(block_of):
+        runs_of.setdefault(block.seed, []).append(index)
     if any(len({level_of[index] for index in runs}) > 1 for runs in runs_of.values()):
         return None
     levels = [level_of[runs[0]] for runs in runs_of.values()]
+    other_of = [(block.others, block.size) for block in block_of]
     alike = [tuple(sorted(map(repr, (other_of[index] for index in runs)))) for runs in runs_of.values()]
     kept = _mixed(levels, alike)
     if not kept:
