@@ -1,4 +1,6 @@
-"""Quantities as text for people."""
+"""Quantities and lists as text for people."""
+
+from collections.abc import Sequence
 
 
 def duration(seconds: float) -> str:
@@ -11,6 +13,19 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count and its noun, with an s unless it is one."""
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def listed(names: Sequence[str], most: int | None = None) -> str:
+    """Join names as `a, b and c`; where there are more than `most`, as `a, b and 7 more`."""
+    if most is not None and len(names) > most:
+        return shortened(names, most)
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def shortened(names: Sequence[str], most: int) -> str:
+    """Join names as `a, b, c`; where there are more than `most`, as `a, b and 7 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def gibibytes(count: float) -> str:

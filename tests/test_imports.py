@@ -49,7 +49,8 @@ INSIDE = {
     "analysis": (
         "stats summary factors",
         "wording least_squares arms odd_cell",
-        "permutation effects agreement",
+        "permutation effects",
+        "interaction agreement",
         "anova",
         "study",
         "__init__",

@@ -32,7 +32,7 @@ def p_values(
     return supporting[not_healthy], refuting[unhealthy]
 
 
-def share_rule(values_SN: Floats, supported_above: float, refuted_below: float) -> tuple[Booleans, Booleans]:
+def former_rule(values_SN: Floats, supported_above: float, refuted_below: float) -> tuple[Booleans, Booleans]:
     """Return where the rule of version 0.1.0 supported and refuted, by one check of a measure that should be high.
 
     Refuted if half of the seeds are below `refuted_below`; supported if there are three seeds, all above

@@ -19,7 +19,8 @@ Booleans = npt.NDArray[np.bool_]
 ALPHA = 0.05
 DRAWS, QUICK_DRAWS = 200_000, 2_000
 ARMS = 8
-_COMPARED = 50
+COMPARED = 50
+"""Draws of each simulation for which the function of the product is called, too."""
 _STANDARD_ERRORS = 3.1
 _LOG_SD = 0.7
 _COLLAPSE, _COLLAPSE_SHARE, _COLLAPSE_SD = -6.0, 0.1, 0.2
@@ -34,9 +35,9 @@ class Noise:
     median: float
     mean: float
 
-    def at(self, generator: np.random.Generator, shape: tuple[int, ...], where: float, statistic: str) -> Floats:
-        """Draw values of which the `statistic`, median or mean, is at `where`."""
-        return self.draw(generator, shape) + (where - (self.median if statistic == "median" else self.mean))
+    def centred(self, generator: np.random.Generator, shape: tuple[int, ...], statistic: str) -> Floats:
+        """Draw values of which the `statistic`, median or mean, is 0."""
+        return self.draw(generator, shape) - (self.median if statistic == "median" else self.mean)
 
 
 def _collapsing(generator: np.random.Generator, shape: tuple[int, ...]) -> Floats:
@@ -57,23 +58,28 @@ COLLAPSING = Noise("10 % collapse", _collapsing, _COLLAPSE_SD * -0.13971, _COLLA
 """Healthy seeds are close together, a tenth of the seeds is 30 of their standard deviations below."""
 
 
-def rejected(p_SK: Floats, alpha: float = ALPHA) -> Booleans:
+def rejected(p_SK: Floats) -> Booleans:
     """Return which hypotheses Holm's method rejects in every draw; the first draws are compared with the product's."""
     arms = p_SK.shape[1]
     order = np.argsort(p_SK, axis=1, kind="stable")
-    passes = np.take_along_axis(p_SK, order, axis=1) < alpha / (arms - np.arange(arms))
+    passes = np.take_along_axis(p_SK, order, axis=1) < ALPHA / (arms - np.arange(arms))
     result = np.zeros(p_SK.shape, dtype=bool)
     np.put_along_axis(result, order, np.logical_and.accumulate(passes, axis=1), axis=1)
-    for row, ours in zip(p_SK[:_COMPARED].tolist(), result, strict=False):
-        levels = holm_levels(row, alpha, arms)
+    for row, ours in zip(p_SK[:COMPARED].tolist(), result, strict=False):
+        levels = holm_levels(row, ALPHA, arms)
         if [p < level for p, level in zip(row, levels, strict=True)] != ours.tolist():
             raise AssertionError(f"Holm's method: {row}, levels {levels}, rejected {ours.tolist()}")
     return result
 
 
-def decisions(supporting_SK: Floats, refuting_SK: Floats, alpha: float = ALPHA) -> Integers:
+def any_rejected(p_SK: Floats) -> float:
+    """Return how often Holm's method rejects any hypothesis."""
+    return float(rejected(p_SK).any(axis=1).mean())
+
+
+def decisions(supporting_SK: Floats, refuting_SK: Floats) -> Integers:
     """Return 1 where an arm is supported, -1 where it is refuted, 0 where it stays open."""
-    return np.where(rejected(refuting_SK, alpha), -1, rejected(supporting_SK, alpha).astype(np.int64))
+    return np.where(rejected(refuting_SK), -1, rejected(supporting_SK).astype(np.int64))
 
 
 def exceeds(rate: float, draws: int, alpha: float = ALPHA) -> bool:

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.calibration.draws import ALPHA, DRAWS, QUICK_DRAWS, Floats, exceeds
-from benchmarks.calibration.tables import Table, rate_text
+from benchmarks.calibration.draws import ALPHA, COMPARED, DRAWS, QUICK_DRAWS, Floats, exceeds
+from benchmarks.calibration.tables import Table, rate_text, rates_text
 from bitnetctl.analysis.stats import mean_bounds
-from bitnetctl.verdict.rule import holm_levels, mean_test
+from bitnetctl.verdict.rule import mean_test
 
 SEEDS = (3, 5, 6, 10, 20)
 POWER_SEEDS = (5, 6, 10, 20, 50)
 RANGES = (1.0, 20.0)
 LOOKS = 20
 GROWTHS = (0.2, 0.5, 1.0, 2.0, 5.0)
-_COMPARED = 50
 _BETS_B = np.array([0.25, 0.5, 0.75, 1.0])
 _CONCENTRATION = 4.0
 
@@ -80,7 +79,7 @@ def betting_p(values_SN: Floats, threshold: float, limit: float) -> Floats:
         for bet in _BETS_B:
             wealth_SN += np.exp(np.cumsum(np.log1p(bet * growth_SN), axis=1)) / len(_BETS_B)
         p_SN = np.minimum(1.0, 1.0 / wealth_SN)
-    for row, ours in zip(values_SN[:_COMPARED].tolist(), p_SN.tolist(), strict=False):
+    for row, ours in zip(values_SN[:COMPARED].tolist(), p_SN.tolist(), strict=False):
         for seeds in (1, 3, len(row)):
             theirs = mean_test(row[:seeds], threshold, limit)
             if not math.isclose(theirs, ours[seeds - 1], rel_tol=1e-9):
@@ -102,7 +101,7 @@ def error_table(draws: int) -> Table:
             faults += [f"{case.name}, 0 to {high}: {rate:.4f}" for rate in ours if exceeds(rate, draws)]
             errors.append((ours, [_student(values_SN[:, :seeds], threshold) for seeds in SEEDS]))
         betting, student = ([max(pair) for pair in zip(*one, strict=True)] for one in zip(*errors, strict=True))
-        cells = ["/".join(map(rate_text, pair)) for pair in zip(betting, student, strict=False)]
+        cells = [rates_text(*pair) for pair in zip(betting, student, strict=False)]
         at = [f"{threshold:g} of {high:g}" for high, threshold in zip(RANGES, case.thresholds, strict=True)]
         rows.append([case.name, ", ".join(at), *cells, rate_text(betting[-1])])
     return Table(
@@ -126,8 +125,7 @@ def power_table(draws: int) -> Table:
             )
             p_SN = betting_p(values_SN, threshold, 0.0)
             cells = [
-                f"{rate_text(float((p_SN[:, seeds - 1] < ALPHA).mean()))}/"
-                f"{rate_text(_student(values_SN[:, :seeds], threshold))}"
+                rates_text(float((p_SN[:, seeds - 1] < ALPHA).mean()), _student(values_SN[:, :seeds], threshold))
                 for seeds in POWER_SEEDS
             ]
             rows.append([f"{threshold:g}", f"{threshold + above:g}", *cells])
@@ -143,11 +141,9 @@ def fewest_table() -> Table:
     """Return the fewest seeds that support a mean when all values are equal: the least that noise can leave."""
     rows = []
     for growth in GROWTHS:
-        cells = []
-        for arms in (1, 2, 8):
-            level = holm_levels([0.0], ALPHA, arms)[0]
-            cells.append(str(next(n for n in range(1, 1000) if mean_test([1 + growth] * n, 1.0, 0.0) < level)))
-        rows.append([f"{growth:g}", *cells])
+        p_by_seeds = [mean_test([1 + growth] * seeds, 1.0, 0.0) for seeds in range(1, 50)]
+        fewest = [1 + next(index for index, p in enumerate(p_by_seeds) if p < ALPHA / arms) for arms in (1, 2, 8)]
+        rows.append([f"{growth:g}", *map(str, fewest)])
     return Table(
         'Fewest seeds with which `claim = "mean"` can be supported',
         "Every value is beyond the threshold by this multiple of the distance from the limit of the range to the "

@@ -13,6 +13,7 @@ from benchmarks.calibration.draws import (
     ALPHA,
     ARMS,
     COLLAPSING,
+    COMPARED,
     DRAWS,
     HEAVY,
     LEFT,
@@ -21,18 +22,17 @@ from benchmarks.calibration.draws import (
     RIGHT,
     Floats,
     Integers,
+    any_rejected,
     exceeds,
-    rejected,
 )
-from benchmarks.calibration.tables import Table, rate_text
+from benchmarks.calibration.tables import Table, rates_text, worst_text
 from bitnetctl.verdict.checks.paired import Pairs, sign_test, student_test
-from bitnetctl.verdict.rule import PValues, Tally, all_of, at_least, failure_rate_test, holm_levels
+from bitnetctl.verdict.rule import PValues, Tally, all_of, at_least, failure_rate_test
 
 NOISES = (NORMAL, HEAVY, LEFT, RIGHT, COLLAPSING)
 PAIRS = (5, 6, 8, 10, 12)
 NUMBERS_OF_ARMS = (1, 2, 4, ARMS)
 EFFECTS = (1.5, 1.0)
-_COMPARED = 50
 
 
 def tables(*, quick: bool = False) -> list[Table]:
@@ -57,7 +57,7 @@ def student_p(improvements_SKN: Floats) -> tuple[Floats, Floats]:
     is_constant = error_SK == 0
     t_SK = improvements_SKN.mean(axis=2) / np.where(is_constant, 1.0, error_SK)
     supporting, refuting = (np.where(is_constant, 1.0, stdtr(count - 1, sign * t_SK)) for sign in (-1, 1))
-    for row, *ours in zip(improvements_SKN[:_COMPARED, 0].tolist(), supporting[:, 0], refuting[:, 0], strict=False):
+    for row, *ours in zip(improvements_SKN[:COMPARED, 0].tolist(), supporting[:, 0], refuting[:, 0], strict=False):
         theirs = student_test(_pairs(row))
         if not np.allclose(ours, (theirs.supporting, theirs.refuting), rtol=1e-9):
             raise AssertionError(f"Student's p of {row} is {theirs}, not {ours}")
@@ -77,29 +77,22 @@ def both_gates(improvements_SKN: Floats) -> tuple[Floats, Floats]:
 
 def median_table(draws: int) -> Table:
     """Return the error rates of `claim = "median"` with the median pair at the margin, over all noises."""
-    errors: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    errors: dict[tuple[int, int], list[list[float]]] = {}
     faults = []
     for noise in NOISES:
         generator = np.random.default_rng(10)
         wins_SK = np.zeros((draws, ARMS), dtype=np.int64)
         for pairs in range(1, max(PAIRS) + 1):
-            wins_SK += noise.at(generator, (draws, ARMS), 0.0, "median") > 0
+            wins_SK += noise.centred(generator, (draws, ARMS), "median") > 0
             if pairs not in PAIRS:
                 continue
             supporting, refuting = p_by_wins(pairs)
             for arms in NUMBERS_OF_ARMS:
-                wins = wins_SK[:, :arms]
-                both = tuple(float(rejected(p[wins]).any(axis=1).mean()) for p in (supporting, refuting))
+                both = [any_rejected(p[wins_SK[:, :arms]]) for p in (supporting, refuting)]
                 if any(exceeds(rate, draws) for rate in both):
                     faults.append(f"{noise.name}, {arms} arms, {pairs} pairs: {both}")
-                errors.setdefault((arms, pairs), []).append((both[0], both[1]))
-    rows = [
-        [
-            str(arms),
-            *("/".join(rate_text(max(side)) for side in zip(*errors[arms, pairs], strict=True)) for pairs in PAIRS),
-        ]
-        for arms in NUMBERS_OF_ARMS
-    ]
+                errors.setdefault((arms, pairs), []).append(both)
+    rows = [[str(arms), *(worst_text(errors[arms, pairs]) for pairs in PAIRS)] for arms in NUMBERS_OF_ARMS]
     return Table(
         f"Wrong verdicts of `paired`, the median pair at the margin ({draws:,} draws)",
         f"Cells: some arm supported / refuted, the largest of {', '.join(noise.name for noise in NOISES)} noise.",
@@ -120,17 +113,15 @@ def mean_table(draws: int) -> Table:
             some = max(1, draws // arms)
             for pairs in PAIRS:
                 generator = np.random.default_rng(11)
-                improvements_SKN = noise.at(generator, (some, arms, pairs), 0.0, "mean")
+                improvements_SKN = noise.centred(generator, (some, arms, pairs), "mean")
                 supporting, _ = both_gates(improvements_SKN)
-                ours = float(rejected(supporting).any(axis=1).mean())
-                by_sign = p_by_wins(pairs)[0][_wins(improvements_SKN)]
-                median = float(rejected(by_sign).any(axis=1).mean())
+                ours = any_rejected(supporting)
+                median = any_rejected(p_by_wins(pairs)[0][_wins(improvements_SKN)])
                 if is_promised and exceeds(ours, some):
                     faults.append(f"{noise.name}, {arms} arms, {pairs} pairs: {ours:.4f}")
                 cells.setdefault(arms, []).append([ours, median])
-        worst = [max(side) for side in zip(*cells[ARMS], strict=True)]
-        texts = ["/".join(map(rate_text, pair)) + "*" * (not is_promised) for pair in (*cells[1], worst)]
-        rows.append([noise.name, "yes" if is_promised else "no", *texts])
+        texts = [*(rates_text(*pair) for pair in cells[1]), worst_text(cells[ARMS])]
+        rows.append([noise.name, "yes" if is_promised else "no", *(text + "*" * (not is_promised) for text in texts)])
     return Table(
         f"Support of `paired`, the mean pair at the margin ({draws:,} draws of one arm, {draws // ARMS:,} of eight)",
         'Cells: some arm supported by `claim = "mean"`, always an error / by `claim = "median"` (* no error: the '
@@ -146,15 +137,15 @@ def choice_table(draws: int) -> Table:
     """Return the fewest pairs that can decide, those that may lose one, and the power of that choice."""
     rows = []
     for arms in NUMBERS_OF_ARMS:
-        level = holm_levels([0.0], ALPHA, arms)[0]
+        level = ALPHA / arms
         all_won, one_lost = (next(n for n in range(1, 100) if at_least(n - lost, n, 0.5) < level) for lost in (0, 1))
-        powers = []
+        cells = []
         for effect in EFFECTS:
             generator = np.random.default_rng(12)
             improvements_SKN = effect + generator.standard_normal((draws, 1, one_lost))
             by_sign = p_by_wins(one_lost)[0][_wins(improvements_SKN)]
-            powers += [float((p < level).mean()) for p in (by_sign, both_gates(improvements_SKN)[0])]
-        cells = [f"{rate_text(a)}/{rate_text(b)}" for a, b in zip(powers[::2], powers[1::2], strict=True)]
+            by_both = both_gates(improvements_SKN)[0]
+            cells.append(rates_text(*(float((p < level).mean()) for p in (by_sign, by_both))))
         rows.append([str(arms), str(all_won), f"{one_lost - 1} of {one_lost}", *cells])
     return Table(
         f"How many pairs to plan ({draws:,} draws)",

@@ -5,15 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.calibration.counts import LIMIT, p_by_count, p_values, share_rule
+from benchmarks.calibration.counts import LIMIT, former_rule, p_by_count, p_values
 from benchmarks.calibration.draws import ALPHA, DRAWS, QUICK_DRAWS, Booleans, Floats, Integers, decisions, exceeds
-from benchmarks.calibration.tables import Table, rate_text
-from bitnetctl.verdict.rule import Tally, holm_levels, seeds_to_decide
+from benchmarks.calibration.tables import Table, rate_text, rates_text
+from bitnetctl.verdict.rule import Tally, seeds_to_decide
 
-SEEDS = (3, 5, 6, 8, 10, 12, 20)
-NUMBERS_OF_ARMS = (1, 2, 8)
-HEALTHY = {"0": 0.0, "0.02": 0.02, "0.05": 0.05, "0.1": 0.1, "values 2 sd above": 0.02275, "values 1 sd above": 0.15866}
-FAILING = {"0.9": 0.9, "1": 1.0}
 PLANNED_ARMS = (1, 2, 3, 4, 8)
 LIMITS = (0.5, 0.25, 0.1)
 EXACT_SEEDS = range(5, 14)
@@ -24,7 +20,7 @@ SCALE = 0.25
 def tables(*, quick: bool = False) -> list[Table]:
     """Return the tables; a quick run has fewer draws."""
     draws = QUICK_DRAWS if quick else DRAWS
-    return [seeds_table(), efficient_table(), power_table(draws), looks_table(draws)]
+    return [seeds_table(), efficient_table(), looks_table(draws)]
 
 
 def seeds_table() -> Table:
@@ -33,9 +29,8 @@ def seeds_table() -> Table:
     for limit in LIMITS:
         cells = []
         for arms in PLANNED_ARMS:
-            level = holm_levels([0.0], ALPHA, arms)[0]
-            fewest = [seeds_to_decide(Tally(unhealthy=failed), limit, level)[0] for failed in range(4)]
-            refuting = seeds_to_decide(Tally(), limit, level)[1]
+            fewest = [seeds_to_decide(Tally(unhealthy=failed), limit, ALPHA / arms)[0] for failed in range(4)]
+            refuting = seeds_to_decide(Tally(), limit, ALPHA / arms)[1]
             cells.append(f"{', '.join(map(str, fewest))}; {refuting}")
         rows.append([f"{limit:g}", *cells])
     return Table(
@@ -72,41 +67,6 @@ def efficient_table() -> Table:
     )
 
 
-def power_table(draws: int) -> Table:
-    """Return how often true claims are supported and false ones refuted, for arms beside others like them."""
-    rows, faults = [], []
-    for arms in NUMBERS_OF_ARMS:
-        for verdict, rates in ((1, HEALTHY), (-1, FAILING)):
-            for name, rate in rates.items():
-                generator = np.random.default_rng(5)
-                power = []
-                for seeds in SEEDS:
-                    count = generator.binomial(seeds, rate, (draws, arms))
-                    decided = decisions(*p_values(count, count, seeds))
-                    power.append(float((decided == verdict).mean()))
-                if rate == 0.0 and power != sorted(power):
-                    faults.append(f"{arms} arms: more seeds take support from arms without failures")
-                rows.append([str(arms), "supported" if verdict == 1 else "refuted", name, *map(rate_text, power)])
-    rows += _former_power(draws)
-    return Table(
-        f"Power: how often an arm is decided rightly, max_failure_rate 0.5 ({draws:,} draws)",
-        "By the true failure rate, or with normal values whose mean is 1 or 2 standard deviations above the "
-        "threshold; all arms alike.",
-        ["arms", "verdict", "failing", *(f"n = {seeds}" for seeds in SEEDS)],
-        rows,
-        faults,
-    )
-
-
-def _former_power(draws: int) -> list[list[str]]:
-    values_SN = np.random.default_rng(7).standard_normal((draws, max(SEEDS)))
-    rows = []
-    for above in (2, 1):
-        power = [float(share_rule(values_SN[:, :seeds], -above, -math.inf)[0].mean()) for seeds in SEEDS]
-        rows.append(["1", "supported by version 0.1.0", f"values {above} sd above", *map(rate_text, power)])
-    return rows
-
-
 def looks_table(draws: int) -> Table:
     """Return the real error rate of a plan that grows until a decision, and of looking before all runs have ended."""
     most = max(map(max, SCHEDULES))
@@ -123,8 +83,7 @@ def looks_table(draws: int) -> Table:
         faults += [f"looks at {schedule}: {rate:.4f}" for rate in ours if exceeds(rate, draws, bound)]
         grown = f"every n from {schedule[0]} to {schedule[-1]}"
         name = grown if len(schedule) > 3 else " → ".join(map(str, schedule))
-        cells = ["/".join(map(rate_text, pair)) for pair in (ours, theirs)]
-        rows.append([name, str(len(schedule)), rate_text(bound), *cells])
+        rows.append([name, str(len(schedule)), rate_text(bound), rates_text(*ours), rates_text(*theirs)])
     for planned, seen in ((10, (3, 6)), (20, (5, 10, 15))):
         early = [_decided(below[:, :look], planned, absent=planned - look) for look in seen]
         final = _decided(below, planned)
@@ -134,7 +93,7 @@ def looks_table(draws: int) -> Table:
         ours = [float(rate.mean()) for rate in (supported, refuted)]
         faults += [f"plan of {planned}: {rate:.4f}" for rate in ours if exceeds(rate, draws)]
         name = f"plan of {planned}, judged after {', '.join(map(str, seen))} too"
-        rows.append([name, "1", rate_text(ALPHA), "/".join(map(rate_text, ours)), "–"])
+        rows.append([name, "1", rate_text(ALPHA), rates_text(*ours), "–"])
     return Table(
         f"Looking more than once, with a stop at the first decision, one arm at the limit ({draws:,} draws)",
         "Cells: supported / refuted wrongly. `bound` is looks × 5 %, as the verdict notes it. Version 0.1.0: its rule, "
@@ -146,7 +105,7 @@ def looks_table(draws: int) -> Table:
 
 
 def _former(values_SN: Floats) -> tuple[Booleans, Booleans]:
-    return share_rule(values_SN, 0.0, -math.inf)[0], share_rule(values_SN, math.inf, 0.0)[1]
+    return former_rule(values_SN, 0.0, -math.inf)[0], former_rule(values_SN, math.inf, 0.0)[1]
 
 
 def _decided(below: Booleans, planned: int, absent: int = 0) -> Integers:

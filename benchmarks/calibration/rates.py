@@ -4,11 +4,9 @@ A run's value supports above 0.5 and refutes below 0.0. Cells are the probabilit
 be at most 5 % wherever the claim is false. The seeds of a column are among those of the next one.
 """
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from benchmarks.calibration.counts import LIMIT, p_values, share_rule
+from benchmarks.calibration.counts import LIMIT, former_rule, p_values
 from benchmarks.calibration.draws import (
     ALPHA,
     ARMS,
@@ -20,10 +18,11 @@ from benchmarks.calibration.draws import (
     QUICK_DRAWS,
     Integers,
     Noise,
+    any_rejected,
     exceeds,
     rejected,
 )
-from benchmarks.calibration.tables import Table, rate_text
+from benchmarks.calibration.tables import Table, rate_text, rates_text, worst_text
 
 SUPPORTED_ABOVE, REFUTED_BELOW = 0.5, 0.0
 SCALE = 0.25
@@ -47,24 +46,18 @@ def median_table(draws: int) -> Table:
     errors: dict[tuple[int, int], list[list[float]]] = {}
     faults = []
     for noise in NOISES:
-        counts = {where: _counts(noise, where, "median", draws, seed=1) for where in (SUPPORTED_ABOVE, REFUTED_BELOW)}
+        counts = {where: _counts(noise, where, draws) for where in (SUPPORTED_ABOVE, REFUTED_BELOW)}
         for arms in (1, ARMS):
             for index, seeds in enumerate(SEEDS):
                 at_support, at_refutation = (counts[where][:, index, :arms] for where in counts)
                 supporting, _ = p_values(at_support, at_support, seeds)
                 _, refuting = p_values(at_refutation, at_refutation, seeds)
-                both = [float(rejected(p).any(axis=1).mean()) for p in (supporting, refuting)]
+                both = [any_rejected(p) for p in (supporting, refuting)]
                 faults += [
                     f"{noise.name}, {arms} arms, {seeds} seeds: {rate:.4f}" for rate in both if exceeds(rate, draws)
                 ]
                 errors.setdefault((arms, seeds), []).append(both)
-    rows = [
-        [
-            str(arms),
-            *("/".join(rate_text(max(side)) for side in zip(*errors[arms, seeds], strict=True)) for seeds in SEEDS),
-        ]
-        for arms in (1, ARMS)
-    ]
+    rows = [[str(arms), *(worst_text(errors[arms, seeds]) for seeds in SEEDS)] for arms in (1, ARMS)]
     return Table(
         f"Wrong verdicts with the median run at a threshold ({draws:,} draws)",
         "Cells: some arm supported with the median at 0.5 / some arm refuted with the median at 0.0, the largest of "
@@ -81,7 +74,7 @@ def mean_table(draws: int) -> Table:
     for outcome, where in (("supported", SUPPORTED_ABOVE), ("refuted", REFUTED_BELOW)):
         for noise in NOISES:
             generator = np.random.default_rng(2)
-            values_SN = where + SCALE * noise.at(generator, (draws, max(SEEDS)), 0.0, "mean")
+            values_SN = where + SCALE * noise.centred(generator, (draws, max(SEEDS)), "mean")
             below = values_SN < where
             rate = float(below.mean())
             # an equal rate is one at the limit, where the claim is false
@@ -91,7 +84,7 @@ def mean_table(draws: int) -> Table:
                 count = below[:, :seeds].sum(axis=1)
                 supporting, refuting = p_values(count, count, seeds)
                 ours = float(((supporting if outcome == "supported" else refuting) < ALPHA).mean())
-                former = share_rule(values_SN[:, :seeds], SUPPORTED_ABOVE, REFUTED_BELOW)
+                former = former_rule(values_SN[:, :seeds], SUPPORTED_ABOVE, REFUTED_BELOW)
                 theirs = float(former[outcome == "refuted"].mean())
                 if not is_true and exceeds(ours, draws):
                     faults.append(f"{outcome}, {noise.name}, {seeds} seeds: {ours:.4f}")
@@ -122,10 +115,7 @@ def true_rate_table(draws: int) -> Table:
                     pair = p_values(unhealthy + open_, unhealthy, seeds, limit)
                     false = (failing + undecided >= limit, failing <= limit)
                     one, many = (
-                        [
-                            float(rejected(p[:, :arms]).any(axis=1).mean()) if wrong else None
-                            for p, wrong in zip(pair, false, strict=True)
-                        ]
+                        [any_rejected(p[:, :arms]) if wrong else None for p, wrong in zip(pair, false, strict=True)]
                         for arms in (1, ARMS)
                     )
                     known = [rate for rate in (*one, *many) if rate is not None]
@@ -161,7 +151,7 @@ def mixed_table(draws: int) -> Table:
                 rates.append(float(rejected(p)[:, :at_limit].any(axis=1).mean()))
             if any(exceeds(rate, draws) for rate in rates):
                 faults.append(f"{at_limit} of {ARMS} arms at the limit, {seeds} seeds")
-            cells.append("/".join(map(rate_text, rates)))
+            cells.append(rates_text(*rates))
         rows.append([f"{at_limit} of {ARMS}", *cells])
     return Table(
         f"Wrong verdicts on arms at the limit among eight arms ({draws:,} draws)",
@@ -172,20 +162,16 @@ def mixed_table(draws: int) -> Table:
     )
 
 
-def _counts(noise: Noise, where: float, statistic: str, draws: int, seed: int) -> Integers:
-    """Return how many of the first n seeds are below `where`, draws × numbers of seeds × arms."""
-    return np.stack(list(_running(noise, where, statistic, draws, SEEDS, seed)), axis=1)
-
-
-def _running(
-    noise: Noise, where: float, statistic: str, draws: int, numbers: Sequence[int], seed: int
-) -> Iterator[Integers]:
-    generator = np.random.default_rng(seed)
+def _counts(noise: Noise, where: float, draws: int) -> Integers:
+    """Return how many of the first n seeds are below the median `where`, draws × numbers of seeds × arms."""
+    generator = np.random.default_rng(1)
     below = np.zeros((draws, ARMS), dtype=np.int64)
-    for seeds in range(1, max(numbers) + 1):
-        below += where + SCALE * noise.at(generator, (draws, ARMS), 0.0, statistic) < where
-        if seeds in numbers:
-            yield below.copy()
+    counts = []
+    for seeds in range(1, max(SEEDS) + 1):
+        below += where + SCALE * noise.centred(generator, (draws, ARMS), "median") < where
+        if seeds in SEEDS:
+            counts.append(below.copy())
+    return np.stack(counts, axis=1)
 
 
 def _multinomial(

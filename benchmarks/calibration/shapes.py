@@ -1,27 +1,21 @@
 """How often the shape checks of `origin` err: false alarms on healthy counts, and what they find.
 
-    python -m benchmarks.calibration.shapes [--quick]
-
 Stage 1 is collapsed in every run. Counts of a healthy stage 2 are log-normal around a level, alone or with an
 autocorrelation exp(−t/τ), τ a share of stage 2; the patterns of the second table have such noise too. Judged are the
 checks `recovery`, `lasting` and `steady` with the fields of `origin`, by the code that judges runs.
 """
 
-import argparse
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.calibration.draws import Floats
+from benchmarks.calibration.tables import Table, rates_text
 from bitnetctl.verdict import Outcome, load_criteria
 from bitnetctl.verdict.checks.stages import split_at
 from bitnetctl.verdict.checks.trajectory import LastingCheck, RecoveryCheck, SteadyCheck, TrajectoryCheck
 
-Values = npt.NDArray[np.float64]
-"""Values of stage 2, draws × evaluations."""
-Pattern = Callable[[Values, np.random.Generator], Values]
+Pattern = Callable[[Floats, np.random.Generator], Floats]
 """Times of the evaluations in stage 2, up to 1, and one generator to the values of one run."""
 
 EVALUATIONS = (10, 20, 50, 200)
@@ -33,33 +27,6 @@ DEAD_SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 DRAWS, QUICK_DRAWS = 1_000, 20
 STEPS = 20_000
 COLLAPSED = 2.0
-
-
-@dataclass(frozen=True)
-class Table:
-    """A result to print: its title, a note on how to read it, and cells as text."""
-
-    title: str
-    note: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        lines = [list(self.columns), *map(list, self.rows)]
-        widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
-        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self.title, self.note, *text, ""])
-
-
-def main() -> None:
-    """Print both tables and the time they took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_DRAWS} draws a cell instead of {DRAWS}")
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    for table in tables(quick=arguments.quick):
-        print(table)
-    print(f"{time.perf_counter() - start:.0f} s")
 
 
 def tables(*, quick: bool = False) -> list[Table]:
@@ -75,11 +42,11 @@ def false_alarm_table(draws: int) -> Table:
         for log_sd in LOG_SDS:
             for correlation in CORRELATIONS:
                 rates = [false_alarms(level, log_sd, correlation, count, draws) for count in EVALUATIONS]
-                cells = [" ".join(f"{100 * one[name]:.1f}" for name in ALARMS) for one in rates]
+                cells = [rates_text(*(one[name] for name in ALARMS)) for one in rates]
                 rows.append([f"{level:g}", f"{log_sd:g}", f"{correlation:g}" if correlation else "none", *cells])
     return Table(
-        f"False alarms on healthy log-normal counts, in % of {draws:,} runs",
-        f"each cell: {', '.join(ALARMS)}; columns: evaluations of stage 2",
+        f"False alarms on healthy log-normal counts ({draws:,} runs)",
+        f"Cells: {'/'.join(ALARMS)}; columns: evaluations of stage 2.",
         ["level", "log-sd", "τ", *map(str, EVALUATIONS)],
         rows,
     )
@@ -104,14 +71,10 @@ def power_table(draws: int) -> Table:
     """Return how often the patterns that a reader would not support are refuted, and how often they are supported."""
     rows = []
     for name, pattern in patterns().items():
-        cells = []
-        for count in EVALUATIONS:
-            refuted, supported = found(pattern, count, draws)
-            cells.append(f"{100 * refuted:.1f} {100 * supported:.1f}")
-        rows.append([name, *cells])
+        rows.append([name, *(rates_text(*found(pattern, count, draws)) for count in EVALUATIONS)])
     return Table(
-        f"Patterns with noise of log-sd {NOISE:g} that end at 60 or more, in % of {draws:,} runs",
-        "each cell: refuted, supported; columns: evaluations of stage 2",
+        f"Patterns with noise of log-sd {NOISE:g} that end at 60 or more ({draws:,} runs)",
+        "Cells: refuted/supported; columns: evaluations of stage 2.",
         ["pattern", *map(str, EVALUATIONS)],
         rows,
     )
@@ -149,7 +112,7 @@ def patterns() -> dict[str, Pattern]:
     return swings | temporary | dead
 
 
-def judged(values: Sequence[float] | Values) -> dict[str, Outcome]:
+def judged(values: Sequence[float] | Floats) -> dict[str, Outcome]:
     """Return the outcome of each shape check of `origin` for a collapsed stage 1 and these values of stage 2."""
     second = [float(value) for value in values]
     count = len(second)
@@ -167,7 +130,7 @@ def _shape_checks() -> Iterator[TrajectoryCheck]:
 _CHECKS = tuple(_shape_checks())
 
 
-def _normal(draws: int, count: int, correlation: float, generator: np.random.Generator) -> Values:
+def _normal(draws: int, count: int, correlation: float, generator: np.random.Generator) -> Floats:
     """Return standard normal values with an autocorrelation exp(−t/τ), τ = `correlation`; 0 is none."""
     values = generator.standard_normal((draws, count))
     if correlation:
@@ -178,7 +141,7 @@ def _normal(draws: int, count: int, correlation: float, generator: np.random.Gen
 
 
 def _swings(values: Sequence[float], each: float) -> Pattern:
-    def pattern(times: Values, generator: np.random.Generator) -> Values:
+    def pattern(times: Floats, generator: np.random.Generator) -> Floats:
         places = np.floor(times / each + len(values) * generator.random())
         return np.array([values[int(place) % len(values)] for place in places], dtype=np.float64)
 
@@ -188,7 +151,7 @@ def _swings(values: Sequence[float], each: float) -> Pattern:
 def _sine(low: float, high: float, period: float) -> Pattern:
     middle, half = np.log(low * high) / 2, np.log(high / low) / 2
 
-    def pattern(times: Values, generator: np.random.Generator) -> Values:
+    def pattern(times: Floats, generator: np.random.Generator) -> Floats:
         phase = 2 * np.pi * (times / period + generator.random())
         return np.asarray(np.exp(middle + half * np.sin(phase)))
 
@@ -205,7 +168,3 @@ def _dead(share: float) -> Pattern:
 
 def _rate(flags: Iterator[bool] | Sequence[bool]) -> float:
     return float(np.mean(list(flags)))
-
-
-if __name__ == "__main__":
-    main()

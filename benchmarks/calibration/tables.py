@@ -2,25 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-
-class Printable(Protocol):
-    """What is printed of a table."""
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def note(self) -> str: ...
-    @property
-    def columns(self) -> Sequence[str]: ...
-    @property
-    def rows(self) -> Sequence[Sequence[str]]: ...
 
 
 @dataclass(frozen=True)
 class Table:
-    """A result: title, a note on how to read it, cells as text, and the cells that break a promise."""
+    """A result: title, a note on how to read it, cells as text, and what breaks a promise."""
 
     title: str
     note: str
@@ -28,22 +14,10 @@ class Table:
     rows: Sequence[Sequence[str]]
     faults: Sequence[str] = ()
 
-
-def markdown(table: Printable) -> str:
-    """Return title and note as a paragraph, and a Markdown table."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([f"**{table.title}.** {table.note}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
-
-
-def to_json(table: Printable) -> dict[str, Any]:
-    """Return title, note, and the rows by column."""
-    return {
-        "title": table.title,
-        "note": table.note,
-        "columns": list(table.columns),
-        "rows": [list(row) for row in table.rows],
-        "faults": list(getattr(table, "faults", ())),
-    }
+    def markdown(self) -> str:
+        """Return title and note as a paragraph, and a Markdown table."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join([f"**{self.title}.** {self.note}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def rate_text(rate: float) -> str:
@@ -51,3 +25,13 @@ def rate_text(rate: float) -> str:
     if 0 < rate < 0.0005:
         return "<.001"
     return f"{rate:.3f}".removeprefix("0")
+
+
+def rates_text(*rates: float) -> str:
+    """Format several probabilities, such as `.049/.021`."""
+    return "/".join(map(rate_text, rates))
+
+
+def worst_text(pairs: Sequence[Sequence[float]]) -> str:
+    """Format the largest probability of each position."""
+    return rates_text(*map(max, zip(*pairs, strict=True)))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bitnetctl.analysis import wording
+from bitnetctl.analysis.permutation import CHUNK, DRAWS
 from bitnetctl.analysis.stats import holm
 from bitnetctl.analysis.summary import has_failed
 from bitnetctl.records.run import Run
@@ -20,17 +21,11 @@ if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
 
 MINIMUM_RUNS = 3
-AGREES = 0.3
-"""Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
-
-DRAWS = 9_999
-"""Most random exchanges of arms."""
-
 MOST_PAIRS = 5_000
 """Most pairs of runs that the test counts."""
 
 _WORK = 5_000_000
-_CHUNK = 1 << 21
+"""Most pairs of runs in all exchanges together, which are fewer than DRAWS where there are many pairs."""
 
 METRICS = {
     "RandomPromptUnique": ("the random-prompt metric", 1),
@@ -70,12 +65,12 @@ class Agreement:
 
 
 class _Ranked(NamedTuple):
-    """A run that has both values, higher being healthier; `block` and `cell` are its unit and its place in it."""
+    """A run that has both values, higher being healthier, with its unit and its place in that."""
 
     value: float
     loss: float
-    block: Hashable
-    cell: Hashable
+    unit: Hashable
+    place: Hashable
 
 
 def agreements(runs: Sequence[Run], arms: Sequence[str]) -> list[Agreement]:
@@ -94,8 +89,8 @@ def agreements(runs: Sequence[Run], arms: Sequence[str]) -> list[Agreement]:
                     one for run, arm in comparable if (one := _ranked(run, None if by_seed else arm, metric, when))
                 ]
                 results.append(_agreement(metric, when, ranked, "seed" if by_seed else "arm"))
-    adjusted = iter(holm([one.p for one in results if one.p is not None]))
-    return [_with_sentence(replace(one, p_holm=next(adjusted)) if one.p is not None else one) for one in results]
+    adjusted = holm([one.p for one in results])
+    return [_with_sentence(replace(one, p_holm=p_holm)) for one, p_holm in zip(results, adjusted, strict=True)]
 
 
 def _ranked(run: Run, arm: str | None, metric: str, when: str) -> _Ranked | None:
@@ -152,7 +147,7 @@ def _agreement(metric: str, when: str, runs: Sequence[_Ranked], unit: Literal["a
         metric=metric,
         when=when,
         runs=len(runs),
-        units=len({run.block for run in runs}),
+        units=len({run.unit for run in runs}),
         unit=unit,
         tau=None,
         p=None,
@@ -164,44 +159,42 @@ def _agreement(metric: str, when: str, runs: Sequence[_Ranked], unit: Literal["a
     if len(runs) < MINIMUM_RUNS:
         reason = wording.too_few_runs(len(runs), MINIMUM_RUNS)
         return replace(result, sentence=wording.agreement_unknown(when, name, reason))
-    values, losses, blocks, cells = zip(*runs, strict=True)
+    values, losses, unit_of, place_of = zip(*runs, strict=True)
     if len(set(values)) == 1 or len(set(losses)) == 1:
         return replace(result, sentence=wording.agreement_unknown(when, name, wording.SAME_VALUE))
-    tau, p, floor = tau_test(values, losses, blocks, cells)
+    tau, p, floor = tau_test(values, losses, unit_of, place_of)
     return replace(result, tau=tau, p=p, p_floor=floor)
 
 
 def tau_test(
     values: Sequence[float],
     losses: Sequence[float],
-    blocks: Sequence[Hashable],
-    cells: Sequence[Hashable],
-    *,
-    seed: int = 0,
+    unit_of: Sequence[Hashable],
+    place_of: Sequence[Hashable],
 ) -> tuple[float, float | None, float | None]:
-    """Return Kendall's tau-b, its two-sided p-value over exchanges of whole blocks, and the smallest possible one.
+    """Return Kendall's tau-b, its two-sided p-value over exchanges of whole units, and the smallest possible one.
 
-    Blocks with the same cells (sizes and seeds) are exchanged, each run with that of its cell. All exchanges are made
-    where there are few, else random ones. The statistic is the number of concordant less discordant pairs of runs; of
-    MOST_PAIRS random ones if there are more. None where no two blocks have the same cells.
+    Units with the same places (an arm's sizes and seeds) are exchanged, each run with that in its place. All exchanges
+    are made where there are few, else random ones. The statistic is the number of concordant less discordant pairs of
+    runs; of MOST_PAIRS random ones if there are more. None where no two units have the same places.
     """
     import numpy as np
 
     # by rank, because infinite losses have an order but no difference
     ranks_N, losses_N = (np.array(_ranks(column), dtype=np.int64) for column in (values, losses))
     tau = _tau_b(ranks_N, losses_N)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     first_Q, second_Q = np.triu_indices(len(values), 1)
     if len(first_Q) > MOST_PAIRS:
         drawn = generator.choice(len(first_Q), MOST_PAIRS, replace=False)
         first_Q, second_Q = first_Q[drawn], second_Q[drawn]
     signs_Q = np.sign(ranks_N[first_Q] - ranks_N[second_Q]).astype(np.float32)
-    orders_PN, exact = _exchanges(blocks, cells, min(DRAWS, _WORK // len(first_Q)), generator)
+    orders_PN, exact = _exchanges(unit_of, place_of, min(DRAWS, _WORK // len(first_Q)), generator)
     if orders_PN is None:
         return tau, None, None
     extreme = 0
     seen = abs(float(np.sign(losses_N[first_Q] - losses_N[second_Q]) @ signs_Q))
-    for start in range(0, len(orders_PN), chunk := max(1, _CHUNK // len(first_Q))):
+    for start in range(0, len(orders_PN), chunk := max(1, CHUNK // len(first_Q))):
         exchanged_PN = losses_N[orders_PN[start : start + chunk]]
         # sums of signs are whole numbers
         sums_P = np.sign(exchanged_PN[:, first_Q] - exchanged_PN[:, second_Q]).astype(np.float32) @ signs_Q
@@ -223,17 +216,17 @@ def _tau_b(first_N: "Indices", second_N: "Indices") -> float:
 
 
 def _exchanges(
-    blocks: Sequence[Hashable], cells: Sequence[Hashable], draws: int, generator: "np.random.Generator"
+    unit_of: Sequence[Hashable], place_of: Sequence[Hashable], draws: int, generator: "np.random.Generator"
 ) -> "tuple[Indices | None, bool]":
-    """Return the runs in every order that exchanges blocks, (P, N), and whether these are all; None for one order."""
+    """Return the runs in every order that exchanges units, (P, N), and whether these are all; None for one order."""
     import numpy as np
 
     members: dict[Hashable, list[int]] = {}
-    for index in sorted(range(len(cells)), key=lambda index: repr(cells[index])):
-        members.setdefault(blocks[index], []).append(index)
+    for index in sorted(range(len(place_of)), key=lambda index: repr(place_of[index])):
+        members.setdefault(unit_of[index], []).append(index)
     alike: dict[Hashable, list[list[int]]] = {}
     for indices in members.values():
-        alike.setdefault(tuple(cells[index] for index in indices), []).append(indices)
+        alike.setdefault(tuple(place_of[index] for index in indices), []).append(indices)
     groups = [np.array(of_group) for of_group in alike.values() if len(of_group) > 1]
     count = math.prod(math.factorial(len(group)) for group in groups)
     if count == 1:
@@ -244,7 +237,7 @@ def _exchanges(
         chosen = [np.array(orders) for orders in zip(*every, strict=True)]
     else:
         chosen = [np.argsort(generator.random((draws, len(group))), axis=1) for group in groups]
-    orders_PN = np.tile(np.arange(len(cells)), (len(chosen[0]), 1))
+    orders_PN = np.tile(np.arange(len(place_of)), (len(chosen[0]), 1))
     for group, order_PB in zip(groups, chosen, strict=True):
         orders_PN[:, group.ravel()] = group[order_PB].reshape(len(order_PB), -1)
     return orders_PN, exact
@@ -257,7 +250,6 @@ def _with_sentence(one: Agreement) -> Agreement:
         one.when,
         METRICS[one.metric][0],
         one.tau,
-        agrees=AGREES,
         runs=one.runs,
         units=plural(one.units, one.unit),
         independent=one.units == one.runs,

@@ -5,22 +5,20 @@ squares of type II), so that a design need not be balanced. P-values are those o
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.factors import Factor, cell_text
-from bitnetctl.analysis.least_squares import TermKey, columns, estimable, fit, less_block_means, number, rank
+from bitnetctl.analysis.interaction import interaction_test
+from bitnetctl.analysis.least_squares import TermKey, design_columns, estimable, fit, less_block_means, number, rank
 from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
-from bitnetctl.analysis.permutation import Permuted, factor_test, interaction_test
+from bitnetctl.analysis.permutation import Block, Permuted, factor_test
 from bitnetctl.analysis.stats import holm, is_significant, mean
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
-
-MOST_MEANS = 8
-"""Most means of a term in a sentence."""
 
 _CONSTANT = 1e-9
 
@@ -34,7 +32,7 @@ class Outcome:
     format_spec: str = ".3g"
 
     @property
-    def known(self) -> tuple[int, ...]:
+    def known_in(self) -> tuple[int, ...]:
         """Indices of the runs in which it is known."""
         return tuple(index for index, value in enumerate(self.values) if value is not None)
 
@@ -131,23 +129,31 @@ def analyze_outcomes(
     """
     alike: dict[tuple[int, ...], list[Outcome]] = {}
     for outcome in outcomes:
-        alike.setdefault(outcome.known, []).append(outcome)
-    by_outcome = {
-        outcome.name: _analyze(outcome, used, tested)
-        for indices, of_runs in alike.items()
-        for used in [_Runs.among(indices, factors, seeds)]
-        for outcome, tested in zip(of_runs, used.tests(of_runs), strict=True)
-    }
+        alike.setdefault(outcome.known_in, []).append(outcome)
+    by_outcome = {}
+    for indices, of_runs in alike.items():
+        runs = _Runs.among(indices, factors, seeds)
+        for outcome, tests_of_outcome in zip(of_runs, runs.tests(of_runs), strict=True):
+            by_outcome[outcome.name] = _analyze(outcome, runs, tests_of_outcome)
     analyses = [by_outcome[outcome.name] for outcome in outcomes]
-    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms)) if p is not None]
+    p_values = [p for analysis in analyses for p in (analysis.p, *(term.p for term in analysis.terms))]
+    tests = sum(p is not None for p in p_values)
     adjusted = iter(holm(p_values))
     results = []
     for analysis in analyses:
-        p_holm = next(adjusted) if analysis.p is not None else None
-        terms = tuple(replace(term, p_holm=next(adjusted)) if term.p is not None else term for term in analysis.terms)
-        told = replace(analysis, terms=terms, p_holm=p_holm, tests=len(p_values))
+        p_holm = next(adjusted)
+        terms = tuple(replace(term, p_holm=next(adjusted)) for term in analysis.terms)
+        told = replace(analysis, terms=terms, p_holm=p_holm, tests=tests)
         results.append(replace(told, sentence=told.sentence or _sentence(told)))
     return results
+
+
+ALL_TERMS: TermKey = ()
+"""Stands for all factors but the size together."""
+
+_Tests: TypeAlias = Mapping[TermKey, tuple[float, float]]
+"""P-value and the smallest possible one, of every term of an outcome that can be tested."""
+_UNTESTED = None, None
 
 
 @dataclass(frozen=True)
@@ -175,29 +181,18 @@ class _Runs:
         scaled_N: Floats = values_N / (np.abs(values_N).max() or 1.0)
         return scaled_N
 
-    def tests(self, outcomes: Sequence[Outcome]) -> "list[_Tests]":
+    def tests(self, outcomes: Sequence[Outcome]) -> list[_Tests]:
         """Return the tests of every outcome; permutations are the same for all of them."""
         import numpy as np
 
         if not self.factors:
-            return [_Tests({}, None, 0)] * len(outcomes)
+            return [{}] * len(outcomes)
         values_NS = np.stack([self.scaled(outcome) for outcome in outcomes], axis=1)
-        of_term = term_tests(self.factors, self.seed_of, values_NS)
-        overall = overall_test(self.factors, self.seed_of, values_NS)
-        return [_Tests(of_term, overall, column) for column in range(len(outcomes))]
-
-
-@dataclass(frozen=True)
-class _Tests:
-    """The tests of several outcomes, and which of them is meant."""
-
-    of_term: dict[TermKey, Permuted | None]
-    overall: Permuted | None
-    column: int
-
-    def p(self, tested: Permuted | None) -> tuple[float | None, float | None]:
-        """Return p-value and floor."""
-        return (float(tested.p_S[self.column]), tested.floor) if tested else (None, None)
+        permuted = permutation_tests(self.factors, self.seed_of, values_NS)
+        return [
+            {term: (float(test.p_S[column]), test.floor) for term, test in permuted.items()}
+            for column in range(len(outcomes))
+        ]
 
 
 def _analyze(outcome: Outcome, runs: _Runs, tests: _Tests) -> OutcomeAnalysis:
@@ -217,7 +212,7 @@ def _analyze(outcome: Outcome, runs: _Runs, tests: _Tests) -> OutcomeAnalysis:
         return replace(result, sentence=wording.no_factor(outcome.name))
     if max(known) - min(known) <= _CONSTANT * max(1.0, abs(max(known))):
         return replace(result, sentence=wording.constant(outcome.name, format(known[0], outcome.format_spec)))
-    return _split(result, runs, runs.scaled(outcome), known, tests)
+    return _split(result, known, runs.scaled(outcome), runs, tests)
 
 
 def _terms(factors: Sequence[Factor], values: Sequence[float]) -> list[Term]:
@@ -236,32 +231,32 @@ def _means(factors: Sequence[Factor], values: Sequence[float]) -> dict[str, floa
 
 
 def _split(
-    result: OutcomeAnalysis, runs: _Runs, values_N: "Floats", known: Sequence[float], tests: _Tests
+    result: OutcomeAnalysis, known: Sequence[float], scaled_N: "Floats", runs: _Runs, tests: _Tests
 ) -> OutcomeAnalysis:
     """Return the analysis with the variance split between its terms, their tests and the odd cell."""
-    centred_N = values_N - values_N.mean()
+    centred_N = scaled_N - scaled_N.mean()
     total = float(centred_N @ centred_N)
-    of_term = columns(runs.factors)
+    of_term = design_columns(runs.factors)
     plain = {key: less_block_means(columns_NC, [0] * len(known)) for key, columns_NC in of_term.items()}
     within = {key: less_block_means(columns_NC, runs.seed_of) for key, columns_NC in of_term.items()}
     mains = [key for key in of_term if len(key) == 1]
     blocked = result.seeds > 1 and rank(within, mains) == rank(plain, mains) > 0
     design = within if blocked else plain
-    rest_N = less_block_means(values_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
-    fits = estimable(design, rest_N, [*of_term], mains)
+    rest_N = less_block_means(scaled_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
+    fits = estimable(design, rest_N, mains)
     residual, used_up = fit(design, rest_N, [*fits])
     within_sum = float(rest_N @ rest_N)
     terms = []
     for term in result.terms:
         squares, degrees = fits.get(term.factors, (0.0, 0))
         if degrees:
-            p, floor = tests.p(tests.of_term[term.factors])
+            p, floor = tests.get(term.factors, _UNTESTED)
             eta_squared = min(1.0, max(0.0, squares / total))
             fitted = replace(term, degrees_of_freedom=degrees, sum_of_squares=squares, eta_squared=eta_squared)
             terms.append(replace(fitted, p=p, p_floor=floor))
         elif term.factors in fits:
             terms.append(term)
-    p, floor = tests.p(tests.overall)
+    p, floor = tests.get(ALL_TERMS, _UNTESTED)
     return replace(
         result,
         terms=tuple(terms),
@@ -275,32 +270,41 @@ def _split(
     )
 
 
-def term_tests(
+def permutation_tests(
     factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats"
-) -> dict[TermKey, Permuted | None]:
-    """Return the permutation test of every main effect and interaction of two, on outcomes in columns."""
+) -> dict[TermKey, Permuted]:
+    """Return the tests of main effects, of interactions of two and of ALL_TERMS, on outcomes in columns.
+
+    What cannot be tested is left out.
+    """
     by_name = {factor.name: factor for factor in factors}
     results: dict[TermKey, Permuted | None] = {}
     for term in (*((name,) for name in by_name), *itertools.combinations(by_name, 2)):
-        others = [factor for factor in factors if factor.name not in term]
-        other_of = _cells([factor for factor in others if not factor.is_size], len(seed_of))
-        size_of = _cells([factor for factor in others if factor.is_size], len(seed_of))
+        block_of = _blocks([factor for factor in factors if factor.name not in term], seed_of)
         one, *more = (by_name[name].level_of for name in term)
         if more:
-            results[term] = interaction_test(one, more[0], other_of, size_of, seed_of, values_NS)
+            results[term] = interaction_test(one, more[0], block_of, values_NS)
         else:
-            results[term] = factor_test(one, other_of, size_of, seed_of, values_NS)
-    return results
+            results[term] = factor_test(one, block_of, values_NS)
+    results[ALL_TERMS] = _overall_test(factors, seed_of, values_NS)
+    return {term: test for term, test in results.items() if test is not None}
 
 
-def overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Permuted | None:
+def _overall_test(factors: Sequence[Factor], seed_of: Sequence[int], values_NS: "Floats") -> Permuted | None:
     """Return the test of all factors but the size together; None for one, or if no two runs have equal levels."""
-    sizes = [factor for factor in factors if factor.is_size]
-    others = [factor for factor in factors if not factor.is_size]
-    cells, size_of = _cells(others, len(seed_of)), _cells(sizes, len(seed_of))
-    if len(others) < 2 or len(set(zip(cells, size_of, strict=True))) == len(cells):
+    all_of = _cells(factors, len(seed_of))
+    tested = [factor for factor in factors if not factor.is_size]
+    if len(tested) < 2 or len(set(all_of)) == len(all_of):
         return None
-    return factor_test(number(cells).tolist(), [()] * len(cells), size_of, seed_of, values_NS)
+    combinations = number(_cells(tested, len(seed_of))).tolist()
+    return factor_test(combinations, _blocks([factor for factor in factors if factor.is_size], seed_of), values_NS)
+
+
+def _blocks(factors: Sequence[Factor], seed_of: Sequence[int]) -> list[Block]:
+    """Return the block of every run by its levels of these factors, and its seed."""
+    sizes = _cells([factor for factor in factors if factor.is_size], len(seed_of))
+    others = _cells([factor for factor in factors if not factor.is_size], len(seed_of))
+    return [Block(*block) for block in zip(seed_of, sizes, others, strict=True)]
 
 
 def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:
@@ -311,11 +315,11 @@ def _cells(factors: Sequence[Factor], runs: int) -> list[tuple[int, ...]]:
 def _sentence(analysis: OutcomeAnalysis) -> str:
     """Return what the terms of an outcome show."""
     terms = sorted(analysis.terms, key=lambda term: -(term.eta_squared or 0.0))
-    told = [_told(term, analysis) for term in terms if term.is_significant]
+    told = [_clause(term, analysis) for term in terms if term.is_significant]
     parts = [
         wording.goes_with(analysis.outcome, told)
         if told
-        else wording.none_told(analysis.outcome, *_told(terms[0], analysis))
+        else wording.none_told(analysis.outcome, _clause(terms[0], analysis))
     ]
     overall = wording.tested(analysis.p_holm, analysis.p, analysis.p_floor, analysis.tests)
     parts.append(
@@ -344,11 +348,11 @@ def _sentence(analysis: OutcomeAnalysis) -> str:
     return " ".join(filter(None, parts))
 
 
-def _told(term: Term, analysis: OutcomeAnalysis) -> tuple[str, float, str, str]:
-    """Return what a sentence says of a term: subject, eta squared, test and means."""
-    return (
+def _clause(term: Term, analysis: OutcomeAnalysis) -> str:
+    """Return what a sentence says of a term."""
+    return wording.term(
         wording.subject(term.fields, term.name),
         term.eta_squared or 0.0,
         wording.tested(term.p_holm, term.p, term.p_floor, analysis.tests),
-        wording.means(term.means, analysis.format_spec, MOST_MEANS),
+        wording.means(term.means, analysis.format_spec, wording.MOST_MEANS),
     )

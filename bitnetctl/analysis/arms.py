@@ -31,26 +31,24 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
         for factor in find_factors([config.model_copy(update={"interventions": ()}) for config in configs])
         if "model.hidden_size" not in factor.fields and not factor.fields[0].startswith("probe.")
     ]
-    arms = []
-    index = 0
-    for run in runs:
-        variant: tuple[str, ...] = ()
-        if run.config is not None:
-            variant = tuple(f"{factor.fields[0]}={factor.levels[factor.level_of[index]]}" for factor in factors)
-            index += 1
-        text = run.arm
-        if text is None:
-            arms.append(Arm(label=run.name, interventions=None, variant=variant))
-            continue
-        parts = [str(spec) for spec in run.config.interventions] if run.config else text.split("+")
-        arms.append(
-            Arm(
-                label=f"{text} [{', '.join(variant)}]" if variant else text,
-                interventions=frozenset(parts) - {"baseline"},
-                variant=variant,
-            )
-        )
-    return arms
+    variants = iter(
+        [
+            tuple(f"{factor.fields[0]}={factor.levels[factor.level_of[index]]}" for factor in factors)
+            for index in range(len(configs))
+        ]
+    )
+    return [_arm(run, next(variants) if run.config is not None else ()) for run in runs]
+
+
+def _arm(run: Run, variant: tuple[str, ...]) -> Arm:
+    if run.arm is None:
+        return Arm(label=run.name, interventions=None, variant=variant)
+    parts = [str(spec) for spec in run.config.interventions] if run.config else run.arm.split("+")
+    return Arm(
+        label=f"{run.arm} [{', '.join(variant)}]" if variant else run.arm,
+        interventions=frozenset(parts) - {"baseline"},
+        variant=variant,
+    )
 
 
 def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:

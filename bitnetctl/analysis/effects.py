@@ -11,12 +11,12 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.stats import (
     SIGNIFICANT,
     Better,
+    detectable_factor,
+    difference,
     holm,
     mean,
-    paired_differences,
     sign_test_floor,
     sign_test_p,
-    smallest_effect,
     student_interval,
 )
 from bitnetctl.analysis.summary import Metric, RunSummary
@@ -56,7 +56,7 @@ class Effect:
     `equal` count seeds. `low` and `high` are the 95 % Student interval of the mean over seeds, `stdev` is that of the
     differences of seeds. `p` is that of the exact sign test, `p_floor` the smallest possible with so many seeds that
     differ, `p_holm` is adjusted over all arms and metrics. `smallest_effect` is the mean difference that the test
-    finds with a power of 80 %, see `stats.smallest_effect`.
+    finds with a power of 80 %, see `stats.detectable_factor`.
 
     A failed run is infinitely worse than a finished one, so that its pair makes the mean infinite and leaves it without
     an interval; where seeds failed on both sides there is no mean. `failed_pairs` counts pairs with a failed run,
@@ -132,14 +132,15 @@ def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str], c
     results = [
         _arm_effect(arm, by_arm[arm], baseline, by_arm[baseline], compare) for arm, baseline in baselines.items()
     ]
-    known = [effect.p for result in results for effect in result.effects.values() if effect.p is not None]
-    adjusted = iter(holm(known))
+    p_values = [effect.p for result in results for effect in result.effects.values()]
+    tests = sum(p is not None for p in p_values)
+    adjusted = iter(holm(p_values))
     return [
         replace(
             result,
-            tests=len(known),
+            tests=tests,
             effects={
-                metric: _adjusted(metric, effect, next(adjusted) if effect.p is not None else None, result, len(known))
+                metric: _adjusted(metric, effect, next(adjusted), result, tests)
                 for metric, effect in result.effects.items()
             },
         )
@@ -195,16 +196,14 @@ def _arm_effect(
 def _effect(metric: Metric, pairs: Sequence[_Pair]) -> Effect:
     """Return the effect without what depends on the other tests."""
     better = METRICS[metric][1]
-    sign = 1.0 if better == "higher" else -1.0
     by_seed: dict[int | None, list[float]] = {}
     by_size: dict[str, list[float]] = {}
     failed_pairs = 0
     for key, runs, others in pairs:
-        for improvement in paired_differences([_value(runs, metric)], [_value(others, metric)], better):
-            # adding 0.0 turns -0.0 into 0.0
-            difference = sign * improvement + 0.0
-            by_seed.setdefault(key.seed, []).append(difference)
-            by_size.setdefault(str(key.size), []).append(difference)
+        of_pair = difference(_value(runs, metric), _value(others, metric), better)
+        if of_pair is not None:
+            by_seed.setdefault(key.seed, []).append(of_pair)
+            by_size.setdefault(str(key.size), []).append(of_pair)
             failed_pairs += _failed(runs) or _failed(others)
     differences = [_of_seed(values) for values in by_seed.values()]
     finite = [value for value in differences if math.isfinite(value)]
@@ -237,7 +236,7 @@ def _effect(metric: Metric, pairs: Sequence[_Pair]) -> Effect:
 def _adjusted(metric: Metric, effect: Effect, p_holm: float | None, of_arm: ArmEffect, tests: int) -> Effect:
     """Return the effect with its adjusted p-value, the smallest effect at that level, and its sentence."""
     # the strictest level of Holm's method, as if no other difference were found
-    smallest = smallest_effect(effect.seeds, effect.stdev, SIGNIFICANT / tests) if effect.stdev and tests else None
+    smallest = effect.stdev * detectable_factor(effect.seeds, SIGNIFICANT / tests) if effect.stdev else None
     sentence = wording.effect(
         METRICS[metric][0],
         better=effect.better,
@@ -245,7 +244,7 @@ def _adjusted(metric: Metric, effect: Effect, p_holm: float | None, of_arm: ArmE
         equal=effect.equal,
         failed=of_arm.failures,
         baseline_failed=of_arm.baseline_failures,
-        pairs=effect.pairs,
+        pairs=of_arm.pairs,
         mean=effect.mean,
         mean_of_finite=effect.mean_of_finite,
         interval=effect.interval,

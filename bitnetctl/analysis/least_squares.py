@@ -21,7 +21,7 @@ _RANK = 1e-9
 """Smallest singular value, as a fraction of the largest, that counts for the rank."""
 
 
-def columns(factors: Sequence[Factor]) -> "dict[TermKey, Floats]":
+def design_columns(factors: Sequence[Factor]) -> "dict[TermKey, Floats]":
     """Return the columns of every term in the design matrix: dummies, and their products for interactions."""
     import numpy as np
 
@@ -55,13 +55,12 @@ def less_block_means(values_NC: "Floats", block_of: Sequence[Hashable]) -> "Floa
 def estimable(
     design: "Mapping[TermKey, Floats]",
     values_N: "Floats",
-    terms: Sequence[TermKey],
     mains: Sequence[TermKey],
 ) -> dict[TermKey, tuple[float, int]]:
     """Return `fit_terms` of the main effects and of those interactions with which all of them can be told apart."""
-    fits = fit_terms(design, values_N, terms)
+    fits = fit_terms(design, values_N, [*design])
     if any(degrees == 0 for _, degrees in fits.values()):
-        fits = fit_terms(design, values_N, [term for term in terms if len(term) == 1 or fits[term][1]])
+        fits = fit_terms(design, values_N, [term for term in design if len(term) == 1 or fits[term][1]])
     if any(degrees == 0 for _, degrees in fits.values()):
         fits = fit_terms(design, values_N, mains)
     return fits
@@ -75,9 +74,9 @@ def fit_terms(
     for term in terms:
         # a main effect is not adjusted for the interactions that contain it
         others = [other for other in terms if not set(term) <= set(other)]
-        without, rank_without = fit(design, values_N, others)
-        residual, rank = fit(design, values_N, [*others, term])
-        fits[term] = (max(0.0, without - residual), rank - rank_without)
+        residual_without, rank_without = fit(design, values_N, others)
+        residual_with, rank_with = fit(design, values_N, [*others, term])
+        fits[term] = (max(0.0, residual_without - residual_with), rank_with - rank_without)
     return fits
 
 
@@ -94,6 +93,7 @@ def fit(design: "Mapping[TermKey, Floats]", values_N: "Floats", terms: Sequence[
 
 
 def rank(design: "Mapping[TermKey, Floats]", terms: Sequence[TermKey]) -> int:
+    """Return the rank of a model."""
     import numpy as np
 
     return int(np.linalg.matrix_rank(np.hstack([design[term] for term in terms]), rtol=_RANK))

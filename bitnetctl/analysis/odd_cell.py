@@ -34,7 +34,7 @@ def find_odd_cell(factors: Sequence[Factor], rest_N: "Floats", known: Sequence[f
     """
     import numpy as np
 
-    runs, best = len(known), None
+    runs, most, odd_one = len(known), 0.0, None
     for chosen in (*itertools.combinations(factors, 2), *itertools.combinations(factors, 3)):
         of_run = [*zip(*(factor.level_of for factor in chosen), strict=True)]
         cells = sorted(set(of_run))
@@ -48,18 +48,16 @@ def find_odd_cell(factors: Sequence[Factor], rest_N: "Floats", known: Sequence[f
         alone_C = counts_C * runs / (runs - counts_C) * means_C**2
         odd = int(alone_C.argmax())
         alone = float(alone_C[odd])
-        if alone < ODD * between or between < 0.5 * float(rest_N @ rest_N) or alone <= (best or (0.0,))[0]:
+        if alone < ODD * between or between < 0.5 * float(rest_N @ rest_N) or alone <= most:
             continue
         inside = [value for value, cell in zip(known, cells_N.tolist(), strict=True) if cell == odd]
         outside = [value for value, cell in zip(known, cells_N.tolist(), strict=True) if cell != odd]
-        best = (
-            alone,
-            OddCell(
-                factors=tuple(factor.name for factor in chosen),
-                cell=cell_text(chosen, cells[odd]),
-                mean=mean(inside),
-                mean_of_rest=mean(outside),
-                eta_squared=min(1.0, alone / total),
-            ),
+        most = alone
+        odd_one = OddCell(
+            factors=tuple(factor.name for factor in chosen),
+            cell=cell_text(chosen, cells[odd]),
+            mean=mean(inside),
+            mean_of_rest=mean(outside),
+            eta_squared=min(1.0, alone / total),
         )
-    return best[1] if best else None
+    return odd_one

@@ -1,4 +1,4 @@
-"""Permutation tests of the factors of a design, within blocks of runs that are alike in all else.
+"""Permutation test of a factor of a design, within blocks of runs that are alike in all else.
 
 Runs are rows; a test takes several outcomes at once, as columns: values_NS. Blocks are runs of one size and seed:
 labels are exchanged between runs of a block, in all sizes of a seed together, or, where a factor changes from seed to
@@ -9,15 +9,13 @@ law of the noise and the effects of other factors.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitnetctl.analysis.least_squares import less_block_means, number
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bitnetctl.analysis.least_squares import Indices
     from bitnetctl.records.schema import Floats
 
@@ -27,10 +25,10 @@ DRAWS = 9_999
 _MOST_LEVELS = 6
 """Most levels whose exchanges are counted for the floor of a p-value."""
 
-_CHUNK = 1 << 21
+CHUNK = 1 << 21
 """Numbers held at once; it does not change the result."""
 
-_ROUNDING = 1e-10
+ROUNDING = 1e-10
 """Statistics closer than this, as a fraction of the sum of squares, are equal."""
 
 
@@ -42,16 +40,32 @@ class Permuted:
     floor: float
 
 
-def factor_test(
-    level_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
-    values_NS: "Floats",
-    *,
-    seed: int = 0,
-) -> Permuted | None:
-    """Test that a factor changes nothing, given in every run its level, those of the other factors, size and seed.
+class Block(NamedTuple):
+    """What runs whose labels are exchanged have in common: seed, size, and the levels of the factors not tested."""
+
+    seed: int
+    size: Hashable
+    others: Hashable
+
+
+def compare(statistics: Iterable["Floats"], least_S: "Floats", floor: float | None) -> Permuted:
+    """Return how often the statistics of arrangements, (P, S) at a time, are as large as those of the actual one.
+
+    `floor` is that of all arrangements, None for random ones: the actual one is added to these.
+    """
+    import numpy as np
+
+    extreme_S, count = np.zeros(len(least_S)), 0
+    for statistics_PS in statistics:
+        extreme_S += (statistics_PS >= least_S).sum(0)
+        count += len(statistics_PS)
+    if floor is None:
+        return Permuted(p_S=(extreme_S + 1) / (count + 1), floor=1 / (count + 1))
+    return Permuted(p_S=extreme_S / count, floor=floor)
+
+
+def factor_test(level_of: Sequence[int], block_of: Sequence[Block], values_NS: "Floats") -> Permuted | None:
+    """Test that a factor changes nothing, given its level and the block of every run.
 
     Its labels are permuted among runs of equal size, seed and other factors, in all sizes of a seed alike. Where it
     changes from seed to seed only, they are permuted among seeds with runs of the same sizes and other factors, and p
@@ -61,67 +75,21 @@ def factor_test(
     """
     import numpy as np
 
-    blocks = list(zip(seed_of, other_of, size_of, strict=True))
-    kept = _mixed(level_of, blocks)
+    kept = _mixed(level_of, block_of)
     if not kept:
-        return _test_seeds(level_of, [*zip(other_of, size_of, strict=True)], seed_of, values_NS, seed)
-    values_KS = less_block_means(values_NS[kept], [blocks[index] for index in kept])
-    levels_in: dict[Hashable, set[int]] = {}
+        return _test_seeds(level_of, block_of, values_NS)
+    values_KS = less_block_means(values_NS[kept], [block_of[index] for index in kept])
+    levels_in: dict[Block, set[int]] = {}
     for index in kept:
-        levels_in.setdefault(blocks[index], set()).add(level_of[index])
-    # the mean over the sizes of a seed that have the same levels
+        levels_in.setdefault(block_of[index], set()).add(level_of[index])
+    # a unit is the mean over the sizes of a seed that have the same levels
     units: dict[tuple[Hashable, int], list[int]] = {}
     for row, index in enumerate(kept):
-        block = (seed_of[index], other_of[index], frozenset(levels_in[blocks[index]]))
-        units.setdefault((block, level_of[index]), []).append(row)
+        block = block_of[index]
+        of_sizes = (block.seed, block.others, frozenset(levels_in[block]))
+        units.setdefault((of_sizes, level_of[index]), []).append(row)
     unit_US = np.stack([values_KS[rows].mean(0) for rows in units.values()])
-    return _test_labels([level for _, level in units], [block for block, _ in units], unit_US, seed)
-
-
-def interaction_test(
-    level_of: Sequence[int],
-    second_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
-    values_NS: "Floats",
-    *,
-    seed: int = 0,
-) -> Permuted | None:
-    """Test that two factors do not interact, given the levels of both in every run; else as `factor_test`.
-
-    The means of the combinations of levels are one table for every seed and levels of the other factors, the mean of
-    those of its sizes; where no table is complete, runs of several seeds make one, in the order of their seeds. Without
-    an interaction, and with exchangeable noise, a table less its row and column means has the same law after a
-    permutation of rows and of columns (Pesarin & Salmaso 2010, synchronized permutations). None for fewer than two
-    complete tables.
-    """
-    import numpy as np
-
-    blocks: list[tuple[Hashable, Hashable]] = [*zip(zip(seed_of, other_of, strict=True), size_of, strict=True)]
-    tables = _tables(level_of, second_of, blocks, values_NS)
-    if not tables:
-        tables = _tables(level_of, second_of, _matched(level_of, second_of, other_of, size_of, seed_of), values_NS)
-    if len(tables) < 2:
-        return None
-    table_KRCS = np.stack(tables)
-    table_KRCS = table_KRCS - table_KRCS.mean(1, keepdims=True)
-    table_KRCS = table_KRCS - table_KRCS.mean(2, keepdims=True)
-    count, rows, columns = table_KRCS.shape[:3]
-    # in a table of 2 × 2 both permutations reverse the sign
-    group = 2 if rows == columns == 2 else math.factorial(rows) * math.factorial(columns)
-    exact = group**count <= DRAWS + 1
-    seen_S = (table_KRCS.sum(0) ** 2).sum((0, 1))
-    slack_S = _ROUNDING * (table_KRCS**2).sum((0, 1, 2)) * count
-    extreme_S = np.zeros(len(seen_S))
-    drawn = 0
-    chunk = max(1, _CHUNK // table_KRCS.size)
-    generator = np.random.default_rng(seed)
-    for permuted in _every_table(table_KRCS, chunk) if exact else _random_tables(table_KRCS, chunk, generator):
-        extreme_S += ((permuted**2).sum((1, 2)) >= seen_S - slack_S).sum(0)
-        drawn += len(permuted)
-    floor = float(group) ** (1 - count) if exact else 1 / (DRAWS + 1)
-    return Permuted(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor)
+    return _test_labels([level for _, level in units], [block for block, _ in units], unit_US)
 
 
 def _mixed(level_of: Sequence[int], block_of: Sequence[Hashable]) -> list[int]:
@@ -132,18 +100,17 @@ def _mixed(level_of: Sequence[int], block_of: Sequence[Hashable]) -> list[int]:
     return [index for index, block in enumerate(block_of) if len(levels[block]) > 1]
 
 
-def _test_seeds(
-    level_of: Sequence[int], other_of: Sequence[Hashable], seed_of: Sequence[int], values_NS: "Floats", seed: int
-) -> Permuted | None:
+def _test_seeds(level_of: Sequence[int], block_of: Sequence[Block], values_NS: "Floats") -> Permuted | None:
     """Test a factor that is constant within every seed; None where it is not."""
     import numpy as np
 
     runs_of: dict[int, list[int]] = {}
-    for index, one in enumerate(seed_of):
-        runs_of.setdefault(one, []).append(index)
+    for index, block in enumerate(block_of):
+        runs_of.setdefault(block.seed, []).append(index)
     if any(len({level_of[index] for index in runs}) > 1 for runs in runs_of.values()):
         return None
     levels = [level_of[runs[0]] for runs in runs_of.values()]
+    other_of = [(block.others, block.size) for block in block_of]
     alike = [tuple(sorted(map(repr, (other_of[index] for index in runs)))) for runs in runs_of.values()]
     kept = _mixed(levels, alike)
     if not kept:
@@ -152,16 +119,14 @@ def _test_seeds(
     unit_US = np.stack([centred_NS[runs].mean(0) for runs in runs_of.values()])[kept]
     levels, alike = [levels[index] for index in kept], [alike[index] for index in kept]
     unit_US = less_block_means(unit_US, alike)
-    exchanged = _test_labels(levels, alike, unit_US, seed)
+    exchanged = _test_labels(levels, alike, unit_US)
     welch_S = _welch(levels, unit_US, lost=len(set(alike)) - 1)
     if exchanged is None or welch_S is None:
         return None
     return Permuted(p_S=np.maximum(exchanged.p_S, welch_S), floor=exchanged.floor)
 
 
-def _test_labels(
-    level_of: Sequence[int], block_of: Sequence[Hashable], values_NS: "Floats", seed: int
-) -> Permuted | None:
+def _test_labels(level_of: Sequence[int], block_of: Sequence[Hashable], values_NS: "Floats") -> Permuted | None:
     """Permute labels within blocks; the values are centred in them."""
     import numpy as np
 
@@ -169,24 +134,13 @@ def _test_labels(
     floor, arrangements = _floor(labels_N.tolist(), block_of)
     if floor >= 1:
         return None
-    exact = arrangements <= DRAWS + 1
-    counts_L = np.bincount(labels_N)
-
+    is_exact = arrangements <= DRAWS + 1
+    counts_L, blocks_N = np.bincount(labels_N), number(block_of)
     seen_S = _between(labels_N[None], counts_L, values_NS)[0]
-    least_S = seen_S - _ROUNDING * (values_NS**2).sum(0)
-    extreme_S = np.zeros(len(seen_S))
-    drawn = 0
-    blocks_N = number(block_of)
-    chunk = max(1, _CHUNK // max(values_NS.shape))
-    generator = np.random.default_rng(seed)
-    for labels_PN in (
-        _every_arrangement(labels_N, blocks_N, chunk)
-        if exact
-        else _random_arrangements(labels_N, blocks_N, chunk, generator)
-    ):
-        extreme_S += (_between(labels_PN, counts_L, values_NS) >= least_S).sum(0)
-        drawn += len(labels_PN)
-    return Permuted(p_S=_fraction(extreme_S, drawn, exact=exact), floor=floor if exact else 1 / (DRAWS + 1))
+    chunk = max(1, CHUNK // max(values_NS.shape))
+    arranged = (_every_arrangement if is_exact else _random_arrangements)(labels_N, blocks_N, chunk)
+    statistics = (_between(labels_PN, counts_L, values_NS) for labels_PN in arranged)
+    return compare(statistics, seen_S - ROUNDING * (values_NS**2).sum(0), floor if is_exact else None)
 
 
 def _between(labels_PN: "Indices", counts_L: "Indices", values_NS: "Floats") -> "Floats":
@@ -258,12 +212,11 @@ def _arrangements(labels: list[int]) -> Iterator[tuple[int, ...]]:
         labels[pivot + 1 :] = reversed(labels[pivot + 1 :])
 
 
-def _random_arrangements(
-    labels_N: "Indices", blocks_N: "Indices", chunk: int, generator: "np.random.Generator"
-) -> "Iterator[Indices]":
+def _random_arrangements(labels_N: "Indices", blocks_N: "Indices", chunk: int) -> "Iterator[Indices]":
     """Yield DRAWS random arrangements of labels within blocks, (P, N) at a time."""
     import numpy as np
 
+    generator = np.random.default_rng(0)
     in_order_N = np.argsort(blocks_N, kind="stable")
     pairs = bool((np.bincount(blocks_N) == 2).all())
     for start in range(0, DRAWS, chunk):
@@ -279,83 +232,6 @@ def _random_arrangements(
             shuffled_PN = np.argsort(blocks_N + generator.random(labels_PN.shape), axis=1)
             labels_PN[:, in_order_N] = labels_N[shuffled_PN]
         yield labels_PN
-
-
-def _every_table(table_KRCS: "Floats", chunk: int) -> "Iterator[Floats]":
-    """Yield the sum over tables after every combination of permutations of their rows and columns, (P, R, C, S)."""
-    import numpy as np
-
-    count, rows, columns = table_KRCS.shape[:3]
-    row_orders = [*itertools.permutations(range(rows))]
-    column_orders = [*itertools.permutations(range(columns))] if rows > 2 or columns > 2 else [tuple(range(columns))]
-    pairs = [*itertools.product(row_orders, column_orders)]
-    row_order_GR, column_order_GC = (np.array(orders) for orders in zip(*pairs, strict=True))
-    for start in range(0, len(pairs) ** count, chunk):
-        numbers = np.arange(start, min(start + chunk, len(pairs) ** count))
-        total = 0.0
-        for table_RCS in table_KRCS:
-            numbers, index = np.divmod(numbers, len(pairs))
-            total = total + table_RCS[row_order_GR[index][:, :, None], column_order_GC[index][:, None, :]]
-        yield np.asarray(total)
-
-
-def _random_tables(table_KRCS: "Floats", chunk: int, generator: "np.random.Generator") -> "Iterator[Floats]":
-    """Yield DRAWS sums over tables, each with its rows and columns permuted at random, (P, R, C, S) at a time."""
-    import numpy as np
-
-    count, rows, columns = table_KRCS.shape[:3]
-    for start in range(0, DRAWS, chunk):
-        size = min(chunk, DRAWS - start)
-        if rows == columns == 2:
-            # both permutations reverse the sign
-            signs_PK = 1.0 - 2 * generator.integers(0, 2, (size, count))
-            yield np.tensordot(signs_PK, table_KRCS, 1)
-            continue
-        total = 0.0
-        for table_RCS in table_KRCS:
-            row_order_PR = np.argsort(generator.random((size, rows)), axis=1)
-            column_order_PC = np.argsort(generator.random((size, columns)), axis=1)
-            total = total + table_RCS[row_order_PR[:, :, None], column_order_PC[:, None, :]]
-        yield np.asarray(total)
-
-
-def _tables(
-    level_of: Sequence[int],
-    second_of: Sequence[int],
-    block_of: Sequence[tuple[Hashable, Hashable]],
-    values_NS: "Floats",
-) -> "list[Floats]":
-    """Return the tables (R, C, S) of mean values by both levels, for each block the mean of its complete ones."""
-    import numpy as np
-
-    cells: dict[tuple[Hashable, Hashable], dict[tuple[int, int], list[int]]] = {}
-    for index, block in enumerate(block_of):
-        cells.setdefault(block, {}).setdefault((level_of[index], second_of[index]), []).append(index)
-    rows, columns = sorted(set(level_of)), sorted(set(second_of))
-    whole = [*itertools.product(rows, columns)]
-    tables: dict[Hashable, list[Floats]] = {}
-    for (unit, _), of_block in cells.items():
-        if len(of_block) == len(whole):
-            table_RCS = np.stack([values_NS[of_block[cell]].mean(0) for cell in whole])
-            tables.setdefault(unit, []).append(table_RCS.reshape(len(rows), len(columns), -1))
-    return [np.mean(of_sizes, axis=0) for of_sizes in tables.values()]
-
-
-def _matched(
-    level_of: Sequence[int],
-    second_of: Sequence[int],
-    other_of: Sequence[Hashable],
-    size_of: Sequence[Hashable],
-    seed_of: Sequence[int],
-) -> list[tuple[Hashable, Hashable]]:
-    """Return blocks of the first run of every combination, of the second one, and so on, in the order of seeds."""
-    turns: Counter[Hashable] = Counter()
-    block_of: list[tuple[Hashable, Hashable]] = [((), ())] * len(level_of)
-    for index in sorted(range(len(level_of)), key=lambda index: seed_of[index]):
-        cell = (level_of[index], second_of[index], other_of[index], size_of[index])
-        block_of[index] = ((other_of[index], turns[cell]), size_of[index])
-        turns[cell] += 1
-    return block_of
 
 
 def _welch(level_of: Sequence[int], values_US: "Floats", *, lost: int) -> "Floats | None":
@@ -387,10 +263,4 @@ def _welch(level_of: Sequence[int], values_US: "Floats", *, lost: int) -> "Float
     penalty_S = ((1 - weight_LS / total_S) ** 2 / degrees_L1).sum(0)
     ratio_S = spread_S / (1 + 2 * (levels - 2) / (levels**2 - 1) * penalty_S)
     p_S: Floats = fdtrc(levels - 1, (levels**2 - 1) / (3 * penalty_S), ratio_S)
-    return p_S
-
-
-def _fraction(extreme_S: "Floats", drawn: int, *, exact: bool) -> "Floats":
-    """Return p-values: of all arrangements, or of random ones, to which the actual one is added."""
-    p_S: Floats = extreme_S / drawn if exact else (extreme_S + 1) / (drawn + 1)
     return p_S

@@ -8,7 +8,7 @@ takes longer than a verdict.
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
@@ -23,23 +23,19 @@ _QUANTILES = 400
 """Points at which the sampling distribution of a standard deviation is averaged."""
 
 
-def paired_differences(treated: Sequence[float | None], control: Sequence[float | None], better: Better) -> list[float]:
-    """Return treated - control for every pair, negated where lower is better; pairs with an unknown value are left out.
+def difference(value: float | None, other: float | None, better: Better) -> float | None:
+    """Return value - other; None where one is unknown.
 
-    A failed run is infinitely worse than a finished one; two failed runs are equal.
+    A value that is not finite, of a failed run, is infinitely worse than a finite one; two of them are equal.
     """
-    sign = 1.0 if better == "higher" else -1.0
-    differences = []
-    for one, other in zip(treated, control, strict=True):
-        if one is None or other is None:
-            continue
-        if math.isfinite(one) and math.isfinite(other):
-            differences.append(sign * one - sign * other)
-        elif math.isfinite(one) or math.isfinite(other):
-            differences.append(math.inf if math.isfinite(one) else -math.inf)
-        else:
-            differences.append(0.0)
-    return differences
+    if value is None or other is None:
+        return None
+    if math.isfinite(value) and math.isfinite(other):
+        return value - other
+    if math.isfinite(value) == math.isfinite(other):
+        return 0.0
+    best = math.inf if better == "higher" else -math.inf
+    return best if math.isfinite(value) else -best
 
 
 def mean(values: Sequence[float]) -> float:
@@ -65,13 +61,13 @@ def sign_test_floor(seeds: int) -> float:
     return min(1.0, 2 / (1 << seeds))
 
 
-def seeds_needed(tests: int, alpha: float = SIGNIFICANT) -> int:
-    """Return how many seeds the sign test needs to reach `alpha` as the smallest of so many p-values, by Holm."""
-    return max(1, math.ceil(1 + math.log2(max(1, tests) / alpha)))
+def seeds_needed(tests: int) -> int:
+    """Return how many seeds the sign test needs to reach SIGNIFICANT as the smallest of so many p-values, by Holm."""
+    return math.ceil(1 + math.log2(tests / SIGNIFICANT))
 
 
-def student_interval(values: Sequence[float | None], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return the two-sided Student-t confidence interval of the mean, mean ± t(n-1) s / sqrt(n).
+def student_interval(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Return the two-sided 95 % Student-t confidence interval of the mean, mean ± t(n-1) s / sqrt(n).
 
     None for fewer than two known values, where one is not finite, and where all are equal: their spread is unknown,
     not zero.
@@ -84,7 +80,7 @@ def student_interval(values: Sequence[float | None], confidence: float = 0.95) -
     scale = float(np.abs(sample).max())
     scaled_1N = sample[None, :] / scale
     sides: tuple[Literal["low", "high"], ...] = ("low", "high")
-    low, high = (float(mean_bounds(scaled_1N, side, (1 + confidence) / 2)[0]) * scale for side in sides)
+    low, high = (float(mean_bounds(scaled_1N, side, 0.975)[0]) * scale for side in sides)
     return low, high
 
 
@@ -115,20 +111,16 @@ def mean_bounds(samples_SN: "Floats", side: Literal["low", "high"], confidence: 
     return bounds
 
 
-@overload
-def holm(p_values: Sequence[float]) -> list[float]: ...
-@overload
-def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
-def holm(p_values: Sequence[float | None]) -> list[Any]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted for multiple tests by the step-down method of Holm (1979), in the given order.
 
-    An unknown p-value stays unknown and still counts as one of the tests.
+    None, where there was no test, stays None and counts for nothing.
     """
-    known = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
+    tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     running = 0.0
-    for rank, (value, index) in enumerate(known):
-        running = max(running, min(1.0, (len(p_values) - rank) * value))
+    for rank, (p, index) in enumerate(tests):
+        running = max(running, min(1.0, (len(tests) - rank) * p))
         adjusted[index] = running
     return adjusted
 
@@ -144,7 +136,8 @@ def rate_upper(failures: int, runs: int, confidence: float = 0.95) -> float | No
     It is the rate at which `failures` or fewer of `runs` have the probability 1 - confidence; for 0 of n it is
     1 - (1 - confidence)^(1/n): 63 % at n = 3, 45 % at 5, 26 % at 10.
     """
-    _check_counts(failures, runs)
+    if not 0 <= failures <= runs:
+        raise ValueError(f"{failures} failures of {runs} runs")
     if runs == 0:
         return None
     if failures == runs:
@@ -160,25 +153,13 @@ def rate_lower(failures: int, runs: int, confidence: float = 0.95) -> float | No
     return None if upper is None else 1.0 - upper
 
 
-def smallest_effect(seeds: int, stdev: float, alpha: float = SIGNIFICANT, power: float = 0.8) -> float | None:
-    """Return the mean difference that the sign test finds with probability `power`; None for an unknown `stdev`.
-
-    It is the factor of `detectable_factor` times `stdev`, the standard deviation of the differences of n = `seeds`
-    seeds. Infinite where 2^(1-n) > alpha: the test then finds no difference, however large.
-    """
-    if seeds < 2 or not math.isfinite(stdev) or stdev < 0:
-        return None
-    factor = detectable_factor(seeds, alpha, power)
-    return factor * stdev if math.isfinite(factor) else math.inf
-
-
 @functools.lru_cache(maxsize=256)
 def detectable_factor(seeds: int, alpha: float = SIGNIFICANT, power: float = 0.8) -> float:
     """Return the mean difference, in estimated standard deviations, that the sign test at `alpha` finds with `power`.
 
     For normal differences: n seeds estimate the standard deviation, and n new ones with the mean difference
     f s are tested. A seed is better with probability Phi(f s / sigma), and at least c of n, the fewest that the test
-    takes, are with a probability that is averaged over the law of s. Infinite where no c is enough.
+    takes, are with a probability that is averaged over the law of s. Infinite where no c is enough: 2^(1-n) > alpha.
     """
     needed = next(
         (count for count in range(seeds // 2 + 1, seeds + 1) if sign_test_p(count, seeds - count) <= alpha), None
@@ -201,11 +182,6 @@ def detectable_factor(seeds: int, alpha: float = SIGNIFICANT, power: float = 0.8
         middle = (low + high) / 2
         low, high = (middle, high) if found(middle) < power else (low, middle)
     return high
-
-
-def _check_counts(failures: int, runs: int) -> None:
-    if not 0 <= failures <= runs:
-        raise ValueError(f"{failures} failures of {runs} runs")
 
 
 def _array(values: Sequence[float | None]) -> "Floats":

@@ -8,10 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.analysis.stats import is_significant
-from bitnetctl.units import plural
+from bitnetctl.units import listed, plural
 
 MOST_NAMES = 4
 """Most names of a list in a sentence."""
+MOST_MEANS = 8
+"""Most means of a term in a sentence."""
+AGREES = 0.3
+"""Smallest absolute tau-b at which two rankings are said to agree, or to be reversed."""
 
 INTERVAL = "95 % Student interval"
 HALF = 0.5
@@ -40,13 +44,6 @@ def is_floor(p: float | None, floor: float | None) -> bool:
 def signed(value: float) -> str:
     """Format a difference with its sign."""
     return f"{value:+.3f}" if math.isfinite(value) else "+∞" if value > 0 else "−∞"
-
-
-def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
-    """Join names, the first ones if there are many."""
-    if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 # paired effects
@@ -169,7 +166,7 @@ def subject(factors: Sequence[Sequence[str]], name: str) -> str:
     [fields] = factors
     if len(fields) == 1:
         return f"{name} goes"
-    return f"{listed(fields, most=len(fields))}, which changed together, go"
+    return f"{listed(fields)}, which changed together, go"
 
 
 def tested(p_holm: float | None, p: float | None, p_floor: float | None, tests: int) -> str:
@@ -180,21 +177,19 @@ def tested(p_holm: float | None, p: float | None, p_floor: float | None, tests: 
     return f"{p_equals(p_holm)} over {plural(tests, 'test')}{floor}"
 
 
-def goes_with(outcome: str, terms: Sequence[tuple[str, float, str, str]]) -> str:
-    """Return the sentence on the terms that are told from chance: subject, eta squared, test and means of each."""
-    subjects = [
-        f"{subject} with {eta_squared:.0%} of its variance ({tested}; {means})"
-        for subject, eta_squared, tested, means in terms
-    ]
-    return f"The {outcome}: {'; '.join(subjects)}."
+def term(subject: str, eta_squared: float, tested: str, means: str) -> str:
+    """Return the clause on one term."""
+    return f"{subject} with {eta_squared:.0%} of its variance ({tested}; {means})"
 
 
-def none_told(outcome: str, subject: str, eta_squared: float, tested: str, means: str) -> str:
-    """Return the sentence where no single term is told from chance."""
-    return (
-        f"The {outcome}: no single term is told from chance; as the largest, {subject} with {eta_squared:.0%} of its "
-        f"variance ({tested}; {means})."
-    )
+def goes_with(outcome: str, terms: Sequence[str]) -> str:
+    """Return the sentence on the terms that are told from chance, a clause for each."""
+    return f"The {outcome}: {'; '.join(terms)}."
+
+
+def none_told(outcome: str, largest: str) -> str:
+    """Return the sentence where no single term is told from chance, with the clause on the largest."""
+    return f"The {outcome}: no single term is told from chance; as the largest, {largest}."
 
 
 def together(
@@ -220,13 +215,13 @@ def odd_cell(factors: Sequence[str], cell: str, mean: str, mean_of_rest: str, et
     """Return that one combination of levels differs from the others; `told` if one of its factors is significant."""
     chance = "" if told else "; this is not told from chance"
     return (
-        f"Of the combinations of {listed(factors, most=len(factors))} one differs from the others: {cell} has {mean}, "
+        f"Of the combinations of {listed(factors)} one differs from the others: {cell} has {mean}, "
         f"the others have {mean_of_rest} on average, and it alone holds {eta_squared:.0%} of the variance{chance}."
     )
 
 
 def not_estimable(names: Sequence[str]) -> str:
-    return f"These runs cannot tell from other terms: {listed(names)}."
+    return f"These runs cannot tell from other terms: {listed(names, MOST_NAMES)}."
 
 
 ONE_SEED = "All runs have the same seed: how other seeds would come out is unknown."
@@ -251,14 +246,13 @@ def agreement(
     metric: str,
     tau: float,
     *,
-    agrees: float,
     runs: int,
     units: str,
     independent: bool,
     p_holm: float | None,
     p_floor: float | None,
 ) -> str:
-    """Return how a metric ranks the runs; `units` are what was permuted, as `4 arms`; below `agrees` it says little."""
+    """Return how a metric ranks the runs; `units` are what was permuted, as `4 arms`."""
     if p_holm is None:
         about = f"order not told from chance: {units} cannot be tested"
     else:
@@ -269,9 +263,9 @@ def agreement(
     if not is_significant(p_holm):
         unsaid = "" if p_holm is None else "order not told from chance "
         return f"At the {when}, {metric}: {unsaid}({support})."
-    if tau <= -agrees:
+    if tau <= -AGREES:
         ranking = "tends to rank the runs backwards: the healthier a run by its held-out loss, the lower it scores"
-    elif tau < agrees:
+    elif tau < AGREES:
         ranking = "says little about which run is healthier by its held-out loss"
     else:
         ranking = "tends to rank the runs as the held-out loss does"
@@ -299,11 +293,11 @@ def uneven_sizes(arm: str) -> str:
 
 
 def not_comparable(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
-    return f"{arm} and {baseline}: {plural(pairs, 'pair')} left out, whose runs differ in {listed(reasons)}"
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} left out, whose runs differ in {listed(reasons, MOST_NAMES)}"
 
 
 def differ_slightly(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:
-    return f"{arm} and {baseline}: {plural(pairs, 'pair')} compared, whose runs differ in {listed(reasons)}"
+    return f"{arm} and {baseline}: {plural(pairs, 'pair')} compared, whose runs differ in {listed(reasons, MOST_NAMES)}"
 
 
 def unfinished(count: int, runs: int) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bitnetctl.records.run import Run, names_only
 from bitnetctl.records.schema import NAMES
+from bitnetctl.units import listed
 
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Booleans, Floats, Integers
@@ -31,7 +32,7 @@ _NOISE = 1e-13
 """Rounding error of a double's mantissa, with some room."""
 _SINGLE = 2e-7
 """Relative rounding error of single precision, with some room."""
-_PROBES = 8
+_SAMPLED = 8
 _ENOUGH_ROWS = 3
 _ENOUGH_DIGITS = 6
 
@@ -106,7 +107,7 @@ class _File:
         decimals = _decimals(values, 0.0)
         full = (decimals == _FULL).nonzero()[0]
         # most columns are not rounded, and a few rows tell
-        full = full[_decimals(_mantissas(values[np.ix_(self.probes, full)]), _NOISE) < _FULL]
+        full = full[_decimals(_mantissas(values[np.ix_(self.sampled_rows, full)]), _NOISE) < _FULL]
         decimals[full] = _decimals(_mantissas(values[:, full]), _NOISE)
         return decimals, np.isin(np.arange(len(_COMPARED)), full)
 
@@ -116,8 +117,8 @@ class _File:
         return int(self.decimals.sum())
 
     @cached_property
-    def units(self) -> Floats:
-        """Half-open width to which every cell may have been rounded, (rows, columns); 0 for a column that is not.
+    def roundings(self) -> Floats:
+        """Width of the interval of values that are rounded to each cell, (rows, columns); 0 for a column that is not.
 
         A column with a fixed number of significant digits has fewer decimals where its values are larger.
         """
@@ -141,11 +142,11 @@ class _File:
         return _tell_apart(np.where(self.known, self.values, np.nan))
 
     @cached_property
-    def probes(self) -> Integers:
-        """Indices of some rows, the last first: by that seeds have parted for certain."""
+    def sampled_rows(self) -> Integers:
+        """Indices of some rows; the last comes first, since by then the values of two seeds have parted."""
         import numpy as np
 
-        return np.unique(np.linspace(0, len(self.steps) - 1, _PROBES).astype(np.int64))[::-1]
+        return np.unique(np.linspace(0, len(self.steps) - 1, _SAMPLED).astype(np.int64))[::-1]
 
 
 def _decimals(values: Floats, noise: float) -> Integers:
@@ -187,20 +188,20 @@ class _Index:
         self._kept = np.zeros(len(files), np.bool_)
         if not files:
             return
-        probed = np.unique(np.concatenate([file.steps[file.probes] for file in files]))
-        rows = [np.isin(file.steps, probed).nonzero()[0] for file in files]
+        sampled = np.unique(np.concatenate([file.steps[file.sampled_rows] for file in files]))
+        rows = [np.isin(file.steps, sampled).nonzero()[0] for file in files]
         steps = np.concatenate([file.steps[of_file] for file, of_file in zip(files, rows, strict=True)])
         order = np.argsort(steps, kind="stable")
         self._steps = steps[order]
         # ascending among the rows of one step
         self._ranks = np.repeat(np.arange(len(files)), [len(of_file) for of_file in rows])[order]
         self._rows = np.concatenate(rows)[order]
-        self._values, self._known, self._units = (
+        self._values, self._known, self._roundings = (
             np.concatenate([part[of_file] for part, of_file in zip(parts, rows, strict=True)])[order]
             for parts in (
                 [file.values for file in files],
                 [file.known for file in files],
-                [file.units for file in files],
+                [file.roundings for file in files],
             )
         )
         self._decimals = np.stack([file.decimals for file in files])
@@ -210,12 +211,12 @@ class _Index:
         self._kept[rank] = True
 
     def candidates(self, rank: int) -> list[int]:
-        """Return the kept files of lower rank that share a probed step with a file and agree with it in all of them."""
+        """Return the kept files of lower rank that share a sampled step with a file and agree with it in all such."""
         import numpy as np
 
         file = self._files[rank]
         shares, differs = np.zeros((2, rank), np.bool_)
-        for row in file.probes:
+        for row in file.sampled_rows:
             step = file.steps[row]
             first, last = np.searchsorted(self._steps, step), np.searchsorted(self._steps, step, "right")
             last = first + np.searchsorted(self._ranks[first:last], rank)
@@ -226,17 +227,17 @@ class _Index:
             agree = _agree(
                 (file.values[row], self._values[rows]),
                 file.known[row] & self._known[rows],
-                _tolerance(file.decimals, file.units[row], self._decimals[ranks], self._units[rows]),
+                _tolerance(file.decimals, file.roundings[row], self._decimals[ranks], self._roundings[rows]),
             )
             differs[ranks] = ~agree.all(axis=1)
         return (shares & ~differs).nonzero()[0].tolist()
 
 
-def _tolerance(decimals: Integers, units: Floats, other_decimals: Integers, other_units: Floats) -> Floats:
-    """Return by how much cells may differ: the unit of the coarser column; equal numbers of decimals, not at all."""
+def _tolerance(decimals: Integers, roundings: Floats, other_decimals: Integers, other_roundings: Floats) -> Floats:
+    """Return by how much cells may differ: the rounding of the coarser column; nothing for equal decimals."""
     import numpy as np
 
-    return np.where(decimals == other_decimals, 0.0, np.maximum(units, other_units))
+    return np.where(decimals == other_decimals, 0.0, np.maximum(roundings, other_roundings))
 
 
 def _agree(values: tuple[Floats, Floats], both_known: Booleans, tolerance: Floats) -> Booleans:
@@ -271,7 +272,7 @@ def _are_same(kept: _File, file: _File) -> bool:
     is_cut = exact and len(common) == len(file.steps) < len(kept.steps)
     if len(common) < _ENOUGH_ROWS and not is_cut:
         return False
-    tolerance = _tolerance(kept.decimals, kept.units[ours], file.decimals, file.units[theirs])
+    tolerance = _tolerance(kept.decimals, kept.roundings[ours], file.decimals, file.roundings[theirs])
     if not exact and not _agree(values, both, tolerance).all():
         return False
     coarse = np.where(kept.decimals < file.decimals, *values)
@@ -336,7 +337,7 @@ def _reason(file: _File, same: _File) -> str:
     done = [f"fewer {what}" for what, is_so in fewer.items() if is_so]
     if not done:
         return f"the same values as {same.run.path}"
-    return f"the same run as {same.run.path}, with {' and '.join(filter(None, (', '.join(done[:-1]), done[-1])))}"
+    return f"the same run as {same.run.path}, with {listed(done)}"
 
 
 def _have_equal_values(file: _File, same: _File) -> bool:

@@ -254,7 +254,7 @@ def _all_arms(
     for sibling in siblings:
         if sibling.identity is not None:
             (by_name if sibling.identity.settings is None else arms).setdefault(sibling.identity.arm)
-    for labels in ([[name] for name in by_name], [plan.similar_arms for plan in plans]):
+    for labels in ([[name] for name in by_name], [plan.typed_arms for plan in plans]):
         for of_one in labels:
             for name in dict.fromkeys(map(names_only, of_one)):
                 named = [label for label in of_one if names_only(label) == name]

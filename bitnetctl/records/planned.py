@@ -19,15 +19,16 @@ _COMMANDS = ("train", "sweep", "verify")
 class Plan:
     """What was planned with one run.
 
-    `seeds` are those of its arm and size; empty where no plan is known. `arms` are labels as in `Run.arm`,
-    `similar_arms` labels as they were typed. `pack` are names of runs that were trained together with it.
+    `source` is the name of that run. `seeds` are those of its arm and size; empty where no plan is known. `arms` are
+    labels as in `Run.arm`, `typed_arms` those of a command line, which may leave settings out. `pack` are names of runs
+    that were trained together with it.
     """
 
     source: str
     created_at: str
     seeds: frozenset[int]
     arms: tuple[str, ...]
-    similar_arms: tuple[str, ...]
+    typed_arms: tuple[str, ...]
     pack: tuple[str, ...]
 
     @classmethod
@@ -55,7 +56,7 @@ class Plan:
             created_at=str(tree.get("created_at")),
             seeds=seeds,
             arms=arms,
-            similar_arms=tuple(similar),
+            typed_arms=tuple(similar),
             pack=tuple(pack),
         )
 

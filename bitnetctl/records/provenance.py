@@ -10,7 +10,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.records.manifest import Manifest, Session
 from bitnetctl.records.run import Run
-from bitnetctl.units import plural
+from bitnetctl.units import listed, plural, shortened
 
 MAY_DIFFER = frozenset({"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"})
 """Config fields in which runs may differ and still be seeds of one arm, arms of one experiment, or twins."""
@@ -33,8 +33,8 @@ class Differences:
 
 
 @dataclass
-class _Table:
-    """Runs by the values that they have, for every aspect."""
+class _RunsByValue:
+    """Runs by their values of every aspect, such as `torch` or a config field."""
 
     values: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
 
@@ -61,7 +61,7 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     length. Minor: precision, engine, torch, kind of device, in any session of a run. What is unknown differs from
     nothing.
     """
-    breaking, effective, minor = _Table(), _Table(), _Table()
+    breaking, effective, minor = _RunsByValue(), _RunsByValue(), _RunsByValue()
     for run in runs:
         if run.manifest is not None:
             _add_breaking(breaking, run, run.manifest, same_arm=same_arm)
@@ -77,40 +77,40 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     return Differences(breaking=tuple(texts.values()), minor=tuple(text for _, text in minor.differences()))
 
 
-def _add_breaking(table: _Table, run: Run, manifest: Manifest, *, same_arm: bool) -> None:
+def _add_breaking(runs_of: _RunsByValue, run: Run, manifest: Manifest, *, same_arm: bool) -> None:
     for aspect, key in (("data fingerprint", "fingerprint"), ("tokenizer fingerprint", "tokenizer_fingerprint")):
         value = manifest.data.get(key)
-        table.add(aspect, value if isinstance(value, str) else None, run)
+        runs_of.add(aspect, value if isinstance(value, str) else None, run)
     for plugin in (plugin for session in _sessions(run, manifest) for plugin in session.plugins):
-        table.add(f"code of {plugin.name}", plugin.source_sha256, run)
+        runs_of.add(f"code of {plugin.name}", plugin.source_sha256, run)
         if same_arm:
             for name, value in plugin.settings.items():
-                table.add(f"{plugin.name}:{name}", _text(value), run)
+                runs_of.add(f"{plugin.name}:{name}", _text(value), run)
 
 
-def _add_minor(table: _Table, run: Run, manifest: Manifest) -> None:
+def _add_minor(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
     for session in _sessions(run, manifest):
-        table.add("precision", session.precision, run)
-        table.add("engine", session.engine, run)
-        table.add("torch", session.versions.get("torch"), run)
-        table.add("device", _device_kind(session.device), run)
+        runs_of.add("precision", session.precision, run)
+        runs_of.add("engine", session.engine, run)
+        runs_of.add("torch", session.versions.get("torch"), run)
+        runs_of.add("device", _device_kind(session.device), run)
 
 
-def _add_requested(table: _Table, runs: Iterable[Run]) -> None:
+def _add_requested(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
     for run in runs:
         if run.config is not None:
             for name, value in _settings(run.config):
-                table.add(name, _text(value), run)
+                runs_of.add(name, _text(value), run)
 
 
-def _add_effective(table: _Table, runs: Iterable[Run]) -> None:
+def _add_effective(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
     """Note the effective configs; an intervention may compute fields from size or steps, so only equal ones compare."""
     shapes = {(run.size, run.planned_steps) for run in runs}
     for run in runs:
         if run.effective is not None and run.manifest is not None and run.manifest.effective_config is not None:
             shape = f" at hidden {run.size} and {run.planned_steps:,} steps" if len(shapes) > 1 else ""
             for name, value in _settings(run.effective):
-                table.add(f"effective {name}{shape}", _text(value), run)
+                runs_of.add(f"effective {name}{shape}", _text(value), run)
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, Any]]:
@@ -146,7 +146,7 @@ def _labelled(values: Mapping[str, Sequence[Run]]) -> str:
     shown = [f"{_shown(value)} ({name(runs)})" for value, runs in values.items()]
     if len(shown) > _MOST_VALUES:
         shown[_MOST_VALUES - 1 :] = [f"{len(shown) - _MOST_VALUES + 1} other values"]
-    return f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return listed(shown)
 
 
 def _naming(groups: Sequence[Sequence[Run]]) -> Callable[[Sequence[Run]], str]:
@@ -167,5 +167,4 @@ def _naming(groups: Sequence[Sequence[Run]]) -> Callable[[Sequence[Run]], str]:
 def _named(aspect: str, word: str, runs: Sequence[Run]) -> str:
     names = sorted({getattr(run, aspect) for run in runs})
     several = "s" if word == "seed" and len(names) > 1 else ""
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{word}{several} {', '.join(map(str, names[:_MOST_NAMES]))}{more}".strip()
+    return f"{word}{several} {shortened([*map(str, names)], _MOST_NAMES)}".strip()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
-from bitnetctl.analysis.anova import OutcomeAnalysis
+from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.units import plural
@@ -157,7 +157,12 @@ def detectable_text(effect: Effect) -> str:
     return f"±{effect.smallest_effect:.3f}" if math.isfinite(effect.smallest_effect) else "none"
 
 
-def p_text(p: float | None, floor: float | None = None) -> str:
+def p_cells(tested: Effect | Term | OutcomeAnalysis | Agreement) -> tuple[str, str]:
+    """Format p and p (Holm)."""
+    return p_cell(tested.p, tested.p_floor), p_cell(tested.p_holm)
+
+
+def p_cell(p: float | None, floor: float | None = None) -> str:
     """Format a p-value, marked where it is the smallest possible."""
     if p is None:
         return UNKNOWN
@@ -205,8 +210,7 @@ def effect_cells(effects: Sequence[ArmEffect], escape: Callable[[str], str]) -> 
             wording.counts(effect.better, effect.worse, effect.equal),
             difference(effect),
             interval(effect),
-            p_text(effect.p, effect.p_floor),
-            p_text(effect.p_holm),
+            *p_cells(effect),
             detectable_text(effect),
             *([", ".join(f"{size}: {signed(mean)}" for size, mean in effect.mean_by_size.items())] * sized),
         )
@@ -223,10 +227,9 @@ def factor_cells(outcomes: Sequence[OutcomeAnalysis], escape: Callable[[str], st
     for outcome in outcomes:
         for term in sorted(outcome.terms, key=lambda term: -(term.eta_squared or 0.0)):
             eta_squared = format_value(term.eta_squared, ".1%")
-            p_values = (p_text(term.p, term.p_floor), p_text(term.p_holm))
             means = escape(outcome.means_text(term))
-            rows.append((escape(outcome.outcome), escape(term.name), means, eta_squared, *p_values))
-        overall = (p_text(outcome.p, outcome.p_floor), p_text(outcome.p_holm)) if outcome.p is not None else ("", "")
+            rows.append((escape(outcome.outcome), escape(term.name), means, eta_squared, *p_cells(term)))
+        overall = p_cells(outcome) if outcome.p is not None else ("", "")
         for name, fraction, p_values in (
             ("all terms (R²)", outcome.r_squared, overall),
             ("seeds", outcome.seed_eta_squared, ("", "")),
@@ -244,8 +247,7 @@ def agreement_cells(agreements: Sequence[Agreement], escape: Callable[[str], str
             escape(one.when),
             f"{one.runs} in {plural(one.units, one.unit)}",
             signed(one.tau),
-            p_text(one.p, one.p_floor),
-            p_text(one.p_holm),
+            *p_cells(one),
         )
         for one in agreements
     ]

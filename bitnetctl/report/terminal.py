@@ -24,7 +24,7 @@ from bitnetctl.report.columns import (
     difference,
     format_value,
     interval,
-    p_text,
+    p_cells,
     pairs_text,
 )
 from bitnetctl.report.escape import printable
@@ -126,8 +126,7 @@ def effects_table(effects: Sequence[ArmEffect]) -> Table:
             effect = arm.effects[metric]
             missing = f" [dim]({effect.unknown_pairs} unknown)[/]" if effect.unknown_pairs else ""
             seeds = f"{effect.better} : {effect.worse}" if effect.seeds else UNKNOWN
-            p_values = (p_text(effect.p, effect.p_floor), p_text(effect.p_holm))
-            table.add_row(f"  {name}{missing}", seeds, difference(effect), interval(effect), *p_values)
+            table.add_row(f"  {name}{missing}", seeds, difference(effect), interval(effect), *p_cells(effect))
     return table
 
 
@@ -184,8 +183,7 @@ def agreement_table(agreements: Sequence[Agreement]) -> Table:
     for agreement in agreements:
         tau = agreement.tau
         cells = (agreement.metric, agreement.when, str(agreement.runs), format_value(tau, "+.2f"))
-        p_values = (p_text(agreement.p, agreement.p_floor), p_text(agreement.p_holm))
-        table.add_row(*cells, *p_values, style="yellow" if tau is not None and tau < 0 else "")
+        table.add_row(*cells, *p_cells(agreement), style="yellow" if tau is not None and tau < 0 else "")
     return table
 
 

@@ -174,14 +174,11 @@ def holm_levels(p_values: Sequence[float], alpha: float, tests: int) -> list[flo
     `tests` is the number of all tests that share `alpha`, at least that of the p-values; those of the others are
     unknown and count as the largest.
     """
-    tests = max(tests, len(p_values), 1)
-    levels = [alpha / tests] * len(p_values)
-    for rank, (p, index) in enumerate(sorted((p, index) for index, p in enumerate(p_values))):
-        level = alpha / (tests - rank)
-        levels[index] = level
-        if not p < level:
-            # the procedure stops here: the remaining ones are held to the same level
-            for _, other in sorted((q, i) for i, q in enumerate(p_values))[rank:]:
-                levels[other] = level
-            break
+    tests = max(tests, len(p_values))
+    levels = [0.0] * len(p_values)
+    rank = 0
+    for p, index in sorted((p, index) for index, p in enumerate(p_values)):
+        levels[index] = alpha / (tests - rank)
+        # after one that is not below, all others are held to the same level
+        rank += p < levels[index]
     return levels

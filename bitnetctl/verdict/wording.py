@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitnetctl.units import plural
+from bitnetctl.units import plural, shortened
 from bitnetctl.verdict.outcome import Outcome, number_text
 from bitnetctl.verdict.rule import PValues
 
@@ -12,6 +12,8 @@ UNKNOWN_SIZE = (
     "its size is unknown, so it counts for none of those requested; name it like h256-run.csv, or give it a title "
     "line such as 'hidden 256'"
 )
+MOST_SEEDS = 8
+"""Most seeds of one state that are listed."""
 NO_RATE = "by this rule one failing run refutes, and no error rate is promised"
 
 
@@ -114,14 +116,8 @@ def rate_open(
 def absent(counts: Sequence[tuple[str, Sequence[str]]], total: int) -> str:
     """Say which of the planned seeds are not judged, such as `2 of 6 planned seeds: missing 3; left out 5`."""
     missing = sum(len(names) for _, names in counts)
-    listed = "; ".join(f"{state} {shortened(names)}" for state, names in counts)
+    listed = "; ".join(f"{state} {shortened(names, MOST_SEEDS)}" for state, names in counts)
     return f"not judged {missing} of {plural(total, 'planned seed')}, so that nothing can be supported: {listed}"
-
-
-def shortened(names: Sequence[str], most: int = 8) -> str:
-    """List names, at most some of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def looks(size: int | None, numbers: Sequence[int], alpha: float) -> str:
@@ -141,16 +137,6 @@ def shared_alpha(arms: int, alpha: float) -> str:
         f"refutation each: the clearest has to be told at {100 * alpha / arms:.3g} %, the next at more, so their "
         "bounds differ"
     )
-
-
-def level_summary(label: str, values: Sequence[float], mean: float, limit: float | None, higher: bool) -> str:
-    """Describe the values of a check over seeds; it decides nothing."""
-    text = f"{label}: {number_text(min(values))} to {number_text(max(values))} over {plural(len(values), 'seed')}"
-    if limit is None:
-        return text
-    side = "at least" if higher else "at most"
-    described = f"one-sided 95 % Student bound {number_text(limit)}"
-    return f"{text}, mean {number_text(mean)} ({side} by its {described}, for normal seeds)"
 
 
 def mean_claim(

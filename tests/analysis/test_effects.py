@@ -12,7 +12,7 @@ from synthetic import curve, quick, simple_run, write_csv
 
 from bitnetctl.analysis.arms import Arm, choose_baselines, name_arms
 from bitnetctl.analysis.effects import ArmEffect, arm_effects
-from bitnetctl.analysis.stats import smallest_effect
+from bitnetctl.analysis.stats import detectable_factor
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.api import load_runs
@@ -159,6 +159,16 @@ def test_an_unfinished_run_gives_an_unknown_pair(summary: Callable[..., RunSumma
     assert (loss.pairs, loss.unknown_pairs, loss.mean, loss.p) == (0, 1, None, None)
 
 
+def test_failures_are_counted_of_all_pairs_where_a_pair_is_unknown(summary: Callable[..., RunSummary]) -> None:
+    """They used to be those of the known pairs only: `2 of 1 pair`."""
+    unfinished = [replace(summary("", seed, 5.0), complete=False) for seed in (0, 1)]
+    summaries = [*unfinished, summary("", 2, 5.0), summary("reduced-lr", 0, 4.5)]
+    summaries += [summary("reduced-lr", seed, 4.5, status="failed") for seed in (1, 2)]
+    loss = effect_of(summaries).effects["final_held_out_loss"]
+    assert loss.pairs == 1
+    assert "the arm failed in 2 of 3 pairs" in loss.sentence
+
+
 def test_one_pair_has_a_difference_and_no_test(summary: Callable[..., RunSummary]) -> None:
     loss = effect_of([summary("", 0, 5.0), summary("reduced-lr", 0, 4.5)]).effects["final_held_out_loss"]
     assert (loss.mean, loss.low, loss.high, loss.p, loss.p_holm) == (-0.5, None, None, None, None)
@@ -186,7 +196,7 @@ def test_the_smallest_effect_is_at_the_level_of_all_tests(summary: Callable[...,
     summaries += [summary("reduced-lr", seed, 4.5 - seed / 10) for seed in range(8)]
     loss = effect_of(summaries).effects["final_held_out_loss"]
     assert loss.stdev == pytest.approx(math.sqrt(0.06))
-    assert loss.smallest_effect == smallest_effect(8, loss.stdev or 0, 0.05 / 3)
+    assert loss.smallest_effect == (loss.stdev or 0) * detectable_factor(8, 0.05 / 3)
     few = [one for one in summaries if one.seed is not None and one.seed < 6]
     assert effect_of(few).effects["final_held_out_loss"].smallest_effect == math.inf
 

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from bitnetctl.analysis import permutation
-from bitnetctl.analysis.permutation import Permuted, factor_test, interaction_test
+from bitnetctl.analysis import interaction as interactions, permutation
+from bitnetctl.analysis.interaction import interaction_test
+from bitnetctl.analysis.permutation import Block, Permuted, factor_test
 
-NONE = ((),)
+
+def blocks(
+    seeds: Sequence[int], sizes: Sequence[object] | None = None, others: Sequence[object] | None = None
+) -> list[Block]:
+    nothing = [()] * len(seeds)
+    return [Block(*block) for block in zip(seeds, sizes or nothing, others or nothing, strict=True)]
 
 
 def exchanged(
@@ -22,14 +28,8 @@ def exchanged(
     others: Sequence[object] | None = None,
     sizes: Sequence[object] | None = None,
 ) -> Permuted | None:
-    runs = len(levels)
-    return factor_test(
-        levels,
-        [*map(str, others or NONE * runs)],
-        [*map(str, sizes or NONE * runs)],
-        seeds if seeds is not None else range(runs),
-        np.array(values, dtype=np.float64)[:, None],
-    )
+    block_of = blocks(seeds if seeds is not None else range(len(levels)), sizes, others)
+    return factor_test(levels, block_of, np.array(values, dtype=np.float64)[:, None])
 
 
 def p_of(result: Permuted | None) -> float:
@@ -141,22 +141,20 @@ def test_random_arrangements_agree_with_all_of_them(monkeypatch: pytest.MonkeyPa
     def all_tests() -> list[Permuted | None]:
         levels = [number % 4 for number in range(40)]
         seeds = [number // 4 for number in range(40)]
-        none = [()] * 40
         return [
             exchanged([0, 1] * 12, pairs, seeds=[number // 2 for number in range(24)]),
             exchanged([0, 1, 2] * 5, threes, seeds=[number // 3 for number in range(15)]),
             interaction_test(
                 [level // 2 for level in levels],
                 [level % 2 for level in levels],
-                none,
-                none,
-                seeds,
+                blocks(seeds),
                 two_by_two[:, None],
             ),
         ]
 
     exact = [p_of(one) for one in all_tests()]
-    monkeypatch.setattr(permutation, "DRAWS", 3_000)
+    for module in (permutation, interactions):
+        monkeypatch.setattr(module, "DRAWS", 3_000)
     drawn = all_tests()
     assert [p_of(one) for one in drawn] == pytest.approx(exact, abs=0.04)
     assert [one.floor for one in drawn if one] == [1 / 3_001] * 2 + [2 / 2**10]
@@ -166,8 +164,7 @@ def test_random_arrangements_agree_with_all_of_them(monkeypatch: pytest.MonkeyPa
 def interaction(values: Sequence[float], seeds: int, rows: int = 2, columns: int = 2) -> Permuted | None:
     runs = [*itertools.product(range(seeds), range(rows), range(columns))]
     seed_of, one, other = (tuple(column) for column in zip(*runs, strict=True))
-    none = [()] * len(runs)
-    return interaction_test(one, other, none, none, seed_of, np.array(values, dtype=np.float64)[:, None])
+    return interaction_test(one, other, blocks(seed_of), np.array(values, dtype=np.float64)[:, None])
 
 
 def test_an_interaction_reverses_the_sign_of_whole_tables() -> None:
@@ -210,8 +207,7 @@ def test_main_effects_alone_are_no_interaction() -> None:
 def test_tables_of_runs_without_a_common_seed_are_matched() -> None:
     values = np.array([0, 4, 7, 12, 1, 5, 8, 13, 0, 4, 7, 13.5])[:, None]
     one, other = [0, 0, 1, 1] * 3, [0, 1] * 6
-    none = [()] * 12
-    result = interaction_test(one, other, none, none, range(12), values)
+    result = interaction_test(one, other, blocks(range(12)), values)
     assert result is not None
     assert (p_of(result), result.floor) == (2 / 8, 2 / 8)
 
@@ -219,10 +215,10 @@ def test_tables_of_runs_without_a_common_seed_are_matched() -> None:
 def test_several_outcomes_are_as_one_by_one() -> None:
     generator = np.random.default_rng(3)
     values = generator.standard_normal((18, 4))
-    levels, none = [*range(3)] * 6, [()] * 18
+    levels = [*range(3)] * 6
     for seeds in ([number // 3 for number in range(18)], [*range(18)]):
-        together = factor_test(levels, none, none, seeds, values)
-        apart = [factor_test(levels, none, none, seeds, values[:, [column]]) for column in range(4)]
+        together = factor_test(levels, blocks(seeds), values)
+        apart = [factor_test(levels, blocks(seeds), values[:, [column]]) for column in range(4)]
         assert together is not None
         assert together.p_S.tolist() == [p_of(one) for one in apart]
 

@@ -14,7 +14,7 @@ from bitnetctl import report
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.api import load_runs
-from bitnetctl.report.columns import arm_rows, format_value, p_text, run_rows, signed
+from bitnetctl.report.columns import arm_rows, format_value, p_cell, run_rows, signed
 from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
 from bitnetctl.report.terminal import key_value_table
@@ -188,10 +188,10 @@ def test_names_cannot_steer_the_terminal() -> None:
 
 
 def test_values_have_one_format() -> None:
-    assert [p_text(p) for p in (None, 0.00001, 0.05, 1.0)] == ["–", "< 0.001", "0.050", "1.000"]
-    assert [p_text(p, 0.25) for p in (None, 0.25, 0.5)] == ["–", "0.250 min", "0.500"]
+    assert [p_cell(p) for p in (None, 0.00001, 0.05, 1.0)] == ["–", "< 0.001", "0.050", "1.000"]
+    assert [p_cell(p, 0.25) for p in (None, 0.25, 0.5)] == ["–", "0.250 min", "0.500"]
     # a test that could only give 1 has no smallest p worth a mark
-    assert p_text(1.0, 1.0) == "1.000"
+    assert p_cell(1.0, 1.0) == "1.000"
     assert [signed(value) for value in (None, 0.5, -0.5, float("inf"), float("-inf"))] == [
         "–",
         "+0.500",

@@ -297,7 +297,7 @@ def test_running_medians_are_medians(values: list[float], data: st.DataObject) -
         assert stage.smoothed() == expected
 
 
-# false alarms; `python -m benchmarks.calibration.shapes` has the whole table
+# false alarms; `python -m benchmarks.calibration --part shapes` has the whole table
 
 
 @pytest.mark.parametrize("evaluations", shapes.EVALUATIONS)
