@@ -10,6 +10,10 @@ from benchmarks.calibration.draws import ALPHA, DRAWS, QUICK_DRAWS, Booleans, Fl
 from benchmarks.calibration.tables import Table, rate_text, rates_text
 from bitnetctl.verdict.rule import Tally, seeds_to_decide
 
+SEEDS = (3, 5, 6, 8, 10, 12, 20)
+NUMBERS_OF_ARMS = (1, 2, 8)
+HEALTHY = {"0": 0.0, "0.02": 0.02, "0.05": 0.05, "0.1": 0.1, "values 2 sd above": 0.02275, "values 1 sd above": 0.15866}
+FAILING = {"0.9": 0.9, "1": 1.0}
 PLANNED_ARMS = (1, 2, 3, 4, 8)
 LIMITS = (0.5, 0.25, 0.1)
 EXACT_SEEDS = range(5, 14)
@@ -20,7 +24,7 @@ SCALE = 0.25
 def tables(*, quick: bool = False) -> list[Table]:
     """Return the tables; a quick run has fewer draws."""
     draws = QUICK_DRAWS if quick else DRAWS
-    return [seeds_table(), efficient_table(), looks_table(draws)]
+    return [seeds_table(), efficient_table(), power_table(draws), looks_table(draws)]
 
 
 def seeds_table() -> Table:
@@ -65,6 +69,41 @@ def efficient_table() -> Table:
         rows,
         faults,
     )
+
+
+def power_table(draws: int) -> Table:
+    """Return how often true claims are supported and false ones refuted, for arms beside others like them."""
+    rows, faults = [], []
+    for arms in NUMBERS_OF_ARMS:
+        for verdict, rates in ((1, HEALTHY), (-1, FAILING)):
+            for name, rate in rates.items():
+                generator = np.random.default_rng(5)
+                power = []
+                for seeds in SEEDS:
+                    count = generator.binomial(seeds, rate, (draws, arms))
+                    decided = decisions(*p_values(count, count, seeds))
+                    power.append(float((decided == verdict).mean()))
+                if rate == 0.0 and power != sorted(power):
+                    faults.append(f"{arms} arms: more seeds take support from arms without failures")
+                rows.append([str(arms), "supported" if verdict == 1 else "refuted", name, *map(rate_text, power)])
+    rows += _former_power(draws)
+    return Table(
+        f"Power: how often an arm is decided rightly, max_failure_rate 0.5 ({draws:,} draws)",
+        "By the true failure rate, or with normal values whose mean is 1 or 2 standard deviations above the "
+        "threshold; all arms alike.",
+        ["arms", "verdict", "failing", *(f"n = {seeds}" for seeds in SEEDS)],
+        rows,
+        faults,
+    )
+
+
+def _former_power(draws: int) -> list[list[str]]:
+    values_SN = np.random.default_rng(7).standard_normal((draws, max(SEEDS)))
+    rows = []
+    for above in (2, 1):
+        power = [float(former_rule(values_SN[:, :seeds], -above, -math.inf)[0].mean()) for seeds in SEEDS]
+        rows.append(["1", "supported by version 0.1.0", f"values {above} sd above", *map(rate_text, power)])
+    return rows
 
 
 def looks_table(draws: int) -> Table:

@@ -223,7 +223,7 @@ def _verdict(
     alpha = criteria.seeds.error_rate
     by_rate = criteria.seeds.rule == "rate"
     planned = assessment.account.to_json()
-    looks = _looks(assessment.account, criteria, levels)
+    looks = _looks(assessment.account, criteria)
     notes = [
         *map(wording.not_judged, planned["runs"]),
         *(note for size in judged for note in size.notes),
@@ -256,11 +256,13 @@ def _verdict(
     )
 
 
-def _looks(account: Account, criteria: Criteria, levels: Levels) -> list[tuple[int | None, tuple[int, ...]]]:
+def _looks(account: Account, criteria: Criteria) -> list[tuple[int | None, tuple[int, ...]]]:
     """Return the planned numbers of seeds over time at which a look could have decided, by size."""
     if criteria.seeds.rule != "rate":
         return []
-    least = fewest_seeds(criteria.seeds.max_failure_rate, max(levels.supporting, levels.refuting))
+    # a claim over seeds may be decided by any number of them, and with fewer arms the level was a larger one
+    about_seeds = any(check.about_arm for check in criteria.checks)
+    least = 1 if about_seeds else fewest_seeds(criteria.seeds.max_failure_rate, criteria.seeds.error_rate)
     return [(size, able) for size, numbers in account.looks if (able := tuple(n for n in numbers if n >= least))]
 
 

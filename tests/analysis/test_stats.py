@@ -188,6 +188,16 @@ def test_a_detectable_effect_needs_enough_seeds_and_grows_with_power_and_tests()
     assert detectable_factor(20) < detectable_factor(10)
 
 
+@pytest.mark.parametrize(("seeds", "tests"), [(6, 1), (8, 3), (12, 24)])
+def test_an_effect_of_that_size_is_found_four_times_in_five(seeds: int, tests: int) -> None:
+    generator, trials = np.random.default_rng(seeds), 20_000
+    spread = generator.standard_normal((trials, seeds)).std(axis=1, ddof=1)
+    effect = detectable_factor(seeds, 0.05 / tests) * spread
+    better = (generator.standard_normal((trials, seeds)) + effect[:, None] > 0).sum(axis=1)
+    found = [sign_test_p(count, seeds - count) <= 0.05 / tests for count in better.tolist()]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.012)
+
+
 # calibration: error rates on null data are at most the nominal ones
 
 
