@@ -9,6 +9,7 @@ from bitnetctl.records import Run
 from bitnetctl.records.distinct import Double, distinct_runs
 from bitnetctl.records.inventory import Inventory
 from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.units import shortened
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.accounting import STATES, Account, take_account
 from bitnetctl.verdict.checks.base import CheckContext
@@ -351,7 +352,7 @@ def _notes_of_runs(runs: Sequence[Run], criteria: Criteria) -> Iterator[str]:
         for note in _run_notes(run, criteria):
             names.setdefault(note, []).append(run.name)
     for note, of_runs in names.items():
-        yield f"{wording.shortened(of_runs, 3)}: {note}"
+        yield f"{shortened(of_runs, 3)}: {note}"
 
 
 def _run_notes(run: Run, criteria: Criteria) -> list[str]:
