@@ -57,7 +57,7 @@ INSIDE = {
     ),
     "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
     "verdict": (
-        "outcome",
+        "options outcome",
         "rule limits",
         "wording",
         "accounting checks",

@@ -8,10 +8,10 @@ from bitnetctl.verdict.criteria import (
 )
 from bitnetctl.verdict.judge import (
     UNKNOWN_ARM as UNKNOWN_ARM,
-    JudgeOptions as JudgeOptions,
     judge as judge,
     judge_arms as judge_arms,
 )
+from bitnetctl.verdict.options import JudgeOptions as JudgeOptions
 from bitnetctl.verdict.outcome import (
     CheckResult as CheckResult,
     Combined as Combined,

@@ -8,6 +8,7 @@ from bitnetctl.records import Run
 from bitnetctl.records.distinct import Double
 from bitnetctl.records.inventory import AbsentRun, Inventory
 from bitnetctl.verdict import wording
+from bitnetctl.verdict.options import JudgeOptions
 
 State = Literal["judged", "failed", "unfinished", "missing", "left out", "doubled"]
 STATES: tuple[State, ...] = ("judged", "failed", "unfinished", "missing", "left out", "doubled")
@@ -64,15 +65,10 @@ def take_account(
     runs: Sequence[Run],
     doubles: Iterable[Double],
     inventory: Inventory,
-    sizes: Sequence[int] | None,
-    seeds: Sequence[int] | None,
-    steps: int | None,
+    options: JudgeOptions,
 ) -> tuple[list[Run], Account]:
-    """Return the runs of an arm that are to be judged, and the account of all of them.
-
-    `sizes`, `seeds` and `steps` are those requested: other runs are left out, and a size or seed without a run is
-    missing.
-    """
+    """Return the runs of an arm that are to be judged, and the account of all of them."""
+    sizes, seeds, steps = options.sizes, options.seeds, options.requested_steps
     kept: list[Run] = []
     accounted: list[AccountedRun] = []
     at_length = {(run.size, run.seed) for run in runs if run.seed is not None and run.planned_steps == steps}

@@ -16,28 +16,13 @@ from bitnetctl.verdict.checks.base import CheckContext
 from bitnetctl.verdict.checks.completion import torn_end
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
+from bitnetctl.verdict.options import JudgeOptions
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
 from bitnetctl.verdict.rule import Levels, fewest_seeds, holm_levels
 from bitnetctl.verdict.seeds import SizeAssessment, SizeJudgement, assess_size, judge_size
 
 UNKNOWN_ARM = "unknown"
 """Label of runs whose arm is unknown, such as the founding document's own files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
-    """How runs are judged, apart from the criteria.
-
-    `sizes` and `seeds` are those requested: one without a run makes support impossible, other runs are left out and
-    counted. `requested_steps` replaces the steps that the criteria require, with a note. Runs of unknown seed are one
-    seed, unless `distinct_seeds`. With `strict` other versions, devices, engines or precisions make a verdict invalid.
-    """
-
-    sizes: Sequence[int] | None = None
-    seeds: Sequence[int] | None = None
-    requested_steps: int | None = None
-    distinct_seeds: bool = False
-    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +140,7 @@ def _assess(
     inventory: Inventory,
     context: CheckContext,
 ) -> _ArmAssessment:
-    kept, account = take_account(arm, runs, doubles, inventory, options.sizes, options.seeds, options.requested_steps)
+    kept, account = take_account(arm, runs, doubles, inventory, options)
     by_size: dict[int | None, list[CheckedRun]] = {size: [] for size in options.sizes or ()}
     for run in kept:
         by_size.setdefault(run.size, []).append(check_run(run, criteria, context))

@@ -199,23 +199,12 @@ def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
     def describe(outcome: Outcome, levels: Levels) -> str:
         lower, upper = _rate_bounds(tally, levels)
         if outcome is Outcome.SUPPORTED:
-            return wording.rate_supported(
-                tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, limit
-            )
+            return wording.rate_supported(tally, upper, levels.supporting, limit)
         if outcome is Outcome.REFUTED:
-            return wording.rate_refuted(tally.unhealthy, tally.total, lower, levels.refuting, limit, tally.absent)
+            return wording.rate_refuted(tally, lower, levels.refuting, limit)
         support, refute = seeds_to_decide(ended, limit, min(levels.supporting, levels.refuting))
         return wording.rate_open(
-            tally.unhealthy,
-            tally.undecided,
-            tally.total,
-            lower,
-            upper,
-            limit,
-            support or 0,
-            refute or 0,
-            absent=tally.absent,
-            unfinished=unfinished,
+            tally, lower, upper, limit, support=support or 0, refute=refute or 0, unfinished=unfinished
         )
 
     return Statement(
@@ -274,14 +263,12 @@ def _failure_rate_text(tally: Tally, outcome: Outcome, levels: Levels) -> tuple[
     """Return the least failure rate that failed seeds of a refuted size show, else the largest that is left open."""
     lower, upper = _rate_bounds(tally, levels)
     if outcome is Outcome.REFUTED and tally.unhealthy:
-        return lower, wording.rate_shown(tally.unhealthy, tally.total, lower, levels.refuting, tally.absent)
+        return lower, wording.rate_shown(tally, lower, levels.refuting)
     least = ""
     if tally.unhealthy and outcome is not Outcome.SUPPORTED:
         own_level = "" if levels.refuting == levels.supporting else f" ({wording.bound(levels.refuting)})"
         least = f"{wording.percent(lower)}{own_level}"
-    return upper, wording.rate_left_open(
-        tally.unhealthy, tally.undecided, tally.total, upper, levels.supporting, tally.absent, least
-    )
+    return upper, wording.rate_left_open(tally, upper, levels.supporting, least)
 
 
 def _by_every(assessment: SizeAssessment) -> Outcome:

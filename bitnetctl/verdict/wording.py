@@ -6,7 +6,7 @@ from typing import Any
 
 from bitnetctl.units import plural, shortened
 from bitnetctl.verdict.outcome import Outcome, number_text
-from bitnetctl.verdict.rule import PValues
+from bitnetctl.verdict.rule import PValues, Tally
 
 UNKNOWN_SIZE = (
     "its size is unknown, so it counts for none of those requested; name it like h256-run.csv, or give it a title "
@@ -56,54 +56,45 @@ def bound(level: float) -> str:
     return f"one-sided {f'{text} %' if text != '100' else percent(1 - level)} bound"
 
 
-def tally_text(unhealthy: int, undecided: int, total: int, absent: int = 0) -> str:
-    """Count failed, undecided and absent seeds, such as `1 of 6 seeds failed and 2 are undecided`."""
-    if absent == total:
-        return f"none of {plural(total, 'planned seed')} is judged"
-    text = f"{unhealthy or 'none'} of {plural(total - absent, 'seed')} failed"
-    text += f" and {undecided} {'is' if undecided == 1 else 'are'} undecided" if undecided else ""
-    return f"{text}, {absent} more {'is' if absent == 1 else 'are'} not judged" if absent else text
+def tally_text(tally: Tally, *, undecided: bool = True) -> str:
+    """Count seeds by state, such as `1 of 6 seeds failed and 2 are undecided, 1 more is not judged`."""
+    if tally.absent == tally.total:
+        return f"none of {plural(tally.total, 'planned seed')} is judged"
+    text = f"{tally.unhealthy or 'none'} of {plural(tally.total - tally.absent, 'seed')} failed"
+    if tally.undecided and undecided:
+        text += f" and {tally.undecided} {_are(tally.undecided)} undecided"
+    return f"{text}, {tally.absent} more {_are(tally.absent)} not judged" if tally.absent else text
 
 
-def rate_supported(unhealthy: int, undecided: int, total: int, upper: float, level: float, limit: float) -> str:
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def rate_supported(tally: Tally, upper: float, level: float, limit: float) -> str:
     """Say which failure rate the seeds leave open, where it is below the limit."""
-    counted = ", which counts as failed here" if undecided == 1 else ", which count as failed here" * bool(undecided)
+    counted = {0: "", 1: ", which counts as failed here"}.get(tally.undecided, ", which count as failed here")
     rate = f"a failure rate of up to {percent(upper, limit)} stays open ({bound(level)})"
-    return f"{tally_text(unhealthy, undecided, total)}{counted}: {rate}, less than {percent(limit)}"
+    return f"{tally_text(tally)}{counted}: {rate}, less than {percent(limit)}"
 
 
-def rate_refuted(unhealthy: int, total: int, lower: float, level: float, limit: float, absent: int = 0) -> str:
+def rate_refuted(tally: Tally, lower: float, level: float, limit: float) -> str:
     """Say which failure rate is at least there, where it is above the limit."""
-    return (
-        f"{tally_text(unhealthy, 0, total, absent)}: a failure rate of at least {percent(lower, limit)} "
-        f"({bound(level)}), "
-        f"more than {percent(limit)}"
-    )
+    rate = f"a failure rate of at least {percent(lower, limit)} ({bound(level)})"
+    return f"{tally_text(tally, undecided=False)}: {rate}, more than {percent(limit)}"
 
 
 def rate_open(
-    unhealthy: int,
-    undecided: int,
-    total: int,
-    lower: float,
-    upper: float,
-    limit: float,
-    support: int,
-    refute: int,
-    *,
-    absent: int = 0,
-    unfinished: int = 0,
+    tally: Tally, lower: float, upper: float, limit: float, *, support: int, refute: int, unfinished: int = 0
 ) -> str:
     """Say between which failure rates the seeds do not decide, and with how many seeds they could.
 
     `support` and `refute` are the least numbers of seeds, 0 where there is none; `unfinished` of the undecided ones may
     still be decided, as may those that are absent.
     """
-    further = "missing, unfinished and further ones" if absent or unfinished else "further ones"
+    further = "missing, unfinished and further ones" if tally.absent or unfinished else "further ones"
     text = (
-        f"{tally_text(unhealthy, undecided, total, absent)}: the failure rate may be anywhere from "
-        f"{percent(lower, limit)} to {percent(upper, limit)}, which does not decide whether it is less than "
-        f"{percent(limit)}"
+        f"{tally_text(tally)}: the failure rate may be anywhere from {percent(lower, limit)} to "
+        f"{percent(upper, limit)}, which does not decide whether it is less than {percent(limit)}"
     )
     earliest = [
         f"{seeds:,} could {what}, if all {further} {do}"
@@ -111,6 +102,18 @@ def rate_open(
         if seeds
     ]
     return f"{text}; fix the number of seeds before looking: {', '.join(earliest)}" if earliest else text
+
+
+def rate_left_open(tally: Tally, upper: float, level: float, least: str = "") -> str:
+    """Say which failure rate the seeds leave open, whatever the rule of the verdict; `least` is the other end."""
+    rate = f"a failure rate of {f'at least {least}, ' if least else ''}up to {percent(upper)} ({bound(level)})"
+    return f"{tally_text(tally)}, which leaves open {rate}"
+
+
+def rate_shown(tally: Tally, lower: float, level: float) -> str:
+    """Say which failure rate the failed seeds show."""
+    rate = f"a failure rate of at least {percent(lower)} ({bound(level)})"
+    return f"{tally_text(tally, undecided=False)}, {rate}"
 
 
 def absent(counts: Sequence[tuple[str, Sequence[str]]], total: int) -> str:
@@ -197,19 +200,6 @@ def minor_difference(size: int | None, difference: str) -> str:
 def unequal_arms(difference: str) -> str:
     """Say that the arms that were judged side by side were not trained alike."""
     return f"the arms were not trained alike, so do not compare them with each other: {difference}"
-
-
-def rate_left_open(
-    unhealthy: int, undecided: int, total: int, upper: float, level: float, absent: int = 0, least: str = ""
-) -> str:
-    """Say which failure rate the seeds leave open, whatever the rule of the verdict; `least` is the other end."""
-    rate = f"a failure rate of {f'at least {least}, ' if least else ''}up to {percent(upper)} ({bound(level)})"
-    return f"{tally_text(unhealthy, undecided, total, absent)}, which leaves open {rate}"
-
-
-def rate_shown(unhealthy: int, total: int, lower: float, level: float, absent: int = 0) -> str:
-    """Say which failure rate the failed seeds show."""
-    return f"{tally_text(unhealthy, 0, total, absent)}, a failure rate of at least {percent(lower)} ({bound(level)})"
 
 
 def not_judged(run: Mapping[str, Any]) -> str:

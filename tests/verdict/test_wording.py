@@ -49,15 +49,15 @@ def test_what_is_said_of_a_failure_rate_is_what_the_counts_allow(limit: float) -
                 assert lower is not None
                 p = failure_rate_test(tally, limit)
                 if p.supporting < level:
-                    text = wording.rate_supported(unhealthy, undecided, total, upper, level, limit)
+                    text = wording.rate_supported(tally, upper, level, limit)
                     bound, _, said = rates(text)
                     assert bound < said == limit
                     assert ("as failed" in text) == (undecided > 0)
                 elif p.refuting < level:
-                    bound, _, said = rates(wording.rate_refuted(unhealthy, total, lower, level, limit))
+                    bound, _, said = rates(wording.rate_refuted(tally, lower, level, limit))
                     assert bound > said == limit
                 else:
-                    text = wording.rate_open(unhealthy, undecided, total, lower, upper, limit, 7, 0)
+                    text = wording.rate_open(tally, lower, upper, limit, support=7, refute=0)
                     low, high, said = rates(text)
                     assert low <= said <= high
                     assert "less than" in text
@@ -65,35 +65,36 @@ def test_what_is_said_of_a_failure_rate_is_what_the_counts_allow(limit: float) -
 
 
 def test_none_failed_is_not_said_of_undecided_seeds_without_them() -> None:
-    assert wording.tally_text(0, 2, 6) == "none of 6 seeds failed and 2 are undecided"
-    assert wording.tally_text(0, 1, 1) == "none of 1 seed failed and 1 is undecided"
-    assert wording.tally_text(3, 0, 6) == "3 of 6 seeds failed"
-    assert wording.tally_text(0, 0, 2, 2) == "none of 2 planned seeds is judged"
-    assert wording.tally_text(1, 2, 6, 1) == "1 of 5 seeds failed and 2 are undecided, 1 more is not judged"
-    left = wording.rate_left_open(0, 6, 6, 1.0, 0.05)
+    assert wording.tally_text(Tally(healthy=4, undecided=2)) == "none of 6 seeds failed and 2 are undecided"
+    assert wording.tally_text(Tally(undecided=1)) == "none of 1 seed failed and 1 is undecided"
+    assert wording.tally_text(Tally(healthy=3, unhealthy=3)) == "3 of 6 seeds failed"
+    assert wording.tally_text(Tally(absent=2)) == "none of 2 planned seeds is judged"
+    some = Tally(healthy=2, unhealthy=1, undecided=2, absent=1)
+    assert wording.tally_text(some) == "1 of 5 seeds failed and 2 are undecided, 1 more is not judged"
+    left = wording.rate_left_open(Tally(undecided=6), 1.0, 0.05)
     assert left == (
         "none of 6 seeds failed and 6 are undecided, which leaves open a failure rate of up to 100 % "
         "(one-sided 95 % bound)"
     )
-    assert wording.rate_left_open(5, 0, 6, 1.0, 0.025, 1, "42 %") == (
+    assert wording.rate_left_open(Tally(unhealthy=5, absent=1), 1.0, 0.025, "42 %") == (
         "5 of 5 seeds failed, 1 more is not judged, which leaves open a failure rate of at least 42 %, up to 100 % "
         "(one-sided 97.5 % bound)"
     )
-    assert wording.rate_shown(6, 6, 0.541, 0.025) == (
+    assert wording.rate_shown(Tally(unhealthy=6), 0.541, 0.025) == (
         "6 of 6 seeds failed, a failure rate of at least 54 % (one-sided 97.5 % bound)"
     )
 
 
 def test_further_seeds_are_only_promised_for_the_outcome_that_they_can_reach() -> None:
-    text = wording.rate_open(2, 0, 6, 0.06, 0.78, 0.5, 11, 20)
+    text = wording.rate_open(Tally(healthy=4, unhealthy=2), 0.06, 0.78, 0.5, support=11, refute=20)
     assert text.endswith(
         "fix the number of seeds before looking: 11 could support it, if all further ones are healthy, 20 could refute "
         "it, if all further ones fail"
     )
-    waiting = wording.rate_open(5, 0, 6, 0.42, 1, 0.5, 20, 6, absent=1)
+    waiting = wording.rate_open(Tally(unhealthy=5, absent=1), 0.42, 1, 0.5, support=20, refute=6)
     assert "6 could refute it, if all missing, unfinished and further ones fail" in waiting
-    assert "refute" not in wording.rate_open(2, 0, 6, 0.06, 0.78, 0.5, 11, 0)
-    assert "fix" not in wording.rate_open(2, 0, 6, 0.06, 0.78, 0.5, 0, 0)
+    assert "refute" not in wording.rate_open(Tally(healthy=4, unhealthy=2), 0.06, 0.78, 0.5, support=11, refute=0)
+    assert "fix" not in wording.rate_open(Tally(healthy=4, unhealthy=2), 0.06, 0.78, 0.5, support=0, refute=0)
 
 
 def test_a_mean_is_said_to_be_beyond_a_threshold_only_where_it_was_told_from_chance() -> None:
