@@ -54,6 +54,8 @@ def distinct_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Double]]:
     and different seeds, are the same only if they agree in every value; other runs may also have fewer rows, columns or
     digits, if what is left is enough to tell seeds apart.
     """
+    if len(runs) < 2:
+        return list(runs), []
     files = [_File(run, position) for position, run in enumerate(runs)]
     files.sort(key=lambda file: (-len(file.steps), -file.digits, file.run.manifest is None, file.position))
     index = _Index(files)
