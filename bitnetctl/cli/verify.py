@@ -4,6 +4,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,7 +164,11 @@ def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Ru
     names = {config.run_name for config in configs}
     of_twins, _ = load_planned([twin for twin in twins if twin.run_name not in names], runs_dir)
     runs += of_twins
-    return runs, take_inventory(runs, empty)
+    inventory = take_inventory(runs, empty)
+    # the plan says which length is meant: a trial of another one is no seed of it
+    lengths = {config.steps for config in configs}
+    absent = tuple(one for one in inventory.absent if one.planned_steps is None or one.planned_steps in lengths)
+    return runs, replace(inventory, absent=absent)
 
 
 def _judge_and_show(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from calling import Done, call, judged, listing, names_in, outcomes, quick_run, verify
 from run_files import manifest
-from synthetic import CURED, origin_run
+from synthetic import CURED, LEVELS, STAGE_1, origin_run, two_stages, write_run
 
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.errors import ExitCode
@@ -267,3 +267,15 @@ def test_the_dry_run_names_both_arms_and_trains_none(options: list[str]) -> None
     alone = verify(*arguments, "--no-baseline")
     assert [(shape["runs"], shape["arms"]) for shape in alone.json["shapes"]] == [(1, ["no-decay"])]
     assert not RUNS.exists()
+
+
+def test_a_trial_of_another_length_in_the_folder_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        origin_run(RUNS, [*CURED[:-1], 60 + seed], seed=seed)
+    trial = build_config("origin", size=256, seed=7, steps=2_000)
+    write_run(RUNS, trial, two_stages([4000, *[60] * 10], 2_000, **LEVELS))
+    arguments = ["--sizes", "256", "--no-train", "--seeds", "2"]
+    assert verify(*arguments).code == ExitCode.SUPPORTED
+    # one of the same length does: it could have been left out for its result
+    origin_run(RUNS, [*STAGE_1, 10, 8, 7, 6, 6], seed=8)
+    assert verify(*arguments).code == ExitCode.INCONCLUSIVE
