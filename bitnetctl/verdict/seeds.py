@@ -90,6 +90,7 @@ def assess_size(
         undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
         absent=len({run.seed for run in missing} - units.keys()),
     )
+    repeated = len(_units(checked, (), distinct_seeds=distinct_seeds)) < len(checked)
     unfinished = _units([one for one in checked if _is_unfinished(one, criteria)], (), distinct_seeds=distinct_seeds)
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
@@ -104,7 +105,9 @@ def assess_size(
         seeds=tuple(outcomes),
         tally=tally,
         findings=tuple(findings),
-        statements=tuple(_statements(checked, tally, _count_open(unfinished, units), criteria, context)),
+        statements=tuple(
+            _statements(checked, tally, _count_open(unfinished, units), criteria, context, repeated=repeated)
+        ),
         notes=tuple(_notes(size, checked, () if context.strict else differences.minor, distinct_seeds=distinct_seeds)),
     )
 
@@ -180,14 +183,21 @@ def _seed_numbers(
 
 
 def _statements(
-    checked: Sequence[CheckedRun], tally: Tally, unfinished: int, criteria: Criteria, context: CheckContext
+    checked: Sequence[CheckedRun],
+    tally: Tally,
+    unfinished: int,
+    criteria: Criteria,
+    context: CheckContext,
+    *,
+    repeated: bool,
 ) -> Iterator[Statement]:
     if criteria.seeds.rule != "rate":
         return
     yield _failure_rate(tally, unfinished, criteria.seeds.max_failure_rate)
+    seeds = Seeds(checked=checked, planned=tally.total, repeated=repeated)
     for check in criteria.checks:
         if check.about_arm:
-            statement = check.judge_seeds(Seeds(checked=checked, planned=tally.total), context)
+            statement = check.judge_seeds(seeds, context)
             if statement is not None:
                 yield statement
 

@@ -172,6 +172,11 @@ def mean_claim(
     )
 
 
+def mean_of_repeats(label: str) -> str:
+    """Say that a mean over seeds is not tested where a seed has several runs."""
+    return f"{label}: a seed has several runs, so nothing is said about the mean over seeds"
+
+
 def p_text(p: float) -> str:
     """Format a p-value; the levels of few seeds need three digits."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.3g}"

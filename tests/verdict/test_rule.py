@@ -1,6 +1,7 @@
 """The rule over seeds against values worked out by hand: binomial p-values, bounds, Holm's levels, bets on a mean."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -244,3 +245,14 @@ def test_a_claim_about_the_mean_needs_every_value_and_a_range(tmp_path: Path) ->
     outside = by_mean(tmp_path, [0.05] * 12, **loss, range=[5, 7.5])
     assert outside.outcome is INVALID
     assert "HeldOutLoss 4.7 is outside of the declared range" in " ".join(outside.reasons)
+
+
+def test_a_mean_over_seeds_takes_every_seed_once(tmp_path: Path) -> None:
+    """Fourteen runs of thirteen seeds, of fourteen planned ones: as many values as seeds, and no sample of them."""
+    runs = [healthy_run(tmp_path, seed, TopShare=0.97) for seed in range(13)]
+    again = replace(healthy_run(tmp_path / "again", 20, TopShare=0.97), seed=0)
+    criteria = parse_criteria(mean_criteria())
+    assert judge([*runs, healthy_run(tmp_path, 13, TopShare=0.97)], criteria).outcome is REFUTED
+    repeated = judge([*runs, again], criteria, JudgeOptions(seeds=range(14)))
+    assert repeated.outcome is INCONCLUSIVE
+    assert any("a seed has several runs, so nothing is said about the mean" in reason for reason in repeated.reasons)

@@ -78,10 +78,14 @@ def _grouped(pairs: Iterable[tuple[object, _Item]]) -> dict[object, list[_Item]]
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """The planned seeds of one arm and size: the runs that are judged, and how many are planned."""
+    """The planned seeds of one arm and size: the runs that are judged, and how many seeds are planned.
+
+    `repeated` is whether a seed has several runs, so that runs are not seeds.
+    """
 
     checked: Sequence[CheckedRun]
     planned: int
+    repeated: bool = False
 
 
 @dataclass(frozen=True)

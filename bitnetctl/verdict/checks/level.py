@@ -107,7 +107,8 @@ class LevelCheck(ThresholdCheck):
         mean = sum(value / len(values) for value in values) if values else None
         p = UNDECIDABLE
         low, high = self.range or (-math.inf, math.inf)
-        if len(values) == seeds.planned and all(low <= value <= high for value in values):
+        is_complete = len(values) == seeds.planned and not seeds.repeated
+        if is_complete and all(low <= value <= high for value in values):
             p = PValues(
                 _mean_p(values, self.supporting, supporting_limit), _mean_p(values, self.refuting, refuting_limit)
             )
@@ -116,6 +117,8 @@ class LevelCheck(ThresholdCheck):
         ]
 
         def describe(outcome: Outcome, levels: Levels) -> str:
+            if seeds.repeated:
+                return wording.mean_of_repeats(self.label)
             return wording.mean_claim(
                 self.label, outcome, mean, len(values), seeds.planned, (self.supports, self.refutes), p, unlimited
             )
