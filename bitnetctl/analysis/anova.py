@@ -143,8 +143,8 @@ def analyze_outcomes(
     for analysis in analyses:
         p_holm = next(adjusted)
         terms = tuple(replace(term, p_holm=next(adjusted)) for term in analysis.terms)
-        told = replace(analysis, terms=terms, p_holm=p_holm, tests=tests)
-        results.append(replace(told, sentence=told.sentence or _sentence(told)))
+        tested = replace(analysis, terms=terms, p_holm=p_holm, tests=tests)
+        results.append(replace(tested, sentence=tested.sentence or _sentence(tested)))
     return results
 
 

@@ -75,18 +75,17 @@ def verify(
         report=report,
         bundle=bundle,
         junit=junit,
-        strict=strict,
-        distinct_seeds=distinct_seeds,
         as_json=as_json,
     )
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
     requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
         if len(paths) == 1 and paths[0].lower().endswith(".zip"):
-            told = _bundle_options(Path(paths[0]))
-            requested_sizes = told.sizes if requested_sizes is None else requested_sizes
-            requested_seeds = told.seeds if requested_seeds is None else requested_seeds
-            steps = told.steps if steps is None else steps
+            stored = _bundle_options(Path(paths[0]))
+            requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
+            requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
+            steps = stored.steps if steps is None else steps
+            strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
         with _given_runs(paths) as (runs, inventory):
             requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
             return judge_and_show(
@@ -97,6 +96,8 @@ def verify(
                 sizes=requested_sizes,
                 seeds=requested_seeds,
                 steps=steps,
+                strict=strict,
+                distinct_seeds=distinct_seeds,
             )
 
     fields = {
@@ -137,6 +138,8 @@ def verify(
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
         seeds=list(dict.fromkeys(config.seed for config in configs)),
         steps=configs[0].steps,
+        strict=strict,
+        distinct_seeds=distinct_seeds,
     )
 
 
@@ -197,16 +200,14 @@ def _judge_and_show(
     from bitnetctl.report import junit_xml, verification_report
     from bitnetctl.verdict import combine, strictest
 
-    judge = functools.partial(
-        api.judge,
-        runs,
-        sizes=sizes,
-        seeds=seeds,
-        steps=steps,
-        strict=strict,
-        distinct_seeds=distinct_seeds,
-        inventory=inventory,
-    )
+    options: dict[str, Any] = {
+        "sizes": sizes,
+        "seeds": seeds,
+        "steps": steps,
+        "strict": strict,
+        "distinct_seeds": distinct_seeds,
+    }
+    judge = functools.partial(api.judge, runs, **options, inventory=inventory)
     by_criteria = [judge(one, arms=arms) for one in criteria]
     # a requested arm without a run gets its verdict, too
     missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
@@ -219,7 +220,7 @@ def _judge_and_show(
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
-    tree["options"] = {"sizes": sizes, "seeds": seeds, "steps": steps}
+    tree["options"] = options
     if report is not None:
         write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
@@ -246,6 +247,8 @@ class _BundleOptions(BaseModel):
     sizes: tuple[PositiveInt, ...] | None = None
     seeds: tuple[NonNegativeInt, ...] | None = None
     steps: PositiveInt | None = None
+    strict: bool = False
+    distinct_seeds: bool = False
 
 
 def _bundle_options(path: Path) -> _BundleOptions:

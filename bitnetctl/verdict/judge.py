@@ -75,7 +75,8 @@ def judge_arms(
     }
     alpha = criteria.seeds.error_rate
     levels = _levels(assessed, alpha, len(together) if criteria.seeds.rule == "rate" else 0)
-    unequal = _unequal_arms([run for one in assessed.values() for run in one.kept], len(assessed))
+    compared = [run for one in assessed.values() for run in one.kept]
+    unequal = _unequal_arms([*compared, *(run for run in distinct if run.arm in criteria.references)])
     judged = (arm for arm in (by_arm if arms is None else arms) if arm in assessed)
     return {
         arm: _verdict(
@@ -115,9 +116,7 @@ def _context(
     criteria: Criteria, options: JudgeOptions, candidates: Sequence[Run], inventory: Inventory
 ) -> CheckContext:
     # without candidates: a twin is not compared with a twin of its own
-    alone = CheckContext(
-        requested_steps=options.requested_steps, strict=options.strict, check_twin=lambda twin: _no_twin(twin)
-    )
+    alone = CheckContext(requested_steps=options.requested_steps, strict=options.strict, check_twin=_no_twin)
     return CheckContext(
         requested_steps=options.requested_steps,
         candidates=candidates,
@@ -177,8 +176,8 @@ def _levels(assessed: Mapping[str, _ArmAssessment], alpha: float, arms: int) -> 
     }
 
 
-def _unequal_arms(runs: Sequence[Run], arms: int) -> tuple[str, ...]:
-    if arms < 2:
+def _unequal_arms(runs: Sequence[Run]) -> tuple[str, ...]:
+    if len({run.arm for run in runs}) < 2:
         return ()
     differences = provenance_differences(runs, same_arm=False)
     return tuple(wording.unequal_arms(text) for text in (*differences.breaking, *differences.minor))

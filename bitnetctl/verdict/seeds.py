@@ -80,7 +80,18 @@ def assess_size(
 ) -> SizeAssessment:
     """Assess the runs of one size; `absent` are its runs that were planned and have no rows here."""
     failed = [run for run in absent if run.state == "failed"]
-    units = _units(checked, failed, distinct_seeds=distinct_seeds)
+    seed_of = {id(one): _seed_of(one, distinct_seeds=distinct_seeds) for one in checked}
+    units: dict[object, list[Outcome]] = {}
+    for one in checked:
+        units.setdefault(seed_of[id(one)], []).append(one.outcome)
+    repeated = len(units) < len(checked)
+    for run in failed:
+        units.setdefault(run.seed, []).append(Outcome.REFUTED)
+    unfinished = {
+        seed_of[id(one)]
+        for one in checked
+        if _is_unfinished(one, criteria) and strictest(units[seed_of[id(one)]]) is Outcome.INCONCLUSIVE
+    }
     by_rate = criteria.seeds.rule == "rate"
     outcomes = [_of_seed(unit) if by_rate else strictest(unit) for unit in units.values()]
     missing = [run for run in absent if run.state != "failed"]
@@ -90,8 +101,6 @@ def assess_size(
         undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
         absent=len({run.seed for run in missing} - units.keys()),
     )
-    repeated = len(_units(checked, (), distinct_seeds=distinct_seeds)) < len(checked)
-    unfinished = _units([one for one in checked if _is_unfinished(one, criteria)], (), distinct_seeds=distinct_seeds)
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
     findings = [
@@ -105,24 +114,14 @@ def assess_size(
         seeds=tuple(outcomes),
         tally=tally,
         findings=tuple(findings),
-        statements=tuple(
-            _statements(checked, tally, _count_open(unfinished, units), criteria, context, repeated=repeated)
-        ),
+        statements=tuple(_statements(checked, tally, len(unfinished), criteria, context, repeated=repeated)),
         notes=tuple(_notes(size, checked, () if context.strict else differences.minor, distinct_seeds=distinct_seeds)),
     )
 
 
-def _units(
-    checked: Sequence[CheckedRun], failed: Sequence[AccountedRun], *, distinct_seeds: bool
-) -> dict[object, list[Outcome]]:
-    """Group the outcomes of runs by seed, which counts once; runs of unknown seed are one, unless `distinct_seeds`."""
-    groups: dict[object, list[Outcome]] = {}
-    for one in checked:
-        key = ("run", id(one)) if one.run.seed is None and distinct_seeds else one.run.seed
-        groups.setdefault(key, []).append(one.outcome)
-    for run in failed:
-        groups.setdefault(run.seed, []).append(Outcome.REFUTED)
-    return groups
+def _seed_of(checked: CheckedRun, *, distinct_seeds: bool) -> object:
+    """Return what stands for the seed of a run; runs of unknown seed are one, unless `distinct_seeds`."""
+    return ("run", id(checked)) if checked.run.seed is None and distinct_seeds else checked.run.seed
 
 
 def _of_seed(unit: Sequence[Outcome]) -> Outcome:
@@ -146,11 +145,6 @@ def _notes(
 def _is_unfinished(checked: CheckedRun, criteria: Criteria) -> bool:
     label = criteria.finished.label
     return any(result.check == label and result.outcome is Outcome.INCONCLUSIVE for result in checked.completion)
-
-
-def _count_open(unfinished: Mapping[object, list[Outcome]], units: Mapping[object, list[Outcome]]) -> int:
-    """Return how many undecided seeds could still be decided, since a run of theirs has not ended."""
-    return sum(strictest(units[key]) is Outcome.INCONCLUSIVE for key in unfinished)
 
 
 def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:

@@ -328,3 +328,12 @@ def test_a_bundle_is_judged_as_it_was_unless_told_otherwise(tmp_path: Path) -> N
     again = call("verify", tmp_path / "b.zip", "--json")
     assert judged(missing) == judged(again) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert [one["account"] for one in again.json["verdicts"]] == [one["account"] for one in missing.json["verdicts"]]
+
+
+def test_a_bundle_keeps_how_unknown_seeds_were_counted(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for index in range(5):
+        healthy_run(runs, index, name=f"{'abcde'[index]}.csv")
+    arguments: list[str | Path] = ["--steps", "20000", "--distinct-seeds", "--bundle", tmp_path / "a.zip", "--json"]
+    assert judged(call("verify", runs, *arguments)) == (ExitCode.SUPPORTED, "supported")
+    assert judged(call("verify", tmp_path / "a.zip", "--json")) == (ExitCode.SUPPORTED, "supported")

@@ -208,3 +208,17 @@ def test_the_tests_by_hand() -> None:
     assert student.supporting + student.refuting == pytest.approx(1)
     for unknown in (pairs(1.0), pairs(1.0, 1.0), pairs(1.0, math.inf), pairs(1.0, 2.0, planned=3)):
         assert student_test(unknown) == PValues(1.0, 1.0)
+
+
+def test_other_software_in_the_arm_compared_with_is_noted(tmp_path: Path) -> None:
+    runs = []
+    for seed in range(5):
+        for arm, loss, version in (("", 5.0, "2.9.0"), ("decoupled-decay", 4.0, "2.13.0")):
+            config = quick(arm, seed=seed)
+            versions = {"torch": version}
+            runs.append(load_run(simple_run(tmp_path, config, loss=loss + seed / 1000, versions=versions)))
+    verdict = judged(runs, arm="decoupled-decay")
+    assert verdict.outcome is SUPPORTED
+    assert any("torch 2.13.0 (decoupled-decay) and 2.9.0 (baseline)" in note for note in verdict.notes)
+    strict = judged(runs, arm="decoupled-decay", options=JudgeOptions(strict=True))
+    assert strict.outcome is INVALID

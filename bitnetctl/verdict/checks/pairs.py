@@ -15,7 +15,6 @@ class Partner:
 
     run: Run
     unequal: str | None
-    notes: tuple[str, ...]
 
 
 def find_partners(run: Run, context: CheckContext, is_partner: Callable[[str], bool]) -> list[Partner]:
@@ -31,7 +30,7 @@ def find_partners(run: Run, context: CheckContext, is_partner: Callable[[str], b
             continue
         differences = provenance_differences([run, other], same_arm=False)
         refused = differences.breaking + (differences.minor if context.strict else ())
-        found.append(Partner(run=other, unequal="; ".join(refused) or None, notes=differences.minor))
+        found.append(Partner(run=other, unequal="; ".join(refused) or None))
     return [one for one in found if one.unequal is None] or found
 
 
