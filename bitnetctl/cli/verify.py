@@ -28,7 +28,7 @@ from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import resolve_all
 
 if TYPE_CHECKING:
-    from bitnetctl.verdict import Combined, Criteria, Outcome
+    from bitnetctl.verdict import Combined, Criteria, Outcome, Verdict
 
 
 def verify(
@@ -207,12 +207,15 @@ def _judge_and_show(
         "strict": strict,
         "distinct_seeds": distinct_seeds,
     }
-    judge = functools.partial(api.judge, runs, **options, inventory=inventory)
-    by_criteria = [judge(one, arms=arms) for one in criteria]
+
+    def judge(one: "Criteria", arms: Sequence[str] | None) -> "dict[str, Verdict]":
+        return api.judge(runs, one, arms=arms, inventory=inventory, **options)
+
+    by_criteria = [judge(one, arms) for one in criteria]
     # a requested arm without a run gets its verdict, too
     missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
     if missing:
-        by_criteria = [verdicts | judge(one, arms=missing) for verdicts, one in zip(by_criteria, criteria, strict=True)]
+        by_criteria = [verdicts | judge(one, missing) for verdicts, one in zip(by_criteria, criteria, strict=True)]
     every = dict.fromkeys(arm for verdicts in by_criteria for arm in verdicts)
     judged = {arm: combine([verdicts[arm] for verdicts in by_criteria if arm in verdicts]) for arm in every}
     deciding_arms = [arm for arm in deciding_arms or judged if arm in judged]
