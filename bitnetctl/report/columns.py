@@ -72,6 +72,7 @@ END = (
     ),
 )
 SUMMARY = (*COLLAPSE, *END)
+TRAINING_LOSS = SummaryColumn("loss", 9, "final_training_loss", ".3f", "final training loss in nats")
 
 
 @dataclass(frozen=True)
