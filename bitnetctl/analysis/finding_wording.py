@@ -65,8 +65,8 @@ def not_told_by_sign_test(p_holm: float, tests: int) -> str:
 def cannot_show(seeds: int, tests: int, needed: int) -> str:
     """Return that no difference could be told from chance, however large."""
     return (
-        f"{plural(seeds, 'seed')} cannot show p < 0.05 over {plural(tests, 'test')}: {needed} could, if their number is "
-        "fixed before looking"
+        f"{plural(seeds, 'seed')} cannot show p < 0.05 over {plural(tests, 'test')}: "
+        f"{needed} could, if their number is fixed before looking"
     )
 
 
@@ -96,6 +96,9 @@ def collapses(arm: str, runs: int, collapsed: int, median: int | None, recovered
     """Return how many runs of an arm collapsed and recovered; `median` is that of the steps at which they did."""
     if not runs:
         return f"{arm}: collapse unknown"
+    if runs == 1:
+        ending = "" if median is None else f" at step {median:,}, {'recovered' if recovered else 'not recovered'}"
+        return f"{arm}: {'no collapse' if median is None else 'collapsed'}{ending}"
     if median is None:
         return f"{arm}: none of {plural(runs, 'run')} collapsed"
     at = f"at step {median:,}" if collapsed == 1 else f"first at step {median:,} in the median"

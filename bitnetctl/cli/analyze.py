@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,12 +87,16 @@ def _find_inputs(paths: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
 
 def _write(file: Path, text: str) -> None:
     """Write UTF-8 to a file, or to stdout for `-`."""
-    if file == _STDOUT:
-        typer.echo(text.encode(), nl=False)
-    else:
+    if file != _STDOUT:
         from bitnetctl.files import write_atomic
 
         write_atomic(file, text.encode())
+    elif (binary := getattr(sys.stdout, "buffer", None)) is not None:
+        # not in the encoding of the terminal, nor with its line ends
+        binary.write(text.encode())
+        binary.flush()
+    else:
+        sys.stdout.write(text)
 
 
 def _read_verdicts(file: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from bitnetctl.report.columns import (
     END,
     TRAINING_LOSS,
     UNKNOWN,
-    SummaryColumn,
     SummaryRow,
     arm_rows,
     run_rows,

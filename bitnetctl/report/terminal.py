@@ -29,7 +29,7 @@ from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
 from bitnetctl.units import gibibytes
-from bitnetctl.verdict import Outcome, Verdict
+from bitnetctl.verdict import Outcome, Verdict, arm_label
 
 OUTCOME_STYLES = {
     Outcome.SUPPORTED: "green",
@@ -221,7 +221,7 @@ def trajectory_table(arm: str, runs: Sequence[Run]) -> FittedTable:
         *(Column(f"{fraction:.0%}", importance[fraction], number=True) for fraction in MILESTONES),
         Column("of", 1, number=True),
     )
-    return FittedTable(columns, rows_of(cells), title=f"{arm}: unique predictions · held-out loss")
+    return FittedTable(columns, rows_of(cells), title=f"{arm_label(arm)}: unique predictions · held-out loss")
 
 
 _OUTCOMES_OF_SEEDS = {
