@@ -77,8 +77,7 @@ INSIDE = {
     "report": (
         "escape",
         "fold columns",
-        "fitted",
-        "html trajectory markdown plots summary_csv junit",
+        "fitted html trajectory markdown plots summary_csv junit",
         "terminal verification",
         "overview",
         "__init__",

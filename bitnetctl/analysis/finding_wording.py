@@ -113,7 +113,7 @@ def about_collapses(
         at_sizes = f" at {sizes} sizes" if sizes > 1 else ""
         yield f"a count over {plural(seeds, 'seed')}{at_sizes}, not a test"
     if brief:
-        yield f"{brief} more for less than three evaluations, which is not counted"
+        yield f"{brief} more for fewer than three evaluations in a row, which does not count"
     if below:
         yield below
     if unfinished:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from bitnetctl.report.fold import fold, longest_number, longest_piece, plain
+from bitnetctl.report.fold import fold, leading_blanks, longest_number, longest_piece, plain
 from bitnetctl.units import plural
 
 _UNKNOWN = ("–", "")
@@ -134,8 +134,9 @@ class FittedTable:
         header = longest_piece(column.header, hyphens=True) if self.show_header else 0
         if column.number:
             return max([header, *map(_natural, cells)])
-        words = min(max(map(longest_piece, cells), default=0), _least_text(width))
-        return max([header, words, *map(longest_number, cells)])
+        return max(
+            [header, min(max(map(_two_lines, cells), default=0), _least_text(width)), *map(longest_number, cells)]
+        )
 
     def _widths(self, fit: _Fit, width: int) -> dict[int, int]:
         """Return the width of each column; a note that stands below its row has none."""
@@ -228,6 +229,12 @@ class FittedTable:
 def rows_of(cells: Iterable[Sequence[Cell]]) -> list[Row]:
     """Return rows without a style of their own."""
     return [Row(of_row) for of_row in cells]
+
+
+def _two_lines(cell: Cell) -> int:
+    """Return the columns in which a text has about two lines and its longest word fits."""
+    leading = leading_blanks(plain(cell))
+    return leading + max(longest_piece(cell), (_natural(cell) - leading + 1) // 2)
 
 
 def _least_text(width: int) -> int:

@@ -10,6 +10,7 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.effects import ArmEffect
 from bitnetctl.analysis.findings import Finding, Kind
 from bitnetctl.analysis.study import Study
+from bitnetctl.records.metrics import finite
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
@@ -140,8 +141,7 @@ def _arms_table(study: Study) -> FittedTable:
 
 def _against_baseline(arm: ArmEffect | None, row: SummaryRow) -> str:
     """Return the mean difference in held-out loss at one size; there is none for the baseline or if a run failed."""
-    mean = arm.effects["final_held_out_loss"].mean_by_size.get(row.size) if arm else None
-    return "" if arm is None else signed(mean)
+    return "" if arm is None else signed(finite(arm.effects["final_held_out_loss"].mean_by_size.get(row.size)))
 
 
 def _details(study: Study, console: Console) -> None:
