@@ -33,9 +33,9 @@ class Column:
     """A column of a table.
 
     `importance` None is for what identifies a row, which is never left out; of the others the lowest is left out first,
-    but before all of them one without a value in any row. A `number` is aligned right and never folded. Other cells
-    are text, which folds. A `note` is free text in the last column, which is never left out; with little room it stands
-    below its row.
+    but before all of them a column without a value in any row. A `number` is aligned right and never folded; other
+    cells are text, which folds. A `note` is free text in the last column, which is never left out; with little room it
+    stands below its row.
     """
 
     header: str
@@ -116,8 +116,9 @@ class FittedTable:
             return sum(inline) + gap * (len(inline) - 1) <= width
 
         gap = 1 if width < _NARROW and not fits(2) else 2
-        values = [index for index in kept if self.columns[index].importance is not None]
-        values.sort(key=lambda index: (not self._is_empty(index), self.columns[index].importance))
+        empty = {index for index in kept if self._is_empty(index)}
+        values = [index for index in kept if self.columns[index].importance is not None or index in empty]
+        values.sort(key=lambda index: (index not in empty, self.columns[index].importance or 0))
         for index in values[:-1]:
             if fits(gap):
                 break
