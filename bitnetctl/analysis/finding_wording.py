@@ -124,7 +124,9 @@ def about_collapses(
 
 def below_unigram(below: int, known: int) -> str:
     """Return how many runs end at or above the loss of a unigram predictor; empty for none."""
-    return f"at the end {below} of {plural(known, 'run')} no better than a unigram predictor" if below else ""
+    return (
+        f"{below} of {plural(known, 'run')} end{'s' * (known == 1)} no better than a unigram predictor" if below else ""
+    )
 
 
 def collapse_unknown(runs: int) -> str:

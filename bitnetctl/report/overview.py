@@ -104,7 +104,7 @@ def _labelled(kind: str, parts: Iterable[tuple[str, str]], width: int) -> Iterat
             start = label.ljust(indent)
             if width < _NARROW and style:
                 start = " " * indent
-            yield Text(start, "bold").append_text(Text(line.plain, style))
+            yield Text.assemble((start, "bold"), (line.plain, style))
             label = ""
         if width < _NARROW:
             label = "•"

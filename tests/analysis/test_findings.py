@@ -153,7 +153,7 @@ def test_an_unknown_collapse_is_not_a_healthy_run(tmp_path: Path) -> None:
     ]
     [finding] = [one for one in study(load_runs(paths)).findings if one.kind == "collapse"]
     assert finding.statement.startswith("collapse is unknown in all 2 runs")
-    assert finding.cautions == ("at the end 2 of 2 runs no better than a unigram predictor",)
+    assert finding.cautions == ("2 of 2 runs end no better than a unigram predictor",)
 
 
 def test_a_file_of_another_program_collapsed(tmp_path: Path) -> None:

@@ -103,3 +103,9 @@ def test_arms_that_differ_at_their_end(width: int) -> None:
     whole = "".join(text.split())
     assert all(whole.count(f"epsilon=0.{index}") == 1 for index in (1, 2, 3))
     assert "…" not in text
+
+
+def test_only_the_kind_of_a_finding_is_bold(two_arms: Study) -> None:
+    for line in report.overview.finding_lines(two_arms.findings, 80):
+        assert str(line.style) == ""
+        assert {str(span.style) for span in line.spans if span.start >= 10} <= {"", "dim"}
