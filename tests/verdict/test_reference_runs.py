@@ -1,5 +1,7 @@
 """The verdicts that the documentation names of the runs in the repository."""
 
+from pathlib import Path
+
 from tests.calling import call
 
 ROOT = Path(__file__).parents[2]
