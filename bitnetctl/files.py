@@ -31,6 +31,39 @@ def safe_name(name: str, kind: str = "run") -> str:
     return name
 
 
+def home_folder() -> Path | None:
+    """Return the user's home folder; None where the system knows none, as for a user id without a name."""
+    # an empty HOME would make `~/x` the file /x
+    text = os.environ.get("HOME") if os.name != "nt" else os.path.expanduser("~")  # noqa: PTH111
+    if not text:
+        try:
+            import pwd
+
+            text = pwd.getpwuid(os.getuid()).pw_dir
+        except (ImportError, KeyError):
+            return None
+    return Path(text) if Path(text).is_absolute() else None
+
+
+def expand_user(text: str) -> str:
+    """Return a path with a leading `~` or `~name` replaced by the home folder; `./~` is a file of that name.
+
+    Raises ConfigError for an unknown user and where no home folder is known.
+    """
+    if not text.startswith("~"):
+        return text
+    if text == "~" or text[1] in (os.sep, os.altsep):
+        home = home_folder()
+        if home is None:
+            raise ConfigError(f"{text}: no home folder is known; set HOME, or write the whole path")
+        return str(home) + text[1:]
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    if expanded == text and not os.path.lexists(text):
+        name = text[1:].replace("\\", "/").split("/")[0]
+        raise ConfigError(f"{text}: no user {name!r}; for a file of that name write ./{text}")
+    return expanded
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise a StorageError that names `path` instead of an OSError."""
