@@ -70,6 +70,9 @@ class StorageError(BitnetctlError):
             errno.EEXIST,
             errno.ELOOP,
             errno.ESTALE,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENAMETOOLONG,
             *NO_LOCKS,
         ):
             self.exit_code = ExitCode.USAGE
@@ -77,6 +80,10 @@ class StorageError(BitnetctlError):
 
 class RunBusyError(ConfigError):
     """Another process holds the lock of the run."""
+
+
+class RunRefusedError(ConfigError):
+    """Files of the run belong to another user and cannot be written."""
 
 
 class RunEndedError(ConfigError):

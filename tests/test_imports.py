@@ -20,6 +20,7 @@ ORDER = (
     "bitnetctl",
     "errors signals units",
     "files hardware config",
+    "locks",
     "records intervention data model",
     "plugins analysis",
     "engine verdict",
