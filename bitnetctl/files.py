@@ -54,8 +54,10 @@ def home_folder() -> Path | None:
 def expand_user(text: str) -> str:
     """Return a path with a leading `~` or `~name` replaced by the home folder; `./~` is a file of that name.
 
-    Raises ConfigError for an unknown user and where no home folder is known.
+    Raises ConfigError for an unknown user, where no home folder is known, and for a NUL byte, which no path can hold.
     """
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: no path can hold a NUL byte")
     if not text.startswith("~"):
         return text
     if text == "~" or text[1] in (os.sep, os.altsep):
@@ -164,11 +166,12 @@ def blame(path: Path) -> str:
             status = place.stat()
             if os.access(place, os.W_OK):
                 return ""
+            what = "it" if place == path else str(place)
             if status.st_uid == getattr(os, "geteuid", lambda: None)():
-                return f"{place} is read-only: chmod u+w {shlex.quote(str(place))}"
+                return f"{what} is read-only: chmod u+w {shlex.quote(str(place))}"
             recursive = "-R " if stat.S_ISDIR(status.st_mode) else ""
             return (
-                f"{place} belongs to {owner(status.st_uid)}, who can share it: "
+                f"{what} belongs to {owner(status.st_uid)}, who can share it: "
                 f"chmod {recursive}g+w {shlex.quote(str(place))}"
             )
     return ""

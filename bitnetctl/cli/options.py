@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.files import expand_user
+from bitnetctl.streams import redirect_to_null
 
 
 def user_path(text: str | Path) -> Path:
@@ -148,17 +149,6 @@ class _Stderr(io.TextIOBase):
                 redirect_to_null(self._stream)
                 self._stream = None
         return len(text)
-
-
-def redirect_to_null(stream: IO[str]) -> None:
-    """Redirect a stream to the null device, so that flushing it when Python exits cannot fail."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        # closed, or without a file descriptor: nothing can fail
-        pass
 
 
 def print_message(text: object) -> None:
