@@ -18,7 +18,7 @@ ROOT = Path(bitnetctl.__file__).parent
 # a module, or the modules of a folder, may import what stands in a line above it
 ORDER = (
     "bitnetctl",
-    "errors signals streams units",
+    "allowance errors signals streams units",
     "files hardware config",
     "locks",
     "records intervention data model",

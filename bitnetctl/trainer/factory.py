@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bitnetctl import data
+from bitnetctl.allowance import usable_cpus
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
@@ -41,7 +42,9 @@ class TrainerFactory:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         prepare_cpu()
-        self._threads = torch.get_num_threads()
+        # torch knows of CPU affinity and OMP_NUM_THREADS, not of the quota of a container
+        self._threads = min(torch.get_num_threads(), usable_cpus())
+        torch.set_num_threads(self._threads)
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
         """Return tokens and probe of a run's effective config; raises DataError before anything is created."""
