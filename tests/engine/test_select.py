@@ -1,5 +1,6 @@
 """Engine, precision and threads: what is chosen, what is refused, and how closely the precisions agree with fp32."""
 
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -250,7 +251,7 @@ def test_threads_are_tried_in_powers_of_two(
     pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
     for best in tried:
         counts.clear()
-        monkeypatch.setattr(select, "_step_seconds", lambda pack, best=best: 1 + abs(counts[-1] - best) / limit)
+        monkeypatch.setattr(select, "_step_seconds", lambda pack, best=best: 1 + abs(math.log2(counts[-1] / best)))
         assert choose_threads(pack, limit) == best
         assert counts[: len(tried)] == tried
         assert counts[-1] == limit
