@@ -41,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_incomplete(error: BaseException) -> bool:
     """Whether a library that this package needs is missing or cannot be loaded."""
     if isinstance(error, ImportError):
-        return not (error.name or "bitnetctl").startswith("bitnetctl")
+        return not (error.name or "").startswith("bitnetctl")
     # ctypes, by which torch loads its libraries, raises a bare OSError
     return isinstance(error, OSError) and error.errno is None and "shared object" in str(error)
 
@@ -94,6 +94,7 @@ class StorageError(BitnetctlError):
             errno.EMFILE,
             errno.ENFILE,
             errno.ENAMETOOLONG,
+            errno.EFBIG,
             *NO_LOCKS,
         ):
             self.exit_code = ExitCode.USAGE

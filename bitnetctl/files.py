@@ -152,6 +152,9 @@ def _remedy(path: Path, error_number: int | None) -> str:
             return "; set XDG_CACHE_HOME to another folder"
     if error_number == errno.EROFS:
         return "; take a folder on a disk that can be written"
+    if error_number in (errno.EEXIST, errno.ENOTDIR):
+        in_the_way = [place for place in (path, *path.parents) if os.path.isfile(place)]  # noqa: PTH113
+        return f"; {in_the_way[0]} is a file, not a folder" if in_the_way else ""
     reason = blame(path) if error_number == errno.EACCES else ""
     return f"; {reason}" if reason else ""
 
@@ -226,9 +229,16 @@ def share(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file `path` by `content`; raises StorageError, and the old file is then intact."""
-    with storage_errors(path), replacing(path) as temporary:
-        write_synced(temporary, content)
+    """Replace the file `path` by `content`; raises StorageError, and the old file is then intact.
+
+    A pipe or a device such as /dev/stdout is written into, never replaced.
+    """
+    with storage_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)
+            return
+        with replacing(path) as temporary:
+            write_synced(temporary, content)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,14 @@ def user_path(text: str | Path) -> Path:
     return Path(expand_user(os.fspath(text)))
 
 
+def runs_folder(text: str | Path) -> Path:
+    """Parse the folder of the runs, which need not be there yet; raises ConfigError for a file."""
+    path = user_path(text)
+    if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for a long name
+        raise ConfigError(f"--runs-dir {path}: is a file, not a folder")
+    return path
+
+
 def user_text(text: str) -> str:
     """Parse a text that may be a path or a pattern, with `~` expanded; the `parser` of its option."""
     return expand_user(text)
@@ -55,7 +63,7 @@ Arms = Annotated[
 RunsDir = Annotated[
     Path,
     typer.Option(
-        "--runs-dir", parser=user_path, metavar="FOLDER", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs."
+        "--runs-dir", parser=runs_folder, metavar="FOLDER", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs."
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
