@@ -169,14 +169,14 @@ def blame(path: Path) -> str:
             status = place.stat()
             if os.access(place, os.W_OK):
                 return ""
-            what = "it" if place == path else str(place)
+            what, quoted = "it" if place == path else str(place), shlex.quote(str(place))
             if status.st_uid == getattr(os, "geteuid", lambda: None)():
-                return f"{what} is read-only: chmod u+w {shlex.quote(str(place))}"
-            recursive = "-R " if stat.S_ISDIR(status.st_mode) else ""
-            return (
-                f"{what} belongs to {owner(status.st_uid)}, who can share it: "
-                f"chmod {recursive}g+w {shlex.quote(str(place))}"
-            )
+                return f"{what} is read-only: chmod u+w {quoted}"
+            if status.st_uid == 0:
+                return f"{what} belongs to {owner(0)}; take another place"
+            # of a folder above, only itself is asked for
+            recursive = "-R " if place == path and stat.S_ISDIR(status.st_mode) else ""
+            return f"{what} belongs to {owner(status.st_uid)}, who can share it: chmod {recursive}g+w {quoted}"
     return ""
 
 

@@ -33,7 +33,7 @@ class Lock:
         try:
             self._lock.acquire(timeout=timeout)
         except PermissionError:
-            if sys.platform == "win32":
+            if sys.platform == "win32" or not self.path.exists():
                 raise
             self._acquire_read_only(timeout)
         else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.files import temporary_folder
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
@@ -163,10 +163,10 @@ def _given_runs(paths: Sequence[str]) -> Iterator[tuple[list[Run], Inventory]]:
     """Yield the runs of CSVs, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
-    with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
+    with temporary_folder() if bundles else contextlib.nullcontext(Path()) as folder:
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
-            csvs += read_bundle(Path(path), Path(folder) / str(index))
+            csvs += read_bundle(Path(path), folder / str(index))
         runs, empty = load_set(csvs)
         yield runs, take_inventory(runs, empty)
 

@@ -50,7 +50,7 @@ class _Sweep:
 
     def __init__(self, runs: Sequence[ResolvedRun], options: TrainOptions, pack: int | None, workers: int) -> None:
         self._options, self._pack, self._workers = options, pack, workers
-        self._factory = TrainerFactory(options)
+        self._factory = TrainerFactory(options, workers)
         self._device = self._factory.device
         for run in runs:
             self._factory.require_room(run.effective, 1)
@@ -116,7 +116,9 @@ class _Sweep:
             return 1
         key = run.effective.pack_key
         if key not in self._largest_packs:
-            self._largest_packs[key] = measured_largest_pack(self._factory, run.effective)
+            self._largest_packs[key] = measured_largest_pack(self._factory, run.effective, self._workers)
+            if self._largest_packs[key] == 1:
+                self._options.log("free memory is enough for one run at a time only")
         return min(fair, self._largest_packs[key])
 
     def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:

@@ -32,9 +32,12 @@ from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
 
 
 class TrainerFactory:
-    """Makes trainers on one device; the text and probe of a pack are kept for the next."""
+    """Makes trainers on one device; the text and probe of a pack are kept for the next.
 
-    def __init__(self, options: TrainOptions) -> None:
+    `workers` processes share the CPUs, if they train on them.
+    """
+
+    def __init__(self, options: TrainOptions, workers: int = 1) -> None:
         self.options = options
         self.device = resolve_device(options.device)
         self._tokens: dict[DataConfig, data.TokenData] = {}
@@ -43,7 +46,8 @@ class TrainerFactory:
             torch.cuda.set_device(self.device)
         prepare_cpu()
         # torch knows of CPU affinity and OMP_NUM_THREADS, not of the quota of a container
-        self._threads = min(torch.get_num_threads(), usable_cpus())
+        cpus = usable_cpus() // (workers if self.device.type == "cpu" else 1)
+        self._threads = max(1, min(torch.get_num_threads(), cpus))
         torch.set_num_threads(self._threads)
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
