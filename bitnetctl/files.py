@@ -164,7 +164,7 @@ def blame(path: Path) -> str:
 
     Empty where nothing is known to be in the way.
     """
-    for place in (path, *path.absolute().parents):
+    for place in (path, *path.parents, *path.absolute().parents):
         with contextlib.suppress(OSError):
             status = place.stat()
             if os.access(place, os.W_OK):

@@ -113,10 +113,8 @@ def _failed(error: Exception) -> int:
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exception(error)
     if is_out_of_memory(error):
-        return _fail(
-            f"out of memory: {one_line(error)}; lower --pack, --size or data.batch_size, or give the process more",
-            ExitCode.USAGE,
-        )
+        what = f": {one_line(error)}" if str(error) else ""
+        return _fail(f"out of memory{what}; lower --pack, --size or data.batch_size", ExitCode.USAGE)
     if is_incomplete(error):
         return _fail(f"cannot load a library: {one_line(error)}; is the installation complete?", ExitCode.USAGE)
     if isinstance(error, OSError) and error.errno is not None:
