@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from bitnetctl.allowance import available_memory, resident_memory
 from bitnetctl.errors import ConfigError
 
 
@@ -41,22 +42,22 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return bytes held on the GPU, or resident in this process; 0 where the system does not report it.
+    """Return bytes held on the GPU, or resident in this process.
 
     On a GPU with those cached by torch's allocator, as the memory of a CUDA graph is between its replays.
     """
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
-    return _proc_bytes("/proc/self/status", "VmRSS")
+    return resident_memory()
 
 
 def memory_available(device: torch.device) -> int:
-    """Return free bytes on the GPU, or in the machine without swapping; 0 where the system does not report it."""
+    """Return free bytes on the GPU, or what this process can still take of the machine's memory without swapping."""
     if device.type == "cuda":
         # memory cached by torch's allocator is free for its next allocation
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return _proc_bytes("/proc/meminfo", "MemAvailable")
+    return available_memory()
 
 
 def release_unused(device: torch.device) -> None:
@@ -99,21 +100,13 @@ def keep_freed_memory() -> bool:
 @functools.cache
 def cpu_info() -> dict[str, str]:
     """Return the fields of the first CPU in /proc/cpuinfo, such as `flags`; empty where there is no such file."""
-    return _proc_fields("/proc/cpuinfo")
-
-
-def _proc_fields(path: str) -> dict[str, str]:
-    """Return the `name: value` lines of a file before its first empty line; empty where there is no such file."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines():
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        for line in text.split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
             fields[name.strip()] = value.strip()
     return fields
-
-
-def _proc_bytes(path: str, field: str) -> int:
-    return int(_proc_fields(path).get(field, "0 kB").split()[0]) * 1024
 
 
 def has_bf16_matmul(device: torch.device) -> bool:

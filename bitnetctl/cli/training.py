@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.files import cache_folder, is_cache_temporary
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 from bitnetctl.trainer.options import TrainOptions
@@ -36,6 +37,10 @@ def reporting(
                 )
             reporter.preparation(what, done, total)
 
+        if is_cache_temporary():
+            reporter.log(
+                f"no home folder is known: the cache is {cache_folder()}; set XDG_CACHE_HOME to keep it elsewhere"
+            )
         yield TrainOptions(**options, should_stop=stop, progress=progress, log=reporter.log), reporter
 
 

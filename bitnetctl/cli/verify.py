@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.files import temporary_folder
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def verify(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATHS]", help="CSVs, folders or a bundle: judge these, train nothing."),
+        typer.Argument(
+            metavar="[PATHS]", parser=options.user_text, help="CSVs, folders or a bundle: judge these, train nothing."
+        ),
     ] = None,
     sizes: options.Sizes = None,
     steps: options.Steps = None,
@@ -45,7 +47,12 @@ def verify(
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
         list[str] | None,
-        typer.Option("--criteria", metavar="NAME|FILE", help="Built in or FILE.toml; unset: all built in."),
+        typer.Option(
+            "--criteria",
+            metavar="NAME|FILE",
+            parser=options.user_text,
+            help="Built in or FILE.toml; unset: all built in.",
+        ),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     device: options.Device = "auto",
@@ -59,9 +66,17 @@ def verify(
         bool, typer.Option("--distinct-seeds", help="CSVs without a seed are different seeds, not one.")
     ] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write a Markdown report.")] = None,
-    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Zip runs and verdicts.")] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.md", parser=options.user_path, help="Write a Markdown report."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE.zip", parser=options.user_path, help="Zip runs and verdicts."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", parser=options.user_path, help="Write JUnit XML.")
+    ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -148,10 +163,10 @@ def _given_runs(paths: Sequence[str]) -> Iterator[tuple[list[Run], Inventory]]:
     """Yield the runs of CSVs, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
-    with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
+    with temporary_folder() if bundles else contextlib.nullcontext(Path()) as folder:
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
-            csvs += read_bundle(Path(path), Path(folder) / str(index))
+            csvs += read_bundle(Path(path), folder / str(index))
         runs, empty = load_set(csvs)
         yield runs, take_inventory(runs, empty)
 

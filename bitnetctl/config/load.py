@@ -1,5 +1,6 @@
 """Read a config from recipes, TOML files and the command line, and write it as TOML."""
 
+import codecs
 import difflib
 import json
 import re
@@ -53,9 +54,13 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
 def _read_text(path: Path, source: str) -> str:
     """Return the text of a file; raises ConfigError that begins with `source`."""
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if b"\0" in content[:4] or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{source}: is UTF-16, and TOML is UTF-8; save it as UTF-8")
+        # an editor's byte order mark
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8") from error
+        raise ConfigError(f"{source}: not UTF-8; save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror or error}") from error
     except ValueError as error:

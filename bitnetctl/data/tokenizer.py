@@ -16,6 +16,7 @@ from bitnetctl.config import DataConfig, did_you_mean
 from bitnetctl.data import bpe
 from bitnetctl.data.sources import expand, is_file, is_folder
 from bitnetctl.errors import DataError, one_line
+from bitnetctl.files import temporary_root
 
 _BPE_SIZES = range(257, (1 << 20) + 1)  # 256 bytes and the end of text at least
 _MAX_TOKENS = 1 << 22
@@ -169,7 +170,7 @@ def _loaded(spec: str, identity: str, tokenizer: Tokenizer) -> TokenizerSource:
 
 def _train_in_subprocess(spec: str, command: list[str], tick: Callable[[], None]) -> None:
     """Train in a process that can be killed; in this one, Python handles no signal until the training returns."""
-    with tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile(dir=temporary_root(f"tokenizer {spec}: its training needs a file")) as stderr:
         # a new session, so that Ctrl-C at a terminal reaches this process only
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True

@@ -29,6 +29,8 @@ _BF16_FROM_PARAMETERS = 2_000_000
 # timed steps with each number of threads: as many as fit into this time, within these bounds
 _TRIAL_SECONDS = 1.0
 _MIN_TRIALS, _MAX_TRIALS = 3, 9
+# so many times the time of the fastest: not tried again
+_HOPELESS = 4.0
 # from this hidden size on the work of a step's kernels takes longer than their launches
 _COMPILE_FROM_HIDDEN = 1024
 # `torch._int_mm` on a GPU: widths in multiples of this, and at least so many tokens
@@ -136,7 +138,7 @@ def make_pack(
 
 
 def choose_threads(pack: Pack, limit: int) -> int:
-    """Return `limit` threads or one, whichever is faster for a step's forward and backward now.
+    """Return which of 1, 2, 4, … and `limit` threads are the fastest for a step's forward and backward now.
 
     Small matmuls gain little from a second thread and lose much when its core is shared: beside one busy process, two
     threads were measured to take 40 ms for a step that takes 7 ms in one. Two CPUs of a virtual machine may be one
@@ -144,23 +146,40 @@ def choose_threads(pack: Pack, limit: int) -> int:
     """
     if limit == 1 or pack.device.type != "cpu":
         return limit
-    timings: dict[int, list[float]] = {limit: [], 1: []}
+    timings: dict[int, list[float]] = {threads: [] for threads in thread_counts(limit)}
 
     def has_time() -> bool:
-        return len(timings[1]) < _MAX_TRIALS and sum(map(sum, timings.values())) < _TRIAL_SECONDS
+        rounds = max(map(len, timings.values()))
+        return rounds < _MIN_TRIALS or (rounds < _MAX_TRIALS and sum(map(sum, timings.values())) < _TRIAL_SECONDS)
 
     try:
         # alternating, as the load of the machine changes
-        while len(timings[1]) < _MIN_TRIALS or has_time():
+        while has_time():
             for threads, seconds in timings.items():
                 torch.set_num_threads(threads)
                 seconds.append(_step_seconds(pack))
+            # a large step takes long with few threads: no more of those that are far behind after warming up
+            best = min(seconds[-1] for seconds in timings.values())
+            timings = {
+                threads: seconds
+                for threads, seconds in timings.items()
+                if len(seconds) == 1 or seconds[-1] <= _HOPELESS * best
+            }
     finally:
         torch.set_num_threads(limit)
     # the first of each warms up: it page-faults new memory
-    several, one = (statistics.median(seconds[1:]) for seconds in timings.values())
-    # the optimizer, which is not timed, gains more from threads
-    return 1 if one < 0.9 * several else limit
+    median = {threads: statistics.median(seconds[1:]) for threads, seconds in timings.items()}
+    chosen = max(median)
+    for threads in sorted(median, reverse=True):
+        # the optimizer, which is not timed, gains more from threads
+        if median[threads] < 0.9 * median[chosen]:
+            chosen = threads
+    return chosen
+
+
+def thread_counts(limit: int) -> list[int]:
+    """Return `limit`, and the powers of two below it in descending order."""
+    return [limit, *(2**power for power in reversed(range((limit - 1).bit_length())))]
 
 
 def _step_seconds(pack: Pack) -> float:

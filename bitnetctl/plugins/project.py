@@ -45,7 +45,7 @@ def _targets(path: Path) -> list[str]:
     """Return the targets of a project's entry points, such as `module:Class`."""
     project = path / "pyproject.toml"
     try:
-        tree = tomllib.loads(project.read_text(encoding="utf-8"))
+        tree = tomllib.loads(project.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: neither a Python file nor a project with a pyproject.toml") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

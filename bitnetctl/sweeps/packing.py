@@ -30,13 +30,17 @@ def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
     return (*run.effective.pack_key, device.type != "cpu" and run.capturable_step)
 
 
-def largest_pack(device: torch.device, replica_bytes: int) -> int:
-    """Return how many runs of `replica_bytes` each fit into the free memory, with room left for other processes."""
-    fits = int(memory_available(device) * _MEMORY_FRACTION[device.type] / replica_bytes)
+def largest_pack(device: torch.device, replica_bytes: int, workers: int = 1) -> int:
+    """Return how many runs of `replica_bytes` each fit into the free memory, with room left for other processes.
+
+    That of the CPU is shared by all `workers`.
+    """
+    sharing = workers if device.type == "cpu" else 1
+    fits = int(memory_available(device) * _MEMORY_FRACTION[device.type] / sharing / replica_bytes)
     return max(1, min(fits, _LARGEST_PACK[device.type]))
 
 
-def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
+def measured_largest_pack(factory: TrainerFactory, effective: RunConfig, workers: int = 1) -> int:
     """Return how many runs of an effective config fit into memory, after training one of them for a step."""
     device = factory.device
     tokens, _ = factory.prepare(effective)
@@ -53,7 +57,7 @@ def measured_largest_pack(factory: TrainerFactory, effective: RunConfig) -> int:
     replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
     del pack
     release_unused(device)
-    return largest_pack(device, replica_bytes)
+    return largest_pack(device, replica_bytes, workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def _cost(
     runs: Sequence[ResolvedRun], device: torch.device, pack_size: int | None, vocab_size: int, workers: int
 ) -> ShapeCost:
     effective = runs[0].effective
-    fits = largest_pack(device, bytes_per_replica(effective, vocab_size))
+    fits = largest_pack(device, bytes_per_replica(effective, vocab_size), workers)
     size = min(pack_size or min(fits, math.ceil(len(runs) / workers)), len(runs))
     packs = math.ceil(len(runs) / size)
     pack = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)

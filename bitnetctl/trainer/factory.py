@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bitnetctl import data
+from bitnetctl.allowance import usable_cpus
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
@@ -31,9 +32,12 @@ from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
 
 
 class TrainerFactory:
-    """Makes trainers on one device; the text and probe of a pack are kept for the next."""
+    """Makes trainers on one device; the text and probe of a pack are kept for the next.
 
-    def __init__(self, options: TrainOptions) -> None:
+    `workers` processes share the CPUs, if they train on them.
+    """
+
+    def __init__(self, options: TrainOptions, workers: int = 1) -> None:
         self.options = options
         self.device = resolve_device(options.device)
         self._tokens: dict[DataConfig, data.TokenData] = {}
@@ -41,7 +45,10 @@ class TrainerFactory:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         prepare_cpu()
-        self._threads = torch.get_num_threads()
+        # torch knows of CPU affinity and OMP_NUM_THREADS, not of the quota of a container
+        cpus = usable_cpus() // (workers if self.device.type == "cpu" else 1)
+        self._threads = max(1, min(torch.get_num_threads(), cpus))
+        torch.set_num_threads(self._threads)
 
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
         """Return tokens and probe of a run's effective config; raises DataError before anything is created."""

@@ -133,10 +133,21 @@ def test_a_recipe_file(tmp_path: Path) -> None:
     assert config.optimizer.exempt == ("head",)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_recipe_file_of_any_editor(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(f"steps = 7{end}[model]{end}hidden_size = 32{end}".encode(encoding))
+    config = build_config(str(path))
+    assert (config.steps, config.model.hidden_size) == (7, 32)
+
+
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
         (None, "No such file"),
+        ("steps = 7".encode("utf-16"), "is UTF-16, and TOML is UTF-8; save it as UTF-8"),
+        ("steps = 7".encode("utf-16-be"), "is UTF-16"),
         (b"steps = \xff", "not UTF-8"),
         (b"steps = ", "not valid TOML"),
         (b"[model]\nhiden_size = 3", "unknown field 'model.hiden_size'; did you mean 'model.hidden_size'?"),

@@ -1,5 +1,6 @@
 """Engine, precision and threads: what is chosen, what is refused, and how closely the precisions agree with fp32."""
 
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -233,9 +234,27 @@ def test_threads_are_chosen_by_measurement(
     pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
     assert choose_threads(pack, 2) == expected
     assert counts[-1] == 2
-    # slow steps are timed less often
-    assert len(counts) == (7 if one + two > 1 else 19)
+    # slow steps are timed less often, and those that are far behind no more after the first that counts
+    behind = max(one, two) > 4 * min(one, two)
+    assert len(counts) == (19 if one + two < 1 else 6 if behind else 7)
     assert choose_threads(pack, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "tried"), [(2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (6, [6, 4, 2, 1]), (64, [64, 32, 16, 8, 4, 2, 1])]
+)
+def test_threads_are_tried_in_powers_of_two(
+    limit: int, tried: list[int], tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    pack = Pack([tiny_config()], [Composition()], tiny_tokens, CPU)
+    for best in tried:
+        counts.clear()
+        monkeypatch.setattr(select, "_step_seconds", lambda pack, best=best: 1 + abs(math.log2(counts[-1] / best)))
+        assert choose_threads(pack, limit) == best
+        assert counts[: len(tried)] == tried
+        assert counts[-1] == limit
 
 
 def test_timing_a_step_changes_no_weight(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:

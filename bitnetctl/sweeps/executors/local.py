@@ -9,7 +9,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from bitnetctl.config import parse_config
 from bitnetctl.errors import ConfigError
+from bitnetctl.files import temporary_folder, write_atomic
 from bitnetctl.hardware import resolve_device
 from bitnetctl.records import PlannedRuns
 from bitnetctl.trainer.options import TrainOptions
@@ -50,10 +50,10 @@ def run_workers(
     Workers that are stopped save and exit. The last output line of a worker that fails is logged.
     Raises ConfigError if no worker could start.
     """
-    with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
-        file = Path(folder) / "runs.json"
-        file.write_text(json.dumps(_work(runs, len(devices))), encoding="utf-8")
-        logs = [Path(folder) / f"worker-{index}.log" for index in range(len(devices))]
+    with temporary_folder() as folder:
+        file = folder / "runs.json"
+        write_atomic(file, json.dumps(_work(runs, len(devices))).encode())
+        logs = [folder / f"worker-{index}.log" for index in range(len(devices))]
         workers: list[subprocess.Popen[bytes]] = []
         try:
             for device, log_file in zip(devices, logs, strict=True):
@@ -69,8 +69,9 @@ def run_workers(
             # a worker that was stopped before it handled signals had nothing to save
             if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
                 lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                killed = " (killed, perhaps for want of memory)" if worker.returncode in (-9, 137) else ""
                 options.log(
-                    f"worker on {device} ended with exit code {worker.returncode}: {lines[-1] if lines else ''}"
+                    f"worker on {device} ended with exit code {worker.returncode}{killed}: {lines[-1] if lines else ''}"
                 )
         if all(worker.returncode == 2 for worker in workers):
             raise ConfigError("no worker could start; see the lines above")
