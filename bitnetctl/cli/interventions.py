@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +13,10 @@ from rich.table import Table
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, one_line
+from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
+from bitnetctl.plugins.blame import location
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.plugins.scaffold import write_project
 
@@ -80,7 +84,9 @@ def new(
 
 @app.command("check")
 def check(
-    path: Annotated[Path, typer.Argument(help="A plug-in project, or a Python file with interventions.")],
+    target: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="An intervention, a plug-in project, or a FILE.py.")
+    ],
     settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
 ) -> int:
     """Test interventions against the contract: settings, pure schedules, two training steps beside a baseline."""
@@ -93,17 +99,29 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    for intervention in intervention_classes(path):
+    for intervention in _interventions(target):
         try:
             check_contract(intervention, values)
         # the author's code may raise anything; the other interventions are checked all the same
         except Exception as error:
             broken += 1
-            problem = " ".join(str(error).split()) or type(error).__name__
+            where = None if isinstance(error, BitnetctlError | AssertionError) else location(error)
+            problem = one_line(error, 2000) + (f" ({where})" if where else "")
             print_lines(f"{intervention.__name__}: broken: {problem}")
         else:
             print_lines(f"{intervention.__name__}: keeps the contract")
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
+
+
+def _interventions(target: str) -> list[type[Intervention]]:
+    """Return the interventions of a file or project, or the one of a name; raises ConfigError."""
+    # a name is never a path, unless something of that name lies in this folder
+    if os.path.exists(target) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", target):  # noqa: PTH110 - Path raises
+        return intervention_classes(Path(target).expanduser())
+    plugin = registry.load(target)
+    if plugin.intervention is None:
+        raise ConfigError(plugin.error_message)
+    return [plugin.intervention]
 
 
 def _describe(plugin: registry.Plugin) -> dict[str, Any]:

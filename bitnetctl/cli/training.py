@@ -11,8 +11,8 @@ from bitnetctl.errors import ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration, gibibytes
+from bitnetctl.trainer.resolved import ResolvedRun, other_code
+from bitnetctl.units import duration, gibibytes, listed, plural
 
 if TYPE_CHECKING:
     from bitnetctl.monitor.console import Reporter
@@ -53,6 +53,7 @@ def train_missing(
     With `requeue` a Slurm job that was stopped is put back into the queue. `options` are fields of TrainOptions.
     """
     job = slurm_job() if requeue else None
+    note_other_runs(runs)
     missing = [run for run in runs if not run.has_ended()]
     if not missing:
         print_message(f"all {len(runs)} runs are there already, nothing to train")
@@ -70,6 +71,23 @@ def train_missing(
     if stopped and job is not None:
         print_message(requeue_job(job))
     return stopped
+
+
+def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
+    """Say once for each arm which runs start anew beside some with other settings, and which ended with other code."""
+    said: set[tuple[str, str]] = set()
+    for run in runs:
+        text = None
+        if run.other_settings is not None:
+            other, differing = run.other_settings
+            text = f"starts anew beside {other}, which is another arm now: {differing}"
+        elif names := other_code(run):
+            text = f"has ended with other code of {listed(names)}; remove its CSV and folder to train it anew"
+        if text is not None and (run.config.arm, text[:16]) not in said:
+            said.add((run.config.arm, text[:16]))
+            alike = sum(one.config.arm == run.config.arm for one in runs) - 1
+            others = f" (and what there is of {plural(alike, 'other run')} of this arm)" if alike else ""
+            print_message(f"{run.name}{others}: {text}")
 
 
 def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:
