@@ -17,6 +17,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, one_line
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.blame import location
+from bitnetctl.plugins.isolation import intrusions_of
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.plugins.scaffold import write_project
 
@@ -99,9 +100,12 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    for intervention in _interventions(target):
+    interventions, name = _interventions(target)
+    for intervention in interventions:
         try:
             check_contract(intervention, values)
+            at_import = [text.removesuffix("; put back") for text in intrusions_of(name)]
+            assert not at_import, "it " + "; it ".join(at_import)
         # the author's code may raise anything; the other interventions are checked all the same
         except Exception as error:
             broken += 1
@@ -113,15 +117,19 @@ def check(
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
 
 
-def _interventions(target: str) -> list[type[Intervention]]:
-    """Return the interventions of a file or project, or the one of a name; raises ConfigError."""
+def _interventions(target: str) -> tuple[list[type[Intervention]], str]:
+    """Return the interventions of a file or project, or the one of a name, and the name for what its import changes.
+
+    Raises ConfigError.
+    """
     # a name is never a path, unless something of that name lies in this folder
     if os.path.exists(target) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", target):  # noqa: PTH110 - Path raises
-        return intervention_classes(Path(target).expanduser())
+        path = Path(target).expanduser()
+        return intervention_classes(path), path.stem
     plugin = registry.load(target)
     if plugin.intervention is None:
         raise ConfigError(plugin.error_message)
-    return [plugin.intervention]
+    return [plugin.intervention], plugin.name
 
 
 def _describe(plugin: registry.Plugin) -> dict[str, Any]:

@@ -74,20 +74,24 @@ def train_missing(
 
 
 def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
-    """Say once for each arm which runs start anew beside some with other settings, and which ended with other code."""
-    said: set[tuple[str, str]] = set()
+    """Say of each arm which runs start anew beside some with other settings, and which ended with other code."""
+    anew: dict[str, list[ResolvedRun]] = {}
+    ended: dict[tuple[str, tuple[str, ...]], list[ResolvedRun]] = {}
     for run in runs:
-        text = None
         if run.other_settings is not None:
-            other, differing = run.other_settings
-            text = f"starts anew beside {other}, which is another arm now: {differing}"
+            anew.setdefault(run.config.arm, []).append(run)
         elif names := other_code(run):
-            text = f"has ended with other code of {listed(names)}; remove its CSV and folder to train it anew"
-        if text is not None and (run.config.arm, text[:16]) not in said:
-            said.add((run.config.arm, text[:16]))
-            alike = sum(one.config.arm == run.config.arm for one in runs) - 1
-            others = f" (and what there is of {plural(alike, 'other run')} of this arm)" if alike else ""
-            print_message(f"{run.name}{others}: {text}")
+            ended.setdefault((run.config.arm, tuple(names)), []).append(run)
+    for arm, of_arm in anew.items():
+        other, differing = of_arm[0].other_settings or ("", "")
+        print_message(
+            f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
+        )
+    for (arm, names), of_arm in ended.items():
+        print_message(
+            f"{arm}: {plural(len(of_arm), 'run')} ended with other code of {listed(names)}; to train anew, remove CSV and "
+            f"folder of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
+        )
 
 
 def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:

@@ -186,13 +186,13 @@ class RunsFolder:
 
 
 def differences(recorded: RunConfig, requested: RunConfig) -> list[str]:
-    """Return what a requested config has other than a recorded one, such as `steps is 40 now, 20 there`."""
+    """Return what a requested config has other than a recorded one, such as `steps is 40 now, was 20`."""
     texts = []
     one, other = (dict(_fields(config)) for config in (recorded, requested))
     for name in dict.fromkeys([*one, *other]):
         before, now = (fields.get(name, _ABSENT) for fields in (one, other))
         if before != now:
-            texts.append(f"{name} is {now} now, {before} there")
+            texts.append(f"{name} is {now} now, was {before}")
     more = len(texts) - _MOST_FIELDS
     return [*texts[:_MOST_FIELDS], *([f"{more} more fields"] if more > 0 else [])]
 
