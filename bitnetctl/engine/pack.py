@@ -158,7 +158,8 @@ class Pack:
         except PluginError as error:
             if len(self.replicas) == 1:
                 raise
-            self.replicas[run].failure = error
+            # the error itself would keep the frames of the step, and so this pack, in memory
+            self.replicas[run].failure = PluginError(str(error))
             # keeps a step that runs on the device from updating it
             self._diverged_at_R[run].fill_(1)
 
@@ -199,7 +200,11 @@ class Pack:
         activations = self.model.forward_for_backward(rows_RBT1[..., :-1], quantization)
         objectives: dict[int, Tensor] = {}
 
-        overriding = [run for run, replica in self.alive if replica.composition.overrides_loss]
+        overriding = [
+            run
+            for run, replica in enumerate(self.replicas)
+            if replica.composition.overrides_loss and replica.failure is None
+        ]
 
         def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
             """Write N times the gradient of the objective of each run that overrides it: `head_loss` divides by N."""

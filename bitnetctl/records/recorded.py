@@ -180,7 +180,10 @@ class RunsFolder:
             tree = read_tree(self._runs_dir / name / MANIFEST_NAME)
             if tree is None:
                 return None, ""
-            return completed(parse_config(tree["config"]), tree.get("plugins") or []), str(tree["config_hash"])
+            config = parse_config(tree["config"])
+            if config.hash != tree["config_hash"]:
+                return None, ""
+            return completed(config, tree.get("plugins") or []), config.hash
         except (RecordError, ConfigError, KeyError, TypeError, AttributeError):
             return None, ""
 
