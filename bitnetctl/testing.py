@@ -36,8 +36,8 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     rejected; `configure` and the schedules are pure, and schedules are numbers, finite and not negative; losses are
     scalars with a gradient; training next to a baseline run gives finite values, does not change the baseline, and
     gives the same values when repeated and for two runs in one pack; its state is JSON and can be restored; nothing
-    changes the process, see `bitnetctl.intervention`. Raises AssertionError, PluginError, which is a ConfigError, for an error
-    in a hook, and pydantic's ValidationError for invalid `settings`.
+    changes the process, see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
+    error in a hook, and pydantic's ValidationError for invalid `settings`.
     """
     check_class(intervention)
     name = intervention.__name__
@@ -52,7 +52,7 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     _check_schedules(compose)
     _check_training(compose)
     changes = intrusions_of(name)
-    assert not changes, "it " + "; it ".join(change.removesuffix("; put back") for change in changes)
+    assert not changes, "it " + "; it ".join(changes)
 
 
 def tiny_config() -> RunConfig:

@@ -221,7 +221,7 @@ class Composition:
         """Run a hook isolated, with its errors blamed on it; one that `draws` has global generators of its own."""
         seed = f"{self.seed} {self.step} {index} {hook}" if draws else None
         with (
-            isolated(self.names[index], f"in {hook}", seed=seed),
+            isolated(self.names[index], f"in {hook}", seed=seed, kind=type(self.interventions[index])),
             errors_blamed(self.names[index], hook, getattr(self.interventions[index], hook)),
         ):
             yield

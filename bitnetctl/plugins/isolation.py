@@ -40,12 +40,16 @@ def forget_intrusions(plugin: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def isolated(plugin: str, where: str, *, seed: str | None = None, at_import: bool = False) -> Iterator[None]:
+def isolated(
+    plugin: str, where: str, *, seed: str | None = None, kind: type | None = None, at_import: bool = False
+) -> Iterator[None]:
     """Run code of a plug-in; put back and name what it changes in the process.
 
     `where` completes the message, such as `at import` or `in training_loss`. With `seed`, a text, the code may draw
-    from the global generators: they are seeded from it, and afterwards continue where they were.
+    from the global generators: they are seeded from it, and afterwards continue where they were. Attributes of the
+    class `kind`, which all runs share, are not put back if they change, only named.
     """
+    attributes = {} if kind is None else _class_attributes(kind)
     before = [(aspect, aspect.read()) for aspect in _aspects()]
     watcher = _watch_import_of_torch(before) if "torch" not in sys.modules else None
     if seed is not None:
@@ -58,15 +62,33 @@ def isolated(plugin: str, where: str, *, seed: str | None = None, at_import: boo
             yield
         finally:
             replaced = [name for name in ("stdout", "stderr") if getattr(sys, name) is not err]
-            sys.stdout, sys.stderr = out, err
             if watcher in sys.meta_path:
                 sys.meta_path.remove(watcher)
             changes = [f"replaced sys.{name}" for name in replaced]
             if initial_seed != (_initial_seed() if seed is not None else None):
                 changes.append("seeded torch's global generator")
             changes += _put_back(before, own_generators=seed is not None, at_import=at_import)
+            # after the warnings filters: a stream that a plug-in opened is closed here
+            sys.stdout, sys.stderr = out, err
             for change in changes:
                 _name(plugin, f"{change} {where}; put back")
+            now = {} if kind is None else _class_attributes(kind)
+            for name in [name for name in now if now[name] != attributes.get(name)]:
+                _name(plugin, f"changed {name} {where}, which all runs share: keep state on self")
+
+
+def _class_attributes(kind: type) -> dict[str, object]:
+    """Return what tells a change of the attributes of a class: identities, and the content of containers."""
+    found: dict[str, object] = {}
+    for one in kind.__mro__:
+        if one.__module__ == "bitnetctl.intervention":
+            break
+        for name, value in vars(one).items():
+            if not name.startswith("__") and not callable(value):
+                content = list(value) if isinstance(value, list | set | dict) else getattr(value, "_version", None)
+                values = list(map(id, value.values())) if isinstance(value, dict) else None
+                found[f"{one.__name__}.{name}"] = (id(value), content, values)
+    return found
 
 
 def _name(plugin: str, text: str) -> None:
