@@ -38,9 +38,16 @@ class Aspect:
     is_generator: bool = False
 
 
+# torch sets these by itself
+_OF_TORCH = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
 def _environment() -> dict[Any, Any]:
     # decoding every variable would take most of the time of a hook
-    return dict(getattr(os.environ, "_data", os.environ))
+    variables = dict(getattr(os.environ, "_data", os.environ))
+    for name in _OF_TORCH:
+        variables.pop(name if os.name == "nt" else name.encode(), None)
+    return variables
 
 
 def _set_environment(value: dict[Any, Any]) -> None:
@@ -73,15 +80,19 @@ def _set_filters(value: list[Any]) -> None:
     warnings.filters[:] = value  # type: ignore[index]
 
 
+# without the conversion to enumerated values, which would take most of the time
+_get_handler: Callable[[signal.Signals], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+
+
 def _handlers() -> dict[signal.Signals, Any]:
-    return {number: signal.getsignal(number) for number in _SIGNALS}
+    return {number: _get_handler(number) for number in _SIGNALS}
 
 
 def _set_handlers(value: dict[signal.Signals, Any]) -> None:
     # only the main thread may change them, a plug-in as well
     if threading.current_thread() is threading.main_thread():
         for number, handler in value.items():
-            if handler is not None and signal.getsignal(number) is not handler:
+            if handler is not None and _get_handler(number) != handler:
                 signal.signal(number, handler)
 
 
