@@ -57,7 +57,7 @@ def _of_recorded(
     label = "+".join(map(str, specs)) or "baseline"
     if label in by_label or label in inventory.arms:
         return label
-    matching = [name for name, config in by_label.items() if config is not None and _has(config, specs)]
+    matching = sorted(name for name, config in by_label.items() if config is not None and _has(config, specs))
     if len(matching) == 1:
         return matching[0]
     if matching:

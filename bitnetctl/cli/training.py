@@ -87,10 +87,10 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
         print_message(
             f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
         )
-    for (arm, names), of_arm in ended.items():
+    for (arm, plugins), of_arm in ended.items():
         which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
         print_message(
-            f"{arm}: {plural(len(of_arm), 'run')} ended with other code of {listed(names)}; to train anew, remove CSV "
+            f"{arm}: {plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}; to train anew, remove CSV "
             f"and folder {which}"
         )
 

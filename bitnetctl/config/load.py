@@ -117,7 +117,7 @@ def split_arm(text: str) -> list[str]:
 
 
 # FILE.py, FILE.py:Class, FILE.py:key=value and FILE.py:Class:key=value
-_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^=:,]+))?(?::(?P<settings>.*=.*))?", re.DOTALL)
+_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>.+))?", re.DOTALL)
 
 
 def _parse_intervention(text: str) -> InterventionSpec:

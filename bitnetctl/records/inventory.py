@@ -170,6 +170,9 @@ def _add_siblings(absent: _Absent, known: Known, runs: Sequence[Run], siblings: 
         group = None if identity is None else known.group_of(identity, sibling.name)
         if identity is None or group is None or sibling.real_csvs & given:
             continue
+        # it may have been named before its plug-in could be asked for its settings
+        if sibling.is_fault_of_plugin and not sibling.has_rows and identity.seed in group.seeds:
+            continue
         # a run of another length, and of another seed with its manifest, is no copy
         may_be_copy = identity.steps in group.steps and (identity.settings is None or identity.seed in group.seeds)
         if sibling.has_rows and may_be_copy:

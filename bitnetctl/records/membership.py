@@ -83,7 +83,11 @@ class Known:
             return identity
         if key in known:
             return replace(identity, arm=known[key])
-        return replace(identity, arm=identity.full_arm or identity.arm) if identity.arm in known.values() else identity
+        if identity.arm not in known.values():
+            return identity
+        label = identity.full_arm or identity.arm
+        # of a version that had no settings
+        return replace(identity, arm=f"{label} (other settings)" if label in known.values() else label)
 
     def similar(self, identity: Identity) -> list[Group]:
         """Return the groups of this size whose interventions have the same names."""

@@ -67,7 +67,7 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[[], Any], str]] = {
     ),
     "numpy draw": (
         lambda: np.random.rand(),  # noqa: NPY002
-        lambda: np.random.get_state()[1].tolist(),  # type: ignore[union-attr,index]  # noqa: NPY002
+        lambda: np.random.get_state()[1].tolist(),  # type: ignore[index]  # noqa: NPY002
         "drew from or seeded numpy's global generator",
     ),
     "random": (random.random, random.getstate, "drew from or seeded Python's global generator"),
