@@ -88,11 +88,9 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
             f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
         )
     for (arm, plugins), of_arm in ended.items():
+        ended_runs = f"{plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}"
         which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
-        print_message(
-            f"{arm}: {plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}; to train anew, remove CSV "
-            f"and folder {which}"
-        )
+        print_message(f"{arm}: {ended_runs}; to train anew, remove CSV and folder {which}")
 
 
 def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:

@@ -28,10 +28,13 @@ RATE = """
             return base * self.settings.factor
 """
 NO_RETURN = """
-    from bitnetctl.intervention import Intervention
+    from bitnetctl.intervention import Intervention, InterventionSettings
 
     class Halved(Intervention):
         summary = "forgets to return"
+
+        class Settings(InterventionSettings):
+            factor: float = 0.5
 
         def learning_rate(self, base, step, steps):
             if step > 2:
