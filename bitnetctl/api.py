@@ -11,7 +11,7 @@ from pathlib import Path
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.errors import StoppedBySignal
-from bitnetctl.plugins.registry import normalize
+from bitnetctl.plugins.registry import normalize, normalize_if_usable
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
@@ -106,7 +106,7 @@ def sweep(
 
     options = options or TrainOptions()
     plan = load_plan(plan, {}) if isinstance(plan, str) else plan
-    configs = plan.configs() if isinstance(plan, Plan) else [normalize(config) for config in plan]
+    configs = plan.configs() if isinstance(plan, Plan) else [normalize_if_usable(config) for config in plan]
     runs = resolve_all(configs, options.runs_dir)
     missing = [run for run in runs if not run.has_ended()]
     if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):

@@ -112,6 +112,10 @@ class RunEndedError(ConfigError):
     """The run ended in another process after its status was read; there is nothing left to train."""
 
 
+class PluginError(ConfigError):
+    """The code of a plug-in failed or broke its contract; the message names plug-in, hook, file and line."""
+
+
 class CaptureError(BitnetctlError):
     """A step could not be captured as a CUDA graph; only a new process can use the GPU again."""
 

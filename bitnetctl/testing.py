@@ -6,7 +6,7 @@ def test_contract() -> None:
     check_contract(MyIntervention, {"peak": 1e-4})
 """
 
-import math
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +20,9 @@ from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.engine.pack import Pack
 from bitnetctl.intervention import Intervention
-from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.blame import errors_blamed
+from bitnetctl.plugins.composition import Composition, Schedule
+from bitnetctl.plugins.isolation import forget_intrusions, intrusions_of, isolated
 from bitnetctl.plugins.registry import check_class
 
 _STEPS = 40
@@ -31,19 +33,26 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     """Test an intervention, with two training steps of a tiny model on the CPU; raises an error for a broken rule.
 
     The rules: the class derives from `Intervention` and has a summary; every setting has a default and unknown ones are
-    rejected; `configure` and the schedules are pure, and schedules finite and not negative; training next to a baseline
-    run gives finite values, does not change the baseline, and gives the same values when repeated; its state is JSON
-    and can be restored. Raises AssertionError, ConfigError, pydantic's ValidationError for invalid `settings`, and
-    whatever a hook raises.
+    rejected; `configure` and the schedules are pure, and schedules are numbers, finite and not negative; losses are
+    scalars with a gradient; training next to a baseline run gives finite values, does not change the baseline, and
+    gives the same values when repeated and for two runs in one pack; its state is JSON and can be restored; nothing
+    changes the process, see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
+    error in a hook, and pydantic's ValidationError for invalid `settings`.
     """
     check_class(intervention)
+    name = intervention.__name__
+    forget_intrusions(name)
 
     def compose() -> Composition:
-        return Composition([intervention(intervention.Settings.model_validate(dict(settings or {})))])
+        checked = intervention.Settings.model_validate(dict(settings or {}))
+        with isolated(name, "in __init__"), errors_blamed(name, "__init__", intervention.__init__):
+            return Composition([intervention(checked)])
 
     _check_settings(intervention, settings or {})
     _check_schedules(compose)
     _check_training(compose)
+    changes = intrusions_of(name)
+    assert not changes, "it " + "; it ".join(changes)
 
 
 def tiny_config() -> RunConfig:
@@ -75,12 +84,11 @@ def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
     )
 
 
-def _train(composition: Composition) -> Pack:
-    """Train two steps, in one pack with a baseline run if the shapes allow that."""
-    base = tiny_config()
-    config = composition.configure(base)
-    same_shape = config.pack_key == base.pack_key
-    configs, compositions = ([config, base], [composition, Composition()]) if same_shape else ([config], [composition])
+def _train(composition: Composition, beside: Composition) -> Pack:
+    """Train two steps, in one pack with another run if the shapes allow that."""
+    config, other = composition.configure(tiny_config()), beside.configure(tiny_config())
+    same_shape = config.pack_key == other.pack_key
+    configs, compositions = ([config, other], [composition, beside]) if same_shape else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
     for step in (1, 2):
         pack.step(step)
@@ -100,24 +108,37 @@ def _check_schedules(compose: Callable[[], Composition]) -> None:
     composition = compose()
     config = composition.configure(tiny_config())
     assert compose().configure(tiny_config()) == config, "configure returns different configs for the same config"
-    for hook, base in (("learning_rate", 1e-3), ("weight_decay", 0.1), ("quantization", 1.0)):
-        values = [getattr(composition, hook)(base, step, _STEPS) for step in range(1, _STEPS + 1)]
-        assert all(math.isfinite(value) and value >= 0 for value in values), f"{hook} is negative or not finite"
+    bases: dict[Schedule, float] = {"learning_rate": 1e-3, "weight_decay": 0.1, "quantization": 1.0}
+    for hook, base in bases.items():
+        values = composition.schedule(hook, functools.partial(_constant, base), _STEPS)
         backwards = [getattr(composition, hook)(base, step, _STEPS) for step in range(_STEPS, 0, -1)]
         assert backwards[::-1] == values, f"{hook} is not a pure function of the step"
 
 
+def _constant(value: float, step: int) -> float:
+    return value
+
+
 def _check_training(compose: Callable[[], Composition]) -> None:
-    first = _train(compose())
+    first = _train(compose(), Composition())
+    for _, error in first.failed:
+        raise error
     assert first.replicas[0].diverged_at is None, "two training steps give values that are not finite"
-    second = _train(compose())
+    second = _train(compose(), Composition())
     assert torch.equal(first.loss_R, second.loss_R), "training twice with one seed gives different results"
     if len(first.replicas) == 2:
-        baseline = _train(Composition())
+        baseline = _train(Composition(), Composition())
         for key, flat in baseline.replicas[1].flat_parameters.items():
             torch.testing.assert_close(
                 first.replicas[1].flat_parameters[key],
                 flat,
                 msg=f"it changed {key} of the baseline run in the same pack",
             )
+    together = _train(compose(), compose()).replicas
+    for key, flat in together[0].flat_parameters.items():
+        torch.testing.assert_close(
+            together[-1].flat_parameters[key],
+            flat,
+            msg=f"two runs with it in one pack give different {key}: keep state on self, not on the class",
+        )
     compose().load_state_dict(first.replicas[0].composition.state_dict())

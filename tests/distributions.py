@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitnetctl.plugins import registry
+from bitnetctl.plugins.isolation import forget_intrusions
 
 Distribution = Callable[..., Path]
 
@@ -28,6 +29,8 @@ def forget_plugins() -> None:
     """Let the next look-up discover and import plug-ins again."""
     registry.discover.cache_clear()
     registry.load.cache_clear()
+    registry.load_file.cache_clear()
+    forget_intrusions()
     importlib.invalidate_caches()
 
 

@@ -79,7 +79,31 @@ def assert_same(configs: Sequence[RunConfig], tolerance: float, theirs: Path = U
         assert max(worst.values()) <= tolerance, (config.run_name, worst)
 
 
-class Fails(Intervention):
+class Counting(Intervention):
+    """Count the steps of the run."""
+
+    def __init__(self, settings: InterventionSettings) -> None:
+        super().__init__(settings)
+        self.step = 0
+
+    def transform_gradients(self, parameters: Mapping[str, Any]) -> None:
+        """Count a step."""
+        self.step += 1
+        self.at_step(self.step)
+
+    def at_step(self, step: int) -> None:
+        """Do what goes wrong."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps done."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the steps done."""
+        self.step = state["step"]
+
+
+class Fails(Counting):
     """Raise at a step while `broken`."""
 
     summary = "for the tests"
@@ -92,24 +116,22 @@ class Fails(Intervention):
 
     settings: Settings
 
-    def weight_decay(self, base: float, step: int, steps: int) -> float:
+    def at_step(self, step: int) -> None:
         """Raise at the step."""
         if self.broken and step == self.settings.at:
             raise RuntimeError("two\nlines [bold]")
-        return base
 
 
-class Fuller(Intervention):
+class Fuller(Counting):
     """Raise what a full disk raises."""
 
     summary = "for the tests"
     error: BaseException | None = None
 
-    def weight_decay(self, base: float, step: int, steps: int) -> float:
+    def at_step(self, step: int) -> None:
         """Raise at step 6."""
         if step == 6 and self.error is not None:
             raise self.error
-        return base
 
 
 class Deeper(Intervention):

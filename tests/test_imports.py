@@ -36,6 +36,7 @@ INSIDE = {
     "records": (
         "schema paths find",
         "manifest reader metrics",
+        "recorded",
         "writer status run",
         "provenance distinct",
         "siblings",
@@ -46,7 +47,7 @@ INSIDE = {
     ),
     "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
-    "plugins": ("composition scaffold project", "registry", "__init__"),
+    "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",
         "wording least_squares arms odd_cell",
@@ -86,7 +87,7 @@ INSIDE = {
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("view", "live", "console", "__init__"),
     # a command imports no other command
-    "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
+    "cli": ("options", "training requested", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitnetctl.analysis.factors import find_factors
-from bitnetctl.config import did_you_mean
+from bitnetctl.config import did_you_mean, split_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.run import Run
 
@@ -43,7 +43,7 @@ def name_arms(runs: Sequence[Run]) -> list[Arm]:
 def _arm(run: Run, variant: tuple[str, ...]) -> Arm:
     if run.arm is None:
         return Arm(label=run.name, interventions=None, variant=variant)
-    parts = [str(spec) for spec in run.config.interventions] if run.config else run.arm.split("+")
+    parts = [str(spec) for spec in run.config.interventions] if run.config else split_arm(run.arm)
     return Arm(
         label=f"{run.arm} [{', '.join(variant)}]" if variant else run.arm,
         interventions=frozenset(parts) - {"baseline"},

@@ -34,7 +34,10 @@ def analyze(
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="FILE", parser=options.user_path, help="Write one page with curves to explore; - is stdout."
+            "--html",
+            metavar="FILE",
+            parser=options.user_path,
+            help="Write a page with curves to explore; - is stdout.",
         ),
     ] = None,
     csv: Annotated[

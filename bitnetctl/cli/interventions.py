@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +12,11 @@ from rich.markup import escape
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, one_line
+from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
+from bitnetctl.plugins.blame import location
+from bitnetctl.plugins.isolation import intrusions_of
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.plugins.scaffold import write_project
 from bitnetctl.report.fitted import Column, FittedTable, Row, rows_of
@@ -76,10 +81,12 @@ def new(
 
 @app.command("check")
 def check(
-    path: Annotated[
-        Path,
+    target: Annotated[
+        str,
         typer.Argument(
-            parser=options.user_path, metavar="PATH", help="A plug-in project, or a Python file with interventions."
+            parser=options.user_text,
+            metavar="NAME|PATH",
+            help="An intervention, a plug-in project, or a FILE.py.",
         ),
     ],
     settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
@@ -94,17 +101,36 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    for intervention in intervention_classes(path):
+    interventions, name = _interventions(target)
+    for intervention in interventions:
         try:
             check_contract(intervention, values)
+            at_import = intrusions_of(name)
+            assert not at_import, "it " + "; it ".join(at_import)
         # the author's code may raise anything; the other interventions are checked all the same
         except Exception as error:
             broken += 1
-            problem = " ".join(str(error).split()) or type(error).__name__
+            where = None if isinstance(error, BitnetctlError | AssertionError) else location(error)
+            problem = one_line(error, 2000) + (f" ({where})" if where else "")
             print_lines(f"{intervention.__name__}: broken: {problem}")
         else:
             print_lines(f"{intervention.__name__}: keeps the contract")
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
+
+
+def _interventions(target: str) -> tuple[list[type[Intervention]], str]:
+    """Return the interventions of a file or project, or the one of a name, and the name for what its import changes.
+
+    Raises ConfigError.
+    """
+    # a name is never a path, unless something of that name lies in this folder
+    if os.path.exists(target) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", target):  # noqa: PTH110 - Path raises
+        path = Path(target).expanduser()
+        return intervention_classes(path), path.stem
+    plugin = registry.load(target)
+    if plugin.intervention is None:
+        raise ConfigError(plugin.error_message)
+    return [plugin.intervention], plugin.name
 
 
 def _describe(plugin: registry.Plugin) -> dict[str, Any]:

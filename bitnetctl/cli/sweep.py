@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, stdout
+from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import RunConfig
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
@@ -105,8 +105,12 @@ def _show(runs: Sequence[ResolvedRun], as_json: bool) -> ExitCode:
         stdout().print(sweep_table(rows))
     statuses = {row["status"] for row in rows}
     # failed, damaged or missing, or `running` because its worker died
-    if statuses - {"finished", "diverged"}:
+    if any(row["status"] not in ("finished", "diverged") and not row["is_fault_of_plugin"] for row in rows):
         return ExitCode.INTERNAL
+    if "failed" in statuses:
+        for message in dict.fromkeys(row["message"] for row in rows if row["is_fault_of_plugin"]):
+            print_message(f"error: {message}")
+        return ExitCode.USAGE
     return ExitCode.REFUTED if "diverged" in statuses else ExitCode.SUPPORTED
 
 
@@ -116,9 +120,10 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
         final = None if run.ended() is None else final_row(run.paths.csv)
         manifest = read_manifest(run.paths.folder)
     except RecordError as error:
-        return {**row, "status": "damaged", "message": str(error), "final": None}
+        return {**row, "status": "damaged", "message": str(error), "is_fault_of_plugin": False, "final": None}
     status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
-    return {**row, "status": status, "message": message, "final": final}
+    at_fault = manifest is not None and manifest.is_fault_of_plugin
+    return {**row, "status": status, "message": message, "is_fault_of_plugin": at_fault, "final": final}
 
 
 def _plan_configs(

@@ -7,10 +7,10 @@ import typer
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, print_json, print_lines, print_message, stdout
-from bitnetctl.cli.training import reporting
+from bitnetctl.cli.training import note_other_runs, reporting
 from bitnetctl.config import build_config, parse_arm
 from bitnetctl.config.load import config_text
-from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.errors import ExitCode, PluginError, StoppedBySignal
 from bitnetctl.plugins import registry
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
@@ -67,7 +67,10 @@ def train(
         )
         run = resolve(config, runs_dir, name)
         if dry_run:
+            if run.problem is not None:
+                raise PluginError(run.problem)
             return _dry_run(run, device, as_json)
+        note_other_runs([run])
         when_diverged = parse_on_divergence(on_divergence)
         job = slurm_job() if requeue else None
         manifest = run.ended()

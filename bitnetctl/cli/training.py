@@ -12,8 +12,8 @@ from bitnetctl.files import cache_folder, is_cache_temporary
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration, gibibytes
+from bitnetctl.trainer.resolved import ResolvedRun, other_code
+from bitnetctl.units import duration, gibibytes, listed, plural
 
 if TYPE_CHECKING:
     from bitnetctl.monitor.console import Reporter
@@ -58,6 +58,7 @@ def train_missing(
     With `requeue` a Slurm job that was stopped is put back into the queue. `options` are fields of TrainOptions.
     """
     job = slurm_job() if requeue else None
+    note_other_runs(runs)
     missing = [run for run in runs if not run.has_ended()]
     if not missing:
         print_message(f"all {len(runs)} runs are there already, nothing to train")
@@ -75,6 +76,26 @@ def train_missing(
     if stopped and job is not None:
         print_message(requeue_job(job))
     return stopped
+
+
+def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
+    """Say of each arm which runs start anew beside some with other settings, and which ended with other code."""
+    anew: dict[str, list[ResolvedRun]] = {}
+    ended: dict[tuple[str, tuple[str, ...]], list[ResolvedRun]] = {}
+    for run in runs:
+        if run.other_settings is not None:
+            anew.setdefault(run.config.arm, []).append(run)
+        elif names := other_code(run):
+            ended.setdefault((run.config.arm, tuple(names)), []).append(run)
+    for arm, of_arm in anew.items():
+        other, differing = of_arm[0].other_settings or ("", "")
+        print_message(
+            f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
+        )
+    for (arm, plugins), of_arm in ended.items():
+        ended_runs = f"{plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}"
+        which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
+        print_message(f"{arm}: {ended_runs}; to train anew, remove CSV and folder {which}")
 
 
 def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
+from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
-from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
+from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.files import temporary_folder
-from bitnetctl.plugins import registry
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
 from bitnetctl.records.find import find_csvs
@@ -102,7 +102,7 @@ def verify(
             steps = stored.steps if steps is None else steps
             strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
         with _given_runs(paths) as (runs, inventory):
-            requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
+            requested_arms = [find_arm(arm, runs, inventory)] if arm else []
             return judge_and_show(
                 runs,
                 inventory,
@@ -124,7 +124,8 @@ def verify(
         "sizes": requested_sizes,
         "seeds": requested_seeds,
     }
-    configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
+    with runs_of_arm_hinted(arm, runs_dir):
+        configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
     # the requested arm last
     configs.sort(key=lambda config: config.arm != "baseline")
     planned = resolve_all(configs, runs_dir)
@@ -145,7 +146,7 @@ def verify(
             ):
                 return ExitCode.STOPPED
     runs, inventory = _trained_runs(configs, runs_dir)
-    return judge_and_show(
+    code = judge_and_show(
         runs,
         inventory,
         arms=list(dict.fromkeys(config.arm for config in configs)),
@@ -156,6 +157,9 @@ def verify(
         strict=strict,
         distinct_seeds=distinct_seeds,
     )
+    if not no_train:
+        refuse_faults_of_plugins(planned, configs[-1].arm)
+    return code
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -116,22 +117,45 @@ def split_arm(text: str) -> list[str]:
     """Split `a:x=1,y=2+b` into the texts of its interventions; `baseline` or an empty text has none."""
     if text.strip() in ("", "baseline"):
         return []
-    # a plus sign in front of a letter joins interventions; one in `1e+3` does not
-    return [part.strip() for part in re.split(r"\+(?=\s*[A-Za-z])", text)]
+    # a plus sign in front of a letter or a path joins interventions; one in `1e+3` does not
+    return [part.strip() for part in re.split(r"\+(?=\s*(?:[A-Za-z~/]|\.{1,2}/))", text)]
+
+
+# FILE.py, FILE.py:Class, FILE.py:key=value and FILE.py:Class:key=value
+_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>.+))?", re.DOTALL)
 
 
 def _parse_intervention(text: str) -> InterventionSpec:
-    name, colon, rest = text.partition(":")
-    likely = name.strip().lower().replace("_", "-")
-    if likely != name.strip() and re.fullmatch(r"[a-z0-9][a-z0-9-]*", likely):
-        raise ConfigError(f"intervention {text!r}: names have lower case and hyphens; did you mean {likely!r}?")
+    in_file = _FILE.fullmatch(text)
+    if in_file is not None:
+        path = os.path.abspath(os.path.expanduser(in_file["file"]))  # noqa: PTH100, PTH111 - no error for a NUL byte
+        kind = in_file["kind"]
+        tree: dict[str, Any] = {
+            "name": kebab_case(kind or Path(path).stem) or "file",
+            "file": f"{path}:{kind}" if kind else path,
+        }
+        rest = in_file["settings"]
+    else:
+        name, colon, rest = text.partition(":")
+        rest = rest if colon else None
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name.strip()):
+            likely = kebab_case(name)
+            hint = f"did you mean {likely!r}?" if likely else "take one of `bitnetctl interventions list`, or a FILE.py"
+            raise ConfigError(f"intervention {text!r}: names have lower case and hyphens; {hint}")
+        tree = {"name": name.strip()}
     settings: dict[str, Any] = {}
-    for pair in rest.split(",") if colon else ():
+    for pair in rest.split(",") if rest is not None else ():
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"intervention {text!r}: expected NAME:key=value,key=value")
         settings[key.strip()] = parse_value(value)
-    return validated(InterventionSpec, {"name": name.strip(), "settings": settings}, f"intervention {text!r}")
+    return validated(InterventionSpec, {**tree, "settings": settings}, f"intervention {text!r}")
+
+
+def kebab_case(text: str) -> str:
+    """Return the name of an intervention for that of a class or file: `halved-rate` for `HalvedRate`; may be empty."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", text.strip())
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:64]
 
 
 def parse_value(text: str) -> Any:

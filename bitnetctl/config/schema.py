@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 ParameterGroup = Literal["embeddings", "head", "norms"]
 
@@ -154,10 +154,21 @@ class ProbeConfig(Frozen):
 
 
 class InterventionSpec(Frozen):
-    """One requested intervention: its name and settings."""
+    """One requested intervention.
+
+    `settings` are those of its label. `defaults` are the others, which have the default that the plug-in had when the
+    run was planned, and None where the plug-in was not asked. `file` is set for an intervention that is not installed.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
     settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    defaults: dict[str, JsonValue] | None = None
+    file: str | None = Field(None, description="FILE.py:CLASS, without effect on the results")
+
+    @property
+    def all_settings(self) -> dict[str, JsonValue]:
+        """Every setting that is known."""
+        return {**(self.defaults or {}), **self.settings}
 
     def __str__(self) -> str:
         settings = ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
@@ -197,15 +208,28 @@ class RunConfig(Frozen):
         """SHA-256 of the canonical JSON of every field except `recipe`.
 
         Fields at their default are left out, so that a new field does not change the hashes of older runs; a released
-        default must therefore never change.
+        default must therefore never change. Of interventions every setting counts, since the default of a plug-in may
+        change; up to version 0.1 only those that differed from it did.
         """
-        return canonical_hash(self.model_dump(mode="json", exclude={"recipe"}, exclude_defaults=True))
+        tree = self.model_dump(mode="json", exclude={"recipe"}, exclude_defaults=True)
+        if self.interventions:
+            all_settings = ((spec.name, spec.all_settings) for spec in self.interventions)
+            tree["interventions"] = [
+                {"name": name} | ({"settings": settings} if settings else {}) for name, settings in all_settings
+            ]
+        return canonical_hash(tree)
 
     @property
     def run_name(self) -> str:
         """Name of the run's CSV and folder, such as `h256-20000-reduced-lr-s0-1a2b3c`."""
         arm = "+".join(spec.name for spec in self.interventions) or "baseline"
         return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
+
+    @property
+    def run_names(self) -> set[str]:
+        """The name of the run, and that of version 0.1, whose hash left out the settings at their default."""
+        specs = tuple(spec.model_copy(update={"defaults": None}) for spec in self.interventions)
+        return {self.run_name, self.model_copy(update={"interventions": specs}).run_name}
 
     @property
     def pack_key(self) -> tuple[object, ...]:
@@ -230,7 +254,7 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _value_text(value: bool | int | float | str | None) -> str:
+def _value_text(value: JsonValue) -> str:
     """Return a value as text that `parse_value` reads back."""
     if value is None:
         return "none"

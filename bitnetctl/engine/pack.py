@@ -3,7 +3,10 @@
 Shapes: R runs, B rows, T positions, N = B·T tokens, H hidden, V vocabulary.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,33 +16,57 @@ from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
 from bitnetctl.engine.optim import RunOptimizer, clip_divisor
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.model.matmul import Precision, Quantization
 from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
-from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.composition import Composition, Schedule
 
 
 class Replica:
-    """One run inside a pack: its config, interventions, parameters and optimizer."""
+    """One run inside a pack: its config, interventions, parameters and optimizer.
+
+    `failure` is the error of a plug-in, after which the run is not trained any further.
+    """
 
     def __init__(self, config: RunConfig, composition: Composition, model: PackedModel, run: int) -> None:
         self.config = config
         self.composition = composition
+        composition.seed = config.seed
         self.flat_parameters = model.flat_parameters(run)
         self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
         self.diverged_at: int | None = None
+        self.failure: PluginError | None = None
         self.halved_after: Sequence[int] = ()
+        self._schedules: dict[Schedule, list[float]] = {}
+
+    def compute_schedules(self) -> None:
+        """Compute the schedules that interventions change, of all steps; raises PluginError."""
+        for hook in get_args(Schedule):
+            if self.composition.overrides(hook):
+                base = functools.partial(self._base, hook)
+                self._schedules[hook] = self.composition.schedule(hook, base, self.config.steps)
+
+    def _base(self, hook: Schedule, step: int) -> float:
+        """Return a scheduled value before interventions."""
+        match hook:
+            case "learning_rate":
+                return schedule.learning_rate(self.config.schedule, step, self.config.steps)
+            case "weight_decay":
+                return schedule.weight_decay(self.config.schedule, step, self.config.steps)
+            case "quantization":
+                return self.config.model.quantization
+
+    def _value(self, hook: Schedule, step: int) -> float:
+        values = self._schedules.get(hook)
+        return self._base(hook, step) if values is None else values[step - 1]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of `step` after interventions, halved for each rollback that resumed before it."""
-        base = schedule.learning_rate(self.config.schedule, step, self.config.steps)
-        rate = self.composition.learning_rate(base, step, self.config.steps)
-        return rate * 0.5 ** sum(step > after for after in self.halved_after)
+        return self._value("learning_rate", step) * 0.5 ** sum(step > after for after in self.halved_after)
 
     def weight_decay(self, step: int) -> float:
         """Return the weight decay of `step` after all interventions."""
-        base = schedule.weight_decay(self.config.schedule, step, self.config.steps)
-        return self.composition.weight_decay(base, step, self.config.steps)
+        return self._value("weight_decay", step)
 
     def resets_moments(self, step: int) -> bool:
         """Whether the optimizer's moments are reset before the update of `step`."""
@@ -48,7 +75,7 @@ class Replica:
 
     def quant_lambda(self, step: int) -> float:
         """Return the quantization λ of `step` after all interventions."""
-        return self.composition.quantization(self.config.model.quantization, step, self.config.steps)
+        return self._value("quantization", step)
 
 
 class Pack:
@@ -80,7 +107,6 @@ class Pack:
             for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
         ]
         self.steps = configs[0].steps
-        self._overriding_loss = [run for run, replica in enumerate(self.replicas) if replica.composition.overrides_loss]
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
@@ -88,6 +114,9 @@ class Pack:
         self._diverged_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
         self._checks_on_device = device.type != "cpu"
+        for run, replica in enumerate(self.replicas):
+            with self.failing_alone(run):
+                replica.compute_schedules()
 
     @property
     def loss_R(self) -> Tensor:
@@ -109,8 +138,30 @@ class Pack:
 
     @property
     def alive(self) -> list[tuple[int, Replica]]:
-        """The runs that have not diverged, with their indices."""
-        return [(run, replica) for run, replica in enumerate(self.replicas) if replica.diverged_at is None]
+        """The runs that have neither diverged nor failed, with their indices."""
+        return [
+            (run, replica)
+            for run, replica in enumerate(self.replicas)
+            if replica.diverged_at is None and replica.failure is None
+        ]
+
+    @property
+    def failed(self) -> list[tuple[int, PluginError]]:
+        """The runs that the code of a plug-in has ended, with its error."""
+        return [(run, replica.failure) for run, replica in enumerate(self.replicas) if replica.failure is not None]
+
+    @contextlib.contextmanager
+    def failing_alone(self, run: int) -> Iterator[None]:
+        """Let an error of a plug-in end its own run only; the run of a pack of one raises it."""
+        try:
+            yield
+        except PluginError as error:
+            if len(self.replicas) == 1:
+                raise
+            # the error itself would keep the frames of the step, and so this pack, in memory
+            self.replicas[run].failure = PluginError(str(error))
+            # keeps a step that runs on the device from updating it
+            self._diverged_at_R[run].fill_(1)
 
     @property
     def tokens_per_step(self) -> int:
@@ -124,6 +175,8 @@ class Pack:
 
     def step(self, step: int) -> None:
         """Train one step; its metrics stay on the device until they are read."""
+        for replica in self.replicas:
+            replica.composition.step = step
         self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
         self._check_finite(step)
         for run, replica in self.alive:
@@ -147,19 +200,22 @@ class Pack:
         activations = self.model.forward_for_backward(rows_RBT1[..., :-1], quantization)
         objectives: dict[int, Tensor] = {}
 
+        overriding = [
+            run
+            for run, replica in enumerate(self.replicas)
+            if replica.composition.overrides_loss and replica.failure is None
+        ]
+
         def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
             """Write N times the gradient of the objective of each run that overrides it: `head_loss` divides by N."""
-            for run in self._overriding_loss:
+            for run in overriding:
                 logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
-                with torch.enable_grad():
-                    objective = self.replicas[run].composition.training_loss(logits_NV, targets_RN[run])
-                    (grad_NV,) = torch.autograd.grad(objective, logits_NV)
-                torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
-                objectives[run] = objective.detach()
+                with self.failing_alone(run):
+                    objective, grad_NV = self.replicas[run].composition.loss_and_gradient(logits_NV, targets_RN[run])
+                    torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
+                    objectives[run] = objective
 
-        loss_R, grad_RNH = self.model.head_loss(
-            activations.hidden_RNH, targets_RN, override if self._overriding_loss else None
-        )
+        loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, override if overriding else None)
         self.model.backward(activations, grad_RNH)
         torch.stack((loss_R, loss_R, self.model.gradient_norms()), out=self._metrics_3R)
         for run, objective in objectives.items():
@@ -171,7 +227,7 @@ class Pack:
         if not self._checks_on_device:
             # on the CPU reading a value is free, and it spares the updates of diverged runs
             for replica, is_bad in zip(self.replicas, bad_R.tolist(), strict=True):
-                if is_bad and replica.diverged_at is None:
+                if is_bad and replica.diverged_at is None and replica.failure is None:
                     replica.diverged_at = int(step)
             return
         self._diverged_at_R.copy_(torch.where(bad_R & (self._diverged_at_R == 0), step, self._diverged_at_R))
@@ -209,8 +265,10 @@ class Pack:
         """Apply gradient hook, clipping and optimizer to one run."""
         norm = self.grad_norm_R[run]
         if replica.composition.overrides_gradients:
-            with torch.no_grad():
+            with torch.no_grad(), self.failing_alone(run):
                 replica.composition.transform_gradients(self.model.parameters(run))
+            if replica.failure is not None:
+                return
             norm = torch.nn.utils.get_total_norm(
                 [flat.grad for flat in replica.flat_parameters.values() if flat.grad is not None]
             )

@@ -113,7 +113,10 @@ class LiveReporter:
             self.log(text)
         if isinstance(event, Failed) and event.name in self._runs:
             self._runs[event.name].state = "failed"
-        if not isinstance(event, Diverged):
+        # a pack continues without a run that diverged or failed
+        if not isinstance(event, Diverged) and not (
+            isinstance(event, Failed) and any(view.state == "training" for view in self._pack)
+        ):
             self._leave_pack()
 
     def _leave_pack(self) -> None:

@@ -71,6 +71,9 @@ def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunVie
             pack[event.run].state = "diverged"
             return [f"{pack[event.run].name}: diverged at step {event.step:,}; it is not trained any further"]
         case Failed():
+            for view in pack:
+                if view.name == event.name:
+                    view.state = "failed"
             return [f"{event.name}: failed: {event.message}"]
         case Stopped() | Finished():
             ended = [view for view in pack if view.state == "training"]

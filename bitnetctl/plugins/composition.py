@@ -1,40 +1,76 @@
-"""The interventions of one run, applied in order."""
+"""The interventions of one run, applied in order, each isolated from the rest of the process."""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitnetctl.config import RunConfig, parse_config
-from bitnetctl.errors import BitnetctlError, ConfigError, one_line
+from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import Intervention
+from bitnetctl.plugins.blame import blamed, errors_blamed
+from bitnetctl.plugins.isolation import isolated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOOKS = ("configure", "quantization", "learning_rate", "weight_decay", "training_loss", "transform_gradients")
+Schedule = Literal["quantization", "learning_rate", "weight_decay"]
+
+HOOKS = (
+    "configure",
+    "quantization",
+    "learning_rate",
+    "weight_decay",
+    "training_loss",
+    "additional_loss",
+    "transform_gradients",
+)
 
 
 class Composition:
-    """The interventions of one run; at most one overrides `training_loss`, at most one `transform_gradients`."""
+    """The interventions of one run; at most one overrides `training_loss`, at most one `transform_gradients`.
 
-    def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
+    `names` are those of the plug-ins for messages, by default the names of the classes. `seed` and `step` are those of
+    the run in training; global generators that a hook draws from depend on them only.
+    """
+
+    def __init__(self, interventions: Sequence[Intervention] = (), names: Sequence[str] | None = None) -> None:
         self.interventions = tuple(interventions)
+        self.names = tuple(names or (type(each).__name__ for each in self.interventions))
+        self.seed = self.step = 0
         self._loss = self._overriding("training_loss")
+        self._terms = self._all_overriding("additional_loss")
         self._gradients = self._overriding("transform_gradients")
+        self._schedules = {
+            hook: self._all_overriding(hook) for hook in ("quantization", "learning_rate", "weight_decay")
+        }
 
     def configure(self, config: RunConfig) -> RunConfig:
         """Return the config after `configure` of each in order; raises ConfigError for an invalid config."""
-        for intervention in self.interventions:
-            with _no_process_exit(intervention):
-                changed = intervention.configure(config)
+        for index in self._all_overriding("configure"):
+            name, hook = self.names[index], self.interventions[index].configure
+            with self._in(index, "configure"):
+                changed = hook(config)
             if not isinstance(changed, RunConfig):
-                name, kind = type(intervention).__name__, type(changed).__name__
-                raise ConfigError(f"{name}: configure returned {kind}, not a RunConfig")
+                raise blamed(name, f"configure returned {_kind(changed)}, not a RunConfig", hook)
             if changed is not config:
                 # model_copy does not validate
-                config = parse_config(changed.model_dump(), source=f"after {type(intervention).__name__}")
+                config = parse_config(changed.model_dump(), source=f"after {name}")
         return config
+
+    def overrides(self, hook: Schedule) -> bool:
+        """Whether an intervention overrides a schedule."""
+        return bool(self._schedules[hook])
+
+    def schedule(self, hook: Schedule, base: Callable[[int], float], steps: int) -> list[float]:
+        """Return a schedule of all steps, from 1 on; raises PluginError for a value that cannot be used."""
+        values = [base(step) for step in range(1, steps + 1)]
+        for index in self._schedules[hook]:
+            with self._in(index, hook):
+                values = [self._value(index, hook, value, step, steps) for step, value in enumerate(values, 1)]
+        return [min(max(value, 0.0), 1.0) for value in values] if hook == "quantization" else values
 
     def quantization(self, base: float, step: int, steps: int) -> float:
         """Return the quantization strength λ of a step, clamped to [0, 1] after the last intervention."""
@@ -48,16 +84,30 @@ class Composition:
         """Return the weight decay of a step."""
         return self._apply("weight_decay", base, step, steps)
 
-    def _apply(self, hook: str, value: float, step: int, steps: int) -> float:
-        for intervention in self.interventions:
-            with _no_process_exit(intervention):
-                value = getattr(intervention, hook)(value, step, steps)
+    def _apply(self, hook: Schedule, value: float, step: int, steps: int) -> float:
+        for index in self._schedules[hook]:
+            with self._in(index, hook):
+                value = self._value(index, hook, value, step, steps)
         return value
+
+    def _value(self, index: int, hook: Schedule, base: float, step: int, steps: int) -> float:
+        """Return one intervention's value of a schedule as a float; raises PluginError where it is none."""
+        function = getattr(self.interventions[index], hook)
+        with errors_blamed(self.names[index], f"{hook} at step {step}", function):
+            value = function(base, step, steps)
+        number = as_float(value)
+        if number is None:
+            raise blamed(self.names[index], f"{hook} returned {_kind(value)} at step {step}, not a number", function)
+        # λ is clamped
+        if not math.isfinite(number) or (number < 0 and hook != "quantization"):
+            problem = f"{hook} returned {number:g} at step {step}; it must be finite and not negative"
+            raise blamed(self.names[index], problem, function)
+        return number
 
     @property
     def overrides_loss(self) -> bool:
-        """Whether an intervention overrides the training loss."""
-        return self._loss is not None
+        """Whether an intervention overrides the training loss or adds a term to it."""
+        return self._loss is not None or bool(self._terms)
 
     @property
     def overrides_gradients(self) -> bool:
@@ -66,37 +116,126 @@ class Composition:
 
     @property
     def capturable_step(self) -> bool:
-        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but a capturable one."""
-        return self._gradients is None and (self._loss is None or type(self._loss).capturable)
+        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but capturable ones."""
+        of_loss = [*self._terms, *([] if self._loss is None else [self._loss])]
+        return self._gradients is None and all(type(self.interventions[index]).capturable for index in of_loss)
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
-        """Return the objective of the intervention that overrides the training loss."""
-        assert self._loss is not None
-        with _no_process_exit(self._loss):
-            return self._loss.training_loss(logits_TV, targets_T)
+        """Return the objective, of shape (): the overridden training loss or the cross-entropy, and all terms."""
+        import torch.nn.functional as F
+
+        objective = (
+            F.cross_entropy(logits_TV, targets_T)
+            if self._loss is None
+            else self._of_loss(self._loss, "training_loss", logits_TV, targets_T)
+        )
+        for index in self._terms:
+            objective = objective + self._of_loss(index, "additional_loss", logits_TV, targets_T)
+        return objective
+
+    def loss_and_gradient(self, logits_TV: "Tensor", targets_T: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return the objective and its gradient with respect to the logits, which must require one."""
+        import torch
+
+        index = self._terms[0] if self._loss is None else self._loss
+        hook = "additional_loss" if self._loss is None else "training_loss"
+        with torch.enable_grad():
+            objective = self.training_loss(logits_TV, targets_T)
+            # of functions with a backward of their own, too
+            with errors_blamed(self.names[index], f"the gradient of {hook}", getattr(self.interventions[index], hook)):
+                (gradient_TV,) = torch.autograd.grad(objective, logits_TV)
+        return objective.detach(), gradient_TV
+
+    def _of_loss(self, index: int, hook: str, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
+        """Return the scalar of one hook; raises PluginError where it is none that can be differentiated."""
+        import torch
+
+        name, function = self.names[index], getattr(self.interventions[index], hook)
+        with self._in(index, hook, draws=True):
+            value = function(logits_TV, targets_T)
+        if not isinstance(value, torch.Tensor):
+            raise blamed(name, f"{hook} returned {_kind(value)}, not a tensor", function)
+        if value.numel() != 1:
+            raise blamed(name, f"{hook} returned a tensor of shape {tuple(value.shape)}, not a scalar", function)
+        if not value.is_floating_point():
+            raise blamed(name, f"{hook} returned {value.dtype}, not a floating-point tensor", function)
+        if not value.requires_grad:
+            raise blamed(name, f"{hook} returned a tensor without a gradient; compute it from the logits", function)
+        if value.device != logits_TV.device:
+            raise blamed(name, f"{hook} returned a tensor on {value.device}, not {logits_TV.device}", function)
+        return value.reshape(())
 
     def transform_gradients(self, parameters: "Mapping[str, Tensor]") -> None:
         """Change the gradients in place, by the intervention that overrides this hook."""
         assert self._gradients is not None
-        with _no_process_exit(self._gradients):
-            self._gradients.transform_gradients(parameters)
+        name, function = self.names[self._gradients], self.interventions[self._gradients].transform_gradients
+        before = {key: parameter.grad for key, parameter in parameters.items()}
+        with self._in(self._gradients, "transform_gradients", draws=True):
+            returned: object = function(parameters)
+        if returned is not None:
+            problem = f"transform_gradients returned {_kind(returned)}; it must change each .grad in place"
+            raise blamed(name, problem, function)
+        for key, gradient in before.items():
+            replaced = parameters[key].grad if key in parameters else None
+            if gradient is None or replaced is gradient:
+                continue
+            problem = f"transform_gradients left no gradient for {key}"
+            if replaced is None:
+                raise blamed(name, problem, function)
+            one, other = ((each.dtype, tuple(each.shape), each.device) for each in (gradient, replaced))
+            if one != other:
+                problem = f"transform_gradients made the gradient of {key} {_text(other)} instead of {_text(one)}"
+                raise blamed(name, problem, function)
+            # the optimizer reads the memory of the first one
+            gradient.copy_(replaced)
+            parameters[key].grad = gradient
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the states in order; raises ConfigError for one that does not survive a round trip through JSON."""
-        return [_state_of(intervention) for intervention in self.interventions]
+        """Return the states in order; raises PluginError for one that does not survive a round trip through JSON."""
+        return [self._state_of(index) for index in range(len(self.interventions))]
+
+    def _state_of(self, index: int) -> dict[str, Any]:
+        function = self.interventions[index].state_dict
+        if getattr(function, "__func__", None) is Intervention.state_dict:
+            return {}
+        with self._in(index, "state_dict"):
+            state = function()
+        try:
+            is_json = isinstance(state, dict) and json.loads(json.dumps(state, allow_nan=False)) == state
+        except (TypeError, ValueError, RecursionError):
+            is_json = False
+        if not is_json:
+            text = one_line(repr(state), 80)
+            problem = f"state_dict returned {text}, which is not made of finite JSON values"
+            raise blamed(self.names[index], problem, function)
+        return state
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Restore the states in order."""
-        for intervention, state in zip(self.interventions, states, strict=True):
-            with _no_process_exit(intervention):
-                intervention.load_state_dict(state)
+        """Restore the states in order; raises ValueError where there are more or fewer of them."""
+        for index, (_, state) in enumerate(zip(self.interventions, states, strict=True)):
+            with self._in(index, "load_state_dict"):
+                self.interventions[index].load_state_dict(state)
 
-    def _overriding(self, hook: str) -> Intervention | None:
+    @contextlib.contextmanager
+    def _in(self, index: int, hook: str, *, draws: bool = False) -> Iterator[None]:
+        """Run a hook isolated, with its errors blamed on it; one that `draws` has global generators of its own."""
+        seed = f"{self.seed} {self.step} {index} {hook}" if draws else None
+        with (
+            isolated(self.names[index], f"in {hook}", seed=seed, kind=type(self.interventions[index])),
+            errors_blamed(self.names[index], hook, getattr(self.interventions[index], hook)),
+        ):
+            yield
+
+    def _all_overriding(self, hook: str) -> list[int]:
+        return [index for index, each in enumerate(self.interventions) if hook in overridden_hooks(type(each))]
+
+    def _overriding(self, hook: str) -> int | None:
         """Return the one intervention that overrides a hook, if any; raises ConfigError for two."""
-        overriding = [each for each in self.interventions if hook in overridden_hooks(type(each))]
+        overriding = self._all_overriding(hook)
         if len(overriding) > 1:
-            names = " and ".join(type(each).__name__ for each in overriding)
-            raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so")
+            names = " and ".join(self.names[index] for index in overriding)
+            hint = "; a term that is added to the loss belongs in additional_loss" if hook == "training_loss" else ""
+            raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so{hint}")
         return overriding[0] if overriding else None
 
 
@@ -105,23 +244,28 @@ def overridden_hooks(intervention: type[Intervention]) -> list[str]:
     return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
 
 
-@contextlib.contextmanager
-def _no_process_exit(intervention: Intervention) -> Iterator[None]:
-    """Raise a BitnetctlError instead of an exception that would end the process and every other run in it."""
+def as_float(value: object) -> float | None:
+    """Return a number of Python or numpy, or in a tensor without dimensions, as a float; None for anything else."""
+    item = getattr(value, "item", None)
+    if callable(item) and tuple(getattr(value, "shape", (None,))) == ():
+        value = item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
     try:
-        yield
-    except (SystemExit, GeneratorExit) as error:
-        raise BitnetctlError(f"{type(intervention).__name__} raised {error!r}; no hook may end the process") from error
+        return float(value)
+    except (OverflowError, ValueError):
+        return None
 
 
-def _state_of(intervention: Intervention) -> dict[str, Any]:
-    with _no_process_exit(intervention):
-        state = intervention.state_dict()
-    try:
-        is_json = isinstance(state, dict) and json.loads(json.dumps(state, allow_nan=False)) == state
-    except (TypeError, ValueError, RecursionError):
-        is_json = False
-    if not is_json:
-        name, text = type(intervention).__name__, one_line(repr(state), 80)
-        raise ConfigError(f"{name}: state_dict returned {text}, which is not made of finite JSON values")
-    return state
+def _kind(value: object) -> str:
+    """Return what a value is, for a message: None, or its type with the shape of a tensor or array."""
+    if value is None:
+        return "None"
+    shape = getattr(value, "shape", None)
+    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}{of_shape}".removeprefix("builtins.")
+
+
+def _text(kind: tuple[Any, tuple[int, ...], Any]) -> str:
+    dtype, shape, device = kind
+    return f"{dtype} {list(shape)} on {device}"

@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.intervention import Intervention
+from bitnetctl.plugins.blame import described, location
+from bitnetctl.plugins.isolation import isolated
 
 
 def intervention_classes(path: Path) -> list[type[Intervention]]:
@@ -35,9 +37,11 @@ def _import(name: str, file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with isolated(file.stem, "at import", at_import=True):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+        where = location(error)
+        raise PluginError(f"{file}: cannot be imported: {described(error)}{f' ({where})' if where else ''}") from error
     return module
 
 

@@ -11,14 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from bitnetctl.config import InterventionSpec, RunConfig, did_you_mean, validated
-from bitnetctl.errors import ConfigError, one_line
+from bitnetctl.config.load import kebab_case
+from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
+from bitnetctl.plugins.blame import described, errors_blamed, location
 from bitnetctl.plugins.composition import Composition, overridden_hooks
+from bitnetctl.plugins.isolation import intrusions_of, isolated
+from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.records import PluginInfo
 
 GROUP = "bitnetctl.interventions"
@@ -43,18 +48,21 @@ class Plugin(Registration):
     """A registration with its class, loaded and checked, or with the `problem`, one line, why it cannot be used.
 
     `module` is where the class is defined and `source_sha256` the hash of that module's file, both None if nothing was
-    imported. A plug-in that is not `allowed` is never imported.
+    imported. A plug-in that is not `allowed` is never imported. The problem `is_fault` of its code where that raised
+    an error or breaks a rule, not of how it is installed or asked for.
     """
 
     intervention: type[Intervention] | None
     problem: str | None
     module: str | None
     source_sha256: str | None
+    is_fault: bool = False
 
     @property
     def error_message(self) -> str:
         """Message for a run that requests it although it has a `problem`."""
-        return f"intervention {self.name!r} of {self.distribution} {self.version} cannot be used: {self.problem}"
+        source = f"{self.distribution} {self.version}".strip()
+        return f"intervention {self.name!r} of {source} cannot be used: {self.problem}"
 
     @property
     def hooks(self) -> list[str]:
@@ -135,6 +143,7 @@ def load(name: str) -> Plugin:
     allowed = [each for each in registrations if each.allowed]
     first = (allowed or registrations)[0]
     intervention, problem, module, digest = None, None, None, None
+    is_fault = False
     if not _is_valid_name(name):
         problem = "its name is not one that -i takes: lower-case letters, digits and '-', at most 64"
     elif not allowed:
@@ -145,13 +154,68 @@ def load(name: str) -> Plugin:
         )
     else:
         try:
-            loaded = check_class(first.entry_point.load())
+            with isolated(name, "at import", at_import=True):
+                loaded = check_class(first.entry_point.load())
             module, digest = loaded.__module__, _source_hash(loaded.__module__)
             intervention = loaded
         # the import of a plug-in may raise anything; other plug-ins stay usable
         except (Exception, SystemExit) as error:
-            problem = f"{type(error).__name__}: {one_line(error)}"
-    return Plugin(**vars(first), intervention=intervention, problem=problem, module=module, source_sha256=digest)
+            where = None if isinstance(error, BitnetctlError) else location(error)
+            problem, is_fault = described(error) + (f" ({where})" if where else ""), True
+    return Plugin(
+        **vars(first),
+        intervention=intervention,
+        problem=problem,
+        module=module,
+        source_sha256=digest,
+        is_fault=is_fault,
+    )
+
+
+@cache
+def load_file(file: str) -> Plugin:
+    """Load an intervention from `FILE.py` or `FILE.py:Class`; raises ConfigError for a file that has not just one.
+
+    Its name is that of the class in kebab-case. Raises ConfigError, too, where another intervention of that name is
+    installed: their runs could not be told apart.
+    """
+    path, _, wanted = file.partition(".py:")
+    path = path if path.endswith(".py") else f"{path}.py"
+    classes = intervention_classes(Path(path))
+    if wanted:
+        classes = [each for each in classes if each.__name__ == wanted]
+    if len(classes) != 1:
+        names = ", ".join(each.__name__ for each in intervention_classes(Path(path)))
+        raise ConfigError(f"{path}: expected one intervention; take one of its classes, as in FILE.py:CLASS: {names}")
+    [intervention] = classes
+    name = kebab_case(intervention.__name__) or kebab_case(Path(path).stem)
+    digest = _source_hash(intervention.__module__)
+    installed = [each for each in discover() if each.name == name and each.allowed]
+    if installed and load(name).source_sha256 != digest:
+        source = f"{installed[0].distribution} {installed[0].version}"
+        raise ConfigError(f"{path}: its intervention has the name of {name!r} of {source}; rename the class")
+    entry_point = metadata.EntryPoint(name, f"{path}:{intervention.__name__}", GROUP)
+    registration = Registration(
+        name=name, distribution=path, version="", target=entry_point.value, entry_point=entry_point, allowed=True
+    )
+    problem = None
+    try:
+        check_class(intervention)
+    except ConfigError as error:
+        problem = str(error)
+    return Plugin(
+        **vars(registration),
+        intervention=None if problem else intervention,
+        problem=problem,
+        module=intervention.__module__,
+        source_sha256=digest,
+        is_fault=problem is not None,
+    )
+
+
+def load_spec(spec: InterventionSpec) -> Plugin:
+    """Load the plug-in of a requested intervention; raises ConfigError as `load` and `load_file` do."""
+    return load(spec.name) if spec.file is None else load_file(spec.file)
 
 
 def _is_valid_name(name: str) -> bool:
@@ -198,41 +262,71 @@ def check_class(candidate: Any) -> type[Intervention]:
 
 
 def normalize(config: RunConfig) -> RunConfig:
-    """Return the config with its interventions validated and settings at their default left out.
+    """Return the config with its interventions validated and every setting known, those at their default apart.
 
     So `reduced-lr` and `reduced-lr:peak=5e-4` are the same run. Raises ConfigError.
     """
-    specs = tuple(
-        InterventionSpec(name=spec.name, settings=_resolve(spec)[1].model_dump(mode="json", exclude_defaults=True))
-        for spec in config.interventions
+    return config.model_copy(update={"interventions": tuple(map(_normalized_spec, config.interventions))})
+
+
+def normalize_if_usable(config: RunConfig) -> RunConfig:
+    """Return the normalized config, or the config as it is where a plug-in cannot be used through a fault of its own.
+
+    Raises ConfigError as `normalize` does for anything else.
+    """
+    try:
+        return normalize(config)
+    except PluginError:
+        return config
+
+
+def _normalized_spec(spec: InterventionSpec) -> InterventionSpec:
+    plugin, _, settings = _resolve(spec)
+    with errors_blamed(plugin.name, "the JSON of its Settings"):
+        everything = settings.model_dump(mode="json")
+        changed = settings.model_dump(mode="json", exclude_defaults=True)
+    return InterventionSpec(
+        name=plugin.name,
+        settings=changed,
+        defaults={name: value for name, value in everything.items() if name not in changed},
+        file=None if spec.file is None else plugin.target,
     )
-    return config.model_copy(update={"interventions": specs})
 
 
 def compose(specs: Sequence[InterventionSpec]) -> Composition:
     """Build the interventions of one run, each with its validated settings; raises ConfigError."""
-    return Composition([intervention(settings) for intervention, settings in map(_resolve, specs)])
+    built, names = [], []
+    for plugin, intervention, settings in map(_resolve, specs):
+        with (
+            isolated(plugin.name, "in __init__"),
+            errors_blamed(plugin.name, "__init__", intervention.__init__),
+        ):
+            built.append(intervention(settings))
+        names.append(plugin.name)
+    return Composition(built, names)
 
 
 def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
     """Return version, settings and source hash of the interventions, for `run.json`; raises ConfigError."""
-    plugins = [(load(spec.name), _resolve(spec)[1]) for spec in specs]
     return [
         PluginInfo(
             name=plugin.name,
-            version=plugin.version,
+            version=plugin.version or None,
             distribution=plugin.distribution,
             settings=settings.model_dump(mode="json"),
             module=plugin.module,
             source_sha256=plugin.source_sha256,
+            put_back=intrusions_of(plugin.name),
         )
-        for plugin, settings in plugins
+        for plugin, _, settings in map(_resolve, specs)
     ]
 
 
-def _resolve(spec: InterventionSpec) -> tuple[type[Intervention], InterventionSettings]:
-    """Return the class and the validated settings of a spec; raises ConfigError."""
-    plugin = load(spec.name)
+def _resolve(spec: InterventionSpec) -> tuple[Plugin, type[Intervention], InterventionSettings]:
+    """Return the plug-in, its class and the validated settings of a spec; raises ConfigError."""
+    plugin = load_spec(spec)
     if plugin.intervention is None:
-        raise ConfigError(plugin.error_message)
-    return plugin.intervention, validated(plugin.intervention.Settings, spec.settings, f"intervention {spec.name}")
+        raise (PluginError if plugin.is_fault else ConfigError)(plugin.error_message)
+    with errors_blamed(plugin.name, "Settings"):
+        settings = validated(plugin.intervention.Settings, spec.all_settings, f"intervention {plugin.name}")
+    return plugin, plugin.intervention, settings

@@ -6,12 +6,13 @@ the commands planned, and what lies beside the given CSVs. No torch here.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from bitnetctl.errors import RecordError, one_line
 from bitnetctl.records.distinct import distinct_runs
+from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.membership import Cell, Group, Known
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
 from bitnetctl.records.run import EmptyRun, Run, load_run, names_only
@@ -69,14 +70,21 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         known.add(run.arm, run.size, run.planned_steps, run.config, seed=run.seed)
     for one in empty:
         known.add(one.config.arm, one.config.model.hidden_size, one.config.steps, one.config)
-    found = [one for folder in _folders(runs, empty) for one in siblings_in(folder)]
+    found = [
+        one if one.identity is None else replace(one, identity=known.told_apart(one.identity))
+        for folder in _folders(runs, empty)
+        for one in siblings_in(folder)
+    ]
     # without a group nothing can be said of the other files
     siblings = [one for one in found if known.groups and known.includes(one)]
     absent = _Absent()
     _add_siblings(absent, known, runs, siblings)
     names = {name for run in runs for name in (run.name, run.path.stem)} | {one.name for one in found}
     _add_never_started(absent, known, [one for one in empty if one.name not in names])
-    plans = list(read_plans(runs, empty, siblings))
+    # arms as commands named them, before settings told them apart
+    manifests = [*(run.manifest for run in runs), *(one.manifest for one in empty)]
+    short = set(map(_recorded_arm, manifests)) - known.arms.keys()
+    plans = [(source, plan.without_arms(short)) for source, plan in read_plans(runs, empty, siblings)]
     planned = PlannedSeeds(known, names)
     for source, plan in plans:
         planned.add(source, plan)
@@ -88,6 +96,11 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         others=tuple(_others(known, siblings)),
         unnamed=_count_unnamed(runs, found),
     )
+
+
+def _recorded_arm(manifest: Manifest | None) -> str | None:
+    identity = None if manifest is None else Identity.of_tree(manifest.config)
+    return None if identity is None else identity.arm
 
 
 def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling]) -> int:
@@ -157,6 +170,9 @@ def _add_siblings(absent: _Absent, known: Known, runs: Sequence[Run], siblings: 
         group = None if identity is None else known.group_of(identity, sibling.name)
         if identity is None or group is None or sibling.real_csvs & given:
             continue
+        # it may have been named before its plug-in could be asked for its settings
+        if sibling.is_fault_of_plugin and not sibling.has_rows and identity.seed in group.seeds:
+            continue
         # a run of another length, and of another seed with its manifest, is no copy
         may_be_copy = identity.steps in group.steps and (identity.settings is None or identity.seed in group.seeds)
         if sibling.has_rows and may_be_copy:
@@ -208,6 +224,10 @@ def _state(sibling: Sibling, group: Group) -> tuple[State, str]:
         return "missing", "its run.json is damaged"
     is_gone = not sibling.csvs and sibling.steps_done > 0
     when = f"after {sibling.steps_done:,} steps, its CSV was deleted" if is_gone else "before its first evaluation"
+    if sibling.is_fault_of_plugin:
+        # says nothing about the arm
+        message = f": {one_line(sibling.message)}" if sibling.message else ""
+        return "unfinished", f"its plug-in failed {when}{message}"
     if status in ("failed", "diverged"):
         message = f": {one_line(sibling.message)}" if sibling.message else ""
         return "failed", f"{status} {when}{message}"

@@ -54,6 +54,7 @@ class PluginInfo(_Document):
     settings: dict[str, Any] = Field(default_factory=dict)
     module: str | None = Field(None, description="where its class is defined")
     source_sha256: str | None = Field(None, description="hash of that module's file")
+    put_back: list[str] = Field(default_factory=list, description="what it changed in the process, which was undone")
 
 
 class Rollback(_Document):
@@ -110,6 +111,7 @@ class Manifest(_Provenance):
     steps_done: _Count = 0
     diverged_at: _Count | None = Field(None, description="first step with a loss that is not finite")
     message: _Text | None = None
+    is_fault_of_plugin: bool = Field(False, description="whether it failed by an error in the code of a plug-in")
     rollbacks: list[Rollback] = Field(default_factory=list, description="divergences that the run was rolled back from")
     sessions: list[Session] = Field(default_factory=list)
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")

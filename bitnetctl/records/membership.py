@@ -1,6 +1,6 @@
 """Which runs belong to those given: the same settings, and an arm and a size that are among them. No torch here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from bitnetctl.config import RunConfig
@@ -13,13 +13,17 @@ Cell: TypeAlias = tuple[str, int]
 
 @dataclass(kw_only=True)
 class Group:
-    """The given runs of one arm and size; `configs` has one config for every setting of theirs."""
+    """The given runs of one arm and size; `configs` has one config for every setting of theirs.
+
+    `interventions` is the `settings_key` of the arm, None where unknown.
+    """
 
     arm: str
     size: int
     seeds: set[int] = field(default_factory=set)
     steps: set[int] = field(default_factory=set)
     configs: dict[str | None, RunConfig] = field(default_factory=dict)
+    interventions: str | None = None
 
 
 class Known:
@@ -42,9 +46,10 @@ class Known:
         group.seeds |= set() if seed is None else {seed}
         group.steps |= set() if steps is None else {steps}
         if config is not None:
-            settings = Identity.of_config(config).settings
-            group.configs.setdefault(settings, config)
-            self.settings.add(settings)
+            identity = Identity.of_config(config)
+            group.configs.setdefault(identity.settings, config)
+            group.interventions = group.interventions or identity.interventions
+            self.settings.add(identity.settings)
 
     def includes(self, sibling: Sibling) -> bool:
         """Whether a sibling has the settings of the given runs, apart from its arm and as far as is known."""
@@ -67,6 +72,23 @@ class Known:
             similar.sort(key=lambda group: not _would_be_named(group, identity, name))
         return similar[0] if similar else None
 
+    def told_apart(self, identity: Identity) -> Identity:
+        """Return an identity with the label of the given arm of its settings, or with all of them where that is taken.
+
+        A run of another version of a plug-in, whose default differs, is of another arm.
+        """
+        key = identity.interventions
+        known = {group.interventions: group.arm for group in self.groups.values() if group.interventions is not None}
+        if key is None or not known:
+            return identity
+        if key in known:
+            return replace(identity, arm=known[key])
+        if identity.arm not in known.values():
+            return identity
+        label = identity.full_arm or identity.arm
+        # of a version that had no settings
+        return replace(identity, arm=f"{label} (other settings)" if label in known.values() else label)
+
     def similar(self, identity: Identity) -> list[Group]:
         """Return the groups of this size whose interventions have the same names."""
         arm = names_only(identity.arm)
@@ -76,4 +98,4 @@ class Known:
 def _would_be_named(group: Group, identity: Identity, name: str) -> bool:
     """Whether a run of a group with this seed and length would have the name, which ends with a hash of its config."""
     changes = {"seed": identity.seed, "steps": identity.steps}
-    return any(config.model_copy(update=changes).run_name == name for config in group.configs.values())
+    return any(name in config.model_copy(update=changes).run_names for config in group.configs.values())

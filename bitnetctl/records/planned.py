@@ -1,8 +1,8 @@
 """What the manifest of a run tells of the runs that were planned with it. No torch here."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitnetctl.config import RunConfig, parse_arm, parse_config
@@ -59,6 +59,10 @@ class Plan:
             typed_arms=tuple(similar),
             pack=tuple(pack),
         )
+
+    def without_arms(self, labels: Set[str | None]) -> "Plan":
+        """Return the plan without some arms."""
+        return replace(self, arms=tuple(arm for arm in self.arms if arm not in labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ class PlannedSeeds:
         similar = self._known.similar(member)
         if not similar:
             self.other_arms.setdefault(member.arm)
-        if config is not None and config.run_name == source:
+        if config is not None and source in config.run_names:
             similar = [group for group in similar if self._is_of(group, member, name, config)]
         if similar and member.steps in similar[0].steps:
             self._add(similar[0], member, source)
@@ -156,7 +160,7 @@ class PlannedSeeds:
             "steps": member.steps,
             "interventions": next(iter(group.configs.values())).interventions,
         }
-        return config.model_copy(update=changes).run_name == name
+        return name in config.model_copy(update=changes).run_names
 
     def growth(self) -> dict[Cell, tuple[int, ...]]:
         """Return the numbers of seeds planned over time: those after every plan that adds a seed to earlier ones."""

@@ -64,11 +64,12 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     breaking, effective, minor = _RunsByValue(), _RunsByValue(), _RunsByValue()
     for run in runs:
         if run.manifest is not None:
-            _add_breaking(breaking, run, run.manifest, same_arm=same_arm)
+            _add_breaking(breaking, run, run.manifest)
             _add_minor(minor, run, run.manifest)
     if same_settings:
         _add_requested(breaking, runs)
     if same_arm:
+        _add_plugin_settings(breaking, runs)
         _add_effective(effective, runs)
     texts = dict(breaking.differences())
     # a field that was requested differently is named once
@@ -77,15 +78,26 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     return Differences(breaking=tuple(texts.values()), minor=tuple(text for _, text in minor.differences()))
 
 
-def _add_breaking(runs_of: _RunsByValue, run: Run, manifest: Manifest, *, same_arm: bool) -> None:
+def _add_breaking(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
     for aspect, key in (("data fingerprint", "fingerprint"), ("tokenizer fingerprint", "tokenizer_fingerprint")):
         value = manifest.data.get(key)
         runs_of.add(aspect, value if isinstance(value, str) else None, run)
     for plugin in (plugin for session in _sessions(run, manifest) for plugin in session.plugins):
         runs_of.add(f"code of {plugin.name}", plugin.source_sha256, run)
-        if same_arm:
-            for name, value in plugin.settings.items():
-                runs_of.add(f"{plugin.name}:{name}", _text(value), run)
+
+
+def _add_plugin_settings(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
+    """Note the settings of every plug-in; one that only some runs have differs, too."""
+    sessions = [(run, session) for run in runs if run.manifest for session in _sessions(run, run.manifest)]
+    names: dict[str, dict[str, None]] = {}
+    for _, session in sessions:
+        for plugin in session.plugins:
+            names.setdefault(plugin.name, {}).update(dict.fromkeys(plugin.settings))
+    for run, session in sessions:
+        for plugin in session.plugins:
+            for name in names[plugin.name]:
+                value = _text(plugin.settings[name]) if name in plugin.settings else "no such setting"
+                runs_of.add(f"{plugin.name}:{name}", value, run)
 
 
 def _add_minor(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.config import RunConfig, parse_config, split_arm
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
-from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
+from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.reader import NoRowsError, Records, read
+from bitnetctl.records.recorded import RunsFolder, completed, tell_apart
 from bitnetctl.records.schema import NAMES, Row
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ def load_run(path: Path) -> Run:
     manifest = read_manifest(path)
     if manifest is not None:
         check_csv(path, manifest)
-    config = _config(manifest.config, path) if manifest else None
-    effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
+    config = _recorded(manifest, path) if manifest else None
+    effective = _recorded(manifest, path, effective=True) if manifest else None
     named = RUN_NAME.fullmatch(path.stem)
     return Run(
         path=path,
@@ -211,7 +212,8 @@ def load_run(path: Path) -> Run:
 def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
     """Read CSVs and return the runs that have an evaluation, and those that have a manifest and no evaluation.
 
-    Raises RecordError as `load_run` does.
+    Arms whose label is the same and whose plug-ins had other settings have these in their labels, such as
+    `half-rate:factor=0.5` and `half-rate:factor=0.25`. Raises RecordError as `load_run` does.
     """
     runs: list[Run] = []
     empty: list[EmptyRun] = []
@@ -222,9 +224,26 @@ def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
             manifest = read_manifest(path)
             if manifest is None:
                 raise
-            config = _config(manifest.config, path)
+            config = _recorded(manifest, path)
             empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
-    return runs, empty
+    told = tell_apart([*(run.config for run in runs), *(one.config for one in empty)])
+    return (
+        [_with_arm_of(run, config) for run, config in zip(runs, told, strict=False)],
+        [
+            one if config is None else replace(one, config=config)
+            for one, config in zip(empty, told[len(runs) :], strict=True)
+        ],
+    )
+
+
+def _with_arm_of(run: Run, config: RunConfig | None) -> Run:
+    """Return the run with the arm of a config that shows more settings than its own."""
+    if config is None or config is run.config:
+        return run
+    effective = None
+    if run.effective is not None:
+        effective = run.effective.model_copy(update={"interventions": config.interventions})
+    return replace(run, config=config, effective=effective, arm=config.arm)
 
 
 def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run], list[EmptyRun]]:
@@ -234,8 +253,9 @@ def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run
     """
     runs: list[Run] = []
     empty: list[EmptyRun] = []
+    folder = RunsFolder(runs_dir)
     for config in configs:
-        paths = RunPaths(runs_dir, config.run_name)
+        paths = folder.find(config).paths
         if paths.csv.exists():
             with contextlib.suppress(NoRowsError):
                 runs.append(load_run(paths.csv))
@@ -260,6 +280,12 @@ def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def names_only(arm: str) -> str:
     """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
     return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
+
+
+def _recorded(manifest: Manifest, path: Path, *, effective: bool = False) -> RunConfig:
+    """Return the requested config of a manifest, or that after interventions, with every setting that it tells."""
+    tree = manifest.effective_config if effective and manifest.effective_config else manifest.config
+    return completed(_config(tree, path), [plugin.model_dump() for plugin in manifest.plugins])
 
 
 def _config(tree: dict[str, Any], path: Path) -> RunConfig:

@@ -18,6 +18,7 @@ from bitnetctl.records.manifest import read_tree
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
 from bitnetctl.records.reader import NoRowsError, read
+from bitnetctl.records.recorded import complete_specs, full_label, settings_key
 from bitnetctl.records.run import RUN_NAME
 
 _Value = TypeVar("_Value")
@@ -27,13 +28,19 @@ _BEGINNING = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What run a name or a config stands for; `settings` is its config apart from `MAY_DIFFER`, None where unknown."""
+    """What run a name or a config stands for.
+
+    `settings` is its config apart from `MAY_DIFFER`, `interventions` the `settings_key` of its arm, of which `full_arm`
+    is a label with all settings; None where unknown.
+    """
 
     size: int
     arm: str
     seed: int
     steps: int
     settings: str | None = None
+    interventions: str | None = None
+    full_arm: str | None = None
 
     @classmethod
     def of_name(cls, name: str) -> "Identity | None":
@@ -49,20 +56,36 @@ class Identity:
         """Return the identity of a requested config."""
         tree = config.model_dump(mode="json")
         size = config.model.hidden_size
-        return cls(size=size, arm=config.arm, seed=config.seed, steps=config.steps, settings=_settings(tree))
+        return cls(
+            size=size,
+            arm=config.arm,
+            seed=config.seed,
+            steps=config.steps,
+            settings=_settings(tree),
+            interventions=settings_key(tree["interventions"]),
+        )
 
     @classmethod
-    def of_tree(cls, tree: dict[str, Any]) -> "Identity | None":
-        """Return the identity of a requested config as JSON; None where it is not one."""
+    def of_tree(cls, tree: dict[str, Any], plugins: object = ()) -> "Identity | None":
+        """Return the identity of a requested config as JSON, with the `plugins` of its manifest; None if it is none."""
         try:
             size, seed, steps = tree["model"]["hidden_size"], tree["seed"], tree["steps"]
-            arm = _arm(json.dumps(tree["interventions"]))
-            settings = _settings(tree)
+            specs = complete_specs(tree["interventions"], plugins if isinstance(plugins, list) else ())
+            arm, full_arm = _arms(json.dumps(specs))
+            settings, interventions = _settings(tree), settings_key(specs)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return None
         if not all(type(number) is int for number in (size, seed, steps)):
             return None
-        return cls(size=size, arm=arm, seed=seed, steps=steps, settings=settings)
+        return cls(
+            size=size,
+            arm=arm,
+            seed=seed,
+            steps=steps,
+            settings=settings,
+            interventions=interventions,
+            full_arm=full_arm,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +122,11 @@ class Sibling:
     def message(self) -> str | None:
         """Message of an error in the manifest."""
         return self._field("message", str)
+
+    @property
+    def is_fault_of_plugin(self) -> bool:
+        """Whether the manifest says that the run failed by an error in the code of a plug-in."""
+        return self.status == "failed" and bool(self._field("is_fault_of_plugin", bool))
 
     @property
     def steps_done(self) -> int:
@@ -151,7 +179,7 @@ def _sibling(name: str, folder: Path, csvs: Sequence[Path], *, has_folder: bool)
     identity = Identity.of_name(name)
     if tree is not None:
         config = tree.get("config")
-        known = Identity.of_tree(config) if isinstance(config, dict) else None
+        known = Identity.of_tree(config, tree.get("plugins")) if isinstance(config, dict) else None
         if known is None:
             tree, is_damaged = None, True
         else:
@@ -171,13 +199,17 @@ def _settings(tree: dict[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _arm(interventions: str) -> str:
-    """Return the label of an arm given as JSON; raises ValueError or TypeError where it is not one."""
+def _arms(interventions: str) -> tuple[str, str]:
+    """Return the label of an arm given as JSON, and that with all settings.
+
+    Raises ValueError or TypeError where it is not one.
+    """
     try:
-        specs = [InterventionSpec.model_validate(spec) for spec in json.loads(interventions)]
+        specs = tuple(InterventionSpec.model_validate(spec) for spec in json.loads(interventions))
     except ValidationError as error:
         raise ValueError("not interventions") from error
-    return "+".join(map(str, specs)) or "baseline"
+    config = RunConfig(interventions=specs)
+    return config.arm, full_label(config)
 
 
 def _has_rows(csv: Path) -> bool:

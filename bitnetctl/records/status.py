@@ -4,12 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.metrics import json_value
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.reader import read
+from bitnetctl.records.recorded import completed, differences
 from bitnetctl.records.schema import NAMES
+from bitnetctl.units import listed
 
 
 def final_row(csv: Path) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def refuse_case_collisions(names: Iterable[str], runs_dir: Path) -> None:
             )
 
 
-def ended(paths: RunPaths, config_hash: str) -> Manifest | None:
+def ended(paths: RunPaths, config_hash: str, config: RunConfig) -> Manifest | None:
     """Return the manifest of a run of this config if it finished or diverged; None if it is still to be trained.
 
     Raises ConfigError where a run of another config has the name, RecordError for a damaged manifest or CSV.
@@ -44,11 +47,17 @@ def ended(paths: RunPaths, config_hash: str) -> Manifest | None:
     if manifest is None:
         return None
     if manifest.config_hash != config_hash:
-        raise ConfigError(
-            f"{paths.folder} holds another run (config {manifest.config_hash[:12]}, not {config_hash[:12]}); "
-            "choose another --name"
-        )
+        raise ConfigError(f"{paths.folder} holds another run ({_differing(manifest, config)}); choose another --name")
     if manifest.status not in ("finished", "diverged") or not paths.csv.exists():
         return None
     check_csv(paths.csv, manifest)
     return manifest
+
+
+def _differing(manifest: Manifest, config: RunConfig) -> str:
+    """Return the fields in which a config differs from that of a manifest, or their hashes where it cannot be read."""
+    try:
+        recorded = completed(parse_config(manifest.config), [one.model_dump() for one in manifest.plugins])
+    except ConfigError:
+        return f"config {manifest.config_hash[:12]}, not {config.hash[:12]}"
+    return listed(differences(recorded, config) or [f"config {manifest.config_hash[:12]}"])

@@ -1,27 +1,18 @@
 """Train many runs: packs from the run queue, one after the other, until every run has ended."""
 
-import contextlib
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from bitnetctl.errors import (
-    CaptureError,
-    RecordError,
-    RunBusyError,
-    RunRefusedError,
-    StoppedBySignal,
-    StorageError,
-    one_line,
-)
+from bitnetctl.errors import CaptureError, PluginError, RunRefusedError, StoppedBySignal, StorageError
 from bitnetctl.hardware import release_unused
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.executors.local import run_workers, split_devices
 from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
-from bitnetctl.trainer.artifacts import RunArtifacts
+from bitnetctl.trainer.artifacts import RunArtifacts, failure_message, record_failure
 from bitnetctl.trainer.events import Event, Failed, Stopped
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
@@ -124,32 +115,35 @@ class _Sweep:
     def _train_pack(self, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
         """Train a pack; returns True if it was stopped. Errors of a run or a plug-in end the pack, not the sweep."""
         try:
-            return (yield from _train(self._factory, acquired))
+            return (yield from _train(self._factory, acquired, self._leave_out))
         except (StorageError, CaptureError, StoppedBySignal, KeyboardInterrupt, GeneratorExit):
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {one_line(error, 2000)}"
+            message, is_fault_of_plugin = failure_message(error), isinstance(error, PluginError)
         if len(acquired) > 1:
             self._options.log(f"a pack of {len(acquired)} failed ({message}); its runs continue one by one")
             self._alone.update(artifacts.name for artifacts in acquired)
         else:
             (artifacts,) = acquired
             # another process may have acquired it meanwhile; the manifest of a damaged run is not overwritten
-            with contextlib.suppress(RunBusyError, RunRefusedError, RecordError):
-                artifacts.acquire()
-                try:
-                    artifacts.fail(message)
-                finally:
-                    artifacts.release()
-            self._candidates = [run for run in self._candidates if run.name != artifacts.name]
+            record_failure(artifacts.run, message, is_fault_of_plugin=is_fault_of_plugin)
+            self._leave_out(artifacts.name)
             yield Failed(name=artifacts.name, message=message)
         return False
 
+    def _leave_out(self, name: str) -> None:
+        """Do not try a run again that has failed."""
+        self._candidates = [run for run in self._candidates if run.name != name]
 
-def _train(factory: TrainerFactory, acquired: Sequence[RunArtifacts]) -> Generator[Event, None, bool]:
+
+def _train(
+    factory: TrainerFactory, acquired: Sequence[RunArtifacts], on_failed: Callable[[str], None]
+) -> Generator[Event, None, bool]:
     """Train a pack; returns True if it was stopped. When this frame ends, nothing refers to the trainer any more."""
     with factory.open(acquired) as trainer:
         for event in loop.train(trainer):
+            if isinstance(event, Failed):
+                on_failed(event.name)
             yield event
     return isinstance(event, Stopped)
 
@@ -169,6 +163,13 @@ def sweep_missing(
     ConfigError where names of runs differ in letter case only.
     """
     refuse_case_collisions([run.name for run in runs], options.runs_dir)
+    for run in runs:
+        if run.problem is not None:
+            record_failure(run, run.problem, is_fault_of_plugin=True)
+            on_event(Failed(name=run.name, message=run.problem))
+    runs = [run for run in runs if run.problem is None]
+    if not runs:
+        return False
     devices = split_devices(options.device)
     if len(devices) > 1:
         stopped = run_workers(devices, runs, options, pack)

@@ -67,13 +67,16 @@ class Plan(Frozen):
         return texts
 
     def configs(self) -> list[RunConfig]:
-        """Return a config for every size, arm and seed, without duplicates; raises ConfigError."""
+        """Return a config for every size, arm and seed, without duplicates.
+
+        An arm whose plug-in is at fault is among them, as it was asked for; raises ConfigError for anything else.
+        """
         arms, sizes = self.all_arms(), self.sizes or (None,)
         if len(arms) * len(sizes) * len(self.seeds) > MAX_RUNS:
             raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
         configs: dict[str, RunConfig] = {}
         for size, arm in itertools.product(sizes, arms):
-            base = registry.normalize(
+            base = registry.normalize_if_usable(
                 build_config(
                     self.recipe,
                     size=size,

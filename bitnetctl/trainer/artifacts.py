@@ -1,5 +1,6 @@
 """The files of a run in training: its lock, manifest, CSV and checkpoints."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +8,10 @@ from typing import Any
 
 from filelock import Timeout
 
-from bitnetctl.errors import RecordError, RunBusyError, RunRefusedError
+from bitnetctl.errors import PluginError, RecordError, RunBusyError, RunRefusedError, one_line
 from bitnetctl.files import blame, make_folder, remove_leftovers, storage_errors, unwritable_part
 from bitnetctl.locks import Lock
+from bitnetctl.plugins.isolation import intrusions_of
 from bitnetctl.records import (
     Manifest,
     RecordWriter,
@@ -94,12 +96,12 @@ class RunArtifacts:
         self._writer = writer
         self._write_manifest()
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, *, is_fault_of_plugin: bool = False) -> None:
         """Write into the manifest that the run raised an error; the next sweep tries it again."""
         if self._manifest is None:
             self._manifest = read_manifest(self.paths.folder) or self._new_manifest(None, 0, {})
             self._seconds_before = self._manifest.elapsed_seconds
-        self.update("failed", self._manifest.steps_done, message=message)
+        self.update("failed", self._manifest.steps_done, message=message, is_fault_of_plugin=is_fault_of_plugin)
 
     def append(self, row: Row) -> None:
         """Append one CSV row."""
@@ -117,12 +119,19 @@ class RunArtifacts:
         self.update("running", state.step)
 
     def update(
-        self, status: Status, steps_done: int, *, diverged_at: int | None = None, message: str | None = None
+        self,
+        status: Status,
+        steps_done: int,
+        *,
+        diverged_at: int | None = None,
+        message: str | None = None,
+        is_fault_of_plugin: bool = False,
     ) -> None:
         """Write the status of the run into its manifest after syncing its rows."""
         assert self._manifest is not None
         if self._writer is not None:
             self._writer.sync()
+        self._note_put_back()
         csv_sha256 = csv_checksum(self.paths.csv) if status in ("finished", "diverged") else None
         self._manifest = self._manifest.model_copy(
             update={
@@ -130,6 +139,7 @@ class RunArtifacts:
                 "steps_done": steps_done,
                 "diverged_at": diverged_at,
                 "message": message,
+                "is_fault_of_plugin": is_fault_of_plugin,
                 "csv_sha256": csv_sha256,
                 "updated_at": utc_now(),
                 "elapsed_seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
@@ -143,6 +153,15 @@ class RunArtifacts:
         *earlier, last = self._manifest.sessions
         sessions = [*earlier, last.model_copy(update=metadata)]
         self._manifest = self._manifest.model_copy(update={**metadata, "sessions": sessions})
+
+    def _note_put_back(self) -> None:
+        """Note what the plug-ins of the run changed in the process up to now."""
+        assert self._manifest is not None
+        if any(plugin.put_back != intrusions_of(plugin.name) for plugin in self._manifest.plugins):
+            plugins = [
+                plugin.model_copy(update={"put_back": intrusions_of(plugin.name)}) for plugin in self._manifest.plugins
+            ]
+            self.correct(plugins=plugins)
 
     @property
     def rollbacks(self) -> list[Rollback]:
@@ -194,3 +213,20 @@ class RunArtifacts:
     def _write_manifest(self) -> None:
         assert self._manifest is not None
         write_manifest(self.paths.folder, self._manifest)
+
+
+def record_failure(run: ResolvedRun, message: str, *, is_fault_of_plugin: bool) -> None:
+    """Write into the manifest of a run that it raised an error, unless another process holds it or it is damaged."""
+    artifacts = RunArtifacts(run)
+    with contextlib.suppress(RunBusyError, RunRefusedError, RecordError):
+        artifacts.acquire()
+        try:
+            artifacts.fail(message, is_fault_of_plugin=is_fault_of_plugin)
+        finally:
+            artifacts.release()
+
+
+def failure_message(error: Exception) -> str:
+    """Return the message of an error for the manifest; that of a plug-in says all."""
+    text = one_line(error, 2000)
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"

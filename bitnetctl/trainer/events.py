@@ -60,7 +60,7 @@ class RolledBack:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A run raised an error, which is in its manifest; the others continue. Its pack may never have started."""
+    """A run raised an error, which is in its manifest; the others continue, those of its pack as well."""
 
     name: str
     message: str

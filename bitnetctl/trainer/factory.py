@@ -14,21 +14,21 @@ from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack, uncaptured_engine
-from bitnetctl.errors import BitnetctlError, ConfigError, RunEndedError, StoppedBySignal, one_line
+from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
 from bitnetctl.model.parameters import num_parameters
 from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest
 from bitnetctl.trainer import checkpoint, loop
-from bitnetctl.trainer.artifacts import RunArtifacts
+from bitnetctl.trainer.artifacts import RunArtifacts, failure_message, record_failure
 from bitnetctl.trainer.evaluate import Probe
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.provenance import data_metadata, environment
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
+from bitnetctl.trainer.resume import ResumePoint, changes, refuse_other_config, restore, resume_point
 
 
 class TrainerFactory:
@@ -89,6 +89,8 @@ class TrainerFactory:
             start = resume_point(acquired, self.options.resume, self.options.log)
             execution = self.execution(acquired[0].run.effective, start.previous)
             pack = self._make_pack(acquired, tokens, execution)
+            for replica, manifest in zip(pack.replicas, start.manifests, strict=bool(start.manifests)):
+                refuse_other_config(manifest, replica.config)
             stack.callback(torch.set_num_threads, self._threads)
             threads = self._set_threads(pack, start.previous)
             codes = restore(pack, start.checkpoints, tokens.fingerprint) if start.checkpoints else None
@@ -210,10 +212,24 @@ def open_trainer(runs: Sequence[ResolvedRun], options: TrainOptions) -> Iterator
 
 
 def train_runs(runs: Sequence[ResolvedRun], options: TrainOptions) -> Iterator[Event]:
-    """Train runs one after the other, yielding events; ends after a stop."""
+    """Train runs one after the other, yielding events; ends after a stop.
+
+    A run that raises an error that is not bitnetctl's own, or one in the code of a plug-in, is recorded as failed.
+    """
     for run in runs:
-        if (yield from _train_to_its_end(run, options)):
-            return
+        try:
+            if run.problem is not None:
+                raise PluginError(run.problem)
+            if (yield from _train_to_its_end(run, options)):
+                return
+        except PluginError as error:
+            record_failure(run, failure_message(error), is_fault_of_plugin=True)
+            raise
+        except BitnetctlError:
+            raise
+        except Exception as error:
+            record_failure(run, failure_message(error), is_fault_of_plugin=False)
+            raise
 
 
 def _train_to_its_end(run: ResolvedRun, options: TrainOptions) -> Generator[Event, None, bool]:

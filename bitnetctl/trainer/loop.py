@@ -15,10 +15,21 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import memory_in_use
 from bitnetctl.records import Row
 from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.artifacts import RunArtifacts
+from bitnetctl.trainer.artifacts import RunArtifacts, failure_message
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.evaluate import Probe, ternary_health
-from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, RolledBack, Saved, Started, Stopped
+from bitnetctl.trainer.events import (
+    Diverged,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    RolledBack,
+    Saved,
+    Started,
+    Stopped,
+)
 from bitnetctl.trainer.options import TrainOptions
 
 MAX_ROLLBACKS = 3
@@ -66,6 +77,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
         is_saved = saving.is_due(step, is_evaluated) and step < steps
         must_stop = trainer.options.should_stop() and step < steps
 
+        yield from _report_failed(trainer, reported)
         if is_evaluated or is_saved or must_stop:
             pack.mark_diverged(step)
         yield from _report_diverged(trainer, step, reported)
@@ -73,6 +85,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
             yield from _evaluate(trainer, step, clock.tokens_per_second())
         if is_saved or must_stop:
             saving.save(step)
+            yield from _report_failed(trainer, reported)
             yield Saved(step=step)
         if len(reported) == len(pack.replicas):
             break
@@ -84,6 +97,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
         if is_tick:
             yield Progress(step=step, losses=pack.loss_R.tolist(), memory_bytes=memory_in_use(pack.device))
     _finish(trainer)
+    yield from _report_failed(trainer, reported)
     yield Finished(step=steps)
 
 
@@ -117,7 +131,7 @@ def _step_values(pack: Pack, run: int, step: int) -> dict[str, float | int]:
 def _report_diverged(trainer: Trainer, step: int, reported: set[int]) -> Iterator[Event]:
     """Roll each newly diverged run back, or write its last row, with the values that are not finite."""
     for run, replica in enumerate(trainer.pack.replicas):
-        if replica.diverged_at is not None and run not in reported:
+        if replica.diverged_at is not None and replica.failure is None and run not in reported:
             reported.add(run)
             tensor = trainer.pack.first_nonfinite_tensor(run)
             if trainer.options.on_divergence == "rollback" and len(trainer.artifacts[run].rollbacks) < MAX_ROLLBACKS:
@@ -129,6 +143,16 @@ def _report_diverged(trainer: Trainer, step: int, reported: set[int]) -> Iterato
             trainer.artifacts[run].update("diverged", step, diverged_at=replica.diverged_at, message=message)
             yield Evaluated(run=run, row=row)
             yield Diverged(run=run, step=replica.diverged_at)
+
+
+def _report_failed(trainer: Trainer, reported: set[int]) -> Iterator[Event]:
+    """Record each run that the code of a plug-in has ended; the others continue."""
+    for run, error in trainer.pack.failed:
+        if run not in reported:
+            reported.add(run)
+            artifacts = trainer.artifacts[run]
+            artifacts.fail(failure_message(error), is_fault_of_plugin=True)
+            yield Failed(name=artifacts.name, message=failure_message(error))
 
 
 def _roll_back(trainer: Trainer, run: int, diverged_at: int, tensor: str) -> RolledBack:
@@ -163,7 +187,10 @@ def _finish(trainer: Trainer) -> None:
     for run, _ in trainer.pack.alive:
         artifacts = trainer.artifacts[run]
         if trainer.options.keep_weights:
-            artifacts.save(_checkpoint(trainer, run, steps, resumable=False))
+            with trainer.pack.failing_alone(run):
+                artifacts.save(_checkpoint(trainer, run, steps, resumable=False))
+            if trainer.pack.replicas[run].failure is not None:
+                continue
             checkpoint.keep_only(artifacts.paths.checkpoints, steps)
         artifacts.update("finished", steps)
         if not trainer.options.keep_weights:
@@ -191,7 +218,8 @@ class _Saving:
         """Save every run that has not diverged."""
         start = time.perf_counter()
         for run, _ in self._trainer.pack.alive:
-            self._trainer.artifacts[run].save(_checkpoint(self._trainer, run, step, resumable=True))
+            with self._trainer.pack.failing_alone(run):
+                self._trainer.artifacts[run].save(_checkpoint(self._trainer, run, step, resumable=True))
         self._saved_at = time.perf_counter()
         self._cost_seconds = self._saved_at - start
 

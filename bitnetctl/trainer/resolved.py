@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import ConfigError, PluginError, RecordError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest, PlannedRuns, RunPaths
+from bitnetctl.records.recorded import RunsFolder
 from bitnetctl.records.status import ended
 
 
@@ -17,7 +18,8 @@ class ResolvedRun:
 
     `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
     needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph. `planned`
-    goes into its manifest.
+    goes into its manifest. `problem` is the error of a plug-in that keeps it from being trained. `other_settings` is
+    (name, text): a run that differs in the settings of its plug-ins only, and how, where this one is not there yet.
     """
 
     config: RunConfig
@@ -26,6 +28,8 @@ class ResolvedRun:
     paths: RunPaths
     capturable_step: bool
     planned: PlannedRuns
+    problem: str | None = None
+    other_settings: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -37,7 +41,7 @@ class ResolvedRun:
 
         Raises ConfigError where its name is taken by another config, RecordError for a damaged manifest or CSV.
         """
-        return ended(self.paths, self.config_hash)
+        return ended(self.paths, self.config_hash, self.config)
 
     def has_ended(self) -> bool:
         """Whether it has finished or diverged; one with damaged files has not."""
@@ -47,19 +51,30 @@ class ResolvedRun:
             return False
 
 
-def resolve(config: RunConfig, runs_dir: Path, name: str | None = None) -> ResolvedRun:
-    """Resolve a run that is planned alone.
+def resolve(
+    config: RunConfig, runs_dir: Path, name: str | None = None, *, folder: RunsFolder | None = None
+) -> ResolvedRun:
+    """Resolve a run that is planned alone; `folder` is `runs_dir`, if it is listed already.
 
-    Raises ConfigError for interventions that cannot be used and for names that cannot be files.
+    Raises ConfigError for interventions that cannot be used and for names that cannot be files; an error in the code
+    of a plug-in is the run's `problem`.
     """
-    composition = registry.compose(config.interventions)
+    effective, capturable_step, problem = config, False, None
+    try:
+        composition = registry.compose(config.interventions)
+        effective, capturable_step = composition.configure(config), composition.capturable_step
+    except PluginError as error:
+        problem = str(error)
+    found = (folder or RunsFolder(runs_dir)).find(config, name)
     return ResolvedRun(
         config=config,
-        effective=composition.configure(config),
-        config_hash=config.hash,
-        paths=RunPaths(runs_dir, name or config.run_name),
-        capturable_step=composition.capturable_step,
+        effective=effective,
+        config_hash=found.config_hash,
+        paths=found.paths,
+        capturable_step=capturable_step,
         planned=PlannedRuns(seeds=[config.seed], arms=[config.arm]),
+        problem=problem,
+        other_settings=(found.other, found.differing) if found.other and found.differing else None,
     )
 
 
@@ -74,8 +89,22 @@ def resolve_all(configs: Sequence[RunConfig], runs_dir: Path) -> list[ResolvedRu
     seeds: dict[str, set[int]] = {}
     for key, config in zip(but_for_seed, configs, strict=True):
         seeds.setdefault(key, set()).add(config.seed)
+    folder = RunsFolder(runs_dir)
     planned = {key: PlannedRuns(seeds=sorted(of_config), arms=arms) for key, of_config in seeds.items()}
     return [
-        replace(resolve(config, runs_dir), planned=planned[key])
+        replace(resolve(config, runs_dir, folder=folder), planned=planned[key])
         for key, config in zip(but_for_seed, configs, strict=True)
     ]
+
+
+def other_code(run: ResolvedRun) -> list[str]:
+    """Return the plug-ins of a run that has ended whose code is not what it was trained with, as far as is known."""
+    if not run.config.interventions or run.problem is not None:
+        return []
+    try:
+        manifest = run.ended()
+    except ConfigError:
+        return []
+    now = {plugin.name: plugin.source_sha256 for plugin in registry.plugin_infos(run.config.interventions)}
+    plugins = manifest.plugins if manifest is not None else []
+    return [one.name for one in plugins if one.source_sha256 is not None and one.source_sha256 != now.get(one.name)]

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CheckpointError, ConfigError, one_line
 from bitnetctl.records import Manifest, read_manifest
+from bitnetctl.records.recorded import differences
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.options import Log, Resume
+from bitnetctl.units import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,26 @@ def _require_alike(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         actual, wanted = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
         if actual != wanted:
             raise ValueError(f"{name} is {actual}, not {wanted}")
+
+
+def refuse_other_config(previous: Manifest | None, effective: RunConfig) -> None:
+    """Raise CheckpointError where the interventions of a run to be resumed give another config than they gave before.
+
+    Their `configure` may read what is not in the config of the run: the environment, a file, another version of itself.
+    """
+    if previous is None or previous.effective_config is None:
+        return
+    try:
+        recorded = parse_config(previous.effective_config)
+    except ConfigError:
+        return
+    unchanged = {"interventions": ()}
+    texts = differences(recorded.model_copy(update=unchanged), effective.model_copy(update=unchanged))
+    if texts:
+        raise CheckpointError(
+            f"run {previous.run}: its interventions give another config than before: {listed(texts)}; put back what "
+            "they read, or start over under another --name"
+        )
 
 
 def changes(previous: Manifest, metadata: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.testing import check_contract
 
@@ -118,9 +118,9 @@ def test_a_sound_intervention_passes() -> None:
     [
         (LooseSettings, "takes unknown keys"),
         (Impure, "learning_rate is not a pure function of the step"),
-        (Negative, "weight_decay is negative or not finite"),
-        (NotFinite, "learning_rate is negative or not finite"),
-        (Infinite, "weight_decay is negative or not finite"),
+        (Negative, "weight_decay returned .* must be finite and not negative"),
+        (NotFinite, "learning_rate returned nan at step 40; it must be finite and not negative"),
+        (Infinite, "weight_decay returned .* must be finite and not negative"),
         (NoConfig, "configure returned dict"),
         (BadConfig, "steps"),
         (Unsteady, "configure returns different configs"),
@@ -140,5 +140,5 @@ def test_a_broken_contract_is_found(kind: type[Intervention], finding: str) -> N
 def test_settings_are_checked_too() -> None:
     with pytest.raises(ValueError, match="factor"):
         check_contract(Sound, {"factor": "much"})
-    with pytest.raises(AssertionError, match="negative"):
+    with pytest.raises(PluginError, match="not negative"):
         check_contract(Sound, {"factor": -1.0})

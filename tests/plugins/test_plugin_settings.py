@@ -200,8 +200,8 @@ def test_the_manifest_names_the_plugins(
     assert manifest.plugins[0].module == "made_up_counting"
     assert manifest.plugins[0].source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert manifest.config["interventions"] == [
-        {"name": "counting", "settings": {}},
-        {"name": "reduced-lr", "settings": {"peak": 1e-3}},
+        {"name": "counting", "settings": {}, "defaults": {"factor": 0.0}, "file": None},
+        {"name": "reduced-lr", "settings": {"peak": 1e-3}, "defaults": {"factor": None}, "file": None},
     ]
     assert manifest.effective_config is not None
     assert manifest.effective_config["schedule"]["peak_learning_rate"] == pytest.approx(1e-3)

@@ -398,7 +398,7 @@ def test_list_as_json(tmp_path: Path) -> None:
         "hooks": ["learning_rate"],
         "settings": {"factor": {"default": 0.5, "title": "Factor", "type": "number"}},
     }
-    assert rows["unwell"]["problem"] == "RuntimeError: broken"
+    assert rows["unwell"]["problem"] == f"RuntimeError: broken ({tmp_path / 'two' / 'made_up_unwell.py'}:1)"
     assert (rows["unwell"]["summary"], rows["unwell"]["settings"], rows["unwell"]["hooks"]) == (None, {}, [])
     assert rows["no-decay"]["settings"] == {}
     assert set(rows["wd-schedule"]["settings"]) == {"preset", "stage1", "stage2", "boundary"}

@@ -19,6 +19,7 @@ from bitnetctl.config import canonical_hash, parse_config
 from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginInfo, RunPaths, load_run, read, read_manifest
+from bitnetctl.records.recorded import RunsFolder
 from bitnetctl.trainer import checkpoint, loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.options import TrainOptions
@@ -84,8 +85,11 @@ def test_a_config_has_the_hash_it_had(old: Old) -> None:
         config = parse_config(manifest.config)
         assert config.hash == manifest.config_hash == expected
         assert config.run_name == name
-        # settings left at their default still have the default
-        assert registry.normalize(config) == config
+        # settings left at their default still have the default, so that the run is found by them under its old name
+        normalized = registry.normalize(config)
+        assert [str(spec) for spec in normalized.interventions] == [str(spec) for spec in config.interventions]
+        found = RunsFolder(old.folder / "runs").find(normalized)
+        assert (found.paths.name, found.config_hash) == (name, expected)
 
 
 def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:
