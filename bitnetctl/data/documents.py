@@ -136,11 +136,12 @@ def _lines(path: Path, form: Format) -> Iterator[tuple[int, int, bytes]]:
                 yield number, offset + len(mark), line[len(mark) :]
                 offset += len(line)
             return
-        try:
-            for number, text in enumerate(io.TextIOWrapper(file, encoding=form.encoding, newline="\n"), 1):
-                yield number, 0, text.encode()
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, form.encoding, error.start, b"") from error
+        with io.TextIOWrapper(file, encoding=form.encoding, newline="\n") as lines:
+            try:
+                for number, text in enumerate(lines, 1):
+                    yield number, 0, text.encode()
+            except UnicodeDecodeError as error:
+                raise not_utf8(path, form.encoding, error.start, b"") from error
 
 
 def _parquet_pieces(path: Path, reading: Reading) -> Iterator[Piece]:

@@ -96,28 +96,34 @@ def find_repeats(blocks: Iterable[tuple[str, bool]], *, scale: int) -> Repeats:
             trained.append(_key(text[start:end]))
             start = end
     keys = np.frombuffer(held_out.keys, np.uint64)
-    is_repeated = np.isin(keys, np.frombuffer(trained, np.uint64)).tolist()
-    is_blank = (keys == _BLANK).tolist()
-    repeats = _repeats(held_out, is_repeated, is_blank, scale, long=scale // 4)
+    is_blank = keys == _BLANK
+    is_repeated = np.isin(keys, np.frombuffer(trained, np.uint64)) & ~is_blank
+    known = bytearray(is_repeated), bytearray(is_blank)
+    repeats = _repeats(held_out, *known, long=scale // 4, near=scale // 8)
     if repeats.characters > _MUCH * repeats.held_out_characters:
         # a text that is repeated at length: also what is left of that at the edges of blocks
-        return _repeats(held_out, is_repeated, is_blank, scale, long=scale // 16)
+        return _repeats(held_out, *known, long=scale // 16, near=scale // 8)
     return repeats
 
 
-def _repeats(held_out: _Units, is_repeated: list[bool], is_blank: list[bool], scale: int, *, long: int) -> Repeats:
+def _repeats(held_out: _Units, is_repeated: bytearray, is_blank: bytearray, *, long: int, near: int) -> Repeats:
+    """Return the spans of every block by the flags of its units."""
     spans: dict[int, list[Span]] = {}
     first = characters = 0
     for number, count in enumerate(held_out.counts):
-        units = slice(first, first + count)
-        first += count
-        ends = held_out.ends[units]
+        ends = held_out.ends[first : first + count]
         characters += ends[-1]
-        if any(is_repeated[units]):
-            found = _spans(ends, held_out.closing[units], is_repeated[units], is_blank[units], long)
-            if found:
-                spans[number] = _widened(found, ends[-1], long=long, near=scale // 8)
-    return Repeats(spans=spans, held_out_characters=characters)
+        start = begin = 0
+        for unit in range(count):
+            if held_out.closing[first + unit]:
+                document = slice(first + begin, first + unit + 1)
+                if any(is_repeated[document]):
+                    bounds = [start, *ends[begin : unit + 1]]
+                    found = _spans(bounds, is_repeated[document], is_blank[document], long=long, near=near)
+                    spans.setdefault(number, []).extend(found)
+                start, begin = ends[unit], unit + 1
+        first += count
+    return Repeats(spans={number: found for number, found in spans.items() if found}, held_out_characters=characters)
 
 
 def units(text: str, shortest: int) -> Iterator[tuple[int, bool]]:
@@ -158,43 +164,23 @@ def _key(unit: str) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
-def _spans(
-    ends: Sequence[int], closing: bytearray, is_repeated: Sequence[bool], is_blank: Sequence[bool], long: int
-) -> list[Span]:
-    """Return the spans of one block: whole documents, and runs of at least `long` characters."""
-    starts = [0, *ends[:-1]]
-    is_left_out = [False] * len(ends)
-    first = 0
-    for last, closes in enumerate(closing):
-        if closes:
-            document = range(first, last + 1)
-            if all(is_repeated[index] or is_blank[index] for index in document):
-                is_left_out[first : last + 1] = [any(is_repeated[index] for index in document)] * len(document)
-            first = last + 1
-    for repeated, indices in groupby(range(len(ends)), key=lambda index: is_repeated[index] or is_left_out[index]):
-        run = list(indices)
-        if repeated and ends[run[-1]] - starts[run[0]] >= long:
-            # the equal text may go on to the middle of the next unit
-            around = range(max(0, run[0] - 1), min(len(ends), run[-1] + 2))
-            is_left_out[around.start : around.stop] = [True] * len(around)
-    spans = []
-    for left_out, indices in groupby(range(len(ends)), key=is_left_out.__getitem__):
-        run = list(indices)
-        if left_out:
-            spans.append(Span(starts[run[0]], ends[run[-1]]))
-    return spans
+def _spans(bounds: Sequence[int], is_repeated: bytearray, is_blank: bytearray, *, long: int, near: int) -> list[Span]:
+    """Return the spans of one document, or its part in a block: all of it, or runs of at least `long` characters.
 
-
-def _widened(spans: Sequence[Span], end: int, *, long: int, near: int) -> list[Span]:
-    """Return spans with what lies between two long ones, or a long one and the edge of the block, where that is short.
-
-    At the edges of blocks, of either side, equal text gives other units.
+    `bounds` are the start of the first unit and the ends of all. At the edges of blocks, of either side, equal text
+    gives other units: a run takes a unit more at each end, and what is no longer than `near` up to the next run, or to
+    the edge.
     """
-    merged: list[Span] = []
-    for span in spans:
-        is_long = span.end - span.start >= long
-        start = 0 if is_long and not merged and span.start <= near else span.start
-        if merged and is_long and merged[-1].end - merged[-1].start >= long and span.start - merged[-1].end <= near:
-            start = merged.pop().start
-        merged.append(Span(start, end if is_long and end - span.end <= near else span.end))
-    return merged
+    if all(map(max, is_repeated, is_blank)):
+        return [Span(bounds[0], bounds[-1])]
+    spans: list[Span] = []
+    for repeated, indices in groupby(range(len(is_repeated)), key=is_repeated.__getitem__):
+        run = list(indices)
+        if not repeated or bounds[run[-1] + 1] - bounds[run[0]] < long:
+            continue
+        start, end = bounds[max(0, run[0] - 1)], bounds[min(len(is_repeated), run[-1] + 2)]
+        previous = spans[-1].end if spans else bounds[0]
+        if start - previous <= near:
+            start = spans.pop().start if spans else bounds[0]
+        spans.append(Span(start, bounds[-1] if bounds[-1] - end <= near else end))
+    return spans

@@ -193,11 +193,11 @@ def _refuse_binary(path: Path, head: bytes) -> None:
     position = head.find(b"\x00")
     if position < 0:
         return
-    for encoding in ("utf-16-le", "utf-16-be"):
+    for encoding in ("UTF-16LE", "UTF-16BE"):
         with contextlib.suppress(UnicodeDecodeError):
             text = head[: len(head) // 2 * 2].decode(encoding)
             if sum(each.isascii() and (each.isprintable() or each.isspace()) for each in text) > 0.9 * len(text):
-                remedy = f"convert it (iconv -f {encoding.upper().replace('-', '', 1)} -t UTF-8 {path.name} > new.txt)"
+                remedy = f"convert it (iconv -f {encoding} -t UTF-8 {path.name} > new.txt)"
                 raise BadDocumentError(path, "UTF-16 without a byte-order mark", remedy)
     raise binary(path, position)
 
