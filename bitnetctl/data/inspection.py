@@ -62,9 +62,12 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/")
 _ANNEX = re.compile(rb"\s*(\.\./)*/?(\.git/)?annex/objects/\S+\s*\Z")
+# only a title that is nothing but a status: pages about errors are text like any other
 _HTML_ERROR = re.compile(
-    rb"\s*(<!doctype html|<html).*<title[^>]*>[^<]*"
-    rb"(\b[45]\d\d\b|not found|access denied|forbidden|unauthorized|error|sign in|log in)[^<]*</title>",
+    rb"\s*(<!doctype html|<html).*?<title[^>]*>\s*("
+    rb"(error:? )?[45]\d\d\b|(page )?not found|access denied|forbidden|unauthorized|service unavailable|bad gateway|"
+    rb"sign in|log in|just a moment|attention required|google drive - (quota|virus)"
+    rb")[^<]{0,40}</title>",
     re.IGNORECASE | re.DOTALL,
 )
 _XML_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error><Code>\w+</Code>")

@@ -115,6 +115,7 @@ def test_text_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
 ANNEX = b"/annex/objects/SHA256E-s7--00.txt\n"
 PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body></body></html>\n"
+PROSE = "<html><head><title>Errors that are not found in tests</title></head>text</html>\n"
 S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>'
 
 
@@ -186,7 +187,13 @@ def test_a_bad_file_is_named_with_its_remedy_or_left_out(
 
 
 def test_ordinary_text_that_looks_strange(tmp_path: Path) -> None:
-    for text in ("version https://example.org\n", "BZh and ORC and PK\n", "<html><title>A page</title>\n", "[1] a\n"):
+    for text in (
+        "version https://example.org\n",
+        "BZh and ORC and PK\n",
+        "<html><title>A page</title>\n",
+        "[1] a\n",
+        PROSE,
+    ):
         (tmp_path / "a.txt").write_text(text)
         assert read(tmp_path / "a.txt") == text
     (tmp_path / "page.html").write_bytes(PAGE)
