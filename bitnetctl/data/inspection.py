@@ -42,7 +42,7 @@ _NAMES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 
 _UNPACK = "unpack it and name the text files in it"
 _CONVERT = "convert it to .parquet, .jsonl or .txt"
-_NOT_TOKENS = "tokens and arrays are not read, give the text that they were made from"
+_NOT_TOKENS = "tokens and arrays are not read: give the text that they were made from"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK),
     (b"PK\x05\x06", "an empty zip archive", _UNPACK),
@@ -155,7 +155,7 @@ def not_utf8(path: Path, encoding: str, offset: int, content: bytes) -> BadDocum
 def binary(path: Path, offset: int) -> BadDocumentError:
     """Return the error for a NUL byte."""
     what = f"binary, not text (byte offset {offset})"
-    return BadDocumentError(path, "binary, not text", f"{_NOT_TOKENS}; UTF-16 needs a byte-order mark", what)
+    return BadDocumentError(path, "binary, not text", f"{_NOT_TOKENS} (UTF-16 needs a byte-order mark)", what)
 
 
 def _inner_name(path: Path) -> str:

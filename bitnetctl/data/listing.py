@@ -61,9 +61,10 @@ def named_files(spec: str, pattern: str) -> list[Path]:
             f"data source {spec}: the pattern matches folders only; use 'file:{pattern.rstrip('/')}/*.txt', "
             "or ** for any depth"
         )
+    braces = "; {a,b} is no pattern" if "{" in pattern else ""
     if not glob.has_magic(pattern):
-        raise DataError(f"data source {spec}: there is no such file")
-    raise DataError(f"data source {spec}: the glob matches no file; hidden files must be named, {{a,b}} is no pattern")
+        raise DataError(f"data source {spec}: there is no such file{braces}")
+    raise DataError(f"data source {spec}: the glob matches no file; hidden files must be named{braces}")
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:

@@ -98,6 +98,7 @@ def test_what_names_no_file(tmp_path: Path) -> None:
     assert "there is no such file" in failure(f"file:{tmp_path}/b.txt")
     assert "there is no such file" in failure(f"file:{tmp_path}/deep/a.txt/b.txt")
     assert "the glob matches no file" in failure(f"file:{tmp_path}/*.txt")
+    assert "there is no such file; {a,b} is no pattern" in failure(f"file:{tmp_path}/{{a,b}}.txt")
     assert "the pattern matches folders only" in failure(f"file:{tmp_path}/*")
     assert f"is a folder; use 'file:{tmp_path}/deep/**/*.txt'" in failure(f"file:{tmp_path}/deep/")
     assert "there is no such file" in failure(f"file:{tmp_path}/{'x' * 5000}")
