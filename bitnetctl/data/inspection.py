@@ -20,6 +20,7 @@ from bitnetctl.errors import DataError, one_line
 Kind = Literal["text", "jsonl", "parquet"]
 
 _HEAD_BYTES = 1 << 14
+_MAGIC_BYTES = 10
 _AGAIN = "download it again"
 
 
@@ -97,8 +98,10 @@ def inspect(path: Path) -> Format:
             raise BadDocumentError(path, "empty file", f"{_AGAIN} or remove it", "an empty file (0 bytes)")
         if raw.startswith(b"PAR1"):
             return Format("parquet", "")
-        with open_bytes(path) as content:
-            head = content.read(_HEAD_BYTES)
+        head = raw
+        if _compression(path, raw) is not None:
+            with open_bytes(path) as content:
+                head = content.read(_HEAD_BYTES)
     _refuse_other_formats(path, head)
     name = _inner_name(path)
     if name.endswith(".parquet"):
@@ -114,12 +117,22 @@ def inspect(path: Path) -> Format:
 
 def open_bytes(path: Path) -> BinaryIO:
     """Open a file for reading, decompressed by its first bytes, or as its name says where these are unknown."""
-    with path.open("rb") as file:
-        head = file.read(10)
-    suffix = next((suffix for suffix, (magic, _) in _OPENERS.items() if magic.match(head)), None)
-    if suffix is None and path.suffix.lower() in _OPENERS:
-        suffix = path.suffix.lower()
-    return path.open("rb") if suffix is None else cast(BinaryIO, _OPENERS[suffix][1](path, "rb"))
+    file = path.open("rb")
+    suffix = _compression(path, file.read(_MAGIC_BYTES))
+    if suffix is None:
+        file.seek(0)
+        return file
+    file.close()
+    return cast(BinaryIO, _OPENERS[suffix][1](path, "rb"))
+
+
+def _compression(path: Path, head: bytes) -> str | None:
+    """Return the suffix of the compression of a file, None if it is not compressed."""
+    for suffix, (magic, _) in _OPENERS.items():
+        if magic.match(head):
+            return suffix
+    suffix = path.suffix.lower()
+    return suffix if suffix in _OPENERS else None
 
 
 @contextlib.contextmanager

@@ -238,6 +238,17 @@ def test_a_fault_at_the_end_of_a_file_leaves_out_all_of_it(tmp_path: Path) -> No
     assert source.skipped == {"damaged gzip file": 1, "not UTF-8": 1, "text is null": 3}
 
 
+@pytest.mark.parametrize("names", [("a.gz", "b.gz"), ("b.gz", "a.gz")])
+def test_half_a_download_does_not_hide_the_whole(tmp_path: Path, names: tuple[str, str]) -> None:
+    text = prose(2000)
+    (tmp_path / names[0]).write_bytes(gzip.compress(text.encode())[:-9])
+    (tmp_path / names[1]).write_bytes(gzip.compress(text.encode()))
+    source = open_source(f"file:{tmp_path}/*", Reading(skip=True))
+    assert [path.name for path in source.files] == [names[1]]
+    assert (source.copies, source.skipped) == (0, {"damaged gzip file": 1})
+    assert f"{names[0]}: damaged gzip file" in failure(f"file:{tmp_path}/*")
+
+
 @pytest.mark.parametrize(
     ("row", "problem", "reason"),
     [
