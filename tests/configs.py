@@ -37,6 +37,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "data.source": st.text(min_size=1),
     "data.held_out_source": st.none() | st.text(),
     "data.held_out_fraction": st.floats(0.01, 0.99),
+    "data.text_field": st.text("abc._", min_size=1, max_size=8),
+    "data.on_bad_document": st.sampled_from(["error", "skip"]),
     "data.tokenizer": st.text(min_size=1),
     "data.order": st.sampled_from(["sequential", "shuffled"]),
     "data.batch_size": SMALL,

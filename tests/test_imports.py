@@ -45,7 +45,16 @@ INSIDE = {
         "inventory",
         "bundle __init__",
     ),
-    "data": ("sources bpe", "split tokenizer", "store", "batches probe", "__init__"),
+    "data": (
+        "listing bpe",
+        "inspection tokenizer duplicates",
+        "documents copies",
+        "sources",
+        "split",
+        "store",
+        "batches probe",
+        "__init__",
+    ),
     "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (

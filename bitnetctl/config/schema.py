@@ -91,6 +91,12 @@ class DataConfig(Frozen):
         None, description="text of the probe; unset: a part of source that is not trained on"
     )
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    text_field: str = Field(
+        "text", min_length=1, description="key or column with the text of JSON lines, parquet, hf:; nested: meta.text"
+    )
+    on_bad_document: Literal["error", "skip"] = Field(
+        "error", description="files and rows that hold no readable text; skip: leave them out and count them"
+    )
     tokenizer: str = Field(
         "bpe:50257", min_length=1, description="bpe:SIZE | gpt2-files:DIR | file:tokenizer.json | hf:NAME"
     )

@@ -1,28 +1,28 @@
 """Text sources: the standard library, files and Hugging Face datasets, read document by document."""
 
-import codecs
-import contextlib
-import glob
-import gzip
 import importlib
-import json
 import os
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any
 
 from bitnetctl.config import did_you_mean
+from bitnetctl.data.copies import SeenFiles
+from bitnetctl.data.documents import Piece as Piece, Reading, column_of, file_pieces, row_piece
+from bitnetctl.data.inspection import inspect
+from bitnetctl.data.listing import BadDocumentError, expand, is_file, is_folder, named_files, real_first
 from bitnetctl.errors import DataError, one_line
+from bitnetctl.units import shortened
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, the work done, and the total work where it is known."""
 
 _SPECS = "stdlib, file:GLOB or hf:DATASET[/CONFIG]"
-_READ_BYTES = 1 << 20
+_MOST_NAMES = 3
+_MOST_REASONS = 5
 # tests, and files that differ between builds of one Python version
 _STDLIB_SKIPPED = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"),
@@ -34,38 +34,21 @@ def no_progress(stage: str, done: int, total: int | None) -> None:
     """A progress callback that does nothing."""
 
 
-def expand(text: str) -> Path:
-    """Return a path with `~` expanded; `~name` of an unknown user stays as it is."""
-    try:
-        return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
-    except ValueError:
-        return Path(text)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file; False for a name that no file system allows."""
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a long name
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder; False for a name that no file system allows."""
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a long name
-
-
-class Piece(NamedTuple):
-    """Part of a document; `ends` is True for its last part."""
-
-    text: str
-    ends: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A text; each call of `pieces` reads it from the start. `files` is empty for a Hugging Face dataset."""
+    """A text; each call of `pieces` reads it from the start. `files` is empty for a Hugging Face dataset.
+
+    `links` and `copies` count files that were named once more, as another name or a copy of a real file, `trained` the
+    files that belong to the training text; none of these is in `files`. `skipped` counts bad files and rows, by reason.
+    """
 
     spec: str
-    files: frozenset[Path]
+    files: tuple[Path, ...]
     pieces: Callable[[], Iterator[Piece]]
+    links: int = 0
+    copies: int = 0
+    trained: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 class ProgressMeter:
@@ -92,20 +75,28 @@ class ProgressMeter:
         self._progress(self._stage, self._done, self._done)
 
 
-def open_source(spec: str) -> Source:
+def open_source(
+    spec: str,
+    reading: Reading | None = None,
+    *,
+    trained: Source | None = None,
+    progress: Progress = no_progress,
+) -> Source:
     """Open the source that a spec names; raises DataError.
 
     `stdlib` is the installed Python standard library without its tests. `file:GLOB` are plain text, `.jsonl` or
-    `.parquet` files, the first two also as `.gz`. `hf:NAME` is the train split of a Hugging Face dataset: `hf:A/B` is
-    dataset B of organization A if there is one, else config B of dataset A; `hf:A/B/C` is config C of A/B.
+    `.parquet` files, the first two also compressed (gzip, bzip2, xz, zstd); each real file is read once. `hf:NAME` is
+    the train split of a Hugging Face dataset: `hf:A/B` is dataset B of organization A if there is one, else config B of
+    dataset A; `hf:A/B/C` is config C of A/B. Files of `trained`, and copies of them, are left out.
     """
     scheme, colon, rest = spec.partition(":")
+    reading = Reading() if reading is None else reading
     if spec == "stdlib":
-        return _stdlib()
+        return _stdlib(trained)
     if scheme == "file" and rest:
-        return _files(spec, rest)
+        return _files(spec, rest, reading, trained, ProgressMeter(progress, "checking text", None))
     if scheme == "hf" and rest:
-        return _hub(spec, rest)
+        return _hub(spec, rest, reading, ProgressMeter(progress, "checking text", None))
     if colon and scheme in ("file", "hf"):
         raise DataError(f"data source {spec!r} names nothing after the colon: expected {_SPECS}")
     if not colon and (is_file(expand(spec)) or is_folder(expand(spec))):
@@ -114,7 +105,7 @@ def open_source(spec: str) -> Source:
     raise DataError(f"unknown data source {spec!r}{hint or ':'} expected {_SPECS}")
 
 
-def _stdlib() -> Source:
+def _stdlib(trained: Source | None) -> Source:
     root = Path(sysconfig.get_path("stdlib"))
     paths: list[Path] = []
     for folder, folders, names in os.walk(root):
@@ -123,147 +114,142 @@ def _stdlib() -> Source:
         paths += [Path(folder, name) for name in scripts]
     if not paths:
         raise DataError(f"data source stdlib: no Python source under {root}; use file:GLOB")
-    paths.sort(key=Path.as_posix)
+    known = _seen(trained)
+    files = tuple(path for path in sorted(paths, key=Path.as_posix) if known is None or _trained(path, known) is None)
+    if not files:
+        raise DataError("data.held_out_source stdlib: every file of it is also in data.source; give other text")
 
     def pieces() -> Iterator[Piece]:
-        for path in paths:
+        for path in files:
             try:
                 text = path.read_bytes().decode()
             except (OSError, UnicodeDecodeError):
                 continue
             yield Piece(text, True)
 
-    return Source(spec="stdlib", files=frozenset(paths), pieces=pieces)
+    return Source(spec="stdlib", files=files, pieces=pieces, trained=len(paths) - len(files), skipped={})
 
 
-def _files(spec: str, pattern: str) -> Source:
-    literal = expand(pattern)
-    if is_folder(literal):
-        raise DataError(f"data source {spec}: is a folder; use 'file:{pattern.rstrip('/')}/**/*.txt' or the like")
-    # Path.glob takes no absolute pattern
-    names = [literal] if is_file(literal) else map(Path, glob.glob(str(literal), recursive=True))  # noqa: PTH207
-    paths = sorted({path for path in names if is_file(path)}, key=Path.as_posix)
-    if not paths:
-        is_glob = glob.has_magic(pattern)
-        raise DataError(f"data source {spec}: {'the glob matches no file' if is_glob else 'there is no such file'}")
+def _files(spec: str, pattern: str, reading: Reading, trained: Source | None, meter: ProgressMeter) -> Source:
+    chosen = _Chosen(_seen(trained), reading, meter)
+    for path in real_first(named_files(spec, pattern)):
+        chosen.add(path)
+    if chosen.faults and not reading.skip:
+        raise _all_faults(chosen.faults)
+    files = tuple(sorted(chosen.files, key=Path.as_posix))
+    if not files and chosen.trained:
+        path, other = chosen.trained[0]
+        what = f"a copy of {other}, which is in" if path != other else "also in"
+        raise DataError(
+            f"data.held_out_source {spec}: {path} is {what} data.source {trained.spec if trained else ''}; "
+            "held-out text must not be trained on, give other text"
+        )
+    if not files:
+        raise DataError(f"data source {spec}: no usable file is left ({counted(reading.skipped)})")
+
+    def pieces() -> Iterator[Piece]:
+        again = reading.again()
+        return chain.from_iterable(file_pieces(path, again) for path in files)
+
     return Source(
         spec=spec,
-        files=frozenset(path.resolve() for path in paths),
-        pieces=lambda: chain.from_iterable(map(_file_pieces, paths)),
+        files=files,
+        pieces=pieces,
+        links=chosen.links,
+        copies=chosen.copies,
+        trained=len(chosen.trained),
+        skipped=dict(reading.skipped),
     )
 
 
-def _file_pieces(path: Path) -> Iterator[Piece]:
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith(".parquet"):
-        return _parquet_pieces(path)
-    if name.endswith(".jsonl"):
-        return _jsonl_pieces(path)
-    return _text_pieces(path)
+class _Chosen:
+    """The files of a source that are read: each real file once, no copies, no bad ones."""
 
+    def __init__(self, known: SeenFiles | None, reading: Reading, meter: ProgressMeter) -> None:
+        self.files: list[Path] = []
+        self.links = self.copies = 0
+        self.trained: list[tuple[Path, Path]] = []
+        self.faults: list[BadDocumentError] = []
+        self._seen, self._known = SeenFiles(), known
+        self._reading, self._meter = reading, meter
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-@contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file: {one_line(error)}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
-
-
-def _not_utf8(path: Path, offset: int) -> DataError:
-    return DataError(f"{path}: not UTF-8 at byte offset {offset}; convert the file to UTF-8")
-
-
-def _text_pieces(path: Path) -> Iterator[Piece]:
-    # utf-8-sig drops a byte-order mark
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    read = 0
-    with _read_errors(path), _open(path) as file:
+    def add(self, path: Path) -> None:
+        """Take a file, or count why it is not taken."""
         try:
-            while chunk := file.read(_READ_BYTES):
-                read += len(chunk)
-                yield Piece(decoder.decode(chunk), False)
-            yield Piece(decoder.decode(b"", final=True), True)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, read - len(error.object) + error.start) from error
+            inspect(path)
+            if self._is_counted(path):
+                return
+            if self._reading.skip:
+                # a fault may stand at the end of a file, of which nothing must be read then
+                trial = self._reading.again()
+                for piece in file_pieces(path, trial):
+                    self._meter.add(len(piece.text))
+                self._reading.skipped.update(trial.skipped)
+        except BadDocumentError as error:
+            self.faults.append(error)
+            self._reading.skipped[error.reason] += 1
+        else:
+            self.files.append(path)
+
+    def _is_counted(self, path: Path) -> bool:
+        if self._seen.same_file(path) is not None:
+            self.links += 1
+            return True
+        if self._known is not None and (other := _trained(path, self._known)) is not None:
+            self.trained.append((path, other))
+            return True
+        if self._seen.copy_of(path) is not None:
+            self.copies += 1
+            return True
+        self._seen.add(path)
+        return False
 
 
-def _jsonl_pieces(path: Path) -> Iterator[Piece]:
-    read = 0
-    with _read_errors(path), _open(path) as file:
-        for number, line in enumerate(file, 1):
-            read += len(line)
-            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not content.strip():
-                continue
-            try:
-                value = json.loads(content.decode())
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, read - len(content) + error.start) from error
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not a line of JSON: {one_line(error)}") from error
-            text = value.get("text") if isinstance(value, dict) else None
-            if not isinstance(text, str):
-                raise DataError(f'{path}:{number}: no text; expected an object such as {{"text": "..."}}')
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"{path}:{number}: the text holds half of a surrogate pair") from error
-            yield Piece(text, True)
+def _seen(source: Source | None) -> SeenFiles | None:
+    if source is None:
+        return None
+    seen = SeenFiles()
+    for path in source.files:
+        seen.add(path)
+    return seen
 
 
-def _parquet_pieces(path: Path) -> Iterator[Piece]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'bitnetctl[parquet]'") from error
-    row = 0
-    with _read_errors(path):
-        try:
-            with parquet.ParquetFile(path) as file:
-                _require_text_column(file.schema_arrow.names, str(path))
-                batches = file.iter_batches(columns=["text"])
-                texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-                for row, text in enumerate(texts, 1):
-                    yield _row_piece(text, row, str(path))
-        except pyarrow.ArrowException as error:
-            raise DataError(f"{path}: not a readable parquet file: {one_line(error)}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: the text column is not UTF-8 after row {row}") from error
+def _trained(path: Path, known: SeenFiles) -> Path | None:
+    """Return the file of the training text that a file is, or is a copy of."""
+    return path if known.same_file(path) is not None else known.copy_of(path)
 
 
-def _hub(spec: str, name: str) -> Source:
+def _all_faults(faults: list[BadDocumentError]) -> DataError:
+    if len(faults) == 1:
+        return faults[0]
+    others = shortened([f"{fault.where} ({fault.reason})" for fault in faults[1:]], _MOST_NAMES)
+    return DataError(f"{faults[0]}; also bad: {others}")
+
+
+def counted(reasons: dict[str, int]) -> str:
+    """Return reasons with their counts as text, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return shortened([f"{count} × {reason}" for reason, count in ordered], _MOST_REASONS)
+
+
+def _hub(spec: str, name: str, reading: Reading, meter: ProgressMeter) -> Source:
     parts = name.split("/")
     if len(parts) > 3 or not all(parts):
         raise DataError(f"data source {spec}: expected hf:NAME, hf:ORG/NAME, hf:NAME/CONFIG or hf:ORG/NAME/CONFIG")
     whole, with_config = [name], name.rsplit("/", 1)
     dataset = _load_hub(spec, {1: [whole], 2: [whole, with_config], 3: [with_config]}[len(parts)])
-    _require_text_column(dataset.column_names, f"data source {spec}")
-    rows = dataset.select_columns(["text"])
+    column = column_of(dataset.column_names, f"data source {spec}", reading)
+    rows = dataset.select_columns([column])
 
-    def pieces() -> Iterator[Piece]:
-        texts = chain.from_iterable(batch["text"] for batch in rows.iter(batch_size=1000))
-        return (_row_piece(text, row, f"data source {spec}") for row, text in enumerate(texts, 1))
+    def read(reading: Reading) -> Iterator[Piece]:
+        values: Iterable[Any] = chain.from_iterable(batch[column] for batch in rows.iter(batch_size=1000))
+        for row, value in enumerate(values, 1):
+            yield from row_piece({column: value}, f"data source {spec}: row {row}", reading)
 
-    return Source(spec=spec, files=frozenset(), pieces=pieces)
-
-
-def _require_text_column(columns: list[str], name: str) -> None:
-    if "text" not in columns:
-        raise DataError(f"{name}: no column 'text'; columns: {', '.join(columns)}")
-
-
-def _row_piece(text: object, row: int, name: str) -> Piece:
-    if not isinstance(text, str):
-        raise DataError(f"{name}: row {row} has no text")
-    return Piece(text, True)
+    if reading.skip:
+        for piece in read(reading):
+            meter.add(len(piece.text))
+    return Source(spec=spec, files=(), pieces=lambda: read(reading.again()), skipped=dict(reading.skipped))
 
 
 def _load_hub(spec: str, candidates: list[list[str]]) -> Any:

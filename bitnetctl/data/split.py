@@ -3,21 +3,27 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitnetctl.config import DataConfig
-from bitnetctl.data.sources import Piece, Progress, ProgressMeter, Source, open_source
+from bitnetctl.data.documents import Reading
+from bitnetctl.data.duplicates import Repeats, find_repeats
+from bitnetctl.data.sources import Piece, Progress, ProgressMeter, Source, counted, open_source
 from bitnetctl.errors import DataError
 
 _BLOCK_CHARACTERS = 1 << 16
 
 
 class Block(NamedTuple):
-    """A non-empty part of a document, either trained on or held out; `ends` is True for its last part."""
+    """A non-empty part of a document, either trained on or held out; `ends` is True for its last part.
+
+    `left_out` is True for held-out text that is not used because it is trained on as well.
+    """
 
     text: str
     held_out: bool
     ends: bool
+    left_out: bool = False
 
 
 class TextHash:
@@ -53,7 +59,8 @@ def hash_text(source: Source, progress: Progress) -> TextHash:
         meter.add(len(piece.text))
     meter.finish()
     if not content.characters:
-        raise DataError(f"data source {source.spec}: the text is empty")
+        left_out = f" (left out: {counted(source.skipped)})" if source.skipped else ""
+        raise DataError(f"data source {source.spec}: the text is empty{left_out}; give a source with text")
     return content
 
 
@@ -130,22 +137,16 @@ class SplitText:
 
     @classmethod
     def open(cls, config: DataConfig, progress: Progress) -> "SplitText":
-        """Open and hash the sources; raises DataError, also when held-out text would be trained on."""
-        train = open_source(config.source)
+        """Open and hash the sources; files of the training text are no files of the held-out text. Raises DataError."""
+
+        def reading() -> Reading:
+            return Reading(text_field=config.text_field, skip=config.on_bad_document == "skip")
+
+        train = open_source(config.source, reading(), progress=progress)
         if config.held_out_source is None:
             return cls((_HashedSource(train, hash_text(train, progress), config.held_out_fraction),))
-        held_out = open_source(config.held_out_source)
-        if shared := train.files & held_out.files:
-            raise DataError(
-                f"data.held_out_source {held_out.spec}: {min(shared)} is also in data.source {train.spec}; "
-                "held-out text must not be trained on"
-            )
+        held_out = open_source(config.held_out_source, reading(), trained=train, progress=progress)
         train_hash, held_out_hash = hash_text(train, progress), hash_text(held_out, progress)
-        if held_out_hash.digest == train_hash.digest:
-            raise DataError(
-                f"data.held_out_source {held_out.spec} is the same text as data.source {train.spec}; "
-                "held-out text must not be trained on"
-            )
         return cls((_HashedSource(train, train_hash, 0.0), _HashedSource(held_out, held_out_hash, 1.0)))
 
     @property
@@ -161,10 +162,59 @@ class SplitText:
         """Length of training and held-out text together."""
         return sum(each.hash.characters for each in self.sources)
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was read and what was not, for the manifest of a run: files, links, copies, bad files and rows."""
+        skipped: dict[str, int] = {}
+        for source in self._opened:
+            for reason, count in source.skipped.items():
+                skipped[reason] = skipped.get(reason, 0) + count
+        return {
+            "files": sum(len(source.files) for source in self._opened),
+            "links_not_read": sum(source.links for source in self._opened),
+            "copies_not_read": sum(source.copies for source in self._opened),
+            "held_out_files_trained_on": sum(source.trained for source in self._opened),
+            "skipped": skipped,
+        }
+
+    @property
+    def _opened(self) -> list[Source]:
+        return [each.source for each in self.sources]
+
     def blocks(self) -> Iterator[Block]:
         """Read the text again as blocks; raises DataError if it has changed since it was hashed."""
         for each in self.sources:
             yield from each.blocks()
+
+    def repeats(self, progress: Progress) -> Repeats:
+        """Read the text again and return what of its held-out text is trained on; raises DataError if that is all."""
+        held_out = self.sources[-1]
+        meter = ProgressMeter(progress, "comparing held-out text", self.characters)
+
+        def texts() -> Iterator[tuple[str, bool]]:
+            for block in self.blocks():
+                yield block.text, block.held_out
+                meter.add(len(block.text))
+
+        repeats = find_repeats(texts(), scale=block_size(held_out.hash.characters, min(held_out.fraction, 0.5)))
+        meter.finish()
+        if repeats.held_out_characters and repeats.characters == repeats.held_out_characters:
+            raise DataError(
+                f"data source {held_out.source.spec}: all of the held-out text is also training text; held-out text "
+                "must not be trained on: give data.held_out_source other text, or a source without duplicates"
+            )
+        return repeats
+
+    def used_blocks(self, repeats: Repeats) -> Iterator[Block]:
+        """Read the text again as blocks, with those parts marked as left out that `repeats` names."""
+        number = 0
+        for block in self.blocks():
+            if not block.held_out:
+                yield block
+                continue
+            for (start, end), left_out in repeats.parts(number, len(block.text)):
+                yield Block(block.text[start:end], True, block.ends and end == len(block.text), left_out)
+            number += 1
 
     def training_blocks(self, meter: ProgressMeter) -> Iterator[str]:
         """Read the training text, which a tokenizer may be trained on; the meter counts all text."""

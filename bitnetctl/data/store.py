@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from bitnetctl.config import DataConfig, canonical_hash
-from bitnetctl.data.sources import Progress, ProgressMeter, no_progress
+from bitnetctl.data.sources import Progress, ProgressMeter, counted, no_progress
 from bitnetctl.data.split import Block, SplitText
-from bitnetctl.data.tokenizer import TokenizerSource, end_of_text, open_tokenizer, vocab_size
+from bitnetctl.data.tokenizer import TokenizerSource, open_tokenizer, vocab_size
 from bitnetctl.errors import DataError, one_line
 from bitnetctl.files import (
     cache_folder as cache_folder,
@@ -31,10 +31,11 @@ from bitnetctl.files import (
     write_synced,
 )
 from bitnetctl.locks import Lock
+from bitnetctl.units import listed, plural
 
 Tokens = npt.NDArray[np.uint16 | np.uint32]
 
-_FORMAT = 1
+_FORMAT = 2
 _ENCODE_CHARACTERS = 1 << 20
 _STALE_SECONDS = 24 * 3600.0  # older temporary folders are those of killed processes
 _WAIT_SECONDS = 0.5
@@ -42,7 +43,10 @@ _WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """Training and held-out tokens, memory-mapped; `fingerprint` is a hash of tokens and tokenizer."""
+    """Training and held-out tokens, memory-mapped; `fingerprint` is a hash of tokens and tokenizer.
+
+    `counts` tells what of the text was not used and why, for the manifests of runs.
+    """
 
     train_N: Tokens
     held_out_N: Tokens
@@ -53,6 +57,7 @@ class TokenData:
     tokenizer: str
     tokenizer_path: Path
     end_of_text: int | None
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _File(BaseModel):
@@ -69,12 +74,16 @@ class _Meta(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     dtype: Literal["<u2", "<u4"]
     vocab_size: int
     end_of_text: int | None
+    end_of_text_token: str | None
     train_tokens: int
     held_out_tokens: int
+    left_out_passages: int
+    left_out_characters: int
+    held_out_characters: int
     fingerprint: str
     tokenizer_fingerprint: str
     files: dict[str, _File]
@@ -84,21 +93,67 @@ class _DamagedError(Exception):
     """A folder of the cache does not agree with its meta.json."""
 
 
-def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenData:
+def prepare(
+    config: DataConfig, *, progress: Progress = no_progress, log: Callable[[str], None] = lambda line: None
+) -> TokenData:
     """Return the tokens of a config's text, from the cache or newly built.
 
     Text and cached tokens are hashed every time, so an edited text or damaged tokens are noticed. Without
     `held_out_source`, blocks of about 64 Ki characters, spread evenly over the text, are held out, and the tokenizer
-    is trained on the rest. The end-of-text token follows every document, and every part of a document that the split
-    cuts off. Raises DataError for an unusable source, tokenizer or cache, StorageError when writing fails.
+    is trained on the rest. Held-out text that is also training text is left out. The end-of-text token follows every
+    document, and every part of a document that the split cuts off. `log` is called with a line for everything that was
+    not used, or is missing. Raises DataError for an unusable source, tokenizer or cache, StorageError when writing
+    fails.
     """
     tokenizer_source = open_tokenizer(config.tokenizer)
     text = SplitText.open(config, progress)
     key = canonical_hash({"format": _FORMAT, "text": text.identity, "tokenizer": tokenizer_source.identity})
     require_own_cache()
     folder = cache_folder() / "tokens" / key[:32]
+    meta = _cached(folder, text, tokenizer_source, config, progress)
     try:
-        return _open(folder, config)
+        tokens = _open(folder, meta, config, {**text.counts, **_left_out(meta), "end_of_text": meta.end_of_text_token})
+    except _DamagedError as error:
+        raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
+    for line in notes(tokens):
+        log(line)
+    return tokens
+
+
+def notes(tokens: TokenData) -> Iterator[str]:
+    """Yield a line for everything of a text that was not used, or is missing."""
+    counts = tokens.counts
+    names = {"links_not_read": "another name of a file", "copies_not_read": "copy of a file"}
+    once = [f"{counts[key]:,} × {name}" for key, name in names.items() if counts.get(key)]
+    if once:
+        yield f"{tokens.source}: each text is read once; not read again: {listed(once)}"
+    if counts.get("skipped"):
+        yield f"{tokens.source}: left out because data.on_bad_document is skip: {counted(counts['skipped'])}"
+    if files := counts.get("held_out_files_trained_on"):
+        yield f"held-out text: left out {plural(files, 'file')} of data.source, or copies of them"
+    if passages := counts.get("left_out_passages"):
+        characters, total = counts["left_out_characters"], counts["held_out_characters"]
+        yield (
+            f"held-out text: left out {plural(passages, 'duplicate')} of training text, {characters:,} of {total:,} "
+            f"characters ({characters / total:.1%})"
+        )
+    if counts and tokens.end_of_text is None:
+        yield (
+            f"tokenizer {tokens.tokenizer}: has no end-of-text token, so a document runs into the next; "
+            "use one that has it where documents are short"
+        )
+
+
+def _left_out(meta: _Meta) -> dict[str, int]:
+    return meta.model_dump(include={"left_out_passages", "left_out_characters", "held_out_characters"})
+
+
+def _cached(
+    folder: Path, text: SplitText, tokenizer_source: TokenizerSource, config: DataConfig, progress: Progress
+) -> _Meta:
+    """Return the meta.json of a folder of the cache, which is built where it is missing or damaged."""
+    try:
+        return _read_meta(folder)
     except FileNotFoundError:
         pass
     except _DamagedError as damage:
@@ -106,10 +161,10 @@ def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenDat
     with _build_lock(folder, progress):
         with contextlib.suppress(FileNotFoundError, _DamagedError):
             # another process may have built it in the meantime
-            return _open(folder, config)
+            return _read_meta(folder)
         _build(folder, text, tokenizer_source, config, progress)
     try:
-        return _open(folder, config)
+        return _read_meta(folder)
     except (FileNotFoundError, _DamagedError) as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
 
@@ -163,8 +218,10 @@ def _build(
     with storage_errors(folder), replacing(folder) as temporary:
         temporary.mkdir()
         _remove_stale(folder.parent, temporary.stat().st_mtime)
+        repeats = text.repeats(progress)
         meter = ProgressMeter(progress, "training tokenizer", text.characters)
         tokenizer = tokenizer_source.build(text.training_blocks(meter), temporary, meter.repeat)
+        end = tokenizer_source.end_of_text(tokenizer)
         content = tokenizer.to_str().encode()
         write_synced(temporary / "tokenizer.json", content)
         tokenizer_file = _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -174,16 +231,21 @@ def _build(
             (temporary / "held_out.bin").open("xb") as held_out_file,
         ):
             train, held_out = _TokenFile(train_file, dtype), _TokenFile(held_out_file, dtype)
-            _encode(text, tokenizer, tokenizer_source.spec, train, held_out, progress)
-            _check_lengths(train.count, held_out.count, config)
+            meter = ProgressMeter(progress, "encoding text", text.characters)
+            _encode(text.used_blocks(repeats), tokenizer, tokenizer_source.spec, end, (train, held_out), meter)
+            _check_lengths(train.count, held_out.count, config, repeats.passages)
             files = {"train.bin": train.finish(), "held_out.bin": held_out.finish(), "tokenizer.json": tokenizer_file}
         meta = _Meta(
             format=_FORMAT,
             dtype=dtype,
             vocab_size=vocab_size(tokenizer),
-            end_of_text=end_of_text(tokenizer),
+            end_of_text=end,
+            end_of_text_token=None if end is None else tokenizer.id_to_token(end),
             train_tokens=train.count,
             held_out_tokens=held_out.count,
+            left_out_passages=repeats.passages,
+            left_out_characters=repeats.characters,
+            held_out_characters=repeats.held_out_characters,
             fingerprint=_fingerprint(files, dtype),
             tokenizer_fingerprint=tokenizer_file.sha256,
             files=files,
@@ -197,32 +259,40 @@ def _build(
 
 
 def _encode(
-    text: SplitText, tokenizer: Tokenizer, spec: str, train: _TokenFile, held_out: _TokenFile, progress: Progress
+    blocks: Iterator[Block],
+    tokenizer: Tokenizer,
+    spec: str,
+    end: int | None,
+    sides: tuple[_TokenFile, _TokenFile],
+    meter: ProgressMeter,
 ) -> None:
+    """Append the tokens of all blocks to the training or held-out side."""
     size = vocab_size(tokenizer)
-    end = end_of_text(tokenizer)
     end_N = np.array([] if end is None else [end], dtype=np.int64)
-    meter = ProgressMeter(progress, "encoding text", text.characters)
-    sides = (train, held_out)
     previous = Block("", held_out=False, ends=True)
-    for blocks in _groups(text.blocks()):
+    for group in _groups(blocks):
+        texts = ["" if block.left_out else block.text for block in group]
         try:
-            encodings = tokenizer.encode_batch_fast([block.text for block in blocks], add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(f"tokenizer {spec}: cannot encode the text: {one_line(error)}") from error
-        for block, encoding in zip(blocks, encodings, strict=True):
-            if not previous.ends and previous.held_out != block.held_out:
+        for block, encoding in zip(group, encodings, strict=True):
+            if not previous.ends and not previous.left_out and _side(previous) != _side(block):
                 # the split cut the document here: the next text of this side does not continue it
                 sides[previous.held_out].append(end_N)
             ids_N = np.array(encoding.ids, dtype=np.int64)
             if ids_N.max(initial=0) >= size:
                 raise DataError(f"tokenizer {spec}: gives token {ids_N.max()} beyond its vocabulary of {size}")
             sides[block.held_out].append(ids_N)
-            if block.ends:
+            if block.ends and not block.left_out:
                 sides[block.held_out].append(end_N)
             meter.add(len(block.text))
             previous = block
     meter.finish()
+
+
+def _side(block: Block) -> tuple[bool, bool]:
+    return block.held_out, block.left_out
 
 
 def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
@@ -250,12 +320,13 @@ def require_batch(train_tokens: int, config: DataConfig) -> None:
         )
 
 
-def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig) -> None:
+def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig, duplicates: int) -> None:
     require_batch(train_tokens, config)
     if held_out_tokens < config.sequence_length + 1:
+        because = f" after {plural(duplicates, 'duplicate')} of training text were left out" if duplicates else ""
         raise DataError(
             f"data source {config.held_out_source or config.source}: {held_out_tokens} held-out tokens are "
-            f"too few for one probe row of {config.sequence_length} tokens and its last target; "
+            f"too few for one probe row of {config.sequence_length} tokens and its last target{because}; "
             "give more text, raise data.held_out_fraction or lower data.sequence_length"
         )
 
@@ -302,9 +373,8 @@ def _read_meta(folder: Path) -> _Meta:
     return meta
 
 
-def _open(folder: Path, config: DataConfig) -> TokenData:
-    meta = _read_meta(folder)
-    _check_lengths(meta.train_tokens, meta.held_out_tokens, config)
+def _open(folder: Path, meta: _Meta, config: DataConfig, counts: Mapping[str, Any]) -> TokenData:
+    _check_lengths(meta.train_tokens, meta.held_out_tokens, config, meta.left_out_passages)
     try:
         return TokenData(
             train_N=np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r"),
@@ -316,6 +386,7 @@ def _open(folder: Path, config: DataConfig) -> TokenData:
             tokenizer=config.tokenizer,
             tokenizer_path=folder / "tokenizer.json",
             end_of_text=meta.end_of_text,
+            counts=counts,
         )
     except (OSError, ValueError) as error:
         raise _DamagedError(one_line(error)) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -14,13 +15,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl.config import DataConfig, did_you_mean
 from bitnetctl.data import bpe
-from bitnetctl.data.sources import expand, is_file, is_folder
+from bitnetctl.data.listing import expand, is_file, is_folder
 from bitnetctl.errors import DataError, one_line
 from bitnetctl.files import temporary_root
 
 _BPE_SIZES = range(257, (1 << 20) + 1)  # 256 bytes and the end of text at least
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _MAX_TOKENS = 1 << 22
 _TICK_SECONDS = 0.1
+_END_NAMES = (
+    *(bpe.END_OF_TEXT, "</s>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "[EOS]", "<EOS>", "<|eos|>"),
+    *("<|im_end|>", "<end_of_text>", "<|eot_id|>", "<eot>", "[SEP]"),
+)
 _SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 
@@ -28,13 +34,15 @@ _SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 class TokenizerSource:
     """A loaded tokenizer, or the `size` of one to be trained (`loaded` is None).
 
-    Two sources with the same `identity` give the same tokens for the same text.
+    Two sources with the same `identity` give the same tokens for the same text. `end` is the token that the
+    tokenizer's own settings name as the end of a text, where they do.
     """
 
     spec: str
     identity: str
     size: int
     loaded: Tokenizer | None = None
+    end: str | None = None
 
     def build(self, texts: Iterable[str], folder: Path, tick: Callable[[], None]) -> Tokenizer:
         """Return the tokenizer, trained on `texts` if it is not loaded; raises DataError.
@@ -62,6 +70,16 @@ class TokenizerSource:
                 f"use bpe:{supported} or more text"
             )
         return tokenizer
+
+    def end_of_text(self, tokenizer: Tokenizer) -> int | None:
+        """Return the id of the token that follows a document, None if the tokenizer has none.
+
+        That is the one its settings name, else one with a usual name, else the one it puts behind every text itself.
+        """
+        names = _END_NAMES if self.end is None else (self.end, *_END_NAMES)
+        ids = map(tokenizer.token_to_id, names)
+        known = next((token_id for token_id in ids if token_id is not None), None)
+        return _appended(tokenizer) if known is None else known
 
 
 def open_tokenizer(spec: str) -> TokenizerSource:
@@ -100,10 +118,13 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """Return the id of the token that follows a document, None if the tokenizer has none."""
-    ids = map(tokenizer.token_to_id, (bpe.END_OF_TEXT, "</s>"))
-    return next((token_id for token_id in ids if token_id is not None), None)
+def _appended(tokenizer: Tokenizer) -> int | None:
+    """Return the special token that the tokenizer puts behind a text, such as BERT's [SEP]."""
+    try:
+        plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # the tokenizers library raises bare Exception, for a vocabulary without "a"
+        return None
+    return full[-1] if full and full[-1:] != plain[-1:] else None
 
 
 def _open_bpe(spec: str, rest: str) -> TokenizerSource:
@@ -139,15 +160,17 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
     bpe.byte_level(tokenizer)
     if bpe.END_OF_TEXT in vocabulary:
         tokenizer.add_special_tokens([bpe.END_OF_TEXT])
-    return _loaded(spec, f"gpt2-files:{_digest(*contents)}", tokenizer)
+    return _loaded(spec, f"gpt2-files:{_digest(*contents)}", tokenizer, _named_end(folder, spec))
 
 
 def _open_file(spec: str, rest: str) -> TokenizerSource:
     path = expand(rest)
+    if is_folder(path):
+        path /= "tokenizer.json"
     if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
     content = _read(path, spec)
-    return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path))
+    return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path), _named_end(path.parent, spec))
 
 
 def _open_hub(spec: str, rest: str) -> TokenizerSource:
@@ -158,14 +181,46 @@ def _open_hub(spec: str, rest: str) -> TokenizerSource:
             f"tokenizer {spec}: {one_line(error)}; check the name and the network, or use file:tokenizer.json"
         ) from error
     tokenizer = _without_limits(tokenizer, spec)
-    return _loaded(spec, f"hf:{_digest(tokenizer.to_str().encode())}", tokenizer)
+    return _loaded(spec, f"hf:{_digest(tokenizer.to_str().encode())}", tokenizer, _hub_end(rest))
 
 
-def _loaded(spec: str, identity: str, tokenizer: Tokenizer) -> TokenizerSource:
+def _named_end(folder: Path, spec: str) -> str | None:
+    """Return the end-of-text token that the settings beside a tokenizer name; raises DataError."""
+    for name in _SETTINGS:
+        path = folder / name
+        if is_file(path):
+            end = _end_in(_read(path, spec))
+            if end is not None:
+                return end
+    return None
+
+
+def _hub_end(name: str) -> str | None:
+    """Return the end-of-text token that the settings of a tokenizer on the hub name."""
+    for file in _SETTINGS:
+        with contextlib.suppress(Exception):  # no such file, or the hub and the network
+            path = importlib.import_module("huggingface_hub").hf_hub_download(name, file)
+            if (end := _end_in(Path(path).read_bytes())) is not None:
+                return end
+    return None
+
+
+def _end_in(content: bytes) -> str | None:
+    try:
+        end = json.loads(content).get("eos_token")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    end = end.get("content") if isinstance(end, dict) else end
+    return end if isinstance(end, str) and end else None
+
+
+def _loaded(spec: str, identity: str, tokenizer: Tokenizer, end: str | None) -> TokenizerSource:
     size = vocab_size(tokenizer)
     if size > _MAX_TOKENS:
         raise DataError(f"tokenizer {spec}: token ids up to {size - 1}, beyond {_MAX_TOKENS - 1}")
-    return TokenizerSource(spec=spec, identity=identity, size=size, loaded=tokenizer)
+    # the end-of-text token is among the tokens of a text
+    identity = identity if end is None else f"{identity}:{end}"
+    return TokenizerSource(spec=spec, identity=identity, size=size, loaded=tokenizer, end=end)
 
 
 def _train_in_subprocess(spec: str, command: list[str], tick: Callable[[], None]) -> None:

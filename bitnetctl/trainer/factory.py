@@ -53,7 +53,7 @@ class TrainerFactory:
     def prepare(self, config: RunConfig) -> tuple[data.TokenData, Probe]:
         """Return tokens and probe of a run's effective config; raises DataError before anything is created."""
         if config.data not in self._tokens:
-            self._tokens[config.data] = data.prepare(config.data, progress=self.options.progress)
+            self._tokens[config.data] = data.prepare(config.data, progress=self.options.progress, log=self.options.log)
         tokens = self._tokens[config.data]
         key = (config.data, config.probe)
         if key not in self._probes:

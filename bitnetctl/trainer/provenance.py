@@ -20,6 +20,7 @@ def data_metadata(tokens: data.TokenData) -> dict[str, Any]:
         "vocab_size": tokens.vocab_size,
         "train_tokens": len(tokens.train_N),
         "held_out_tokens": len(tokens.held_out_N),
+        **tokens.counts,
     }
 
 

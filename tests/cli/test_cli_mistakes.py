@@ -63,7 +63,8 @@ def test_a_mistake_is_one_line(tmp_path: Path, tiny_text: Path, mistake: str) ->
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
-        (b"", "the text is empty"),
+        (b"", "text.txt: an empty file (0 bytes); download it again or remove it, or leave it out"),
+        (b"few words\n" * 500, "all of the held-out text is also training text"),
         (b"too short\n", "supports only"),
         (b"not utf-8 \xff\xfe\n" * 500, "UTF-8"),
     ],
@@ -76,7 +77,9 @@ def test_a_text_that_cannot_be_trained_on(tmp_path: Path, content: bytes, fragme
 
 def test_a_text_too_short_for_a_batch(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text("a few words, but no more than that\n" * 3, encoding="utf-8")
+    path.write_text(
+        "a few words, but no more than that\n" + "others in the second line\n" + "the end\n", encoding="utf-8"
+    )
     arguments = training(path, "--runs-dir", tmp_path / "runs", data__tokenizer="bpe:260")
     assert_refused("too few", *arguments)
 

@@ -28,6 +28,8 @@ SHARED_DEFAULTS = {
     "model.rope_theta",
     "data.held_out_source",
     "data.held_out_fraction",
+    "data.text_field",
+    "data.on_bad_document",
     "optimizer.eps",
     "optimizer.reset_moments_every_steps",
     "schedule.weight_decay_boundary_fraction",

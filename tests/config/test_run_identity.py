@@ -61,6 +61,8 @@ DEFAULTS: dict[str, Any] = {
     "data.source": "stdlib",
     "data.held_out_source": None,
     "data.held_out_fraction": 0.1,
+    "data.text_field": "text",
+    "data.on_bad_document": "error",
     "data.tokenizer": "bpe:50257",
     "data.order": "sequential",
     "data.batch_size": 4,

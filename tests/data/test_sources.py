@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from texts import failure
 
-from bitnetctl.data import sources
+from bitnetctl.data import documents, sources
 from bitnetctl.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("token_cache")
@@ -82,7 +82,7 @@ def test_long_files_are_read_in_pieces_that_may_cut_a_character(
 ) -> None:
     path = tmp_path / "t.txt"
     path.write_text("é€𝄞" * 5)
-    monkeypatch.setattr(sources, "_READ_BYTES", 2)
+    monkeypatch.setattr(documents, "_READ_BYTES", 2)
     assert read(f"file:{path}") == ["é€𝄞" * 5]
     path.write_bytes("é€𝄞".encode() + b"a\xff")
     with pytest.raises(DataError, match="byte offset 10;"):
@@ -140,8 +140,10 @@ def test_hub_errors(hub: dict[tuple[str, str | None], Any], monkeypatch: pytest.
     hub["org/down", None] = ConnectionError("Couldn't reach the Hub")
     assert "Dataset 'a/b' does not exist on the Hub; check the name and the network" in failure("hf:a/b")
     assert "Couldn't reach the Hub" in failure("hf:org/down")
-    assert "no column 'text'; columns: content" in failure("hf:other")
-    assert "row 2 has no text" in failure("hf:null")
+    assert 'hf:other has no column "text"; its columns are content: --set data.text_field=content' in failure(
+        "hf:other"
+    )
+    assert 'data source hf:null: row 2: "text" is null' in failure("hf:null")
     assert "expected hf:NAME, hf:ORG/NAME" in failure("hf:a/b/c/d")
     assert "expected hf:NAME, hf:ORG/NAME" in failure("hf:a//b")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -151,16 +153,16 @@ def test_hub_errors(hub: dict[tuple[str, str | None], Any], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("t.txt", b"", "the text is empty"),
+        ("t.txt", b"", "t.txt: an empty file (0 bytes); download it again or remove it"),
         ("t.txt", b"abc\n" * 10 + b"\xe9t\xe9", "t.txt: not UTF-8 at byte offset 40; convert"),
         ("t.txt", b"a b c\n", "training tokens are too few for one batch of 4 x 32"),
         ("t.txt.gz", b"no gzip", "t.txt.gz: damaged gzip file: Not a gzipped file"),
         ("t.txt.gz", gzip.compress(b"text " * 99)[:-9], "t.txt.gz: damaged gzip file"),
-        ("t.jsonl", b'{"text": "a"}\n{"t": 1}\n', "t.jsonl:2: no text; expected an object"),
-        ("t.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', "t.jsonl:3: no text"),
-        ("t.jsonl", b"[1]\n", "t.jsonl:1: no text"),
+        ("t.jsonl", b'{"text": "a"}\n{"t": 1}\n', 't.jsonl:2 has no "text"; its keys are t: give the row'),
+        ("t.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', 't.jsonl:3: "text" is a number, no text'),
+        ("t.jsonl", b'{"text": "a"}\n[1]\n', "t.jsonl:2: no text; not an object such as"),
         ("t.jsonl", b'{"text": "a"}\nnothing\n', "t.jsonl:2: not a line of JSON: Expecting value"),
-        ("t.jsonl", b"[" * 100_000, "t.jsonl:1: not a line of JSON"),
+        ("t.jsonl", b'{"text":' + b"[" * 100_000, "t.jsonl:1: not a line of JSON"),
         ("t.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "t.jsonl: not UTF-8 at byte offset 24"),
         ("t.jsonl", b'\xef\xbb\xbf{"text": "\xff"}\n', "t.jsonl: not UTF-8 at byte offset 13"),
         ("t.jsonl", b'{"text": "\\ud800"}\n', "t.jsonl:1: the text holds half of a surrogate pair"),
@@ -179,9 +181,9 @@ def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     path = tmp_path / "t.parquet"
     parquet.write_table(pyarrow.table({"body": ["x"], "id": [1]}), path)
-    assert "no column 'text'; columns: body, id" in failure(path)
+    assert 't.parquet has no column "text"; its columns are body, id: --set data.text_field=body' in failure(path)
     parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
-    assert "t.parquet: row 2 has no text" in failure(path)
+    assert 't.parquet: row 2: "text" is null' in failure(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'bitnetctl[parquet]'" in failure(path)
 
@@ -210,5 +212,6 @@ def test_an_unreadable_file_is_one_clear_line(corpus: Path, monkeypatch: pytest.
     def refuse(path: Path) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sources, "_open", refuse)
-    assert "corpus.txt: cannot read: Permission denied" in failure(corpus)
+    monkeypatch.setattr(documents, "open_bytes", refuse)
+    message = failure(corpus)
+    assert "corpus.txt: cannot read: Permission denied; make it readable for this user, or leave it out" in message

@@ -132,9 +132,12 @@ def test_a_held_out_source_of_its_own(tmp_path: Path, corpus: Path) -> None:
 def test_a_held_out_source_must_be_other_text(tmp_path: Path, corpus: Path) -> None:
     message = failure(f"file:{tmp_path}/*.txt", held_out_source=f"file:{corpus}")
     assert f"{corpus} is also in data.source" in message
-    copy = tmp_path / "copy.md"
+    assert "held-out text must not be trained on, give other text" in message
+    link, copy = tmp_path / "link.md", tmp_path / "copy.md"
+    link.symlink_to(corpus)
+    assert f"{link} is also in data.source" in failure(corpus, held_out_source=f"file:{link}")
     copy.write_bytes(corpus.read_bytes())
-    assert "is the same text as data.source" in failure(corpus, held_out_source=f"file:{copy}")
+    assert f"{copy} is a copy of {corpus}, which is in" in failure(corpus, held_out_source=f"file:{copy}")
     short = tmp_path / "short.md"
     short.write_text("few\n")
     message = failure(corpus, held_out_source=f"file:{short}")

@@ -16,7 +16,7 @@ import pytest
 from texts import data_config, prose
 
 from bitnetctl import data
-from bitnetctl.data import sources, store
+from bitnetctl.data import documents, store
 from bitnetctl.errors import DataError, StoppedBySignal, StorageError
 
 pytestmark = pytest.mark.usefixtures("token_cache")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("token_cache")
 def test_a_second_start_uses_the_cache(corpus: Path, token_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     first = data.prepare(data_config(corpus), progress=lambda what, done, total: steps.append(what))
-    assert {"reading text", "training tokenizer", "encoding text"} == set(steps)
+    assert {"reading text", "comparing held-out text", "training tokenizer", "encoding text"} == set(steps)
     assert [folder / "meta.json" for folder in token_cache.iterdir()] == [*token_cache.glob("*/meta.json")]
     monkeypatch.setattr(store, "_build", None)
     again = data.prepare(data_config(corpus, batch_size=2, order="shuffled"))
@@ -130,9 +130,9 @@ def test_text_that_changes_while_it_is_read_is_refused(
         if what == "encoding text":
             corpus.write_text(prose(800, seed=5))
 
-    # the text is read to be hashed, to train BPE and to be encoded; the edit comes during the third reading
+    # the text is read to be hashed, compared, to train BPE and to be encoded; the edit comes during the last reading
     monkeypatch.setattr(store, "_ENCODE_CHARACTERS", 1)
-    monkeypatch.setattr(sources, "_READ_BYTES", 1000)
+    monkeypatch.setattr(documents, "_READ_BYTES", 1000)
     with pytest.raises(DataError, match="the text changed while it was being read; try again"):
         data.prepare(data_config(corpus), progress=edit)
     assert not list(token_cache.iterdir())
@@ -237,7 +237,7 @@ def test_the_age_of_leftovers_is_by_the_clock_of_the_file_system(
     assert temporary.exists()
 
 
-@pytest.mark.parametrize("at", ["reading text", "training tokenizer", "encoding text"])
+@pytest.mark.parametrize("at", ["reading text", "comparing held-out text", "training tokenizer", "encoding text"])
 def test_an_exception_of_the_progress_callback_ends_the_build(corpus: Path, token_cache: Path, at: str) -> None:
     def stop(what: str, done: int, total: int | None) -> None:
         if what == at:

@@ -57,7 +57,8 @@ def test_the_end_of_text_in_the_text_is_the_token(tmp_path: Path) -> None:
 def test_gpt2_files(tmp_path: Path) -> None:
     vocabulary = gpt2_files(tmp_path / "gpt2")
     path = tmp_path / "t.txt"
-    path.write_text(" abc ab\n" * 300)
+    # lines of other lengths, since held-out text is no text that is trained on
+    path.write_text("".join(" abc ab" + " ab" * (number % 97) + " b" * (number % 89) + "\n" for number in range(300)))
     fields = {"tokenizer": f"gpt2-files:{tmp_path / 'gpt2'}"}
     tokens = data.prepare(data_config(path, **fields))
     assert tokens.vocab_size == len(vocabulary) == 259 == data.vocab_size_of(data_config(path, **fields))
@@ -79,7 +80,7 @@ def test_a_tokenizer_file_neither_truncates_nor_adds_tokens(tmp_path: Path) -> N
     tokenizer.enable_padding(length=512)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     path = tmp_path / "t.txt"
-    path.write_text("a b c\n" * 200)
+    path.write_text("".join(f"a b c{number}\n" for number in range(200)))
     fields = {"tokenizer": f"file:{tmp_path / 'tokenizer.json'}"}
     tokens = data.prepare(data_config(path, **fields))
     assert tokens.vocab_size == 70_001 == data.vocab_size_of(data_config(path, **fields))
@@ -87,6 +88,75 @@ def test_a_tokenizer_file_neither_truncates_nor_adds_tokens(tmp_path: Path) -> N
     assert tokens.end_of_text == 2
     ids = [*tokens.train_N.tolist(), *tokens.held_out_N.tolist()]
     assert Counter(token for token in ids if token != 2) == {0: 200, 70_000: 200, 3: 200}
+
+
+def word_level(path: Path, *words: str, special: tuple[str, ...] = (), template: str | None = None) -> None:
+    """Save a tokenizer of whole words, the last ones special."""
+    from tokenizers.processors import TemplateProcessing
+
+    vocabulary = {word: index for index, word in enumerate(["a", "<unk>", *words, *special])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(special))
+    if template is not None:
+        pairs = [(word, vocabulary[word]) for word in template.split() if word != "$A"]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=pairs)
+    path.parent.mkdir(exist_ok=True)
+    tokenizer.save(str(path))
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "settings", "expected"),
+    [
+        (("<s>", "</s>"), None, {}, "</s>"),
+        (("<|end_of_text|>",), None, {}, "<|end_of_text|>"),
+        # the name that the settings give goes before a usual one
+        (("</s>", "<done>"), None, {"tokenizer_config.json": {"eos_token": "<done>"}}, "<done>"),
+        (("<done>",), None, {"special_tokens_map.json": {"eos_token": {"content": "<done>"}}}, "<done>"),
+        (("<done>",), None, {"tokenizer_config.json": {"eos_token": None}}, None),
+        # a name that is no token
+        (("</s>",), None, {"tokenizer_config.json": {"eos_token": "<other>"}}, "</s>"),
+        # no usual name, but the tokenizer puts it behind every text
+        (("<first>", "<last>"), "<first> $A <last>", {}, "<last>"),
+        (("<first>",), "<first> $A", {}, None),
+        (("[CLS]", "[SEP]"), "[CLS] $A [SEP]", {}, "[SEP]"),
+        ((), None, {}, None),
+    ],
+)
+def test_the_end_of_text_token_is_found_by_its_role(
+    tmp_path: Path,
+    special: tuple[str, ...],
+    template: str | None,
+    settings: dict[str, Any],
+    expected: str | None,
+) -> None:
+    word_level(tmp_path / "of" / "tokenizer.json", special=special, template=template)
+    for name, content in settings.items():
+        (tmp_path / "of" / name).write_text(json.dumps(content))
+    path = tmp_path / "t.txt"
+    path.write_text("".join(f"a b{number}\n" for number in range(400)))
+    for spec in (f"file:{tmp_path / 'of' / 'tokenizer.json'}", f"file:{tmp_path / 'of'}"):
+        lines: list[str] = []
+        tokens = data.prepare(data_config(path, tokenizer=spec), log=lines.append)
+        assert tokens.counts["end_of_text"] == expected
+        if expected is None:
+            assert tokens.end_of_text is None
+            assert len(lines) == 1
+            assert f"tokenizer {spec}: has no end-of-text token" in lines[0]
+        else:
+            assert tokens.train_N[-1] == tokens.held_out_N[-1] == tokens.end_of_text
+            assert lines == []
+
+
+def test_another_end_of_text_is_another_cache(tmp_path: Path) -> None:
+    word_level(tmp_path / "of" / "tokenizer.json", special=("<one>", "<two>"))
+    path = tmp_path / "t.txt"
+    path.write_text("".join(f"a b{number}\n" for number in range(400)))
+    ends = []
+    for name in ("<one>", "<two>"):
+        (tmp_path / "of" / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}))
+        ends.append(data.prepare(data_config(path, tokenizer=f"file:{tmp_path / 'of'}")).counts["end_of_text"])
+    assert ends == ["<one>", "<two>"]
 
 
 def test_a_hub_tokenizer(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,229 @@
+"""What is in a file: text, JSON lines or parquet, compressed or not; what cannot be text is refused, with a remedy."""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import importlib
+import lzma
+import re
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from bitnetctl.data.listing import BadDocumentError, is_file
+from bitnetctl.errors import DataError, one_line
+
+Kind = Literal["text", "jsonl", "parquet"]
+
+_HEAD_BYTES = 1 << 14
+_MAGIC_BYTES = 10
+_AGAIN = "download it again"
+
+
+def _open_zstd(path: Path, mode: str) -> Any:
+    # in Python since 3.14, where it was built with it
+    for module in ("compression.zstd", "backports.zstd"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(module).open(path, mode)
+    raise DataError(f"{path}: reading zstd needs a library: pip install backports.zstd")
+
+
+_OPENERS: dict[str, tuple[re.Pattern[bytes], Callable[..., Any]]] = {
+    ".gz": (re.compile(rb"\x1f\x8b\x08"), gzip.open),
+    ".bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
+    ".xz": (re.compile(rb"\xfd7zXZ\x00"), lzma.open),
+    ".zst": (re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),
+}
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+_NAMES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+
+_UNPACK = "unpack it and name the text files in it"
+_CONVERT = "convert it to .parquet, .jsonl or .txt"
+_NOT_TOKENS = "tokens and arrays are not read: give the text that they were made from"
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"Rar!\x1a\x07", "a rar archive", _UNPACK),
+    (b"\x04\x22\x4d\x18", "lz4-compressed", "decompress it (lz4 -d), or use .gz, .bz2, .xz or .zst"),
+    (b"ARROW1\x00\x00", "an Arrow file", _CONVERT),
+    (b"\xff\xff\xff\xff", "an Arrow stream or binary data", _CONVERT),
+    (b"Obj\x01", "an Avro file", _CONVERT),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _CONVERT),
+    (b"SQLite format 3\x00", "an SQLite database", _CONVERT),
+    (b"\x93NUMPY", "a numpy array", _NOT_TOKENS),
+    (b"MMIDIDX\x00", "an index of tokens", _NOT_TOKENS),
+    (b"%PDF-", "a PDF", "extract its text first (pdftotext)"),
+    (b"{\\rtf", "an RTF document", "save it as plain text"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document", "save it as plain text"),
+)
+_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/")
+_ANNEX = re.compile(rb"\s*(\.\./)*/?(\.git/)?annex/objects/\S+\s*\Z")
+# only a title that is nothing but a status: pages about errors are text like any other
+_HTML_ERROR = re.compile(
+    rb"\s*(<!doctype html|<html).*?<title[^>]*>\s*("
+    rb"(error:? )?[45]\d\d\b|(page )?not found|access denied|forbidden|unauthorized|service unavailable|bad gateway|"
+    rb"sign in|log in|just a moment|attention required|google drive - (quota|virus)"
+    rb")[^<]{0,40}</title>",
+    re.IGNORECASE | re.DOTALL,
+)
+_XML_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error><Code>\w+</Code>")
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file is to be read; `encoding` is utf-8-sig unless a byte-order mark says otherwise."""
+
+    kind: Kind
+    encoding: str
+
+
+def inspect(path: Path) -> Format:
+    """Return the format of a file by its first bytes and its name; raises BadDocumentError."""
+    with read_errors(path):
+        _require_regular(path)
+        with path.open("rb") as file:
+            raw = file.read(_HEAD_BYTES)
+        if not raw:
+            raise BadDocumentError(path, "empty file", f"{_AGAIN} or remove it", "an empty file (0 bytes)")
+        if raw.startswith(b"PAR1"):
+            return Format("parquet", "")
+        head = raw
+        if _compression(path, raw) is not None:
+            with open_bytes(path) as content:
+                head = content.read(_HEAD_BYTES)
+    _refuse_other_formats(path, head)
+    name = _inner_name(path)
+    if name.endswith(".parquet"):
+        return Format("parquet", "")
+    encoding = next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig":
+        _refuse_binary(path, head)
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        _refuse_array(path, head.decode(encoding, errors="replace").lstrip())
+        return Format("jsonl", encoding)
+    return Format("text", encoding)
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file for reading, decompressed by its first bytes, or as its name says where these are unknown."""
+    file = path.open("rb")
+    suffix = _compression(path, file.read(_MAGIC_BYTES))
+    if suffix is None:
+        file.seek(0)
+        return file
+    file.close()
+    return cast(BinaryIO, _OPENERS[suffix][1](path, "rb"))
+
+
+def _compression(path: Path, head: bytes) -> str | None:
+    """Return the suffix of the compression of a file, None if it is not compressed."""
+    for suffix, (magic, _) in _OPENERS.items():
+        if magic.match(head):
+            return suffix
+    suffix = path.suffix.lower()
+    return suffix if suffix in _OPENERS else None
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file into BadDocumentError."""
+    kind = _NAMES.get(path.suffix.lower(), "compressed")
+    try:
+        yield
+    except Exception as error:
+        # bz2 raises a bare OSError; the zstd library may not be there
+        is_bare = isinstance(error, OSError) and error.errno is None
+        if is_bare or isinstance(error, _DAMAGE) or type(error).__name__ == "ZstdError":
+            reason = f"damaged {kind} file"
+            raise BadDocumentError(path, reason, _AGAIN, f"{reason}: {one_line(error)}") from error
+        if not isinstance(error, OSError):
+            raise
+        remedy = "make it readable for this user" if isinstance(error, PermissionError) else "check the file"
+        reason = f"cannot read: {error.strerror or error}"
+        raise BadDocumentError(path, reason, remedy) from error
+
+
+def not_utf8(path: Path, encoding: str, offset: int, content: bytes) -> BadDocumentError:
+    """Return the error for bytes that are no text in the encoding; `content` is the text around them."""
+    if b"\x00" in content and encoding == "utf-8-sig":
+        return binary(path, offset)
+    if encoding != "utf-8-sig":
+        name = encoding.upper()
+        return BadDocumentError(path, f"not {name}", _AGAIN, f"not {name} at byte offset {offset}")
+    remedy = f"convert the file to UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8 {path.name} > new.txt)"
+    return BadDocumentError(path, "not UTF-8", remedy, f"not UTF-8 at byte offset {offset}")
+
+
+def binary(path: Path, offset: int) -> BadDocumentError:
+    """Return the error for a NUL byte."""
+    what = f"binary, not text (byte offset {offset})"
+    return BadDocumentError(path, "binary, not text", f"{_NOT_TOKENS} (UTF-16 needs a byte-order mark)", what)
+
+
+def _inner_name(path: Path) -> str:
+    name = path.name.lower()
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in _OPENERS else name
+
+
+def _require_regular(path: Path) -> None:
+    if path.is_symlink() and not is_file(path) and not path.exists():
+        target = path.readlink()
+        is_annex = "annex/objects" in target.as_posix()
+        remedy = "run `git annex get` on it" if is_annex else "bring its target back or remove the link"
+        raise BadDocumentError(path, "dangling link", remedy, f"a link to {target}, which is not there")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadDocumentError(
+            path, "not a regular file", "save the text to a file, since it is read several times", "a pipe or device"
+        )
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, what, remedy in _MAGIC:
+        if head.startswith(magic):
+            raise BadDocumentError(path, f"{what}, not text", remedy)
+    if head.startswith(b"ustar", 257) and b"\x00" in head[:257]:
+        raise BadDocumentError(path, "a tar archive, not text", _UNPACK)
+    if _LFS.match(head):
+        raise BadDocumentError(path, "Git-LFS pointer", "run `git lfs pull`", "a Git-LFS pointer, not the text itself")
+    if _ANNEX.match(head):
+        what = "a git-annex pointer, not the text itself"
+        raise BadDocumentError(path, "git-annex pointer", "run `git annex get`", what)
+    is_page = path.suffix.lower() in (".html", ".htm", ".xhtml", ".xml")
+    if _XML_ERROR.match(head) or (not is_page and _HTML_ERROR.match(head)):
+        what = "the error page of a web server, not the text itself"
+        raise BadDocumentError(path, "error page of a web server", _AGAIN, what)
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    position = head.find(b"\x00")
+    if position < 0:
+        return
+    for encoding in ("UTF-16LE", "UTF-16BE"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = head[: len(head) // 2 * 2].decode(encoding)
+            if sum(each.isascii() and (each.isprintable() or each.isspace()) for each in text) > 0.9 * len(text):
+                remedy = f"convert it (iconv -f {encoding} -t UTF-8 {path.name} > new.txt)"
+                raise BadDocumentError(path, "UTF-16 without a byte-order mark", remedy)
+    raise binary(path, position)
+
+
+def _refuse_array(path: Path, head: str) -> None:
+    """Refuse one JSON document where one on every line is expected."""
+    head = head.removeprefix("\ufeff").lstrip()
+    if head.startswith("["):
+        what, remedy = "a JSON array; JSON lines are expected", f"convert it (jq -c '.[]' {path.name} > new.jsonl)"
+        raise BadDocumentError(path, "JSON array", remedy, what)
+    if re.match(r"\{\s*\n", head):
+        what, remedy = "JSON over several lines", f"convert it to one object a line (jq -c . {path.name} > new.jsonl)"
+        raise BadDocumentError(path, "JSON over several lines", remedy, f"{what}; JSON lines are expected")
