@@ -1,0 +1,195 @@
+"""A frame of the live view: progress, the runs that matter, arms, curves, in the width and height that there are."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from bitnetctl.monitor.board import Board
+from bitnetctl.monitor.curves import Curves
+from bitnetctl.monitor.lines import means_text
+from bitnetctl.monitor.table import chosen, left_out, references_of, table
+from bitnetctl.monitor.text import bar, format_clock, format_memory, shorten_arm
+from bitnetctl.monitor.view import RunView
+from bitnetctl.report.columns import format_value
+
+WIDE = 120
+"""Columns from which curves are drawn."""
+
+_TABLE_WIDTH = 86
+_LOWEST_PLOT, _HIGHEST_PLOT, _NARROWEST_PLOT = 10, 18, 32
+_HINT = "Ctrl-C saves and stops; the same command goes on"
+_STOPPING = "stopping: the runs are saved at the end of this step"
+
+
+def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bool = False) -> list[Text]:
+    """Return the lines of a frame, each of fewer than `width` columns, fewer than `height` of them."""
+    room, columns = height - 1, width - 1
+    lines = [_headline(board, columns), _pack_line(board, columns)][: max(1, room)]
+    hint = Text(_STOPPING if is_stopping else _HINT, style="dim")
+    hint.truncate(columns, overflow="ellipsis")
+    if not board.runs or room < len(lines) + 2:
+        return lines
+    views = list(board.runs.values())
+    # from the bottom: hint, arms, what is left out; a blank line above the table
+    has_hint, has_blank = room >= 9, room >= 12
+    arms = _arms_line(board, columns)
+    fixed = len(lines) + 1 + has_hint + has_blank + (arms is not None and room >= 7)
+    if not any(view.state != "waiting" for view in views):
+        return [*lines, *([hint] if has_hint else [])]
+    shown = chosen(views, room - fixed)
+    more = left_out(views, shown)
+    if more:
+        shown = chosen(views, max(1, room - fixed - 1))
+        more = left_out(views, shown)
+    is_wide = width >= WIDE
+    drawn = table(shown, min(columns, _TABLE_WIDTH) if is_wide else columns)
+    body = list(drawn.lines)
+    if more:
+        body.append(_fitted(more, columns))
+    if arms is not None and room >= 7:
+        body.append(_with_references(board, arms, columns, named=drawn.names_references))
+    if not board.is_sweep and room > len(lines) + len(body) + has_blank + has_hint:
+        body.append(_details(views[0], columns))
+    if is_wide:
+        body = _with_curves(board, body, columns, room - len(lines) - has_hint - has_blank, curves)
+    return [*lines, *([Text("")] if has_blank else []), *body, *([hint] if has_hint else [])]
+
+
+def _headline(board: Board, width: int) -> Text:
+    """Return bar, fraction and clocks of all runs."""
+    done, total = board.work()
+    fraction = done / total if total else 0.0
+    gone, left = f"{format_clock(board.seconds_gone)} gone", f"{format_clock(board.seconds_left())} left"
+    percent = f"{int(100 * fraction)} %"
+    name = "sweep" if board.is_sweep else "run"
+    runs = [f"{len(board.runs)} runs"] if board.is_sweep else []
+    for parts in ([percent, *runs, gone, left], [percent, gone, left], [percent, left], [percent]):
+        text = " · ".join(parts)
+        bar_width = width - len(name) - len(text) - 2
+        if bar_width >= 8:
+            return Text.assemble((f"{name} ", "bold"), (bar(fraction, bar_width), "green"), f" {text}")
+    return _fitted(text, width)
+
+
+def _pack_line(board: Board, width: int) -> Text:
+    """Return the progress of the pack, or what is being prepared, and the counts of runs."""
+    return _first_that_fits(
+        [f"{' · '.join(left)}\t{right}" for left in _pack_parts(board) for right in _count_texts(board)], width
+    )
+
+
+def _pack_parts(board: Board) -> list[list[str]]:
+    """Return what is said of the pack, in full and ever shorter."""
+    number = max(1, board.packs_begun)
+    pack = [f"pack {number}/{max(number, board.packs_planned)}"] if board.packs_planned else []
+    preparing = f"{board.preparation} · {format_clock(board.preparation_seconds)}"
+    if not board.pack:
+        return [[preparing], [board.preparation or ""]]
+    config = board.pack[0].config
+    step = f"step {board.step:,}/{config.steps:,}"
+    if board.preparation is not None:
+        return [[*pack, step, preparing], [*pack, preparing], [board.preparation]]
+    stage = f"stage {1 if board.step <= config.boundary_step else 2}"
+    memory = [format_memory(board.memory_bytes)] if board.memory_bytes else []
+    return [[*pack, step, stage, *memory], [*pack, step, stage], [*pack, step], [step]]
+
+
+def _count_texts(board: Board) -> list[str]:
+    """Return the counts of runs by state, in full and ever shorter."""
+    if not board.is_sweep:
+        return [""]
+    counts = board.counts()
+    done = counts["finished"]
+    others = [f"{counts[state]} {state}" for state in ("diverged", "failed", "stopped", "elsewhere") if counts[state]]
+    training, waiting = f"{counts['training']} training", f"{counts['waiting']} waiting"
+    bad = [text for text in others if not text.endswith("elsewhere")]
+    return [
+        " · ".join([f"{done} done", *others, training, waiting]),
+        " · ".join([f"{done} done", *others, training]),
+        " · ".join([f"{done}/{len(board.runs)} done", *bad]),
+        f"{done}/{len(board.runs)} done",
+    ]
+
+
+def _first_that_fits(texts: Sequence[str], width: int) -> Text:
+    """Return the first text that fits, what follows its tab at the right; the shortest is cut."""
+    for text in texts:
+        left, _, right = text.partition("\t")
+        space = width - len(left) - len(right)
+        if space >= (2 if right else 0):
+            return Text(left + " " * space + right if right else left)
+    return _fitted(texts[-1].partition("\t")[0], width)
+
+
+def _arms_line(board: Board, width: int) -> str | None:
+    """Return mean held-out losses of the arms at the last evaluation of the pack, over all runs of its size."""
+    if not board.is_sweep:
+        return None
+    views = [view for view in board.runs.values() if view.history]
+    reference = next((view for view in board.pack if view.history), views[-1] if views else None)
+    if reference is None:
+        return None
+    step = reference.history[-1][0]
+    alike = [view for view in views if view.size == reference.size and view.config.steps == reference.config.steps]
+    head = f"arms @{step:,}  "
+    for most in range(8, 0, -1):
+        text = head + means_text(alike, step, most)
+        if len(text) <= width or most == 1:
+            return text
+    return None
+
+
+def _with_references(board: Board, arms: str, width: int, *, named: bool) -> Text:
+    """Return the line on arms, with the references where the table does not name them."""
+    found = references_of(list(board.runs.values()))
+    wanted = [f"{name} {value:.2f}" for name, value in found.items() if name == "bigram" or not named]
+    for count in range(len(wanted), 0, -1):
+        text = f"{arms}  ({', '.join(wanted[:count])})"
+        if len(text) <= width:
+            return Text(text)
+    return _fitted(arms, width)
+
+
+def _details(view: RunView, width: int) -> Text:
+    """Return what the table has no column for."""
+    row = view.row
+    bigram, context = row.get("BigramLoss"), row.get("ContextInformation")
+    parts = [
+        f"lr {format_value(row.get('LR'), '.2e')}",
+        f"wd {format_value(row.get('WD'), 'g')}",
+        f"{format_value(row.get('TokensPerSecond'), ',.0f')} tok/s",
+        f"bigram {format_value(bigram, '.2f')}",
+        f"context {format_value(context, '.2f')}",
+    ]
+    while len(" · ".join(parts)) > width and len(parts) > 1:
+        parts.pop()
+    return Text(" · ".join(parts), style="dim")
+
+
+def _with_curves(board: Board, body: list[Text], width: int, room: int, curves: Curves) -> list[Text]:
+    """Return the body with curves below it where the height allows, else beside it where the width does."""
+    free = room - len(body) - 1
+    if free >= _LOWEST_PLOT:
+        return [*body, Text(""), *curves.lines(board, min(width, WIDE), min(free, _HIGHEST_PLOT))]
+    beside = max(line.cell_len for line in body) + 3
+    height = max(len(body), min(room, _HIGHEST_PLOT))
+    if width - beside < _NARROWEST_PLOT or height < _LOWEST_PLOT:
+        return body
+    plot = curves.lines(board, width - beside, min(height, _HIGHEST_PLOT))
+    rows = max(len(body), len(plot))
+    joined = []
+    for index in range(rows):
+        left = body[index].copy() if index < len(body) else Text("")
+        if index < len(plot):
+            left.pad_right(beside - left.cell_len)
+            left.append_text(plot[index])
+        joined.append(left)
+    return joined
+
+
+def _fitted(text: str, width: int) -> Text:
+    """Return a line of whole words that fits."""
+    if len(text) <= width:
+        return Text(text)
+    whole = text[: width - 1].rpartition(" ")[0].rstrip()
+    return Text(f"{whole} …" if whole else shorten_arm(text, width))
