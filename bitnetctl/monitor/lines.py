@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from bitnetctl.monitor.text import format_difference
-from bitnetctl.monitor.view import RunView, arm_means
+from bitnetctl.monitor.view import ArmMean, RunView, arm_means
 from bitnetctl.records import finite_value
 from bitnetctl.records.collapse import Health
 from bitnetctl.report.columns import format_value
@@ -113,22 +113,25 @@ def row_line(view: RunView) -> str:
     return "  ".join(parts)
 
 
-def means_text(views: Sequence[RunView], step: int, most: int = _MOST_ARMS) -> str:
-    """Return mean held-out losses of arms at a step, with differences from the baseline; those that differ most."""
+def means_text(views: Sequence[RunView], step: int, most: int = _MOST_ARMS, *, short: bool = False) -> str:
+    """Return mean held-out losses of arms at a step, with differences from the baseline; those that differ most.
+
+    If `short`, an arm that has a difference has it alone.
+    """
     means = arm_means(views, step)
+    more = ""
     if len(means) > most:
-        first, rest = means[:1], means[1:]
-        rest.sort(key=lambda mean: -abs(mean.difference or mean.mean))
-        means = [*first, *rest[: most - 1]]
-        more = f"  … {len(rest) - most + 1} more"
-    else:
-        more = ""
-    texts = (
-        f"{mean.arm} {mean.mean:.2f}"
-        + (f" ({format_difference(mean.difference)})" if mean.difference is not None else "")
-        for mean in means
-    )
-    return ("  ".join(texts) or "–") + more
+        rest = sorted(means[1:], key=lambda mean: -abs(mean.difference or 0.0))
+        more = f"  … {len(means) - most} more"
+        means = [means[0], *rest[: most - 1]]
+    return "  ".join(_mean_text(mean, short=short) for mean in means) + more or "–"
+
+
+def _mean_text(mean: ArmMean, *, short: bool) -> str:
+    if mean.difference is None:
+        return f"{mean.arm} {mean.mean:.2f}"
+    difference = format_difference(mean.difference)
+    return f"{mean.arm} {difference}" if short else f"{mean.arm} {mean.mean:.2f} ({difference})"
 
 
 def _pack_name(pack: Sequence[RunView]) -> str:

@@ -17,16 +17,16 @@ WIDE = 120
 
 _TABLE_WIDTH = 86
 _LOWEST_PLOT, _HIGHEST_PLOT, _NARROWEST_PLOT = 10, 18, 32
-_HINT = "Ctrl-C saves and stops; the same command goes on"
-_STOPPING = "stopping: the runs are saved at the end of this step"
+_HINTS = ("Ctrl-C saves and stops; the same command goes on", "Ctrl-C saves and stops")
+_STOPPING = ("stopping: the runs are saved at the end of this step", "stopping: saving the runs")
 
 
 def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bool = False) -> list[Text]:
     """Return the lines of a frame, each of fewer than `width` columns, fewer than `height` of them."""
     room, columns = height - 1, width - 1
     lines = [_headline(board, columns), _pack_line(board, columns)][: max(1, room)]
-    hint = Text(_STOPPING if is_stopping else _HINT, style="dim")
-    hint.truncate(columns, overflow="ellipsis")
+    hint = _first_that_fits(_STOPPING if is_stopping else _HINTS, columns)
+    hint.style = "dim"
     if not board.runs or room < len(lines) + 2:
         return lines
     views = list(board.runs.values())
@@ -47,7 +47,8 @@ def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bo
     if more:
         body.append(_fitted(more, columns))
     if arms is not None and room >= 7:
-        body.append(_with_references(board, arms, columns, named=drawn.names_references))
+        free = room - len(lines) - len(body) - has_hint - has_blank
+        body += _arms_lines(board, arms, columns, unigram=not drawn.names_references, lines=min(2, free))
     if not board.is_sweep and room > len(lines) + len(body) + has_blank + has_hint:
         body.append(_details(views[0], columns))
     if is_wide:
@@ -132,22 +133,24 @@ def _arms_line(board: Board, width: int) -> str | None:
     step = reference.history[-1][0]
     alike = [view for view in views if view.size == reference.size and view.config.steps == reference.config.steps]
     head = f"arms @{step:,}  "
-    for most in range(8, 0, -1):
-        text = head + means_text(alike, step, most)
-        if len(text) <= width or most == 1:
-            return text
-    return None
+    texts = [head + means_text(alike, step, 8)]
+    for most in range(8, 1, -1):
+        texts += [text + means_text(alike, step, most, short=True) for text in (head, "")]
+    return next((text for text in texts if len(text) <= width), texts[-1])
 
 
-def _with_references(board: Board, arms: str, width: int, *, named: bool) -> Text:
-    """Return the line on arms, with the references where the table does not name them."""
-    found = references_of(list(board.runs.values()))
-    wanted = [f"{name} {value:.2f}" for name, value in found.items() if name == "bigram" or not named]
-    for count in range(len(wanted), 0, -1):
-        text = f"{arms}  ({', '.join(wanted[:count])})"
-        if len(text) <= width:
-            return Text(text)
-    return _fitted(arms, width)
+def _references(views: Sequence[RunView], *, unigram: bool) -> str:
+    """Return the references that the table does not name."""
+    found = references_of(views)
+    return " · ".join(f"{name} {value:.2f}" for name, value in found.items() if name == "bigram" or unigram)
+
+
+def _arms_lines(board: Board, arms: str, width: int, *, unigram: bool, lines: int) -> list[Text]:
+    """Return the line on arms, with the references behind it or, where there is room for `lines`, below it."""
+    references = _references(list(board.runs.values()), unigram=unigram)
+    if references and len(arms) + len(references) + 4 <= width:
+        return [Text(f"{arms}  ({references})")]
+    return [_fitted(text, width) for text in (arms, references) if text][:lines]
 
 
 def _details(view: RunView, width: int) -> Text:

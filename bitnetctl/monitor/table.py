@@ -83,7 +83,7 @@ class _Column(NamedTuple):
 
 
 # what is dropped first where the width is too small, step by step; arm, size and seed stay
-_DROPPED = ("skill", "loss", "unique", "history", "step", "when", "held-out")
+_DROPPED = ("skill", "loss", "unique", "history", "step", "full state", "short state", "held-out")
 
 
 def table(views: Sequence[RunView], width: int) -> Table:
@@ -95,11 +95,10 @@ def table(views: Sequence[RunView], width: int) -> Table:
     dropped: set[str] = set()
     for name in ("", *_DROPPED):
         dropped.add(name)
-        kept = [
-            column
-            for column in columns
-            if column.name not in dropped and column.name != ("state" if "when" in dropped else "short state")
-        ]
+        kept = [column for column in columns if column.name not in dropped]
+        # of the columns on the state, the fullest that is left
+        states = [column for column in kept if column.header == "state"]
+        kept = [column for column in kept if column not in states[1:]]
         others = sum(column.width + column.gap for column in kept)
         if others + min(longest, max(10, width // 4)) <= width:
             break
@@ -115,6 +114,9 @@ def _columns(views: Sequence[RunView], references: str) -> list[_Column]:
     def column(name: str, value: Callable[[RunView], str], **options: bool | int) -> _Column:
         return _Column(name, name, [value(view) for view in views], **options)  # type: ignore[arg-type]
 
+    def state(name: str, value: Callable[[RunView], str], least: int = 0) -> _Column:
+        return _Column(name, "state", [value(view) for view in views], is_left=True, gap=2, least=least)
+
     low, high = _spark_range(views)
     history_width = max(_SPARK_WIDTH, len(references))
     last = f"{max(view.config.steps for view in views):,}"
@@ -128,15 +130,9 @@ def _columns(views: Sequence[RunView], references: str) -> list[_Column]:
         _Column("history", references, sparks, is_left=True, least=history_width),
         column("skill", lambda view: format_value(view.skill, ".2f"), gap=2),
         column("unique", lambda view: format_value(finite_value(view.row, "UniquePredictions"), ",.0f")),
-        _Column(
-            "state",
-            "state",
-            [view.flag() for view in views],
-            is_left=True,
-            gap=2,
-            least=len(f"⚠ collapsed @{last}"),
-        ),
-        _Column("short state", "state", [view.flag(short=True) for view in views], is_left=True, gap=2),
+        state("full state", RunView.flag, least=len(f"⚠ collapsed @{last}")),
+        state("short state", lambda view: view.flag(short=True)),
+        state("mark", lambda view: view.flag(short=True).partition(" ")[0]),
     ]
 
 

@@ -69,7 +69,8 @@ def line_plot(
     logarithmic: bool = False,
     color: bool,
 ) -> Text:
-    """Return curves with a title and a legend; `height` is that of the plot alone, `references` are level lines."""
+    """Return curves with a title and a legend; `height` is that of the plot alone, `references` are level lines,
+    drawn where they are near the curves."""
     import plotext
 
     figure = plotext.figure
@@ -80,13 +81,16 @@ def line_plot(
     shown = list(curves.values())[:MOST_CURVES]
     first = min(min(curve) for curve in shown)
     last = max(max(curve) for curve in shown)
-    levels = references or {}
-    lowest = min(*levels.values(), *(min(curve.values()) for curve in shown), math.inf)
-    highest = max(*levels.values(), *(max(curve.values()) for curve in shown), -math.inf)
+    lowest = min(min(curve.values()) for curve in shown)
+    highest = max(max(curve.values()) for curve in shown)
+    # one further away would press the curves together: it stands in the legend only
+    margin = (highest - lowest) / 2
+    levels = [level for level in (references or {}).values() if lowest - margin <= level <= highest + margin]
+    lowest, highest = min([lowest, *levels]), max([highest, *levels])
     if boundary is not None and first <= boundary <= last:
         marker = plotext.marker("┊", "gray") if color else "┊"
         figure.draw(figure.segment([boundary] * 2, [lowest, highest], marker=marker))
-    for level in levels.values():
+    for level in levels:
         marker = plotext.marker("┈", "gray") if color else "┈"
         figure.draw(figure.segment([first, last], [level] * 2, marker=marker))
     for index, curve in enumerate(shown):
@@ -100,8 +104,8 @@ def line_plot(
     figure.clear()
     text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
     legend = _legend(list(curves), boundary, color=color)
-    if levels:
-        named = ", ".join(f"{name} {level:.2f}" for name, level in levels.items())
+    if references:
+        named = ", ".join(f"{name} {level:.2f}" for name, level in references.items())
         legend.append(Text(f"   ┈ {named}", style="dim"))
     return Text("\n").join([Text(title, style="bold"), text, *legend])
 
