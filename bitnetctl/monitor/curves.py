@@ -37,7 +37,7 @@ class Curves:
         references = references_of(views)
         legend = min(len(curves), MOST_CURVES) + (len(curves) > MOST_CURVES) + bool(references)
         drawn = line_plot(
-            "held-out loss (nats), mean of the runs",
+            "held-out loss (nats)",
             curves,
             width,
             max(5, height - legend - 1),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from bitnetctl.monitor.text import format_difference
+from bitnetctl.monitor.text import format_difference, shorten_arms
 from bitnetctl.monitor.view import ArmMean, RunView, arm_means
 from bitnetctl.records import finite_value
 from bitnetctl.records.collapse import Health
@@ -113,10 +113,12 @@ def row_line(view: RunView) -> str:
     return "  ".join(parts)
 
 
-def means_text(views: Sequence[RunView], step: int, most: int = _MOST_ARMS, *, short: bool = False) -> str:
+def means_text(
+    views: Sequence[RunView], step: int, most: int = _MOST_ARMS, *, short: bool = False, arm_width: int | None = None
+) -> str:
     """Return mean held-out losses of arms at a step, with differences from the baseline; those that differ most.
 
-    If `short`, an arm that has a difference has it alone.
+    If `short`, an arm that has a difference has it alone; `arm_width` shortens the names of arms.
     """
     means = arm_means(views, step)
     more = ""
@@ -124,14 +126,16 @@ def means_text(views: Sequence[RunView], step: int, most: int = _MOST_ARMS, *, s
         rest = sorted(means[1:], key=lambda mean: -abs(mean.difference or 0.0))
         more = f"  … {len(means) - most} more"
         means = [means[0], *rest[: most - 1]]
-    return "  ".join(_mean_text(mean, short=short) for mean in means) + more or "–"
+    arms = [mean.arm for mean in means]
+    labels = shorten_arms(arms, arm_width or max(map(len, arms), default=0))
+    return "  ".join(_mean_text(labels[mean.arm], mean, short=short) for mean in means) + more or "–"
 
 
-def _mean_text(mean: ArmMean, *, short: bool) -> str:
+def _mean_text(label: str, mean: ArmMean, *, short: bool) -> str:
     if mean.difference is None:
-        return f"{mean.arm} {mean.mean:.2f}"
+        return f"{label} {mean.mean:.2f}"
     difference = format_difference(mean.difference)
-    return f"{mean.arm} {difference}" if short else f"{mean.arm} {mean.mean:.2f} ({difference})"
+    return f"{label} {difference}" if short else f"{label} {mean.mean:.2f} ({difference})"
 
 
 def _pack_name(pack: Sequence[RunView]) -> str:

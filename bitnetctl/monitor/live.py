@@ -118,8 +118,6 @@ class LiveReporter:
             for line in lines:
                 line.plain = ascii_text(line.plain)
         self._frame, self._drawn_width = lines, size.width
-        for line in lines:
-            line.no_wrap, line.overflow = True, "crop"
         return Group(*lines)
 
     def _read_folder(self) -> None:

@@ -1,5 +1,6 @@
 """A frame of the live view: progress, the runs that matter, arms, curves, in the width and height that there are."""
 
+import itertools
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -23,6 +24,13 @@ _STOPPING = ("stopping: the runs are saved at the end of this step", "stopping: 
 
 def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bool = False) -> list[Text]:
     """Return the lines of a frame, each of fewer than `width` columns, fewer than `height` of them."""
+    lines = _lines(board, width, height, curves, is_stopping)
+    for line in lines:
+        line.no_wrap, line.overflow = True, "crop"
+    return lines
+
+
+def _lines(board: Board, width: int, height: int, curves: Curves, is_stopping: bool) -> list[Text]:
     room, columns = height - 1, width - 1
     lines = [_headline(board, columns), _pack_line(board, columns)][: max(1, room)]
     hint = _first_that_fits(_STOPPING if is_stopping else _HINTS, columns)
@@ -45,12 +53,12 @@ def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bo
     drawn = table(shown, min(columns, _TABLE_WIDTH) if is_wide else columns)
     body = list(drawn.lines)
     if more:
-        body.append(_fitted(more, columns))
+        body.append(_first_that_fits(more, columns))
     if arms is not None and room >= 7:
         free = room - len(lines) - len(body) - has_hint - has_blank
         body += _arms_lines(board, arms, columns, unigram=not drawn.names_references, lines=min(2, free))
     if not board.is_sweep and room > len(lines) + len(body) + has_blank + has_hint:
-        body.append(_details(views[0], columns))
+        body.append(_details(views[0], columns, unigram=not drawn.names_references))
     if is_wide:
         body = _with_curves(board, body, columns, room - len(lines) - has_hint - has_blank, curves)
     return [*lines, *([Text("")] if has_blank else []), *body, *([hint] if has_hint else [])]
@@ -74,9 +82,10 @@ def _headline(board: Board, width: int) -> Text:
 
 def _pack_line(board: Board, width: int) -> Text:
     """Return the progress of the pack, or what is being prepared, and the counts of runs."""
-    return _first_that_fits(
-        [f"{' · '.join(left)}\t{right}" for left in _pack_parts(board) for right in _count_texts(board)], width
-    )
+    lefts, rights = enumerate(_pack_parts(board)), enumerate(_count_texts(board))
+    # one step shorter on either side before two on one
+    pairs = sorted(itertools.product(lefts, rights), key=lambda pair: (pair[0][0] + pair[1][0], pair[1][0]))
+    return _first_that_fits([f"{' · '.join(left)}\t{right}" for (_, left), (_, right) in pairs], width)
 
 
 def _pack_parts(board: Board) -> list[list[str]]:
@@ -134,8 +143,8 @@ def _arms_line(board: Board, width: int) -> str | None:
     alike = [view for view in views if view.size == reference.size and view.config.steps == reference.config.steps]
     head = f"arms @{step:,}  "
     texts = [head + means_text(alike, step, 8)]
-    for most in range(8, 1, -1):
-        texts += [text + means_text(alike, step, most, short=True) for text in (head, "")]
+    for most, arm_width in itertools.product(range(8, 0, -1), (None, 20, 12)):
+        texts += [text + means_text(alike, step, most, short=True, arm_width=arm_width) for text in (head, "")]
     return next((text for text in texts if len(text) <= width), texts[-1])
 
 
@@ -153,16 +162,15 @@ def _arms_lines(board: Board, arms: str, width: int, *, unigram: bool, lines: in
     return [_fitted(text, width) for text in (arms, references) if text][:lines]
 
 
-def _details(view: RunView, width: int) -> Text:
+def _details(view: RunView, width: int, *, unigram: bool) -> Text:
     """Return what the table has no column for."""
     row = view.row
-    bigram, context = row.get("BigramLoss"), row.get("ContextInformation")
     parts = [
+        *filter(None, [_references([view], unigram=unigram)]),
         f"lr {format_value(row.get('LR'), '.2e')}",
         f"wd {format_value(row.get('WD'), 'g')}",
         f"{format_value(row.get('TokensPerSecond'), ',.0f')} tok/s",
-        f"bigram {format_value(bigram, '.2f')}",
-        f"context {format_value(context, '.2f')}",
+        f"context {format_value(row.get('ContextInformation'), '.2f')}",
     ]
     while len(" · ".join(parts)) > width and len(parts) > 1:
         parts.pop()

@@ -49,16 +49,21 @@ def _badness(view: RunView) -> tuple[int, float, float]:
     return (_RANKS.index(rank(view)), 0.0 if ended_collapsed else 1.0, skill if skill is not None else -held_out)
 
 
-def left_out(views: Sequence[RunView], shown: Sequence[RunView]) -> str:
-    """Return how many runs have no line, by state, those that wait apart."""
+def left_out(views: Sequence[RunView], shown: Sequence[RunView]) -> list[str]:
+    """Return how many runs have no line, by state and in total; empty if all have one. Those that wait are apart."""
     there = {id(view) for view in shown}
     counts = Counter[str](view.state for view in views if id(view) not in there and view.state != "waiting")
     order = ("training", "elsewhere", "diverged", "failed", "stopped", "finished")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     if not parts:
-        return ""
-    parts[0] = parts[0].replace(" ", " more ", 1) + (" (worst shown)" if counts["training"] else "")
-    return "… " + " · ".join(parts)
+        return []
+    parts[0] = parts[0].replace(" ", " more ", 1)
+    hint = " (worst shown)" if counts["training"] else ""
+    return [
+        " · ".join([f"… {parts[0]}{hint}", *parts[1:]]),
+        " · ".join([f"… {parts[0]}", *parts[1:]]),
+        f"… {counts.total()} more",
+    ]
 
 
 class Table(NamedTuple):
@@ -83,7 +88,7 @@ class _Column(NamedTuple):
 
 
 # what is dropped first where the width is too small, step by step; arm, size and seed stay
-_DROPPED = ("skill", "loss", "unique", "history", "step", "full state", "short state", "held-out")
+_DROPPED = ("skill", "loss", "unique", "step", "history", "full state", "short state", "held-out")
 
 
 def table(views: Sequence[RunView], width: int) -> Table:

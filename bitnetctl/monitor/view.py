@@ -32,7 +32,7 @@ class RunView:
     collapse: CollapseTracker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.restart()
+        self.collapse = CollapseTracker(self.config.schedule.warmup_steps)
 
     @property
     def size(self) -> int:
