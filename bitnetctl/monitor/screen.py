@@ -8,7 +8,7 @@ from rich.text import Text
 from bitnetctl.monitor.board import Board
 from bitnetctl.monitor.curves import Curves
 from bitnetctl.monitor.lines import means_text
-from bitnetctl.monitor.table import chosen, left_out, references_of, table
+from bitnetctl.monitor.table import chosen, left_out, references_of, spark_range, table
 from bitnetctl.monitor.text import bar, format_clock, format_memory, shorten_arm
 from bitnetctl.monitor.view import RunView
 from bitnetctl.report.columns import format_value
@@ -18,6 +18,7 @@ WIDE = 120
 
 _TABLE_WIDTH = 86
 _LOWEST_PLOT, _HIGHEST_PLOT, _NARROWEST_PLOT = 10, 18, 32
+_ROOM_FOR_HINT, _ROOM_FOR_BLANK = 9, 12
 _HINTS = ("Ctrl-C saves and stops; the same command goes on", "Ctrl-C saves and stops")
 _STOPPING = ("stopping: the runs are saved at the end of this step", "stopping: saving the runs")
 
@@ -32,36 +33,41 @@ def frame(board: Board, width: int, height: int, curves: Curves, is_stopping: bo
 
 def _lines(board: Board, width: int, height: int, curves: Curves, is_stopping: bool) -> list[Text]:
     room, columns = height - 1, width - 1
-    lines = [_headline(board, columns), _pack_line(board, columns)][: max(1, room)]
+    top = [_headline(board, columns), _pack_line(board, columns)][: max(1, room)]
     hint = _first_that_fits(_STOPPING if is_stopping else _HINTS, columns)
     hint.style = "dim"
-    if not board.runs or room < len(lines) + 2:
-        return lines
+    bottom = [hint] if room >= _ROOM_FOR_HINT else []
+    if all(view.state == "waiting" for view in board.runs.values()):
+        return [*top, *bottom]
+    if room >= _ROOM_FOR_BLANK:
+        top.append(Text(""))
+    return [*top, *_body(board, width, room - len(top) - len(bottom), curves), *bottom]
+
+
+def _body(board: Board, width: int, room: int, curves: Curves) -> list[Text]:
+    """Return the table in at most `room` lines, what is said below it, and curves; nothing where two do not fit."""
+    if room < 2:
+        return []
+    columns, is_wide = width - 1, width >= WIDE
+    table_width = min(columns, _TABLE_WIDTH) if is_wide else columns
+    lines, names_references = _table_lines(board, room, table_width, columns)
+    below = _below(board, columns, unigram=not names_references)[: max(0, room // 3 - 1)]
+    if below and len(lines) + len(below) > room:
+        lines, _ = _table_lines(board, room - len(below), table_width, columns)
+    lines += below
+    return _with_curves(board, lines, columns, room, curves) if is_wide else lines
+
+
+def _table_lines(board: Board, room: int, width: int, columns: int) -> tuple[list[Text], bool]:
+    """Return table and what it leaves out in at most `room` lines, and whether it names the references."""
     views = list(board.runs.values())
-    # from the bottom: hint, arms, what is left out; a blank line above the table
-    has_hint, has_blank = room >= 9, room >= 12
-    arms = _arms_line(board, columns)
-    fixed = len(lines) + 1 + has_hint + has_blank + (arms is not None and room >= 7)
-    if not any(view.state != "waiting" for view in views):
-        return [*lines, *([hint] if has_hint else [])]
-    shown = chosen(views, room - fixed)
+    shown = chosen(views, room - 1)
+    if left_out(views, shown):
+        shown = chosen(views, max(1, room - 2))
+    drawn = table(shown, width, spark_range(views))
     more = left_out(views, shown)
-    if more:
-        shown = chosen(views, max(1, room - fixed - 1))
-        more = left_out(views, shown)
-    is_wide = width >= WIDE
-    drawn = table(shown, min(columns, _TABLE_WIDTH) if is_wide else columns)
-    body = list(drawn.lines)
-    if more:
-        body.append(_first_that_fits(more, columns))
-    if arms is not None and room >= 7:
-        free = room - len(lines) - len(body) - has_hint - has_blank
-        body += _arms_lines(board, arms, columns, unigram=not drawn.names_references, lines=min(2, free))
-    if not board.is_sweep and room > len(lines) + len(body) + has_blank + has_hint:
-        body.append(_details(views[0], columns, unigram=not drawn.names_references))
-    if is_wide:
-        body = _with_curves(board, body, columns, room - len(lines) - has_hint - has_blank, curves)
-    return [*lines, *([Text("")] if has_blank else []), *body, *([hint] if has_hint else [])]
+    lines = [*drawn.lines, *([_first_that_fits(more, columns)] if more else [])]
+    return lines[:room], drawn.names_references
 
 
 def _headline(board: Board, width: int) -> Text:
@@ -133,8 +139,6 @@ def _first_that_fits(texts: Sequence[str], width: int) -> Text:
 
 def _arms_line(board: Board, width: int) -> str | None:
     """Return mean held-out losses of the arms at the last evaluation of the pack, over all runs of its size."""
-    if not board.is_sweep:
-        return None
     views = [view for view in board.runs.values() if view.history]
     reference = next((view for view in board.pack if view.history), views[-1] if views else None)
     if reference is None:
@@ -154,12 +158,15 @@ def _references(views: Sequence[RunView], *, unigram: bool) -> str:
     return " · ".join(f"{name} {value:.2f}" for name, value in found.items() if name == "bigram" or unigram)
 
 
-def _arms_lines(board: Board, arms: str, width: int, *, unigram: bool, lines: int) -> list[Text]:
-    """Return the line on arms, with the references behind it or, where there is room for `lines`, below it."""
+def _below(board: Board, width: int, *, unigram: bool) -> list[Text]:
+    """Return the lines below the table: arms and references, or what it has no column for."""
+    if not board.is_sweep:
+        return [_details(view, width, unigram=unigram) for view in board.runs.values()]
+    arms = _arms_line(board, width)
     references = _references(list(board.runs.values()), unigram=unigram)
-    if references and len(arms) + len(references) + 4 <= width:
+    if arms and references and len(arms) + len(references) + 4 <= width:
         return [Text(f"{arms}  ({references})")]
-    return [_fitted(text, width) for text in (arms, references) if text][:lines]
+    return [_fitted(text, width) for text in (arms, references) if text]
 
 
 def _details(view: RunView, width: int, *, unigram: bool) -> Text:

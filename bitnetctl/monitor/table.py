@@ -91,10 +91,10 @@ class _Column(NamedTuple):
 _DROPPED = ("skill", "loss", "unique", "step", "history", "full state", "short state", "held-out")
 
 
-def table(views: Sequence[RunView], width: int) -> Table:
+def table(views: Sequence[RunView], width: int, spark_range: tuple[float, float]) -> Table:
     """Return a line a run, none wider than `width`, which is to have room for arm, size and seed."""
     references = reference_text(views)
-    columns = _columns(views, references)
+    columns = _columns(views, references, spark_range)
     arms = [view.config.arm for view in views]
     longest = max(map(len, ("arm", *arms)))
     dropped: set[str] = set()
@@ -115,17 +115,16 @@ def table(views: Sequence[RunView], width: int) -> Table:
     return Table(lines, bool(references) and "history" not in dropped)
 
 
-def _columns(views: Sequence[RunView], references: str) -> list[_Column]:
+def _columns(views: Sequence[RunView], references: str, spark_range: tuple[float, float]) -> list[_Column]:
     def column(name: str, value: Callable[[RunView], str], **options: bool | int) -> _Column:
         return _Column(name, name, [value(view) for view in views], **options)  # type: ignore[arg-type]
 
     def state(name: str, value: Callable[[RunView], str], least: int = 0) -> _Column:
         return _Column(name, "state", [value(view) for view in views], is_left=True, gap=2, least=least)
 
-    low, high = _spark_range(views)
     history_width = max(_SPARK_WIDTH, len(references))
     last = f"{max(view.config.steps for view in views):,}"
-    sparks = [sparkline([value for _, value in view.history], low, high, history_width) for view in views]
+    sparks = [sparkline([value for _, value in view.history], *spark_range, history_width) for view in views]
     return [
         column("size", lambda view: str(view.size)),
         column("seed", lambda view: str(view.config.seed)),
@@ -166,7 +165,13 @@ def reference_text(views: Sequence[RunView]) -> str:
     return f"(unigram {references['unigram']:.2f})" if "unigram" in references else ""
 
 
-def _spark_range(views: Sequence[RunView]) -> tuple[float, float]:
-    """Return the range of held-out loss over all runs, without that of the untrained model."""
-    values = [value for view in views for step, value in view.history if step > 1]
+def spark_range(views: Sequence[RunView]) -> tuple[float, float]:
+    """Return the range of held-out loss over all runs, without that of the untrained model.
+
+    It takes the first and the last evaluation of each: there may be thousands of runs, and it is drawn often.
+    """
+    values: list[float] = []
+    for view in views:
+        trained = view.history[1:2] if view.history and view.history[0][0] == 1 else view.history[:1]
+        values += [value for _, value in (*trained, *view.history[-1:])]
     return (min(values), max(values)) if values else (0.0, 0.0)
