@@ -81,11 +81,12 @@ def finished_lines(pack: Sequence[RunView], ended: Sequence[RunView], *, togethe
         return [Line("finished", f"{view.name}: {_outcome(view)}") for view in ended]
     collapsed = [view for view in ended if view.collapse.health is Health.COLLAPSED]
     counts = Counter[str](view.state for view in pack)
-    parts = [f"{count} {state}" for state, count in counts.items()]
+    parts = [", ".join(f"{count} {state}" for state, count in counts.items())]
     if collapsed:
         parts.append(f"collapsed: {_by_arm(collapsed, pack)}")
-    if ended:
-        parts.append(f"held-out loss {means_text(ended, max(view.step for view in ended))}")
+    step = max((view.step for view in ended), default=0)
+    if arm_means(ended, step):
+        parts.append(f"held-out loss {means_text(ended, step)}")
     return [Line("finished", f"{_pack_name(pack)}: {'; '.join(parts)}")]
 
 

@@ -20,8 +20,8 @@ from bitnetctl.monitor.screen import frame
 from bitnetctl.monitor.text import ascii_text, preparation_line
 from bitnetctl.trainer.events import Event
 
-_LEAST_SECONDS = 0.25
-"""Least time between two frames."""
+_LEAST_SECONDS, _MOST_SECONDS = 0.25, 2.0
+"""Least and most time between two frames."""
 
 _COST_FRACTION = 0.005
 """Fraction of one CPU's time that frames, and as much again that reading the folder may take."""
@@ -53,7 +53,7 @@ class LiveReporter:
         self._ascii = console.options.ascii_only
         self._lock = threading.Lock()
         self._frame: list[Text] = []
-        self._drawn_width = console.width
+        self._drawn_size = console.size
         self._read_after = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
         self._done = threading.Event()
@@ -101,14 +101,16 @@ class LiveReporter:
         return ascii_text(text) if self._ascii else text
 
     def _redraw(self) -> None:
-        """Draw frames until the end, as often as their cost allows."""
-        pause = _LEAST_SECONDS
-        while not self._done.wait(pause):
+        """Draw frames until the end, as often as their cost allows, and at once where the terminal has another size."""
+        due = 0.0
+        while not self._done.wait(_LEAST_SECONDS):
+            if time.monotonic() < due and self._console.size == self._drawn_size:
+                continue
             before = time.thread_time()
             self._undo_reflow()
             self._live.refresh()
             self._read_folder()
-            pause = max(_LEAST_SECONDS, (time.thread_time() - before) / _COST_FRACTION)
+            due = time.monotonic() + min(_MOST_SECONDS, (time.thread_time() - before) / _COST_FRACTION)
 
     def _render(self) -> Group:
         with self._lock:
@@ -117,7 +119,7 @@ class LiveReporter:
         if self._ascii:
             for line in lines:
                 line.plain = ascii_text(line.plain)
-        self._frame, self._drawn_width = lines, size.width
+        self._frame, self._drawn_size = lines, size
         return Group(*lines)
 
     def _read_folder(self) -> None:
@@ -137,9 +139,8 @@ class LiveReporter:
         Terminals wrap what no longer fits; the view goes up as many lines only as it has drawn.
         """
         width = self._console.size.width
-        if width >= self._drawn_width or width <= 0:
+        if width >= self._drawn_size.width or width <= 0:
             return
         further = sum((max(1, line.cell_len) - 1) // width for line in self._frame)
         up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
         self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * further))
-        self._drawn_width = width

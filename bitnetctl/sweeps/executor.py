@@ -20,6 +20,7 @@ from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun
 
 _WAIT_SECONDS = 1.0
+_WAITING = "waiting for runs that another process trains"
 
 
 def sweep_runs(
@@ -87,7 +88,8 @@ class _Sweep:
                 return
             else:
                 if not waiting:
-                    self._options.log("waiting for runs that another process trains")
+                    self._options.log(_WAITING)
+                    self._options.progress(_WAITING, 0, None)
                 waiting = True
                 time.sleep(_WAIT_SECONDS)
 
