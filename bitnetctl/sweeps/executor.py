@@ -71,7 +71,8 @@ class _Sweep:
 
     def train(self) -> Iterator[Event]:
         """Train pack after pack until no run is left or a stop is requested."""
-        yield self._planned
+        if self._planned.seconds and not self._options.should_stop():
+            yield self._planned
         waiting = False
         while not self._options.should_stop():
             acquired = self._queue.acquire(self._candidates, self._limit)

@@ -5,7 +5,6 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from boards import STEPS, Clock, begin, board_of, held_out, row, screen, sweep_of
@@ -188,11 +187,11 @@ def test_reading_the_folder_stops_when_its_time_is_up(tmp_path: Path) -> None:
     for config in configs:
         leave(config, tmp_path, "running", [1])
     clock = Clock()
-    ticking = SimpleNamespace(calls=0)
+    calls: list[None] = []
 
     def tick() -> float:
-        ticking.calls += 1
-        return clock.now + 0.01 * ticking.calls
+        calls.append(None)
+        return clock.now + 0.01 * len(calls)
 
     board = board_of(configs, clock, tmp_path)
     board._clock = tick
