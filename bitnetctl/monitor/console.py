@@ -34,7 +34,8 @@ class PlainReporter:
         self._console = console
         self._ascii = console.options.ascii_only
         self._board = Board(lambda: time.monotonic(), runs, runs_dir, most_single_runs=_MOST_SINGLE_RUNS)
-        self._preparation_shown_at = time.monotonic()
+        self._preparation: str | None = None
+        self._preparation_shown_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -53,9 +54,11 @@ class PlainReporter:
         self._console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
     def preparation(self, what: str, done: int, total: int | None) -> None:
-        """Print what is being done before the first step, at most every two seconds."""
+        """Print what is being done before the first step every two seconds; what takes less is not worth a line."""
         now = time.monotonic()
-        if now - self._preparation_shown_at >= _REPEAT_SECONDS:
+        if what != self._preparation:
+            self._preparation, self._preparation_shown_at = what, now
+        elif now - self._preparation_shown_at >= _REPEAT_SECONDS:
             self._preparation_shown_at = now
             self.log(preparation_line(what, done, total))
 

@@ -162,11 +162,15 @@ def test_how_a_run_resumed_diverged_and_stopped() -> None:
 def test_plain_preparation_is_reported_every_two_seconds(clock: SimpleNamespace) -> None:
     screen = Screen(terminal=False)
     with PlainReporter(screen.console) as reporter:
-        for now, done in ((100.5, 1), (102.1, 1_000_000), (103.0, 3), (104.2, 2_000_000)):
+        for now, done in ((100.0, 1), (102.1, 1_000_000), (103.0, 3), (104.2, 2_000_000)):
             clock.now = now
             reporter.preparation("reading text", done, None if done < 2_000_000 else 3_000_000)
+        # what is said once may be over at once
         clock.now += 2.1
-        reporter.preparation("waiting", 0, None)
+        reporter.preparation("building 3 models", 0, None)
+        for _ in range(3):
+            clock.now += 1.1
+            reporter.preparation("waiting", 0, None)
     assert screen.lines == ["reading text: 1,000,000", "reading text: 2,000,000 of 3,000,000", "waiting"]
 
 
