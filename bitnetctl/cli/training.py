@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(
-    stop: StopRequest, runs: Sequence[ResolvedRun] = (), ended: Collection[str] = (), **options: Any
+    stop: StopRequest,
+    runs: Sequence[ResolvedRun] = (),
+    ended: Collection[str] = (),
+    *,
+    quiet: bool = False,
+    **options: Any,
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
     """Yield TrainOptions that report to the terminal, and the reporter.
 
-    `runs` are those that its view lists, `ended` names those of them that have ended before.
+    `runs` are those that its view lists, `ended` names those of them that have ended before. With `quiet` only warnings,
+    failures and the end are reported.
     """
     from bitnetctl.monitor.console import make_reporter
 
     effective = {run.name: run.effective for run in runs}
-    with make_reporter(stderr(), effective, options["runs_dir"], ended=ended, should_stop=stop) as reporter:
+    with make_reporter(
+        stderr(), effective, options["runs_dir"], ended=ended, should_stop=stop, quiet=quiet
+    ) as reporter:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if stop():
@@ -53,6 +61,7 @@ def train_missing(
     pack: int | None,
     workers: int = 1,
     requeue: bool,
+    quiet: bool = False,
     **options: Any,
 ) -> bool:
     """Train the runs that have not ended, as one of `workers` processes; True if a signal stopped it.
@@ -65,7 +74,7 @@ def train_missing(
         print_message(f"all {len(runs)} runs are there already, nothing to train")
         return False
     ended = {run.name for run in runs} - {run.name for run in missing}
-    with reporting(stop, runs, ended, **options) as (train_options, reporter):
+    with reporting(stop, runs, ended, quiet=quiet, **options) as (train_options, reporter):
         from bitnetctl.sweeps.executor import sweep_missing
 
         try:

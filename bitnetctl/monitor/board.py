@@ -64,6 +64,7 @@ class Board:
         self.preparation: str | None = "starting"
         self.begun_at = self._prepared_since = clock()
         self._planned: Mapping[str, float] = {}
+        self._parts: list[float] = []
         self._trained_since: tuple[float, float] | None = None
         self._evaluated: list[RunView] = []
         self._changed: list[RunView] = []
@@ -82,7 +83,7 @@ class Board:
         lines = [] if isinstance(event, Evaluated) else self._reported_evaluations()
         match event:
             case Planned():
-                self._planned, self.packs_planned = event.seconds, event.packs
+                self._planned, self.packs_planned, self._parts = event.seconds, event.packs, []
                 lines.append(Line("info", planned_line(event)))
             case Started():
                 self._start(event)
@@ -197,24 +198,25 @@ class Board:
 
     def work(self) -> tuple[float, float]:
         """Return the work done and that of all runs, in estimated seconds where the sweep was planned."""
+        if len(self._parts) != len(self.runs):
+            self._parts = self._parts_of_work()
+        done = sum(part * view.done_fraction for part, view in zip(self._parts, self.runs.values(), strict=True))
+        return done, sum(self._parts)
+
+    def _parts_of_work(self) -> list[float]:
+        """Return the work of each run: as planned, else by its steps and size, on the scale of those planned."""
         measure = {name: view.config.steps * view.size**2 for name, view in self.runs.items()}
         known = sum(measure[name] for name in self._planned if name in measure)
         factor = sum(self._planned.values()) / known if known else 1.0
-        total = done = 0.0
-        for name, view in self.runs.items():
-            part = self._planned.get(name) or factor * measure[name]
-            total += part
-            done += part * view.done_fraction
-        return done, total
+        return [self._planned.get(name) or factor * measure[name] for name in self.runs]
 
     @property
     def seconds_gone(self) -> float:
         """Seconds since the command began."""
         return self._clock() - self.begun_at
 
-    def seconds_left(self) -> float | None:
-        """Return the estimated seconds to the end of all runs; None is unknown."""
-        done, total = self.work()
+    def seconds_left(self, done: float, total: float) -> float | None:
+        """Return the estimated seconds to the end of all runs, from what `work` returns; None is unknown."""
         if self._trained_since is not None:
             since, done_before = self._trained_since
             gone = done - done_before

@@ -44,7 +44,10 @@ def evaluation_line(pack: Sequence[RunView], evaluated: Sequence[RunView]) -> Li
     """Return one line on an evaluation of a pack: means of the arms, how many are collapsed, the worst run."""
     steps = pack[0].config.steps
     step = max(view.step for view in evaluated)
-    parts = [f"{_pack_name(pack)}  step {step:>{len(str(steps))}}/{steps}", f"held-out {means_text(evaluated, step)}"]
+    parts = [
+        f"{_pack_name(pack)}  step {step:>{len(str(steps))}}/{steps}",
+        f"held-out {means_text(arm_means(evaluated, step))}",
+    ]
     bad = Counter(view.collapse.health for view in evaluated)
     parts += [f"{bad[health]} {health}" for health in (Health.COLLAPSED, Health.POSSIBLE) if bad[health]]
     known = [view for view in evaluated if view.held_out_at(step) is not None]
@@ -85,8 +88,8 @@ def finished_lines(pack: Sequence[RunView], ended: Sequence[RunView], *, togethe
     if collapsed:
         parts.append(f"collapsed: {_by_arm(collapsed, pack)}")
     step = max((view.step for view in ended), default=0)
-    if arm_means(ended, step):
-        parts.append(f"held-out loss {means_text(ended, step)}")
+    if means := arm_means(ended, step):
+        parts.append(f"held-out loss {means_text(means)}")
     return [Line("finished", f"{_pack_name(pack)}: {'; '.join(parts)}")]
 
 
@@ -115,13 +118,12 @@ def row_line(view: RunView) -> str:
 
 
 def means_text(
-    views: Sequence[RunView], step: int, most: int = _MOST_ARMS, *, short: bool = False, arm_width: int | None = None
+    means: Sequence[ArmMean], most: int = _MOST_ARMS, *, short: bool = False, arm_width: int | None = None
 ) -> str:
-    """Return mean held-out losses of arms at a step, with differences from the baseline; those that differ most.
+    """Return mean held-out losses of arms, with differences from the baseline; those that differ most.
 
     If `short`, an arm that has a difference has it alone; `arm_width` shortens the names of arms.
     """
-    means = arm_means(views, step)
     more = ""
     if len(means) > most:
         rest = sorted(means[1:], key=lambda mean: -abs(mean.difference or 0.0))

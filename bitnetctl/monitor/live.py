@@ -49,8 +49,9 @@ class LiveReporter:
         self._should_stop = should_stop
         # looked up at each call, so that a test can move the clock
         self._board = Board(lambda: time.monotonic(), runs, runs_dir, ended, most_single_runs=1)
-        self._curves = Curves(color=console.color_system is not None and not console.no_color)
         self._ascii = console.options.ascii_only
+        # without colour, letters tell the curves apart
+        self._curves = Curves(color=console.color_system is not None and not console.no_color and not self._ascii)
         self._lock = threading.Lock()
         self._frame: list[Text] = []
         self._drawn_size = console.size

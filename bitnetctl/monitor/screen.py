@@ -10,7 +10,7 @@ from bitnetctl.monitor.curves import Curves
 from bitnetctl.monitor.lines import means_text
 from bitnetctl.monitor.table import chosen, left_out, references_of, spark_range, table
 from bitnetctl.monitor.text import bar, format_clock, format_memory, shorten_arm
-from bitnetctl.monitor.view import RunView
+from bitnetctl.monitor.view import RunView, arm_means
 from bitnetctl.report.columns import format_value
 
 WIDE = 120
@@ -74,7 +74,7 @@ def _headline(board: Board, width: int) -> Text:
     """Return bar, fraction and clocks of all runs."""
     done, total = board.work()
     fraction = done / total if total else 0.0
-    gone, left = f"{format_clock(board.seconds_gone)} gone", f"{format_clock(board.seconds_left())} left"
+    gone, left = f"{format_clock(board.seconds_gone)} gone", f"{format_clock(board.seconds_left(done, total))} left"
     percent = f"{int(100 * fraction)} %"
     name = "sweep" if board.is_sweep else "run"
     runs = [f"{len(board.runs)} runs"] if board.is_sweep else []
@@ -146,10 +146,13 @@ def _arms_line(board: Board, width: int) -> str | None:
     step = reference.history[-1][0]
     alike = [view for view in views if view.size == reference.size and view.config.steps == reference.config.steps]
     head = f"arms @{step:,}  "
-    texts = [head + means_text(alike, step, 8)]
-    for most, arm_width in itertools.product(range(8, 0, -1), (None, 20, 12)):
-        texts += [text + means_text(alike, step, most, short=True, arm_width=arm_width) for text in (head, "")]
-    return next((text for text in texts if len(text) <= width), texts[-1])
+    means = arm_means(alike, step)
+    text = head + means_text(means, 8)
+    variants = itertools.product(range(8, 0, -1), (None, 20, 12), (head, ""))
+    while len(text) > width and (variant := next(variants, None)) is not None:
+        most, arm_width, start = variant
+        text = start + means_text(means, most, short=True, arm_width=arm_width)
+    return text
 
 
 def _references(views: Sequence[RunView], *, unigram: bool) -> str:
@@ -188,7 +191,8 @@ def _with_curves(board: Board, body: list[Text], width: int, room: int, curves: 
     """Return the body with curves below it where the height allows, else beside it where the width does."""
     free = room - len(body) - 1
     if free >= _LOWEST_PLOT:
-        return [*body, Text(""), *curves.lines(board, min(width, WIDE), min(free, _HIGHEST_PLOT))]
+        plot = curves.lines(board, min(width, WIDE), min(free, _HIGHEST_PLOT))
+        return [*body, Text(""), *plot] if plot else body
     beside = max(line.cell_len for line in body) + 3
     height = max(len(body), min(room, _HIGHEST_PLOT))
     if width - beside < _NARROWEST_PLOT or height < _LOWEST_PLOT:

@@ -334,9 +334,13 @@ def test_brackets_are_text_and_no_markup(kind: type[PlainReporter] | type[LiveRe
 @pytest.mark.parametrize("kind", REPORTERS)
 def test_an_encoding_without_unicode_gets_ascii(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="iso-8859-1")
-    console = Console(file=file, width=80, force_terminal=kind is LiveReporter, legacy_windows=False)
+    console = Console(file=file, width=130, height=40, force_terminal=kind is LiveReporter, legacy_windows=False)
     drive(kind(console), [started(), *fallen(), Progress(step=11_000, losses=[6.0], memory_bytes=0)])
     file.flush()
     shown = file.buffer.getvalue().decode("iso-8859-1")
     assert shown.isascii()
     assert "collapsed since step 5,000" in shown
+    if kind is LiveReporter:
+        # the last frame, with its curves
+        assert "held-out loss (nats)" in shown
+        assert "a baseline" in shown

@@ -153,12 +153,12 @@ def test_progress_is_that_of_all_runs() -> None:
     small, large = configs[:6], configs[6:]
     seconds = {config.run_name: 10.0 if config in small else 30.0 for config in configs}
     board.apply(Planned(seconds=seconds, packs=2, device="cpu"))
-    assert board.seconds_left() == 240.0
+    assert board.seconds_left(*board.work()) == 240.0
     clock.now += 5.0
     train(board, small, STEPS, clock)
     assert board.work() == (60.0, 240.0)
     # a quarter of the work took 20 seconds; what came before the first step does not count
-    assert board.seconds_left() == 60.0
+    assert board.seconds_left(*board.work()) == 60.0
     train(board, large, 500, clock)
     done, total = board.work()
     assert done / total == 0.625
@@ -171,12 +171,12 @@ def test_runs_that_had_ended_before_count_as_done() -> None:
     configs = sweep_of("", sizes=(64,), seeds=4)
     ended = [config.run_name for config in configs[:2]]
     board = Board(clock, {config.run_name: config for config in configs}, None, ended, most_single_runs=1)
-    assert board.seconds_left() is None
+    assert board.seconds_left(*board.work()) is None
     board.apply(Planned(seconds={config.run_name: 8.0 for config in configs[2:]}, packs=1, device="cpu"))
     assert board.work() == (16.0, 32.0)
     train(board, configs[2:], 500, clock)
     # 10 seconds for a quarter of the whole
-    assert board.seconds_left() == 10.0
+    assert board.seconds_left(*board.work()) == 10.0
     assert screen(board, 80, 24)[0].endswith(" 75 % · 4 runs · 0:10 gone · 0:10 left")
     assert screen(board, 80, 24)[1].endswith("2 done · 2 training · 0 waiting")
 
