@@ -181,7 +181,11 @@ def _view_overheads(config: RunConfig, step_seconds: float, seconds: float) -> d
         return (end.cpu - start.cpu) / (end.wall - start.wall)
 
     without = cpu_fraction(None)
-    views = {"plain lines": plain_lines(), "live view": live_view(), "live view, 2,000 runs": live_view(config, 2000)}
+    views: dict[str, Reporter] = {
+        "plain lines": plain_lines(),
+        "live view": live_view(),
+        "live view, 2,000 runs": live_view(config, 2000),
+    }
     return {name: cpu_fraction(view) - without for name, view in views.items()}
 
 

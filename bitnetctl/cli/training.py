@@ -28,8 +28,8 @@ def reporting(
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
     """Yield TrainOptions that report to the terminal, and the reporter.
 
-    `runs` are those that its view lists, `ended` names those of them that have ended before. With `quiet` only warnings,
-    failures and the end are reported.
+    `runs` are those that its view lists, `ended` names those of them that have ended before. With `quiet` it reports
+    warnings, failures and the end only.
     """
     from bitnetctl.monitor.console import make_reporter
 

@@ -233,6 +233,8 @@ class Board:
             name = self._to_read.pop()
             if self._is_foreign(self.runs[name]):
                 self._followed[name].read(self.runs[name])
+        if self._trained_since is None and not self._to_read and self.counts()["elsewhere"]:
+            self._trained_since = self._clock(), self.work()[0]
 
     def _is_foreign(self, view: RunView) -> bool:
         """Whether another process may have changed its files since they were read."""

@@ -160,6 +160,7 @@ def sweep_missing(
     refuse_case_collisions([run.name for run in runs], options.runs_dir)
     devices = split_devices(options.device)
     if len(devices) > 1:
+        options.progress(f"training on {', '.join(devices)}", 0, None)
         stopped = run_workers(devices, runs, options, pack)
     else:
         for event in sweep_runs(runs, options, pack=pack, workers=workers):

@@ -182,6 +182,20 @@ def test_runs_of_other_processes_are_shown_with_their_values(tmp_path: Path) -> 
     assert board.runs[configs[7].run_name].state == "elsewhere"
 
 
+def test_the_time_left_follows_what_worker_processes_do(tmp_path: Path) -> None:
+    clock, configs = Clock(), sweep_of("", sizes=(64,), seeds=2)
+    board = board_of(configs, clock, tmp_path)
+    for config in configs:
+        leave(config, tmp_path, "running", [1, 50, 100])
+    board.read_folder(1.0)
+    assert board.seconds_left(*board.work()) is None
+    clock.now += 10.0
+    for config in configs:
+        leave(config, tmp_path, "running", [1, 50, 100, 150, 200])
+    board.read_folder(1.0)
+    assert board.seconds_left(*board.work()) == pytest.approx(80.0)
+
+
 def test_reading_the_folder_stops_when_its_time_is_up(tmp_path: Path) -> None:
     configs = sweep_of("", sizes=(64,), seeds=6)
     for config in configs:
