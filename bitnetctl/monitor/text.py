@@ -51,8 +51,9 @@ def format_clock(seconds: float | None) -> str:
 
 
 def format_difference(value: float) -> str:
-    """Format a difference with its sign."""
-    return f"{value:+.2f}".replace("-", "−")
+    """Format a difference with its sign, if it has one."""
+    text = f"{value:+.2f}".replace("-", "−")
+    return text if any(digit in text for digit in "123456789") else text[1:]
 
 
 def preparation_line(what: str, done: int, total: int | None) -> str:

@@ -49,7 +49,7 @@ def test_bar(fraction: float, expected: str) -> None:
 
 def test_clocks_and_differences() -> None:
     assert [format_clock(seconds) for seconds in (None, 0, 61, 35 * 3600 + 61)] == ["–:––", "0:00", "1:01", "35:01:01"]
-    assert [format_difference(value) for value in (-0.988, 0.0, 0.5)] == ["−0.99", "+0.00", "+0.50"]
+    assert [format_difference(value) for value in (-0.988, -0.001, 0.5)] == ["−0.99", "0.00", "+0.50"]
     assert preparation_line("encoding text", 1_000_000, 2_000_000) == "encoding text: 1,000,000 of 2,000,000"
     assert (preparation_line("reading", 7, None), preparation_line("waiting", 0, None)) == ("reading: 7", "waiting")
 
