@@ -181,7 +181,12 @@ def _view_overheads(config: RunConfig, step_seconds: float, seconds: float) -> d
         return (end.cpu - start.cpu) / (end.wall - start.wall)
 
     without = cpu_fraction(None)
-    return {"plain lines": cpu_fraction(plain_lines()) - without, "live view": cpu_fraction(live_view()) - without}
+    views: dict[str, Reporter] = {
+        "plain lines": plain_lines(),
+        "live view": live_view(),
+        "live view, 2,000 runs": live_view(config, 2000),
+    }
+    return {name: cpu_fraction(view) - without for name, view in views.items()}
 
 
 def _evaluated_at_the_ends(config: RunConfig, steps: int) -> RunConfig:
@@ -219,9 +224,11 @@ def plain_lines() -> PlainReporter:
     return PlainReporter(Console(file=io.StringIO(), width=120))
 
 
-def live_view() -> LiveReporter:
-    """Return the view of a terminal."""
-    return LiveReporter(Console(file=io.StringIO(), width=120, height=40, force_terminal=True))
+def live_view(config: RunConfig | None = None, others: int = 0) -> LiveReporter:
+    """Return the view of a terminal, with `others` runs of a sweep, half of which have ended."""
+    runs = {f"other-{index}": config for index in range(others)} if config is not None else {}
+    console = Console(file=io.StringIO(), width=120, height=40, force_terminal=True)
+    return LiveReporter(console, runs, None, list(runs)[: others // 2])
 
 
 if __name__ == "__main__":

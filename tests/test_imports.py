@@ -37,7 +37,7 @@ INSIDE = {
         "schema paths find",
         "manifest reader metrics",
         "recorded",
-        "writer status run",
+        "writer status run collapse follow",
         "provenance distinct",
         "siblings",
         "membership",
@@ -94,7 +94,7 @@ INSIDE = {
         "__init__",
     ),
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
-    "monitor": ("view", "live", "console", "__init__"),
+    "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command
     "cli": ("options", "training requested", "config interventions analyze train sweep verify", "__init__"),
 }

@@ -79,6 +79,7 @@ def train(
         else:
             with reporting(
                 stop,
+                [run],
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,

@@ -1,12 +1,11 @@
 """What the commands that train share."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, StoppedBySignal
 from bitnetctl.files import cache_folder, is_cache_temporary
 from bitnetctl.signals import StopRequest
@@ -21,12 +20,24 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(
-    stop: StopRequest, configs: Sequence[RunConfig] = (), **options: Any
+    stop: StopRequest,
+    runs: Sequence[ResolvedRun] = (),
+    ended: Collection[str] = (),
+    *,
+    quiet: bool = False,
+    **options: Any,
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
-    """Yield TrainOptions that report to the terminal, and the reporter; `configs` are the runs that its view lists."""
+    """Yield TrainOptions that report to the terminal, and the reporter.
+
+    `runs` are those that its view lists, `ended` names those of them that have ended before. With `quiet` it reports
+    warnings, failures and the end only.
+    """
     from bitnetctl.monitor.console import make_reporter
 
-    with make_reporter(stderr(), configs, options["runs_dir"]) as reporter:
+    effective = {run.name: run.effective for run in runs}
+    with make_reporter(
+        stderr(), effective, options["runs_dir"], ended=ended, should_stop=stop, quiet=quiet
+    ) as reporter:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if stop():
@@ -41,6 +52,10 @@ def reporting(
             reporter.log(
                 f"no home folder is known: the cache is {cache_folder()}; set XDG_CACHE_HOME to keep it elsewhere"
             )
+        # takes seconds
+        progress("loading torch", 0, None)
+        import torch  # noqa: F401
+
         yield TrainOptions(**options, should_stop=stop, progress=progress, log=reporter.log), reporter
 
 
@@ -51,6 +66,7 @@ def train_missing(
     pack: int | None,
     workers: int = 1,
     requeue: bool,
+    quiet: bool = False,
     **options: Any,
 ) -> bool:
     """Train the runs that have not ended, as one of `workers` processes; True if a signal stopped it.
@@ -63,9 +79,10 @@ def train_missing(
     if not missing:
         print_message(f"all {len(runs)} runs are there already, nothing to train")
         return False
-    from bitnetctl.sweeps.executor import sweep_missing
+    ended = {run.name for run in runs} - {run.name for run in missing}
+    with reporting(stop, runs, ended, quiet=quiet, **options) as (train_options, reporter):
+        from bitnetctl.sweeps.executor import sweep_missing
 
-    with reporting(stop, [run.config for run in runs], **options) as (train_options, reporter):
         try:
             stopped = sweep_missing(missing, train_options, pack=pack, workers=workers, on_event=reporter.event)
             if stopped:

@@ -32,7 +32,7 @@ from bitnetctl.errors import ConfigError, DataError
 from bitnetctl.records import RunPaths, read
 from bitnetctl.sweeps import executor, packing
 from bitnetctl.trainer import checkpoint, factory
-from bitnetctl.trainer.events import Diverged, Event, Failed, Finished, Started, Stopped
+from bitnetctl.trainer.events import Diverged, Event, Failed, Finished, Planned, Started, Stopped
 
 # packs
 
@@ -298,7 +298,8 @@ def test_the_manifest_names_the_engine_that_ran(
     configs, engines, messages = grid(2), [], list[str]()
 
     def look(event: Event) -> bool:
-        engines.append([manifest(config).engine for config in configs])
+        if not isinstance(event, Planned):
+            engines.append([manifest(config).engine for config in configs])
         return False
 
     sweep(configs, pack=2, stop_when=look, log=messages.append)
@@ -308,4 +309,4 @@ def test_the_manifest_names_the_engine_that_ran(
         f"{configs[0].run_name}: its pack continues without a CUDA graph, which is slower: "
         "the host waits in plugin.py:7"
     )
-    assert messages[1:] == ([message] if is_captured else [])
+    assert messages == ([message] if is_captured else [])
