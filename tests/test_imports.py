@@ -33,8 +33,10 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths find",
+        "schema paths",
         "manifest reader metrics",
+        "logs",
+        "find",
         "writer status run",
         "provenance distinct",
         "siblings",

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bitnetctl.errors import ConfigError
+from bitnetctl.records.logs.search import logs_below
 
 
 def find_csvs(paths: Sequence[str]) -> list[Path]:
-    """Return the CSVs of files, folders and glob patterns, each once, in order; raises ConfigError for none."""
+    """Return the CSVs of files, folders and glob patterns, each once, in order; raises ConfigError for none.
+
+    Of a folder without CSVs, the logs of other programs below it.
+    """
     csvs: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
@@ -19,8 +23,9 @@ def find_csvs(paths: Sequence[str]) -> list[Path]:
         # Path.is_dir and Path.exists raise for a long name
         if os.path.isdir(text):  # noqa: PTH112
             files = _ordered(entry for entry in _entries(path) if entry.suffix.lower() == ".csv" and entry.is_file())
+            files = files or _ordered(logs_below(path))
             if not files:
-                raise ConfigError(f"{path}: no CSV in this folder")
+                raise ConfigError(f"{path}: no CSV in this folder, and no log of another program below it")
         elif os.path.exists(text) or not glob.has_magic(text):  # noqa: PTH110
             files = [path]
         else:

@@ -47,7 +47,7 @@ class Records:
     `frame` holds those columns of the schema that the file has, in the schema's order: Step int64, the others float64.
     `unknown[column]` (bool, one per row, for every column of the schema) is True where a cell is empty, and throughout
     for an absent column; elsewhere NaN and infinity in `frame` are known values. `extra` are columns that the schema
-    lacks, `notes` messages on a last row that was dropped or may be cut short.
+    lacks, `notes` messages on a last row that was dropped or may be cut short, `remarks` on what the values mean.
     """
 
     path: Path
@@ -56,6 +56,7 @@ class Records:
     unknown: Mapping[str, npt.NDArray[np.bool_]]
     extra: tuple[str, ...]
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def value(self, column: str, index: int) -> float | None:
         """Return the value in row `index`, None where unknown; KeyError for a column that the schema lacks."""

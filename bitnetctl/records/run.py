@@ -3,7 +3,8 @@
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnetctl.config import RunConfig, parse_config, split_arm
 from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.records.logs import read_logs, recognise
 from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
@@ -25,6 +27,8 @@ RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)
 _SIZE_HINT = re.compile(
     r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
 )
+# of the log of another program: "h100" is a GPU
+_LOG_SIZE_HINT = re.compile(r"(?:hidden(?:[_ -]?size)?|d[_-]?model|n[_-]?embd)[ _=-]*(\d{2,5})(?!\d)", re.IGNORECASE)
 # not within a word: "reseed1", "runs2"
 _SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECASE)
 # a longer number may be one of steps
@@ -203,19 +207,54 @@ def load_run(path: Path) -> Run:
         effective=effective,
         size=config.model.hidden_size if config else int(named["size"]) if named else _size_hint(path, records.title),
         arm=config.arm if config else named["arm"] if named else None,
-        seed=config.seed if config else int(named["seed"]) if named else _seed_hint(path, records.title),
+        seed=config.seed if config else int(named["seed"]) if named else _seed_hint(path.stem, records.title),
         planned_steps=config.steps if config else int(named["steps"]) if named else None,
     )
 
 
-def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
+def load_logs(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> list[Run]:
+    """Read logs of other programs, of which one may hold several runs; raises RecordError for one that is damaged.
+
+    `columns` are names in the log by column of the schema. Runs of one name are told apart by the paths of their files.
+    """
+    known = [(path, one) for path in paths if (one := recognise(path, columns)) is not None]
+    logs = read_logs(known, columns)
+    names = Counter(log.name for log in logs)
+    runs = []
+    for log in logs:
+        name = log.name
+        if names[name] > 1:
+            name = str(log.path) if sum(other.path == log.path for other in logs) == 1 else f"{log.path}: {name}"
+        named, size = RUN_NAME.fullmatch(log.name), _LOG_SIZE_HINT.search(log.name)
+        run = Run(
+            path=log.path,
+            name=name,
+            records=log.records,
+            manifest=None,
+            config=None,
+            effective=None,
+            size=int(named["size"]) if named else int(size[1]) if size else None,
+            arm=named["arm"] if named else None,
+            seed=int(named["seed"]) if named else _seed_hint(log.name, None),
+            planned_steps=int(named["steps"]) if named else log.planned_steps,
+        )
+        runs.append(run)
+    return runs
+
+
+def load_set(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> tuple[list[Run], list[EmptyRun]]:
     """Read CSVs and return the runs that have an evaluation, and those that have a manifest and no evaluation.
 
-    Raises RecordError as `load_run` does.
+    Logs of other programs are recognised by their content; `columns` are the names in them by column of the schema.
+    Raises RecordError as `load_run` and `load_logs` do.
     """
     runs: list[Run] = []
     empty: list[EmptyRun] = []
+    logs: list[Path] = []
     for path in paths:
+        if recognise(path, columns) is not None:
+            logs.append(path)
+            continue
         try:
             runs.append(load_run(path))
         except NoRowsError:
@@ -224,7 +263,7 @@ def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
                 raise
             config = _config(manifest.config, path)
             empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
-    return runs, empty
+    return runs + load_logs(logs, columns), empty
 
 
 def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run], list[EmptyRun]]:
@@ -248,12 +287,12 @@ def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run
     return runs, empty
 
 
-def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def load_begun_runs(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> tuple[list[Run], list[str]]:
     """Read CSVs and return the runs that have an evaluation, and a note on each of the others.
 
     Raises RecordError as `load_run` does.
     """
-    runs, empty = load_set(paths)
+    runs, empty = load_set(paths, columns)
     return runs, [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in empty if one.manifest]
 
 
@@ -277,9 +316,9 @@ def _size_hint(path: Path, title: str | None) -> int | None:
     return None
 
 
-def _seed_hint(path: Path, title: str | None) -> int | None:
+def _seed_hint(name: str, title: str | None) -> int | None:
     """Return the one seed that the name or the title of a foreign CSV tells; None where it is not clear."""
-    for pattern, text in ((_SEED_HINT, path.stem), (_SHORT_SEED_HINT, path.stem), (_SEED_HINT, title or "")):
+    for pattern, text in ((_SEED_HINT, name), (_SHORT_SEED_HINT, name), (_SEED_HINT, title or "")):
         found = {int(match[1]) for match in pattern.finditer(text)}
         if found:
             return found.pop() if len(found) == 1 else None

@@ -1,0 +1,141 @@
+"""What programs print while they train: nanoGPT, nanochat, modded-nanogpt, llm.c, torchtitan, Megatron and alike.
+
+A line counts if it has a step and then names with numbers:
+`step 2000: train loss 1.9, val loss 2.1` · `iter 10: loss 3.2, time 12ms` ·
+`step 00010/21400 (0.05%) | loss: 9.01 | …` · `step:125/1480 val_loss:4.3 train_time:…` ·
+`step    1/19560 | loss 10.98 (+nanz)| norm 22.1 | lr 8.57e-07` ·
+`s:250 tel:4.1` · `250 val 4.1` · `iteration 26/ 500000 | … | lm loss: 1.03E+01 |` ·
+`validation loss at iteration 1000 | lm loss value: 3.1E+00`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitnetctl.errors import RecordError
+from bitnetctl.records.logs.base import Format, Log, lines, log_name, planned_steps
+from bitnetctl.records.logs.columns import Columns, normalized
+from bitnetctl.records.logs.curves import Curves
+
+_SEARCHED = 1 << 22
+"""Bytes in which a first line is looked for: some programs print their source before."""
+
+_LONGEST = 1 << 12
+"""Characters of a line that are looked at."""
+
+_VALUE = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?"
+# nothing but the prefix of a logger before it: not "warmup_step"
+_STEP = re.compile(
+    r"(?:^|[\s\]|,(])(?P<what>validate |validation loss at )?(?P<kind>step|iter|iteration)\b\s*[:=]?\s*"
+    r"(?P<step>\d+)(?:\s*/\s*(?P<total>\d[\d,]*))?(?![\w.])",
+    re.IGNORECASE,
+)
+_BARE = re.compile(rf"(?P<step>\d+) (?P<name>train|val) (?P<value>{_VALUE})\s*")
+_LLM_C = re.compile(r"s:(?P<step>\d+) ")
+_PAIR = re.compile(
+    r"(?P<name>[A-Za-z][A-Za-z_/]*(?: (?!nan\b|inf\b)[A-Za-z_/]+)*)\s*[:=]?\s*"
+    rf"(?P<value>{_VALUE})(?![\w.%])",
+    re.IGNORECASE,
+)
+_ONLY_VALUE = re.compile(rf"\s*:\s*(?P<value>{_VALUE})\s*", re.IGNORECASE)
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# names that mean a loss in lines of this kind only
+_NAMES = {
+    "train": "train loss",
+    "val": "val loss",
+    "trl": "train loss",
+    "tel": "val loss",
+    "lm loss value": "val loss",
+    "norm": "grad norm",
+}
+_COUNTERS = ("step", "iter", "iteration", "epoch")
+_DIGITS = 18
+_BITS = re.compile(r"\bbpb\b")
+_SMOOTHED = re.compile(r"step \d+/\d+ \([\d.]+%\) \| loss: ")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a line tells: the step, the total of steps if it has one, values by name."""
+
+    step: int
+    total: int | None
+    values: Mapping[str, float]
+
+
+def _recognise(head: bytes, path: Path, columns: Columns) -> bool:
+    if b"\0" in head:
+        return False
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(_SEARCHED)
+    except OSError:
+        return False
+    found = (_parse(line.decode("utf-8", "replace")) for line in beginning.splitlines())
+    return any(line is not None and any(map(columns.wants, line.values)) for line in found)
+
+
+def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
+    (path,) = paths
+    curves = Curves(path, columns)
+    total: int | None = None
+    is_smoothed = False
+    try:
+        with path.open("rb") as file:
+            for number, content, whole in lines(file, path):
+                text = content.decode("utf-8", "replace")
+                line = _parse(text)
+                if line is None:
+                    continue
+                curves.add(line.step, line.values, number)
+                total = line.total or total
+                is_smoothed = is_smoothed or _SMOOTHED.search(text) is not None
+                if not whole:
+                    curves.notes.append(f"line {number}: the last line has no newline; its values may be cut short")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+    if is_smoothed:
+        curves.remarks.append("nanochat's loss is a moving average over about ten steps")
+    if any(_BITS.search(normalized(name)) for name in curves.names):
+        curves.remarks.append("bits per byte (bpb) are no loss per token and not taken as one")
+    records = curves.records("log of a training as text")
+    planned = planned_steps(records.frame["Step"].tolist(), total)
+    return [Log(name=log_name(path), path=path, records=records, planned_steps=planned)]
+
+
+def _parse(text: str) -> _Line | None:
+    """Return what a line tells; None for one without a step."""
+    text = text[:_LONGEST]
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    bare = _BARE.fullmatch(text)
+    if bare is not None:
+        return _Line(_step(bare), None, {_NAMES[bare["name"]]: float(bare["value"])})
+    # of "iter 40 step 10" the step counts updates of the weights
+    found = list(_STEP.finditer(text)) or list(_LLM_C.finditer(text))
+    if not found:
+        return None
+    match = next((one for one in found if "step" in one[0].lower()), found[0])
+    groups = match.groupdict()
+    validated = bool(groups.get("what"))
+    values: dict[str, float] = {}
+    for pair in _PAIR.finditer(text, found[-1].end()):
+        key = normalized(pair["name"])
+        if key not in _COUNTERS:
+            name = _NAMES.get(key, pair["name"])
+            values.setdefault("val loss" if validated and key in ("loss", "lm loss") else name, float(pair["value"]))
+    alone = _ONLY_VALUE.fullmatch(text, match.end()) if validated else None
+    if alone is not None:
+        values["val loss"] = float(alone["value"])
+    total = (groups.get("total") or "").replace(",", "")
+    return _Line(_step(match), int(total) if 0 < len(total) < _DIGITS else None, values)
+
+
+def _step(match: re.Match[str]) -> int:
+    return int(match["step"][:_DIGITS])
+
+
+FORMAT = Format(title="text logs of trainings", recognise=_recognise, read=_read)
