@@ -34,7 +34,9 @@ INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
         "schema paths find",
-        "manifest reader metrics",
+        "manifest cells metrics",
+        "dialect",
+        "reader",
         "writer status run",
         "provenance distinct",
         "siblings",
