@@ -34,7 +34,9 @@ INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
         "schema paths",
-        "manifest reader metrics",
+        "manifest cells metrics",
+        "dialect",
+        "reader",
         "logs",
         "find",
         "writer status run",

@@ -55,7 +55,7 @@ class Curves:
         self.columns = columns
         self.names: dict[str, None] = {}
         self.remarks: list[str] = []
-        self.notes: list[str] = []
+        self.torn: str | None = None
         self._place = place
         self._series: dict[str, _Series] = {}
         self._first: int | None = None
@@ -94,7 +94,7 @@ class Curves:
             self._series[name] = series
             self._added += len(series.steps)
         self.names |= other.names
-        self.notes += other.notes
+        self.torn = self.torn or other.torn
         self._restarts += other._restarts
 
     def refuse_nan_as_missing(self) -> None:
@@ -178,8 +178,12 @@ class Curves:
             frame=pd.DataFrame({"Step": index, **values}, copy=False),
             unknown=MappingProxyType(unknown),
             extra=tuple(name for name in self.names if name not in chosen.values() and self._is_no_step(name)),
-            notes=tuple(self.notes),
-            remarks=(*self._explained(title, chosen, in_bits=in_bits), *self.remarks),
+            notes=(
+                *self._explained(title, chosen, in_bits=in_bits),
+                *self.remarks,
+                *([self.torn] if self.torn else []),
+            ),
+            torn=self.torn,
         )
 
     def _is_no_step(self, name: str) -> bool:

@@ -78,7 +78,7 @@ def _objects(path: Path, curves: Curves) -> Iterator[tuple[int, Mapping[str, Any
                     tree = json.loads(content.decode("utf-8"))
                 except (ValueError, RecursionError) as error:
                     if not whole:
-                        curves.notes.append(f"line {number}: torn last line dropped")
+                        curves.torn = f"line {number}: torn last line dropped"
                         return
                     raise curves.error(number, f"not JSON: {one_line(error)}") from error
                 if not isinstance(tree, dict):

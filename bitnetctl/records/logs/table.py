@@ -92,9 +92,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
         except BadValueError as error:
             raise RecordError(f"{path}:{line}: {error}") from error
     curves.refuse_nan_as_missing()
-    note = torn_end(path)
-    if note is not None:
-        curves.notes.append(note)
+    curves.torn = torn_end(path)
     if step.lower() in ("_step", "step") and any("/" in name for name in names) and "_step" in names:
         curves.remarks.append("W&B counts _step with every call of log, unless the program gives it steps")
     title = "a table of curves (PyTorch Lightning's metrics.csv or alike)"

@@ -51,9 +51,7 @@ def _read_tag(path: Path, curves: Curves, columns: Columns) -> None:
             part.add(parse_step("Step", cells[1]), {tag: columns.number(tag, cells[2])}, number)
         except BadValueError as error:
             raise RecordError(f"{path}:{number}: {error}") from error
-    note = torn_end(path)
-    if note is not None:
-        part.notes.append(f"{path.name}: {note}")
+    part.torn = torn_end(path)
     curves.join(part)
 
 

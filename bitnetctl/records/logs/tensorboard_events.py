@@ -78,7 +78,7 @@ def _scalars(path: Path, curves: Curves) -> Iterator[tuple[int, str, float]]:
     except errors.DataLossError as error:
         if "truncated" not in str(error):
             raise RecordError(f"{path}: record {number:,} is damaged (checksum differs)") from error
-        curves.notes.append(f"{path.name}: torn last record {number:,} dropped")
+        curves.torn = f"{path.name}: torn last record {number:,} dropped"
     except (ValueError, KeyError, TypeError, message_errors()) as error:
         raise RecordError(f"{path}: record {number:,} is no event: {one_line(error)}") from error
 

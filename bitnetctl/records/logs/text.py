@@ -94,7 +94,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
                 total = line.total or total
                 is_smoothed = is_smoothed or _SMOOTHED.search(text) is not None
                 if not whole:
-                    curves.notes.append(f"line {number}: the last line has no newline; its values may be cut short")
+                    curves.torn = f"line {number}: the last line has no newline; its values may be cut short"
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     if is_smoothed:

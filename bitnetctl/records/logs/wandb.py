@@ -47,8 +47,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     note = torn_end(path)
     logs = []
     for run, of_run in curves.items():
-        if note is not None:
-            of_run.notes.append(note)
+        of_run.torn = note
         if steps[run] == 0 and names[0] in ("Step", "_step"):
             of_run.remarks.append("W&B counts Step with every call of log, unless the program gives it steps")
         logs.append(Log(name=run, path=path, records=of_run.records("chart exported from W&B")))
