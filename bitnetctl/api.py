@@ -115,14 +115,15 @@ def sweep(
     return _load(begun, [f"{run.name}: no rows" for run in runs if run.paths.csv not in begun])
 
 
-def load_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
+def load_runs(paths: str | Path | Iterable[str | Path], *, columns: Mapping[str, str] | None = None) -> list[Run]:
     """Read the CSVs given by files, folders and glob patterns, each with its `run.json` if there is one.
 
-    A run that has no rows yet is left out with a warning. Raises ConfigError for a path without CSVs, RecordError
+    Logs of other programs are recognised by their content; `columns` are the names in them by column, such as
+    `{"Loss": "train/loss"}`. A run that has no rows yet is left out with a warning. Raises ConfigError for a path without CSVs, RecordError
     that names file and line for a damaged one.
     """
     names = [paths] if isinstance(paths, str | Path) else paths
-    return _load(find_csvs([str(name) for name in names]))
+    return _load(find_csvs([str(name) for name in names]), columns=columns)
 
 
 def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
@@ -161,8 +162,8 @@ def judge(
     return judge_arms(runs, loaded, options, arms=arms, inventory=found)
 
 
-def _load(csvs: Iterable[Path], notes: Sequence[str] = ()) -> list[Run]:
-    runs, skipped = load_begun_runs(csvs)
+def _load(csvs: Iterable[Path], notes: Sequence[str] = (), *, columns: Mapping[str, str] | None = None) -> list[Run]:
+    runs, skipped = load_begun_runs(csvs, columns)
     for note in (*notes, *skipped):
         warnings.warn(note, stacklevel=3)
     return runs

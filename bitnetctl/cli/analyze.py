@@ -21,10 +21,14 @@ _PLOT_WIDTHS = (40, 120)
 
 
 def analyze(
-    paths: Annotated[list[str], typer.Argument(metavar="PATHS", help="CSVs of runs, folders of them, or patterns.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATHS", help="CSVs of runs, logs of other programs, folders of them, or patterns."),
+    ],
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
     ] = None,
+    columns: options.Map = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown.")
     ] = None,
@@ -46,6 +50,7 @@ def analyze(
     from bitnetctl.files import write_atomic
     from bitnetctl.records import load_begun_runs
     from bitnetctl.records.find import find_csvs
+    from bitnetctl.records.logs import parse_map
 
     for path in paths:
         if path.lower().endswith(".zip"):
@@ -56,7 +61,7 @@ def analyze(
     for file in outputs:
         if os.path.realpath(file) in inputs:
             raise ConfigError(f"{file}: is one of the files to analyse; write to another")
-    runs, notes = load_begun_runs(files)
+    runs, notes = load_begun_runs(files, parse_map(columns or ()))
     if not runs:
         raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
     study = api.analyze(runs, baseline=baseline, notes=notes)

@@ -22,6 +22,12 @@ Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps; unset: the recipe's.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="COLUMN=NAME", help="Names in logs of other programs, such as Step=step,Loss=train/loss."
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.logs import parse_map
 from bitnetctl.records.run import load_planned, load_set
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 def verify(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATHS]", help="CSVs, folders or a bundle: judge these, train nothing."),
+        typer.Argument(
+            metavar="[PATHS]", help="CSVs, logs of other programs, folders or a bundle: judge these, train nothing."
+        ),
     ] = None,
     sizes: options.Sizes = None,
     steps: options.Steps = None,
@@ -42,6 +45,7 @@ def verify(
     arm: options.Arm = "",
     seeds: options.Seeds = None,
     overrides: options.Set = None,
+    columns: options.Map = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
         list[str] | None,
@@ -86,7 +90,7 @@ def verify(
             requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
             steps = stored.steps if steps is None else steps
             strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
-        with _given_runs(paths) as (runs, inventory):
+        with _given_runs(paths, parse_map(columns or ())) as (runs, inventory):
             requested_arms = [registry.normalize(RunConfig(interventions=parse_arm(arm))).arm] if arm else []
             return judge_and_show(
                 runs,
@@ -144,15 +148,15 @@ def verify(
 
 
 @contextlib.contextmanager
-def _given_runs(paths: Sequence[str]) -> Iterator[tuple[list[Run], Inventory]]:
-    """Yield the runs of CSVs, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
+def _given_runs(paths: Sequence[str], columns: Mapping[str, str]) -> Iterator[tuple[list[Run], Inventory]]:
+    """Yield the runs of files, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
     bundles = [path for path in paths if path.lower().endswith(".zip")]
     others = [path for path in paths if path not in bundles]
     with tempfile.TemporaryDirectory(prefix="bitnetctl-") as folder:
         csvs = find_csvs(others)
         for index, path in enumerate(bundles):
             csvs += read_bundle(Path(path), Path(folder) / str(index))
-        runs, empty = load_set(csvs)
+        runs, empty = load_set(csvs, columns)
         yield runs, take_inventory(runs, empty)
 
 
