@@ -13,8 +13,10 @@ from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize
 from bitnetctl.records import Run, load_begun_runs, load_run
+from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.run import printable_name
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
@@ -128,9 +130,12 @@ def load_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
 def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
     """Analyze a set of runs: collapses, paired effects of arms, factors, agreement of metrics.
 
-    `baseline` names the arm that the others are compared with, by default the one that all others contain.
+    `baseline` names the arm that the others are compared with, by default the one that all others contain. Several
+    files of one run count once, with a note.
     """
-    return study(runs, baseline=baseline, notes=notes)
+    kept, doubles = distinct_runs(runs)
+    copies = [f"{printable_name(str(one.run.path))}: left out, {one.reason}" for one in doubles]
+    return study(kept, baseline=baseline, notes=[*notes, *copies])
 
 
 def judge(

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from bitnetctl.config import RunConfig, parse_config, split_arm
 from bitnetctl.errors import ConfigError, RecordError
-from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.checksum import check_csv
+from bitnetctl.records.find import original_stem
+from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.schema import NAMES, Row
+from bitnetctl.units import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bitnetctl.records.schema import Floats, Integers
 
+MOST_UNREAD = 5
+"""Most files that cannot be read which are named with their reasons."""
 RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
 _SIZE_HINT = re.compile(
     r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
@@ -182,79 +187,160 @@ class EmptyRun:
     config: RunConfig
 
 
-def load_run(path: Path) -> Run:
-    """Read a CSV and the manifest beside it.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnreadRun:
+    """A CSV that cannot be read, with the reason as a whole message.
+
+    What its manifest or, without one, its name tells of the run is None where they do not.
+    """
+
+    path: Path
+    reason: str
+    config: RunConfig | None
+    size: int | None
+    arm: str | None
+    seed: int | None
+    planned_steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedSet:
+    """What given CSVs hold: runs with an evaluation, runs with a manifest and none, and what cannot be read."""
+
+    runs: list[Run]
+    empty: list[EmptyRun]
+    unread: list[UnreadRun]
+
+    @property
+    def notes(self) -> list[str]:
+        """A note on each run without an evaluation."""
+        return [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest]
+
+
+def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> Run:
+    """Read a CSV, as `reader.read` does, and the manifest beside it.
 
     Raises RecordError where either is malformed or damaged, and where the CSV was changed after the run ended.
     """
-    records = read(path)
+    records = read(path, columns=columns, decimal=decimal)
     manifest = read_manifest(path)
     if manifest is not None:
-        check_csv(path, manifest)
+        records = check_csv(path, manifest, records) or records
     config = _config(manifest.config, path) if manifest else None
     effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
-    named = RUN_NAME.fullmatch(path.stem)
+    size, arm, seed, steps = _identity(path, config, records.title)
     return Run(
         path=path,
-        name=manifest.run if manifest else path.stem,
+        name=manifest.run if manifest else printable_name(path.stem),
         records=records,
         manifest=manifest,
         config=config,
         effective=effective,
-        size=config.model.hidden_size if config else int(named["size"]) if named else _size_hint(path, records.title),
-        arm=config.arm if config else named["arm"] if named else None,
-        seed=config.seed if config else int(named["seed"]) if named else _seed_hint(path, records.title),
-        planned_steps=config.steps if config else int(named["steps"]) if named else None,
+        size=size,
+        arm=arm,
+        seed=seed,
+        planned_steps=steps,
     )
 
 
-def load_set(paths: Iterable[Path]) -> tuple[list[Run], list[EmptyRun]]:
+def load_files(paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> LoadedSet:
+    """Read CSVs, as `load_run` does; one that cannot be read stops no other.
+
+    Raises RecordError where none can be read.
+    """
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
+    for path in paths:
+        try:
+            _load_into(loaded, path, columns, decimal)
+        except RecordError as error:
+            loaded.unread.append(_unread(path, str(error)))
+    if loaded.unread and not loaded.runs and not loaded.empty:
+        reasons = [one.reason for one in loaded.unread]
+        beginning = f"none of {len(reasons)} CSVs can be read: " if len(reasons) > 1 else ""
+        raise RecordError(beginning + shortened(reasons, MOST_UNREAD))
+    return loaded
+
+
+def load_set(
+    paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = "."
+) -> tuple[list[Run], list[EmptyRun]]:
     """Read CSVs and return the runs that have an evaluation, and those that have a manifest and no evaluation.
 
     Raises RecordError as `load_run` does.
     """
-    runs: list[Run] = []
-    empty: list[EmptyRun] = []
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
     for path in paths:
-        try:
-            runs.append(load_run(path))
-        except NoRowsError:
-            manifest = read_manifest(path)
-            if manifest is None:
-                raise
-            config = _config(manifest.config, path)
-            empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
-    return runs, empty
+        _load_into(loaded, path, columns, decimal)
+    return loaded.runs, loaded.empty
 
 
-def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run], list[EmptyRun]]:
-    """Return those runs of the configs in `runs_dir` that have an evaluation, and the others.
-
-    Raises RecordError as `load_run` does for a CSV that is there.
-    """
-    runs: list[Run] = []
-    empty: list[EmptyRun] = []
+def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> LoadedSet:
+    """Return those runs of the configs in `runs_dir` that have an evaluation, the others, and what cannot be read."""
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
     for config in configs:
         paths = RunPaths(runs_dir, config.run_name)
         if paths.csv.exists():
-            with contextlib.suppress(NoRowsError):
-                runs.append(load_run(paths.csv))
+            try:
+                loaded.runs.append(load_run(paths.csv))
+                continue
+            except NoRowsError:
+                pass
+            except RecordError as error:
+                loaded.unread.append(_unread(paths.csv, str(error), config))
                 continue
         manifest = None
         # the inventory says of a damaged one that it is
         with contextlib.suppress(RecordError):
             manifest = read_manifest(paths.folder)
-        empty.append(EmptyRun(path=paths.csv, name=paths.name, manifest=manifest, config=config))
-    return runs, empty
+        loaded.empty.append(EmptyRun(path=paths.csv, name=paths.name, manifest=manifest, config=config))
+    return loaded
 
 
-def load_begun_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def load_begun_runs(
+    paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = "."
+) -> tuple[list[Run], list[str]]:
     """Read CSVs and return the runs that have an evaluation, and a note on each of the others.
 
     Raises RecordError as `load_run` does.
     """
-    runs, empty = load_set(paths)
-    return runs, [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in empty if one.manifest]
+    runs, empty = load_set(paths, columns=columns, decimal=decimal)
+    return runs, LoadedSet(runs=runs, empty=empty, unread=[]).notes
+
+
+def _load_into(loaded: LoadedSet, path: Path, columns: Mapping[str, str] | None, decimal: str) -> None:
+    try:
+        loaded.runs.append(load_run(path, columns=columns, decimal=decimal))
+    except NoRowsError:
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise
+        config = _config(manifest.config, path)
+        loaded.empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
+
+
+def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadRun:
+    with contextlib.suppress(RecordError):
+        manifest = read_manifest(path) if config is None else None
+        config = config if manifest is None else _config(manifest.config, path)
+    size, arm, seed, steps = _identity(path, config, None)
+    return UnreadRun(path=path, reason=reason, config=config, size=size, arm=arm, seed=seed, planned_steps=steps)
+
+
+def _identity(
+    path: Path, config: RunConfig | None, title: str | None
+) -> tuple[int | None, str | None, int | None, int | None]:
+    """Return size, arm, seed and planned steps by the config, else by the name; size and seed by a title, too."""
+    if config is not None:
+        return config.model.hidden_size, config.arm, config.seed, config.steps
+    named = RUN_NAME.fullmatch(original_stem(path.stem))
+    if named is not None:
+        return int(named["size"]), named["arm"], int(named["seed"]), int(named["steps"])
+    return _size_hint(path, title), None, _seed_hint(path, title), None
+
+
+def printable_name(stem: str) -> str:
+    """Return a file's name as text that can be encoded; a name that is not UTF-8 holds surrogates."""
+    return stem.encode("utf-8", "backslashreplace").decode()
 
 
 def names_only(arm: str) -> str:
