@@ -33,13 +33,13 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths",
+        "schema paths naming",
         "manifest cells metrics",
         "dialect",
-        "reader",
-        "logs",
+        "reader writer",
+        "checksum logs",
         "find",
-        "writer status run",
+        "status run",
         "provenance distinct",
         "siblings",
         "membership",
@@ -87,7 +87,7 @@ INSIDE = {
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("view", "live", "console", "__init__"),
     # a command imports no other command
-    "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
+    "cli": ("options", "training inputs", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "units", "verdict"}

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from bitnetctl.cli import options
+from bitnetctl.cli.inputs import given_runs, print_unread
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
@@ -23,12 +24,11 @@ _PLOT_WIDTHS = (40, 120)
 def analyze(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATHS", help="CSVs of runs, logs of other programs, folders of them, or patterns."),
+        typer.Argument(metavar="PATHS", help="CSVs of runs, logs of other programs, folders, patterns, or a bundle."),
     ],
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
     ] = None,
-    columns: options.Map = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown.")
     ] = None,
@@ -42,29 +42,27 @@ def analyze(
         list[Path] | None,
         typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
     ] = None,
+    decimal: options.Decimal = ".",
+    columns: options.Map = None,
     as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import api, report
     from bitnetctl.files import write_atomic
-    from bitnetctl.records import load_begun_runs
-    from bitnetctl.records.find import find_csvs
-    from bitnetctl.records.logs import parse_map
+    from bitnetctl.records.logs.columns import parse_map
 
-    for path in paths:
-        if path.lower().endswith(".zip"):
-            raise ConfigError(f"{path}: analyze reads CSVs and folders; unzip the bundle and give its folder `runs`")
-    files = find_csvs(paths)
     outputs = [file for file in (markdown, html, csv) if file is not None]
-    inputs = {os.path.realpath(file) for file in files}
-    for file in outputs:
-        if os.path.realpath(file) in inputs:
-            raise ConfigError(f"{file}: is one of the files to analyse; write to another")
-    runs, notes = load_begun_runs(files, parse_map(columns or ()))
-    if not runs:
-        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
-    study = api.analyze(runs, baseline=baseline, notes=notes)
+    with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
+        inputs = {os.path.realpath(file) for file in given.files}
+        for file in outputs:
+            if os.path.realpath(file) in inputs:
+                raise ConfigError(f"{file}: is one of the files to analyse; write to another")
+        loaded = given.loaded
+    if not loaded.runs:
+        raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
+    unread = [f"{one.reason}; left out" for one in loaded.unread]
+    study = api.analyze(loaded.runs, baseline=baseline, notes=[*loaded.notes, *unread])
     if markdown is not None:
         write_atomic(markdown, report.markdown_report(study).encode())
     if html is not None:
@@ -77,7 +75,8 @@ def analyze(
         _show(study, stdout())
     for file in outputs:
         print_message(f"written: {file}")
-    return ExitCode.SUPPORTED
+    print_unread(loaded.unread)
+    return ExitCode.USAGE if loaded.unread else ExitCode.SUPPORTED
 
 
 def _show(study: "Study", console: Console) -> None:

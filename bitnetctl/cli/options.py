@@ -73,6 +73,9 @@ Requeue = Annotated[
     bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
+Decimal = Annotated[
+    str, typer.Option("--decimal", metavar=".|,", help="What decimals have in CSVs that a spreadsheet saved.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
 
 

@@ -82,6 +82,15 @@ def rewrite(
     return table.plain(rows, ends_whole=not lines[-1], unchanged=content)
 
 
+def normal_bytes(content: bytes) -> bytes:
+    """Return a text in UTF-8 with LF at the end of every line, without blank lines at its end; others unchanged."""
+    text = _decode(content, {})
+    if text is None:
+        return content
+    end = "\r" if "\n" not in text else "\r\n"
+    return (text.replace(end, "\n").rstrip("\n") + "\n").encode() if text else b""
+
+
 def _decode(content: bytes, notes: dict[str, None]) -> str | None:
     """Decode UTF-8 or UTF-16, with or without a byte order mark; None for anything else."""
     encoding = "utf-8-sig"
@@ -219,13 +228,14 @@ class _Table:
                 row.cells[index] = row.cells[index].replace(",", "")
             self.notes["commas between thousands left out"] = None
             return
-        row, index = next((at for at in commas if DECIMAL_COMMA.fullmatch(at[0].cells[at[1]])), (None, 0))
-        if row is not None and self.separator in SEPARATORS:
-            raise DialectError(
-                row.line,
-                f"{schema_names(self.names, self.columns)[index]} is {quote(row.cells[index])}: cells are separated by "
-                f"{SEPARATORS[self.separator]} and decimals have a comma; add `--decimal ,`, or save the file with points",
-            )
+        for row, index in commas:
+            if DECIMAL_COMMA.fullmatch(row.cells[index]) and self.separator in SEPARATORS:
+                name = schema_names(self.names, self.columns)[index]
+                raise DialectError(
+                    row.line,
+                    f"{name} is {quote(row.cells[index])}: cells are separated by {SEPARATORS[self.separator]} and "
+                    "decimals have a comma; add `--decimal ,`, or save the file with points",
+                )
 
     def _numbers(self) -> Iterator[tuple[_Row, int]]:
         for row in self.rows:

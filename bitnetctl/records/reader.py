@@ -48,7 +48,7 @@ class Records:
     `unknown[column]` (bool, one per row, for every column of the schema) is True where a cell is empty, and throughout
     for an absent column; elsewhere NaN and infinity in `frame` are known values. `extra` are columns that the schema
     lacks, `notes` what was done to read the file, with `torn`, which says that the last row was dropped or may be cut
-    short.
+    short. `origin` is the format of the log of another program that they come from.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class Records:
     extra: tuple[str, ...]
     notes: tuple[str, ...]
     torn: str | None = None
+    origin: str | None = None
 
     def value(self, column: str, index: int) -> float | None:
         """Return the value in row `index`, None where unknown; KeyError for a column that the schema lacks."""

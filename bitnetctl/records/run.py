@@ -2,37 +2,39 @@
 
 import contextlib
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnetctl.config import RunConfig, parse_config, split_arm
+from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
-from bitnetctl.records.logs import read_logs, recognise
-from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.checksum import check_csv
+from bitnetctl.records.find import original_stem
+from bitnetctl.records.logs import Format, group_logs, mapped_columns, read_log
+from bitnetctl.records.logs.converted import Origin, read_origin
+from bitnetctl.records.manifest import Manifest, read_manifest
+from bitnetctl.records.naming import (
+    RUN_NAME as RUN_NAME,
+    names_only as names_only,
+    printable_name as printable_name,
+    seed_hint,
+    size_hint,
+)
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.schema import NAMES, Row
+from bitnetctl.units import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bitnetctl.records.schema import Floats, Integers
 
-RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
-_SIZE_HINT = re.compile(
-    r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
-)
-# of the log of another program: "h100" is a GPU
-_LOG_SIZE_HINT = re.compile(r"(?:hidden(?:[_ -]?size)?|d[_-]?model|n[_-]?embd)[ _=-]*(\d{2,5})(?!\d)", re.IGNORECASE)
-# not within a word: "reseed1", "runs2"
-_SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECASE)
-# a longer number may be one of steps
-_SHORT_SEED_HINT = re.compile(r"(?<![^\W_])s(\d{1,3})(?![^\W_])")
+MOST_UNREAD = 5
+"""Most files that cannot be read which are named with their reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +95,8 @@ class Run:
         if len(changed):
             before = known[: changed[0]].nonzero()[0][-1]
             return int(self.steps[before]), int(self.steps[changed[0]]) - 1
-        return (self.planned_steps // 2, self.planned_steps // 2) if self.planned_steps else None
+        has_stages = self.records.origin is None or bool(known.any())
+        return (self.planned_steps // 2, self.planned_steps // 2) if self.planned_steps and has_stages else None
 
     @property
     def boundary_step(self) -> int | None:
@@ -186,119 +189,195 @@ class EmptyRun:
     config: RunConfig
 
 
-def load_run(path: Path) -> Run:
-    """Read a CSV and the manifest beside it.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnreadRun:
+    """A CSV that cannot be read, with the reason as a whole message.
+
+    What its manifest or, without one, its name tells of the run is None where they do not.
+    """
+
+    path: Path
+    reason: str
+    config: RunConfig | None
+    size: int | None
+    arm: str | None
+    seed: int | None
+    planned_steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedSet:
+    """What given CSVs hold: runs with an evaluation, runs with a manifest and none, and what cannot be read."""
+
+    runs: list[Run]
+    empty: list[EmptyRun]
+    unread: list[UnreadRun]
+
+    @property
+    def notes(self) -> list[str]:
+        """A note on each run without an evaluation."""
+        return [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest]
+
+
+def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> Run:
+    """Read a CSV, as `reader.read` does, and the manifest beside it.
 
     Raises RecordError where either is malformed or damaged, and where the CSV was changed after the run ended.
     """
-    records = read(path)
+    records = read(path, columns=columns, decimal=decimal)
     manifest = read_manifest(path)
     if manifest is not None:
-        check_csv(path, manifest)
+        records = check_csv(path, manifest, records) or records
+    origin = read_origin(path) if manifest is None else None
+    if origin is not None:
+        return _of_log(path, records, origin)
     config = _config(manifest.config, path) if manifest else None
     effective = _config(manifest.effective_config or manifest.config, path) if manifest else None
-    named = RUN_NAME.fullmatch(path.stem)
+    size, arm, seed, steps = _identity(path, config, records.title)
     return Run(
         path=path,
-        name=manifest.run if manifest else path.stem,
+        name=manifest.run if manifest else printable_name(path.stem),
         records=records,
         manifest=manifest,
         config=config,
         effective=effective,
-        size=config.model.hidden_size if config else int(named["size"]) if named else _size_hint(path, records.title),
-        arm=config.arm if config else named["arm"] if named else None,
-        seed=config.seed if config else int(named["seed"]) if named else _seed_hint(path.stem, records.title),
-        planned_steps=config.steps if config else int(named["steps"]) if named else None,
+        size=size,
+        arm=arm,
+        seed=seed,
+        planned_steps=steps,
     )
 
 
-def load_logs(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> list[Run]:
-    """Read logs of other programs, of which one may hold several runs; raises RecordError for one that is damaged.
+def load_files(paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> LoadedSet:
+    """Read CSVs, as `load_run` does, and logs of other programs; one that cannot be read stops no other.
 
-    `columns` are names in the log by column of the schema. Runs of one name are told apart by the paths of their files.
+    Logs are recognised by their content. Raises RecordError where none can be read.
     """
-    known = [(path, one) for path in paths if (one := recognise(path, columns)) is not None]
-    logs = read_logs(known, columns)
-    names = Counter(log.name for log in logs)
-    runs = []
-    for log in logs:
-        name = log.name
-        if names[name] > 1:
-            name = str(log.path) if sum(other.path == log.path for other in logs) == 1 else f"{log.path}: {name}"
-        named, size = RUN_NAME.fullmatch(log.name), _LOG_SIZE_HINT.search(log.name)
-        run = Run(
-            path=log.path,
-            name=name,
-            records=log.records,
-            manifest=None,
-            config=None,
-            effective=None,
-            size=int(named["size"]) if named else int(size[1]) if size else None,
-            arm=named["arm"] if named else None,
-            seed=int(named["seed"]) if named else _seed_hint(log.name, None),
-            planned_steps=int(named["steps"]) if named else log.planned_steps,
-        )
-        runs.append(run)
-    return runs
-
-
-def load_set(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> tuple[list[Run], list[EmptyRun]]:
-    """Read CSVs and return the runs that have an evaluation, and those that have a manifest and no evaluation.
-
-    Logs of other programs are recognised by their content; `columns` are the names in them by column of the schema.
-    Raises RecordError as `load_run` and `load_logs` do.
-    """
-    runs: list[Run] = []
-    empty: list[EmptyRun] = []
-    logs: list[Path] = []
-    for path in paths:
-        if recognise(path, columns) is not None:
-            logs.append(path)
-            continue
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
+    for log, files in group_logs(paths, columns):
         try:
-            runs.append(load_run(path))
-        except NoRowsError:
-            manifest = read_manifest(path)
-            if manifest is None:
-                raise
-            config = _config(manifest.config, path)
-            empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
-    return runs + load_logs(logs, columns), empty
+            _load_into(loaded, log, files, columns, decimal)
+        except RecordError as error:
+            loaded.unread.append(_unread(files[0], str(error)))
+    if loaded.unread and not loaded.runs and not loaded.empty:
+        reasons = [one.reason for one in loaded.unread]
+        beginning = f"none of {len(reasons)} CSVs can be read: " if len(reasons) > 1 else ""
+        raise RecordError(beginning + shortened(reasons, MOST_UNREAD))
+    return replace(loaded, runs=_told_apart(loaded.runs))
 
 
-def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> tuple[list[Run], list[EmptyRun]]:
-    """Return those runs of the configs in `runs_dir` that have an evaluation, and the others.
+def load_set(
+    paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = "."
+) -> tuple[list[Run], list[EmptyRun]]:
+    """Read files as `load_files` does; return the runs with an evaluation, and those with a manifest and none.
 
-    Raises RecordError as `load_run` does for a CSV that is there.
+    Raises RecordError for any that cannot be read.
     """
-    runs: list[Run] = []
-    empty: list[EmptyRun] = []
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
+    for log, files in group_logs(paths, columns):
+        _load_into(loaded, log, files, columns, decimal)
+    return _told_apart(loaded.runs), loaded.empty
+
+
+def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> LoadedSet:
+    """Return those runs of the configs in `runs_dir` that have an evaluation, the others, and what cannot be read."""
+    loaded = LoadedSet(runs=[], empty=[], unread=[])
     for config in configs:
         paths = RunPaths(runs_dir, config.run_name)
         if paths.csv.exists():
-            with contextlib.suppress(NoRowsError):
-                runs.append(load_run(paths.csv))
+            try:
+                loaded.runs.append(load_run(paths.csv))
+                continue
+            except NoRowsError:
+                pass
+            except RecordError as error:
+                loaded.unread.append(_unread(paths.csv, str(error), config))
                 continue
         manifest = None
         # the inventory says of a damaged one that it is
         with contextlib.suppress(RecordError):
             manifest = read_manifest(paths.folder)
-        empty.append(EmptyRun(path=paths.csv, name=paths.name, manifest=manifest, config=config))
-    return runs, empty
+        loaded.empty.append(EmptyRun(path=paths.csv, name=paths.name, manifest=manifest, config=config))
+    return loaded
 
 
-def load_begun_runs(paths: Iterable[Path], columns: Mapping[str, str] | None = None) -> tuple[list[Run], list[str]]:
+def load_begun_runs(
+    paths: Iterable[Path], *, columns: Mapping[str, str] | None = None, decimal: str = "."
+) -> tuple[list[Run], list[str]]:
     """Read CSVs and return the runs that have an evaluation, and a note on each of the others.
 
     Raises RecordError as `load_run` does.
     """
-    runs, empty = load_set(paths, columns)
-    return runs, [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in empty if one.manifest]
+    runs, empty = load_set(paths, columns=columns, decimal=decimal)
+    return runs, LoadedSet(runs=runs, empty=empty, unread=[]).notes
 
 
-def names_only(arm: str) -> str:
-    """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
-    return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
+def _load_into(
+    loaded: LoadedSet, log: Format | None, files: Sequence[Path], columns: Mapping[str, str] | None, decimal: str
+) -> None:
+    """Load a CSV, or the files of a log, which may hold several runs."""
+    if log is not None:
+        loaded.runs.extend(_of_log(path, records, origin) for path, records, origin in read_log(log, files, columns))
+        return
+    path = files[0]
+    try:
+        loaded.runs.append(load_run(path, columns=mapped_columns(path, columns), decimal=decimal))
+    except NoRowsError:
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise
+        config = _config(manifest.config, path)
+        loaded.empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
+
+
+def _of_log(path: Path, records: Records, origin: Origin) -> Run:
+    """Return the run of a log of another program."""
+    return Run(
+        path=path,
+        name=printable_name(origin.run),
+        records=replace(records, notes=origin.notes, torn=origin.torn, origin=origin.origin),
+        manifest=None,
+        config=None,
+        effective=None,
+        size=origin.size,
+        arm=origin.arm,
+        seed=origin.seed,
+        planned_steps=origin.planned_steps,
+    )
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Name runs of logs by their files, too, where several have the same name."""
+    names = Counter(run.name for run in runs)
+    files = Counter(run.path for run in runs)
+
+    def name(run: Run) -> str:
+        if run.records.origin is None or names[run.name] == 1:
+            return run.name
+        file = printable_name(str(run.path))
+        return file if files[run.path] == 1 else f"{file}: {run.name}"
+
+    return [run if name(run) == run.name else replace(run, name=name(run)) for run in runs]
+
+
+def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadRun:
+    with contextlib.suppress(RecordError):
+        manifest = read_manifest(path) if config is None else None
+        config = config if manifest is None else _config(manifest.config, path)
+    size, arm, seed, steps = _identity(path, config, None)
+    return UnreadRun(path=path, reason=reason, config=config, size=size, arm=arm, seed=seed, planned_steps=steps)
+
+
+def _identity(
+    path: Path, config: RunConfig | None, title: str | None
+) -> tuple[int | None, str | None, int | None, int | None]:
+    """Return size, arm, seed and planned steps by the config, else by the name; size and seed by a title, too."""
+    if config is not None:
+        return config.model.hidden_size, config.arm, config.seed, config.steps
+    named = RUN_NAME.fullmatch(original_stem(path.stem))
+    if named is not None:
+        return int(named["size"]), named["arm"], int(named["seed"]), int(named["steps"])
+    return size_hint(path.stem, title), None, seed_hint(path.stem, title), None
 
 
 def _config(tree: dict[str, Any], path: Path) -> RunConfig:
@@ -306,20 +385,3 @@ def _config(tree: dict[str, Any], path: Path) -> RunConfig:
         return parse_config(tree, source="its config")
     except ConfigError as error:
         raise RecordError(f"{path.with_suffix('') / MANIFEST_NAME}: damaged manifest: {error}") from error
-
-
-def _size_hint(path: Path, title: str | None) -> int | None:
-    for text in (path.stem, title or ""):
-        match = _SIZE_HINT.search(text)
-        if match:
-            return int(match[1] or match[2])
-    return None
-
-
-def _seed_hint(name: str, title: str | None) -> int | None:
-    """Return the one seed that the name or the title of a foreign CSV tells; None where it is not clear."""
-    for pattern, text in ((_SEED_HINT, name), (_SHORT_SEED_HINT, name), (_SEED_HINT, title or "")):
-        found = {int(match[1]) for match in pattern.finditer(text)}
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.errors import ConfigError
-from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.checksum import check_csv
+from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.metrics import json_value
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.reader import read

@@ -6,7 +6,7 @@ What a log does not have is unknown. A new format is a module with a `FORMAT` an
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bitnetctl.records.logs import (
@@ -18,8 +18,11 @@ from bitnetctl.records.logs import (
     text,
     wandb,
 )
-from bitnetctl.records.logs.base import HEAD, Format, Log
+from bitnetctl.records.logs.base import HEAD, Format as Format
 from bitnetctl.records.logs.columns import Columns, parse_map as parse_map
+from bitnetctl.records.logs.converted import Origin
+from bitnetctl.records.naming import RUN_NAME, seed_hint, size_hint
+from bitnetctl.records.reader import Records
 from bitnetctl.records.schema import REQUIRED
 
 FORMATS: tuple[Format, ...] = (
@@ -55,18 +58,64 @@ def _is_own(head: bytes, columns: Columns) -> bool:
     The reader of these says what is wrong with one that is nearly so, unless `--map` says what its names mean.
     """
     names = {name.lower().encode() for name in REQUIRED}
-    for line in head.split(b"\n", 2)[:2]:
-        there = names & {cell.strip(b' \t\r"#').lower() for cell in re.split(rb"[,;\t]", line)}
+    for cells in _headers(head):
+        there = names & cells
         nearly = len(there) > _FEW or {b"step", b"uniquepredictions"} <= there
         if len(there) == len(names) or (nearly and not columns.given):
             return True
     return False
 
 
-def read_logs(paths: Iterable[tuple[Path, Format]], columns: Mapping[str, str] | None = None) -> list[Log]:
-    """Return the runs of logs in order, the files of one run read together; raises RecordError."""
-    grouped: dict[tuple[str, Hashable], tuple[Format, list[Path]]] = {}
-    for path, one in paths:
-        grouped.setdefault((one.title, one.key(path)), (one, []))[1].append(path)
-    known = Columns(columns)
-    return [log for one, files in grouped.values() for log in one.read(files, known)]
+def _headers(head: bytes) -> list[set[bytes]]:
+    """Return the cells, in lower case, of the lines that can be the header of the product's own files."""
+    lines = head.split(b"\n", 2)[:2]
+    return [{cell.strip(b' \t\r"#').lower() for cell in re.split(rb"[,;\t]", line)} for line in lines]
+
+
+def mapped_columns(path: Path, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the names that hold for a CSV: none for one of the product's own that has nothing of these names."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return columns
+    own = {name.lower().encode() for name in REQUIRED}
+    given = {name.lower().encode() for name in (columns or {}).values()} - own
+    return None if any(own <= cells and not given & cells for cells in _headers(head)) else columns
+
+
+def group_logs(
+    paths: Iterable[Path], columns: Mapping[str, str] | None = None
+) -> list[tuple[Format | None, list[Path]]]:
+    """Return format and files of every log in order, the files of one run together; no format for any other file."""
+    grouped: dict[Hashable, tuple[Format | None, list[Path]]] = {}
+    for path in paths:
+        one = recognise(path, columns)
+        key = ("", path) if one is None else (one.title, one.key(path))
+        grouped.setdefault(key, (one, []))[1].append(path)
+    return list(grouped.values())
+
+
+def read_log(
+    one: Format, paths: Sequence[Path], columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[Path, Records, Origin]]:
+    """Yield file, rows and what is known of every run of a log; raises RecordError where it is damaged.
+
+    `columns` are names in the log by column of the schema.
+    """
+    for log in one.read(paths, Columns(columns)):
+        named = RUN_NAME.fullmatch(log.name)
+        yield (
+            log.path,
+            log.records,
+            Origin(
+                origin=one.title,
+                run=log.name,
+                size=int(named["size"]) if named else size_hint(log.name, None, of_log=True),
+                arm=named["arm"] if named else None,
+                seed=int(named["seed"]) if named else seed_hint(log.name, None),
+                planned_steps=int(named["steps"]) if named else log.planned_steps,
+                notes=log.records.notes,
+                torn=log.records.torn,
+            ),
+        )

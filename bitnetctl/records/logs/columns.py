@@ -133,20 +133,26 @@ def parse_map(options: Sequence[str]) -> dict[str, str]:
             column, equals, name = (text.strip() for text in part.partition("="))
             if not equals or not column or not name:
                 raise ConfigError(f"--map {part.strip()!r}: expected COLUMN=NAME, such as Loss=train/loss")
-            if column not in NAMES:
-                hint = did_you_mean(column, NAMES) or f"; there are {', '.join(NAMES)}"
-                raise ConfigError(f"--map {part.strip()!r}: {column!r} is no column of a run{hint}")
             if given.get(column, name) != name:
                 raise ConfigError(f"--map: {column} is both {given[column]!r} and {name!r}; give it once")
-            if column in _LOSSES and _NO_LOSS.search(normalized(name)):
-                raise ConfigError(f"--map {part.strip()!r}: {name!r} is not a loss in nats per token")
             given[column] = name
+    return check_map(given)
+
+
+def check_map(given: Mapping[str, str]) -> dict[str, str]:
+    """Return names in a file by column of the schema; raises ConfigError where they cannot be meant so."""
+    for column, name in given.items():
+        if column not in NAMES:
+            hint = did_you_mean(column, NAMES) or f"; there are {', '.join(NAMES)}"
+            raise ConfigError(f"--map {column}={name}: {column!r} is no column of a run{hint}")
+        if column in _LOSSES and _NO_LOSS.search(normalized(name)):
+            raise ConfigError(f"--map {column}={name}: {name!r} is not a loss in nats per token")
     names = list(given.values())
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         columns = [column for column, name in given.items() if name == repeated]
         raise ConfigError(f"--map: {repeated!r} cannot be both {' and '.join(columns)}")
-    return given
+    return dict(given)
 
 
 class Columns:

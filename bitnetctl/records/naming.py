@@ -1,0 +1,44 @@
+"""What the name of a run or of its file tells of it: size, arm, seed, planned steps."""
+
+import re
+
+from bitnetctl.config import split_arm
+
+RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
+_SIZE_HINT = re.compile(
+    r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
+)
+# in the names of other programs' runs "h100" is a GPU
+_PLAIN_SIZE_HINT = re.compile(r"(?:hidden(?:[_ -]?size)?|d[_-]?model|n[_-]?embd)[ _=-]*(\d{2,5})(?!\d)", re.IGNORECASE)
+# not within a word: "reseed1", "runs2"
+_SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECASE)
+# a longer number may be one of steps
+_SHORT_SEED_HINT = re.compile(r"(?<![^\W_])s(\d{1,3})(?![^\W_])")
+
+
+def printable_name(stem: str) -> str:
+    """Return a file's name as text that can be encoded; a name that is not UTF-8 holds surrogates."""
+    return stem.encode("utf-8", "backslashreplace").decode()
+
+
+def names_only(arm: str) -> str:
+    """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
+    return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
+
+
+def size_hint(name: str, title: str | None, *, of_log: bool = False) -> int | None:
+    """Return the size that the name or the title of a CSV without a manifest tells, or the name of a log."""
+    for text in (name, title or ""):
+        match = (_PLAIN_SIZE_HINT if of_log else _SIZE_HINT).search(text)
+        if match:
+            return int(next(filter(None, match.groups())))
+    return None
+
+
+def seed_hint(name: str, title: str | None) -> int | None:
+    """Return the one seed that the name or the title of a foreign CSV tells; None where it is not clear."""
+    for pattern, text in ((_SEED_HINT, name), (_SHORT_SEED_HINT, name), (_SEED_HINT, title or "")):
+        found = {int(match[1]) for match in pattern.finditer(text)}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
