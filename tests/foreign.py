@@ -3,7 +3,7 @@
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def lightning(folder: Path, steps: Sequence[int] = range(49, 1000, 50), version:
 
 def trainer_state(folder: Path, steps: Sequence[int] = range(10, 501, 10), max_steps: int = 500) -> Path:
     """Write the trainer_state.json of the Hugging Face Trainer."""
-    history: list[dict[str, Any]] = []
+    history: list[dict[str, float]] = []
     for step in steps:
         entry = {"epoch": step / 100, "grad_norm": 1.5, "learning_rate": 5e-4, "loss": loss(step), "step": step}
         history.append(entry)
@@ -47,12 +47,12 @@ def trainer_state(folder: Path, steps: Sequence[int] = range(10, 501, 10), max_s
     if steps[-1] >= max_steps:
         total = {"epoch": 5.0, "step": steps[-1], "total_flos": 1e15, "train_loss": 4.4, "train_runtime": 77.0}
         history.append(total)
-    state = {"best_metric": None, "epoch": 5.0, "global_step": steps[-1], "is_world_process_zero": True}
+    state: dict[str, Any] = {"best_metric": None, "epoch": 5.0, "global_step": steps[-1], "is_world_process_zero": True}
     state |= {"log_history": history, "logging_steps": 10, "max_steps": max_steps, "trial_params": None}
     return write(folder / "trainer_state.json", json.dumps(state, indent=2, sort_keys=True).splitlines())
 
 
-def wandb(path: Path, runs: dict[str, Sequence[int]], axis: str = "Step", extra: Sequence[str] = ()) -> Path:
+def wandb(path: Path, runs: Mapping[str, Sequence[int]], axis: str = "Step", extra: Sequence[str] = ()) -> Path:
     """Write a CSV as W&B exports a chart: a column of every run and metric, with its smallest and largest value."""
     names = [f"{run} - {name}" for run in runs for name in ("train/loss", "val/loss", *extra)]
     rows = [",".join([f'"{axis}"', *(f'"{name}{bound}"' for name in names for bound in ("", "__MIN", "__MAX"))])]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bitnetctl.errors import RecordError
 from bitnetctl.records.logs import (
     hugging_face,
     json_lines,
@@ -18,7 +19,7 @@ from bitnetctl.records.logs import (
     text,
     wandb,
 )
-from bitnetctl.records.logs.base import HEAD, Format as Format
+from bitnetctl.records.logs.base import HEAD, Format as Format, opened
 from bitnetctl.records.logs.columns import Columns, parse_map as parse_map
 from bitnetctl.records.logs.converted import Origin
 from bitnetctl.records.naming import RUN_NAME, seed_hint, size_hint
@@ -41,15 +42,23 @@ _FEW = 3
 
 def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format | None:
     """Return the format of a file; None for the product's own CSV, what is nearly one, and what is not known."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-    except OSError:
-        return None
+    head = _head(path)
     known = Columns(columns)
     if not head or _is_own(head, known):
         return None
     return next((one for one in FORMATS if one.recognise(head, path, known)), None)
+
+
+def _head(path: Path) -> bytes:
+    """Return the beginning of a file; nothing of one that cannot be read, or only once."""
+    try:
+        # Path.is_file raises for a long name
+        if not path.is_file():
+            return b""
+        with opened(path) as file:
+            return file.read(HEAD)
+    except (OSError, RecordError):
+        return b""
 
 
 def _is_own(head: bytes, columns: Columns) -> bool:
@@ -74,13 +83,11 @@ def _headers(head: bytes) -> list[set[bytes]]:
 
 def mapped_columns(path: Path, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
     """Return the names that hold for a CSV: none for one of the product's own that has nothing of these names."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-    except OSError:
-        return columns
+    if not columns:
+        return None
+    head = _head(path)
     own = {name.lower().encode() for name in REQUIRED}
-    given = {name.lower().encode() for name in (columns or {}).values()} - own
+    given = {name.lower().encode() for name in columns.values()} - own
     return None if any(own <= cells and not given & cells for cells in _headers(head)) else columns
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import itertools
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -16,6 +18,9 @@ from bitnetctl.records.reader import Records
 HEAD = 1 << 16
 """Bytes from the beginning of a file by which a format is recognised."""
 LONGEST_LINE = 1 << 24
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_LARGEST_UTF_16 = 1 << 28
 
 _GENERIC = ("metrics", "trainer_state", "log", "logs", "train", "train_log", "training", "main", "output", "history")
 _PART = re.compile(r"(?:version|checkpoint)[_-]\d+|logs?|metrics|csv|tensorboard|tb", re.IGNORECASE)
@@ -60,6 +65,23 @@ def log_name(path: Path) -> str:
     while parts and _PART.fullmatch(names[0]):
         names.insert(0, parts.pop())
     return "/".join(names)
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file of text as bytes of UTF-8; what a shell of Windows wrote is UTF-16. Raises OSError, RecordError."""
+    file = path.open("rb")
+    start = file.read(2)
+    file.seek(0)
+    if start not in _UTF_16:
+        return file
+    with file:
+        content = file.read(_LARGEST_UTF_16 + 1)
+    if len(content) > _LARGEST_UTF_16:
+        raise RecordError(f"{path}: larger than {_LARGEST_UTF_16 >> 20} MiB in UTF-16; save it as UTF-8")
+    try:
+        return io.BytesIO(content.decode("utf-16").encode())
+    except UnicodeError as error:
+        raise RecordError(f"{path}: UTF-16 that is damaged: {error}") from error
 
 
 def lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, bool]]:

@@ -162,6 +162,7 @@ class Columns:
         self.given = dict(given or {})
         self._by_given_name = {name: column for column, name in self.given.items()}
         self._cache: dict[str, Mapped | None] = {}
+        self._wanted: dict[str, bool] = {}
 
     def of(self, name: str) -> Mapped | None:
         """Return the column that a name stands for; None where it stands for none, or that is not certain."""
@@ -171,7 +172,9 @@ class Columns:
 
     def wants(self, name: str) -> bool:
         """Whether the values of a name are needed: for a column, or to tell the unit of the loss."""
-        return self.of(name) is not None or is_perplexity(name)
+        if name not in self._wanted:
+            self._wanted[name] = self.of(name) is not None or is_perplexity(name)
+        return self._wanted[name]
 
     def number(self, name: str, value: Any) -> float | None:
         """Return a value that is needed as a number; None for others and where it is missing, else BadValueError."""

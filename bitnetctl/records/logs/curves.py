@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records.logs.columns import Columns, caution, is_perplexity
+from bitnetctl.records.logs.columns import Columns, caution, is_perplexity, normalized
 from bitnetctl.records.reader import NoRowsError, Records
 from bitnetctl.records.schema import NAMES
 from bitnetctl.units import shortened
@@ -96,6 +96,12 @@ class Curves:
         self.names |= other.names
         self.torn = self.torn or other.torn
         self._restarts += other._restarts
+
+    def refuse_other_steps(self, names: Sequence[str]) -> None:
+        """Raise RecordError where `--map` names other steps than those that every entry of a format has."""
+        given = self.columns.given.get("Step")
+        if given is not None and normalized(given) not in names:
+            raise RecordError(f"{self.path}: --map: no {given!r} in it; its steps are named {', '.join(names)}")
 
     def refuse_nan_as_missing(self) -> None:
         """Raise RecordError where NaN stands again and again between numbers, as for a value that was not logged."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.errors import RecordError, one_line
-from bitnetctl.records.logs.base import Format, Log, log_name, planned_steps
+from bitnetctl.records.logs.base import Format, Log, log_name, opened, planned_steps
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 
@@ -22,11 +22,16 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _LARGEST:
             raise RecordError(f"{path}: larger than {_LARGEST >> 20} MiB; this is no log of a training")
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(_decoded(path))
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not JSON, or cut short: {one_line(error)}") from error
+
+
+def _decoded(path: Path) -> str:
+    with opened(path) as file:
+        return file.read().decode("utf-8-sig")
 
 
 def _recognise(head: bytes, path: Path, columns: Columns) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.errors import RecordError, one_line
-from bitnetctl.records.logs.base import HEAD, Format, Log, lines, log_name
+from bitnetctl.records.logs.base import HEAD, Format, Log, lines, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 from bitnetctl.records.logs.hugging_face import read_json
@@ -61,7 +61,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
 def _objects(path: Path, curves: Curves) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the objects of a file with their lines, or places in the array."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             start = file.read(HEAD).lstrip(_START)[:1]
             if start == b"[":
                 yield from _array(path)

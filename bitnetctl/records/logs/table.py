@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records.logs.base import Format, Log, log_name
+from bitnetctl.records.logs.base import Format, Log, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 
@@ -29,7 +29,7 @@ def header_cells(head: bytes) -> list[str]:
 def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of every row, the header first; raises RecordError for a malformed one."""
     try:
-        with path.open("rb") as binary:
+        with opened(path) as binary:
             reader = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
             width = 0
             for cells in reader:
@@ -47,7 +47,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def torn_end(path: Path) -> str | None:
     """Return a note where a file does not end with a newline."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         file.seek(0, io.SEEK_END)
         if not file.tell():
             return None
@@ -64,7 +64,8 @@ def step_name(names: Sequence[str], columns: Columns) -> str | None:
 def _recognise(head: bytes, path: Path, columns: Columns) -> bool:
     names = header_cells(head)
     mapped = {of[0] for name in names if (of := columns.of(name)) is not None}
-    return "Step" in mapped and bool(mapped & {"Loss", "HeldOutLoss"})
+    has_steps = "Step" in mapped or "epoch" in map(str.lower, names)
+    return has_steps and bool(mapped & {"Loss", "HeldOutLoss"})
 
 
 def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:

@@ -33,6 +33,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     if run in (".", ""):
         run = (Path.cwd() / paths[0]).parent.name
     curves = Curves(paths[0], columns)
+    curves.refuse_other_steps(("step",))
     for path in paths:
         _read_tag(path, curves, columns)
     return [Log(name=run, path=paths[0], records=curves.records("scalars exported from TensorBoard"))]

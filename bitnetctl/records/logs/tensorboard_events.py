@@ -30,6 +30,7 @@ def _key(path: Path) -> Hashable:
 def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     ordered = sorted(paths, key=_written)
     curves = Curves(ordered[0], columns, place="event")
+    curves.refuse_other_steps(("step",))
     number = 0
     for path in ordered:
         for step, tag, value in _scalars(path, curves):

@@ -10,13 +10,14 @@ A line counts if it has a step and then names with numbers:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records.logs.base import Format, Log, lines, log_name, planned_steps
+from bitnetctl.records.logs.base import Format, Log, lines, log_name, opened, planned_steps
 from bitnetctl.records.logs.columns import Columns, normalized
 from bitnetctl.records.logs.curves import Curves
 
@@ -26,22 +27,20 @@ _SEARCHED = 1 << 22
 _LONGEST = 1 << 12
 """Characters of a line that are looked at."""
 
-_VALUE = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?"
-# nothing but the prefix of a logger before it: not "warmup_step"
+_VALUE = rb"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?"
+# in lower case; nothing but the prefix of a logger before it: not "warmup_step"
 _STEP = re.compile(
-    r"(?:^|[\s\]|,(])(?P<what>validate |validation loss at )?(?P<kind>step|iter|iteration)\b\s*[:=]?\s*"
-    r"(?P<step>\d+)(?:\s*/\s*(?P<total>\d[\d,]*))?(?![\w.])",
-    re.IGNORECASE,
+    rb"(?<![^\s\]|,(])(?P<what>validate |validation loss at )?(?:step|iter(?:ation)?)\b\s*[:=]?\s*"
+    rb"(?P<step>\d+)(?:\s*/\s*(?P<total>\d[\d,]*))?(?![\w.])"
 )
-_BARE = re.compile(rf"(?P<step>\d+) (?P<name>train|val) (?P<value>{_VALUE})\s*")
-_LLM_C = re.compile(r"s:(?P<step>\d+) ")
+_BARE = re.compile(rb"(?P<step>\d+) (?P<name>train|val) (?P<value>" + _VALUE + rb")\s*")
+_LLM_C = re.compile(rb"s:(?P<step>\d+) ")
 _PAIR = re.compile(
-    r"(?P<name>[A-Za-z][A-Za-z_/]*(?: (?!nan\b|inf\b)[A-Za-z_/]+)*)\s*[:=]?\s*"
-    rf"(?P<value>{_VALUE})(?![\w.%])",
-    re.IGNORECASE,
+    rb"(?<![a-z_/])(?P<name>[a-z][a-z_/]*(?: (?!nan\b|inf\b)[a-z_/]+)*)\s*[:=]?\s*"
+    rb"(?P<value>" + _VALUE + rb")(?![\w.%])"
 )
-_ONLY_VALUE = re.compile(rf"\s*:\s*(?P<value>{_VALUE})\s*", re.IGNORECASE)
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_ONLY_VALUE = re.compile(rb"\s*:\s*(?P<value>" + _VALUE + rb")\s*")
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # names that mean a loss in lines of this kind only
 _NAMES = {
     "train": "train loss",
@@ -54,7 +53,7 @@ _NAMES = {
 _COUNTERS = ("step", "iter", "iteration", "epoch")
 _DIGITS = 18
 _BITS = re.compile(r"\bbpb\b")
-_SMOOTHED = re.compile(r"step \d+/\d+ \([\d.]+%\) \| loss: ")
+_SMOOTHED = re.compile(rb"step \d+/\d+ \([\d.]+%\) \| loss: ")
 
 
 @dataclass(frozen=True)
@@ -70,29 +69,29 @@ def _recognise(head: bytes, path: Path, columns: Columns) -> bool:
     if b"\0" in head:
         return False
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             beginning = file.read(_SEARCHED)
-    except OSError:
+    except (OSError, RecordError):
         return False
-    found = (_parse(line.decode("utf-8", "replace")) for line in beginning.splitlines())
+    found = map(_parse, beginning.splitlines())
     return any(line is not None and any(map(columns.wants, line.values)) for line in found)
 
 
 def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     (path,) = paths
     curves = Curves(path, columns)
+    curves.refuse_other_steps(_COUNTERS)
     total: int | None = None
     is_smoothed = False
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             for number, content, whole in lines(file, path):
-                text = content.decode("utf-8", "replace")
-                line = _parse(text)
+                line = _parse(content)
                 if line is None:
                     continue
                 curves.add(line.step, line.values, number)
                 total = line.total or total
-                is_smoothed = is_smoothed or _SMOOTHED.search(text) is not None
+                is_smoothed = is_smoothed or _SMOOTHED.search(content) is not None
                 if not whole:
                     curves.torn = f"line {number}: the last line has no newline; its values may be cut short"
     except OSError as error:
@@ -106,36 +105,45 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     return [Log(name=log_name(path), path=path, records=records, planned_steps=planned)]
 
 
-def _parse(text: str) -> _Line | None:
+def _parse(content: bytes) -> _Line | None:
     """Return what a line tells; None for one without a step."""
-    text = text[:_LONGEST]
-    if "\x1b" in text:
-        text = _ANSI.sub("", text)
-    bare = _BARE.fullmatch(text)
+    text = content[:_LONGEST]
+    if b"\x1b" in text:
+        text = _ANSI.sub(b"", text)
+    lower = text.lower()
+    bare = _BARE.fullmatch(lower)
     if bare is not None:
-        return _Line(_step(bare), None, {_NAMES[bare["name"]]: float(bare["value"])})
+        return _Line(_step(bare), None, {_NAMES[bare["name"].decode()]: float(bare["value"])})
     # of "iter 40 step 10" the step counts updates of the weights
-    found = list(_STEP.finditer(text)) or list(_LLM_C.finditer(text))
+    found = list(_STEP.finditer(lower)) if b"step" in lower or b"iter" in lower else list(_LLM_C.finditer(lower))
     if not found:
         return None
-    match = next((one for one in found if "step" in one[0].lower()), found[0])
+    match = next((one for one in found if b"step" in one[0]), found[0])
     groups = match.groupdict()
-    validated = bool(groups.get("what"))
     values: dict[str, float] = {}
-    for pair in _PAIR.finditer(text, found[-1].end()):
-        key = normalized(pair["name"])
-        if key not in _COUNTERS:
-            name = _NAMES.get(key, pair["name"])
-            values.setdefault("val loss" if validated and key in ("loss", "lm loss") else name, float(pair["value"]))
-    alone = _ONLY_VALUE.fullmatch(text, match.end()) if validated else None
+    for pair in _PAIR.finditer(lower, found[-1].end()):
+        name = _name(text[pair.start("name") : pair.end("name")], of_validation=bool(groups.get("what")))
+        if name is not None:
+            values.setdefault(name, float(pair["value"]))
+    alone = _ONLY_VALUE.fullmatch(lower, match.end()) if groups.get("what") else None
     if alone is not None:
         values["val loss"] = float(alone["value"])
-    total = (groups.get("total") or "").replace(",", "")
+    total = (groups.get("total") or b"").replace(b",", b"")
     return _Line(_step(match), int(total) if 0 < len(total) < _DIGITS else None, values)
 
 
-def _step(match: re.Match[str]) -> int:
+def _step(match: re.Match[bytes]) -> int:
     return int(match["step"][:_DIGITS])
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(text: bytes, *, of_validation: bool) -> str | None:
+    """Return the name of a value as its program means it; None for a counter."""
+    name = text.decode("utf-8", "replace")
+    key = normalized(name)
+    if key in _COUNTERS:
+        return None
+    return "val loss" if of_validation and key in ("loss", "lm loss") else _NAMES.get(key, name)
 
 
 FORMAT = Format(title="text logs of trainings", recognise=_recognise, read=_read)
