@@ -11,6 +11,7 @@ import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from bitnetctl.records.cells import (
     DECIMAL_COMMA,
@@ -171,9 +172,9 @@ class _Table:
     lines: Sequence[str]
     rows: list[_Row] = field(default_factory=list)
 
-    @property
+    @cached_property
     def known(self) -> dict[str, int]:
-        """Indices of the columns of the schema, by name."""
+        """Indices of the columns of the schema, by name; only once the names are final."""
         return {name: index for index, name in enumerate(schema_names(self.names, self.columns)) if name in NAMES}
 
     def add_rows(self, lines: Sequence[str]) -> None:
@@ -190,6 +191,9 @@ class _Table:
                     raise DialectError(index + 1, str(error)) from error
                 # a torn last row is the reader's to judge
                 cells = [lines[index]]
+            blank = blank or not any(cells)
+            if not any(cells):
+                continue
             if blank and self.rows:
                 self.notes["blank lines between rows left out"] = None
             blank = False
@@ -199,8 +203,10 @@ class _Table:
         """Leave out empty cells that all rows have beyond the named columns, and name columns without a name."""
         named = len(_without_empty_end(self.names))
         used = max((len(_without_empty_end(row.cells)) for row in self.rows), default=0)
+        headers = {id(row) for row in self.rows if _without_empty_end(row.cells) == _without_empty_end(self.names)}
+        rows = [row for row in self.rows if id(row) not in headers]
         # a last row may be torn
-        lengths = {len(row.cells) for row in self.rows[:-1]} or {len(row.cells) for row in self.rows}
+        lengths = {len(row.cells) for row in rows[:-1]} or {len(row.cells) for row in rows}
         width = max(named, min(used, len(self.names)))
         if used <= width and len(lengths) == 1:
             for row in self.rows:
@@ -306,7 +312,11 @@ def _joined_parts(table: _Table) -> list[_Row]:
     """
     expected = schema_names(table.names, table.columns)
     parts: list[tuple[int, list[_Row]]] = [(0, [])]
+    step = table.known["Step"]
     for row in table.rows:
+        if step < len(row.cells) and NUMBER.fullmatch(row.cells[step]):
+            parts[-1][1].append(row)
+            continue
         names = schema_names(row.cells, table.columns)
         if "Step" in names:
             if list(_without_empty_end(names)) != list(_without_empty_end(expected)):
