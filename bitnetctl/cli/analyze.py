@@ -60,6 +60,7 @@ def analyze(
                 raise ConfigError(f"{file}: is one of the files to analyse; write to another")
         loaded = given.loaded
     if not loaded.runs:
+        print_unread(loaded.unread)
         raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
     unread = [f"{one.reason}; left out" for one in loaded.unread]
     study = api.analyze(loaded.runs, baseline=baseline, notes=[*loaded.notes, *unread])

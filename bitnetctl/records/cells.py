@@ -21,6 +21,7 @@ _MAX_WHOLE_DOUBLE = 2**53
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9.]*,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+_MAY_BE_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:\.[0-9]{3})+")
 _UNKNOWN = {"na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 """What programs write for a value that is not there; NaN is not among them, since it tells of a divergence."""
 _SPREADSHEET_ERROR = re.compile(r"#(?:num|div/0|value|ref|name|null)[!?]", re.IGNORECASE)
@@ -120,6 +121,10 @@ def is_unknown(text: str) -> bool:
 def parse_step(text: str, remarks: dict[str, None]) -> int:
     """Parse a Step, also one written as a whole floating-point number such as 1000.0 or 1e3; raises BadRowError."""
     if not _WHOLE.fullmatch(text):
+        if _MAY_BE_THOUSANDS.fullmatch(text):
+            raise BadRowError(
+                f"Step is {quote(text)}, which may be thousands: save the file with whole numbers in Step"
+            )
         value = float(text) if NUMBER.fullmatch(text) else math.nan
         if not value.is_integer() or abs(value) > _MAX_WHOLE_DOUBLE:
             raise BadRowError(f"Step is {quote(text)}, not a whole number" if text else "Step is empty")

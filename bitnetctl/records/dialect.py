@@ -11,6 +11,7 @@ import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from bitnetctl.records.cells import (
     DECIMAL_COMMA,
@@ -78,8 +79,7 @@ def rewrite(
     table.add_rows(lines)
     table.trim()
     table.convert_decimals(decimal)
-    rows = _merged_rows(table, _joined_parts(table))
-    return table.plain(rows, ends_whole=not lines[-1], unchanged=content)
+    return table.plain(_joined_parts(table), ends_whole=not lines[-1], unchanged=content)
 
 
 def normal_bytes(content: bytes) -> bytes:
@@ -172,9 +172,9 @@ class _Table:
     lines: Sequence[str]
     rows: list[_Row] = field(default_factory=list)
 
-    @property
+    @cached_property
     def known(self) -> dict[str, int]:
-        """Indices of the columns of the schema, by name."""
+        """Indices of the columns of the schema, by name; only once the names are final."""
         return {name: index for index, name in enumerate(schema_names(self.names, self.columns)) if name in NAMES}
 
     def add_rows(self, lines: Sequence[str]) -> None:
@@ -191,6 +191,9 @@ class _Table:
                     raise DialectError(index + 1, str(error)) from error
                 # a torn last row is the reader's to judge
                 cells = [lines[index]]
+            blank = blank or not any(cells)
+            if not any(cells):
+                continue
             if blank and self.rows:
                 self.notes["blank lines between rows left out"] = None
             blank = False
@@ -200,8 +203,10 @@ class _Table:
         """Leave out empty cells that all rows have beyond the named columns, and name columns without a name."""
         named = len(_without_empty_end(self.names))
         used = max((len(_without_empty_end(row.cells)) for row in self.rows), default=0)
+        headers = {id(row) for row in self.rows if _without_empty_end(row.cells) == _without_empty_end(self.names)}
+        rows = [row for row in self.rows if id(row) not in headers]
         # a last row may be torn
-        lengths = {len(row.cells) for row in self.rows[:-1]} or {len(row.cells) for row in self.rows}
+        lengths = {len(row.cells) for row in rows[:-1]} or {len(row.cells) for row in rows}
         width = max(named, min(used, len(self.names)))
         if used <= width and len(lengths) == 1:
             for row in self.rows:
@@ -257,6 +262,10 @@ class _Table:
                 row.line, f"{quote(row.cells[index])} has a point and no number a comma: leave out `--decimal ,`"
             )
         for row, index in commas:
+            if index == self.known["Step"] and _GROUPED.fullmatch(row.cells[index]):
+                raise DialectError(
+                    row.line, f"Step is {quote(row.cells[index])}, which may be thousands: save the file without them"
+                )
             if DECIMAL_COMMA.fullmatch(row.cells[index]):
                 row.cells[index] = row.cells[index].replace(",", ".")
                 self.notes["decimals have a comma"] = None
@@ -303,7 +312,11 @@ def _joined_parts(table: _Table) -> list[_Row]:
     """
     expected = schema_names(table.names, table.columns)
     parts: list[tuple[int, list[_Row]]] = [(0, [])]
+    step = table.known["Step"]
     for row in table.rows:
+        if step < len(row.cells) and NUMBER.fullmatch(row.cells[step]):
+            parts[-1][1].append(row)
+            continue
         names = schema_names(row.cells, table.columns)
         if "Step" in names:
             if list(_without_empty_end(names)) != list(_without_empty_end(expected)):
@@ -313,10 +326,10 @@ def _joined_parts(table: _Table) -> list[_Row]:
             parts.append((row.line, []))
         else:
             parts[-1][1].append(row)
-    rows = parts[0][1]
+    rows = _merged_rows(table, parts[0][1])
     for line, part in parts[1:]:
         table.notes[f"line {line}: a second header left out"] = None
-        rows = _continued(table, rows, line, part)
+        rows = _continued(table, rows, line, _merged_rows(table, part))
     return rows
 
 
@@ -324,12 +337,15 @@ def _continued(table: _Table, rows: list[_Row], line: int, part: list[_Row]) -> 
     if not rows or not part or table.step(part[0]) > table.step(rows[-1]):
         return rows + part
     first = table.step(part[0])
+    before, again = ({table.step(row): row for row in of_part} for of_part in (rows, part))
+    if [*before] != sorted(before) or [*again] != sorted(again) or len(before) + len(again) < len(rows) + len(part):
+        # within a part steps do not increase, which the reader refuses
+        return rows + part
     if first <= table.step(rows[0]):
         raise DialectError(
             line, f"a second header, after which steps start again at {first}; give every run a file of its own"
         )
-    before = {table.step(row): row for row in rows}
-    common = [(row, before[step]) for row in part if (step := table.step(row)) in before]
+    common = [(row, before[step]) for step, row in again.items() if step in before]
     differing = next((new for new, old in common if not _are_equal(table, new, old)), None)
     if differing is not None or not common:
         at = table.step(differing or part[0])
@@ -338,7 +354,7 @@ def _continued(table: _Table, rows: list[_Row], line: int, part: list[_Row]) -> 
             f"a second header, after which step {at} comes again with other values; keep the rows of one of the parts",
         )
     table.notes[f"line {line}: {len(common)} repeated steps have the same values"] = None
-    joined = before | {table.step(row): row for row in part}
+    joined = before | again
     return [joined[step] for step in sorted(joined)]
 
 

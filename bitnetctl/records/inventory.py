@@ -101,7 +101,7 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = (), unread: 
 def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling], unread: Iterable[UnreadRun]) -> int:
     """Count the CSVs beside the given ones of which nothing is known, if that holds for a given one, too."""
     folders = {os.path.realpath(run.path.parent) for run in runs if run.arm is None or run.seed is None}
-    given = {os.path.realpath(run.path) for run in (*runs, *unread)}
+    given = {os.path.realpath(path) for path in (*(run.path for run in runs), *(bad.path for bad in unread))}
     return sum(
         one.identity is None and bool(one.csvs) and not one.real_csvs & given
         for one in found

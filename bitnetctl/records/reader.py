@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _LONGEST_LINE = 1 << 20
+_REMEDY = "sort the rows by Step or, where a resumed run repeats steps, keep those of one part"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -261,7 +262,7 @@ class _Reader:
         if self.blank is not None:
             raise self._error(self.blank, "a blank line between rows")
         if step <= self.step:
-            how = "repeated" if step == self.step else f"after {self.step}; steps must increase: sort the rows by Step"
+            how = "repeated" if step == self.step else f"after {self.step}; steps must increase: {_REMEDY}"
             raise self._error(self.line, f"Step {step} {how}")
         self.step = step
 

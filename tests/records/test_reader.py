@@ -50,14 +50,10 @@ def test_the_origins_file(tmp_path: Path, bom: bytes, end: str, blank: str) -> N
 
 
 @pytest.mark.parametrize(
-    "title", ["", "plain", "a, b, Step", 'a "quoted, title', "größer, 256", "Step,Loss", "Step,by,Step"]
+    "title", ["plain", "a, b, Step", 'a "quoted, title', "größer, 256", "Step,Loss", "Step,by,Step"]
 )
 def test_titles(tmp_path: Path, title: str) -> None:
     text = f"{title}\n{FIVE}1,2,3,4,5\n"
-    if not title:
-        with pytest.raises(RecordError, match=r"x\.csv:1: a blank first line"):
-            read(csv_file(tmp_path, text))
-        return
     assert read(csv_file(tmp_path, text)).title == title
 
 
@@ -119,25 +115,20 @@ REFUSED = [
     (FIVE + "5,2,3,4,5\n9,2,3,4,5\n7,2,3,4,5\n", 4, "Step 7 after 9; steps must increase"),
     ("t\n" + FIVE + "5,2,3,4,5\n4,2,3,4,5", 4, "Step 4 after 5; steps must increase"),
     (FIVE + "1,2,3,4,5\n2,two,3,4,5\n", 3, "Loss is 'two', not a number"),
-    (FIVE + "1,2,3,4,NA\n", 2, "WD is 'NA', not a number"),
     (FIVE + "1,1_000,3,4,5\n", 2, "Loss is '1_000', not a number"),
     (FIVE + "1,0x10,3,4,5\n", 2, "Loss is '0x10', not a number"),
     (FIVE + "1,١,3,4,5\n", 2, "Loss is '١', not a number"),
     (FIVE + "1,1 2,3,4,5\n", 2, "Loss is '1 2', not a number"),
     (FIVE + "1,1e400,3,4,5\n", 2, "Loss is '1e400', too large for a double"),
-    (FIVE + '1,"1,5",3,4,5\n', 2, "Loss is '1,5', not a number; decimals need a point, not a comma"),
+    (FIVE + '1,"1,5",3,4,5\n', 2, "Loss is '1,5': cells are separated by commas and decimals have a comma; add `--decimal ,`"),
     (FIVE + "1,1,5,3,4,5\n", 2, "6 cells for 5 columns; decimals need a point, not a comma"),
     (FIVE + "1,1,5,3,4,5", 2, "6 cells for 5 columns"),
     (FIVE + "1,2,3,4,5\n2,1,5,3,4,5", 3, "6 cells for 5 columns"),
     (
         FIVE.replace(",", ";") + "1;2,5;3;4;5\n",
-        1,
-        "cells are separated by semicolons; save the file with commas",
+        2,
+        "Loss is '2,5': cells are separated by semicolons and decimals have a comma; add `--decimal ,`",
     ),
-    ("a title\n" + FIVE.replace(",", ";") + "1;2;3;4;5\n", 2, "cells are separated by semicolons"),
-    (FIVE.replace(",", "\t") + "1\t2\t3\t4\t5\n", 1, "cells are separated by tabs"),
-    (FIVE.replace("\n", "\r") + "1,2,3,4,5\r", 1, "lines end in a bare CR"),
-    (FIVE + "1.0,2,3,4,5\n", 2, "Step is '1.0', not a whole number"),
     (FIVE + "1_0,2,3,4,5\n", 2, "Step is '1_0', not a whole number"),
     (FIVE + "nan,2,3,4,5\n", 2, "Step is 'nan', not a whole number"),
     (FIVE + ",2,3,4,5\n", 2, "Step is empty"),
@@ -145,14 +136,11 @@ REFUSED = [
     (FIVE + "9223372036854775808,2,3,4,5\n", 2, "Step is '9223372036854775808', too large"),
     (FIVE + "9" * 5000 + ",2,3,4,5\n", 2, "too large"),
     (FIVE + "1,2,3,4\n2,2,3,4,5\n", 2, "4 cells for 5 columns"),
-    (FIVE + "1,2,3,4,5\n\n2,2,3,4,5\n", 3, "a blank line between rows"),
-    (FIVE + "1,2,3,4,5\n\n2,2,3,4,5", 3, "a blank line between rows"),
     (FIVE + '1,"2,3,4,5\n2,2,3,4,5\n', 2, "a quoted cell that does not end properly"),
     (FIVE + "1,2,3,4,5\n2,2\0,3,4,5\n", 3, "holds a NUL byte"),
     ("ti\0tle\n" + FIVE + "1,2,3,4,5\n", 1, "holds a NUL byte"),
     ((FIVE + "1,2,3,4,5\n2,").encode() + b"\xff,3,4,5\n", 3, "not UTF-8 (byte 0xff)"),
     (b"gr\xf6\xdfer\n" + (FIVE + "1,2,3,4,5\n").encode(), 1, "not UTF-8 (byte 0xf6)"),
-    (("t\n" + FIVE + "1,2,3,4,5\n").encode("utf-16"), 1, "NUL"),
     (b"Step,Loss,UniquePredictions,LR,WD,Note\n1,2,3,4,5," + b"\xe9\n", 2, "not UTF-8"),
 ]
 
@@ -285,8 +273,11 @@ def test_blocks_join_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read(csv_file(tmp_path, broken))
     for ends in (b"\n" * 150, b"\r\n" * 90):
         assert len(read(csv_file(tmp_path, content + ends), partial=False).frame) == 59
-    with pytest.raises(RecordError, match=r":61: a blank line between rows"):
-        read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 15 + b"\n"))
+    between = read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 15 + b"\n"))
+    assert between.notes == ("blank lines between rows left out",)
+    assert len(between.frame) == 60
+    with pytest.raises(RecordError, match=r":211: Step 9 after 59; steps must increase"):
+        read(csv_file(tmp_path, content + b"\n" * 150 + b"9,1,1,1,1" + b"," * 15 + b"\n"))
 
 
 def test_a_long_file_is_read_in_linear_time(tmp_path: Path) -> None:
