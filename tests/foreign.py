@@ -25,24 +25,26 @@ def write(path: Path, lines: Iterable[str]) -> Path:
     return path
 
 
-def lightning(folder: Path, steps: Sequence[int] = range(49, 1000, 50), version: int = 0) -> Path:
+def lightning(folder: Path, steps: Sequence[int] = range(49, 1000, 50), *, shift: float = 0.0) -> Path:
     """Write a metrics.csv of PyTorch Lightning: learning rate, losses of a step in different rows."""
     rows = ["epoch,lr-AdamW,step,train_loss_epoch,train_loss_step,val_loss"]
     for step in steps:
-        rows += [f",0.0003,{step},,,", f"0,,{step},,{loss(step)},"]
+        rows += [f",0.0003,{step},,,", f"0,,{step},,{loss(step) + shift},"]
         if step % 200 == 199:
-            rows += [f"{step // 200},,{step},,,{held_out(step)}", f"{step // 200},,{step},{loss(step) + 0.2},,"]
-    return write(folder / "lightning_logs" / f"version_{version}" / "metrics.csv", rows)
+            rows += [f"{step // 200},,{step},,,{held_out(step) + shift}", f"{step // 200},,{step},{loss(step) + 0.2},,"]
+    return write(folder / "lightning_logs" / "version_0" / "metrics.csv", rows)
 
 
-def trainer_state(folder: Path, steps: Sequence[int] = range(10, 501, 10), max_steps: int = 500) -> Path:
+def trainer_state(
+    folder: Path, steps: Sequence[int] = range(10, 501, 10), max_steps: int = 500, *, shift: float = 0.0
+) -> Path:
     """Write the trainer_state.json of the Hugging Face Trainer."""
     history: list[dict[str, float]] = []
     for step in steps:
-        entry = {"epoch": step / 100, "grad_norm": 1.5, "learning_rate": 5e-4, "loss": loss(step), "step": step}
+        entry = {"epoch": step / 100, "grad_norm": 1.5, "learning_rate": 5e-4, "loss": loss(step) + shift, "step": step}
         history.append(entry)
         if step % 100 == 0:
-            evaluation = {"eval_loss": held_out(step), "eval_runtime": 3.2, "eval_samples_per_second": 100.1}
+            evaluation = {"eval_loss": held_out(step) + shift, "eval_runtime": 3.2, "eval_samples_per_second": 100.1}
             history.append({"epoch": step / 100, **evaluation, "step": step})
     if steps[-1] >= max_steps:
         total = {"epoch": 5.0, "step": steps[-1], "total_flos": 1e15, "train_loss": 4.4, "train_runtime": 77.0}
@@ -53,13 +55,17 @@ def trainer_state(folder: Path, steps: Sequence[int] = range(10, 501, 10), max_s
 
 
 def wandb(path: Path, runs: Mapping[str, Sequence[int]], axis: str = "Step", extra: Sequence[str] = ()) -> Path:
-    """Write a CSV as W&B exports a chart: a column of every run and metric, with its smallest and largest value."""
+    """Write a CSV as W&B exports a chart: a column of every run and metric, with its smallest and largest value.
+
+    The losses of a run are larger by 1 than those of the run before.
+    """
     names = [f"{run} - {name}" for run in runs for name in ("train/loss", "val/loss", *extra)]
     rows = [",".join([f'"{axis}"', *(f'"{name}{bound}"' for name in names for bound in ("", "__MIN", "__MAX"))])]
     for step in sorted({step for steps in runs.values() for step in steps}):
         cells = [str(step)]
-        for steps in runs.values():
-            values = [loss(step), held_out(step) if step % 200 == 0 else None, *(2 * step for _ in extra)]
+        for shift, steps in enumerate(runs.values()):
+            values = [loss(step) + shift, held_out(step) + shift if step % 200 == 0 else None]
+            values += [2 * step for _ in extra]
             cells += [
                 f'"{value}"' if step in steps and value is not None else '""' for value in values for _ in range(3)
             ]

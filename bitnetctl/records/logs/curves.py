@@ -139,7 +139,11 @@ class Curves:
 
     def _choose(self) -> dict[str, str]:
         """Return the name that is taken for each column."""
-        missing = [name for column, name in self.columns.given.items() if column != "Step" and name not in self.names]
+        missing = [
+            name
+            for column, name in self.columns.given.items()
+            if name not in self.names and (column != "Step" or not self._added)
+        ]
         if missing:
             raise RecordError(f"{self.path}: --map: no {' and no '.join(map(repr, missing))} in it; {self._listed()}")
         if not self._added:
