@@ -210,7 +210,8 @@ class _Reader:
                 if separator != "," and self._mentions_step(line, separator):
                     advice = "save the file with commas between cells and points in decimals"
                     raise self._error(where, f"cells are separated by {called}; {advice}")
-            raise self._error(where, f"no header: expected a line with {','.join(self._names_in_file())}")
+            known = "" if self.columns else ", or a known log of another program; --map names the columns of others"
+            raise self._error(where, f"no header: expected a line with {','.join(self._names_in_file())}{known}")
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise self._error(where, f"duplicate columns: {', '.join(map(quote, repeated))}")

@@ -72,6 +72,12 @@ class Run:
         return self.records.frame["Step"].to_numpy()
 
     @property
+    def source(self) -> str:
+        """The file as text, with the run's name where it is a log that holds several."""
+        file = printable_name(str(self.path))
+        return file if self.records.origin is None or self.name in (self.path.stem, file) else f"{file}: {self.name}"
+
+    @property
     def frame(self) -> "pd.DataFrame":
         """The rows as a pandas frame with the CSV's columns; `records.unknown` tells unknown cells from NaN."""
         return self.records.frame

@@ -99,7 +99,7 @@ def take_account(
             )
         )
     accounted += (
-        AccountedRun(run=str(one.run.path), size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
+        AccountedRun(run=one.run.source, size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
         for one in doubles
     )
     # a file that cannot be read and whose name does not tell may be of any arm

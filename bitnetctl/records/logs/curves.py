@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _MOST_NAMES = 40
+_MOST_KEPT = 10_000
 _FEW_RESTARTS = 2
 _PER_RESTART = 10
 _AGREES = 0.02
@@ -66,7 +67,8 @@ class Curves:
     def add(self, step: int, values: Mapping[str, float | None], line: int) -> None:
         """Add what was logged at a step; raises RecordError for values that contradict what is there."""
         for name, value in values.items():
-            self.names.setdefault(name)
+            if len(self.names) < _MOST_KEPT:
+                self.names.setdefault(name)
             if value is None or not self.columns.wants(name):
                 continue
             series = self._series.setdefault(name, _Series())

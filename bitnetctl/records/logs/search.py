@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bitnetctl.records.logs.base import HEAD
-
 _DEPTH = 6
-_MOST = 10_000
+_MOST = 100_000
+"""Most files that are looked at."""
+_SEARCHED = 1 << 20
 _TABLES = ("metrics.csv",)
 _STATE = "trainer_state.json"
 _EVENTS = "events.out.tfevents."
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_OF_EVENTS = (re.compile(rb"loss", re.IGNORECASE),)
 _OF_CURVES = (
     re.compile(rb'"[^"]*loss[^"]*"\s*:', re.IGNORECASE),
     re.compile(rb'"[^"]*(?:step|iter|num_updates)[^"]*"\s*:', re.IGNORECASE),
@@ -26,26 +30,35 @@ def logs_below(folder: Path) -> list[Path]:
     Of the checkpoints of one training the last counts, whose state has the others' history. Folders that cannot be
     read, and hidden ones, are passed over.
     """
-    files = list(_walk(folder, _DEPTH))
+    files = list(itertools.islice(_walk(folder, _DEPTH), _MOST))
     found = [
         file
         for file in _last_states(files)
-        if file.name in (*_TABLES, _STATE) or (file.suffix.lower() == ".jsonl" and _has_curves(file))
+        if file.name in (*_TABLES, _STATE) or (file.suffix.lower() == ".jsonl" and _holds(file, _OF_CURVES))
     ]
-    return found or [file for file in files if file.name.startswith(_EVENTS)]
+    # of settings and other tags there are event files of their own
+    return found or [file for file in files if file.name.startswith(_EVENTS) and _holds(file, _OF_EVENTS)]
 
 
-def _walk(folder: Path, depth: int) -> Iterable[Path]:
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the files below a folder, at most `depth` folders down."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))[:_MOST]
+        with os.scandir(folder) as entries:
+            ordered = sorted((entry for entry in entries if not entry.name.startswith(".")), key=_by_name)
     except OSError:
         return
-    for entry in entries:
-        if entry.is_dir():
-            if depth and not entry.is_symlink():
-                yield from _walk(entry, depth - 1)
-        elif entry.is_file():
-            yield entry
+    for entry in ordered:
+        # a loop of links
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                if depth:
+                    yield from _walk(Path(entry.path), depth - 1)
+            elif entry.is_file():
+                yield Path(entry.path)
+
+
+def _by_name(entry: os.DirEntry[str]) -> str:
+    return entry.name
 
 
 def _last_states(files: Iterable[Path]) -> list[Path]:
@@ -69,10 +82,10 @@ def _last_states(files: Iterable[Path]) -> list[Path]:
     return [file for file in files if not is_repeated(file)]
 
 
-def _has_curves(file: Path) -> bool:
+def _holds(file: Path, patterns: Iterable[re.Pattern[bytes]]) -> bool:
     try:
         with file.open("rb") as opened:
-            head = opened.read(HEAD)
+            head = opened.read(_SEARCHED)
     except OSError:
         return False
-    return all(pattern.search(head) for pattern in _OF_CURVES)
+    return all(pattern.search(head) for pattern in patterns)

@@ -36,7 +36,7 @@ _STEP = re.compile(
 _BARE = re.compile(rb"(?P<step>\d+) (?P<name>train|val) (?P<value>" + _VALUE + rb")\s*")
 _LLM_C = re.compile(rb"s:(?P<step>\d+) ")
 _PAIR = re.compile(
-    rb"(?<![a-z_/])(?P<name>[a-z][a-z_/]*(?: (?!nan\b|inf\b)[a-z_/]+)*)\s*[:=]?\s*"
+    rb"(?<![a-z_/])(?P<name>[a-z][a-z_/]*(?: (?!nan\b|inf\b)[a-z_/]+){0,4})\s*[:=]?\s*"
     rb"(?P<value>" + _VALUE + rb")(?![\w.%])"
 )
 _ONLY_VALUE = re.compile(rb"\s*:\s*(?P<value>" + _VALUE + rb")\s*")
