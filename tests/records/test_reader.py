@@ -120,7 +120,11 @@ REFUSED = [
     (FIVE + "1,١,3,4,5\n", 2, "Loss is '١', not a number"),
     (FIVE + "1,1 2,3,4,5\n", 2, "Loss is '1 2', not a number"),
     (FIVE + "1,1e400,3,4,5\n", 2, "Loss is '1e400', too large for a double"),
-    (FIVE + '1,"1,5",3,4,5\n', 2, "Loss is '1,5': cells are separated by commas and decimals have a comma; add `--decimal ,`"),
+    (
+        FIVE + '1,"1,5",3,4,5\n',
+        2,
+        "Loss is '1,5': cells are separated by commas and decimals have a comma; add `--decimal ,`",
+    ),
     (FIVE + "1,1,5,3,4,5\n", 2, "6 cells for 5 columns; decimals need a point, not a comma"),
     (FIVE + "1,1,5,3,4,5", 2, "6 cells for 5 columns"),
     (FIVE + "1,2,3,4,5\n2,1,5,3,4,5", 3, "6 cells for 5 columns"),
