@@ -25,6 +25,7 @@ from bitnetctl.records.cells import (
     split,
 )
 from bitnetctl.records.schema import NAMES, REQUIRED
+from bitnetctl.units import shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,6 +185,7 @@ class _Reader:
             else:
                 file.seek(here)
         self._check_header(first if title is None else second, names)
+        self._note_names(first if title is None else second, names)
         return title, names
 
     def _header_cells(self, line: bytes) -> tuple[str, list[str]]:
@@ -196,6 +198,15 @@ class _Reader:
         except BadRowError:
             # a title may hold a lone quote
             return text, []
+
+    def _note_names(self, line: bytes, names: Sequence[str]) -> None:
+        """Note which columns are named otherwise than in the schema."""
+        mapped = (self.columns or {}).values()
+        pairs = [(cell, name) for cell, name in zip(split(decode(line)), names, strict=True) if cell != name]
+        read_as = [pair for pair in pairs if pair[1] in NAMES and pair[0] not in mapped]
+        if read_as:
+            cells, meant = ([pair[index] for pair in read_as] for index in (0, 1))
+            self.remarks[f"the columns {shortened(cells, 3)} are read as {shortened(meant, 3)}"] = None
 
     def _mentions_step(self, line: bytes, separators: str = ",;\t") -> bool:
         text = line.decode("utf-8", "replace").strip("\r\n").replace('"', "")
