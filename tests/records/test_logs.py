@@ -119,6 +119,16 @@ def test_wandb_steps_are_the_optimizer_s_where_a_run_logs_them(tmp_path: Path) -
         load(wandb(tmp_path / "chart.csv", {"a": range(3)}, "Relative Time (Process)"))
 
 
+def test_a_history_of_wandb_counts_optimizer_steps_where_it_has_them(tmp_path: Path) -> None:
+    header = ",_step,_runtime,train/loss,val/loss"
+    path = write(tmp_path / "history.csv", [header, "0,7,1.5,4.0,", "1,8,1.6,N/A,4.1"])
+    (run,) = load(path)
+    assert (known(run, "Loss"), known(run, "HeldOutLoss")) == ({7: 4.0}, {8: 4.1})
+    assert "W&B counts _step with every call of log" in run.records.notes[1]
+    (run,) = load(write(path, [f"{header},step", "0,7,1.5,4.0,,10", "1,8,1.6,,4.1,20"]))
+    assert (known(run, "Loss"), known(run, "HeldOutLoss")) == ({10: 4.0}, {20: 4.1})
+
+
 def test_a_mean_over_runs_and_a_table_of_runs_are_no_curves(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="'Group: a' is a mean over a group of runs"):
         load(wandb(tmp_path / "chart.csv", {"Group: a": range(3)}))
@@ -318,7 +328,7 @@ def test_a_resumed_log_replaces_what_was_logged_from_there_on(tmp_path: Path) ->
 
 def test_an_evaluation_that_is_logged_late_is_no_resume(tmp_path: Path) -> None:
     rows = [f'{{"step": {step}, "loss": {loss(step)}}}' for step in range(1, 41)]
-    rows[24:24] = ['{"step": 20, "val_loss": 9.0}']
+    rows[24:24] = ['{"step": 20, "val_loss": 9.0}', '{"step": 20, "val_loss": 9.0}']
     (run,) = load(write(tmp_path / "a.jsonl", rows))
     assert known(run, "Loss") == logged(range(1, 41))
     assert known(run, "HeldOutLoss") == {20: 9.0}

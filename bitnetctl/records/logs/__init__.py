@@ -38,6 +38,8 @@ FORMATS: tuple[Format, ...] = (
 """In the order in which they are tried: the more particular ones first."""
 
 _FEW = 3
+_ABOVE = 10
+"""Lines of titles and comments that may stand above a header."""
 
 
 def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format | None:
@@ -62,7 +64,7 @@ def _head(path: Path) -> bytes:
 
 
 def _is_own(head: bytes, columns: Columns) -> bool:
-    """Whether the first or the second line, below a title, is the header of the product's own files, or nearly so.
+    """Whether one of the first lines is the header of the product's own files, or nearly so.
 
     The reader of these says what is wrong with one that is nearly so, unless `--map` says what its names mean.
     """
@@ -77,7 +79,7 @@ def _is_own(head: bytes, columns: Columns) -> bool:
 
 def _headers(head: bytes) -> list[set[bytes]]:
     """Return the cells, in lower case, of the lines that can be the header of the product's own files."""
-    lines = head.split(b"\n", 2)[:2]
+    lines = head.split(b"\n", _ABOVE + 1)[: _ABOVE + 1]
     return [{cell.strip(b' \t\r"#').lower() for cell in re.split(rb"[,;\t]", line)} for line in lines]
 
 

@@ -64,16 +64,15 @@ _KNOWN: Mapping[str, Sequence[str]] = {
     "WD": ("wd", "weight decay", "train wd", "train weight decay"),
     "GradNorm": ("grad norm", "gradient norm", "gnorm", "train grad norm", "train gradient norm"),
 }
-_SMOOTHED = {
-    "train loss epoch": "a mean over an epoch",
-    "val loss epoch": "a mean over an epoch",
-}
+_CAUTIONS = {"train loss epoch": "a mean over an epoch"}
 _OWN = frozenset(NAMES) - {"Step", "Loss", "LR", "WD"}
 """Columns of the schema that no other program names so."""
 
 _LOSSES = ("Loss", "HeldOutLoss", "UnigramLoss", "BigramLoss", "Objective")
 _NO_LOSS = re.compile(r"(?:^|[^a-z])(?:ppl|perplexity|acc|accuracy|top ?[15]|bpb|bpc|bpt|bits)(?:$|[^a-z])")
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
+_MISSING = ("", "na", "n/a", "<na>", "null", "none", "-")
+"""What programs write for a value that is not there; NaN is not among them."""
 _MAX_STEP = 2**63 - 1
 _PERPLEXITY = ("ppl", "perplexity", "train ppl", "train perplexity")
 
@@ -84,7 +83,7 @@ class BadValueError(ValueError):
 
 def parse_number(name: str, value: Any) -> float | None:
     """Return a number of a log, also one given as text; None where it is missing, BadValueError where it is none."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadValueError(f"{name!r} is {_quote(value)}, not a number")
@@ -188,7 +187,8 @@ class Columns:
         text = normalized(name)
         for column, known in _KNOWN.items():
             if column not in self.given and text in known:
-                return column, known.index(text)
+                # W&B's own "_step" counts calls of log
+                return column, known.index(text) + len(known) * name.startswith("_")
         # of PyTorch Lightning's LearningRateMonitor
         if "LR" not in self.given and re.fullmatch(r"lr-\w+(?:/pg1)?", name):
             return "LR", len(_KNOWN["LR"])
@@ -197,7 +197,7 @@ class Columns:
 
 def caution(name: str) -> str | None:
     """Return what is to be known of the values of a name."""
-    return _SMOOTHED.get(normalized(name))
+    return _CAUTIONS.get(normalized(name))
 
 
 def is_perplexity(name: str) -> bool:

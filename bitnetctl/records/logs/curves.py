@@ -35,12 +35,10 @@ class _Series:
         self.steps: list[int] = []
         self.values: list[float] = []
 
-    def cut(self, step: int) -> int:
-        """Drop what was logged from `step` on and return how much that was."""
+    def cut(self, step: int) -> None:
+        """Drop what was logged from `step` on."""
         first = bisect_left(self.steps, step)
-        dropped = len(self.steps) - first
         del self.steps[first:], self.values[first:]
-        return dropped
 
 
 class Curves:
@@ -73,14 +71,14 @@ class Curves:
                 continue
             series = self._series.setdefault(name, _Series())
             if series.steps and step <= series.steps[-1]:
-                if step == series.steps[-1] == self._last:
-                    if not _same(series.values[-1], value):
-                        raise self.error(
-                            line,
-                            f"{name!r} has two values at step {step:,} ({series.values[-1]:g} and {value:g}); "
-                            "a log of several runs or processes must be split",
-                        )
+                if step == series.steps[-1] and _same(series.values[-1], value):
                     continue
+                if step == series.steps[-1] == self._last:
+                    raise self.error(
+                        line,
+                        f"{name!r} has two values at step {step:,} ({series.values[-1]:g} and {value:g}); "
+                        "a log of several runs or processes must be split",
+                    )
                 self._restart(step, line)
             series.steps.append(step)
             series.values.append(value)

@@ -94,7 +94,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
             raise RecordError(f"{path}:{line}: {error}") from error
     curves.refuse_nan_as_missing()
     curves.torn = torn_end(path)
-    if step.lower() in ("_step", "step") and any("/" in name for name in names) and "_step" in names:
+    if step == "_step":
         curves.remarks.append("W&B counts _step with every call of log, unless the program gives it steps")
     title = "a table of curves (PyTorch Lightning's metrics.csv or alike)"
     return [Log(name=log_name(path), path=path, records=curves.records(title))]
