@@ -197,6 +197,10 @@ def test_nanogpt_prints_the_loss_of_the_batch_and_of_evaluations(tmp_path: Path)
     assert known(run, "HeldOutLoss") == logged(range(0, 1001, 250), held_out)
     (run,) = load(tmp_path / "out.log", {"Loss": "train loss"})
     assert known(run, "Loss") == logged(range(0, 1001, 250))
+    assert not any("a mean over batches" in note for note in run.records.notes)
+    (run,) = load(write(tmp_path / "evaluations.log", ["step 0: train loss 4.5147, val loss 4.5159"]))
+    assert (known(run, "Loss"), known(run, "HeldOutLoss")) == ({0: 4.5147}, {0: 4.5159})
+    assert any("a mean over batches" in note for note in run.records.notes)
 
 
 def test_nanochat_prints_a_moving_average_and_bits_per_byte(tmp_path: Path) -> None:

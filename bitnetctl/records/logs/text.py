@@ -53,6 +53,7 @@ _NAMES = {
 _COUNTERS = ("step", "iter", "iteration", "epoch")
 _DIGITS = 18
 _BITS = re.compile(r"\bbpb\b")
+_OF_EVALUATION = re.compile(rb"step \d+: train loss \S+, val loss ")
 _SMOOTHED = re.compile(rb"step \d+/\d+ \([\d.]+%\) \| loss: ")
 
 
@@ -82,7 +83,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     curves = Curves(path, columns)
     curves.refuse_other_steps(_COUNTERS)
     total: int | None = None
-    is_smoothed = False
+    is_smoothed = is_mean = False
     try:
         with opened(path) as file:
             for number, content, whole in lines(file, path):
@@ -91,11 +92,14 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
                     continue
                 curves.add(line.step, line.values, number)
                 total = line.total or total
+                is_mean = is_mean or _OF_EVALUATION.match(content) is not None
                 is_smoothed = is_smoothed or _SMOOTHED.search(content) is not None
                 if not whole:
                     curves.torn = f"line {number}: the last line has no newline; its values may be cut short"
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+    if is_mean and "loss" not in curves.names:
+        curves.remarks.append("the train loss is a mean over batches of the training text, as of the held-out text")
     if is_smoothed:
         curves.remarks.append("nanochat's loss is a moving average over about ten steps")
     if any(_BITS.search(normalized(name)) for name in curves.names):
