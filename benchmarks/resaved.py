@@ -9,6 +9,7 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bitnetctl.records import NAMES
 
@@ -24,7 +25,7 @@ class Sheet:
     before: list[str] = field(default_factory=list)
     separator: str = ","
     decimal: str = "."
-    quoting: int = csv.QUOTE_MINIMAL
+    quoted: bool = False
     end: str = "\n"
     encoding: str = "utf-8"
     tail: str = ""
@@ -42,15 +43,14 @@ class Sheet:
 
     def content(self) -> bytes:
         """Return the file."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, delimiter=self.separator, quoting=self.quoting, lineterminator="\n")  # type: ignore[call-overload]
-        writer.writerows([self.header, *self.rows])
-        text = "".join(line + "\n" for line in self.before) + stream.getvalue()
+        rows = self.rows
         if self.decimal == ",":
-            body = io.StringIO()
-            out = csv.writer(body, delimiter=self.separator, quoting=self.quoting, lineterminator="\n")  # type: ignore[call-overload]
-            out.writerows([self.header, *([cell.replace(".", ",") for cell in row] for row in self.rows)])
-            text = "".join(line + "\n" for line in self.before) + body.getvalue()
+            rows = [[cell.replace(".", ",") for cell in row] for row in rows]
+        stream = io.StringIO()
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if self.quoted else csv.QUOTE_MINIMAL
+        writer = csv.writer(stream, delimiter=self.separator, quoting=quoting, lineterminator="\n")
+        writer.writerows([self.header, *rows])
+        text = "".join(line + "\n" for line in self.before) + stream.getvalue()
         return (text + self.tail).replace("\n", self.end).encode(self.encoding)
 
 
@@ -96,7 +96,7 @@ def _line_ends(sheet: Sheet, rng: random.Random) -> None:
 
 
 def _quoted(sheet: Sheet, rng: random.Random) -> None:
-    sheet.quoting = rng.choice([csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+    sheet.quoted = True
 
 
 def _empty_ends(sheet: Sheet, rng: random.Random) -> None:
@@ -278,4 +278,4 @@ def resaved(table: Table, kind: str, rng: random.Random) -> Sheet:
     return sheet
 
 
-_LAST = {_sparse_rows: 1, _spelling: 2, _second_header: 3, _blank_lines: 4}
+_LAST: dict[Change, int] = {_sparse_rows: 1, _spelling: 2, _second_header: 3, _blank_lines: 4}

@@ -1,6 +1,7 @@
 """Whether the CSV of a run that ended still has the rows that it ended with. No torch here."""
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def check_csv(csv: Path, manifest: Manifest, records: Records | None = None) -> 
             values = b""
         if _sum(values) != expected:
             raise RecordError(
-                f"{csv}: damaged or edited since the run ended (checksum differs); put back the file as it was"
-                f"{_where_copies_are(csv)}, or remove it and the run's folder to train again"
+                f"{csv}: damaged or edited since the run ended (checksum differs{_hint_at_spreadsheets(values)}); "
+                f"put back the file as it was{_where_copies_are(csv)}, or remove it and the run's folder to train again"
             )
     if records is None or records.torn is None:
         return records
@@ -63,6 +64,11 @@ def _as_written(records: Records) -> bytes:
         cells.append(["" if lacks else text for text, lacks in zip(texts, records.unknown[name].tolist(), strict=True)])
     rows = [names, *map(list, zip(*cells, strict=True))]
     return "".join(",".join(row) + "\n" for row in rows).encode()
+
+
+def _hint_at_spreadsheets(values: bytes) -> str:
+    long_numbers = re.search(rb"[0-9.]{18}", values)
+    return ", and no number has more than 15 digits, as a spreadsheet saves them" if values and not long_numbers else ""
 
 
 def _where_copies_are(csv: Path) -> str:

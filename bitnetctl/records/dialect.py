@@ -25,7 +25,7 @@ from bitnetctl.records.cells import (
 )
 from bitnetctl.records.schema import NAMES
 
-MAX_BYTES = 2**28
+MAX_BYTES = 2**26
 """Size up to which a file is rewritten."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 

@@ -164,15 +164,13 @@ def _folders(given: Iterable[Path]) -> list[Path]:
 def _add_unread(absent: _Absent, known: Known, unread: Iterable[UnreadRun]) -> Iterator[AbsentRun]:
     """Add the given runs that cannot be read, and yield those of which it is not known what run they are."""
     for one in unread:
-        # the message begins with the path
-        reason = "cannot be read" + one.reason.removeprefix(str(one.path)).removeprefix(": cannot read")
         group = None
         if one.arm is not None and one.size is not None:
             group = known.groups[one.arm, one.size]
         name = printable_name(one.path.stem)
         if group is not None and one.seed is not None and one.planned_steps is not None:
             identity = Identity(size=group.size, arm=group.arm, seed=one.seed, steps=one.planned_steps)
-            absent.add(group, identity, "unreadable", reason, name, one.path)
+            absent.add(group, identity, "unreadable", one.problem, name, one.path)
             continue
         yield AbsentRun(
             run=name,
@@ -181,7 +179,7 @@ def _add_unread(absent: _Absent, known: Known, unread: Iterable[UnreadRun]) -> I
             seed=one.seed,
             planned_steps=one.planned_steps,
             state="unreadable",
-            reason=reason,
+            reason=one.problem,
             path=one.path,
         )
 

@@ -197,13 +197,14 @@ class EmptyRun:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnreadRun:
-    """A CSV that cannot be read, with the reason as a whole message.
+    """A CSV that cannot be read: `reason` is the whole message, `problem` the part after the path.
 
     What its manifest or, without one, its name tells of the run is None where they do not.
     """
 
     path: Path
     reason: str
+    problem: str
     config: RunConfig | None
     size: int | None
     arm: str | None
@@ -371,7 +372,17 @@ def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadR
         manifest = read_manifest(path) if config is None else None
         config = config if manifest is None else _config(manifest.config, path)
     size, arm, seed, steps = _identity(path, config, None)
-    return UnreadRun(path=path, reason=reason, config=config, size=size, arm=arm, seed=seed, planned_steps=steps)
+    located = re.fullmatch(r":([0-9]+): (.*)", reason.removeprefix(str(path)))
+    return UnreadRun(
+        path=path,
+        reason=reason,
+        problem=f"line {located[1]}: {located[2]}" if located else reason.removeprefix(f"{path}: "),
+        config=config,
+        size=size,
+        arm=arm,
+        seed=seed,
+        planned_steps=steps,
+    )
 
 
 def _identity(

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from rows import FIVE, csv_file, row_at, shared_folder, write_rows
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records import NAMES, REQUIRED, RecordWriter, read, reader
+from bitnetctl.records import NAMES, REQUIRED, RecordWriter, cells as cells_of, read, reader
 from bitnetctl.records.schema import HEADER
 
 # reading the origin's files
@@ -235,7 +235,7 @@ plain_cells = st.one_of(st.floats().map(repr), st.integers(0, 10**6).map(str), s
 @given(st.data())
 def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
     columns = data.draw(st.permutations([*REQUIRED, "GradNorm", "Other"]))
-    layout = reader.Layout.of(columns)
+    layout = cells_of.Layout.of(columns)
     drawn = plain_cells if data.draw(st.booleans()) else cells
     step, lines = 0, []
     for _ in range(data.draw(st.integers(1, 5))):
@@ -243,10 +243,10 @@ def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
         row = {name: data.draw(drawn) for name in columns} | {"Step": str(step)}
         lines.append(",".join(row[name] for name in columns))
     block = ("\n".join(lines) + "\n").encode()
-    fast = reader.parse_plain(block, layout, -1)
+    fast = cells_of.parse_plain(block, layout, -1)
     if fast is None:
         return
-    parsed = [reader.parse_row(line.encode(), layout) for line in lines]
+    parsed = [cells_of.parse_row(line.encode(), layout) for line in lines]
     steps, values, unknown = zip(*parsed, strict=True)
     assert fast[0].tolist() == list(steps)
     assert (np.diff(fast[0]) > 0).all()
@@ -258,7 +258,7 @@ def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
 @given(st.lists(st.tuples(*[plain_cells] * 4), min_size=1, max_size=5))
 def test_plain_rows_are_parsed_as_a_block(rows: list[tuple[str, ...]]) -> None:
     block = "".join(f"{step},{','.join(row)}\n" for step, row in enumerate(rows)).encode()
-    fast = reader.parse_plain(block, reader.Layout.of(REQUIRED), -1)
+    fast = cells_of.parse_plain(block, cells_of.Layout.of(REQUIRED), -1)
     assert (fast is None) == (b"inf" in block)
 
 

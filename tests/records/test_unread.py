@@ -66,7 +66,7 @@ def test_an_unreadable_run_belongs_to_its_arm(tmp_path: Path) -> None:
         ("baseline", 1, "unreadable"),
         ("no-decay", 0, "unreadable"),
     ]
-    assert found.absent[0].reason.startswith("cannot be read:1: missing columns: Loss")
+    assert found.absent[0].reason.startswith("line 1: missing columns: Loss")
     assert found.others == ()
 
 
