@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.logs.search import logs_below
+from bitnetctl.records.naming import original_stem as original_stem
 from bitnetctl.records.paths import MANIFEST_NAME
 
 RUNS_FOLDER = "runs"
@@ -19,9 +20,6 @@ VERDICT_NAME = "verdict.json"
 
 # what operating systems, editors and offices put beside files: resource forks, locks, swap files
 _LITTER = re.compile(r"\._.*|\.~lock\..*#|~\$.*|\..*\.sw[a-p]|thumbs\.db|desktop\.ini|\.ds_store", re.IGNORECASE)
-_COPY = re.compile(
-    r"(?:copy of )?(?P<stem>.+?)(?: ?\([0-9]{1,3}\)| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?)?", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +72,6 @@ def find_files(paths: Sequence[str]) -> Found:
 def is_litter(name: str) -> bool:
     """Whether a file of this name is one that operating systems and programs put beside others."""
     return _LITTER.fullmatch(name) is not None
-
-
-def original_stem(stem: str) -> str:
-    """Return a file's name without what a file manager or a browser adds to that of a copy, such as ` (1)`."""
-    match = _COPY.fullmatch(stem)
-    return match["stem"] if match is not None else stem
 
 
 def is_bundle_folder(folder: Path) -> bool:

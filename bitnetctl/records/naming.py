@@ -1,6 +1,9 @@
 """What the name of a run or of its file tells of it: size, arm, seed, planned steps."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from bitnetctl.config import split_arm
 
@@ -14,11 +17,20 @@ _PLAIN_SIZE_HINT = re.compile(r"(?:hidden(?:[_ -]?size)?|d[_-]?model|n[_-]?embd)
 _SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECASE)
 # a longer number may be one of steps
 _SHORT_SEED_HINT = re.compile(r"(?<![^\W_])s(\d{1,3})(?![^\W_])")
+_COPY = re.compile(
+    r"(?:copy of )?(?P<stem>.+?)(?: ?\([0-9]{1,3}\)| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?)?", re.IGNORECASE
+)
 
 
 def printable_name(stem: str) -> str:
     """Return a file's name as text that can be encoded; a name that is not UTF-8 holds surrogates."""
     return stem.encode("utf-8", "backslashreplace").decode()
+
+
+def original_stem(stem: str) -> str:
+    """Return a file's name without what a file manager or a browser adds to that of a copy, such as ` (1)`."""
+    match = _COPY.fullmatch(stem)
+    return match["stem"] if match is not None else stem
 
 
 def names_only(arm: str) -> str:
@@ -42,3 +54,18 @@ def seed_hint(name: str, title: str | None) -> int | None:
         if found:
             return found.pop() if len(found) == 1 else None
     return None
+
+
+def told_apart(runs: Sequence[tuple[str, Path, bool]]) -> list[str]:
+    """Return the names of runs, given as name, file and whether that is a log; equal names of logs get their files."""
+    names = Counter(name for name, _, _ in runs)
+    files = Counter(file for _, file, _ in runs)
+
+    def name(run: tuple[str, Path, bool]) -> str:
+        own, file, is_log = run
+        if not is_log or names[own] == 1:
+            return own
+        text = printable_name(str(file))
+        return text if files[file] == 1 else f"{text}: {own}"
+
+    return [name(run) for run in runs]

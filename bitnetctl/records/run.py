@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.checksum import check_csv
-from bitnetctl.records.find import original_stem
 from bitnetctl.records.logs import Format, group_logs, mapped_columns, read_log
 from bitnetctl.records.logs.converted import Origin, read_origin
 from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.naming import (
     RUN_NAME as RUN_NAME,
     names_only as names_only,
+    original_stem,
     printable_name as printable_name,
     seed_hint,
     size_hint,
+    told_apart,
 )
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
@@ -355,16 +356,8 @@ def _of_log(path: Path, records: Records, origin: Origin) -> Run:
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
     """Name runs of logs by their files, too, where several have the same name."""
-    names = Counter(run.name for run in runs)
-    files = Counter(run.path for run in runs)
-
-    def name(run: Run) -> str:
-        if run.records.origin is None or names[run.name] == 1:
-            return run.name
-        file = printable_name(str(run.path))
-        return file if files[run.path] == 1 else f"{file}: {run.name}"
-
-    return [run if name(run) == run.name else replace(run, name=name(run)) for run in runs]
+    names = told_apart([(run.name, run.path, run.records.origin is not None) for run in runs])
+    return [run if run.name == name else replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadRun:

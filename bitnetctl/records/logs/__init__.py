@@ -5,6 +5,7 @@ What a log does not have is unknown. A new format is a module with a `FORMAT` an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from bitnetctl.records.logs import (
 from bitnetctl.records.logs.base import HEAD, Format as Format, opened
 from bitnetctl.records.logs.columns import Columns, parse_map as parse_map
 from bitnetctl.records.logs.converted import Origin
-from bitnetctl.records.naming import RUN_NAME, seed_hint, size_hint
+from bitnetctl.records.naming import RUN_NAME, original_stem, seed_hint, size_hint
+from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.reader import Records
 from bitnetctl.records.schema import REQUIRED
 
@@ -46,7 +48,7 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format | 
     """Return the format of a file; None for the product's own CSV, what is nearly one, and what is not known."""
     head = _head(path)
     known = Columns(columns)
-    if not head or _is_own(head, known):
+    if not head or _is_named_as_own(path, head, known) or _is_own(head, known):
         return None
     return next((one for one in FORMATS if one.recognise(head, path, known)), None)
 
@@ -61,6 +63,14 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD)
     except (OSError, RecordError):
         return b""
+
+
+def _is_named_as_own(path: Path, head: bytes, columns: Columns) -> bool:
+    """Whether a file has a manifest beside it, or the name of a run and what may be left of its header."""
+    if path.suffix.lower() == ".csv" and os.path.exists(path.with_suffix("") / MANIFEST_NAME):  # noqa: PTH110
+        return True
+    is_named = RUN_NAME.fullmatch(original_stem(path.stem)) is not None
+    return is_named and not columns.given and re.match(rb"Step[,\r\n]", head) is not None
 
 
 def _is_own(head: bytes, columns: Columns) -> bool:
