@@ -8,6 +8,10 @@ from calling import Done, call
 from foreign import held_out, json_lines, lightning, loss, nanogpt, tensorboard_csv, trainer_state, wandb, write
 from synthetic import quick, simple_run
 
+from bitnetctl.api import analyze as analyze_runs, load_runs
+from bitnetctl.report.html.curves import page_data
+from bitnetctl.report.plots import curves
+
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
@@ -36,6 +40,17 @@ def test_analyze_shows_what_is_known_of_logs_of_several_programs(tmp_path: Path)
     assert by_name["out"]["final_training_loss"] == loss(500) + 0.25
     unknown = ("size", "seed", "boundary_step", "final_unique", "final_skill", "collapsed_at", "collapsed_fraction")
     assert all(run[field] is None for run in by_name.values() for field in unknown)
+
+
+def test_rare_held_out_losses_of_a_long_log_are_drawn(tmp_path: Path) -> None:
+    lines = [f"step {step} loss {loss(step)}" for step in range(1, 20_000)]
+    for step in range(999, 20_000, 1000):
+        lines[step - 1] += f", val loss {held_out(step)}"
+    shown = analyze_runs(load_runs(write(tmp_path / "long.log", lines)))
+    (curve,) = curves(shown, "HeldOutLoss", logarithmic=False).values()
+    assert list(curve) == list(range(999, 20_000, 1000))
+    (drawn,) = page_data(shown)["runs"]
+    assert sum(value is not None for value in drawn["values"]["HeldOutLoss"]) == 20
 
 
 def test_verify_of_a_log_is_inconclusive_and_says_what_is_unknown(tmp_path: Path) -> None:

@@ -222,8 +222,9 @@ def test_modded_nanogpt_prints_its_program_first(tmp_path: Path) -> None:
 LINES = {
     "llm.c": (
         [
-            f"step {s:4d}/3 | loss {loss(s):.4f} (+nanz)| norm 22.1 (+nanz)| lr 8.5e-07 | 24.1 ms | 40.3% bf16 MFU"
-            for s in (1, 2, 3)
+            "val loss 11.033154",
+            *(f"step {s:4d}/3 | loss {loss(s):.4f} (+nanz)| norm 22.1 (+nanz)| lr 8.5e-07 | 24 ms" for s in (1, 2, 3)),
+            "val loss 10.609922",
         ],
         {1: loss(1), 2: loss(2), 3: loss(3)},
         {},
@@ -281,6 +282,8 @@ def test_lines_of_other_programs(
     (run,) = load(write(tmp_path / "train.log", ["starting …", *lines, "done, loss of memory 3"]))
     assert known(run, "Loss") == pytest.approx(losses, nan_ok=True)
     assert known(run, "HeldOutLoss") == held
+    left_out = "held-out losses in 2 lines without a step are left out" in run.records.notes
+    assert left_out == any(line.startswith("val loss") for line in lines)
     assert {name: set(known(run, name).values()) for name in others} == {
         name: {value} for name, value in others.items()
     }
@@ -291,7 +294,7 @@ def test_json_lines_with_nan_and_settings(tmp_path: Path) -> None:
     assert {step: value for step, value in known(run, "Loss").items() if step < 900} == logged(range(10, 900, 10))
     assert (run.diverged_at, run.final_step) == (900, 1000)
     assert known(run, "HeldOutLoss") == logged(range(100, 1001, 100), held_out)
-    assert "1 entries without a step are left out" in run.records.notes
+    assert "1 object without a step left out" in run.records.notes
 
 
 def test_json_of_nested_objects_text_numbers_and_an_array(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 from bitnetctl.records.logs.hugging_face import read_json
 from bitnetctl.records.logs.table import step_name
+from bitnetctl.units import plural
 
 # "2021-03-08 12:31:36 | INFO | train_inner | {…}"; its lines of epochs hold means
 _FAIRSEQ = re.compile(rb"\| (?:train_inner|valid) \| (\{.*\})$")
@@ -54,7 +55,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
         except BadValueError as error:
             raise curves.error(number, str(error)) from error
     if skipped:
-        curves.remarks.append(f"{skipped:,} entries without a step are left out")
+        curves.remarks.append(f"{plural(skipped, 'object')} without a step left out")
     return [Log(name=log_name(path), path=path, records=curves.records("a log of scalars as JSON"))]
 
 

@@ -20,6 +20,7 @@ from bitnetctl.errors import RecordError
 from bitnetctl.records.logs.base import Format, Log, lines, log_name, opened, planned_steps
 from bitnetctl.records.logs.columns import Columns, normalized
 from bitnetctl.records.logs.curves import Curves
+from bitnetctl.units import plural
 
 _SEARCHED = 1 << 22
 """Bytes in which a first line is looked for: some programs print their source before."""
@@ -54,6 +55,8 @@ _COUNTERS = ("step", "iter", "iteration", "epoch")
 _DIGITS = 18
 _BITS = re.compile(r"\bbpb\b")
 _OF_EVALUATION = re.compile(rb"step \d+: train loss \S+, val loss ")
+# of llm.c
+_VALIDATION = re.compile(rb"val loss " + _VALUE + rb"\s*")
 _SMOOTHED = re.compile(rb"step \d+/\d+ \([\d.]+%\) \| loss: ")
 
 
@@ -84,11 +87,13 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     curves.refuse_other_steps(_COUNTERS)
     total: int | None = None
     is_smoothed = is_mean = False
+    without_step = 0
     try:
         with opened(path) as file:
             for number, content, whole in lines(file, path):
                 line = _parse(content)
                 if line is None:
+                    without_step += _VALIDATION.fullmatch(content) is not None
                     continue
                 curves.add(line.step, line.values, number)
                 total = line.total or total
@@ -100,6 +105,8 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
         raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
     if is_mean and "loss" not in curves.names:
         curves.remarks.append("the train loss is a mean over batches of the training text, as of the held-out text")
+    if without_step:
+        curves.remarks.append(f"held-out losses in {plural(without_step, 'line')} without a step are left out")
     if is_smoothed:
         curves.remarks.append("nanochat's loss is a moving average over about ten steps")
     if any(_BITS.search(normalized(name)) for name in curves.names):
