@@ -23,7 +23,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LARGEST_UTF_16 = 1 << 28
 
 _GENERIC = ("metrics", "trainer_state", "log", "logs", "train", "train_log", "training", "main", "output", "history")
-_PART = re.compile(r"(?:version|checkpoint)[_-]\d+|logs?|metrics|csv|tensorboard|tb", re.IGNORECASE)
+_PART = re.compile(r"(?:version|checkpoint)[_-]\d+|logs?|files|metrics|csv|tensorboard|tb", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,8 +108,7 @@ def planned_steps(steps: Sequence[int], total: int | None) -> int | None:
 
     Logs count from 0 or from 1, and not every step has a row: between the last row and the total there may be none.
     """
-    if total is None or len(steps) < 2:
-        return None
-    rest = total - steps[-1]
-    between = max(later - earlier for earlier, later in itertools.pairwise(steps))
-    return total if rest <= 0 or rest > between else None
+    if total is None or steps[-1] >= total:
+        return total
+    between = max((later - earlier for earlier, later in itertools.pairwise(steps)), default=total)
+    return total if total - steps[-1] > between else None

@@ -55,8 +55,8 @@ _COUNTERS = ("step", "iter", "iteration", "epoch")
 _DIGITS = 18
 _BITS = re.compile(r"\bbpb\b")
 _OF_EVALUATION = re.compile(rb"step \d+: train loss \S+, val loss ")
-# of llm.c
-_VALIDATION = re.compile(rb"val loss " + _VALUE + rb"\s*")
+# of llm.c and build-nanogpt
+_VALIDATION = re.compile(rb"val(?:idation)? loss:? " + _VALUE + rb"\s*")
 _SMOOTHED = re.compile(rb"step \d+/\d+ \([\d.]+%\) \| loss: ")
 
 
