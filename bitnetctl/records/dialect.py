@@ -82,13 +82,16 @@ def rewrite(
     return table.plain(_joined_parts(table), ends_whole=not lines[-1], unchanged=content)
 
 
-def normal_bytes(content: bytes) -> bytes:
-    """Return a text in UTF-8 with LF at the end of every line, without blank lines at its end; others unchanged."""
+def plain_lines(content: bytes) -> bytes:
+    """Return a text in UTF-8 with LF as line ends; what is no text is unchanged."""
     text = _decode(content, {})
-    if text is None:
-        return content
-    end = "\r" if "\n" not in text else "\r\n"
-    return (text.replace(end, "\n").rstrip("\n") + "\n").encode() if text else b""
+    return content if text is None else text.replace("\r\n" if "\n" in text else "\r", "\n").encode()
+
+
+def normal_bytes(content: bytes) -> bytes:
+    """Return `plain_lines` with one newline at the end, where there are any."""
+    lines = plain_lines(content)
+    return lines.rstrip(b"\n") + b"\n" if lines else b""
 
 
 def _decode(content: bytes, notes: dict[str, None]) -> str | None:
