@@ -24,6 +24,7 @@ from bitnetctl.records.cells import (
     split,
 )
 from bitnetctl.records.schema import NAMES
+from bitnetctl.units import plural
 
 MAX_BYTES = 2**26
 """Size up to which a file is rewritten."""
@@ -356,7 +357,7 @@ def _continued(table: _Table, rows: list[_Row], line: int, part: list[_Row]) -> 
             line,
             f"a second header, after which step {at} comes again with other values; keep the rows of one of the parts",
         )
-    table.notes[f"line {line}: {len(common)} repeated steps have the same values"] = None
+    table.notes[f"line {line}: {plural(len(common), 'step')} repeated with the same values"] = None
     joined = before | again
     return [joined[step] for step in sorted(joined)]
 
@@ -388,7 +389,9 @@ def _merged_rows(table: _Table, rows: Sequence[_Row]) -> list[_Row]:
         else:
             merged.append(row)
     if steps:
-        table.notes[f"{len(steps)} steps are in several rows, each with some of the values: joined"] = None
+        table.notes[
+            f"several rows of one step, each with some of the values, joined ({plural(len(steps), 'step')})"
+        ] = None
     return merged
 
 
