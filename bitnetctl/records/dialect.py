@@ -78,7 +78,7 @@ def rewrite(
     if table is None:
         return None
     table.add_rows(lines)
-    table.trim()
+    table.trim(ends_whole=not lines[-1])
     table.convert_decimals(decimal)
     return table.plain(_joined_parts(table), ends_whole=not lines[-1], unchanged=content)
 
@@ -203,14 +203,14 @@ class _Table:
             blank = False
             self.rows.append(_Row(line=index + 1, cells=cells))
 
-    def trim(self) -> None:
+    def trim(self, *, ends_whole: bool) -> None:
         """Leave out empty cells that all rows have beyond the named columns, and name columns without a name."""
         named = len(_without_empty_end(self.names))
         used = max((len(_without_empty_end(row.cells)) for row in self.rows), default=0)
         headers = {id(row) for row in self.rows if _without_empty_end(row.cells) == _without_empty_end(self.names)}
         rows = [row for row in self.rows if id(row) not in headers]
-        # a last row may be torn
-        lengths = {len(row.cells) for row in rows[:-1]} or {len(row.cells) for row in rows}
+        # a last row without a newline may be torn
+        lengths = {len(row.cells) for row in (rows if ends_whole or len(rows) == 1 else rows[:-1])}
         width = max(named, min(used, len(self.names)))
         if used <= width and len(lengths) == 1:
             for row in self.rows:

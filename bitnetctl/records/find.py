@@ -19,7 +19,10 @@ VERDICT_NAME = "verdict.json"
 # what operating systems, editors and offices put beside files: resource forks, locks, swap files
 _LITTER = re.compile(r"\._.*|\.~lock\..*#|~\$.*|\..*\.sw[a-p]|thumbs\.db|desktop\.ini|\.ds_store", re.IGNORECASE)
 _COPY = re.compile(
-    r"(?:copy of )?(?P<stem>.+?)(?: ?\([0-9]{1,3}\)| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?)?", re.IGNORECASE
+    r"(?:copy of )?(?P<stem>.+?)"
+    r"(?: ?\([0-9]{1,3}\)| \((?:copy(?: [0-9]+)?|another copy|[0-9]+[a-z]{2} copy)\)"
+    r"| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?| [0-9]{1,2}|~[0-9]+)?",
+    re.IGNORECASE,
 )
 
 
@@ -75,7 +78,7 @@ def is_litter(name: str) -> bool:
 
 
 def original_stem(stem: str) -> str:
-    """Return a file's name without what a file manager or a browser adds to that of a copy, such as ` (1)`."""
+    """Return a file's name without what a file manager, a browser or a bundle adds to a second one, such as ` (1)`."""
     match = _COPY.fullmatch(stem)
     return match["stem"] if match is not None else stem
 

@@ -17,7 +17,7 @@ from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.schema import NAMES, Row
-from bitnetctl.units import shortened
+from bitnetctl.units import plural, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,8 +214,14 @@ class LoadedSet:
 
     @property
     def notes(self) -> list[str]:
-        """A note on each run without an evaluation."""
-        return [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest]
+        """A note on each run without an evaluation, and one on the files that cannot be read."""
+        notes = [
+            f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest
+        ]
+        names = [printable_name(one.path.name) for one in self.unread]
+        if names:
+            notes.append(f"{plural(len(names), 'file')} left out that cannot be read: {shortened(names, MOST_UNREAD)}")
+        return notes
 
 
 def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> Run:

@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[str | bytes, str, int, str]] = {
         5,
         "a second header, with other columns; give what follows it a file of its own",
     ),
+    "an empty cell more in the last row": (PLAIN.replace("7.5", "7.5,"), ".", 4, "7 cells for 6 columns"),
     "cells beyond the columns": (PLAIN.replace("9.25", "9.25,"), ".", 3, "7 cells for 6 columns"),
     "two of one name": (
         PLAIN.replace("HeldOutLoss", "loss").replace("Loss,", "LOSS,"),
