@@ -62,8 +62,7 @@ def analyze(
     if not loaded.runs:
         print_unread(loaded.unread)
         raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
-    unread = [f"{one.reason}; left out" for one in loaded.unread]
-    study = api.analyze(loaded.runs, baseline=baseline, notes=[*loaded.notes, *unread])
+    study = api.analyze(loaded.runs, baseline=baseline, notes=loaded.notes)
     if markdown is not None:
         write_atomic(markdown, report.markdown_report(study).encode())
     if html is not None:

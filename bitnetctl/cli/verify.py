@@ -84,7 +84,7 @@ def verify(
     requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
         if len(paths) == 1:
-            stored = _bundle_options(Path(paths[0]))
+            stored = _bundle_options(Path(paths[0]).expanduser())
             requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
             requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
             steps = stored.steps if steps is None else steps

@@ -24,6 +24,7 @@ from bitnetctl.records.cells import (
     split,
 )
 from bitnetctl.records.schema import NAMES
+from bitnetctl.units import plural
 
 MAX_BYTES = 2**26
 """Size up to which a file is rewritten."""
@@ -77,18 +78,21 @@ def rewrite(
     if table is None:
         return None
     table.add_rows(lines)
-    table.trim()
+    table.trim(ends_whole=not lines[-1])
     table.convert_decimals(decimal)
     return table.plain(_joined_parts(table), ends_whole=not lines[-1], unchanged=content)
 
 
-def normal_bytes(content: bytes) -> bytes:
-    """Return a text in UTF-8 with LF at the end of every line, without blank lines at its end; others unchanged."""
+def plain_lines(content: bytes) -> bytes:
+    """Return a text in UTF-8 with LF as line ends; what is no text is unchanged."""
     text = _decode(content, {})
-    if text is None:
-        return content
-    end = "\r" if "\n" not in text else "\r\n"
-    return (text.replace(end, "\n").rstrip("\n") + "\n").encode() if text else b""
+    return content if text is None else text.replace("\r\n" if "\n" in text else "\r", "\n").encode()
+
+
+def normal_bytes(content: bytes) -> bytes:
+    """Return `plain_lines` with one newline at the end, where there are any."""
+    lines = plain_lines(content)
+    return lines.rstrip(b"\n") + b"\n" if lines else b""
 
 
 def _decode(content: bytes, notes: dict[str, None]) -> str | None:
@@ -199,14 +203,14 @@ class _Table:
             blank = False
             self.rows.append(_Row(line=index + 1, cells=cells))
 
-    def trim(self) -> None:
+    def trim(self, *, ends_whole: bool) -> None:
         """Leave out empty cells that all rows have beyond the named columns, and name columns without a name."""
         named = len(_without_empty_end(self.names))
         used = max((len(_without_empty_end(row.cells)) for row in self.rows), default=0)
         headers = {id(row) for row in self.rows if _without_empty_end(row.cells) == _without_empty_end(self.names)}
         rows = [row for row in self.rows if id(row) not in headers]
-        # a last row may be torn
-        lengths = {len(row.cells) for row in rows[:-1]} or {len(row.cells) for row in rows}
+        # a last row without a newline may be torn
+        lengths = {len(row.cells) for row in (rows if ends_whole or len(rows) == 1 else rows[:-1])}
         width = max(named, min(used, len(self.names)))
         if used <= width and len(lengths) == 1:
             for row in self.rows:
@@ -353,7 +357,7 @@ def _continued(table: _Table, rows: list[_Row], line: int, part: list[_Row]) -> 
             line,
             f"a second header, after which step {at} comes again with other values; keep the rows of one of the parts",
         )
-    table.notes[f"line {line}: {len(common)} repeated steps have the same values"] = None
+    table.notes[f"line {line}: {plural(len(common), 'step')} repeated with the same values"] = None
     joined = before | again
     return [joined[step] for step in sorted(joined)]
 
@@ -385,7 +389,9 @@ def _merged_rows(table: _Table, rows: Sequence[_Row]) -> list[_Row]:
         else:
             merged.append(row)
     if steps:
-        table.notes[f"{len(steps)} steps are in several rows, each with some of the values: joined"] = None
+        table.notes[
+            f"several rows of one step, each with some of the values, joined ({plural(len(steps), 'step')})"
+        ] = None
     return merged
 
 

@@ -18,7 +18,10 @@ _SEED_HINT = re.compile(r"(?<![^\W\d_])seed[ _=-]*(\d{1,18})(?!\d)", re.IGNORECA
 # a longer number may be one of steps
 _SHORT_SEED_HINT = re.compile(r"(?<![^\W_])s(\d{1,3})(?![^\W_])")
 _COPY = re.compile(
-    r"(?:copy of )?(?P<stem>.+?)(?: ?\([0-9]{1,3}\)| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?)?", re.IGNORECASE
+    r"(?:copy of )?(?P<stem>.+?)"
+    r"(?: ?\([0-9]{1,3}\)| \((?:copy(?: [0-9]+)?|another copy|[0-9]+[a-z]{2} copy)\)"
+    r"| - copy(?: \([0-9]{1,3}\))?| copy(?: [0-9]{1,3})?| [0-9]{1,2}|~[0-9]+)?",
+    re.IGNORECASE,
 )
 
 
@@ -28,7 +31,7 @@ def printable_name(stem: str) -> str:
 
 
 def original_stem(stem: str) -> str:
-    """Return a file's name without what a file manager or a browser adds to that of a copy, such as ` (1)`."""
+    """Return a file's name without what a file manager, a browser or a bundle adds to a second one, such as ` (1)`."""
     match = _COPY.fullmatch(stem)
     return match["stem"] if match is not None else stem
 

@@ -15,6 +15,7 @@ from bitnetctl.records.checksum import check_csv
 from bitnetctl.records.logs import Format, group_logs, mapped_columns, read_log
 from bitnetctl.records.logs.converted import Origin, read_origin
 from bitnetctl.records.manifest import Manifest, read_manifest
+from bitnetctl.records.metrics import roundest
 from bitnetctl.records.naming import (
     RUN_NAME as RUN_NAME,
     names_only as names_only,
@@ -27,7 +28,7 @@ from bitnetctl.records.naming import (
 from bitnetctl.records.paths import MANIFEST_NAME, RunPaths
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.schema import NAMES, Row
-from bitnetctl.units import shortened
+from bitnetctl.units import plural, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ class Run:
     @property
     def boundary_step(self) -> int | None:
         """Last step of stage 1; of an interval, the step with the most trailing zeros, as boundaries have as a rule."""
-        return None if self.boundary_interval is None else self._roundest(*self.boundary_interval)
+        return None if self.boundary_interval is None else roundest(*self.boundary_interval)
 
     @cached_property
     def diverged_at(self) -> int | None:
@@ -173,15 +174,6 @@ class Run:
         """Return one row by column name."""
         return {name: self.column(name)[index] for name in NAMES}
 
-    @staticmethod
-    def _roundest(low: int, high: int) -> int:
-        for exponent in range(9, -1, -1):
-            unit: int = 10**exponent
-            candidate = -(-low // unit) * unit
-            if candidate <= high:
-                return candidate
-        return low
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmptyRun:
@@ -223,8 +215,14 @@ class LoadedSet:
 
     @property
     def notes(self) -> list[str]:
-        """A note on each run without an evaluation."""
-        return [f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest]
+        """A note on each run without an evaluation, and one on the files that cannot be read."""
+        notes = [
+            f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest
+        ]
+        names = [printable_name(one.path.name) for one in self.unread]
+        if names:
+            notes.append(f"{plural(len(names), 'file')} left out that cannot be read: {shortened(names, MOST_UNREAD)}")
+        return notes
 
 
 def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> Run:

@@ -34,7 +34,7 @@ class RecordWriter:
         self._kept = kept or HEADER
         content = self._old_content()
         # another program may have changed its line ends
-        old = content if HEADER.startswith(content) else dialect.normal_bytes(content)
+        old = content if HEADER.startswith(content) else dialect.plain_lines(content)
         if not old.startswith(HEADER) and not HEADER.startswith(old):
             raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
         rows = self._kept[len(HEADER) :]

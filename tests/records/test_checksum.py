@@ -12,7 +12,7 @@ from rows import shared_folder
 from bitnetctl.errors import RecordError
 from bitnetctl.records import load_run, read_manifest
 from bitnetctl.records.checksum import csv_checksum
-from bitnetctl.records.dialect import normal_bytes
+from bitnetctl.records.dialect import normal_bytes, plain_lines
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.status import ended
 from bitnetctl.records.writer import RecordWriter
@@ -105,7 +105,7 @@ def test_line_ends_and_encodings_change_no_checksum(tmp_path: Path, text: str, e
 
 
 def test_what_is_no_text_is_its_own_normal_form() -> None:
-    assert normal_bytes(b"\xff\0\xff") == b"\xff\0\xff"
+    assert plain_lines(b"\xff\0\xff") == b"\xff\0\xff"
 
 
 def test_a_run_resumes_into_a_file_with_other_line_ends(path: Path) -> None:

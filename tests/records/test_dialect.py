@@ -93,10 +93,10 @@ SAME: dict[str, tuple[str | bytes, str | None]] = {
     "null": (lines(("0.1,\n", "0.1,null\n")), "'null' read as unknown"),
     "a spreadsheet's N/A": (lines(("0.1,\n", "0.1,#N/A\n")), "'#N/A' read as unknown"),
     "a dash": (lines(("0.1,\n", "0.1,-\n")), "'-' read as unknown"),
-    "sparse rows": (SPARSE, "3 steps are in several rows, each with some of the values: joined"),
+    "sparse rows": (SPARSE, "several rows of one step, each with some of the values, joined (3 steps)"),
     "a second header": (RESUMED, "line 4: a second header left out"),
     "a second header with a mark": (RESUMED.replace("\n" + SIX, "\n\ufeff" + SIX), "line 4: a second header left out"),
-    "a step repeated after it": (OVERLAP, "line 4: 1 repeated steps have the same values"),
+    "a step repeated after it": (OVERLAP, "line 4: 1 step repeated with the same values"),
     "in lower case after it": (OVERLAP.replace("\n" + SIX, "\n" + SIX.lower()), "line 4: a second header left out"),
 }
 
@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[str | bytes, str, int, str]] = {
         5,
         "a second header, with other columns; give what follows it a file of its own",
     ),
+    "an empty cell more in the last row": (PLAIN.replace("7.5", "7.5,"), ".", 4, "7 cells for 6 columns"),
     "cells beyond the columns": (PLAIN.replace("9.25", "9.25,"), ".", 3, "7 cells for 6 columns"),
     "two of one name": (
         PLAIN.replace("HeldOutLoss", "loss").replace("Loss,", "LOSS,"),

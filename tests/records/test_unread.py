@@ -142,7 +142,10 @@ def test_analyze_shows_the_others_and_ends_with_2(tmp_path: Path) -> None:
         == f"error: {tmp_path / 'bad0.csv'}:1: missing columns: Loss, UniquePredictions, LR, WD"
     )
     assert done.err.splitlines()[-1] == "error: and 2 more files cannot be read"
-    assert len(call("analyze", tmp_path, "--json").json["runs"]) == 5
+    tree = call("analyze", tmp_path, "--json").json
+    assert len(tree["runs"]) == 5
+    named = ", ".join(f"bad{index}.csv" for index in range(5))
+    assert f"7 files left out that cannot be read: {named} and 2 more" in tree["notes"]
 
 
 def test_a_bundle_keeps_what_could_not_be_read(tmp_path: Path) -> None:
