@@ -33,7 +33,7 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths naming",
+        "schema paths naming encoding",
         "manifest cells metrics",
         "dialect",
         "reader writer",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records import dialect
+from bitnetctl.records.encoding import normal_bytes
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.reader import Records, read
 from bitnetctl.records.schema import COLUMNS
@@ -14,7 +14,7 @@ from bitnetctl.records.schema import COLUMNS
 
 def csv_checksum(csv: Path) -> str:
     """Return the SHA-256 of a CSV, whatever its line ends and encoding; raises RecordError."""
-    return _sum(dialect.normal_bytes(_content(csv)))
+    return _sum(normal_bytes(_content(csv)))
 
 
 def check_csv(csv: Path, manifest: Manifest, records: Records | None = None) -> Records | None:
@@ -26,7 +26,7 @@ def check_csv(csv: Path, manifest: Manifest, records: Records | None = None) -> 
     if expected is None:
         return records
     content = _content(csv)
-    if _sum(content) != expected and _sum(dialect.normal_bytes(content)) != expected:
+    if _sum(content) != expected and _sum(normal_bytes(content)) != expected:
         try:
             values = _as_written(records or read(csv))
         except RecordError:

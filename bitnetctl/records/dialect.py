@@ -7,7 +7,6 @@ refused here with what to do.
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from bitnetctl.records.cells import (
     schema_names,
     split,
 )
+from bitnetctl.records.encoding import decode_text
 from bitnetctl.records.schema import NAMES
 from bitnetctl.units import plural
 
@@ -67,9 +67,11 @@ def rewrite(
     `columns` are names in the file by those in the schema. Raises DialectError.
     """
     notes: dict[str, None] = {}
-    text = None if len(content) > MAX_BYTES else _decode(content, notes)
+    text, is_utf16 = (None, False) if len(content) > MAX_BYTES else decode_text(content)
     if text is None or "\0" in text:
         return None
+    if is_utf16:
+        notes["read as UTF-16"] = None
     if "\n" not in text and "\r" in text:
         notes["lines end in a bare CR"] = None
         text = text.replace("\r", "\n")
@@ -81,36 +83,6 @@ def rewrite(
     table.trim(ends_whole=not lines[-1])
     table.convert_decimals(decimal)
     return table.plain(_joined_parts(table), ends_whole=not lines[-1], unchanged=content)
-
-
-def plain_lines(content: bytes) -> bytes:
-    """Return a text in UTF-8 with LF as line ends; what is no text is unchanged."""
-    text = _decode(content, {})
-    return content if text is None else text.replace("\r\n" if "\n" in text else "\r", "\n").encode()
-
-
-def normal_bytes(content: bytes) -> bytes:
-    """Return `plain_lines` with one newline at the end, where there are any."""
-    lines = plain_lines(content)
-    return lines.rstrip(b"\n") + b"\n" if lines else b""
-
-
-def _decode(content: bytes, notes: dict[str, None]) -> str | None:
-    """Decode UTF-8 or UTF-16, with or without a byte order mark; None for anything else."""
-    encoding = "utf-8-sig"
-    for mark, name in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
-        # without a mark: the beginning is ASCII, so that every other byte is 0
-        zeros, characters = (content[:200][start::2] for start in ((1, 0) if name == "utf-16-le" else (0, 1)))
-        if content.startswith(mark) or (len(content) > 3 and not any(zeros) and all(characters)):
-            encoding = name
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError:
-        return None
-    if encoding != "utf-8-sig":
-        notes["read as UTF-16"] = None
-        text = text.removeprefix("\ufeff")
-    return text
 
 
 def _find_header(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitnetctl.errors import RecordError, StorageError
 from bitnetctl.files import storage_errors, write_atomic
-from bitnetctl.records import dialect
+from bitnetctl.records.encoding import plain_lines
 from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -34,7 +34,7 @@ class RecordWriter:
         self._kept = kept or HEADER
         content = self._old_content()
         # another program may have changed its line ends
-        old = content if HEADER.startswith(content) else dialect.plain_lines(content)
+        old = content if HEADER.startswith(content) else plain_lines(content)
         if not old.startswith(HEADER) and not HEADER.startswith(old):
             raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
         rows = self._kept[len(HEADER) :]

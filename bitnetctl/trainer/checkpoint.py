@@ -27,7 +27,7 @@ from torch import Tensor
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError
 from bitnetctl.files import discard, remove, replacing, storage_errors, sync_folder, write_synced
-from bitnetctl.records.dialect import plain_lines
+from bitnetctl.records.encoding import plain_lines
 
 SCHEMA_VERSION = 1
 KEPT = 2

@@ -12,7 +12,7 @@ from rows import shared_folder
 from bitnetctl.errors import RecordError
 from bitnetctl.records import load_run, read_manifest
 from bitnetctl.records.checksum import csv_checksum
-from bitnetctl.records.dialect import normal_bytes, plain_lines
+from bitnetctl.records.encoding import normal_bytes, plain_lines
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.status import ended
 from bitnetctl.records.writer import RecordWriter
