@@ -13,8 +13,10 @@ from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.errors import StoppedBySignal
 from bitnetctl.plugins.registry import normalize, normalize_if_usable
 from bitnetctl.records import Run, load_begun_runs, load_run
+from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.logs.columns import check_map
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
@@ -115,22 +117,26 @@ def sweep(
     return _load(begun, [f"{run.name}: no rows" for run in runs if run.paths.csv not in begun])
 
 
-def load_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
+def load_runs(paths: str | Path | Iterable[str | Path], *, columns: Mapping[str, str] | None = None) -> list[Run]:
     """Read the CSVs given by files, folders and glob patterns, each with its `run.json` if there is one.
 
-    A run that has no rows yet is left out with a warning. Raises ConfigError for a path without CSVs, RecordError
-    that names file and line for a damaged one.
+    Logs of other programs are recognised by their content; `columns` are the names in them by column, such as
+    `{"Loss": "train/loss"}`. A run that has no rows yet is left out with a warning. Raises ConfigError for a path
+    without CSVs, RecordError that names file and line for a damaged one.
     """
     names = [paths] if isinstance(paths, str | Path) else paths
-    return _load(find_csvs([str(name) for name in names]))
+    return _load(find_csvs([str(name) for name in names]), columns=check_map(columns or {}))
 
 
 def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
     """Analyze a set of runs: collapses, paired effects of arms, factors, agreement of metrics.
 
-    `baseline` names the arm that the others are compared with, by default the one that all others contain.
+    `baseline` names the arm that the others are compared with, by default the one that all others contain. Several
+    files of one run count once, with a note.
     """
-    return study(runs, baseline=baseline, notes=notes)
+    kept, doubles = distinct_runs(runs)
+    copies = [f"{one.run.source}: left out, {one.reason}" for one in doubles]
+    return study(kept, baseline=baseline, notes=[*notes, *copies])
 
 
 def judge(
@@ -161,8 +167,8 @@ def judge(
     return judge_arms(runs, loaded, options, arms=arms, inventory=found)
 
 
-def _load(csvs: Iterable[Path], notes: Sequence[str] = ()) -> list[Run]:
-    runs, skipped = load_begun_runs(csvs)
+def _load(csvs: Iterable[Path], notes: Sequence[str] = (), *, columns: Mapping[str, str] | None = None) -> list[Run]:
+    runs, skipped = load_begun_runs(csvs, columns=columns)
     for note in (*notes, *skipped):
         warnings.warn(note, stacklevel=3)
     return runs

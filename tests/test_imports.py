@@ -34,10 +34,13 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths find",
-        "manifest reader metrics",
-        "recorded",
-        "writer status run collapse follow",
+        "schema paths naming encoding",
+        "manifest cells metrics",
+        "dialect",
+        "reader writer recorded",
+        "checksum logs",
+        "find",
+        "status run collapse follow",
         "provenance distinct",
         "siblings",
         "membership",
@@ -96,7 +99,7 @@ INSIDE = {
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command
-    "cli": ("options", "training requested", "config interventions analyze train sweep verify", "__init__"),
+    "cli": ("options", "training requested inputs", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}

@@ -95,9 +95,10 @@ def _compare(runs: Sequence[Run], summaries: Sequence[RunSummary]) -> Compare:
 
     Settings in which the runs differ are part of the names of their arms, and so what is compared.
     """
-    run_of = {summary.path: run for run, summary in zip(runs, summaries, strict=True)}
+    # a log of another program may hold several runs
+    run_of = {(summary.path, summary.name): run for run, summary in zip(runs, summaries, strict=True)}
     return lambda one, other: provenance_differences(
-        [run_of[one.path], run_of[other.path]], same_arm=False, same_settings=False
+        [run_of[one.path, one.name], run_of[other.path, other.name]], same_arm=False, same_settings=False
     )
 
 

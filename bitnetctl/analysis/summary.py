@@ -21,6 +21,7 @@ class RunSummary:
     """Metrics of one run over its rows.
 
     Losses are in nats. `final_` is of the last row, whatever its step; `complete` is whether that is the planned end.
+    In a log of another program, whose rows need not be evaluations, it is of the last row that has the value.
     The evaluation at step 1 and those within the warm-up, where its length is known, count neither as collapsed nor as
     healthy: an untrained model has not collapsed.
     """
@@ -133,10 +134,10 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
         boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
         boundary_training_loss_drop=_difference(_pick(loss, before), _pick(loss, after)),
         stage1_held_out_loss=_pick(held_out, before),
-        final_held_out_loss=_pick(held_out, -1),
-        final_training_loss=_pick(loss, -1),
-        final_unique=_pick(unique, -1),
-        final_skill=finite(skill(_pick(held_out, -1), unigram, bigram)),
+        final_held_out_loss=_pick(held_out, _final_index(run, "HeldOutLoss")),
+        final_training_loss=_pick(loss, _final_index(run, "Loss")),
+        final_unique=_pick(unique, _final_index(run, "UniquePredictions")),
+        final_skill=finite(skill(_pick(held_out, _final_index(run, "HeldOutLoss")), unigram, bigram)),
         volatility=_volatility(unique[trained]),
         zero_fraction=_last(run.finite("ZeroFraction")),
         mean_flip_rate=_mean(run.finite("FlipRate")),
@@ -221,6 +222,10 @@ def _lowest_index(column: "Floats", among: "Booleans") -> int | None:
     """Return the first index of the smallest known value."""
     indices = (among & (column == column)).nonzero()[0]
     return int(indices[column[indices].argmin()]) if len(indices) else None
+
+
+def _final_index(run: Run, column: str) -> int | None:
+    return -1 if run.records.origin is None else _last_index(~run.records.unknown[column])
 
 
 def _quotient(after: float | None, before: float | None) -> float | None:

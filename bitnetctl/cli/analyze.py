@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bitnetctl.cli import options
+from bitnetctl.cli.inputs import given_runs, print_unread
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
@@ -20,7 +21,11 @@ _STDOUT = Path("-")
 def analyze(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATHS", parser=options.user_text, help="CSVs of runs, folders of them, or patterns."),
+        typer.Argument(
+            metavar="PATHS",
+            parser=options.user_text,
+            help="CSVs of runs, logs of other programs, folders, patterns, or a bundle.",
+        ),
     ],
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
@@ -55,26 +60,30 @@ def analyze(
             help="Show a verdict on the page: the output of verify --json.",
         ),
     ] = None,
+    decimal: options.Decimal = ".",
+    columns: options.Map = None,
     details: Annotated[
         bool, typer.Option("--details", help="Show every run, effects, factors, metrics, curves and notes.")
     ] = False,
     as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
-    given = {"--markdown": markdown, "--html": html, "--csv": csv}
-    to_stdout = [option for option, file in given.items() if file == _STDOUT] + ["--json"] * as_json
+    written = {"--markdown": markdown, "--html": html, "--csv": csv}
+    to_stdout = [option for option, file in written.items() if file == _STDOUT] + ["--json"] * as_json
     if len(to_stdout) > 1:
         raise ConfigError(f"{' and '.join(to_stdout)} would share stdout; give all but one of them a file")
     judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
     from bitnetctl import api, report
-    from bitnetctl.records import load_begun_runs
+    from bitnetctl.records.logs.columns import parse_map
 
-    outputs = [file for file in given.values() if file is not None and file != _STDOUT]
-    files = _find_inputs(paths, outputs)
-    runs, notes = load_begun_runs(files)
-    if not runs:
-        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
-    study = api.analyze(runs, baseline=baseline, notes=notes)
+    outputs = [file for file in written.values() if file is not None and file != _STDOUT]
+    with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
+        _refuse_inputs(given.files, outputs)
+        loaded = given.loaded
+    if not loaded.runs:
+        print_unread(loaded.unread)
+        raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
+    study = api.analyze(loaded.runs, baseline=baseline, notes=loaded.notes)
     if markdown is not None:
         _write(markdown, report.markdown_report(study))
     if html is not None:
@@ -87,22 +96,16 @@ def analyze(
         report.print_study(study, stdout(), details=details)
     for file in outputs:
         print_message(f"written: {file}")
-    return ExitCode.SUPPORTED
+    print_unread(loaded.unread)
+    return ExitCode.USAGE if loaded.unread else ExitCode.SUPPORTED
 
 
-def _find_inputs(paths: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
-    """Return the CSVs of the runs; raises ConfigError for bundles, and where one would be overwritten."""
-    from bitnetctl.records.find import find_csvs
-
-    for path in paths:
-        if path.lower().endswith(".zip"):
-            raise ConfigError(f"{path}: analyze reads CSVs and folders; unzip the bundle and give its folder `runs`")
-    files = find_csvs(paths)
+def _refuse_inputs(files: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Raise ConfigError where a file to write is one that is read."""
     inputs = {os.path.realpath(file) for file in files}
     for file in outputs:
         if os.path.realpath(file) in inputs:
             raise ConfigError(f"{file}: is one of the files to analyse; write to another")
-    return files
 
 
 def _write(file: Path, text: str) -> None:

@@ -49,6 +49,12 @@ Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps; unset: the recipe's.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="COLUMN=NAME", help="Names in logs of other programs, such as Step=step,Loss=train/loss."
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
 ]
@@ -99,6 +105,9 @@ Requeue = Annotated[
     bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
+Decimal = Annotated[
+    str, typer.Option("--decimal", metavar=".|,", help="What decimals have in CSVs that a spreadsheet saved.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
 
 

@@ -1,8 +1,7 @@
 """`bitnetctl verify`: train what is missing, then judge."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,18 +10,18 @@ import typer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bitnetctl.cli import options
+from bitnetctl.cli.inputs import given_runs, print_unread
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.files import temporary_folder
 from bitnetctl.records import Run
-from bitnetctl.records.bundle import bundle_options, read_bundle, write_bundle
-from bitnetctl.records.find import find_csvs
+from bitnetctl.records.bundle import bundle_options, write_bundle
 from bitnetctl.records.inventory import Inventory, take_inventory
-from bitnetctl.records.run import load_planned, load_set
+from bitnetctl.records.logs.columns import parse_map
+from bitnetctl.records.run import UnreadRun, load_planned
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import resolve_all
@@ -35,7 +34,9 @@ def verify(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATHS]", parser=options.user_text, help="CSVs, folders or a bundle: judge these, train nothing."
+            metavar="[PATHS]",
+            parser=options.user_text,
+            help="CSVs, logs of other programs, folders or a bundle: judge these, train nothing.",
         ),
     ] = None,
     sizes: options.Sizes = None,
@@ -79,6 +80,8 @@ def verify(
     ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    decimal: options.Decimal = ".",
+    columns: options.Map = None,
     as_json: options.Json = False,
 ) -> int:
     """Train what is missing, then judge the claim that this setup does not collapse."""
@@ -95,17 +98,20 @@ def verify(
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
     requested_seeds = None if seeds is None else parse_seeds(seeds)
     if paths:
-        if len(paths) == 1 and paths[0].lower().endswith(".zip"):
-            stored = _bundle_options(Path(paths[0]))
+        if len(paths) == 1:
+            stored = _bundle_options(Path(paths[0]).expanduser())
             requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
             requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
             steps = stored.steps if steps is None else steps
             strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
-        with _given_runs(paths) as (runs, inventory):
-            requested_arms = [find_arm(arm, runs, inventory)] if arm else []
+        with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
+            loaded = given.loaded
+            inventory = take_inventory(loaded.runs, loaded.empty, loaded.unread)
+            requested_arms = [find_arm(arm, loaded.runs, inventory)] if arm else []
             return judge_and_show(
-                runs,
+                loaded.runs,
                 inventory,
+                unread=loaded.unread,
                 arms=None,
                 deciding_arms=requested_arms,
                 sizes=requested_sizes,
@@ -115,6 +121,8 @@ def verify(
                 distinct_seeds=distinct_seeds,
             )
 
+    if columns:
+        raise ConfigError("--map names the columns of given logs: give these, too")
     fields = {
         "recipe": recipe,
         "steps": steps,
@@ -145,10 +153,11 @@ def verify(
                 keep_weights=False,
             ):
                 return ExitCode.STOPPED
-    runs, inventory = _trained_runs(configs, runs_dir)
+    runs, inventory, unread = _trained_runs(configs, runs_dir)
     code = judge_and_show(
         runs,
         inventory,
+        unread=unread,
         arms=list(dict.fromkeys(config.arm for config in configs)),
         deciding_arms=[configs[-1].arm],
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
@@ -162,41 +171,29 @@ def verify(
     return code
 
 
-@contextlib.contextmanager
-def _given_runs(paths: Sequence[str]) -> Iterator[tuple[list[Run], Inventory]]:
-    """Yield the runs of CSVs, folders and bundles, and what belongs to them; extracted files are deleted afterwards."""
-    bundles = [path for path in paths if path.lower().endswith(".zip")]
-    others = [path for path in paths if path not in bundles]
-    with temporary_folder() if bundles else contextlib.nullcontext(Path()) as folder:
-        csvs = find_csvs(others)
-        for index, path in enumerate(bundles):
-            csvs += read_bundle(Path(path), folder / str(index))
-        runs, empty = load_set(csvs)
-        yield runs, take_inventory(runs, empty)
-
-
-def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory]:
+def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory, Sequence[UnreadRun]]:
     """Return those runs of the configs, and of their full-precision twins, that have rows, and what belongs to them."""
     twins = [
         config.model_copy(update={"interventions": (*config.interventions, InterventionSpec(name="full-precision"))})
         for config in configs
         if all(spec.name != "full-precision" for spec in config.interventions)
     ]
-    runs, empty = load_planned(configs, runs_dir)
+    loaded = load_planned(configs, runs_dir)
     names = {config.run_name for config in configs}
-    of_twins, _ = load_planned([twin for twin in twins if twin.run_name not in names], runs_dir)
-    runs += of_twins
-    inventory = take_inventory(runs, empty)
+    of_twins = load_planned([twin for twin in twins if twin.run_name not in names], runs_dir)
+    runs, unread = loaded.runs + of_twins.runs, loaded.unread + of_twins.unread
+    inventory = take_inventory(runs, loaded.empty, unread)
     # the plan says which length is meant: a trial of another one is no seed of it
     lengths = {config.steps for config in configs}
     absent = tuple(one for one in inventory.absent if one.planned_steps is None or one.planned_steps in lengths)
-    return runs, replace(inventory, absent=absent)
+    return runs, replace(inventory, absent=absent), unread
 
 
 def _judge_and_show(
     runs: Sequence[Run],
     inventory: Inventory,
     *,
+    unread: Sequence[UnreadRun],
     criteria: "Sequence[Criteria]",
     arms: Sequence[str] | None,
     deciding_arms: Sequence[str],
@@ -243,6 +240,7 @@ def _judge_and_show(
     outcome = strictest(judged[arm].outcome for arm in deciding_arms)
     tree = _json(judged, outcome, deciding_arms)
     tree["options"] = options
+    tree["unread"] = [one.reason for one in unread]
     if report is not None:
         write_atomic(report, verification_report(runs, judged, outcome).encode())
     if junit is not None:
@@ -258,7 +256,9 @@ def _judge_and_show(
     for path in (report, junit, bundle):
         if path is not None:
             print_message(f"written: {path}")
-    return outcome.exit_code
+    print_unread(unread)
+    # every file may matter where all is said to be well
+    return ExitCode.USAGE if unread and outcome.exit_code == ExitCode.SUPPORTED else outcome.exit_code
 
 
 class _BundleOptions(BaseModel):

@@ -21,8 +21,11 @@ from bitnetctl.records.paths import RunPaths as RunPaths
 from bitnetctl.records.reader import Records as Records, read as read
 from bitnetctl.records.run import (
     EmptyRun as EmptyRun,
+    LoadedSet as LoadedSet,
     Run as Run,
+    UnreadRun as UnreadRun,
     load_begun_runs as load_begun_runs,
+    load_files as load_files,
     load_planned as load_planned,
     load_run as load_run,
     load_set as load_set,

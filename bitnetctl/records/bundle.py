@@ -15,14 +15,20 @@ from typing import Any
 from bitnetctl.config import parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.files import RESERVED_NAME, replacing, storage_errors
+from bitnetctl.records.find import (
+    LEFT_OUT_FOLDER,
+    RUNS_FOLDER,
+    VERDICT_NAME,
+    is_bundle_folder,
+    is_litter,
+)
 from bitnetctl.records.inventory import AbsentRun, Inventory
+from bitnetctl.records.logs.converted import ORIGIN_NAME, Origin, to_csv
 from bitnetctl.records.manifest import read_manifest
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.run import Run
 from bitnetctl.records.schema import HEADER
-
-_LEFT_OUT = "left-out"
-"""Folder of the CSVs that were not given, so that they are not given when the bundle is read."""
+from bitnetctl.units import listed
 
 MAX_FILES = 10_000
 MAX_BYTES = 2**30
@@ -52,6 +58,9 @@ def write_bundle(
     ):
         taken: set[str] = set()
         for run in runs:
+            if run.records.origin is not None:
+                _write_log(bundle, run, _unused(_portable(run.name), taken))
+                continue
             stem = _unused(_portable(run.path.stem), taken)
             bundle.write(run.path, f"runs/{stem}.csv")
             manifest = run.path.with_suffix("") / MANIFEST_NAME
@@ -71,30 +80,30 @@ def write_bundle(
                 _write_trace(bundle, other.path.with_name(other.path.stem), stem, or_lock=True)
         for name, text in criteria:
             bundle.writestr(f"criteria/{name}.json", text)
-        bundle.writestr("verdict.json", json.dumps(verdict, indent=2, allow_nan=False))
+        bundle.writestr(VERDICT_NAME, json.dumps(verdict, indent=2, allow_nan=False))
 
 
 def read_bundle(path: Path, folder: Path) -> list[Path]:
     """Unpack the CSVs and manifests of a bundle below `folder` and return the CSVs; raises RecordError.
 
-    Those of runs that were left out lie beside them and are not returned. Everything else is ignored: symlinks, other
-    paths, unportable names. MAX_FILES and MAX_BYTES (unpacked) are limits.
+    Those of runs that were left out lie beside them and are not returned. A file manager may have put all into a folder
+    and added files of its own. Everything else is ignored: symlinks, other paths, unportable names. MAX_FILES and
+    MAX_BYTES (unpacked) are limits.
     """
     try:
         with zipfile.ZipFile(path) as bundle:
-            entries = [entry for entry in bundle.infolist() if _is_wanted(entry)]
-            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
+            entries = _wanted(path, bundle)
+            if len(entries) > MAX_FILES or sum(entry.file_size for entry, _ in entries) > MAX_BYTES:
                 raise RecordError(
                     f"{path}: larger than a bundle may be ({MAX_FILES:,} files, {MAX_BYTES / 2**30:.0f} GiB)"
                 )
             csvs = []
-            for entry in entries:
-                above, *parts = PurePosixPath(entry.filename).parts
+            for entry, (above, *parts) in entries:
                 target = folder.joinpath("runs", *parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.open(entry) as source, target.open("xb") as file:
                     shutil.copyfileobj(source, file)
-                if target.suffix == ".csv" and above == "runs":
+                if target.suffix == ".csv" and above == RUNS_FOLDER:
                     csvs.append(target)
     except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError) as error:
         raise RecordError(f"{path}: not a bundle that can be read: {error}") from error
@@ -104,24 +113,58 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
 
 
 def bundle_options(path: Path) -> dict[str, Any]:
-    """Return the options with which the runs of a bundle were judged; empty where the bundle does not tell."""
+    """Return the options with which the runs of a bundle, packed or not, were judged; empty where it does not tell."""
     try:
-        with zipfile.ZipFile(path) as bundle:
-            entry = bundle.getinfo("verdict.json")
-            tree = json.loads(bundle.read(entry)) if entry.file_size <= MAX_BYTES else None
+        if path.is_dir():
+            folder = path if is_bundle_folder(path) else path.parent
+            is_bundle = is_bundle_folder(folder) and path.name in (folder.name, RUNS_FOLDER)
+            tree = json.loads((folder / VERDICT_NAME).read_bytes()) if is_bundle else None
+        else:
+            tree = _packed_verdict(path)
     except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError, KeyError):
         return {}
     options = tree.get("options") if isinstance(tree, dict) else None
     return options if isinstance(options, dict) else {}
 
 
+def _packed_verdict(path: Path) -> Any:
+    with zipfile.ZipFile(path) as bundle:
+        for entry in bundle.infolist():
+            parts = _parts(entry)
+            # the bundle's own, or one folder below
+            if parts[-1:] == (VERDICT_NAME,) and len(parts) <= 2 and entry.file_size <= MAX_BYTES:
+                return json.loads(bundle.read(entry))
+    return None
+
+
+def _write_log(bundle: zipfile.ZipFile, run: Run, stem: str) -> None:
+    """Write the run of another program's log as a CSV of the schema, and what is known of it beside that."""
+    origin = Origin(
+        origin=run.records.origin or "",
+        run=run.name,
+        size=run.size,
+        arm=run.arm,
+        seed=run.seed,
+        planned_steps=run.planned_steps,
+        notes=run.records.notes,
+        torn=run.records.torn,
+    )
+    bundle.writestr(f"{RUNS_FOLDER}/{stem}.csv", to_csv(run.records))
+    bundle.writestr(f"{RUNS_FOLDER}/{stem}/{ORIGIN_NAME}", origin.model_dump_json(indent=2))
+
+
 def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: str) -> None:
     """Write what tells of a run that is not judged; files that cannot be read are left out."""
     folder = csv.with_name(csv.stem)
     _write_trace(bundle, folder, stem, or_lock=absent.state == "unfinished")
+    if absent.state == "unreadable":
+        # given again, and unreadable again
+        with contextlib.suppress(OSError):
+            bundle.writestr(f"{RUNS_FOLDER}/{stem}.csv", csv.read_bytes())
+        return
     if absent.state == "left out":
         with contextlib.suppress(OSError):
-            bundle.writestr(f"{_LEFT_OUT}/{stem}.csv", csv.read_bytes())
+            bundle.writestr(f"{LEFT_OUT_FOLDER}/{stem}.csv", csv.read_bytes())
         return
     # the CSV is given when the bundle is read, so its manifest must be one that can be read
     with contextlib.suppress(ConfigError):
@@ -162,11 +205,30 @@ def _is_portable(part: str) -> bool:
     return part.isprintable() and not refused
 
 
-def _is_wanted(entry: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(entry.filename).parts
+def _parts(entry: zipfile.ZipInfo) -> tuple[str, ...]:
+    """Return the parts of an entry's path; some programs separate them by backslashes. Empty for an unsafe path."""
+    name = entry.filename.replace("\\", "/")
+    parts = PurePosixPath(name).parts
     is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-    if is_link or not parts or not all(map(_is_portable, parts)):
+    return parts if not is_link and not entry.is_dir() and all(map(_is_portable, parts)) else ()
+
+
+def _wanted(path: Path, bundle: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
+    """Return the entries to unpack, each with its path in the bundle; raises RecordError for several bundles."""
+    wanted: dict[tuple[str, ...], list[tuple[zipfile.ZipInfo, tuple[str, ...]]]] = {}
+    for entry in bundle.infolist():
+        parts = _parts(entry)
+        start = next((index for index, part in enumerate(parts) if part in (RUNS_FOLDER, LEFT_OUT_FOLDER)), None)
+        if start is not None and start <= 1 and parts[0] != "__MACOSX" and _is_wanted(parts[start:]):
+            wanted.setdefault(parts[:start], []).append((entry, parts[start:]))
+    if len(wanted) > 1:
+        raise RecordError(f"{path}: holds several bundles, in {listed(['/'.join(top) or '.' for top in wanted], 3)}")
+    return next(iter(wanted.values()), [])
+
+
+def _is_wanted(parts: tuple[str, ...]) -> bool:
+    if is_litter(parts[-1]):
         return False
-    if parts[0] == "runs" and len(parts) == 3:
-        return parts[2] in (MANIFEST_NAME, LOCK_NAME)
-    return parts[0] in ("runs", _LEFT_OUT) and len(parts) == 2 and parts[1].endswith(".csv")
+    if parts[0] == RUNS_FOLDER and len(parts) == 3:
+        return parts[2] in (MANIFEST_NAME, LOCK_NAME, ORIGIN_NAME)
+    return len(parts) == 2 and parts[1].endswith(".csv")

@@ -338,8 +338,8 @@ def _reason(file: _File, same: _File) -> str:
     }
     done = [f"fewer {what}" for what, is_so in fewer.items() if is_so]
     if not done:
-        return f"the same values as {same.run.path}"
-    return f"the same run as {same.run.path}, with {listed(done)}"
+        return f"the same values as {same.run.source}"
+    return f"the same run as {same.run.source}, with {listed(done)}"
 
 
 def _have_equal_values(file: _File, same: _File) -> bool:

@@ -12,15 +12,16 @@ from typing import Literal, TypeAlias
 
 from bitnetctl.errors import RecordError, one_line
 from bitnetctl.records.distinct import distinct_runs
+from bitnetctl.records.find import LEFT_OUT_FOLDER, is_bundle_folder
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.membership import Cell, Group, Known
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
-from bitnetctl.records.run import EmptyRun, Run, load_run, names_only
+from bitnetctl.records.run import EmptyRun, Run, UnreadRun, load_run, names_only, printable_name
 from bitnetctl.records.siblings import Identity, Sibling, siblings_in
 
-State: TypeAlias = Literal["failed", "unfinished", "missing", "left out"]
+State: TypeAlias = Literal["failed", "unreadable", "unfinished", "missing", "left out"]
 # of several runs of one arm, size and seed the first of these is listed
-_WEIGHT: Sequence[State] = ("failed", "left out", "unfinished", "missing")
+_WEIGHT: Sequence[State] = ("failed", "unreadable", "left out", "unfinished", "missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class AbsentRun:
     """A run of the set that is not among those judged.
 
     `run` is its name, or `seed 5` for one without files. `reason` is one clause. `path` is where its CSV is or would
-    be, with its `run.json` beside it as for any run; None without files.
+    be, with its `run.json` beside it as for any run; None without files. One that is unreadable may be of unknown arm,
+    size or seed.
     """
 
     run: str
@@ -58,8 +60,10 @@ class Inventory:
     unnamed: int = 0
 
 
-def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inventory:
-    """Return what belongs to the given runs beside them; `empty` are those given that have no evaluation.
+def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = (), unread: Sequence[UnreadRun] = ()) -> Inventory:
+    """Return what belongs to the given runs beside them.
+
+    `empty` are those given that have no evaluation, `unread` those given that cannot be read.
 
     A sibling, a run in the folder of a given one, belongs to them if its requested config equals theirs apart from
     `MAY_DIFFER`; where no manifest tells, its name decides. Of arms and sizes that are not among those given no run is
@@ -70,14 +74,18 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         known.add(run.arm, run.size, run.planned_steps, run.config, seed=run.seed)
     for one in empty:
         known.add(one.config.arm, one.config.model.hidden_size, one.config.steps, one.config)
+    for bad in unread:
+        known.add(bad.arm, bad.size, bad.planned_steps, bad.config)
+    given = [run.path for run in runs] + [one.path for one in empty] + [bad.path for bad in unread]
     found = [
         one if one.identity is None else replace(one, identity=known.told_apart(one.identity))
-        for folder in _folders(runs, empty)
+        for folder in _folders(given)
         for one in siblings_in(folder)
     ]
     # without a group nothing can be said of the other files
     siblings = [one for one in found if known.groups and known.includes(one)]
     absent = _Absent()
+    unnamed = list(_add_unread(absent, known, unread))
     _add_siblings(absent, known, runs, siblings)
     names = {name for run in runs for name in (run.name, run.path.stem)} | {one.name for one in found}
     _add_never_started(absent, known, [one for one in empty if one.name not in names])
@@ -90,11 +98,11 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = ()) -> Inven
         planned.add(source, plan)
     absent.add_missing(planned.seeds.values())
     return Inventory(
-        absent=absent.in_order(known),
+        absent=(*absent.in_order(known), *unnamed),
         arms=_all_arms(known, siblings, [plan for _, plan in plans], planned.other_arms),
         plans=planned.growth(),
         others=tuple(_others(known, siblings)),
-        unnamed=_count_unnamed(runs, found),
+        unnamed=_count_unnamed(runs, found, unread),
     )
 
 
@@ -103,10 +111,10 @@ def _recorded_arm(manifest: Manifest | None) -> str | None:
     return None if identity is None else identity.arm
 
 
-def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling]) -> int:
+def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling], unread: Iterable[UnreadRun]) -> int:
     """Count the CSVs beside the given ones of which nothing is known, if that holds for a given one, too."""
     folders = {os.path.realpath(run.path.parent) for run in runs if run.arm is None or run.seed is None}
-    given = {os.path.realpath(run.path) for run in runs}
+    given = {os.path.realpath(path) for path in (*(run.path for run in runs), *(bad.path for bad in unread))}
     return sum(
         one.identity is None and bool(one.csvs) and not one.real_csvs & given
         for one in found
@@ -152,13 +160,41 @@ class _Absent:
         return tuple(self._entries[key][1] for key in keys)
 
 
-def _folders(runs: Iterable[Run], empty: Iterable[EmptyRun]) -> list[Path]:
-    """Return the folders of the given CSVs, and those that hold what they link to, each once."""
+def _folders(given: Iterable[Path]) -> list[Path]:
+    """Return the folders of the given CSVs, and those that hold what they link to, each once.
+
+    Beside the runs of an unpacked bundle lie those that were left out.
+    """
     folders: dict[str, Path] = {}
-    for path in dict.fromkeys([run.path for run in runs] + [one.path for one in empty]):
+    for path in dict.fromkeys(given):
         for folder in (path.parent, Path(os.path.realpath(path)).parent):
-            folders.setdefault(os.path.realpath(folder), folder)
+            places = [folder, folder.parent / LEFT_OUT_FOLDER] if is_bundle_folder(folder.parent) else [folder]
+            for place in places:
+                folders.setdefault(os.path.realpath(place), place)
     return list(folders.values())
+
+
+def _add_unread(absent: _Absent, known: Known, unread: Iterable[UnreadRun]) -> Iterator[AbsentRun]:
+    """Add the given runs that cannot be read, and yield those of which it is not known what run they are."""
+    for one in unread:
+        group = None
+        if one.arm is not None and one.size is not None:
+            group = known.groups[one.arm, one.size]
+        name = printable_name(one.path.stem)
+        if group is not None and one.seed is not None and one.planned_steps is not None:
+            identity = Identity(size=group.size, arm=group.arm, seed=one.seed, steps=one.planned_steps)
+            absent.add(group, identity, "unreadable", one.problem, name, one.path)
+            continue
+        yield AbsentRun(
+            run=name,
+            arm=one.arm,
+            size=one.size,
+            seed=one.seed,
+            planned_steps=one.planned_steps,
+            state="unreadable",
+            reason=one.problem,
+            path=one.path,
+        )
 
 
 def _add_siblings(absent: _Absent, known: Known, runs: Sequence[Run], siblings: Iterable[Sibling]) -> None:

@@ -1,6 +1,5 @@
 """The manifest beside a run's CSV: the requested config, the environment, and how the run ended."""
 
-import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,7 +115,7 @@ class Manifest(_Provenance):
     sessions: list[Session] = Field(default_factory=list)
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprints, vocabulary, token counts")
     elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
-    csv_sha256: str | None = Field(None, description="of the CSV of a run that ended")
+    csv_sha256: str | None = Field(None, description="of the rows of a run that ended, with LF at their ends")
     sha256: str | None = Field(None, description="of the rest of this file")
 
 
@@ -171,7 +170,7 @@ def read_tree(path: Path) -> dict[str, Any] | None:
     Returns None where there is no such file; raises RecordError where it is damaged or cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
@@ -185,23 +184,6 @@ def read_tree(path: Path) -> dict[str, Any] | None:
         return _without_checksum(tree)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: damaged manifest: {one_line(error)}") from error
-
-
-def csv_checksum(csv: Path) -> str:
-    """Return the SHA-256 of a CSV; raises RecordError."""
-    try:
-        return hashlib.sha256(csv.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RecordError(f"{csv}: cannot read: {error.strerror or error}") from error
-
-
-def check_csv(csv: Path, manifest: Manifest) -> None:
-    """Raise RecordError if the CSV is not the one that the run ended with."""
-    if manifest.csv_sha256 is not None and csv_checksum(csv) != manifest.csv_sha256:
-        raise RecordError(
-            f"{csv}: damaged or edited since the run ended (checksum differs); put it back (a checkpoint's records.csv "
-            "is a copy), or remove it and the run's folder to train again"
-        )
 
 
 def _without_checksum(tree: dict[str, Any]) -> dict[str, Any]:

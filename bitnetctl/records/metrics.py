@@ -52,6 +52,16 @@ def skill(loss: float | None, unigram: float | None, bigram: float | None) -> fl
     return ratio(unigram - loss, unigram - bigram)
 
 
+def roundest(low: int, high: int) -> int:
+    """Return the number from `low` to `high` with the most trailing zeros, the first of several."""
+    for exponent in range(9, -1, -1):
+        unit: int = 10**exponent
+        candidate = -(-low // unit) * unit
+        if candidate <= high:
+            return candidate
+    return low
+
+
 DERIVED: Mapping[str, tuple[str, Callable[[Row], float | None]]] = {
     "Skill": (
         "(UnigramLoss - HeldOutLoss) / (UnigramLoss - BigramLoss): 0 unigram, 1 bigram predictor",

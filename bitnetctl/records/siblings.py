@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
+from bitnetctl.records.find import is_litter, original_stem
 from bitnetctl.records.manifest import read_tree
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
@@ -45,7 +46,7 @@ class Identity:
     @classmethod
     def of_name(cls, name: str) -> "Identity | None":
         """Return the identity that a run's name tells, without the settings of its arm."""
-        named = RUN_NAME.fullmatch(name)
+        named = RUN_NAME.fullmatch(original_stem(name))
         # int() refuses thousands of digits
         if named is None or len(name) > 255:
             return None
@@ -153,7 +154,7 @@ def siblings_in(folder: Path) -> Iterator[Sibling]:
                 # a loop of links
                 with contextlib.suppress(OSError):
                     stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 - faster, for thousands of entries
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or is_litter(entry.name):
                         continue
                     if suffix.lower() == ".csv" and entry.is_file():
                         csvs.setdefault(stem, []).append(Path(entry.path))

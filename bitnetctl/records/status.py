@@ -6,7 +6,8 @@ from typing import Any
 
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import ConfigError
-from bitnetctl.records.manifest import Manifest, check_csv, read_manifest
+from bitnetctl.records.checksum import check_csv
+from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.metrics import json_value
 from bitnetctl.records.paths import RunPaths
 from bitnetctl.records.reader import read

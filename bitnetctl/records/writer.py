@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitnetctl.errors import RecordError, StorageError
 from bitnetctl.files import storage_errors, write_atomic
+from bitnetctl.records.encoding import plain_lines
 from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -31,7 +32,9 @@ class RecordWriter:
         self._descriptor: int | None = None
         self._torn = False
         self._kept = kept or HEADER
-        old = self._old_content()
+        content = self._old_content()
+        # another program may have changed its line ends
+        old = content if HEADER.startswith(content) else plain_lines(content)
         if not old.startswith(HEADER) and not HEADER.startswith(old):
             raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
         rows = self._kept[len(HEADER) :]
@@ -39,7 +42,7 @@ class RecordWriter:
         if not self._kept.startswith(HEADER) or (rows and last_row is None):
             raise RecordError(f"{self.path}: the rows of the checkpoint are not rows that this version writes")
         self.had_rows = len(old) > len(HEADER)
-        self._is_kept = old == self._kept
+        self._is_kept = content == self._kept
         self._end = len(self._kept)
         self.last_step = int(last_row[1]) if last_row else None
 

@@ -46,7 +46,9 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> dict[str, Curve]:
     for run, summary in sorted(runs, key=lambda pair: (ranks[pair[1].arm], pair[1].size or 0)):
         label = f"{summary.arm} h{summary.size}" if len(sizes) > 1 and summary.size is not None else summary.arm
         points = points_of.setdefault(label, {})
-        kept = kept_indices(len(run.steps))
+        # in the log of another program most rows have no held-out loss
+        known = (~run.records.unknown[column]).nonzero()[0]
+        kept = known[kept_indices(len(known))]
         for step, value in zip(run.steps[kept].tolist(), run.finite(column)[kept].tolist(), strict=True):
             # comparisons with NaN are false
             if step > 1 and (value > 0 if logarithmic else value == value):

@@ -34,6 +34,8 @@ def next_step(outcome: Outcome, judged: Mapping[str, Combined], runs: Sequence[R
             "these logs have five columns, by which only `--criteria origin` or a file of your own can judge: give "
             "`--criteria`"
         )
+    if any(verdict.planned.get("unreadable") for verdict in undecided):
+        return "mend the files that cannot be read, or remove those that are no runs"
     if any(verdict.planned.get("left_out") for verdict in undecided):
         return "judge the runs that were left out, too"
     unfinished = any(run.is_complete is False and run.diverged_at is None for run in runs)

@@ -23,7 +23,8 @@ from bitnetctl.records import (
     utc_now,
     write_manifest,
 )
-from bitnetctl.records.manifest import csv_checksum, sessions_until
+from bitnetctl.records.checksum import csv_checksum
+from bitnetctl.records.manifest import sessions_until
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.resolved import ResolvedRun

@@ -27,6 +27,7 @@ from torch import Tensor
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError
 from bitnetctl.files import discard, remove, replacing, storage_errors, sync_folder, write_synced
+from bitnetctl.records.encoding import plain_lines
 
 SCHEMA_VERSION = 1
 KEPT = 2
@@ -185,7 +186,9 @@ def _check_records(path: Path, records: bytes, csv: Path) -> None:
     if not csv.exists():
         return
     with csv.open("rb") as file:
-        if file.read(len(records)) != records:
+        is_start = file.read(len(records)) == records
+        # another program may have changed line ends
+        if not is_start and not plain_lines(csv.read_bytes()).startswith(records):
             raise CheckpointError(
                 f"checkpoint {path}: the rows of {csv} are not those that were saved with it, which "
                 f"{path / _RECORDS} holds"

@@ -1,4 +1,4 @@
-"""Account for every run that was planned: judged, failed without rows, unfinished, missing, left out, doubled."""
+"""Account for every run that was planned: judged, or why not (failed without rows, unreadable, missing, doubled)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from bitnetctl.records.inventory import AbsentRun, Inventory
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.options import JudgeOptions
 
-State = Literal["judged", "failed", "unfinished", "missing", "left out", "doubled"]
-STATES: tuple[State, ...] = ("judged", "failed", "unfinished", "missing", "left out", "doubled")
+State = Literal["judged", "failed", "unreadable", "unfinished", "missing", "left out", "doubled"]
+STATES: tuple[State, ...] = ("judged", "failed", "unreadable", "unfinished", "missing", "left out", "doubled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,11 @@ class AccountedRun:
     state: State
     reason: str = ""
     is_planned: bool = True
+
+    @property
+    def may_be_any_size(self) -> bool:
+        """Whether it could be of any size, since it cannot be read and nothing else tells."""
+        return self.state == "unreadable" and self.size is None
 
     @property
     def label(self) -> str:
@@ -48,8 +53,12 @@ class Account:
 
     def absent(self, size: int | None) -> list[AccountedRun]:
         """Return the planned runs of one size that have no rows here."""
-        absent = ("failed", "unfinished", "missing", "left out")
-        return [run for run in self.runs if run.size == size and run.state in absent and run.is_planned]
+        absent = ("failed", "unreadable", "unfinished", "missing", "left out")
+        return [
+            run
+            for run in self.runs
+            if run.state in absent and run.is_planned and (run.size == size or run.may_be_any_size)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and every run that is not simply judged."""
@@ -90,14 +99,15 @@ def take_account(
             )
         )
     accounted += (
-        AccountedRun(run=str(one.run.path), size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
+        AccountedRun(run=one.run.source, size=one.run.size, seed=one.run.seed, state="doubled", reason=one.reason)
         for one in doubles
     )
-    of_arm = [one for one in inventory.absent if one.arm == arm]
+    # a file that cannot be read and whose name does not tell may be of any arm
+    of_arm = [one for one in inventory.absent if one.arm == arm or (one.arm is None and one.state == "unreadable")]
     accounted += (
         _absent(one, seeds, is_planned=one.planned_steps in (steps, None) or (one.size, one.seed) not in at_length)
         for one in of_arm
-        if sizes is None or one.size in sizes
+        if sizes is None or one.size in sizes or one.size is None
     )
     accounted += _requested(accounted, sizes, seeds)
     looks = tuple(

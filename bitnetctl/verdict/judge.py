@@ -62,7 +62,8 @@ def judge_arms(
     for run in distinct:
         by_arm.setdefault(run.arm or UNKNOWN_ARM, []).append(run)
     for absent in inventory.absent if arms is None else ():
-        by_arm.setdefault(absent.arm or UNKNOWN_ARM, [])
+        if absent.arm is not None or not by_arm:
+            by_arm.setdefault(absent.arm or UNKNOWN_ARM, [])
     together = [arm for arm in dict.fromkeys([*by_arm, *inventory.arms]) if arm not in criteria.references]
     context = _context(criteria, options, distinct, inventory)
     assessed = {
@@ -125,7 +126,7 @@ def _context(
     return CheckContext(
         requested_steps=options.requested_steps,
         candidates=candidates,
-        not_given=[*inventory.others, *(one for one in inventory.absent if one.state == "left out")],
+        not_given=[*inventory.others, *(one for one in inventory.absent if one.state in ("left out", "unreadable"))],
         strict=options.strict,
         check_twin=lambda twin: check_run(twin, criteria, alone),
     )
@@ -149,7 +150,9 @@ def _assess(
     for run in kept:
         by_size.setdefault(run.size, []).append(check_run(run, criteria, context))
     for accounted in account.runs:
-        if accounted.state in ("failed", "unfinished", "missing") and not options.sizes:
+        if accounted.state in ("failed", "unreadable", "unfinished", "missing") and not options.sizes:
+            if accounted.may_be_any_size and by_size:
+                continue
             by_size.setdefault(accounted.size, [])
     return _ArmAssessment(
         account=account,

@@ -99,7 +99,7 @@ def assess_size(
         healthy=outcomes.count(Outcome.SUPPORTED),
         unhealthy=outcomes.count(Outcome.REFUTED),
         undecided=outcomes.count(Outcome.INCONCLUSIVE) + outcomes.count(Outcome.INVALID),
-        absent=len({run.seed for run in missing} - units.keys()),
+        absent=len({_seed_of_absent(run) for run in missing} - units.keys()),
     )
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
@@ -122,6 +122,10 @@ def assess_size(
 def _seed_of(checked: CheckedRun, *, distinct_seeds: bool) -> object:
     """Return what stands for the seed of a run; runs of unknown seed are one, unless `distinct_seeds`."""
     return ("run", id(checked)) if checked.run.seed is None and distinct_seeds else checked.run.seed
+
+
+def _seed_of_absent(run: AccountedRun) -> object:
+    return ("run", run.run) if run.seed is None and run.state == "unreadable" else run.seed
 
 
 def _of_seed(unit: Sequence[Outcome]) -> Outcome:

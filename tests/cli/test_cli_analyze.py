@@ -90,7 +90,7 @@ def test_details_are_tables_plots_and_sentences(runs: Path) -> None:
 
 def test_many_runs_are_shown_by_arm(runs: Path) -> None:
     for seed in range(3, 28):
-        simple_run(runs, quick(seed=seed, optimizer__name="adam"), loss=7.0)
+        simple_run(runs, quick(seed=seed, optimizer__name="adam"), loss=7 + seed / 100)
     done = analyze(runs, "--details")
     assert done.out.startswith("31 runs: 2 arms, 1 size, 28 seeds, 1,000 steps\n")
     assert "means by arm and size, every run with --json or --html" in done.out
@@ -154,10 +154,16 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     assert summary["stage1_min_unique"] == 16
 
 
-def test_a_bundle_is_refused_by_name(tmp_path: Path) -> None:
-    done = analyze(tmp_path / "all.zip")
-    assert done.code == 2
-    assert "unzip the bundle and give its folder `runs`" in done.err
+def test_a_bundle_is_analysed(runs: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "all.zip"
+    call("verify", runs, "--bundle", bundle)
+    packed, unpacked = analyze(bundle, "--json"), analyze(runs, "--json")
+    names = [[run["name"] for run in done.json["runs"]] for done in (packed, unpacked)]
+    assert names[0] == names[1]
+    assert (packed.code, packed.json["arms"]) == (0, unpacked.json["arms"])
+    assert "is one of the files to analyse" in analyze(bundle, "--csv", bundle).err
+    missing = analyze(tmp_path / "none.zip")
+    assert (missing.code, missing.err.count("\n")) == (2, 1)
 
 
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
@@ -187,10 +193,10 @@ def test_a_run_without_an_evaluation_is_noted_and_left_out(runs: Path, tmp_path:
         (b"\x89PNG\r\n", "x.csv:1: not UTF-8"),
     ],
 )
-def test_a_damaged_file_is_one_line(runs: Path, content: bytes, message: str) -> None:
+def test_a_damaged_file_is_one_line_after_the_others(runs: Path, content: bytes, message: str) -> None:
     (runs / "x.csv").write_bytes(content)
     done = analyze(runs, "--json")
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, len(done.json["runs"])) == (2, 6)
     assert done.err.startswith(f"error: {runs}")
     assert message in done.err
     assert done.err.count("\n") == 1

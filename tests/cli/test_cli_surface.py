@@ -58,8 +58,8 @@ OPTIONS = {
     "--on-divergence --requeue --dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
     "--device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --requeue "
-    "--dry-run --json",
-    "analyze": "paths --baseline --markdown --html --csv --verdict --details --json",
+    "--dry-run --decimal --map --json",
+    "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
     "interventions": "",
     "interventions list": "--json",
     "interventions show": "name --json",

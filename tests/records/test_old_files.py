@@ -134,6 +134,13 @@ def test_a_stopped_run_resumes(old: Old) -> None:
     assert_resumed(old, old.stopped, before)
 
 
+def test_a_stopped_run_resumes_after_its_line_ends_were_changed(old: Old) -> None:
+    before = old.stopped.csv.read_bytes()
+    old.stopped.csv.write_bytes(b"\xef\xbb\xbf" + before.replace(b"\n", b"\r\n"))
+    assert resume(old)
+    assert_resumed(old, old.stopped, before)
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["pack", "alone"])
 def test_a_stopped_pack_resumes(together: bool, old: Old) -> None:
     for paths in old.packed:

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from rows import FIVE, csv_file, row_at, shared_folder, write_rows
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records import NAMES, REQUIRED, RecordWriter, read, reader
+from bitnetctl.records import NAMES, REQUIRED, RecordWriter, cells as cells_of, read, reader
 from bitnetctl.records.schema import HEADER
 
 # reading the origin's files
@@ -50,14 +50,10 @@ def test_the_origins_file(tmp_path: Path, bom: bytes, end: str, blank: str) -> N
 
 
 @pytest.mark.parametrize(
-    "title", ["", "plain", "a, b, Step", 'a "quoted, title', "größer, 256", "Step,Loss", "Step,by,Step"]
+    "title", ["plain", "a, b, Step", 'a "quoted, title', "größer, 256", "Step,Loss", "Step,by,Step"]
 )
 def test_titles(tmp_path: Path, title: str) -> None:
     text = f"{title}\n{FIVE}1,2,3,4,5\n"
-    if not title:
-        with pytest.raises(RecordError, match=r"x\.csv:1: a blank first line"):
-            read(csv_file(tmp_path, text))
-        return
     assert read(csv_file(tmp_path, text)).title == title
 
 
@@ -119,25 +115,24 @@ REFUSED = [
     (FIVE + "5,2,3,4,5\n9,2,3,4,5\n7,2,3,4,5\n", 4, "Step 7 after 9; steps must increase"),
     ("t\n" + FIVE + "5,2,3,4,5\n4,2,3,4,5", 4, "Step 4 after 5; steps must increase"),
     (FIVE + "1,2,3,4,5\n2,two,3,4,5\n", 3, "Loss is 'two', not a number"),
-    (FIVE + "1,2,3,4,NA\n", 2, "WD is 'NA', not a number"),
     (FIVE + "1,1_000,3,4,5\n", 2, "Loss is '1_000', not a number"),
     (FIVE + "1,0x10,3,4,5\n", 2, "Loss is '0x10', not a number"),
     (FIVE + "1,١,3,4,5\n", 2, "Loss is '١', not a number"),
     (FIVE + "1,1 2,3,4,5\n", 2, "Loss is '1 2', not a number"),
     (FIVE + "1,1e400,3,4,5\n", 2, "Loss is '1e400', too large for a double"),
-    (FIVE + '1,"1,5",3,4,5\n', 2, "Loss is '1,5', not a number; decimals need a point, not a comma"),
+    (
+        FIVE + '1,"1,5",3,4,5\n',
+        2,
+        "Loss is '1,5': cells are separated by commas and decimals have a comma; add `--decimal ,`",
+    ),
     (FIVE + "1,1,5,3,4,5\n", 2, "6 cells for 5 columns; decimals need a point, not a comma"),
     (FIVE + "1,1,5,3,4,5", 2, "6 cells for 5 columns"),
     (FIVE + "1,2,3,4,5\n2,1,5,3,4,5", 3, "6 cells for 5 columns"),
     (
         FIVE.replace(",", ";") + "1;2,5;3;4;5\n",
-        1,
-        "cells are separated by semicolons; save the file with commas",
+        2,
+        "Loss is '2,5': cells are separated by semicolons and decimals have a comma; add `--decimal ,`",
     ),
-    ("a title\n" + FIVE.replace(",", ";") + "1;2;3;4;5\n", 2, "cells are separated by semicolons"),
-    (FIVE.replace(",", "\t") + "1\t2\t3\t4\t5\n", 1, "cells are separated by tabs"),
-    (FIVE.replace("\n", "\r") + "1,2,3,4,5\r", 1, "lines end in a bare CR"),
-    (FIVE + "1.0,2,3,4,5\n", 2, "Step is '1.0', not a whole number"),
     (FIVE + "1_0,2,3,4,5\n", 2, "Step is '1_0', not a whole number"),
     (FIVE + "nan,2,3,4,5\n", 2, "Step is 'nan', not a whole number"),
     (FIVE + ",2,3,4,5\n", 2, "Step is empty"),
@@ -145,14 +140,11 @@ REFUSED = [
     (FIVE + "9223372036854775808,2,3,4,5\n", 2, "Step is '9223372036854775808', too large"),
     (FIVE + "9" * 5000 + ",2,3,4,5\n", 2, "too large"),
     (FIVE + "1,2,3,4\n2,2,3,4,5\n", 2, "4 cells for 5 columns"),
-    (FIVE + "1,2,3,4,5\n\n2,2,3,4,5\n", 3, "a blank line between rows"),
-    (FIVE + "1,2,3,4,5\n\n2,2,3,4,5", 3, "a blank line between rows"),
     (FIVE + '1,"2,3,4,5\n2,2,3,4,5\n', 2, "a quoted cell that does not end properly"),
     (FIVE + "1,2,3,4,5\n2,2\0,3,4,5\n", 3, "holds a NUL byte"),
     ("ti\0tle\n" + FIVE + "1,2,3,4,5\n", 1, "holds a NUL byte"),
     ((FIVE + "1,2,3,4,5\n2,").encode() + b"\xff,3,4,5\n", 3, "not UTF-8 (byte 0xff)"),
     (b"gr\xf6\xdfer\n" + (FIVE + "1,2,3,4,5\n").encode(), 1, "not UTF-8 (byte 0xf6)"),
-    (("t\n" + FIVE + "1,2,3,4,5\n").encode("utf-16"), 1, "NUL"),
     (b"Step,Loss,UniquePredictions,LR,WD,Note\n1,2,3,4,5," + b"\xe9\n", 2, "not UTF-8"),
 ]
 
@@ -243,7 +235,7 @@ plain_cells = st.one_of(st.floats().map(repr), st.integers(0, 10**6).map(str), s
 @given(st.data())
 def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
     columns = data.draw(st.permutations([*REQUIRED, "GradNorm", "Other"]))
-    layout = reader.Layout.of(columns)
+    layout = cells_of.Layout.of(columns)
     drawn = plain_cells if data.draw(st.booleans()) else cells
     step, lines = 0, []
     for _ in range(data.draw(st.integers(1, 5))):
@@ -251,10 +243,10 @@ def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
         row = {name: data.draw(drawn) for name in columns} | {"Step": str(step)}
         lines.append(",".join(row[name] for name in columns))
     block = ("\n".join(lines) + "\n").encode()
-    fast = reader.parse_plain(block, layout, -1)
+    fast = cells_of.parse_plain(block, layout, -1)
     if fast is None:
         return
-    parsed = [reader.parse_row(line.encode(), layout) for line in lines]
+    parsed = [cells_of.parse_row(line.encode(), layout) for line in lines]
     steps, values, unknown = zip(*parsed, strict=True)
     assert fast[0].tolist() == list(steps)
     assert (np.diff(fast[0]) > 0).all()
@@ -266,7 +258,7 @@ def test_parse_plain_agrees_with_parse_row(data: st.DataObject) -> None:
 @given(st.lists(st.tuples(*[plain_cells] * 4), min_size=1, max_size=5))
 def test_plain_rows_are_parsed_as_a_block(rows: list[tuple[str, ...]]) -> None:
     block = "".join(f"{step},{','.join(row)}\n" for step, row in enumerate(rows)).encode()
-    fast = reader.parse_plain(block, reader.Layout.of(REQUIRED), -1)
+    fast = cells_of.parse_plain(block, cells_of.Layout.of(REQUIRED), -1)
     assert (fast is None) == (b"inf" in block)
 
 
@@ -285,8 +277,11 @@ def test_blocks_join_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read(csv_file(tmp_path, broken))
     for ends in (b"\n" * 150, b"\r\n" * 90):
         assert len(read(csv_file(tmp_path, content + ends), partial=False).frame) == 59
-    with pytest.raises(RecordError, match=r":61: a blank line between rows"):
-        read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 15 + b"\n"))
+    between = read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 15 + b"\n"))
+    assert between.notes == ("blank lines between rows left out",)
+    assert len(between.frame) == 60
+    with pytest.raises(RecordError, match=r":211: Step 9 after 59; steps must increase"):
+        read(csv_file(tmp_path, content + b"\n" * 150 + b"9,1,1,1,1" + b"," * 15 + b"\n"))
 
 
 def test_a_long_file_is_read_in_linear_time(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_new_run_starts_with_the_header_alone(tmp_path: Path, rows: bytes) -> 
     assert write_rows(path, []) == HEADER
 
 
-@pytest.mark.parametrize("foreign", [FIVE + "1,2,3,4,5\n", "notes\n", ",".join(NAMES) + "\r\n"])
+@pytest.mark.parametrize("foreign", [FIVE + "1,2,3,4,5\n", "notes\n", "\n" + ",".join(NAMES) + "\n"])
 @pytest.mark.parametrize("kept", [b"", KEPT])
 def test_a_file_of_another_program_is_left_alone(tmp_path: Path, foreign: str, kept: bytes) -> None:
     path = csv_file(tmp_path, foreign)
@@ -160,7 +160,7 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path, foreign: str, k
     assert path.read_bytes() == foreign.encode()
 
 
-@pytest.mark.parametrize("content", [None, b"", HEADER[:30], HEADER])
+@pytest.mark.parametrize("content", [None, b"", HEADER[:30], HEADER, HEADER.replace(b"\n", b"\r\n")])
 def test_rows_that_are_gone_are_restored(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.csv"
     put(path, content)

@@ -33,7 +33,7 @@ def page_data(study: Study) -> dict[str, Any]:
     runs, known, thinned = [], set(), False
     for run, summary in zip(study.runs, study.summaries, strict=True):
         steps = run.steps.tolist()
-        kept = kept_indices(len(steps))
+        kept = _kept(run)
         thinned = thinned or len(kept) < len(steps)
         values = _values(run, kept)
         known |= set(values)
@@ -57,6 +57,16 @@ def page_data(study: Study) -> dict[str, Any]:
         "references": _references(study),
         "hint": f"Long runs are thinned to {MOST_POINTS} points." if thinned else "",
     }
+
+
+def _kept(run: Run) -> list[int]:
+    """Return the indices of the rows that are drawn, with held-out losses where most rows have none."""
+    kept = kept_indices(len(run.steps))
+    if len(kept) == len(run.steps):
+        return kept
+    known = (~run.records.unknown["HeldOutLoss"]).nonzero()[0]
+    evaluated = [int(known[index]) for index in kept_indices(len(known))] if len(known) < len(kept) else []
+    return sorted({*kept, *evaluated})
 
 
 def _detail(summary: RunSummary) -> str:

@@ -92,8 +92,8 @@ class FinishedCheck(Check):
 
 def torn_end(run: Run) -> str | None:
     """Return why the last row may be cut short, None where it is whole."""
-    for note in run.records.notes:
-        # without a newline, and with the five required columns only, just the last WD can be short: no check uses it
-        if "torn" in note or run.records.extra or set(run.records.frame.columns) != set(REQUIRED):
-            return f"{note}; end a whole file with a newline"
+    note = run.records.torn
+    # without a newline, and with the five required columns only, just the last WD can be short: no check uses it
+    if note and ("torn" in note or run.records.extra or set(run.records.frame.columns) != set(REQUIRED)):
+        return f"{note}; end a whole file with a newline"
     return None

@@ -1,0 +1,65 @@
+"""The runs that are given to a command as CSVs, folders, patterns and bundles."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bitnetctl.cli.options import print_message
+from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.files import temporary_folder
+from bitnetctl.records.bundle import read_bundle
+from bitnetctl.records.find import find_files
+from bitnetctl.records.run import MOST_UNREAD, LoadedSet, UnreadRun, load_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was given: the files, bundles included, and what they hold."""
+
+    files: list[Path]
+    loaded: LoadedSet
+
+
+@contextlib.contextmanager
+def given_runs(
+    paths: Sequence[str], *, columns: Mapping[str, str] | None = None, decimal: str = "."
+) -> Iterator[Given]:
+    """Yield the given runs, read as `load_files` does; what was unpacked of a bundle is deleted afterwards.
+
+    Raises ConfigError for a path without CSVs and RecordError where no file can be read.
+    """
+    if decimal not in (".", ","):
+        raise ConfigError(f"--decimal {decimal!r}: take a point or a comma")
+    bundles = [path for path in paths if path.lower().endswith(".zip")]
+    found = find_files([path for path in paths if path not in bundles])
+    for hidden in found.skipped:
+        print_message(f"note: {hidden}: left out, a hidden file that another program put there")
+    with temporary_folder() if bundles else contextlib.nullcontext(Path()) as folder:
+        csvs = list(found.csvs)
+        names = {}
+        for index, path in enumerate(bundles):
+            place = folder / str(index)
+            csvs += read_bundle(Path(path).expanduser(), place)
+            names[str(place)] = path
+
+        def named(text: str) -> str:
+            """Name the bundle instead of where it was unpacked."""
+            for place, bundle in names.items():
+                text = text.replace(place, bundle)
+            return text
+
+        try:
+            loaded = load_files(csvs, columns=columns, decimal=decimal)
+        except RecordError as error:
+            raise RecordError(named(str(error))) from error
+        unread = [replace(one, reason=named(one.reason)) for one in loaded.unread]
+        yield Given(files=[*csvs, *map(Path, bundles)], loaded=replace(loaded, unread=unread))
+
+
+def print_unread(unread: Sequence[UnreadRun]) -> None:
+    """Name the files that cannot be read, one line each, on stderr."""
+    for one in unread[:MOST_UNREAD]:
+        print_message(f"error: {' '.join(one.reason.split())}")
+    if len(unread) > MOST_UNREAD:
+        print_message(f"error: and {len(unread) - MOST_UNREAD} more files cannot be read")
