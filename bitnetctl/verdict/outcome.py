@@ -43,7 +43,11 @@ def _by_precedence(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> O
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """Result of one check on one run, or on all seeds of a size where `run` is None; an unknown value is None."""
+    """Result of one check on one run, or on all seeds of a size where `run` is None; an unknown value is None.
+
+    `brief` is the reason without the values of the run, so that equal ones can be counted; `of` is what a value that
+    counts is out of.
+    """
 
     check: str
     outcome: Outcome
@@ -55,6 +59,8 @@ class CheckResult:
     value: float | None = None
     supports: str | None = None
     refutes: str | None = None
+    brief: str = ""
+    of: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,11 @@ def mixed(difference: str) -> str:
     return f"runs that differ in more than the seed are no seeds of one arm: {difference}"
 
 
+def mixed_briefly(difference: str) -> str:
+    """Say the same in a few words."""
+    return f"the seeds differ in more than the seed: {difference}"
+
+
 def minor_difference(size: int | None, difference: str) -> str:
     """Say that runs of one arm differ in software or hardware."""
     where = "" if size is None else f"hidden {size}: "

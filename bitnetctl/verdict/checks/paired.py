@@ -156,7 +156,15 @@ class PairedCheck(MeasuredCheck):
         def describe(outcome: Outcome, levels: Levels) -> str:
             return _sentence(self, pairs, outcome, p, levels)
 
-        return Statement(check=self.label, p=p, describe=describe, value=float(pairs.wins), **self.condition)
+        return Statement(
+            check=self.label,
+            p=p,
+            describe=describe,
+            value=float(pairs.wins),
+            brief=f"{self.measure} {self.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'pair')}",
+            of=pairs.planned,
+            **self.condition,
+        )
 
     def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
         """Pair every seed with its partner; an unfinished or unknown run loses its pair.
