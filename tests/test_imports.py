@@ -64,6 +64,9 @@ INSIDE = {
         "criteria",
         "seeds",
         "judge",
+        "facts",
+        "headline next_step",
+        "summary",
         "__init__",
     ),
     "trainer": (
@@ -78,6 +81,7 @@ INSIDE = {
         "fold columns",
         "fitted",
         "html trajectory markdown plots summary_csv junit",
+        "screen",
         "terminal verification",
         "__init__",
     ),

@@ -181,17 +181,23 @@ def _disagreement(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
     """Describe each verdict with its reasons, and the measures that only the strictest uses."""
     descriptions = [f"{verdict.criteria} says {verdict.outcome.value} ({verdict.reasons[0]})" for verdict in verdicts]
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
-    of_runs = {result.outcome for result in strict.results if result.run is not None}
-    # too few failed seeds leave a rate open: what they fail by is what the criteria disagree on
-    decisive = Outcome.REFUTED if outcome is Outcome.INCONCLUSIVE and Outcome.REFUTED in of_runs else outcome
-    ours = _measures(result for result in strict.results if result.outcome is decisive)
-    seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
-    unseen = [measure for measure in ours if measure not in seen]
+    unseen = unseen_measures(verdicts, outcome)
     text = f"the criteria disagree: {', '.join(descriptions)}"
     if unseen:
         others = " and ".join(verdict.criteria for verdict in verdicts if verdict.outcome is not outcome)
         return f"{text}; {strict.criteria} decides by {', '.join(unseen)}, which {others} does not look at"
     return text
+
+
+def unseen_measures(verdicts: Sequence[Verdict], outcome: Outcome) -> list[str]:
+    """Return the measures that decide the first verdict with an outcome and that those with another do not use."""
+    strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
+    of_runs = {result.outcome for result in strict.results if result.run is not None}
+    # too few failed seeds leave a rate open: what they fail by is what the criteria disagree on
+    decisive = Outcome.REFUTED if outcome is Outcome.INCONCLUSIVE and Outcome.REFUTED in of_runs else outcome
+    ours = _measures(result for result in strict.results if result.outcome is decisive)
+    seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
+    return [measure for measure in ours if measure not in seen]
 
 
 def _measures(results: Iterable[CheckResult]) -> list[str]:

@@ -284,6 +284,7 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
             "runs": len(assessment.checked),
             "seeds": tally.total,
             **vars(tally),
+            "unfinished": assessment.unfinished,
             "failure_rate_at_least": lower,
             "failure_rate_at_most": upper,
             "level_of_support": levels.supporting,

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import NAMES, REQUIRED, Run
-from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, inconclusive, require_known
 from bitnetctl.units import listed
+from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, inconclusive, require_known
 from bitnetctl.verdict.outcome import Outcome
 
 

@@ -1,0 +1,288 @@
+"""A verdict in a few lines, as data: what was claimed, what came out, one row for each arm and size, why, what next.
+
+Terminal, Markdown, HTML and `--json` show the same summary.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+
+from pydantic import BaseModel, ConfigDict
+
+from bitnetctl.records import Run
+from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.units import plural
+from bitnetctl.verdict import headline, wording
+from bitnetctl.verdict.checks.base import ThresholdCheck
+from bitnetctl.verdict.criteria import Criteria
+from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
+from bitnetctl.verdict.limits import last_median
+from bitnetctl.verdict.next_step import next_step
+from bitnetctl.verdict.options import JudgeOptions
+from bitnetctl.verdict.outcome import CheckResult, Combined, Outcome, strictest
+
+MOST_COLUMNS = 4
+"""Most measures that are columns, the most decisive first."""
+
+
+class _Model(BaseModel):
+    # a file of another version may have more fields
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class SummaryColumn(_Model):
+    """A measure that decides; `needed` is the condition that supports, such as `> 0.5`."""
+
+    name: str
+    measure: str
+    needed: str
+    threshold: float | None = None
+
+
+class SummaryCell(_Model):
+    """The mean of a measure over the runs of a row where it is finite, and how many of `runs` fail or are open."""
+
+    mean: float | None
+    failed: int = 0
+    undecided: int = 0
+    runs: int = 0
+
+
+class SummaryRow(_Model):
+    """One arm at one size; `cells` are those of the columns, None where no run has a value.
+
+    `held_out_loss` and `unique` are means over the runs; `versus_baseline` is the mean difference in held-out loss to
+    the baseline's runs of the same seeds.
+    """
+
+    arm: str
+    size: int | None
+    verdict: Outcome
+    is_asked: bool
+    seeds_ok: int
+    seeds: int
+    seeds_needed: int | None
+    held_out_loss: float | None
+    versus_baseline: float | None
+    unique: float | None
+    cells: tuple[SummaryCell | None, ...]
+
+
+class Summary(_Model):
+    """What was judged and what came out; `why`, `effect` and `notes` are sentences, the most important first."""
+
+    claim: str
+    outcome: Outcome
+    exit_code: int
+    arms: tuple[str, ...]
+    is_requested: bool
+    headline: str
+    other_arms: dict[str, Outcome]
+    criteria: str
+    horizon: str
+    columns: tuple[SummaryColumn, ...]
+    rows: tuple[SummaryRow, ...]
+    why: tuple[str, ...]
+    effect: tuple[str, ...]
+    notes: tuple[str, ...]
+    next: str
+
+    @property
+    def last_line(self) -> str:
+        """The verdict in one line, for scripts and for the end of a screen."""
+        of_arms = f" ({', '.join(self.arms)})" if self.other_arms else ""
+        return f"verdict{of_arms}: {self.outcome.value}"
+
+
+def summarize(
+    judged: Mapping[str, Combined],
+    deciding: Sequence[str],
+    criteria: Sequence[Criteria],
+    runs: Sequence[Run],
+    options: JudgeOptions,
+    *,
+    requested: bool,
+) -> Summary:
+    """Summarize the verdicts on all arms by these criteria; `requested` is whether the deciding arms were asked for."""
+    facts = Facts(judged=judged, deciding=deciding, requested=requested, criteria=criteria, options=options, runs=runs)
+    why = headline.reasons(facts)
+    columns = _columns(facts)
+    return Summary(
+        claim=headline.claim(facts),
+        outcome=facts.outcome,
+        exit_code=facts.outcome.exit_code,
+        arms=tuple(deciding),
+        is_requested=requested,
+        headline=headline.headline(facts, why),
+        other_arms={arm: one.outcome for arm, one in judged.items() if arm not in deciding},
+        criteria=headline.criteria_line(facts),
+        horizon=headline.horizon(facts),
+        columns=columns,
+        rows=tuple(_row(facts, cell, columns) for cell in facts.cells),
+        why=tuple(why),
+        effect=tuple(_effects(facts)),
+        notes=tuple(_notes(facts)),
+        next=next_step(facts),
+    )
+
+
+def _columns(facts: Facts) -> tuple[SummaryColumn, ...]:
+    """Return the measures with a threshold, those that decide most runs first."""
+    decided: dict[SummaryColumn, int] = {}
+    for verdict in facts.verdicts:
+        checks = facts.checks_of(verdict)
+        for result in verdict.results:
+            check = checks.get(result.check)
+            if isinstance(check, ThresholdCheck) and result.run is not None and result.supports is not None:
+                column = SummaryColumn(
+                    name=check.short, measure=check.measure, needed=result.supports, threshold=check.supporting
+                )
+                decides = result.outcome is facts.outcome and facts.outcome is not Outcome.SUPPORTED
+                decided[column] = decided.get(column, 0) + decides + (result.outcome is Outcome.REFUTED)
+    return tuple(sorted(decided, key=lambda column: -decided[column])[:MOST_COLUMNS])
+
+
+def _row(facts: Facts, cell: SizeOfArm, columns: Sequence[SummaryColumn]) -> SummaryRow:
+    arm, size = cell
+    verdicts = facts.judged[arm].verdicts
+    runs = facts.runs_of.get(cell, ())
+    statistics = [one for verdict in verdicts for one in verdict.statistics if one["size"] == size]
+    needed = [one.get("healthy_needed", one["seeds"]) for one in statistics]
+    possible = [number for number in needed if number is not None]
+    return SummaryRow(
+        arm=arm,
+        size=size,
+        verdict=strictest(verdict.sizes[size] for verdict in verdicts if size in verdict.sizes),
+        is_asked=arm in facts.deciding,
+        seeds_ok=_healthy_seeds(facts, cell),
+        seeds=max((one["seeds"] for one in statistics), default=0),
+        seeds_needed=max(possible) if len(possible) == len(needed) > 0 else None,
+        held_out_loss=_mean([_final(run, "HeldOutLoss") for run in runs]),
+        versus_baseline=_mean(list(_differences(facts, cell))),
+        unique=_mean([_final(run, "UniquePredictions") for run in runs]),
+        cells=tuple(_cell(facts, cell, column) for column in columns),
+    )
+
+
+def _healthy_seeds(facts: Facts, cell: SizeOfArm) -> int:
+    """Count the seeds of which every run is healthy by every criterion."""
+    arm, size = cell
+    outcomes: dict[object, set[Outcome]] = {}
+    for verdict in facts.judged[arm].verdicts:
+        for run in verdict.runs:
+            if run.size == size:
+                distinct = run.seed is None and facts.options.distinct_seeds
+                outcomes.setdefault(("run", run.run) if distinct else run.seed, set()).add(run.outcome)
+        for one in verdict.not_judged:
+            if one["state"] == "failed" and one["size"] == size:
+                outcomes.setdefault(one["seed"], set()).add(Outcome.REFUTED)
+    return sum(of_seed == {Outcome.SUPPORTED} for of_seed in outcomes.values())
+
+
+def _cell(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> SummaryCell | None:
+    results = list(_results(facts, cell, column))
+    of_runs = [result for result in results if result.run is not None]
+    values = [result.value for result in of_runs]
+    if not any(value is not None for value in values):
+        return None
+    # a claim about the mean is one about all runs
+    over_seeds = {result.outcome for result in results if result.run is None}
+    outcomes = [result.outcome for result in of_runs]
+    return SummaryCell(
+        mean=_mean(values),
+        failed=len(of_runs) if Outcome.REFUTED in over_seeds else outcomes.count(Outcome.REFUTED),
+        undecided=outcomes.count(Outcome.INCONCLUSIVE),
+        runs=len(of_runs),
+    )
+
+
+def _results(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> Iterator[CheckResult]:
+    """Yield the results of the first check that is this column, for the runs of a cell and over its seeds."""
+    arm, size = cell
+    for verdict in facts.judged[arm].verdicts:
+        checks = facts.checks_of(verdict)
+        found = [
+            result
+            for result in verdict.results
+            if result.size == size
+            and result.supports == column.needed
+            and result.measure == column.measure
+            and checks[result.check].short == column.name
+        ]
+        if found:
+            yield from found
+            return
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(known) if known else None
+
+
+def _final(run: Run, measure: str) -> float | None:
+    return last_median(run, measure, 1)
+
+
+def _differences(facts: Facts, cell: SizeOfArm) -> Iterator[float]:
+    """Yield the held-out loss of every seed less that of the baseline, if they were trained alike."""
+    arm, size = cell
+    ours, theirs = facts.runs_of.get(cell, ()), facts.runs_of.get((BASELINE, size), ())
+    if arm == BASELINE or not theirs or provenance_differences([*ours, *theirs], same_arm=False).breaking:
+        return
+    by_place = {(run.seed, run.final_step): _final(run, "HeldOutLoss") for run in theirs}
+    for run in ours:
+        own, other = _final(run, "HeldOutLoss"), by_place.get((run.seed, run.final_step))
+        if run.seed is not None and own is not None and other is not None:
+            yield own - other
+
+
+def _effects(facts: Facts) -> Iterator[str]:
+    """Say how the deciding arms differ from the baseline in held-out loss; this describes and tests nothing."""
+    for arm in facts.deciding:
+        by_size = {
+            size: [value for value in _differences(facts, (arm, size)) if math.isfinite(value)]
+            for of_arm, size in facts.cells
+            if of_arm == arm
+        }
+        values = [value for of_size in by_size.values() for value in of_size]
+        if not values:
+            continue
+        means = [f"{signed(fmean(of))} at {_size(size)}" for size, of in by_size.items() if of]
+        if len(means) > headline.MOST_NAMES:
+            means = [f"{signed(fmean(values))} over {len(means)} sizes"]
+        lower = sum(value < 0 for value in values)
+        yield (
+            f"{arm}: held-out loss {', '.join(means)} against the {BASELINE} (lower in {lower} of "
+            f"{plural(len(values), 'pair')})"
+        )
+
+
+def _size(size: int | None) -> str:
+    return "unknown size" if size is None else f"h{size}"
+
+
+def signed(value: float) -> str:
+    """Format a difference with its sign in two decimals, in more where they would be zeros."""
+    digits = 2 if abs(value) >= 0.005 or value == 0 else 2 - math.floor(math.log10(abs(value)) + 1)
+    return f"{value:+.{min(digits, 6)}f}".replace("-", "−")
+
+
+def _notes(facts: Facts) -> Iterator[str]:
+    """Yield what bounds the verdict, in a few words each, then how many notes there are in all."""
+    evidence = {verdict.criteria: verdict.evidence for verdict in facts.verdicts if verdict.evidence is not None}
+    for name, level in evidence.items():
+        if level == "scaled":
+            yield f"scaled replica: not the sizes and steps that {name} names"
+        elif level != "none":
+            yield f"{level} evidence by {name}"
+    by_rate = [verdict for verdict in facts.verdicts if verdict.rule.get("rule") == "rate"]
+    looks = max((verdict.rule["looks"] for verdict in by_rate), default=1)
+    if looks > 1:
+        error = max(verdict.rule["looks"] * round(1 - verdict.rule["confidence"], 12) for verdict in by_rate)
+        yield f"the number of seeds grew {plural(looks - 1, 'time')}: error rate up to {wording.percent(min(1, error))}"
+    arms = max((verdict.rule["arms"] for verdict in by_rate), default=1)
+    if arms > 1:
+        yield f"{arms} arms share the error rate"
+    notes = {note for combined in facts.judged.values() for verdict in combined.verdicts for note in verdict.notes}
+    if notes:
+        yield f"{plural(len(notes), 'note')} with --details"
