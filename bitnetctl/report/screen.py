@@ -157,8 +157,8 @@ def needed_seeds(summary: Summary) -> str:
 
 
 def needed_text(column: SummaryColumn) -> str:
-    """Return the supporting condition as it fits a narrow column."""
-    return column.needed.replace(" ", "")
+    """Return the supporting condition as it fits a narrow column; that of pairs is in the claim."""
+    return "" if column.is_count else column.needed.replace(" ", "")
 
 
 def cell_text(cell: SummaryCell | None, column: SummaryColumn) -> str:
@@ -166,6 +166,8 @@ def cell_text(cell: SummaryCell | None, column: SummaryColumn) -> str:
     if cell is None:
         return UNKNOWN
     text = UNKNOWN if cell.mean is None else value_text(cell.mean, column.threshold)
+    if column.is_count:
+        return f"{text}/{cell.runs}" + ("×" if cell.failed else "?" if cell.undecided else "")
     if cell.failed:
         return f"{text}×" + (f"{cell.failed}/{cell.runs}" if cell.failed < cell.runs else "")
     return f"{text}?" if cell.undecided else text
@@ -173,6 +175,8 @@ def cell_text(cell: SummaryCell | None, column: SummaryColumn) -> str:
 
 def value_text(value: float, threshold: float | None) -> str:
     """Format a value in three digits, or in as many as tell it from a threshold that it does not equal."""
+    if value == round(value):
+        return f"{value:,.0f}"
     for digits in range(2, 7):
         text = f"{value:,.0f}" if abs(value) >= 100 and digits == 2 else f"{value:.{digits}f}"
         is_lost = float(text.replace(",", "")) == 0 != value

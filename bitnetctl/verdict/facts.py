@@ -75,14 +75,12 @@ class Facts:
 
     @cached_property
     def cells(self) -> list[SizeOfArm]:
-        """Every arm and size that is judged; sizes ascend."""
-        return [
-            (arm, size)
+        """Every arm and size that is judged; sizes ascend, and an arm without a run has one that is unknown."""
+        sizes_of: dict[str, set[int | None]] = {
+            arm: {size for verdict in combined.verdicts for size in verdict.sizes} or {None}
             for arm, combined in self.judged.items()
-            for size in sorted(
-                {size for verdict in combined.verdicts for size in verdict.sizes}, key=lambda size: size or 0
-            )
-        ]
+        }
+        return [(arm, size) for arm, sizes in sizes_of.items() for size in sorted(sizes, key=lambda size: size or 0)]
 
     @cached_property
     def deciding_cells(self) -> list[SizeOfArm]:

@@ -1,7 +1,8 @@
 """The sentences at the head of a report: what was claimed, what came out, and why, in a few words each."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitnetctl.units import listed, plural, shortened
@@ -11,6 +12,7 @@ from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.facts import BASELINE, Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict, strictest, unseen_measures
+from bitnetctl.verdict.seeds import RATE
 
 MOST_NAMES = 3
 """Most arms or sizes that a sentence lists."""
@@ -37,7 +39,8 @@ def claim(facts: Facts) -> str:
         names = [f"{names[0]} to {names[-1]}"]
     subject = f"{', '.join(names) or 'runs of unknown size'} {_trained(facts)}"
     single = len(sizes) == 1 and len(facts.deciding) == 1
-    return f"{subject} {_predicate(facts.criteria, single=single)} ({_extent(facts, len(sizes))})"
+    extent = _extent(facts, len(sizes)) or "no run"
+    return f"{subject} {_predicate(facts.criteria, single=single)} ({extent})"
 
 
 def _trained(facts: Facts) -> str:
@@ -47,19 +50,19 @@ def _trained(facts: Facts) -> str:
         return f"of {listed(facts.deciding)}"
     [arm] = facts.deciding
     if arm == UNKNOWN_ARM:
-        return "of an unknown arm"
+        return "and of an unknown arm" if all(size is None for _, size in facts.deciding_cells) else "of an unknown arm"
     return f"trained as the {BASELINE}" if arm == BASELINE else f"trained with `{arm}`"
 
 
 def _predicate(criteria: Sequence[Criteria], *, single: bool) -> str:
     paired = [check for one in criteria for check in one.of_kind(PairedCheck)]
-    if paired and all(_compares_only(one) for one in criteria):
+    if all(compares_only(one) for one in criteria):
         claims = dict.fromkeys(f"a {check.better} {check.measure} than `{check.against}`" for check in paired)
         return f"{'has' if single else 'have'} {listed(list(claims))}"
     return f"{'does' if single else 'do'} not collapse"
 
 
-def _compares_only(criteria: Criteria) -> bool:
+def compares_only(criteria: Criteria) -> bool:
     """Whether criteria say nothing about the runs of an arm by themselves."""
     return all(check.about_completion or isinstance(check, PairedCheck) for check in criteria.checks)
 
@@ -94,12 +97,12 @@ def horizon(facts: Facts) -> str:
         return ""
     text = f"{steps_text(facts)} {'as recorded' if lengths.requested is None else 'as requested'}"
     if short:
-        text += f", of {lengths.recipe:,} in the recipe"
+        text += f" (the recipe plans {lengths.recipe:,})"
     for name, steps in required.items():
         if lengths.requested is not None:
             text += f"; {name} asks for {steps:,}"
         elif steps > lengths.planned[0]:
-            text += f"; {name} is judged at its own {steps:,}, with --steps {lengths.planned[0]} at these"
+            text += f"; {name} asks for {steps:,} unless --steps {lengths.planned[0]} is given"
     return text
 
 
@@ -111,14 +114,16 @@ def headline(facts: Facts, why: Sequence[str]) -> str:
         return f"the strictest of {len(outcomes)} arms: {', '.join(counts)}"
     match facts.outcome:
         case Outcome.SUPPORTED:
-            return _supported(facts)
+            return _supported(facts, why)
         case Outcome.REFUTED:
             return _refuted(facts) or (why[0] if why else "")
     return why[0] if why else "no run to judge"
 
 
-def _supported(facts: Facts) -> str:
+def _supported(facts: Facts, why: Sequence[str]) -> str:
     by_rate = [verdict for verdict in facts.decisive if facts.criteria_of(verdict).seeds.rule == "rate"]
+    if why and all(compares_only(facts.criteria_of(verdict)) for verdict in facts.decisive):
+        return why[0]
     if by_rate:
         limit = min(facts.criteria_of(verdict).seeds.max_failure_rate for verdict in by_rate)
         return f"fewer than {share(limit)} of all seeds fail{confidence(by_rate)}"
@@ -130,7 +135,7 @@ def _refuted(facts: Facts) -> str:
     by_rate = [
         verdict
         for verdict in facts.decisive
-        if any(result.check == "failure rate" and result.outcome is Outcome.REFUTED for result in verdict.results)
+        if any(_is_rate(result) and result.outcome is Outcome.REFUTED for result in verdict.results)
     ]
     if by_rate:
         limit = max(facts.criteria_of(verdict).seeds.max_failure_rate for verdict in by_rate)
@@ -144,6 +149,10 @@ def _refuted(facts: Facts) -> str:
     seeds = plural(sum(one["seeds"] for one in sizes), "seed")
     verb = "fails" if failed == 1 else "fail"
     return f"{failed} of {seeds} {verb} by {verdict.criteria}, and one is enough"
+
+
+def _is_rate(result: CheckResult) -> bool:
+    return result.run is None and result.check == RATE
 
 
 def share(rate: float) -> str:
@@ -201,7 +210,18 @@ def reasons(facts: Facts) -> list[str]:
     ordered = sorted(found.values(), key=lambda tally: (tally.rank, -len(tally.runs)))
     several = len({verdict.criteria for verdict in facts.decisive}) > 1
     all_sizes = {size for _, size in facts.deciding_cells}
-    return [_text(tally, all_sizes, name=several) for tally in ordered]
+    alike = itertools.groupby(
+        ordered, key=lambda tally: (tally.rank, tuple(tally.criteria), len(tally.runs), len(tally.of))
+    )
+    return [text for _, group in alike for text in _texts(list(group), all_sizes, name=several)]
+
+
+def _texts(alike: Sequence[Tally], all_sizes: set[int | None], *, name: bool) -> list[str]:
+    """Return one sentence for reasons that hold in as many runs, one for each that is said over seeds."""
+    if not alike[0].of:
+        return [_text(tally, all_sizes, name=name) for tally in alike]
+    together = replace(alike[0], text=", ".join(tally.text for tally in alike))
+    return [_text(together, all_sizes, name=name)]
 
 
 def _text(tally: Tally, all_sizes: set[int | None], *, name: bool) -> str:
@@ -246,7 +266,7 @@ def _identity(verdict: Verdict, result: CheckResult) -> object:
 
 def _rank(result: CheckResult, outcome: Outcome, completion: set[str]) -> int | None:
     """Return how early a result is named among the reasons for an outcome; None where it is none of them."""
-    if result.check == "failure rate":
+    if _is_rate(result):
         return None
     if outcome is Outcome.INCONCLUSIVE:
         if result.outcome in (Outcome.SUPPORTED, Outcome.INVALID):
@@ -255,7 +275,7 @@ def _rank(result: CheckResult, outcome: Outcome, completion: set[str]) -> int | 
             return 0
         if result.check in completion:
             return 1
-        return 3 if result.outcome is Outcome.INCONCLUSIVE else 4
+        return 3
     if result.outcome is not outcome:
         return None
     if outcome is Outcome.SUPPORTED and result.run is not None and result.supports is None:

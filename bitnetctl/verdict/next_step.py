@@ -7,7 +7,7 @@ from bitnetctl.records import REQUIRED
 from bitnetctl.units import plural, shortened
 from bitnetctl.verdict.facts import Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
-from bitnetctl.verdict.outcome import Outcome, Verdict
+from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict
 
 SUGGESTED = ("decoupled-decay", "no-decay", "reduced-lr", "wd-schedule")
 """Interventions against the collapse, the most effective first."""
@@ -23,13 +23,41 @@ def next_step(facts: Facts) -> str:
                 "train longer, larger or with more seeds before relying on it; then look at the text it writes"
             )
         case Outcome.INVALID:
-            return (
-                "remove what makes it invalid: train all runs alike, take a probe that can show the threshold, or a "
-                "reference run that works"
-            )
+            return _made_valid(facts)
         case Outcome.REFUTED:
+            if _only_crashed(facts):
+                return "find out why it crashed: --details shows the message; then train it again"
             return "; ".join(filter(None, (_repeated(facts) or _cause(facts), _other_arm(facts))))
     return _decide(facts)
+
+
+def _made_valid(facts: Facts) -> str:
+    """Return how to remove what makes a verdict invalid."""
+    kinds = {
+        getattr(facts.checks_of(verdict).get(result.check), "kind", "provenance")
+        for verdict in facts.decisive
+        for result in verdict.results
+        if result.outcome is Outcome.INVALID
+    }
+    ways = {
+        "provenance": "judge runs of one text and one set of settings only, or train all of them alike",
+        "probe": "train with a larger probe (probe.positions), or on a text with more distinct tokens",
+        "level": "take a probe or a measure that can reach the threshold",
+        "twin": "make the reference run work first: the setup is at fault",
+    }
+    return "; ".join(text for kind, text in ways.items() if kind in kinds) or "look at every check with --details"
+
+
+def _only_crashed(facts: Facts) -> bool:
+    """Whether nothing else refutes."""
+    failed = {
+        (result.check == facts.criteria_of(verdict).finite.label and result.brief == "crashed")
+        or result.brief == "failed before the first evaluation"
+        for verdict in facts.decisive
+        for result in verdict.results
+        if result.outcome is Outcome.REFUTED
+    }
+    return failed == {True}
 
 
 def _repeated(facts: Facts) -> str:
@@ -87,7 +115,7 @@ def _ways(facts: Facts) -> Iterator[str]:
     ):
         yield "finish the missing and unfinished runs: the command that started them does"
     if not runs:
-        yield "train runs of it: the same command without --no-train and paths does"
+        yield "give runs of the arm that was asked for, or train them: leave out the paths and --no-train"
     yield from _other_length(facts)
     unknown = sum(run.seed is None for run in runs)
     if unknown > 1 and not facts.options.distinct_seeds:
@@ -96,6 +124,8 @@ def _ways(facts: Facts) -> Iterator[str]:
             "run-seed3.csv, or give --distinct-seeds"
         )
     yield from _more_seeds(facts)
+    if any(result.supports is not None and result.value is not None for result in _open_results(facts)):
+        yield "no threshold is passed in some runs: train longer, or judge by more seeds"
 
 
 def _other_length(facts: Facts) -> Iterator[str]:
@@ -112,8 +142,9 @@ def _other_length(facts: Facts) -> Iterator[str]:
         yield f"give the planned steps: --steps {horizon.reached}, if these runs are whole"
 
 
-def _open_results(facts: Facts):  # type: ignore[no-untyped-def]
-    return (result for verdict in facts.decisive for result in verdict.results if result.outcome is facts.outcome)
+def _open_results(facts: Facts) -> Iterator[CheckResult]:
+    for verdict in facts.decisive:
+        yield from (result for result in verdict.results if result.outcome is facts.outcome)
 
 
 def _more_seeds_needed(facts: Facts) -> bool:

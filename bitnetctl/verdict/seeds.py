@@ -26,6 +26,9 @@ from bitnetctl.verdict.rule import (
 
 Statistics = Mapping[str, Any]
 
+RATE = "failure rate"
+"""The check of the statement about the fraction of seeds that fail."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SizeAssessment:
@@ -243,7 +246,7 @@ def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
         )
 
     return Statement(
-        check="failure rate",
+        check=RATE,
         p=failure_rate_test(tally, limit) if tally.total else UNDECIDABLE,
         describe=describe,
         value=tally.unhealthy / tally.total if tally.total else None,

@@ -31,12 +31,16 @@ class _Model(BaseModel):
 
 
 class SummaryColumn(_Model):
-    """A measure that decides; `needed` is the condition that supports, such as `> 0.5`."""
+    """A measure that decides; `needed` is the condition that supports, such as `> 0.5`.
+
+    With `is_count` its values are numbers of pairs that fulfil it, out of `runs`.
+    """
 
     name: str
     measure: str
     needed: str
     threshold: float | None = None
+    is_count: bool = False
 
 
 class SummaryCell(_Model):
@@ -133,10 +137,14 @@ def _columns(facts: Facts) -> tuple[SummaryColumn, ...]:
         checks = facts.checks_of(verdict)
         for result in verdict.results:
             check = checks.get(result.check)
+            column: SummaryColumn | None = None
             if isinstance(check, ThresholdCheck) and result.run is not None and result.supports is not None:
                 column = SummaryColumn(
                     name=check.short, measure=check.measure, needed=result.supports, threshold=check.supporting
                 )
+            elif result.of is not None and result.measure is not None and result.supports is not None:
+                column = SummaryColumn(name="pairs", measure=result.measure, needed=result.supports, is_count=True)
+            if column is not None:
                 decides = result.outcome is facts.outcome and facts.outcome is not Outcome.SUPPORTED
                 decided[column] = decided.get(column, 0) + decides + (result.outcome is Outcome.REFUTED)
     return tuple(sorted(decided, key=lambda column: -decided[column])[:MOST_COLUMNS])
@@ -152,7 +160,7 @@ def _row(facts: Facts, cell: SizeOfArm, columns: Sequence[SummaryColumn]) -> Sum
     return SummaryRow(
         arm=arm,
         size=size,
-        verdict=strictest(verdict.sizes[size] for verdict in verdicts if size in verdict.sizes),
+        verdict=strictest(verdict.sizes.get(size, verdict.outcome) for verdict in verdicts),
         is_asked=arm in facts.deciding,
         seeds_ok=_healthy_seeds(facts, cell),
         seeds=max((one["seeds"] for one in statistics), default=0),
@@ -181,6 +189,8 @@ def _healthy_seeds(facts: Facts, cell: SizeOfArm) -> int:
 
 def _cell(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> SummaryCell | None:
     results = list(_results(facts, cell, column))
+    if column.is_count:
+        return next(map(_count_cell, results), None)
     of_runs = [result for result in results if result.run is not None]
     values = [result.value for result in of_runs]
     if not any(value is not None for value in values):
@@ -196,6 +206,16 @@ def _cell(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> SummaryCell |
     )
 
 
+def _count_cell(result: CheckResult) -> SummaryCell:
+    count = result.of or 0
+    return SummaryCell(
+        mean=result.value,
+        failed=count if result.outcome is Outcome.REFUTED else 0,
+        undecided=count if result.outcome is Outcome.INCONCLUSIVE else 0,
+        runs=count,
+    )
+
+
 def _results(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> Iterator[CheckResult]:
     """Yield the results of the first check that is this column, for the runs of a cell and over its seeds."""
     arm, size = cell
@@ -207,7 +227,7 @@ def _results(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> Iterator[C
             if result.size == size
             and result.supports == column.needed
             and result.measure == column.measure
-            and checks[result.check].short == column.name
+            and (result.of is not None if column.is_count else checks[result.check].short == column.name)
         ]
         if found:
             yield from found
@@ -269,6 +289,9 @@ def signed(value: float) -> str:
 
 def _notes(facts: Facts) -> Iterator[str]:
     """Yield what bounds the verdict, in a few words each, then how many notes there are in all."""
+    unknown = sum(run.seed is None for run in facts.deciding_runs)
+    if unknown > 1 and not facts.options.distinct_seeds:
+        yield f"{unknown} runs of unknown seed count as one seed (else --distinct-seeds)"
     evidence = {verdict.criteria: verdict.evidence for verdict in facts.verdicts if verdict.evidence is not None}
     for name, level in evidence.items():
         if level == "scaled":
