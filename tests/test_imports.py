@@ -79,7 +79,7 @@ INSIDE = {
     "report": (
         "escape",
         "fold columns",
-        "fitted",
+        "fitted head",
         "html trajectory markdown plots summary_csv junit",
         "screen",
         "terminal verification",

@@ -1,7 +1,9 @@
 """`bitnetctl analyze`: what a set of runs shows."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from bitnetctl.analysis.study import Study
+    from bitnetctl.verdict import Summary
 
 # above it a terminal shows a row for each arm and size, not for each run
 _MOST_RUNS_SHOWN = 24
@@ -41,7 +44,8 @@ def analyze(
     as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
-    judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
+    trees = [_read_json(file) for file in verdicts or ()]
+    judged = [verdict for file, tree in zip(verdicts or (), trees, strict=True) for verdict in _verdicts(file, tree)]
     from bitnetctl import api, report
     from bitnetctl.files import write_atomic
     from bitnetctl.records import load_begun_runs
@@ -63,7 +67,7 @@ def analyze(
     if markdown is not None:
         write_atomic(markdown, report.markdown_report(study).encode())
     if html is not None:
-        write_atomic(html, report.html_page(study, judged).encode())
+        write_atomic(html, report.html_page(study, judged, _summaries(trees)).encode())
     if csv is not None:
         write_atomic(csv, report.summaries_csv(study).encode())
     if as_json:
@@ -121,14 +125,31 @@ def _show(study: "Study", console: Console) -> None:
             line(f"note: {note}", "dim")
 
 
-def _read_verdicts(file: Path) -> list[dict[str, Any]]:
-    """Return the verdicts in a file that `verify --json` wrote; raises ConfigError."""
+def _read_json(file: Path) -> Any:
+    """Return what a file of `verify --json` holds; raises ConfigError."""
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
+
+
+def _summaries(trees: Iterable[Any]) -> "list[Summary]":
+    """Return the summaries in files of `verify --json`; those of an earlier version have none."""
+    from pydantic import ValidationError
+
+    from bitnetctl.verdict import Summary
+
+    found = []
+    for tree in trees:
+        with contextlib.suppress(ValidationError):
+            found.append(Summary.model_validate(tree.get("summary") if isinstance(tree, dict) else None))
+    return found
+
+
+def _verdicts(file: Path, tree: Any) -> list[dict[str, Any]]:
+    """Return the verdicts in a file that `verify --json` wrote; raises ConfigError."""
     verdicts = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
     if not isinstance(verdicts, list) or not all(map(_is_verdict, verdicts)):
         raise ConfigError(f"--verdict {file}: not what `bitnetctl verify --json` writes")

@@ -65,7 +65,7 @@ def verify(
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write verdict and curves as one page.")
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write verdict and curves as one page.")
     ] = None,
     details: Annotated[bool, typer.Option("--details", help="Show trajectories and every check, too.")] = False,
     as_json: options.Json = False,
@@ -208,7 +208,7 @@ def _judge_and_show(
     """
     from bitnetctl import api
     from bitnetctl.files import write_atomic
-    from bitnetctl.report import junit_xml, verification_report
+    from bitnetctl.report import html_page, junit_xml, verification_report
     from bitnetctl.verdict import JudgeOptions, combine, summarize
 
     options: dict[str, Any] = {
@@ -240,13 +240,16 @@ def _judge_and_show(
     tree = _json(judged, summary)
     tree["options"] = options
     if report is not None:
-        write_atomic(report, verification_report(runs, judged, outcome).encode())
+        write_atomic(report, verification_report(runs, judged, summary).encode())
     if junit is not None:
         verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(junit, junit_xml(verdicts).encode())
     if bundle is not None:
         described = [(one.name, one.model_dump_json(indent=2)) for one in criteria]
         write_bundle(bundle, runs, described, tree, inventory=inventory)
+    if html is not None:
+        page = html_page(api.analyze(runs), tree["verdicts"], [summary])
+        write_atomic(html, page.encode())
     if as_json:
         print_json(tree)
     else:

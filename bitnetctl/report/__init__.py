@@ -18,5 +18,4 @@ from bitnetctl.report.terminal import (
     trajectory_table as trajectory_table,
     verdict_lines as verdict_lines,
 )
-from bitnetctl.report.trajectory import next_step as next_step
 from bitnetctl.report.verification import verification_report as verification_report
