@@ -83,5 +83,5 @@ def value_text(value: float, threshold: float | None) -> str:
         text = f"{value:,.{digits}f}"
         shown = float(text.replace(",", ""))
         if shown not in (0, threshold):
-            return text
+            return text.replace("-", "−")
     return number_text(value)

@@ -9,7 +9,7 @@ from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
 from bitnetctl.report.head import head_columns
-from bitnetctl.units import shortened
+from bitnetctl.units import plural, shortened
 from bitnetctl.verdict import Outcome, Summary
 from bitnetctl.verdict.summary import SummaryRow
 
@@ -55,7 +55,8 @@ def _lines(summary: Summary, width: int, reasons: int) -> Iterator[Text]:
         more = f" … {hidden} more" if hidden > 0 else ""
         yield from _labelled("" if index else "why", f"{text}{more}", width)
     yield from _labelled("effect", _cut(summary.effect, 2, "more arms"), width)
-    yield from _labelled("note", "; ".join(summary.notes), width)
+    notes = [*summary.notes, *[f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)]
+    yield from _labelled("note", "; ".join(notes), width)
     yield from _labelled("next", summary.next, width)
     yield from _labelled("more", MORE, width)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
 from bitnetctl.report.columns import UNKNOWN
-from bitnetctl.report.escape import markdown_cell, markdown_line
+from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.head import head_columns
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
@@ -36,8 +36,11 @@ def _head(summary: Summary) -> list[str]:
         ("Next", [summary.next]),
     )
     columns = head_columns(summary, summary.rows)
-    cells = [[markdown_cell(one.text(row)) for one in columns] for row in summary.rows]
-    cells.append([markdown_cell(one.needed) for one in columns])
+    # a number is no formula
+    cells = [
+        [(markdown_text if one.is_number else markdown_cell)(one.text(row)) for one in columns] for row in summary.rows
+    ]
+    cells.append([markdown_text(one.needed) for one in columns])
     return [
         f"Claim: {markdown_line(summary.claim)}",
         "",

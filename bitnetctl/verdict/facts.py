@@ -123,13 +123,10 @@ class Facts:
 
     @cached_property
     def shortened_for(self) -> set[str]:
-        """The criteria that ask for more steps than were planned for any run, which is told once."""
+        """The criteria that are judged at more steps than were planned for any run, which is told once."""
         judged = self.horizon.judged
-        if (
-            judged is None
-            or self.horizon.reached < judged
-            or any(run.is_complete is False for run in self.deciding_runs)
-        ):
+        unfinished = any(run.is_complete is False for run in self.deciding_runs)
+        if judged is None or self.horizon.requested is not None or unfinished:
             return set()
         return {name for name, steps in self.horizon.required.items() if steps > judged}
 

@@ -241,7 +241,7 @@ def _reasons(facts: Facts, verdict: Verdict) -> Iterator[Tally]:
     judged = {_identity(verdict, result) for result in results if result.run is not None}
     for result in results:
         rank = _rank(result, facts.outcome, completion)
-        if result.check == criteria.finished.label and verdict.criteria in facts.shortened_for:
+        if rank == 1 and result.check == criteria.finished.label and verdict.criteria in facts.shortened_for:
             # that is said of the horizon
             rank = _LAST
         if rank is not None:

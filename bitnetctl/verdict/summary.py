@@ -73,7 +73,10 @@ class SummaryRow(_Model):
 
 
 class Summary(_Model):
-    """What was judged and what came out; `why`, `effect` and `notes` are sentences, the most important first."""
+    """What was judged and what came out; `why`, `effect` and `notes` are sentences, the most important first.
+
+    `all_notes` is the number of notes beside the verdicts.
+    """
 
     claim: str
     outcome: Outcome
@@ -89,6 +92,7 @@ class Summary(_Model):
     why: tuple[str, ...]
     effect: tuple[str, ...]
     notes: tuple[str, ...]
+    all_notes: int
     next: str
 
     @property
@@ -126,6 +130,9 @@ def summarize(
         why=tuple(why),
         effect=tuple(_effects(facts)),
         notes=tuple(_notes(facts)),
+        all_notes=len(
+            {note for combined in judged.values() for verdict in combined.verdicts for note in verdict.notes}
+        ),
         next=next_step(facts),
     )
 
@@ -288,7 +295,7 @@ def signed(value: float) -> str:
 
 
 def _notes(facts: Facts) -> Iterator[str]:
-    """Yield what bounds the verdict, in a few words each, then how many notes there are in all."""
+    """Yield what bounds the verdict, in a few words each."""
     unknown = sum(run.seed is None for run in facts.deciding_runs)
     if unknown > 1 and not facts.options.distinct_seeds:
         yield f"{unknown} runs of unknown seed count as one seed (else --distinct-seeds)"
@@ -306,6 +313,3 @@ def _notes(facts: Facts) -> Iterator[str]:
     arms = max((verdict.rule["arms"] for verdict in by_rate), default=1)
     if arms > 1:
         yield f"{arms} arms share the error rate"
-    notes = {note for combined in facts.judged.values() for verdict in combined.verdicts for note in verdict.notes}
-    if notes:
-        yield f"{plural(len(notes), 'note')} with --details"

@@ -36,7 +36,8 @@ def _table(summary: Summary) -> str:
     )
     lines = []
     for row in summary.rows:
-        cells = [html_cell(one.text(row)) for one in columns]
+        # a number is no formula
+        cells = [(html_text if one.is_number else html_cell)(one.text(row)) for one in columns]
         cells = [
             f'<span class="badge {row.verdict.value}">{cell}</span>' if one.header == "verdict" else cell
             for one, cell in zip(columns, cells, strict=True)
@@ -45,7 +46,7 @@ def _table(summary: Summary) -> str:
         lines.append(
             f"<tr{asked}>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, cells, strict=True))}</tr>"
         )
-    needed = "".join(f"<td{kind}>{html_cell(one.needed)}</td>" for one, kind in zip(columns, kinds, strict=True))
+    needed = "".join(f"<td{kind}>{html_text(one.needed)}</td>" for one, kind in zip(columns, kinds, strict=True))
     body = f'{"".join(lines)}<tr class="needed">{needed}</tr>'
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll fit" tabindex="0">{table}</div>'

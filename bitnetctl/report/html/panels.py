@@ -99,7 +99,7 @@ def _panel(
     for name, value in references.items():
         at = scale.y(value)
         parts.append(f'<path class="reference" d="M{_LEFT} {at:.1f}H{right}"/>')
-        parts.append(f'<text x="{right}" y="{at - 3:.1f}" text-anchor="end">{name}</text>')
+        parts.append(f'<text x="{_LEFT + 4}" y="{at - 3:.1f}">{name}</text>')
     for size, points in curves[:MOST_CURVES]:
         path = "L".join(f"{scale.x(step):.1f} {scale.y(value):.1f}" for step, value in points)
         # a path of one point is drawn by its round end only
