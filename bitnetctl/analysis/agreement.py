@@ -59,6 +59,23 @@ class Agreement:
     p_holm: float | None
     sentence: str
 
+    @property
+    def ranking(self) -> str:
+        """How the metric ranks the runs, where tau is known."""
+        return wording.ranking(self.when, METRICS[self.metric][0], self.tau or 0.0, self.p_holm)
+
+    @property
+    def support(self) -> str:
+        """What that rests on: tau, the runs, and the test."""
+        return wording.support_of_ranking(
+            self.tau or 0.0,
+            runs=self.runs,
+            units=plural(self.units, self.unit),
+            independent=self.units == self.runs,
+            p_holm=self.p_holm,
+            p_floor=self.p_floor,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return every field by name."""
         return asdict(self)
@@ -244,19 +261,7 @@ def _exchanges(
 
 
 def _with_sentence(one: Agreement) -> Agreement:
-    if one.tau is None:
-        return one
-    sentence = wording.agreement(
-        one.when,
-        METRICS[one.metric][0],
-        one.tau,
-        runs=one.runs,
-        units=plural(one.units, one.unit),
-        independent=one.units == one.runs,
-        p_holm=one.p_holm,
-        p_floor=one.p_floor,
-    )
-    return replace(one, sentence=sentence)
+    return one if one.tau is None else replace(one, sentence=wording.agreement(one.ranking, one.support))
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

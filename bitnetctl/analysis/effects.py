@@ -20,7 +20,7 @@ from bitnetctl.analysis.stats import (
     student_interval,
 )
 from bitnetctl.analysis.summary import Metric, RunSummary
-from bitnetctl.records.metrics import json_value
+from bitnetctl.records.metrics import finite
 from bitnetctl.records.provenance import Differences
 
 METRICS: dict[Metric, tuple[str, Better]] = {
@@ -89,8 +89,18 @@ class Effect:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def to_json(self) -> dict[str, Any]:
-        """Return every field by name, infinity as text."""
-        return {name: json_value(value) for name, value in vars(self).items()}
+        """Return every field by name; what is infinite is null, and `infinite` has its sign at the same place."""
+        tree: dict[str, Any] = {}
+        infinite: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "mean_by_size":
+                tree[name] = {size: finite(mean) for size, mean in self.mean_by_size.items()}
+                signs = {size: _sign(mean) for size, mean in self.mean_by_size.items() if _is_infinite(mean)}
+                infinite |= {name: signs} if signs else {}
+            else:
+                tree[name] = None if _is_infinite(value) else value
+                infinite |= {name: _sign(value)} if _is_infinite(value) else {}
+        return {**tree, "infinite": infinite}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,14 @@ class ArmEffect:
         """Return every field by name, but for the notes."""
         tree = {name: value for name, value in vars(self).items() if name != "notes"}
         return {**tree, "effects": {metric: effect.to_json() for metric, effect in self.effects.items()}}
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _sign(value: float | None) -> int:
+    return 1 if value is not None and value > 0 else -1
 
 
 def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str], compare: Compare) -> list[ArmEffect]:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitnetctl.analysis import wording
+from bitnetctl.analysis import finding_wording, wording
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_key
 from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, analyze_outcomes
 from bitnetctl.analysis.arms import choose_baselines, name_arms
 from bitnetctl.analysis.effects import ArmEffect, Compare, arm_effects
 from bitnetctl.analysis.factors import Factor, find_factors
+from bitnetctl.analysis.findings import Finding, find
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
 from bitnetctl.records.provenance import provenance_differences
@@ -25,7 +26,10 @@ OUTCOMES: dict[Metric, tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The analysis of a set of runs; `summaries` are in the order of `runs`, `arms` has the baselines first."""
+    """The analysis of a set of runs; `summaries` are in the order of `runs`, `arms` has the baselines first.
+
+    `findings` are what it shows in short; `notes` are caveats, also those that a finding has.
+    """
 
     runs: tuple[Run, ...]
     summaries: tuple[RunSummary, ...]
@@ -34,11 +38,13 @@ class Study:
     factors: tuple[Factor, ...]
     outcomes: tuple[OutcomeAnalysis, ...]
     agreements: tuple[Agreement, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `analyze --json`; no value is NaN."""
         return {
+            "findings": [finding.to_json() for finding in self.findings],
             "runs": [summary.to_json() for summary in self.summaries],
             "arms": [effect.to_json() for effect in self.effects],
             "factors": {
@@ -68,15 +74,20 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
         for metric, (name, format_spec) in OUTCOMES.items()
         if factors
     ]
+    analyses = analyze_outcomes(outcomes, factors, [config.seed for config in configs])
+    ranked = agreements(runs, [summary.arm for summary in summaries])
+    problems = [*notes, *_problems(runs, summaries, effects, len(runs) - len(configured))]
+    labels = list(dict.fromkeys([*baselines.values(), *(summary.arm for summary in summaries)]))
     return Study(
         runs=tuple(runs),
         summaries=tuple(summaries),
-        arms=tuple(dict.fromkeys([*baselines.values(), *(summary.arm for summary in summaries)])),
+        arms=tuple(labels),
         effects=tuple(effects),
         factors=tuple(factors),
-        outcomes=tuple(analyze_outcomes(outcomes, factors, [config.seed for config in configs])),
-        agreements=tuple(agreements(runs, [summary.arm for summary in summaries])),
-        notes=(*notes, *_notes(runs, summaries, effects, len(runs) - len(configured))),
+        outcomes=tuple(analyses),
+        agreements=tuple(ranked),
+        findings=tuple(find(summaries, labels, effects, analyses, ranked, problems)),
+        notes=(*problems, *_effect_notes(effects)),
     )
 
 
@@ -91,15 +102,17 @@ def _compare(runs: Sequence[Run], summaries: Sequence[RunSummary]) -> Compare:
     )
 
 
-def _notes(
+def _problems(
     runs: Sequence[Run], summaries: Sequence[RunSummary], effects: Sequence[ArmEffect], without_config: int
 ) -> list[str]:
-    """Return caveats on the results."""
+    """Return what is wrong with the data, or uneven in it."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.records.notes]
     known_arms = dict.fromkeys(summary.arm for run, summary in zip(runs, summaries, strict=True) if run.arm is not None)
     if len(known_arms) > 1 and not effects:
         notes.append(wording.no_baseline())
-    notes += _effect_notes(effects)
+    lengths = sorted({summary.planned_steps for summary in summaries if summary.planned_steps is not None})
+    if len(lengths) > 1:
+        notes.append(finding_wording.several_lengths(lengths))
     unfinished = sum(summary.complete is False and not summary.failed for summary in summaries)
     if unfinished:
         notes.append(wording.unfinished(unfinished, len(runs)))

@@ -241,35 +241,35 @@ def too_few_runs(known: int, needed: int) -> str:
 SAME_VALUE = "every run has the same value"
 
 
-def agreement(
-    when: str,
-    metric: str,
-    tau: float,
-    *,
-    runs: int,
-    units: str,
-    independent: bool,
-    p_holm: float | None,
-    p_floor: float | None,
+def agreement(ranking: str, support: str) -> str:
+    """Return how a metric ranks the runs, and what that rests on."""
+    return f"{ranking} ({support})."
+
+
+def support_of_ranking(
+    tau: float, *, runs: int, units: str, independent: bool, p_holm: float | None, p_floor: float | None
 ) -> str:
-    """Return how a metric ranks the runs; `units` are what was permuted, as `4 arms`."""
+    """Return what a ranking rests on; `units` are what was permuted, as `4 arms`."""
     if p_holm is None:
-        about = f"order not told from chance: {units} cannot be tested"
+        about = f"{units} cannot be tested"
     else:
         floor = f", for {units} not below {p_floor:.2g}" if p_floor is not None and p_floor >= 0.01 else ""
         about = f"{p_equals(p_holm)} after Holm{floor}"
     among = f"{plural(runs, 'run')} {'of' if independent else 'in'} {units}{'' if independent else ', not independent'}"
-    support = f"τ-b {tau:+.2f} over {among}; {about}"
+    return f"τ-b {tau:+.2f} over {among}; {about}"
+
+
+def ranking(when: str, metric: str, tau: float, p_holm: float | None) -> str:
+    """Return how a metric ranks the runs compared with the held-out loss."""
     if not is_significant(p_holm):
-        unsaid = "" if p_holm is None else "order not told from chance "
-        return f"At the {when}, {metric}: {unsaid}({support})."
+        return f"At the {when}, {metric}: order not told from chance"
     if tau <= -AGREES:
-        ranking = "tends to rank the runs backwards: the healthier a run by its held-out loss, the lower it scores"
+        said = "tends to rank the runs backwards: the healthier a run by its held-out loss, the lower it scores"
     elif tau < AGREES:
-        ranking = "says little about which run is healthier by its held-out loss"
+        said = "says little about which run is healthier by its held-out loss"
     else:
-        ranking = "tends to rank the runs as the held-out loss does"
-    return f"At the {when}, {metric} {ranking} ({support})."
+        said = "tends to rank the runs as the held-out loss does"
+    return f"At the {when}, {metric} {said}"
 
 
 # notes

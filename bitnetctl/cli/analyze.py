@@ -3,24 +3,22 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from bitnetctl.analysis.study import Study
     from bitnetctl.verdict import Summary
 
-# above it a terminal shows a row for each arm and size, not for each run
-_MOST_RUNS_SHOWN = 24
-_PLOT_WIDTHS = (40, 120)
+# stands for stdout as the file to write to
+_STDOUT = Path("-")
 
 
 def analyze(
@@ -29,100 +27,81 @@ def analyze(
         str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown.")
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown; - is stdout.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore; - is stdout.")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write a summary of every run as CSV.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a summary of every run as CSV; - is stdout.")
     ] = None,
     verdicts: Annotated[
         list[Path] | None,
         typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Show every run, effects, factors, metrics, curves and notes.")
+    ] = False,
     as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
+    given = {"--markdown": markdown, "--html": html, "--csv": csv}
+    to_stdout = [option for option, file in given.items() if file == _STDOUT] + ["--json"] * as_json
+    if len(to_stdout) > 1:
+        raise ConfigError(f"{' and '.join(to_stdout)} would share stdout; give all but one of them a file")
     trees = [_read_json(file) for file in verdicts or ()]
     judged = [verdict for file, tree in zip(verdicts or (), trees, strict=True) for verdict in _verdicts(file, tree)]
     from bitnetctl import api, report
-    from bitnetctl.files import write_atomic
     from bitnetctl.records import load_begun_runs
+
+    outputs = [file for file in given.values() if file is not None and file != _STDOUT]
+    files = _find_inputs(paths, outputs)
+    runs, notes = load_begun_runs(files)
+    if not runs:
+        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
+    study = api.analyze(runs, baseline=baseline, notes=notes)
+    if markdown is not None:
+        _write(markdown, report.markdown_report(study))
+    if html is not None:
+        _write(html, report.html_page(study, judged, _summaries(trees)))
+    if csv is not None:
+        _write(csv, report.summaries_csv(study))
+    if as_json:
+        print_json(study.to_json())
+    elif not to_stdout:
+        report.print_study(study, stdout(), details=details)
+    for file in outputs:
+        print_message(f"written: {file}")
+    return ExitCode.SUPPORTED
+
+
+def _find_inputs(paths: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
+    """Return the CSVs of the runs; raises ConfigError for bundles, and where one would be overwritten."""
     from bitnetctl.records.find import find_csvs
 
     for path in paths:
         if path.lower().endswith(".zip"):
             raise ConfigError(f"{path}: analyze reads CSVs and folders; unzip the bundle and give its folder `runs`")
     files = find_csvs(paths)
-    outputs = [file for file in (markdown, html, csv) if file is not None]
     inputs = {os.path.realpath(file) for file in files}
     for file in outputs:
         if os.path.realpath(file) in inputs:
             raise ConfigError(f"{file}: is one of the files to analyse; write to another")
-    runs, notes = load_begun_runs(files)
-    if not runs:
-        raise ConfigError(f"no evaluation in any of {len(files)} runs yet")
-    study = api.analyze(runs, baseline=baseline, notes=notes)
-    if markdown is not None:
-        write_atomic(markdown, report.markdown_report(study).encode())
-    if html is not None:
-        write_atomic(html, report.html_page(study, judged, _summaries(trees)).encode())
-    if csv is not None:
-        write_atomic(csv, report.summaries_csv(study).encode())
-    if as_json:
-        print_json(study.to_json())
+    return files
+
+
+def _write(file: Path, text: str) -> None:
+    """Write UTF-8 to a file, or to stdout for `-`."""
+    if file != _STDOUT:
+        from bitnetctl.files import write_atomic
+
+        write_atomic(file, text.encode())
+    elif (binary := getattr(sys.stdout, "buffer", None)) is not None:
+        # not in the encoding of the terminal, nor with its line ends
+        binary.write(text.encode())
+        binary.flush()
     else:
-        _show(study, stdout())
-    for file in outputs:
-        print_message(f"written: {file}")
-    return ExitCode.SUPPORTED
-
-
-def _show(study: "Study", console: Console) -> None:
-    """Print tables, sentences, plots and notes."""
-    from bitnetctl import report
-    from bitnetctl.analysis import wording
-    from bitnetctl.report.columns import COLLAPSE, END, arm_rows, run_rows
-    from bitnetctl.report.escape import printable
-
-    grouped = len(study.summaries) > _MOST_RUNS_SHOWN
-    rows = arm_rows(study.summaries, study.arms) if grouped else run_rows(study.summaries)
-
-    def line(text: str, style: str = "") -> None:
-        console.print(printable(text), style=style, markup=False, highlight=False)
-
-    if grouped:
-        line(f"{len(study.summaries)} runs; means by arm and size, every run with --json or --html", "dim")
-    console.print(report.collapse_table(rows))
-    line("; ".join(f"{column.header}: {column.meaning}" for column in COLLAPSE), "dim")
-    console.print()
-    console.print(report.end_table(rows))
-    line("; ".join(f"{column.header}: {column.meaning}" for column in END), "dim")
-    if study.effects:
-        console.print()
-        console.print(report.effects_table(study.effects))
-        line(wording.effects_line(study.effects[0].tests), "dim")
-    if study.outcomes:
-        console.print()
-        console.print(report.factors_table(study.outcomes))
-        for sentence in dict.fromkeys(outcome.sentence for outcome in study.outcomes):
-            line(f"• {sentence}")
-    if any(agreement.tau is not None for agreement in study.agreements):
-        console.print()
-        console.print(report.agreement_table(study.agreements))
-        for agreement in study.agreements:
-            if agreement.metric == "RandomPromptUnique" and agreement.tau is not None:
-                line(f"• {agreement.sentence}")
-    low, high = _PLOT_WIDTHS
-    color = console.color_system is not None
-    for plot in report.plots(study, width=max(low, min(high, console.width - 2)), color=color):
-        console.print()
-        console.print(plot, no_wrap=True, overflow="crop")
-    if study.notes:
-        console.print()
-        for note in study.notes:
-            line(f"note: {note}", "dim")
+        sys.stdout.write(text)
 
 
 def _read_json(file: Path) -> Any:

@@ -3,6 +3,7 @@
 from bitnetctl.report.html.page import html_page as html_page
 from bitnetctl.report.junit import junit_xml as junit_xml
 from bitnetctl.report.markdown import markdown_report as markdown_report
+from bitnetctl.report.overview import print_study as print_study
 from bitnetctl.report.plots import plots as plots
 from bitnetctl.report.screen import summary_lines as summary_lines
 from bitnetctl.report.summary_csv import summaries_csv as summaries_csv

@@ -8,7 +8,7 @@ identifies a row and one value fit, each row becomes lines of `header: value`.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -19,12 +19,10 @@ from bitnetctl.units import plural
 
 _UNKNOWN = ("–", "")
 _INDENT = 2
-# a folded column of text keeps a quarter of the width, but at least this
-_LEAST_TEXT = 12
 # a note with less room than this stands below its row
 _LEAST_NOTE = 24
-# below this width one blank stands between two columns, else two
-_NARROW = 40
+# below this width one blank may stand between two columns instead of two
+_NARROW = 48
 
 Cell: TypeAlias = str | Text
 """A string is shown as it is, without markup; a Text keeps its style and its line breaks."""
@@ -63,6 +61,14 @@ class Span:
     indent: int = 0
 
 
+class _Fit(NamedTuple):
+    """Indices of the columns to show, none if not even one value fits; the least width of all; the gap between two."""
+
+    kept: list[int]
+    least: list[int]
+    gap: int
+
+
 @dataclass(frozen=True)
 class FittedTable:
     """A table for rich that adapts to the width it is given; see the module.
@@ -85,37 +91,38 @@ class FittedTable:
 
     def left_out(self, width: int) -> list[str]:
         """Return the headers of the columns that a width has no room for."""
-        kept, _ = self._kept(width)
+        kept = self._fit(width).kept
         return [one.header for index, one in enumerate(self.columns) if kept and index not in kept]
 
     def lines(self, width: int) -> list[Text]:
         """Return the table as lines of at most `width` columns."""
         title = [_styled(line, self.title_style) for line in fold(self.title, width)] if self.title else []
-        kept, least = self._kept(width)
-        if not kept:
+        fit = self._fit(width)
+        if not fit.kept:
             return [*title, *self._stacked(width)]
-        return [*title, *self._laid_out(self._widths(kept, least, width), kept, width), *self._left_out_line(width)]
+        return [*title, *self._laid_out(fit, self._widths(fit, width), width), *self._left_out_line(width)]
 
     @property
     def _body(self) -> list[Row]:
         return [row for row in self.rows if isinstance(row, Row)]
 
-    def _kept(self, width: int) -> tuple[list[int], list[int]]:
-        """Return the indices of the columns to show, none if not even one value fits; and the least width of all."""
+    def _fit(self, width: int) -> _Fit:
+        """Choose the columns to show."""
         kept = list(range(len(self.columns)))
         least = [self._least(index, width) for index in kept]
 
-        def fits() -> bool:
+        def fits(gap: int) -> bool:
             inline = [least[index] for index in kept if not self.columns[index].note]
-            return sum(inline) + _gap(width) * (len(inline) - 1) <= width
+            return sum(inline) + gap * (len(inline) - 1) <= width
 
+        gap = 1 if width < _NARROW and not fits(2) else 2
         values = [index for index in kept if self.columns[index].importance is not None]
         values.sort(key=lambda index: (not self._is_empty(index), self.columns[index].importance))
         for index in values[:-1]:
-            if fits():
+            if fits(gap):
                 break
             kept.remove(index)
-        return kept if fits() else [], least
+        return _Fit(kept if fits(gap) else [], least, gap)
 
     def _is_empty(self, index: int) -> bool:
         return all(plain(row.cells[index]) in _UNKNOWN for row in self._body)
@@ -127,13 +134,14 @@ class FittedTable:
         header = longest_piece(column.header, hyphens=True) if self.show_header else 0
         if column.number:
             return max([header, *map(_natural, cells)])
-        words = min(max(map(longest_piece, cells), default=0), max(_LEAST_TEXT, width // 4))
+        words = min(max(map(longest_piece, cells), default=0), _least_text(width))
         return max([header, words, *map(longest_number, cells)])
 
-    def _widths(self, kept: Sequence[int], least: Sequence[int], width: int) -> dict[int, int]:
+    def _widths(self, fit: _Fit, width: int) -> dict[int, int]:
         """Return the width of each column; a note that stands below its row has none."""
+        kept, least, gap = fit
         widths = {index: least[index] for index in kept if not self.columns[index].note}
-        room = width - sum(widths.values()) - _gap(width) * (len(widths) - 1)
+        room = width - sum(widths.values()) - gap * (len(widths) - 1)
 
         def widen(index: int, wanted: int) -> None:
             nonlocal room
@@ -147,21 +155,21 @@ class FittedTable:
             widen(index, natural[index])
         for index in kept:
             wanted = max(natural[index], _natural(self.columns[index].header))
-            if self.columns[index].note and min(wanted, _LEAST_NOTE) <= room - _gap(width):
+            if self.columns[index].note and min(wanted, _LEAST_NOTE) <= room - gap:
                 widths[index] = 0
-                room -= _gap(width)
+                room -= gap
                 widen(index, wanted)
         for index in widths if self.show_header else ():
             widen(index, _header_width(self.columns[index].header, widths[index], widths[index] + room))
         return widths
 
-    def _laid_out(self, widths: Mapping[int, int], kept: Sequence[int], width: int) -> Iterator[Text]:
+    def _laid_out(self, fit: _Fit, widths: Mapping[int, int], width: int) -> Iterator[Text]:
         if self.show_header:
             headers = [fold(self.columns[index].header, size) for index, size in widths.items()]
             height = max(map(len, headers))
             # the last line of every header stands on its column
             cells = [[*[Text()] * (height - len(header)), *header] for header in headers]
-            yield from (_styled(line, self.header_style) for line in self._joined(cells, widths, _gap(width)))
+            yield from (_styled(line, self.header_style) for line in self._joined(cells, widths, fit.gap))
         for row in self.rows:
             if isinstance(row, Span):
                 yield from _spanned(row, width)
@@ -170,8 +178,8 @@ class FittedTable:
                 [_text(row.cells[index])] if self.columns[index].number else fold(row.cells[index], size)
                 for index, size in widths.items()
             ]
-            lines = list(self._joined(cells, widths, _gap(width)))
-            for index in kept:
+            lines = list(self._joined(cells, widths, fit.gap))
+            for index in fit.kept:
                 if index not in widths and plain(row.cells[index]):
                     lines += _spanned(Span(row.cells[index], indent=_INDENT), width)
             yield from (_styled(line, row.style) for line in lines)
@@ -222,8 +230,9 @@ def rows_of(cells: Iterable[Sequence[Cell]]) -> list[Row]:
     return [Row(of_row) for of_row in cells]
 
 
-def _gap(width: int) -> int:
-    return 1 if width < _NARROW else 2
+def _least_text(width: int) -> int:
+    """Return the columns that a folded column of text keeps: most interventions fit on one line."""
+    return max(12, min(16, width * 2 // 5), width // 5)
 
 
 def _header_width(header: str, least: int, most: int) -> int:

@@ -9,12 +9,12 @@ from rich.text import Text
 
 from bitnetctl.report.escape import printable
 
-# where a line may end, the best places first: after a blank; before the + of an intervention, not that of 1e+3; after
-# punctuation that is not part of a number
+# where a line may end, the best places first: after a blank, but not in `p < 0.05` or `45 %`; before the + of an
+# intervention, not that of 1e+3; after punctuation that is not part of a number, and inside CamelCase
 _PLACES = (
-    re.compile(r"(?<=\s)(?=[^\s%])"),
+    re.compile(r"(?<=\s)(?<![<>=≤≥]\s)(?=[^\s%<>=≤≥])"),
     re.compile(r"(?<=[^\s+])(?=\+[A-Za-z])"),
-    re.compile(r"(?<=[:=/\[(])(?=\S)|(?<=,)(?=\D)|(?<=[-_])(?=[A-Za-z])"),
+    re.compile(r"(?<=[:=/\[(])(?=\S)|(?<=,)(?=\D)|(?<=[-_])(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])"),
 )
 _NUMBER = re.compile(r"[+\-−±<]?\d[\d.,]*(?:e[+-]?\d+)?(?:\s?%)?", re.IGNORECASE)
 

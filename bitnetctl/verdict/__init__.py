@@ -8,6 +8,7 @@ from bitnetctl.verdict.criteria import (
 )
 from bitnetctl.verdict.judge import (
     UNKNOWN_ARM as UNKNOWN_ARM,
+    arm_label as arm_label,
     judge as judge,
     judge_arms as judge_arms,
 )

@@ -38,6 +38,11 @@ class _ArmAssessment:
         return [one for size in self.sizes for one in size.checked]
 
 
+def arm_label(arm: str) -> str:
+    """Return an arm as a heading names it; that of runs without one must not be taken for a name."""
+    return "arm unknown" if arm == UNKNOWN_ARM else arm
+
+
 def judge_arms(
     runs: Sequence[Run],
     criteria: Criteria,
@@ -230,7 +235,7 @@ def _verdict(
         notes=tuple(dict.fromkeys(notes)),
         evidence=_evidence(criteria, finished),
         failure_rate=_failure_rate(outcome, judged, by_rate=by_rate),
-        account=wording.account([(state, assessment.account.count(state)) for state in STATES], arm),
+        account=wording.account([(state, assessment.account.count(state)) for state in STATES], arm_label(arm)),
         planned=planned,
         rule={
             **criteria.seeds.model_dump(mode="json"),

@@ -145,7 +145,8 @@ def test_an_odd_combination_of_chance_is_said_to_be_one() -> None:
 
 
 def agreement(tau: float, p_holm: float | None, *, independent: bool = False, units: str = "2 arms") -> str:
-    return wording.agreement("end", "x", tau, runs=12, units=units, independent=independent, p_holm=p_holm, p_floor=0.5)
+    support = wording.support_of_ranking(tau, runs=12, units=units, independent=independent, p_holm=p_holm, p_floor=0.5)
+    return wording.agreement(wording.ranking("end", "x", tau, p_holm), support)
 
 
 @pytest.mark.parametrize("p_holm", [None, 0.05, 1.0])

@@ -99,7 +99,10 @@ def test_a_failed_run_stays_in_and_is_infinitely_worse(summary: Callable[..., Ru
     assert (loss.better, loss.worse, loss.p) == (2, 1, 1.0)
     assert effect.effects["final_skill"].mean == -math.inf
     tree = json.loads(json.dumps(effect.to_json(), allow_nan=False))
-    assert tree["effects"]["final_held_out_loss"]["mean"] == "inf"
+    of_loss = tree["effects"]["final_held_out_loss"]
+    assert (of_loss["mean"], of_loss["mean_by_size"]) == (None, {"64": None})
+    assert of_loss["infinite"] == {"mean": 1, "mean_by_size": {"64": 1}}
+    assert tree["effects"]["final_skill"]["infinite"] == {"mean": -1, "mean_by_size": {"64": -1}}
 
 
 def test_a_failure_of_the_baseline_does_not_hide_five_worse_seeds(summary: Callable[..., RunSummary]) -> None:

@@ -44,7 +44,7 @@ def test_a_folder_a_pattern_and_files_are_the_same(runs: Path) -> None:
 
 def test_json_has_every_part(runs: Path) -> None:
     tree = analyze(runs, "--json").json
-    assert set(tree) == {"runs", "arms", "factors", "agreement", "notes"}
+    assert set(tree) == {"findings", "runs", "arms", "factors", "agreement", "notes"}
     [arm] = tree["arms"]
     assert (arm["arm"], arm["baseline"]) == ("decoupled-decay:decayed=all", "baseline")
     assert (arm["seeds"], arm["pairs"], arm["tests"], arm["incomparable_pairs"]) == (3, 3, 3, 0)
@@ -64,8 +64,8 @@ def test_json_has_every_part(runs: Path) -> None:
     assert tree["runs"][0]["collapsed_at"] == 200
 
 
-def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
-    done = analyze(runs)
+def test_details_are_tables_plots_and_sentences(runs: Path) -> None:
+    done = analyze(runs, "--details")
     assert (done.code, done.err) == (0, "")
     for text in (
         "Stage 1 and the boundary",
@@ -91,8 +91,9 @@ def test_the_terminal_shows_tables_plots_and_sentences(runs: Path) -> None:
 def test_many_runs_are_shown_by_arm(runs: Path) -> None:
     for seed in range(3, 28):
         simple_run(runs, quick(seed=seed, optimizer__name="adam"), loss=7.0)
-    done = analyze(runs)
-    assert done.out.startswith("31 runs; means by arm and size, every run with --json or --html")
+    done = analyze(runs, "--details")
+    assert done.out.startswith("31 runs: 2 arms, 1 size, 28 seeds, 1,000 steps\n")
+    assert "means by arm and size, every run with --json or --html" in done.out
     assert "28/28" in done.out
     assert len(analyze(runs, "--json").json["runs"]) == 31
 
@@ -104,6 +105,22 @@ def test_files_are_written(runs: Path, tmp_path: Path) -> None:
     assert done.err == f"written: {text}\nwritten: {page}\n"
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert text.read_text(encoding="utf-8").startswith("# bitnetctl analysis")
+
+
+@pytest.mark.parametrize(
+    ("option", "start"),
+    [("--csv", "name,path,arm,"), ("--markdown", "# bitnetctl analysis\n"), ("--html", "<!doctype html>")],
+)
+def test_a_dash_is_stdout(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, start: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = analyze(runs, option, "-")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(start)
+    assert "more: --details" not in done.out
+    assert not Path("-").exists()
+    both = analyze(runs, option, "-", "--json")
+    assert (both.code, both.out) == (2, "")
+    assert both.err == f"error: {option} and --json would share stdout; give all but one of them a file\n"
 
 
 def test_verdicts_reach_the_page(runs: Path, tmp_path: Path) -> None:
@@ -130,8 +147,8 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     path.write_text(ORIGIN + "10000,7.2,11,1e-6,0.0\n", encoding="utf-8")
     done = analyze(path)
     assert done.code == 0
-    assert "hidden256" in done.out
-    assert "training loss (nats)" in done.out
+    assert done.out.startswith("1 run: 1 arm, 1 size, 10,000 steps\n")
+    assert "training loss (nats)" in analyze(path, "--details").out
     [summary] = analyze(path, "--json").json["runs"]
     assert summary["final_held_out_loss"] is None
     assert summary["stage1_min_unique"] == 16
@@ -146,7 +163,8 @@ def test_a_bundle_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_torn_last_row_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(ORIGIN + "2000,7.", encoding="utf-8")
-    assert "note: x: line 5: torn last row dropped" in analyze(path).out
+    assert "data      x: line 5: torn last row dropped" in analyze(path).out
+    assert "note: x: line 5: torn last row dropped" in analyze(path, "--details").out
 
 
 def test_a_run_without_an_evaluation_is_noted_and_left_out(runs: Path, tmp_path: Path) -> None:

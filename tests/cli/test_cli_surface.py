@@ -58,7 +58,7 @@ OPTIONS = {
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
     "--device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --html "
     "--details --requeue --dry-run --json",
-    "analyze": "paths --baseline --markdown --html --csv --verdict --json",
+    "analyze": "paths --baseline --markdown --html --csv --verdict --details --json",
     "interventions": "",
     "interventions list": "--json",
     "interventions show": "name --json",

@@ -102,7 +102,14 @@ def test_a_wide_table_has_one_line_for_a_row() -> None:
 def test_headers_wrap_at_words_and_stand_on_their_columns() -> None:
     table = FittedTable((Column("arm"), Column("95 % Student interval", 1, number=True)), rows_of([("a", "1.000")]))
     assert shown(table, 60) == ["arm  95 % Student interval", "a                    1.000"]
-    assert shown(table, 20) == ["    95 % Student", "arm     interval", "a          1.000"]
+    assert shown(table, 20) == ["     95 % Student", "arm      interval", "a           1.000"]
+
+
+def test_one_blank_between_columns_where_that_saves_one() -> None:
+    columns = (Column("arm"), Column("a", 2, number=True), Column("b", 1, number=True))
+    table = FittedTable(columns, rows_of([("x" * 10, "1.234567890", "1.234567")]))
+    assert shown(table, 33)[1] == f"{'x' * 10}  1.234567890  1.234567"
+    assert shown(table, 31)[1] == f"{'x' * 10} 1.234567890 1.234567"
 
 
 def test_a_note_stands_below_its_row_where_there_is_little_room() -> None:
@@ -116,13 +123,13 @@ def test_a_note_stands_below_its_row_where_there_is_little_room() -> None:
         "   0  refuted  skill -1.203 below the",
         "               unigram predictor",
     ]
-    assert shown(table, 30) == ["seed outcome", "   0 refuted", "  skill -1.203 below the", "  unigram predictor"]
+    assert shown(table, 30) == ["seed  outcome", "   0  refuted", "  skill -1.203 below the", "  unigram predictor"]
 
 
 def test_spans_and_styles() -> None:
     rows: list[Row | Span] = [Span("an arm with a long name", "bold", indent=2), Row(("x", "1.5"), style="red")]
     table = FittedTable((Column("metric"), Column("p", 1, number=True)), rows, show_header=False)
-    assert shown(table, 20) == ["  an arm with a long", "  name", "x 1.5"]
+    assert shown(table, 20) == ["  an arm with a long", "  name", "x  1.5"]
     assert [str(line.spans[0].style) for line in table.lines(40)] == ["bold", "red"]
 
 

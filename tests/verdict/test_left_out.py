@@ -100,7 +100,7 @@ def test_requested_seeds_are_counted_against_runs_of_unknown_seed(tmp_path: Path
     assert judge(runs, SOUND, options).outcome is SUPPORTED
     verdict = judge(runs[:5], SOUND, options)
     assert verdict.outcome is INCONCLUSIVE
-    assert verdict.account == "unknown: 5 judged, 1 missing"
+    assert verdict.account == "arm unknown: 5 judged, 1 missing"
 
 
 def test_nothing_is_said_of_seeds_that_are_not_judged(tmp_path: Path) -> None:

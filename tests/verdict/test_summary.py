@@ -136,7 +136,8 @@ def test_refutation_says_by_which_rule(tmp_path: Path) -> None:
     assert by_rate.criteria == (
         "criteria disagree: origin supported, sound refuted (TopShare, Skill, ContextInformation, not seen by origin)"
     )
-    by_every = summary_of([bare_run(tmp_path / "b", FAILED, seed=seed) for seed in range(2)], criteria=[ORIGIN])
+    failed = [bare_run(tmp_path / "b", [*FAILED[:-1], 6 + seed], seed=seed) for seed in range(2)]
+    by_every = summary_of(failed, criteria=[ORIGIN])
     assert by_every.headline == "2 of 2 seeds fail by origin, and one is enough"
     assert by_every.why == ("final count < 10 in 2 of 2 runs",)
 
@@ -300,7 +301,11 @@ def test_short_runs_are_to_be_repeated_at_the_recipe_s_length(tmp_path: Path) ->
         load_run(simple_run(tmp_path, quick(seed=seed, steps=300), unique=5, loss=7 + seed / 1000)) for seed in range(6)
     ]
     assert summary_of(runs, steps=300).next.startswith("repeat at the recipe's 2,000 steps (drop --steps 300)")
-    assert summary_of(runs).next.startswith("repeat at the recipe's 2,000 steps;")
+    level = {"kind": "level", "measure": "UniquePredictions", "supported_above": 50, "refuted_below": 10}
+    own = parse_criteria({"checks": [{"kind": "finite"}, {"kind": "finished"}, level]})
+    given = summary_of(runs, criteria=[own])
+    assert given.outcome is Outcome.REFUTED
+    assert given.next.startswith("repeat at the recipe's 2,000 steps; an intervention to try")
 
 
 def test_next_steps_of_open_claims(tmp_path: Path) -> None:

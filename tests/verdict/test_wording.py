@@ -148,4 +148,4 @@ def test_beside_every_support_stands_what_it_leaves_open(tmp_path: Path) -> None
 
 def test_a_verdict_without_runs_says_nothing_about_rates() -> None:
     verdict: Verdict = judge([], load_criteria("sound"))
-    assert (verdict.failure_rate, verdict.account) == ("", "unknown: no run")
+    assert (verdict.failure_rate, verdict.account) == ("", "arm unknown: no run")
