@@ -1,7 +1,7 @@
 """The head of a verdict for a terminal: claim, verdict, one row for each arm and size, why, what next."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.text import Text
 
@@ -21,40 +21,47 @@ OUTCOME_STYLES = {
 }
 MOST_LINES = 20
 """Lines of a screen in which a verdict fits; reasons beyond it are left to `--details`."""
-MOST_ROWS = 8
-MOST_REASONS = 3
 MORE = "--details (every check) · --json · --report FILE.md · --html FILE.html"
 _LABEL = 9
 _WIDE = 100
 _FEW_MEASURES = 2
+# reasons, rows and blank lines: the first that fits
+_ROOM: tuple[tuple[int, int, *tuple[Text, ...]], ...] = (
+    (3, 8, Text()),
+    (2, 8, Text()),
+    (1, 8, Text()),
+    (1, 8),
+    (1, 6),
+    (1, 4),
+)
 _STRICTEST = (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.SUPPORTED)
 
 
 def summary_lines(summary: Summary, width: int) -> list[Text]:
     """Return the lines of a summary for a width, without the last one, which is `summary.last_line`."""
     lines: list[Text] = []
-    for reasons in range(MOST_REASONS, 0, -1):
-        lines = list(_lines(summary, width, reasons))
+    for room in _ROOM:
+        lines = list(_lines(summary, width, *room))
         if len(lines) < MOST_LINES:
             break
     return lines
 
 
-def _lines(summary: Summary, width: int, reasons: int) -> Iterator[Text]:
+def _lines(summary: Summary, width: int, reasons: int, rows: int, *blank: Text) -> Iterator[Text]:
     yield from _labelled("CLAIM", summary.claim, width)
     yield from _labelled("VERDICT", _verdict(summary), width)
     yield from _labelled("", _beside(summary), width)
     yield from _labelled("horizon", summary.horizon, width)
-    yield Text()
-    yield from _table(summary, None if width >= _WIDE else _FEW_MEASURES).lines(width)
-    yield Text()
+    yield from blank
+    yield from _table(summary, rows, None if width >= _WIDE else _FEW_MEASURES).lines(width)
+    yield from blank
     # the first reason is the headline of an open or invalid verdict
     why = [text for text in summary.why if text != summary.headline]
     for index, text in enumerate(why[:reasons]):
         hidden = len(why) - reasons if index == reasons - 1 else 0
         more = f" … {hidden} more" if hidden > 0 else ""
         yield from _labelled("" if index else "why", f"{text}{more}", width)
-    yield from _labelled("effect", _cut(summary.effect, 2, "more arms"), width)
+    yield from _labelled("effect", _effect(summary), width)
     notes = [*summary.notes, *[f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)]
     yield from _labelled("note", "; ".join(notes), width)
     yield from _labelled("next", summary.next, width)
@@ -72,9 +79,12 @@ def _beside(summary: Summary) -> str:
     return " · ".join(filter(None, (shortened(others, 2), summary.criteria)))
 
 
-def _cut(texts: Sequence[str], most: int, what: str) -> str:
-    more = f"; … {len(texts) - most} {what}" if len(texts) > most else ""
-    return "; ".join(texts[:most]) + more
+def _effect(summary: Summary) -> str:
+    """Return the effect of the arm that was asked for, else of the first."""
+    if not summary.effect:
+        return ""
+    more = f" … {plural(len(summary.effect) - 1, 'more arm')}" if len(summary.effect) > 1 else ""
+    return f"{summary.effect[0]}{more}"
 
 
 def _labelled(label: str, text: str | Text, width: int) -> Iterator[Text]:
@@ -86,9 +96,9 @@ def _labelled(label: str, text: str | Text, width: int) -> Iterator[Text]:
         yield Text.assemble((f"{'' if index else label:<{_LABEL}}", style), line)
 
 
-def _table(summary: Summary, measures: int | None) -> FittedTable:
-    """Return a row for each arm and size, and one with what is needed; the strictest where there are many."""
-    rows = shown_rows(summary)
+def _table(summary: Summary, most: int, measures: int | None) -> FittedTable:
+    """Return a row for each arm and size, at most so many, and one with what is needed."""
+    rows = shown_rows(summary, most)
     columns = head_columns(summary, rows, measures)
     body: list[Row | Span] = []
     for row in rows:
@@ -107,7 +117,7 @@ def _table(summary: Summary, measures: int | None) -> FittedTable:
     return FittedTable(fitted, body, header_style="dim", elsewhere="--details")
 
 
-def shown_rows(summary: Summary, most: int = MOST_ROWS) -> list[SummaryRow]:
+def shown_rows(summary: Summary, most: int) -> list[SummaryRow]:
     """Return the rows in their order or, where there are too many, the strictest of the arms that were asked for."""
     if len(summary.rows) <= most:
         return list(summary.rows)

@@ -19,15 +19,13 @@ def next_step(facts: Facts) -> str:
     """Return what to do after these verdicts."""
     match facts.outcome:
         case Outcome.SUPPORTED:
-            return _repeated(facts) or (
-                "train longer, larger or with more seeds before relying on it; then look at the text it writes"
-            )
+            return _repeated(facts) or ("before relying on it: longer, larger, more seeds; read what it writes")
         case Outcome.INVALID:
             return _made_valid(facts)
         case Outcome.REFUTED:
             if _only_crashed(facts):
                 return "find out why it crashed: --details shows the message; then train it again"
-            return "; ".join(filter(None, (_repeated(facts) or _cause(facts), _other_arm(facts))))
+            return "; ".join(filter(None, (_repeated(facts), _other_arm(facts)))) or _cause(facts)
     return _decide(facts)
 
 
@@ -77,8 +75,8 @@ def _tried(facts: Facts) -> set[str]:
 
 def _cause(facts: Facts) -> str:
     if _tried(facts) >= _SEARCHED:
-        return "find the cause with `bitnetctl analyze` of these runs"
-    return "find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`"
+        return "find the cause: `bitnetctl analyze` of these runs"
+    return "find the cause: `bitnetctl sweep --plan root-cause`, then `bitnetctl analyze`"
 
 
 def _other_arm(facts: Facts) -> str:
@@ -86,12 +84,14 @@ def _other_arm(facts: Facts) -> str:
     tried = _tried(facts)
     helped = [arm for arm, combined in facts.judged.items() if combined.outcome is Outcome.SUPPORTED]
     if helped:
-        return f"supported here: {shortened(helped, 2)}"
+        return f"supported here: {shortened(helped, 2)}; cause: `bitnetctl analyze`"
     optimizers = {run.effective.optimizer.name for run in facts.deciding_runs if run.effective is not None}
     # decay is decoupled there already
     without = {"decoupled-decay"} if optimizers == {"adamw"} else set()
     name = next((name for name in SUGGESTED if name not in tried | without), None)
-    return f"an intervention to try: `-i {name}`" if name else ""
+    if name and _tried(facts) >= _SEARCHED - {name}:
+        return f"try `-i {name}`"
+    return f"try `-i {name}`; cause: `bitnetctl sweep --plan root-cause`" if name else ""
 
 
 def _decide(facts: Facts) -> str:

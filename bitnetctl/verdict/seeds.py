@@ -225,6 +225,7 @@ def _deciding_numbers(assessment: SizeAssessment, limit: float, levels: Levels) 
     support, refute = seeds_to_decide(ended, limit, min(levels.supporting, levels.refuting))
     return {
         "healthy_needed": healthy_needed(ended.total, limit, levels.supporting),
+        "fewest_seeds": seeds_to_decide(Tally(), limit, levels.supporting)[0],
         "seeds_to_support": support,
         "seeds_to_refute": refute,
     }

@@ -5,7 +5,7 @@ Terminal, Markdown, HTML and `--json` show the same summary.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -55,8 +55,8 @@ class SummaryCell(_Model):
 class SummaryRow(_Model):
     """One arm at one size; `cells` are those of the columns, None where no run has a value.
 
-    `held_out_loss` and `unique` are means over the runs; `versus_baseline` is the mean difference in held-out loss to
-    the baseline's runs of the same seeds.
+    `seeds_needed` is of how many seeds how many have to be healthy for support. `held_out_loss` and `unique` are means
+    over the runs; `versus_baseline` is the mean difference in held-out loss to the baseline's runs of the same seeds.
     """
 
     arm: str
@@ -65,7 +65,7 @@ class SummaryRow(_Model):
     is_asked: bool
     seeds_ok: int
     seeds: int
-    seeds_needed: int | None
+    seeds_needed: tuple[int, int] | None
     held_out_loss: float | None
     versus_baseline: float | None
     unique: float | None
@@ -162,8 +162,6 @@ def _row(facts: Facts, cell: SizeOfArm, columns: Sequence[SummaryColumn]) -> Sum
     verdicts = facts.judged[arm].verdicts
     runs = facts.runs_of.get(cell, ())
     statistics = [one for verdict in verdicts for one in verdict.statistics if one["size"] == size]
-    needed = [one.get("healthy_needed", one["seeds"]) for one in statistics]
-    possible = [number for number in needed if number is not None]
     return SummaryRow(
         arm=arm,
         size=size,
@@ -171,12 +169,20 @@ def _row(facts: Facts, cell: SizeOfArm, columns: Sequence[SummaryColumn]) -> Sum
         is_asked=arm in facts.deciding,
         seeds_ok=_healthy_seeds(facts, cell),
         seeds=max((one["seeds"] for one in statistics), default=0),
-        seeds_needed=max(possible) if len(possible) == len(needed) > 0 else None,
+        seeds_needed=max(map(_needed, statistics), default=None),
         held_out_loss=_mean([_final(run, "HeldOutLoss") for run in runs]),
         versus_baseline=_mean(list(_differences(facts, cell))),
         unique=_mean([_final(run, "UniquePredictions") for run in runs]),
         cells=tuple(_cell(facts, cell, column) for column in columns),
     )
+
+
+def _needed(statistics: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of how many seeds have to be healthy for support: of those planned or, if too few, of more."""
+    seeds = statistics["seeds"]
+    healthy = statistics.get("healthy_needed", seeds)
+    least = statistics.get("fewest_seeds") or seeds
+    return (least, least) if healthy is None else (seeds, healthy)
 
 
 def _healthy_seeds(facts: Facts, cell: SizeOfArm) -> int:
@@ -243,7 +249,9 @@ def _results(facts: Facts, cell: SizeOfArm, column: SummaryColumn) -> Iterator[C
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(known) if known else None
+    # divided first: a sum of large values can overflow
+    mean = sum(value / len(known) for value in known)
+    return mean if known and math.isfinite(mean) else None
 
 
 def _final(run: Run, measure: str) -> float | None:
@@ -272,16 +280,15 @@ def _effects(facts: Facts) -> Iterator[str]:
             if of_arm == arm
         }
         values = [value for of_size in by_size.values() for value in of_size]
-        if not values:
+        mean_of = {size: mean for size, of_size in by_size.items() if (mean := _mean(of_size)) is not None}
+        if not mean_of:
             continue
-        means = [f"{signed(fmean(of))} at {_size(size)}" for size, of in by_size.items() if of]
+        means = [f"{signed(mean)} at {_size(size)}" for size, mean in mean_of.items()]
         if len(means) > headline.MOST_NAMES:
-            means = [f"{signed(fmean(values))} over {len(means)} sizes"]
+            means = [f"{signed(min(mean_of.values()))} to {signed(max(mean_of.values()))} at {len(means)} sizes"]
         lower = sum(value < 0 for value in values)
-        yield (
-            f"{arm}: held-out loss {', '.join(means)} against the {BASELINE} (lower in {lower} of "
-            f"{plural(len(values), 'pair')})"
-        )
+        of_arm = f"{arm}: " if len(facts.deciding) > 1 else ""
+        yield f"{of_arm}held-out loss {', '.join(means)} (lower in {lower} of {plural(len(values), 'pair')})"
 
 
 def _size(size: int | None) -> str:
@@ -290,6 +297,8 @@ def _size(size: int | None) -> str:
 
 def signed(value: float) -> str:
     """Format a difference with its sign in two decimals, in more where they would be zeros."""
+    if abs(value) >= 1e6:
+        return f"{value:+.3g}".replace("-", "−")
     digits = 2 if abs(value) >= 0.005 or value == 0 else 2 - math.floor(math.log10(abs(value)) + 1)
     return f"{value:+.{min(digits, 6)}f}".replace("-", "−")
 
@@ -303,8 +312,6 @@ def _notes(facts: Facts) -> Iterator[str]:
     for name, level in evidence.items():
         if level == "scaled":
             yield f"scaled replica: not the sizes and steps that {name} names"
-        elif level != "none":
-            yield f"{level} evidence by {name}"
     by_rate = [verdict for verdict in facts.verdicts if verdict.rule.get("rule") == "rate"]
     looks = max((verdict.rule["looks"] for verdict in by_rate), default=1)
     if looks > 1:

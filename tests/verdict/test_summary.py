@@ -8,6 +8,7 @@ from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run, quick, 
 
 from bitnetctl.records import Run, load_run
 from bitnetctl.records.inventory import AbsentRun, Inventory
+from bitnetctl.report import summary_lines
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Summary, combine, judge_arms, load_criteria, summarize
 from bitnetctl.verdict.criteria import parse_criteria
 from bitnetctl.verdict.summary import SummaryRow
@@ -199,7 +200,7 @@ def test_several_arms_are_counted_by_outcome(tmp_path: Path) -> None:
     runs = [bare_run(tmp_path, FAILED), bare_run(tmp_path, CURED, arm="decoupled-decay")]
     summary = summary_of(runs, criteria=[ORIGIN])
     assert summary.headline == "the strictest of 2 arms: 1 supported, 1 refuted"
-    assert summary.next.endswith("supported here: decoupled-decay")
+    assert summary.next.startswith("supported here: decoupled-decay")
 
 
 def test_a_stage_check_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -247,13 +248,14 @@ def test_rows_hold_means_and_count_what_fails(tmp_path: Path) -> None:
     baseline, arm = row_of(summary, "baseline"), row_of(summary, "no-decay")
     cell = baseline.cells[index]
     assert cell is not None
-    assert (cell.mean, cell.failed, cell.undecided, cell.runs) == (pytest.approx(0.5), 1, 2, 3)
+    assert cell.mean == pytest.approx(0.5)
+    assert (cell.failed, cell.undecided, cell.runs) == (1, 2, 3)
     assert (baseline.seeds_ok, baseline.seeds, baseline.is_asked) == (0, 3, False)
     assert (arm.seeds_ok, arm.seeds, arm.is_asked) == (3, 3, True)
     assert arm.held_out_loss == pytest.approx(4.5)
     assert arm.versus_baseline == pytest.approx(-0.5)
     assert baseline.versus_baseline is None
-    assert summary.effect == ("no-decay: held-out loss −0.50 at h256 against the baseline (lower in 3 of 3 pairs)",)
+    assert summary.effect == ("held-out loss −0.50 at h256 (lower in 3 of 3 pairs)",)
 
 
 def test_arms_that_were_not_trained_alike_are_not_compared(tmp_path: Path) -> None:
@@ -273,6 +275,17 @@ def test_values_that_are_not_finite_have_no_mean_but_fail(tmp_path: Path) -> Non
     assert Summary.model_validate(summary.model_dump(mode="json")) == summary
 
 
+def test_huge_values_stay_short(tmp_path: Path) -> None:
+    runs = [
+        healthy_run(tmp_path, seed, arm=arm, HeldOutLoss=value, UniquePredictions=200)
+        for arm, value in (("baseline", 1.5e308), ("no-decay", -1.5e308))
+        for seed in range(3)
+    ]
+    summary = summary_of(runs, arm="no-decay")
+    assert row_of(summary, "baseline").held_out_loss == pytest.approx(1.5e308)
+    assert max(len(line) for line in summary_lines(summary, 80)) <= 80
+
+
 # what to do next
 
 
@@ -284,16 +297,13 @@ def test_no_step_advises_what_was_asked_for_or_done(tmp_path: Path) -> None:
         for one in (*tried, arm):
             assert one.partition(":")[0] not in step
         tried.append(arm)
-    assert "an intervention to try" not in step
-    assert (
-        "an intervention to try: `-i decoupled-decay`"
-        in summary_of([bare_run(tmp_path / "0", FAILED)], criteria=[ORIGIN]).next
-    )
+    assert "try" not in step
+    assert "try `-i decoupled-decay`" in summary_of([bare_run(tmp_path / "0", FAILED)], criteria=[ORIGIN]).next
 
 
 def test_decay_that_is_decoupled_already_is_not_advised(tmp_path: Path) -> None:
     runs = [origin_run(tmp_path, FAILED, overrides=["optimizer.name=adamw"])]
-    assert summary_of(runs, criteria=[ORIGIN]).next.endswith("`-i no-decay`")
+    assert summary_of(runs, criteria=[ORIGIN]).next.startswith("try `-i no-decay`")
 
 
 def test_short_runs_are_to_be_repeated_at_the_recipe_s_length(tmp_path: Path) -> None:
@@ -305,7 +315,7 @@ def test_short_runs_are_to_be_repeated_at_the_recipe_s_length(tmp_path: Path) ->
     own = parse_criteria({"checks": [{"kind": "finite"}, {"kind": "finished"}, level]})
     given = summary_of(runs, criteria=[own])
     assert given.outcome is Outcome.REFUTED
-    assert given.next.startswith("repeat at the recipe's 2,000 steps; an intervention to try")
+    assert given.next.startswith("repeat at the recipe's 2,000 steps; try `-i")
 
 
 def test_next_steps_of_open_claims(tmp_path: Path) -> None:
