@@ -130,13 +130,17 @@ class Facts:
             return set()
         return {name for name, steps in self.horizon.required.items() if steps > judged}
 
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str], tuple[Criteria, Mapping[str, Check]]]:
+        return {(one.name, one.hash): (one, {check.label: check for check in one.checks}) for one in self.criteria}
+
     def criteria_of(self, verdict: Verdict) -> Criteria:
         """Return the criteria of a verdict."""
-        return next(one for one in self.criteria if (one.name, one.hash) == (verdict.criteria, verdict.criteria_hash))
+        return self._by_name[verdict.criteria, verdict.criteria_hash][0]
 
     def checks_of(self, verdict: Verdict) -> Mapping[str, Check]:
         """Return the checks of a verdict's criteria by label."""
-        return {check.label: check for check in self.criteria_of(verdict).checks}
+        return self._by_name[verdict.criteria, verdict.criteria_hash][1]
 
     def statistics_of(self, verdict: Verdict, outcome: Outcome | None = None) -> Iterator[Mapping[str, Any]]:
         """Yield the statistics of every size of a verdict, or of those with one outcome."""

@@ -204,7 +204,7 @@ def reasons(facts: Facts) -> list[str]:
             known = found.setdefault(tally.text, tally)
             if known is not tally:
                 known.runs |= tally.runs
-                known.of |= tally.of
+                known.of = known.of | tally.of
                 known.sizes |= tally.sizes
                 known.criteria |= tally.criteria
     ordered = sorted(found.values(), key=lambda tally: (tally.rank, -len(tally.runs)))
@@ -239,21 +239,20 @@ def _reasons(facts: Facts, verdict: Verdict) -> Iterator[Tally]:
     completion = {criteria.finite.label, criteria.finished.label}
     results = list(facts.results_of(verdict, facts.outcome))
     judged = {_identity(verdict, result) for result in results if result.run is not None}
+    found: dict[str, Tally] = {}
     for result in results:
         rank = _rank(result, facts.outcome, completion)
         if rank == 1 and result.check == criteria.finished.label and verdict.criteria in facts.shortened_for:
             # that is said of the horizon
             rank = _LAST
         if rank is not None:
-            over_seeds = result.run is None
-            yield Tally(
-                text=result.brief or result.check,
-                rank=rank,
-                runs=set() if over_seeds else {_identity(verdict, result)},
-                of=set() if over_seeds else judged,
-                sizes={result.size},
-                criteria={verdict.criteria: None},
-            )
+            text = result.brief or result.check
+            tally = found.setdefault(text, Tally(text=text, rank=rank, criteria={verdict.criteria: None}))
+            tally.sizes.add(result.size)
+            if result.run is not None:
+                tally.runs.add(_identity(verdict, result))
+                tally.of = judged
+    yield from found.values()
     if facts.outcome is Outcome.INCONCLUSIVE and criteria.seeds.rule == "rate":
         text = _too_few(facts, verdict, criteria.seeds.max_failure_rate)
         if text:
