@@ -9,7 +9,7 @@ from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.paired import PairedCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import BASELINE, Facts
+from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict, strictest, unseen_measures
 from bitnetctl.verdict.seeds import RATE
@@ -132,14 +132,17 @@ def _supported(facts: Facts, why: Sequence[str]) -> str:
 
 
 def _refuted(facts: Facts) -> str:
-    by_rate = [
-        verdict
+    sizes_of = {
+        id(verdict): {
+            result.size for result in verdict.results if _is_rate(result) and result.outcome is Outcome.REFUTED
+        }
         for verdict in facts.decisive
-        if any(_is_rate(result) and result.outcome is Outcome.REFUTED for result in verdict.results)
-    ]
+    }
+    by_rate = [verdict for verdict in facts.decisive if sizes_of[id(verdict)]]
     if by_rate:
+        where = _where(facts, {(verdict.arm, size) for verdict in by_rate for size in sizes_of[id(verdict)]})
         limit = max(facts.criteria_of(verdict).seeds.max_failure_rate for verdict in by_rate)
-        return f"more than {share(limit)} of all seeds fail{confidence(by_rate)}"
+        return f"more than {share(limit)} of all seeds fail{where}{confidence(by_rate)}"
     by_every = [verdict for verdict in facts.decisive if facts.criteria_of(verdict).seeds.rule == "every"]
     if not by_every:
         return ""
@@ -148,7 +151,22 @@ def _refuted(facts: Facts) -> str:
     failed = sum(one["unhealthy"] for one in sizes)
     seeds = plural(sum(one["seeds"] for one in sizes), "seed")
     verb = "fails" if failed == 1 else "fail"
-    return f"{failed} of {seeds} {verb} by {verdict.criteria}, and one is enough"
+    where = _where(facts, {(verdict.arm, one["size"]) for one in sizes})
+    return f"{failed} of {seeds} {verb} by {verdict.criteria}{where}, and one is enough"
+
+
+def _where(facts: Facts, cells: set[SizeOfArm]) -> str:
+    """Name the sizes of the deciding arms that a sentence is about; empty where it is about all of them."""
+    if cells >= set(facts.deciding_cells):
+        return ""
+    if len(facts.deciding) > 1:
+        return f" in {len(cells)} of {len(facts.deciding_cells)} arms and sizes"
+    return f" at {_sizes({size for _, size in cells})}"
+
+
+def _sizes(sizes: Iterable[int | None]) -> str:
+    known = sorted(sizes, key=lambda size: size or 0)
+    return listed(["unknown size" if size is None else f"h{size}" for size in known])
 
 
 def _is_rate(result: CheckResult) -> bool:
@@ -229,7 +247,7 @@ def _text(tally: Tally, all_sizes: set[int | None], *, name: bool) -> str:
     if tally.of:
         where = f" in {len(tally.runs)} of {plural(len(tally.of), 'run')}"
     elif tally.sizes and tally.sizes < all_sizes:
-        where = f" (h{', h'.join(str(size) for size in sorted(tally.sizes, key=str))})"
+        where = f" at {_sizes(tally.sizes)}"
     prefix = f"{', '.join(tally.criteria)}: " if name else ""
     return f"{prefix}{tally.text}{where}"
 
@@ -288,7 +306,9 @@ def _too_few(facts: Facts, verdict: Verdict, limit: float) -> str:
     if not sizes or any(one["absent"] or one["unfinished"] for one in sizes):
         return ""
     failed = any(one["unhealthy"] or one["undecided"] for one in sizes)
-    text = f"{_counted(sizes)} cannot decide at a failure rate of {wording.percent(limit)}"
+    cells = {(arm, one["size"]) for arm in facts.deciding for one in sizes}
+    where = _where(facts, cells) if len(facts.deciding) == 1 else ""
+    text = f"{_counted(sizes)} cannot decide at a failure rate of {wording.percent(limit)}{where}"
     support = [one["seeds_to_support"] for one in sizes]
     refute = [one["seeds_to_refute"] for one in sizes]
     if not failed and None not in support:

@@ -222,10 +222,11 @@ def _at_the_end(tally: Tally, unfinished: int) -> Tally:
 def _deciding_numbers(assessment: SizeAssessment, limit: float, levels: Levels) -> Statistics:
     """Return how many of the planned seeds have to be healthy, and with how many seeds a decision becomes possible."""
     ended = _at_the_end(assessment.tally, assessment.unfinished)
-    support, refute = seeds_to_decide(ended, limit, min(levels.supporting, levels.refuting))
+    level = min(levels.supporting, levels.refuting)
+    support, refute = seeds_to_decide(ended, limit, level)
     return {
         "healthy_needed": healthy_needed(ended.total, limit, levels.supporting),
-        "fewest_seeds": seeds_to_decide(Tally(), limit, levels.supporting)[0],
+        "fewest_seeds": seeds_to_decide(Tally(), limit, level)[0],
         "seeds_to_support": support,
         "seeds_to_refute": refute,
     }

@@ -143,6 +143,22 @@ def test_refutation_says_by_which_rule(tmp_path: Path) -> None:
     assert by_every.why == ("final count < 10 in 2 of 2 runs",)
 
 
+def test_a_refuted_size_among_others_is_named(tmp_path: Path) -> None:
+    def run(size: int, seed: int, **changes: object) -> Run:
+        return healthy_run(tmp_path, seed, size=size, **changes)
+
+    runs = [run(256, seed) for seed in range(6)] + [run(512, seed, **SICK) for seed in range(6)]
+    summary = summary_of(runs, criteria=[SOUND])
+    assert summary.headline == "more than half of all seeds fail at h512 (confidence 95 %)"
+    assert summary.why[0].endswith("in 6 of 6 runs")
+    bad = [bare_run(tmp_path / "b", FAILED, size=512), bare_run(tmp_path / "b", CURED, size=256)]
+    assert summary_of(bad, criteria=[ORIGIN]).headline == "1 of 1 seed fails by origin at h512, and one is enough"
+    few = [run(256, seed) for seed in range(6)] + [run(768, seed) for seed in range(3)]
+    assert summary_of(few, criteria=[SOUND]).headline == (
+        "3 seeds cannot decide at a failure rate of 50 % at h768: 6 needed"
+    )
+
+
 @pytest.mark.parametrize(
     ("healthy", "failed", "text"),
     [
