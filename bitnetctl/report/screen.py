@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from rich.text import Text
 
@@ -25,14 +26,30 @@ MORE = "--details (every check) · --json · --report FILE.md · --html FILE.htm
 _LABEL = 9
 _WIDE = 100
 _FEW_MEASURES = 2
-# reasons, rows and blank lines: the first that fits
-_ROOM: tuple[tuple[int, int, *tuple[Text, ...]], ...] = (
-    (3, 8, Text()),
-    (2, 8, Text()),
-    (1, 8, Text()),
-    (1, 8),
-    (1, 6),
-    (1, 4),
+
+
+class _Room(NamedTuple):
+    """How much is shown; `is_short` cuts reasons, notes and what stands beside the verdict to one line each.
+
+    The table has a blank line above it and one below, or with `blanks` 1 none below.
+    """
+
+    reasons: int
+    rows: int
+    blanks: int = 2
+    is_short: bool = False
+
+
+# the first that fits is taken
+_ROOMS = (
+    _Room(3, 8),
+    _Room(2, 8),
+    _Room(1, 8),
+    _Room(1, 8, is_short=True),
+    _Room(1, 8, blanks=1, is_short=True),
+    _Room(1, 6, blanks=1, is_short=True),
+    _Room(1, 4, blanks=1, is_short=True),
+    _Room(1, 4, blanks=0, is_short=True),
 )
 _STRICTEST = (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.SUPPORTED)
 
@@ -40,37 +57,39 @@ _STRICTEST = (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.SU
 def summary_lines(summary: Summary, width: int) -> list[Text]:
     """Return the lines of a summary for a width, without the last one, which is `summary.last_line`."""
     lines: list[Text] = []
-    for room in _ROOM:
-        lines = list(_lines(summary, width, *room))
+    for room in _ROOMS:
+        lines = list(_lines(summary, width, room))
         if len(lines) < MOST_LINES:
             break
     return lines
 
 
-def _lines(summary: Summary, width: int, reasons: int, rows: int, *blank: Text) -> Iterator[Text]:
-    yield from _labelled("CLAIM", summary.claim, width)
-    yield from _labelled("VERDICT", _verdict(summary), width)
-    yield from _labelled("", _beside(summary), width)
-    yield from _labelled("horizon", summary.horizon, width)
-    yield from blank
-    yield from _table(summary, rows, None if width >= _WIDE else _FEW_MEASURES).lines(width)
-    yield from blank
-    # the first reason is the headline of an open or invalid verdict
-    why = [text for text in summary.why if text != summary.headline]
-    for index, text in enumerate(why[:reasons]):
-        hidden = len(why) - reasons if index == reasons - 1 else 0
+def _lines(summary: Summary, width: int, room: _Room) -> Iterator[Text]:
+    one, few = (1, 3) if room.is_short else (None, None)
+    yield from _labelled("CLAIM", summary.claim, width, few)
+    yield from _labelled("VERDICT", _verdict(summary), width, few)
+    yield from _labelled("", _beside(summary), width, one)
+    yield from _labelled("horizon", summary.horizon, width, one)
+    yield from [Text()] * (room.blanks > 0)
+    yield from _table(summary, room.rows, None if width >= _WIDE else _FEW_MEASURES).lines(width)
+    yield from [Text()] * (room.blanks > 1)
+    why = summary.further_reasons
+    for index, reason in enumerate(why[: room.reasons]):
+        text = reason.text(2 if room.is_short else None)
+        hidden = len(why) - room.reasons if index == room.reasons - 1 else 0
         more = f" … {hidden} more" if hidden > 0 else ""
-        yield from _labelled("" if index else "why", f"{text}{more}", width)
-    yield from _labelled("effect", _effect(summary), width)
-    notes = [*summary.notes, *[f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)]
-    yield from _labelled("note", "; ".join(notes), width)
-    yield from _labelled("next", summary.next, width)
+        yield from _labelled("" if index else "why", f"{text}{more}", width, one)
+    yield from _labelled("effect", _effect(summary), width, one)
+    all_notes = [f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)
+    notes = [*summary.notes[:1], *all_notes] if room.is_short else [*summary.notes, *all_notes]
+    yield from _labelled("note", "; ".join(notes), width, one)
+    yield from _labelled("next", summary.next, width, few)
     yield from _labelled("more", MORE, width)
 
 
 def _verdict(summary: Summary) -> Text:
     text = Text(summary.outcome.value.upper(), style=f"bold {OUTCOME_STYLES[summary.outcome]}")
-    asked = f" for {shortened(summary.arms, 2)}, the arm asked for" * bool(summary.is_requested and summary.other_arms)
+    asked = f" for {shortened(summary.arms, 2)}" * bool(summary.other_arms)
     return text.append(printable(f"{asked} (exit {summary.exit_code}): {summary.headline}"), style="not bold default")
 
 
@@ -87,12 +106,17 @@ def _effect(summary: Summary) -> str:
     return f"{summary.effect[0]}{more}"
 
 
-def _labelled(label: str, text: str | Text, width: int) -> Iterator[Text]:
-    """Yield a label and its text, folded beside it; nothing where the text is empty."""
+def _labelled(label: str, text: str | Text, width: int, most: int | None = None) -> Iterator[Text]:
+    """Yield a label and its text, folded beside it and cut after `most` lines; nothing where the text is empty."""
     if not text:
         return
-    style = "bold" if label.isupper() else "dim"
-    for index, line in enumerate(fold(text, max(20, width - _LABEL))):
+    style, room = "bold" if label.isupper() else "dim", max(20, width - _LABEL)
+    lines = fold(text, room)
+    if most is not None and len(lines) > most:
+        lines = lines[:most]
+        lines[-1].truncate(room - 2)
+        lines[-1].append(" …")
+    for index, line in enumerate(lines):
         yield Text.assemble((f"{'' if index else label:<{_LABEL}}", style), line)
 
 

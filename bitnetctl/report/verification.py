@@ -30,7 +30,7 @@ def _head(summary: Summary) -> list[str]:
     of_arms = f" for {', '.join(summary.arms)}" if summary.other_arms else ""
     lists = (
         ("Horizon", [summary.horizon] if summary.horizon else []),
-        ("Why", [text for text in summary.why if text != summary.headline]),
+        ("Why", [reason.text() for reason in summary.further_reasons]),
         ("Effect", summary.effect),
         ("Note", summary.notes),
         ("Next", [summary.next]),

@@ -2,8 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
@@ -29,6 +31,25 @@ class Tally:
     of: set[object] = field(default_factory=set)
     sizes: set[int | None] = field(default_factory=set)
     criteria: dict[str, None] = field(default_factory=dict)
+
+
+class Reason(BaseModel):
+    """What decides, in `runs` of `of` runs, or if `of` is 0 over the seeds, `where`; by which `criteria` of several."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    texts: tuple[str, ...]
+    criteria: tuple[str, ...]
+    runs: int
+    of: int
+    where: str
+
+    def text(self, most: int | None = None) -> str:
+        """Return the sentence, with at most so many texts."""
+        what = ", ".join(self.texts) if most is None else shortened(self.texts, most)
+        where = f" in {self.runs} of {plural(self.of, 'run')}" if self.of else self.where
+        prefix = f"{', '.join(self.criteria)}: " if self.criteria else ""
+        return f"{prefix}{what}{where}"
 
 
 def claim(facts: Facts) -> str:
@@ -95,15 +116,15 @@ def horizon(facts: Facts) -> str:
     short = lengths.recipe is not None and lengths.judged is not None and lengths.recipe != lengths.judged
     if not required and not short:
         return ""
-    text = f"{steps_text(facts)} {'as recorded' if lengths.requested is None else 'as requested'}"
-    if short:
-        text += f" (the recipe plans {lengths.recipe:,})"
+    others = [f"recipe {lengths.recipe:,}"] * short
     for name, steps in required.items():
         if lengths.requested is not None:
-            text += f"; {name} asks for {steps:,}"
+            others.append(f"{name} {steps:,}")
         elif steps > lengths.planned[0]:
-            text += f"; {name} asks for {steps:,} unless --steps {lengths.planned[0]} is given"
-    return text
+            others.append(f"{name} {steps:,} unless --steps {lengths.planned[0]}")
+    how = "as recorded" if lengths.requested is None else "as requested"
+    listed_others = "; ".join(others)
+    return f"{steps_text(facts)} {how} ({listed_others})" if others else ""
 
 
 def headline(facts: Facts, why: Sequence[str]) -> str:
@@ -214,7 +235,7 @@ def _unseen(facts: Facts, outcomes: dict[str, Outcome]) -> str:
     return f" ({shortened(measures, MOST_NAMES)}, not seen by {listed(others)})"
 
 
-def reasons(facts: Facts) -> list[str]:
+def reasons(facts: Facts) -> list[Reason]:
     """Return why the outcome is what it is, the most important reason first."""
     found: dict[str, Tally] = {}
     for verdict in facts.decisive:
@@ -231,25 +252,22 @@ def reasons(facts: Facts) -> list[str]:
     alike = itertools.groupby(
         ordered, key=lambda tally: (tally.rank, tuple(tally.criteria), len(tally.runs), len(tally.of))
     )
-    return [text for _, group in alike for text in _texts(list(group), all_sizes, name=several)]
+    return [reason for _, group in alike for reason in _together(list(group), all_sizes, name=several)]
 
 
-def _texts(alike: Sequence[Tally], all_sizes: set[int | None], *, name: bool) -> list[str]:
-    """Return one sentence for reasons that hold in as many runs, one for each that is said over seeds."""
-    if not alike[0].of:
-        return [_text(tally, all_sizes, name=name) for tally in alike]
-    together = replace(alike[0], text=", ".join(tally.text for tally in alike))
-    return [_text(together, all_sizes, name=name)]
-
-
-def _text(tally: Tally, all_sizes: set[int | None], *, name: bool) -> str:
-    where = ""
-    if tally.of:
-        where = f" in {len(tally.runs)} of {plural(len(tally.of), 'run')}"
-    elif tally.sizes and tally.sizes < all_sizes:
-        where = f" at {_sizes(tally.sizes)}"
-    prefix = f"{', '.join(tally.criteria)}: " if name else ""
-    return f"{prefix}{tally.text}{where}"
+def _together(alike: Sequence[Tally], all_sizes: set[int | None], *, name: bool) -> list[Reason]:
+    """Return one reason for all that holds in as many runs, one for each that is said over seeds."""
+    groups = [list(alike)] if alike[0].of else [[tally] for tally in alike]
+    return [
+        Reason(
+            texts=tuple(tally.text for tally in group),
+            criteria=tuple(group[0].criteria) if name else (),
+            runs=len(group[0].runs),
+            of=len(group[0].of),
+            where=f" at {_sizes(group[0].sizes)}" if not group[0].of and set() < group[0].sizes < all_sizes else "",
+        )
+        for group in groups
+    ]
 
 
 def _reasons(facts: Facts, verdict: Verdict) -> Iterator[Tally]:

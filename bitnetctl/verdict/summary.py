@@ -16,6 +16,7 @@ from bitnetctl.verdict import headline, wording
 from bitnetctl.verdict.checks.base import ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
+from bitnetctl.verdict.headline import Reason
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.next_step import next_step
 from bitnetctl.verdict.options import JudgeOptions
@@ -73,7 +74,7 @@ class SummaryRow(_Model):
 
 
 class Summary(_Model):
-    """What was judged and what came out; `why`, `effect` and `notes` are sentences, the most important first.
+    """What was judged and what came out; `why`, `effect` and `notes` begin with the most important.
 
     `all_notes` is the number of notes beside the verdicts.
     """
@@ -89,11 +90,16 @@ class Summary(_Model):
     horizon: str
     columns: tuple[SummaryColumn, ...]
     rows: tuple[SummaryRow, ...]
-    why: tuple[str, ...]
+    why: tuple[Reason, ...]
     effect: tuple[str, ...]
     notes: tuple[str, ...]
     all_notes: int
     next: str
+
+    @property
+    def further_reasons(self) -> tuple[Reason, ...]:
+        """The reasons without the one that is the headline of an open or invalid verdict."""
+        return tuple(reason for reason in self.why if reason.text() != self.headline)
 
     @property
     def last_line(self) -> str:
@@ -121,7 +127,7 @@ def summarize(
         exit_code=facts.outcome.exit_code,
         arms=tuple(deciding),
         is_requested=requested,
-        headline=headline.headline(facts, why),
+        headline=headline.headline(facts, [reason.text() for reason in why]),
         other_arms={arm: one.outcome for arm, one in judged.items() if arm not in deciding},
         criteria=headline.criteria_line(facts),
         horizon=headline.horizon(facts),
@@ -311,7 +317,7 @@ def _notes(facts: Facts) -> Iterator[str]:
     evidence = {verdict.criteria: verdict.evidence for verdict in facts.verdicts if verdict.evidence is not None}
     for name, level in evidence.items():
         if level == "scaled":
-            yield f"scaled replica: not the sizes and steps that {name} names"
+            yield f"scaled replica of {name}: other sizes or steps"
     by_rate = [verdict for verdict in facts.verdicts if verdict.rule.get("rule") == "rate"]
     looks = max((verdict.rule["looks"] for verdict in by_rate), default=1)
     if looks > 1:

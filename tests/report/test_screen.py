@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from calling import Done, call
-from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run
+from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run, quick, simple_run
 
 from bitnetctl.report import summary_lines
 from bitnetctl.verdict import Summary
@@ -46,6 +46,14 @@ def two_arms(folder: Path, seeds: int, *, sick: float = 0.0, arm: str = "no-deca
 
 def refuted(folder: Path) -> list[str]:
     two_arms(folder, 3, sick=0.9)
+    return ["-i", "no-decay"]
+
+
+def short_runs(folder: Path) -> list[str]:
+    for arm, loss in (("", 7.2), ("no-decay", 6.8)):
+        for size in (32, 64):
+            for seed in range(3):
+                simple_run(folder, quick(arm, size=size, seed=seed, steps=300), loss=loss + seed / 100 - size / 100)
     return ["-i", "no-decay"]
 
 
@@ -121,6 +129,7 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
     case.__name__: case
     for case in (
         refuted,
+        short_runs,
         supported,
         inconclusive,
         invalid,

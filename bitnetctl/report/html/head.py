@@ -11,7 +11,7 @@ def summary_section(summary: Summary) -> str:
     of_arms = f" for {', '.join(summary.arms)}" if summary.other_arms else ""
     others = ", ".join(f"{arm}: {one.value}" for arm, one in summary.other_arms.items())
     lists = (
-        ("why", [text for text in summary.why if text != summary.headline]),
+        ("why", [reason.text() for reason in summary.further_reasons]),
         ("effect", list(summary.effect)),
         ("note", list(summary.notes)),
         ("next", [summary.next]),
