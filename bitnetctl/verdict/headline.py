@@ -116,7 +116,7 @@ def horizon(facts: Facts) -> str:
     short = lengths.recipe is not None and lengths.judged is not None and lengths.recipe != lengths.judged
     if not required and not short:
         return ""
-    others = [f"recipe {lengths.recipe:,}"] * short
+    others = [f"recipe {lengths.recipe:,}"] if short else []
     for name, steps in required.items():
         if lengths.requested is not None:
             others.append(f"{name} {steps:,}")
