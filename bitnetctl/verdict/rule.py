@@ -61,7 +61,7 @@ class Levels:
 class Statement:
     """A statement about one arm at one size, over its seeds.
 
-    `describe` gives the reason for an outcome at given levels, `brief` says it without the levels; the other fields are
+    `describe` gives the reason for an outcome at given levels, `summarize` says it in a few words; the other fields are
     those of a CheckResult.
     """
 
@@ -72,7 +72,7 @@ class Statement:
     measure: str | None = None
     supports: str | None = None
     refutes: str | None = None
-    brief: str = ""
+    summarize: Callable[[Outcome], str] = lambda outcome: ""
     of: int | None = None
 
     def outcome(self, levels: Levels) -> Outcome:
@@ -93,7 +93,7 @@ class Statement:
             value=self.value,
             supports=self.supports,
             refutes=self.refutes,
-            brief=self.brief,
+            brief=self.summarize(outcome),
             of=self.of,
         )
 

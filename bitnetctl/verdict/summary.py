@@ -117,7 +117,10 @@ def summarize(
     *,
     requested: bool,
 ) -> Summary:
-    """Summarize the verdicts on all arms by these criteria; `requested` is whether the deciding arms were asked for."""
+    """Summarize the verdicts on all arms by these criteria.
+
+    `deciding` are the arms, at least one, whose strictest verdict counts; `requested` is whether they were asked for.
+    """
     facts = Facts(judged=judged, deciding=deciding, requested=requested, criteria=criteria, options=options, runs=runs)
     why = headline.reasons(facts)
     columns = _columns(facts)

@@ -133,8 +133,10 @@ class LevelCheck(ThresholdCheck):
                 self.label, outcome, mean, len(values), seeds.planned, (self.supports, self.refutes), p, unlimited
             )
 
-        brief = f"mean {self.short}" if mean is None else f"mean {self.short} {number_text(mean)}"
-        return Statement(check=self.label, p=p, describe=describe, value=mean, brief=brief, **self.condition)
+        def summarize(outcome: Outcome) -> str:
+            return wording.mean_briefly(self.short, outcome, mean, (self.supports, self.refutes))
+
+        return Statement(check=self.label, p=p, describe=describe, value=mean, summarize=summarize, **self.condition)
 
     def _limits(self, runs: Sequence[Run]) -> tuple[float | None, float | None]:
         """Return the values that none can pass, on the bad side of the supporting threshold and on the good side."""

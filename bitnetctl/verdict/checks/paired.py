@@ -156,12 +156,16 @@ class PairedCheck(MeasuredCheck):
         def describe(outcome: Outcome, levels: Levels) -> str:
             return _sentence(self, pairs, outcome, p, levels)
 
+        def summarize(outcome: Outcome) -> str:
+            claim = f"{self.measure} {self.condition['supports']}"
+            return wording.pairs_briefly(claim, outcome, pairs.wins, pairs.planned)
+
         return Statement(
             check=self.label,
             p=p,
             describe=describe,
             value=float(pairs.wins),
-            brief=f"{self.measure} {self.condition['supports']} in {pairs.wins} of {plural(pairs.planned, 'pair')}",
+            summarize=summarize,
             of=pairs.planned,
             **self.condition,
         )
