@@ -232,10 +232,6 @@ def test_a_mean_or_pairs_that_decide_nothing_are_said_to(tmp_path: Path) -> None
     mean = parse_criteria({"seeds": {"rule": "rate"}, "checks": checks})
     runs = [bare_run(tmp_path, [4000, *[59 + seed] * 10], seed=seed) for seed in range(3)]
     assert "mean UniquePredictions 60, not told from chance" in summary_of(runs, criteria=[mean]).why[0].text()
-    low = [bare_run(tmp_path / "low", [4000, *[3 + seed] * 10], seed=seed, ProbePositions=64) for seed in range(20)]
-    refuted = summary_of(low, criteria=[mean])
-    assert refuted.outcome is Outcome.REFUTED
-    assert refuted.headline == "mean UniquePredictions < 10"
 
 
 # which length was judged

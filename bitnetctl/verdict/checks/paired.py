@@ -143,7 +143,8 @@ class PairedCheck(MeasuredCheck):
         partner = self._partner(run, context)
         if partner is None or partner.unequal is None:
             return None
-        return Finding(Outcome.INVALID, f"cannot be compared with {self.against}: {partner.unequal}")
+        brief = f"not trained like {self.against}"
+        return Finding(Outcome.INVALID, f"cannot be compared with {self.against}: {partner.unequal}", brief=brief)
 
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
         """Test the improvements of all planned pairs."""
