@@ -95,11 +95,12 @@ def write_run(folder: Path, config: RunConfig, rows: Rows, *, name: str | None =
 def simple_run(
     folder: Path, config: RunConfig, *, loss: float = 5.0, unique: int = 100, prompt: int = 10, **fields: Any
 ) -> Path:
-    """Write a run that is the same at every evaluation after step 1."""
+    """Write a run that is the same at every evaluation after step 1; only its training loss tells seeds apart."""
     steps = [1, *range(100, config.steps + 1, 100)]
     rest = len(steps) - 1
     rows = curve(
         steps,
+        Loss=5.0 + config.seed / 1000,
         HeldOutLoss=[7.6] + [loss] * rest,
         UniquePredictions=[1000] + [unique] * rest,
         RandomPromptUnique=[20] + [prompt] * rest,

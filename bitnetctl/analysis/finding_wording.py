@@ -113,7 +113,7 @@ def about_collapses(
         at_sizes = f" at {sizes} sizes" if sizes > 1 else ""
         yield f"a count over {plural(seeds, 'seed')}{at_sizes}, not a test"
     if brief:
-        yield f"{brief} more for less than three evaluations, which is not counted"
+        yield f"{brief} more for fewer than three evaluations in a row, which does not count"
     if below:
         yield below
     if unfinished:
@@ -124,7 +124,9 @@ def about_collapses(
 
 def below_unigram(below: int, known: int) -> str:
     """Return how many runs end at or above the loss of a unigram predictor; empty for none."""
-    return f"at the end {below} of {plural(known, 'run')} no better than a unigram predictor" if below else ""
+    return (
+        f"{below} of {plural(known, 'run')} end{'s' * (known == 1)} no better than a unigram predictor" if below else ""
+    )
 
 
 def collapse_unknown(runs: int) -> str:
@@ -151,3 +153,8 @@ ONE_SEED_OF_FACTORS = "all runs have one seed: how others would come out is unkn
 
 def several_lengths(steps: Sequence[int]) -> str:
     return f"runs of {listed([f'{count:,}' for count in steps], 4)} steps: only runs of equal length are compared"
+
+
+def copied(run: str, reason: str) -> str:
+    """Return that a run enters no comparison; `reason` is a clause that names the file of the other."""
+    return f"{run} is not counted, it would be one more seed: {reason}"

@@ -32,6 +32,7 @@ class Finding:
     `subject` is the arm, outcome or metric; `measure` what is compared, `value` the difference, fraction of the
     variance or rank correlation. `direction` says where most seeds point: `better` or `worse`, `mixed` where neither
     is more frequent. `told` is whether it is told from chance after the adjustment for everything shown with it.
+    `collapsed` counts those of the `runs` in which it is known that collapsed.
     """
 
     kind: Kind
@@ -46,6 +47,8 @@ class Finding:
     better: int | None = None
     worse: int | None = None
     told: bool | None = None
+    runs: int | None = None
+    collapsed: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -170,8 +173,10 @@ def _on_collapse(summaries: Sequence[RunSummary], arms: Sequence[str]) -> Iterat
             kind="collapse", subject="all arms", statement=statement, cautions=cautions, measure="collapsed_at"
         )
         return
-    for arm in arms:
-        runs = [run for run in summaries if run.arm == arm]
+    by_arm: dict[str, list[RunSummary]] = {arm: [] for arm in arms}
+    for run in summaries:
+        by_arm[run.arm].append(run)
+    for arm, runs in by_arm.items():
         judged = [run for run in runs if run.collapsed_fraction is not None]
         steps = [run.collapsed_at for run in judged if run.collapsed_at is not None]
         seeds = {run.seed for run in judged}
@@ -198,6 +203,8 @@ def _on_collapse(summaries: Sequence[RunSummary], arms: Sequence[str]) -> Iterat
             measure="collapsed_at",
             value=len(steps) / len(judged) if judged else None,
             seeds=None if None in seeds else len(seeds),
+            runs=len(judged),
+            collapsed=len(steps),
         )
 
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from bitnetctl.report.fold import fold, longest_number, longest_piece, plain
+from bitnetctl.report.fold import fold, leading_blanks, longest_number, longest_piece, plain
 from bitnetctl.units import plural
 
 _UNKNOWN = ("–", "")
@@ -33,9 +33,9 @@ class Column:
     """A column of a table.
 
     `importance` None is for what identifies a row, which is never left out; of the others the lowest is left out first,
-    but before all of them one without a value in any row. A `number` is aligned right and never folded. Other cells
-    are text, which folds. A `note` is free text in the last column, which is never left out; with little room it stands
-    below its row.
+    but before all of them a column without a value in any row. A `number` is aligned right and never folded; other
+    cells are text, which folds. A `note` is free text in the last column, which is never left out; with little room it
+    stands below its row.
     """
 
     header: str
@@ -116,8 +116,9 @@ class FittedTable:
             return sum(inline) + gap * (len(inline) - 1) <= width
 
         gap = 1 if width < _NARROW and not fits(2) else 2
-        values = [index for index in kept if self.columns[index].importance is not None]
-        values.sort(key=lambda index: (not self._is_empty(index), self.columns[index].importance))
+        empty = {index for index in kept if self._is_empty(index)}
+        values = [index for index in kept if self.columns[index].importance is not None or index in empty]
+        values.sort(key=lambda index: (index not in empty, self.columns[index].importance or 0))
         for index in values[:-1]:
             if fits(gap):
                 break
@@ -134,8 +135,9 @@ class FittedTable:
         header = longest_piece(column.header, hyphens=True) if self.show_header else 0
         if column.number:
             return max([header, *map(_natural, cells)])
-        words = min(max(map(longest_piece, cells), default=0), _least_text(width))
-        return max([header, words, *map(longest_number, cells)])
+        return max(
+            [header, min(max(map(_two_lines, cells), default=0), _least_text(width)), *map(longest_number, cells)]
+        )
 
     def _widths(self, fit: _Fit, width: int) -> dict[int, int]:
         """Return the width of each column; a note that stands below its row has none."""
@@ -228,6 +230,12 @@ class FittedTable:
 def rows_of(cells: Iterable[Sequence[Cell]]) -> list[Row]:
     """Return rows without a style of their own."""
     return [Row(of_row) for of_row in cells]
+
+
+def _two_lines(cell: Cell) -> int:
+    """Return the columns in which a text has about two lines and its longest word fits."""
+    leading = leading_blanks(plain(cell))
+    return leading + max(longest_piece(cell), (_natural(cell) - leading + 1) // 2)
 
 
 def _least_text(width: int) -> int:

@@ -10,35 +10,44 @@ from rich.text import Text
 from bitnetctl.report.escape import printable
 
 # where a line may end, the best places first: after a blank, but not in `p < 0.05` or `45 %`; before the + of an
-# intervention, not that of 1e+3; after punctuation that is not part of a number, and inside CamelCase
+# intervention, not that of 1e+3; after punctuation that is not part of a number; after hyphens and inside CamelCase
 _PLACES = (
     re.compile(r"(?<=\s)(?<![<>=≤≥]\s)(?=[^\s%<>=≤≥])"),
     re.compile(r"(?<=[^\s+])(?=\+[A-Za-z])"),
-    re.compile(r"(?<=[:=/\[(])(?=\S)|(?<=,)(?=\D)|(?<=[-_])(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])"),
+    re.compile(r"(?<=[:/])(?=\S)|(?<=,)(?=\D)|(?<=\.)(?=[A-Za-z])"),
+    re.compile(r"(?<==)(?=\S)|(?<=[-_])(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])"),
 )
 _NUMBER = re.compile(r"[+\-−±<]?\d[\d.,]*(?:e[+-]?\d+)?(?:\s?%)?", re.IGNORECASE)
 
 
 def fold(text: str | Text, width: int, *, indent: int = 0) -> list[Text]:
-    """Return lines of at most `width` columns, those after the first indented; nothing is cut or inserted.
+    """Return lines of at most `width` columns; nothing is cut or inserted.
 
-    Only a number that is longer than the width makes a longer line. A string is shown as it is, without markup.
+    Lines after the first are indented by `indent`, and by the blanks with which the text begins. Only a number that is
+    longer than the width makes a longer line. A string is shown as it is, without markup.
     """
     whole = Text(printable(text)) if isinstance(text, str) else text
     folded: list[Text] = []
     for line in whole.split("\n", allow_blank=True):
-        texts = _packed(line.plain, width - (indent if folded else 0), max(1, width - indent))
-        ends = itertools.accumulate(map(len, texts[:-1]))
-        folded += line.divide(ends)
-    for line in folded:
-        line.rstrip()
-    return [folded[0], *(Text(" " * indent).append_text(line) for line in folded[1:])]
+        leading = leading_blanks(line.plain)
+        first = leading + indent * bool(folded)
+        parts = _packed(line.plain[leading:], max(1, width - first), max(1, width - leading - indent))
+        start = line[leading:] if leading else line
+        for part in start.divide(itertools.accumulate(map(len, parts[:-1]))):
+            part.rstrip()
+            folded.append(Text(" " * (leading + indent * bool(folded))).append_text(part))
+    return folded
+
+
+def leading_blanks(line: str) -> int:
+    """Return with how many blanks a line begins."""
+    return len(line) - len(line.lstrip(" "))
 
 
 def longest_piece(text: str | Text, *, hyphens: bool = False) -> int:
     """Return the columns of the longest word or intervention; with `hyphens`, of the longest part of one."""
     pieces = plain(text).split("\n")
-    for level in range(3 if hyphens else 2):
+    for level in range(len(_PLACES) if hyphens else 2):
         pieces = list(itertools.chain.from_iterable(_split(piece, level) for piece in pieces))
     return _longest(pieces)
 

@@ -19,8 +19,10 @@ from bitnetctl.units import plural
 
 
 def markdown_report(study: Study) -> str:
-    """Return the whole analysis: arms, effects, factors, agreement of metrics, runs, notes."""
+    """Return the whole analysis: findings, arms, effects, factors, agreement of metrics, runs, notes."""
     lines = ["# bitnetctl analysis", "", f"{plural(len(study.runs), 'run')}.", ""]
+    if study.findings:
+        lines += ["## Findings", "", *(f"- {markdown_text(finding.sentence)}" for finding in study.findings), ""]
     rows = run_rows(study.summaries)
     grouped = arm_rows(study.summaries, study.arms)
     if len(grouped) < len(rows):

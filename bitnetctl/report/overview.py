@@ -10,6 +10,7 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.effects import ArmEffect
 from bitnetctl.analysis.findings import Finding, Kind
 from bitnetctl.analysis.study import Study
+from bitnetctl.records.metrics import finite
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
@@ -61,20 +62,31 @@ def finding_lines(findings: Sequence[Finding], width: int, *, shortened: bool = 
     lines: list[Text] = []
     for kind, most in MOST_FINDINGS.items():
         of_kind = [finding for finding in findings if finding.kind == kind]
+        if shortened and len(of_kind) > most:
+            # what is told from chance and the worst first, else in the order of the arms
+            of_kind.sort(key=lambda finding: (not finding.told, -(finding.collapsed or 0)))
         shown = of_kind[:most] if shortened else of_kind
         shared = _shared(of_kind)
         parts: list[tuple[str, str]] = []
         for finding in shown:
             own = [caution for caution in finding.cautions if caution not in shared]
             parts += [(finding.statement, "")] + [("; ".join(own), "dim")] * bool(own)
-        if len(shown) < len(of_kind):
-            told = sum(bool(finding.told) for finding in of_kind[most:])
-            more = f"… and {len(of_kind) - len(shown)} more, {told or 'none'} told from chance"
-            parts.append((more if kind == "arm" else more.partition(",")[0], "dim"))
+        parts += [(_not_shown(kind, of_kind[len(shown) :]), "dim")] * (len(shown) < len(of_kind))
         if shared:
             parts.append((f"{'each' if len(shown) > 1 else ''}: {'; '.join(shared)}".removeprefix(": "), "dim"))
         lines += _labelled(kind, parts, width)
     return lines
+
+
+def _not_shown(kind: Kind, findings: Sequence[Finding]) -> str:
+    """Return how many more findings there are, and what they come to."""
+    more = f"… and {len(findings)} more with --details"
+    if kind == "arm":
+        return f"{more}, {sum(bool(finding.told) for finding in findings) or 'none'} told from chance"
+    if kind == "collapse":
+        runs = sum(one.runs or 0 for one in findings)
+        return f"{more}: {sum(one.collapsed or 0 for one in findings)} of {plural(runs, 'run')} collapsed"
+    return more
 
 
 def _shared(findings: Sequence[Finding]) -> list[str]:
@@ -92,7 +104,7 @@ def _labelled(kind: str, parts: Iterable[tuple[str, str]], width: int) -> Iterat
             start = label.ljust(indent)
             if width < _NARROW and style:
                 start = " " * indent
-            yield Text(start, "bold").append_text(Text(line.plain, style))
+            yield Text.assemble((start, "bold"), (line.plain, style))
             label = ""
         if width < _NARROW:
             label = "•"
@@ -101,8 +113,10 @@ def _labelled(kind: str, parts: Iterable[tuple[str, str]], width: int) -> Iterat
 def _headline(study: Study) -> str:
     """Return the numbers of runs, arms, sizes and seeds, and the steps."""
     runs = study.summaries
+    # a run without an arm is shown as one of its own
+    arms = {summary.arm for run, summary in zip(study.runs, runs, strict=True) if run.arm is not None}
     counts = (
-        (len(study.arms), "arm"),
+        (len(arms), "arm"),
         (len({run.size for run in runs} - {None}), "size"),
         (len({run.seed for run in runs} - {None}), "seed"),
     )
@@ -111,7 +125,7 @@ def _headline(study: Study) -> str:
     parts = (" × " if is_grid else ", ").join(plural(*count) for count in known)
     lengths = sorted({run.planned_steps if run.planned_steps is not None else run.final_step for run in runs})
     steps = f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}"
-    return f"{plural(len(runs), 'run')}: {parts}, {steps} steps"
+    return f"{plural(len(runs), 'run')}{': ' if parts else ''}{parts}, {steps} steps"
 
 
 def _arms_table(study: Study) -> FittedTable:
@@ -140,8 +154,7 @@ def _arms_table(study: Study) -> FittedTable:
 
 def _against_baseline(arm: ArmEffect | None, row: SummaryRow) -> str:
     """Return the mean difference in held-out loss at one size; there is none for the baseline or if a run failed."""
-    mean = arm.effects["final_held_out_loss"].mean_by_size.get(row.size) if arm else None
-    return "" if arm is None else signed(mean)
+    return "" if arm is None else signed(finite(arm.effects["final_held_out_loss"].mean_by_size.get(row.size)))
 
 
 def _details(study: Study, console: Console) -> None:

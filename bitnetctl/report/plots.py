@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import kept_indices
-from bitnetctl.report.escape import printable
+from bitnetctl.report.fold import fold
 
 MOST_CURVES = 6
 HEIGHT = 14
@@ -86,7 +86,7 @@ def _plot(
     drawn = figure.build().string().rstrip()
     figure.clear()
     text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
-    return Text("\n").join([Text(title, style="bold"), text, *_legend(list(curves), boundary, color=color)])
+    return Text("\n").join([Text(title, style="bold"), text, *_legend(list(curves), boundary, width, color=color)])
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
@@ -102,11 +102,13 @@ def _tick_label(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _legend(labels: Sequence[str], boundary: int | None, *, color: bool) -> list[Text]:
+def _legend(labels: Sequence[str], boundary: int | None, width: int, *, color: bool) -> list[Text]:
     lines = []
     for index, label in enumerate(labels[:MOST_CURVES]):
         mark = Text("━━", style=_COLORS[index % len(_COLORS)][1]) if color else Text(f" {_MARKS[index]}")
-        lines.append(Text("  ").append_text(mark).append(f" {printable(label)}"))
+        first, *others = fold(label, max(1, width - 5))
+        lines.append(Text("  ").append_text(mark).append(" ").append_text(first))
+        lines += (Text(" " * 5).append_text(line) for line in others)
     if len(labels) > MOST_CURVES:
         lines.append(Text(f"  … and {len(labels) - MOST_CURVES} more; --html shows all", style="dim"))
     if boundary is not None:

@@ -120,7 +120,7 @@ def effects_table(effects: Sequence[ArmEffect]) -> FittedTable:
     """Return every arm's differences from its baseline: in how many seeds, how large, and the tests."""
     columns = (
         Column("metric"),
-        Column("better : worse", 4, number=True),
+        Column("better: worse", 4, number=True),
         Column("mean diff.", 5, number=True),
         Column("95 % Student interval", 2, number=True),
         Column("p", 1, number=True),

@@ -147,7 +147,7 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     path.write_text(ORIGIN + "10000,7.2,11,1e-6,0.0\n", encoding="utf-8")
     done = analyze(path)
     assert done.code == 0
-    assert done.out.startswith("1 run: 1 arm, 1 size, 10,000 steps\n")
+    assert done.out.startswith("1 run: 1 size, 10,000 steps\n")
     assert "training loss (nats)" in analyze(path, "--details").out
     [summary] = analyze(path, "--json").json["runs"]
     assert summary["final_held_out_loss"] is None

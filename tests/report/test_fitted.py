@@ -5,6 +5,7 @@ import itertools
 import re
 
 import pytest
+from hypothesis import given, strategies as st
 from rich.console import Console
 from rich.text import Text
 
@@ -165,3 +166,32 @@ def test_folded_lines_can_be_indented_and_keep_their_style() -> None:
     assert longest_piece("one reduced-lr+no-decay") == len("reduced-lr")
     assert longest_piece("held-out", hyphens=True) == len("held-")
     assert longest_number("a=-1.25e-3, 7 %") == len("-1.25e-3")
+
+
+INTERVENTIONS = ("no-decay", "reduced-lr:peak=5e-4", "label-smoothing:epsilon=0.125", "x" * 30, "a:b=-1.5,c=1,000")
+
+
+@given(parts=st.lists(st.sampled_from(INTERVENTIONS), min_size=1, max_size=5), width=st.integers(8, 120))
+def test_a_folded_arm_is_whole_and_its_numbers_too(parts: list[str], width: int) -> None:
+    arm = "+".join(parts)
+    lines = [line.plain for line in fold(arm, width)]
+    assert "".join(lines) == arm
+    assert max(map(len, lines)) <= width
+    numbers = re.findall(r"(?<==)-?[\d.,]+(?:e-\d)?", arm)
+    assert all(any(number.rstrip(",") in line for line in lines) for number in numbers)
+
+
+@given(st.text(alphabet="ab +-=:/.,0159e%<模", max_size=60), st.integers(1, 40))
+def test_folding_loses_nothing_but_blanks(text: str, width: int) -> None:
+    lines = [line.plain for line in fold(text, width)]
+    assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+@given(st.lists(st.sampled_from(INTERVENTIONS), min_size=1, max_size=4, unique=True), st.integers(16, 160))
+def test_arms_in_a_table_are_whole_at_any_width(arms: list[str], width: int) -> None:
+    table = FittedTable(COLUMNS, [Row((arm, "64", "0", *VALUES)) for arm in arms], elsewhere="")
+    lines = shown(table, width)
+    assert max(map(len, lines)) <= width
+    first_columns = "".join(line.split(" ")[0] if not line.startswith(" ") else line.strip() for line in lines)
+    if table.left_out(width) or width > 60:
+        assert all(arm in first_columns for arm in arms)

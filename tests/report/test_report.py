@@ -94,7 +94,7 @@ def test_effects_factors_and_agreement(sweep: Study) -> None:
     assert ["RandomPromptUnique", "end", "12", "+0.28", "1.000", "1.000"] in cells(agreement)
 
 
-@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize("width", [80, 60, 40, 30])
 def test_nothing_is_wider_than_the_terminal(sweep: Study, width: int) -> None:
     plots = report.plots(sweep, width=width - 2, color=False)
     tables = [report.collapse_table(run_rows(sweep.summaries)), report.end_table(run_rows(sweep.summaries))]

@@ -74,7 +74,8 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = (), summarie
 
 def _findings(study: Study) -> str:
     ranked = [one for one in study.agreements if one.metric == "RandomPromptUnique" and one.tau is not None]
-    sentences = dict.fromkeys([one.sentence for one in study.outcomes] + [one.sentence for one in ranked])
+    found = [finding.sentence for finding in study.findings if finding.kind != "data"]
+    sentences = dict.fromkeys([*found, *(one.sentence for one in study.outcomes), *(one.sentence for one in ranked)])
     shown = f"<section><h2>Findings</h2>{_list(sentences)}</section>" if sentences else ""
     return shown + (f'<section class="notes"><h2>Notes</h2>{_list(study.notes)}</section>' if study.notes else "")
 
