@@ -29,7 +29,10 @@ def environment() -> dict[str, Any]:
     names = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
     versions = {"bitnetctl": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in names}
-    return {"versions": versions, "git": _git_state(), "command": sys.argv}
+    # a manifest is shared: it need not tell where the program lies
+    program = Path(sys.argv[0]).name
+    command = ["bitnetctl" if program == "__main__.py" else program, *sys.argv[1:]]
+    return {"versions": versions, "git": _git_state(), "command": command}
 
 
 def _git_state() -> dict[str, Any] | None:
