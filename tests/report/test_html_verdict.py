@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from calling import call
+from pages import HOSTILE, Page
 from synthetic import REFERENCES, curve, healthy_run, quick, simple_run, write_csv
-from test_html import HOSTILE, Page
 
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from summaries import summary_of
 from synthetic import CURED, LEVELS, STAGE_1, bare_run, healthy_run, origin_run
-from test_summary import summary_of
 
 from bitnetctl.records import Run
 from bitnetctl.records.inventory import AbsentRun, Inventory

@@ -1,45 +1,21 @@
 """The summary of verdicts: claim, headline, reasons, horizon, rows and the next step."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from summaries import summary_of
 from synthetic import CURED, STAGE_1, bare_run, healthy_run, origin_run, quick, simple_run
 
 from bitnetctl.records import Run, load_run
 from bitnetctl.records.inventory import AbsentRun, Inventory
 from bitnetctl.report import summary_lines
-from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Summary, combine, judge_arms, load_criteria, summarize
+from bitnetctl.verdict import Outcome, Summary, load_criteria
 from bitnetctl.verdict.criteria import parse_criteria
 from bitnetctl.verdict.summary import SummaryRow
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 FAILED = [*STAGE_1, 10, 8, 7, 6, 6]
 SICK = {"TopShare": 0.9, "ContextInformation": 0.05, "HeldOutLoss": 7.0}
-
-
-def summary_of(
-    runs: Sequence[Run],
-    *,
-    arm: str | None = None,
-    criteria: Sequence[Criteria] = (ORIGIN, SOUND),
-    steps: int | None = None,
-    inventory: Inventory | None = None,
-    **options: object,
-) -> Summary:
-    """Judge all arms and summarize; `arm` is the one asked for."""
-    judging = JudgeOptions(requested_steps=steps, **options)  # type: ignore[arg-type]
-    by_criteria = [judge_arms(runs, one, judging, inventory=inventory) for one in criteria]
-    if arm is not None:
-        missing = [arm] if arm not in by_criteria[0] else []
-        by_criteria = [
-            verdicts | judge_arms(runs, one, judging, arms=missing, inventory=inventory)
-            for verdicts, one in zip(by_criteria, criteria, strict=True)
-        ]
-    arms = dict.fromkeys(name for verdicts in by_criteria for name in verdicts)
-    judged = {name: combine([one[name] for one in by_criteria if name in one]) for name in arms}
-    deciding = list(judged) if arm is None else [arm]
-    return summarize(judged, deciding, criteria, runs, judging, requested=arm is not None)
 
 
 def row_of(summary: Summary, arm: str, size: int = 256) -> SummaryRow:
