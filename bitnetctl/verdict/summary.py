@@ -13,7 +13,7 @@ from bitnetctl.records import Run
 from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.units import plural
 from bitnetctl.verdict import headline, wording
-from bitnetctl.verdict.checks.base import ThresholdCheck
+from bitnetctl.verdict.checks.base import Check, ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
 from bitnetctl.verdict.headline import Reason
@@ -147,23 +147,33 @@ def summarize(
 
 
 def _columns(facts: Facts) -> tuple[SummaryColumn, ...]:
-    """Return the measures with a threshold, those that decide most runs first."""
-    decided: dict[SummaryColumn, int] = {}
-    for verdict in facts.verdicts:
-        checks = facts.checks_of(verdict)
-        for result in verdict.results:
-            check = checks.get(result.check)
-            column: SummaryColumn | None = None
-            if isinstance(check, ThresholdCheck) and result.run is not None and result.supports is not None:
-                column = SummaryColumn(
-                    name=check.short, measure=check.measure, needed=result.supports, threshold=check.supporting
-                )
-            elif result.of is not None and result.measure is not None and result.supports is not None:
-                column = SummaryColumn(name="pairs", measure=result.measure, needed=result.supports, is_count=True)
-            if column is not None:
-                decides = result.outcome is facts.outcome and facts.outcome is not Outcome.SUPPORTED
-                decided[column] = decided.get(column, 0) + decides + (result.outcome is Outcome.REFUTED)
-    return tuple(sorted(decided, key=lambda column: -decided[column])[:MOST_COLUMNS])
+    """Return the measures with a threshold: those that decide most runs first, then those by which other arms fail."""
+    decided: dict[SummaryColumn, list[int]] = {}
+    for arm in facts.judged:
+        for verdict in facts.judged[arm].verdicts:
+            checks = facts.checks_of(verdict)
+            for result in verdict.results:
+                column = _column(result, checks.get(result.check))
+                if column is not None:
+                    counts = decided.setdefault(column, [0, 0, 0])
+                    refutes = result.outcome is Outcome.REFUTED
+                    counts[0] += refutes and arm in facts.deciding
+                    counts[1] += result.outcome is facts.outcome is not Outcome.SUPPORTED and arm in facts.deciding
+                    counts[2] += refutes
+    ranked = sorted(decided, key=lambda column: decided[column], reverse=True)
+    return tuple(ranked[:MOST_COLUMNS])
+
+
+def _column(result: CheckResult, check: Check | None) -> SummaryColumn | None:
+    if result.measure is None or result.supports is None:
+        return None
+    if isinstance(check, ThresholdCheck) and result.run is not None:
+        return SummaryColumn(
+            name=check.short, measure=check.measure, needed=result.supports, threshold=check.supporting
+        )
+    if result.of is not None:
+        return SummaryColumn(name="pairs", measure=result.measure, needed=result.supports, is_count=True)
+    return None
 
 
 def _row(facts: Facts, cell: SizeOfArm, columns: Sequence[SummaryColumn]) -> SummaryRow:
