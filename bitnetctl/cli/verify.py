@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -222,6 +223,8 @@ def _judge_and_show(
     def judge(one: "Criteria", arms: Sequence[str] | None) -> "dict[str, Verdict]":
         return api.judge(runs, one, arms=arms, inventory=inventory, **options)
 
+    outputs = [path for path in (report, junit, bundle, html) if path is not None]
+    _refuse_overwriting(outputs, [run.path for run in runs])
     by_criteria = [judge(one, arms) for one in criteria]
     # a requested arm without a run gets its verdict, too
     missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
@@ -254,10 +257,17 @@ def _judge_and_show(
         print_json(tree)
     else:
         _show(runs, judged, summary, details=details)
-    for path in (report, junit, bundle, html):
-        if path is not None:
-            print_message(f"written: {path}")
+    for path in outputs:
+        print_message(f"written: {path}")
     return outcome.exit_code
+
+
+def _refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise ConfigError where a file to write is one of the runs that are judged."""
+    known = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in known:
+            raise ConfigError(f"{path}: is one of the files to judge; write to another")
 
 
 class _BundleOptions(BaseModel):

@@ -189,6 +189,11 @@ def test_a_summary_fits_any_width(case: str, tmp_path: Path, monkeypatch: pytest
     assert len(summary_lines(summary, 120)) <= 20
 
 
+def test_the_page_on_criteria_shows_a_screen_of_today() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
+    assert (GOLDEN / "verify-refuted.txt").read_text(encoding="utf-8") in page
+
+
 @pytest.mark.usefixtures("plain_environment")
 def test_details_follow_the_summary_and_the_verdict_is_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
