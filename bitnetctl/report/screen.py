@@ -21,7 +21,7 @@ OUTCOME_STYLES = {
     Outcome.INVALID: "magenta",
 }
 MOST_LINES = 20
-"""Lines of a screen in which a verdict fits; reasons beyond it are left to `--details`."""
+"""Lines in which a verdict fits at 80 columns; what is beyond is left to `--details`."""
 MORE = "--details (every check) · --json · --report FILE.md · --html FILE.html"
 _LABEL = 9
 _WIDE = 100
@@ -56,10 +56,12 @@ _STRICTEST = (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.SU
 
 def summary_lines(summary: Summary, width: int) -> list[Text]:
     """Return the lines of a summary for a width, without the last one, which is `summary.last_line`."""
+    # a narrow terminal has more lines to fold a sentence into
+    most = MOST_LINES * max(width, 80) // max(1, width)
     lines: list[Text] = []
     for room in _ROOMS:
         lines = list(_lines(summary, width, room))
-        if len(lines) < MOST_LINES:
+        if len(lines) < most:
             break
     return lines
 

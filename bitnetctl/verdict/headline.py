@@ -132,6 +132,8 @@ def headline(facts: Facts, why: Sequence[str]) -> str:
     if len(facts.deciding) > 1 and len({facts.judged[arm].outcome for arm in facts.deciding}) > 1:
         outcomes = [facts.judged[arm].outcome for arm in facts.deciding]
         counts = [f"{outcomes.count(one)} {one.value}" for one in Outcome if one in outcomes]
+        if len(outcomes) <= MOST_NAMES:
+            counts = [f"{arm} {outcome.value}" for arm, outcome in zip(facts.deciding, outcomes, strict=True)]
         return f"the strictest of {len(outcomes)} arms: {', '.join(counts)}"
     match facts.outcome:
         case Outcome.SUPPORTED:

@@ -192,7 +192,7 @@ def test_invalid_says_what_makes_it_so(tmp_path: Path) -> None:
 def test_several_arms_are_counted_by_outcome(tmp_path: Path) -> None:
     runs = [bare_run(tmp_path, FAILED), bare_run(tmp_path, CURED, arm="decoupled-decay")]
     summary = summary_of(runs, criteria=[ORIGIN])
-    assert summary.headline == "the strictest of 2 arms: 1 supported, 1 refuted"
+    assert summary.headline == "the strictest of 2 arms: baseline refuted, decoupled-decay supported"
     assert summary.next.startswith("supported here: decoupled-decay")
 
 
