@@ -153,8 +153,3 @@ ONE_SEED_OF_FACTORS = "all runs have one seed: how others would come out is unkn
 
 def several_lengths(steps: Sequence[int]) -> str:
     return f"runs of {listed([f'{count:,}' for count in steps], 4)} steps: only runs of equal length are compared"
-
-
-def copied(run: str, reason: str) -> str:
-    """Return that a run enters no comparison; `reason` is a clause that names the file of the other."""
-    return f"{run} is not counted, it would be one more seed: {reason}"

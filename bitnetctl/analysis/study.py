@@ -13,7 +13,6 @@ from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.findings import Finding, find
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
-from bitnetctl.records.distinct import Double, distinct_runs
 from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.records.run import Run
 
@@ -58,20 +57,12 @@ class Study:
 
 
 def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[str] = ()) -> Study:
-    """Analyse runs; raises ConfigError where `baseline` does not name exactly one of their arms.
-
-    A copy of a run of its arm, whatever was done to its file, would count as one more seed: it has a summary, is noted,
-    and enters no comparison, test or count.
-    """
+    """Analyse runs, of which none is a copy of another; raises ConfigError where `baseline` names not one arm."""
     arms = name_arms(runs)
-    copies = _copies(runs, [arm.label for arm in arms])
-    notes = [*notes, *(finding_wording.copied(double.run.name, double.reason) for double in copies.values())]
     summaries = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
-    counted = [index for index in range(len(runs)) if index not in copies]
-    distinct, compared = [runs[index] for index in counted], [summaries[index] for index in counted]
-    baselines = choose_baselines([arms[index] for index in counted], baseline)
-    effects = arm_effects(compared, baselines, _compare(distinct, compared))
-    configs = {index: config for index in counted if (config := runs[index].effective) is not None}
+    baselines = choose_baselines(arms, baseline)
+    effects = arm_effects(summaries, baselines, _compare(runs, summaries))
+    configs = {index: config for index, run in enumerate(runs) if (config := run.effective) is not None}
     factors = find_factors([*configs.values()])
     outcomes = [
         Outcome(
@@ -83,8 +74,8 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
         if factors
     ]
     analyses = analyze_outcomes(outcomes, factors, [config.seed for config in configs.values()])
-    ranked = agreements(distinct, [summary.arm for summary in compared])
-    problems = [*notes, *_problems(distinct, compared, effects, len(distinct) - len(configs))]
+    ranked = agreements(runs, [summary.arm for summary in summaries])
+    problems = [*notes, *_problems(runs, summaries, effects, len(runs) - len(configs))]
     labels = list(dict.fromkeys([*baselines.values(), *(summary.arm for summary in summaries)]))
     return Study(
         runs=tuple(runs),
@@ -94,19 +85,9 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
         factors=tuple(factors),
         outcomes=tuple(analyses),
         agreements=tuple(ranked),
-        findings=tuple(find(compared, labels, effects, analyses, ranked, problems)),
+        findings=tuple(find(summaries, labels, effects, analyses, ranked, problems)),
         notes=(*problems, *_effect_notes(effects)),
     )
-
-
-def _copies(runs: Sequence[Run], labels: Sequence[str]) -> dict[int, Double]:
-    """Return the runs by index that are the same run as another with the label of their arm."""
-    index_of = {id(run): index for index, run in enumerate(runs)}
-    _, doubles = distinct_runs(runs)
-    by_index = {index_of[id(double.run)]: double for double in doubles}
-    return {
-        index: double for index, double in by_index.items() if labels[index] == labels[index_of[id(double.same_as)]]
-    }
 
 
 def _compare(runs: Sequence[Run], summaries: Sequence[RunSummary]) -> Compare:

@@ -312,23 +312,6 @@ def test_copies_and_other_probes_are_noted(tmp_path: Path) -> None:
     assert "1 of 3 runs have no manifest" in notes
 
 
-def test_a_copy_under_another_seed_is_no_further_seed(tmp_path: Path) -> None:
-    """Eight seeds, seven of them copies of one, used to give p = 0.023."""
-    runs = [load_run(simple_run(tmp_path, quick(seed=seed), loss=5 + seed / 9)) for seed in range(8)]
-    first = simple_run(tmp_path, quick("no-decay", seed=0), loss=4.1234567)
-    for seed in range(1, 8):
-        path = simple_run(tmp_path, quick("no-decay", seed=seed))
-        path.write_bytes(first.read_bytes())
-        runs.append(load_run(path))
-    done = study([*runs, load_run(first)])
-    (arm,) = done.effects
-    assert (arm.seeds, arm.effects["final_held_out_loss"].p) == (1, None)
-    assert sum("is not counted, it would be one more seed: the same values as" in note for note in done.notes) == 7
-    assert len(done.summaries) == 16
-    [finding] = [one for one in done.findings if one.kind == "arm"]
-    assert not finding.told
-
-
 def test_arms_of_unequal_provenance_are_not_compared(tmp_path: Path) -> None:
     """Another text, precision, device and torch in the arm than in its baseline used to give p = 0.031 and no note."""
     here: dict[str, Any] = {"precision": "int8", "device": "cpu (AMD EPYC)", "versions": {"torch": "2.13.0"}}
