@@ -79,6 +79,9 @@ INSIDE = {
         "criteria",
         "seeds",
         "judge",
+        "facts",
+        "headline next_step",
+        "summary",
         "__init__",
     ),
     "trainer": (
@@ -91,7 +94,9 @@ INSIDE = {
     "report": (
         "escape",
         "fold columns",
-        "fitted html trajectory markdown plots summary_csv junit",
+        "fitted head",
+        "html trajectory markdown plots summary_csv junit",
+        "screen",
         "terminal verification",
         "overview",
         "__init__",

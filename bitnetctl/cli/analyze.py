@@ -1,11 +1,12 @@
 """`bitnetctl analyze`: what a set of runs shows."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from bitnetctl.cli import options
 from bitnetctl.cli.inputs import given_runs, print_unread
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from bitnetctl.verdict import Summary
 
 # stands for stdout as the file to write to
 _STDOUT = Path("-")
@@ -72,7 +76,8 @@ def analyze(
     to_stdout = [option for option, file in written.items() if file == _STDOUT] + ["--json"] * as_json
     if len(to_stdout) > 1:
         raise ConfigError(f"{' and '.join(to_stdout)} would share stdout; give all but one of them a file")
-    judged = [verdict for file in verdicts or () for verdict in _read_verdicts(file)]
+    trees = [_read_json(file) for file in verdicts or ()]
+    judged = [verdict for file, tree in zip(verdicts or (), trees, strict=True) for verdict in _verdicts(file, tree)]
     from bitnetctl import api, report
     from bitnetctl.records.logs.columns import parse_map
 
@@ -87,7 +92,7 @@ def analyze(
     if markdown is not None:
         _write(markdown, report.markdown_report(study))
     if html is not None:
-        _write(html, report.html_page(study, judged))
+        _write(html, report.html_page(study, judged, _summaries(trees)))
     if csv is not None:
         _write(csv, report.summaries_csv(study))
     if as_json:
@@ -122,14 +127,31 @@ def _write(file: Path, text: str) -> None:
         sys.stdout.write(text)
 
 
-def _read_verdicts(file: Path) -> list[dict[str, Any]]:
-    """Return the verdicts in a file that `verify --json` wrote; raises ConfigError."""
+def _read_json(file: Path) -> Any:
+    """Return what a file of `verify --json` holds; raises ConfigError."""
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
+
+
+def _summaries(trees: Iterable[Any]) -> "list[Summary]":
+    """Return the summaries in files of `verify --json`; those of an earlier version have none."""
+    from pydantic import ValidationError
+
+    from bitnetctl.verdict import Summary
+
+    found = []
+    for tree in trees:
+        with contextlib.suppress(ValidationError):
+            found.append(Summary.model_validate(tree.get("summary") if isinstance(tree, dict) else None))
+    return found
+
+
+def _verdicts(file: Path, tree: Any) -> list[dict[str, Any]]:
+    """Return the verdicts in a file that `verify --json` wrote; raises ConfigError."""
     verdicts = tree.get("verdicts", [tree]) if isinstance(tree, dict) else tree
     if not isinstance(verdicts, list) or not all(map(_is_verdict, verdicts)):
         raise ConfigError(f"--verdict {file}: not what `bitnetctl verify --json` writes")

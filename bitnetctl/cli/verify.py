@@ -1,6 +1,7 @@
 """`bitnetctl verify`: train what is missing, then judge."""
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import resolve_all
 
 if TYPE_CHECKING:
-    from bitnetctl.verdict import Combined, Criteria, Outcome, Verdict
+    from bitnetctl.verdict import Combined, Criteria, Summary, Verdict
 
 
 def verify(
@@ -80,6 +81,13 @@ def verify(
     ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE.html", parser=options.user_path, help="Write verdict and curves as one page."
+        ),
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show trajectories and every check, too.")] = False,
     decimal: options.Decimal = ".",
     columns: options.Map = None,
     as_json: options.Json = False,
@@ -93,6 +101,8 @@ def verify(
         report=report,
         bundle=bundle,
         junit=junit,
+        html=html,
+        details=details,
         as_json=as_json,
     )
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
@@ -114,6 +124,7 @@ def verify(
                 unread=loaded.unread,
                 arms=None,
                 deciding_arms=requested_arms,
+                requested=bool(requested_arms),
                 sizes=requested_sizes,
                 seeds=requested_seeds,
                 steps=steps,
@@ -160,6 +171,7 @@ def verify(
         unread=unread,
         arms=list(dict.fromkeys(config.arm for config in configs)),
         deciding_arms=[configs[-1].arm],
+        requested=True,
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
         seeds=list(dict.fromkeys(config.seed for config in configs)),
         steps=configs[0].steps,
@@ -203,6 +215,9 @@ def _judge_and_show(
     report: Path | None,
     bundle: Path | None,
     junit: Path | None,
+    html: Path | None,
+    details: bool,
+    requested: bool,
     strict: bool,
     distinct_seeds: bool,
     as_json: bool,
@@ -213,8 +228,8 @@ def _judge_and_show(
     """
     from bitnetctl import api
     from bitnetctl.files import write_atomic
-    from bitnetctl.report import junit_xml, verification_report
-    from bitnetctl.verdict import combine, strictest
+    from bitnetctl.report import html_page, junit_xml, verification_report
+    from bitnetctl.verdict import JudgeOptions, combine, summarize
 
     options: dict[str, Any] = {
         "sizes": sizes,
@@ -227,6 +242,8 @@ def _judge_and_show(
     def judge(one: "Criteria", arms: Sequence[str] | None) -> "dict[str, Verdict]":
         return api.judge(runs, one, arms=arms, inventory=inventory, **options)
 
+    outputs = [path for path in (report, junit, bundle, html) if path is not None]
+    _refuse_overwriting(outputs, [run.path for run in runs])
     by_criteria = [judge(one, arms) for one in criteria]
     # a requested arm without a run gets its verdict, too
     missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
@@ -237,28 +254,42 @@ def _judge_and_show(
     deciding_arms = [arm for arm in deciding_arms or judged if arm in judged]
     if not deciding_arms:
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
-    outcome = strictest(judged[arm].outcome for arm in deciding_arms)
-    tree = _json(judged, outcome, deciding_arms)
+    judging = JudgeOptions(
+        sizes=sizes, seeds=seeds, requested_steps=steps, distinct_seeds=distinct_seeds, strict=strict
+    )
+    summary = summarize(judged, deciding_arms, criteria, runs, judging, requested=requested)
+    outcome = summary.outcome
+    tree = _json(judged, summary)
     tree["options"] = options
     tree["unread"] = [one.reason for one in unread]
     if report is not None:
-        write_atomic(report, verification_report(runs, judged, outcome).encode())
+        write_atomic(report, verification_report(runs, judged, summary).encode())
     if junit is not None:
         verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(junit, junit_xml(verdicts).encode())
     if bundle is not None:
         described = [(one.name, one.model_dump_json(indent=2)) for one in criteria]
         write_bundle(bundle, runs, described, tree, inventory=inventory)
+    if html is not None:
+        page = html_page(api.analyze(runs), tree["verdicts"], [summary])
+        write_atomic(html, page.encode())
     if as_json:
         print_json(tree)
     else:
-        _show(runs, judged, outcome, deciding_arms)
-    for path in (report, junit, bundle):
-        if path is not None:
-            print_message(f"written: {path}")
+        _show(runs, judged, summary, details=details)
+    for path in outputs:
+        print_message(f"written: {path}")
     print_unread(unread)
     # every file may matter where all is said to be well
     return ExitCode.USAGE if unread and outcome.exit_code == ExitCode.SUPPORTED else outcome.exit_code
+
+
+def _refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise ConfigError where a file to write is one of the runs that are judged."""
+    known = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in known:
+            raise ConfigError(f"{path}: is one of the files to judge; write to another")
 
 
 class _BundleOptions(BaseModel):
@@ -280,17 +311,31 @@ def _bundle_options(path: Path) -> _BundleOptions:
         return _BundleOptions()
 
 
-def _json(judged: "dict[str, Combined]", outcome: "Outcome", deciding_arms: Sequence[str]) -> dict[str, Any]:
+def _json(judged: "dict[str, Combined]", summary: "Summary") -> dict[str, Any]:
     return {
-        "verdict": outcome.value,
-        "decided_by": list(deciding_arms),
+        "verdict": summary.outcome.value,
+        "decided_by": list(summary.arms),
+        "summary": summary.model_dump(mode="json"),
         "arms": {arm: {"verdict": combined.outcome.value} for arm, combined in judged.items()},
         "disagreements": {arm: combined.disagreement for arm, combined in judged.items() if combined.disagreement},
         "verdicts": [verdict.to_json() for combined in judged.values() for verdict in combined.verdicts],
     }
 
 
-def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome", deciding_arms: Sequence[str]) -> None:
+def _show(runs: Sequence[Run], judged: "dict[str, Combined]", summary: "Summary", *, details: bool) -> None:
+    from bitnetctl import report
+    from bitnetctl.report.escape import printable
+
+    console = stdout()
+    for line in report.summary_lines(summary, console.width):
+        console.print(line, no_wrap=True, overflow="ignore", crop=False)
+    if details:
+        _show_details(runs, judged)
+    console.print(printable(summary.last_line), style="bold", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_details(runs: Sequence[Run], judged: "dict[str, Combined]") -> None:
+    """Print the trajectory of every run, every check and every note."""
     from bitnetctl import report
     from bitnetctl.report.escape import printable
     from bitnetctl.verdict import UNKNOWN_ARM
@@ -301,6 +346,7 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
         console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     for arm, combined in judged.items():
+        console.print()
         of_arm = [run for run in runs if (run.arm or UNKNOWN_ARM) == arm]
         if of_arm:
             console.print(report.trajectory_table(arm, of_arm))
@@ -313,10 +359,7 @@ def _show(runs: Sequence[Run], judged: "dict[str, Combined]", outcome: "Outcome"
                 line(f"note: {note}", "dim")
         if combined.disagreement:
             line(combined.disagreement)
-        console.print()
+    console.print()
     if len(judged) > 1:
         for arm, combined in judged.items():
             line(f"{arm}: {combined.outcome.value}")
-    of_arms = "" if len(judged) == len(deciding_arms) else f" ({', '.join(deciding_arms)})"
-    line(f"next: {report.next_step(outcome, judged, runs)}")
-    line(f"verdict{of_arms}: {outcome.value}", "bold")

@@ -247,7 +247,7 @@ def _agree(values: tuple[Floats, Floats], both_known: Booleans, tolerance: Float
     import numpy as np
 
     ours, theirs = values
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         close = np.abs(ours - theirs) <= tolerance * (1 + 1e-9) + _SINGLE * np.abs(ours)
     agree: Booleans = ~both_known | (close & np.isfinite(ours)) | (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     return agree

@@ -5,6 +5,7 @@ from bitnetctl.report.junit import junit_xml as junit_xml
 from bitnetctl.report.markdown import markdown_report as markdown_report
 from bitnetctl.report.overview import print_study as print_study
 from bitnetctl.report.plots import plots as plots
+from bitnetctl.report.screen import summary_lines as summary_lines
 from bitnetctl.report.summary_csv import summaries_csv as summaries_csv
 from bitnetctl.report.terminal import (
     agreement_table as agreement_table,
@@ -18,5 +19,4 @@ from bitnetctl.report.terminal import (
     trajectory_table as trajectory_table,
     verdict_lines as verdict_lines,
 )
-from bitnetctl.report.trajectory import next_step as next_step
 from bitnetctl.report.verification import verification_report as verification_report

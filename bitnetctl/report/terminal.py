@@ -27,16 +27,11 @@ from bitnetctl.report.columns import (
 )
 from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
+from bitnetctl.report.screen import OUTCOME_STYLES
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
 from bitnetctl.units import gibibytes
 from bitnetctl.verdict import Outcome, Verdict, arm_label
 
-OUTCOME_STYLES = {
-    Outcome.SUPPORTED: "green",
-    Outcome.REFUTED: "red",
-    Outcome.INCONCLUSIVE: "yellow",
-    Outcome.INVALID: "magenta",
-}
 MOST_TERMS = 10
 MOST_LEVELS = 8
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
 from bitnetctl.report.columns import UNKNOWN
-from bitnetctl.report.escape import markdown_cell, markdown_line
+from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
+from bitnetctl.report.head import head_columns
 from bitnetctl.report.markdown import markdown_table
-from bitnetctl.report.trajectory import MILESTONES, next_step, trajectory_rows
-from bitnetctl.verdict import UNKNOWN_ARM, Combined, Outcome, Verdict, wording
+from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
+from bitnetctl.verdict import UNKNOWN_ARM, Combined, Summary, Verdict, wording
 
 
-def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], overall: Outcome) -> str:
-    """Return Markdown with hardware, versions, duration, metrics at the milestones, status, verdicts and next step."""
-    lines = ["# Verification report", "", f"**Overall: {overall.value}**", "", *_provenance(runs)]
+def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], summary: Summary) -> str:
+    """Return Markdown: the summary, hardware, versions, duration, metrics at the milestones, status, every verdict."""
+    lines = ["# Verification report", "", *_head(summary), *_provenance(runs)]
     for arm, combined in judged.items():
         lines += [f"## Arm {markdown_line(arm)}: {combined.outcome.value}", ""]
         lines += _trajectories([run for run in runs if (run.arm or UNKNOWN_ARM) == arm])
@@ -20,7 +21,36 @@ def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], ove
             lines += _verdict(verdict)
         if combined.disagreement:
             lines += [markdown_line(combined.disagreement), ""]
-    return "\n".join([*lines, f"Next: {next_step(overall, judged, runs)}", ""])
+    return "\n".join(lines)
+
+
+def _head(summary: Summary) -> list[str]:
+    """Return the summary as the screen has it, with every row and reason."""
+    others = ", ".join(f"{arm}: {outcome.value}" for arm, outcome in summary.other_arms.items())
+    of_arms = f" for {', '.join(summary.arms)}" if summary.other_arms else ""
+    lists = (
+        ("Horizon", [summary.horizon] if summary.horizon else []),
+        ("Why", [reason.text() for reason in summary.further_reasons]),
+        ("Effect", summary.effect),
+        ("Note", summary.notes),
+        ("Next", [summary.next]),
+    )
+    columns = head_columns(summary, summary.rows)
+    # a number is no formula
+    cells = [
+        [(markdown_text if one.is_number else markdown_cell)(one.text(row)) for one in columns] for row in summary.rows
+    ]
+    cells.append([markdown_text(one.needed) for one in columns])
+    return [
+        f"Claim: {markdown_line(summary.claim)}",
+        "",
+        f"**Overall: {summary.outcome.value}**{markdown_line(f'{of_arms}: {summary.headline}')}",
+        "",
+        *(f"{markdown_line(text)}\n" for text in (others, summary.criteria) if text),
+        *markdown_table([markdown_cell(one.header) for one in columns], cells),
+        *(f"- {name}: {markdown_line(text)}" for name, texts in lists for text in texts),
+        "",
+    ]
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:

@@ -21,3 +21,4 @@ from bitnetctl.verdict.outcome import (
     combine as combine,
     strictest as strictest,
 )
+from bitnetctl.verdict.summary import Summary as Summary, summarize as summarize

@@ -43,7 +43,11 @@ def _by_precedence(outcomes: Iterable[Outcome], order: tuple[Outcome, ...]) -> O
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """Result of one check on one run, or on all seeds of a size where `run` is None; an unknown value is None."""
+    """Result of one check on one run, or on all seeds of a size where `run` is None; an unknown value is None.
+
+    `brief` is the reason without the values of the run, so that equal ones can be counted; `of` is what a value that
+    counts is out of.
+    """
 
     check: str
     outcome: Outcome
@@ -55,6 +59,8 @@ class CheckResult:
     value: float | None = None
     supports: str | None = None
     refutes: str | None = None
+    brief: str = ""
+    of: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +181,23 @@ def _disagreement(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
     """Describe each verdict with its reasons, and the measures that only the strictest uses."""
     descriptions = [f"{verdict.criteria} says {verdict.outcome.value} ({verdict.reasons[0]})" for verdict in verdicts]
     strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
-    of_runs = {result.outcome for result in strict.results if result.run is not None}
-    # too few failed seeds leave a rate open: what they fail by is what the criteria disagree on
-    decisive = Outcome.REFUTED if outcome is Outcome.INCONCLUSIVE and Outcome.REFUTED in of_runs else outcome
-    ours = _measures(result for result in strict.results if result.outcome is decisive)
-    seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
-    unseen = [measure for measure in ours if measure not in seen]
+    unseen = unseen_measures(verdicts, outcome)
     text = f"the criteria disagree: {', '.join(descriptions)}"
     if unseen:
         others = " and ".join(verdict.criteria for verdict in verdicts if verdict.outcome is not outcome)
         return f"{text}; {strict.criteria} decides by {', '.join(unseen)}, which {others} does not look at"
     return text
+
+
+def unseen_measures(verdicts: Sequence[Verdict], outcome: Outcome) -> list[str]:
+    """Return the measures that decide the first verdict with an outcome and that those with another do not use."""
+    strict = next(verdict for verdict in verdicts if verdict.outcome is outcome)
+    of_runs = {result.outcome for result in strict.results if result.run is not None}
+    # too few failed seeds leave a rate open: what they fail by is what the criteria disagree on
+    decisive = Outcome.REFUTED if outcome is Outcome.INCONCLUSIVE and Outcome.REFUTED in of_runs else outcome
+    ours = _measures(result for result in strict.results if result.outcome is decisive)
+    seen = {measure for verdict in verdicts if verdict.outcome is not outcome for measure in _measures(verdict.results)}
+    return [measure for measure in ours if measure not in seen]
 
 
 def _measures(results: Iterable[CheckResult]) -> list[str]:

@@ -61,7 +61,8 @@ class Levels:
 class Statement:
     """A statement about one arm at one size, over its seeds.
 
-    `describe` gives the reason for an outcome at given levels; the other fields are those of a CheckResult.
+    `describe` gives the reason for an outcome at given levels, `summarize` says it in a few words; the other fields are
+    those of a CheckResult.
     """
 
     check: str
@@ -71,6 +72,8 @@ class Statement:
     measure: str | None = None
     supports: str | None = None
     refutes: str | None = None
+    summarize: Callable[[Outcome], str] = lambda outcome: ""
+    of: int | None = None
 
     def outcome(self, levels: Levels) -> Outcome:
         """Compare both p-values with their levels."""
@@ -90,6 +93,8 @@ class Statement:
             value=self.value,
             supports=self.supports,
             refutes=self.refutes,
+            brief=self.summarize(outcome),
+            of=self.of,
         )
 
 
@@ -129,6 +134,14 @@ def seeds_to_decide(tally: Tally, max_rate: float, level: float) -> tuple[int | 
     not_failed = tally.healthy + tally.undecided
     refute = next((n for n in totals if at_least(n - not_failed, n, max_rate) < level), None)
     return support, refute
+
+
+def healthy_needed(total: int, max_rate: float, level: float) -> int | None:
+    """Return how many of `total` seeds have to be healthy for support; None where not even all are enough."""
+    from scipy.special import bdtr
+
+    enough = (total - failed for failed in range(total - 1, -1, -1) if float(bdtr(failed, total, max_rate)) < level)
+    return next(enough, None)
 
 
 def fewest_seeds(max_rate: float, level: float) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bitnetctl.analysis.stats import mean_bound, rate_lower, rate_upper
 from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.units import plural
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.accounting import AccountedRun
 from bitnetctl.verdict.checks.base import CheckContext, Seeds, ThresholdCheck
@@ -19,10 +20,14 @@ from bitnetctl.verdict.rule import (
     Tally,
     all_of,
     failure_rate_test,
+    healthy_needed,
     seeds_to_decide,
 )
 
 Statistics = Mapping[str, Any]
+
+RATE = "failure rate"
+"""The check of the statement about the fraction of seeds that fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +35,15 @@ class SizeAssessment:
     """All that is known of one arm at one size before the levels of the arms are.
 
     `findings` are about the set of runs, `statements` those of the rule over seeds (none where the strictest seed
-    decides), `seeds` the outcomes of the planned seeds that are judged or failed without rows.
+    decides), `seeds` the outcomes of the planned seeds that are judged or failed without rows. `unfinished`
+    of the undecided ones may still be decided.
     """
 
     size: int | None
     checked: tuple[CheckedRun, ...]
     seeds: tuple[Outcome, ...]
     tally: Tally
+    unfinished: int
     findings: tuple[CheckResult, ...]
     statements: tuple[Statement, ...]
     notes: tuple[str, ...]
@@ -104,7 +111,7 @@ def assess_size(
     differences = provenance_differences([one.run for one in checked], same_arm=True)
     refused = differences.breaking + (differences.minor if context.strict else ())
     findings = [
-        *(_finding("provenance", Outcome.INVALID, wording.mixed(text), size) for text in refused),
+        *(_mixed(text, size) for text in refused),
         *(_failed_without_rows(run, criteria) for run in failed),
         *_seed_numbers(len(outcomes), tally, missing, criteria, size),
     ]
@@ -113,6 +120,7 @@ def assess_size(
         checked=tuple(checked),
         seeds=tuple(outcomes),
         tally=tally,
+        unfinished=len(unfinished),
         findings=tuple(findings),
         statements=tuple(_statements(checked, tally, len(unfinished), criteria, context, repeated=repeated)),
         notes=tuple(_notes(size, checked, () if context.strict else differences.minor, distinct_seeds=distinct_seeds)),
@@ -151,8 +159,15 @@ def _is_unfinished(checked: CheckedRun, criteria: Criteria) -> bool:
     return any(result.check == label and result.outcome is Outcome.INCONCLUSIVE for result in checked.completion)
 
 
-def _finding(check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None) -> CheckResult:
-    return CheckResult(check=check, outcome=outcome, reason=reason, size=size, value=value)
+def _finding(
+    check: str, outcome: Outcome, reason: str, size: int | None, value: float | None = None, brief: str = ""
+) -> CheckResult:
+    return CheckResult(check=check, outcome=outcome, reason=reason, size=size, value=value, brief=brief or reason)
+
+
+def _mixed(difference: str, size: int | None) -> CheckResult:
+    brief = wording.mixed_briefly(difference)
+    return _finding("provenance", Outcome.INVALID, wording.mixed(difference), size, brief=brief)
 
 
 def _failed_without_rows(run: AccountedRun, criteria: Criteria) -> CheckResult:
@@ -160,6 +175,7 @@ def _failed_without_rows(run: AccountedRun, criteria: Criteria) -> CheckResult:
         check=criteria.finite.label,
         outcome=Outcome.REFUTED,
         reason=run.reason,
+        brief="failed before the first evaluation",
         run=run.run,
         size=run.size,
         seed=run.seed,
@@ -174,7 +190,9 @@ def _seed_numbers(
     if missing:
         states = dict.fromkeys(run.state for run in missing)
         counts = [(state, [run.label for run in missing if run.state == state]) for state in states]
-        yield _finding("planned runs", Outcome.INCONCLUSIVE, wording.absent(counts, tally.total), size)
+        listed = ", ".join(f"{len(names)} {state}" for state, names in counts)
+        brief = f"{listed} of {plural(tally.total, 'planned seed')}"
+        yield _finding("planned runs", Outcome.INCONCLUSIVE, wording.absent(counts, tally.total), size, brief=brief)
     if criteria.seeds.rule == "every" and 0 < count < criteria.seeds.min_seeds:
         text = f"{count} of at least {criteria.seeds.min_seeds} seeds"
         yield _finding("seeds", Outcome.INCONCLUSIVE, text, size, float(count))
@@ -200,9 +218,27 @@ def _statements(
                 yield statement
 
 
+def _at_the_end(tally: Tally, unfinished: int) -> Tally:
+    """Count the seeds that may still be decided as absent."""
+    return replace(tally, undecided=tally.undecided - unfinished, absent=tally.absent + unfinished)
+
+
+def _deciding_numbers(assessment: SizeAssessment, limit: float, levels: Levels) -> Statistics:
+    """Return how many of the planned seeds have to be healthy, and with how many seeds a decision becomes possible."""
+    ended = _at_the_end(assessment.tally, assessment.unfinished)
+    level = min(levels.supporting, levels.refuting)
+    support, refute = seeds_to_decide(ended, limit, level)
+    return {
+        "healthy_needed": healthy_needed(ended.total, limit, levels.supporting),
+        "fewest_seeds": seeds_to_decide(Tally(), limit, level)[0],
+        "seeds_to_support": support,
+        "seeds_to_refute": refute,
+    }
+
+
 def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
     """Return the statement about the fraction of seeds that fail; `unfinished` of the undecided ones may be decided."""
-    ended = replace(tally, undecided=tally.undecided - unfinished, absent=tally.absent + unfinished)
+    ended = _at_the_end(tally, unfinished)
 
     def describe(outcome: Outcome, levels: Levels) -> str:
         lower, upper = _rate_bounds(tally, levels)
@@ -216,7 +252,7 @@ def _failure_rate(tally: Tally, unfinished: int, limit: float) -> Statement:
         )
 
     return Statement(
-        check="failure rate",
+        check=RATE,
         p=failure_rate_test(tally, limit) if tally.total else UNDECIDABLE,
         describe=describe,
         value=tally.unhealthy / tally.total if tally.total else None,
@@ -235,12 +271,14 @@ def _rate_bounds(tally: Tally, levels: Levels) -> tuple[float, float]:
 def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -> SizeJudgement:
     """Judge one size at its levels: those of the arm, that for refutation shared by its sizes."""
     over_seeds = list(assessment.findings)
+    deciding: Statistics = {}
     if criteria.seeds.rule == "every":
         outcome = _by_every(assessment)
     else:
         each = levels.shared(len(assessment.statements))
         over_seeds += [statement.result(assessment.size, each) for statement in assessment.statements]
         outcome = _by_rate(assessment, levels)
+        deciding = _deciding_numbers(assessment, criteria.seeds.max_failure_rate, each)
     thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
     described = {check.label: _statistics(check, assessment, criteria) for check in thresholds}
     tally = assessment.tally
@@ -255,12 +293,14 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
             "runs": len(assessment.checked),
             "seeds": tally.total,
             **vars(tally),
+            "unfinished": assessment.unfinished,
             "failure_rate_at_least": lower,
             "failure_rate_at_most": upper,
             "level_of_support": levels.supporting,
             "level_of_refutation": levels.refuting,
             "p_of_support": assessment.p.supporting if assessment.statements else None,
             "p_of_refutation": assessment.p.refuting if assessment.statements else None,
+            **deciding,
             "levels": described,
         },
         failure_rate=_failure_rate_text(tally, outcome, levels) if tally.total else None,

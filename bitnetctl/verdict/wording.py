@@ -172,6 +172,24 @@ def mean_claim(
     )
 
 
+def mean_briefly(name: str, outcome: Outcome, mean: float | None, claims: tuple[str, str]) -> str:
+    """Say what the test of a mean shows in a few words; `claims` are the supporting and the refuting condition."""
+    if mean is None:
+        return f"mean {name} unknown"
+    match outcome:
+        case Outcome.SUPPORTED:
+            return f"mean {name} {claims[0]}"
+        case Outcome.REFUTED:
+            return f"mean {name} {claims[1]}"
+    return f"mean {name} {number_text(mean)}, not told from chance"
+
+
+def pairs_briefly(claim: str, outcome: Outcome, wins: int, planned: int) -> str:
+    """Say in how many pairs an arm wins, and that this decides nothing where it does not."""
+    text = f"{claim} in {wins} of {plural(planned, 'pair')}"
+    return f"{text}, not told from chance" if outcome is Outcome.INCONCLUSIVE else text
+
+
 def mean_of_repeats(label: str) -> str:
     """Say that a mean over seeds is not tested where a seed has several runs."""
     return f"{label}: a seed has several runs, so nothing is said about the mean over seeds"
@@ -194,6 +212,11 @@ def one_unknown_seed(size: int | None, count: int) -> str:
 def mixed(difference: str) -> str:
     """Say that runs of one arm are no seeds of one arm."""
     return f"runs that differ in more than the seed are no seeds of one arm: {difference}"
+
+
+def mixed_briefly(difference: str) -> str:
+    """Say the same in a few words."""
+    return f"the seeds differ in more than the seed: {difference}"
 
 
 def minor_difference(size: int | None, difference: str) -> str:

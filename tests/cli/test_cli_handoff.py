@@ -26,7 +26,9 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     done = verify(tmp_path / "in", "--report", path)
     assert (done.code, done.err) == (ExitCode.REFUTED, f"written: {path}\n")
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[:3] == ["# Verification report", "", "**Overall: refuted**"]
+    claim = "Claim: h256 trained as the baseline does not collapse (1 size × 2 seeds, 20,000 steps)"
+    overall = "**Overall: refuted**: 1 of 2 seeds fails by origin, and one is enough"
+    assert lines[:5] == ["# Verification report", "", claim, "", overall]
     assert "- Hardware: a\\|&lt;b>\\\\c; cpu" in lines
     assert "- Versions: bitnetctl 1.2, torch 2.12" in lines
     assert "- Duration of the runs, summed: 3.0 min" in lines
@@ -39,9 +41,10 @@ def test_the_report_is_the_founding_documents_hand_off(tmp_path: Path) -> None:
     assert any(line.startswith("Failure rate: 1 of 2 seeds failed, a failure rate of at least 3 %") for line in lines)
     assert "Runs: baseline: 2 judged" in lines
     assert "Evidence: minimum" in lines
-    assert lines[-1].startswith("Next: find the cause")
+    assert "| needed |  |  | 2/2 |  | \\>50 |" in lines
+    assert "- Next: find out why it crashed: --details shows the message; then train it again" in lines
     # every row of a table has as many cells as its head
-    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {9}
+    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("| 256 | ")} == {9}
 
 
 def test_a_report_of_bare_csvs_says_what_is_unknown(tmp_path: Path) -> None:
@@ -61,10 +64,19 @@ def test_a_report_of_bare_csvs_says_what_is_unknown(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     csv = bare_run(tmp_path, CURED).path
-    for option in ("--report", "--junit", "--bundle"):
+    for option in ("--report", "--junit", "--bundle", "--html"):
         done = verify(csv, option, csv / "file")
         assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
         assert done.err.startswith(f"error: {csv / 'file'}: cannot write: ")
+
+
+@pytest.mark.parametrize("option", ["--report", "--junit", "--bundle", "--html"])
+def test_a_judged_file_is_not_overwritten(tmp_path: Path, option: str) -> None:
+    csv = bare_run(tmp_path, CURED).path
+    before = csv.read_bytes()
+    done = verify(tmp_path, option, csv)
+    assert (done.code, done.error) == (ExitCode.USAGE, f"error: {csv}: is one of the files to judge; write to another")
+    assert csv.read_bytes() == before
 
 
 # junit

@@ -57,8 +57,8 @@ OPTIONS = {
     "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every "
     "--on-divergence --requeue --dry-run --json",
     "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
-    "--device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --requeue "
-    "--dry-run --decimal --map --json",
+    "--device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --html "
+    "--details --requeue --dry-run --decimal --map --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
     "interventions": "",
     "interventions list": "--json",

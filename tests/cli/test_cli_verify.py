@@ -60,7 +60,7 @@ def test_criteria_are_all_built_in_or_those_named(tmp_path: Path) -> None:
     assert [verdict["verdict"] for verdict in done.json["verdicts"]] == ["supported", "inconclusive"]
     assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
     assert "origin says supported" in done.json["disagreements"]["baseline"]
-    assert done.json["disagreements"]["baseline"] in " ".join(call("verify", csv).out.split())
+    assert done.json["disagreements"]["baseline"] in " ".join(call("verify", csv, "--details").out.split())
     own = tmp_path / "own.toml"
     own.write_text(
         '[seeds]\nrule = "every"\nmin_seeds = 1\n[[checks]]\nkind = "finite"\n[[checks]]\nkind = "finished"\n'
@@ -78,7 +78,7 @@ def test_five_sound_seeds_are_supported_by_both(tmp_path: Path) -> None:
     done = call("verify", tmp_path, "--json")
     assert judged(done) == (ExitCode.SUPPORTED, "supported")
     assert done.json["disagreements"] == {}
-    shown = call("verify", tmp_path)
+    shown = call("verify", tmp_path, "--details")
     assert shown.last_line == "verdict: supported"
     # beside every support stands what it leaves open
     assert shown.out.count("leaves open a failure rate of up to 45 %") == 2
@@ -118,37 +118,18 @@ def arms(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_next_step_suits_what_was_judged(tmp_path: Path) -> None:
-    def step(name: str, *options: str) -> str:
-        return call("verify", tmp_path / name, *options).out.splitlines()[-2]
-
-    for name in ("bad", "tried", "few", "cut", "no-probe", "plain"):
-        (tmp_path / name).mkdir()
-    origin_run(tmp_path / "bad", FAILED)
-    assert step("bad").endswith("; an intervention to try: `-i decoupled-decay`")
-    origin_run(tmp_path / "tried", FAILED, arm="decoupled-decay")
-    assert step("tried") == "next: find the cause with `bitnetctl sweep --plan root-cause` and `bitnetctl analyze`"
-    healthy_run(tmp_path / "few")
-    assert "fix a larger number of seeds" in step("few", "--criteria", "sound")
-    bare_run(tmp_path / "cut", steps=10_000, name="h256-20000-baseline-s0-abcdef.csv")
-    assert "finish the missing and unfinished runs" in step("cut")
-    bare_run(tmp_path / "no-probe", [16, 9, 2, 2, 2, 2, 9, 9, 9, 9, 9], ProbePositions=16)
-    assert "remove what makes it invalid, as said above" in step("no-probe", "--criteria", "origin")
-    bare_run(tmp_path / "plain", ProbePositions=None)
-    assert "by which only `--criteria origin`" in step("plain")
-
-
 def test_runs_of_unknown_seed_are_told_apart_and_noted(tmp_path: Path) -> None:
     for letter, unique in zip("abc", (60, 61, 62), strict=True):
         bare_run(tmp_path, [45, *CURED[1:-1], unique], name=f"log_{letter}.csv", ProbePositions=None)
-    shown = verify(tmp_path, "--steps", "20000").out
+    shown = verify(tmp_path, "--steps", "20000", "--details").out
     note = (
         "note: 3 runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds differ, give"
     )
     assert f"{note} --distinct-seeds" in shown
     assert shown.count("log_b") == 3
     assert "note: log_a, log_b, log_c: the ceiling of UniquePredictions is unknown" in shown
-    assert "count as one seed" not in verify(tmp_path, "--steps", "20000", "--distinct-seeds").out
+    assert "count as one seed" in verify(tmp_path, "--steps", "20000").out
+    assert "count as one seed" not in verify(tmp_path, "--steps", "20000", "--distinct-seeds", "--details").out
 
 
 def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
@@ -156,13 +137,17 @@ def test_every_arm_is_shown_and_the_strictest_decides(arms: Path) -> None:
     assert outcomes(done) == {"baseline": "refuted", "decoupled-decay": "supported", "no-decay": "inconclusive"}
     assert [verdict["arm"] for verdict in done.json["verdicts"]] == done.json["decided_by"] == list(outcomes(done))
     assert judged(done) == (ExitCode.REFUTED, "refuted")
-    shown = verify(arms)
+    shown = verify(arms, "--details")
     lines = shown.out.splitlines()
-    assert lines[-5:-2] == [f"{arm}: {outcome}" for arm, outcome in outcomes(done).items()]
-    assert lines[-2].startswith("next: find the cause with `bitnetctl sweep --plan root-cause`")
+    assert lines[-4:-1] == [f"{arm}: {outcome}" for arm, outcome in outcomes(done).items()]
     assert lines[-1] == "verdict: refuted"
     for arm in outcomes(done):
         assert f"{arm}: unique predictions · held-out loss" in " ".join(shown.out.split())
+    # what is shown without it comes first
+    short = verify(arms).out.splitlines()
+    assert short[-1] == lines[-1]
+    assert short[:-1] == lines[: len(short) - 1]
+    assert "unique predictions" not in " ".join(short)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +240,7 @@ def test_the_reported_trajectories_are_an_invalid_setup(tmp_path: Path) -> None:
         rows = [",".join(map(str, row)) for row in zip(steps, losses, unique, [0.001] * 9, decay, strict=True)]
         text = "\n".join([f"BitNet b1.58, hidden {size}", "Step,Loss,UniquePredictions,LR,WD", *rows, ""])
         (tmp_path / f"results_{size}.csv").write_text(text, encoding="utf-8")
-    done = verify(tmp_path)
+    done = verify(tmp_path, "--details")
     assert (done.code, done.err, done.last_line) == (ExitCode.INVALID, "", "verdict: invalid")
     arithmetic = "UniquePredictions > 50 of at most 20 (inferred from step 1) cannot be met"
     assert [row[0] for row in cells(done.out) if " ".join(row).endswith(arithmetic)] == ["256", "512", "768", "1024"]
@@ -275,11 +260,11 @@ def test_a_milestone_is_the_first_evaluation_from_it_to_the_next(tmp_path: Path)
     sparse = bare_run(tmp_path, CURED)
     assert milestones(sparse, "UniquePredictions") == [40, None, 8, 2, 60]
     assert milestones(sparse, "HeldOutLoss") == [None] * 5
-    assert ["256", "0", "40", "–", "8", "2", "60", "8,192"] in cells(verify(sparse.path).out)
+    assert ["256", "0", "40", "–", "8", "2", "60", "8,192"] in cells(verify(sparse.path, "--details").out)
     dense = bare_run(tmp_path, [*range(100, 121)], seed=1, HeldOutLoss=[round(7 - row / 10, 1) for row in range(21)])
     assert milestones(dense, "UniquePredictions") == [101, 105, 106, 110, 120]
     assert milestones(dense, "HeldOutLoss") == [6.9, 6.5, 6.4, 6.0, 5.0]
-    shown = " ".join(verify(dense.path).out.split())
+    shown = " ".join(verify(dense.path, "--details").out.split())
     assert "256 1 101 · 6.90 105 · 6.50 106 · 6.40 110 · 6.00 120 · 5.00 8,192" in shown
 
 
@@ -294,7 +279,7 @@ def test_a_milestone_not_reached_is_a_dash(tmp_path: Path) -> None:
     lines = csv.read_text(encoding="utf-8").splitlines()[:6]
     csv.write_text("\n".join([*lines, ""]), encoding="utf-8")
     assert milestones(load_run(csv), "UniquePredictions") == [40, None, 8, None, None]
-    done = verify(csv)
+    done = verify(csv, "--details")
     assert done.code == ExitCode.INCONCLUSIVE
     assert ["256", "0", "40", "–", "8", "–", "–", "8,192"] in cells(done.out)
     assert "ends at step 8,000 of 20,000" in done.out
@@ -302,14 +287,14 @@ def test_a_milestone_not_reached_is_a_dash(tmp_path: Path) -> None:
 
 def test_rows_of_the_table_are_sorted_by_size_and_seed(tmp_path: Path) -> None:
     csvs = [bare_run(tmp_path, CURED, size=size, seed=seed).path for size in (1024, 256) for seed in (1, 0)]
-    rows = [row[:2] for row in cells(verify(*csvs).out) if row[-1:] == ["8,192"]]
+    rows = [row[:2] for row in cells(verify(*csvs, "--details").out) if row[-1:] == ["8,192"]]
     assert rows == [["256", "0"], ["256", "1"], ["1024", "0"], ["1024", "1"]]
 
 
 @pytest.mark.parametrize("arm", ["reduced-lr:peak=[bold]", "no-decay\x1b[31m"])
 def test_names_cannot_send_terminal_escapes(tmp_path: Path, arm: str) -> None:
     bare_run(tmp_path, CURED, arm=arm)
-    done = verify(tmp_path)
+    done = verify(tmp_path, "--details")
     assert done.code == ExitCode.SUPPORTED
     assert "\x1b" not in done.out
     assert arm.replace("\x1b", "�") + ": unique predictions · held-out loss" in " ".join(done.out.split())

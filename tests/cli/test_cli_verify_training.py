@@ -78,8 +78,10 @@ def test_verify_finds_an_unreachable_threshold(tmp_path: Path) -> None:
 
 
 def test_verify_without_runs_is_inconclusive_and_creates_nothing(tmp_path: Path) -> None:
-    done = call("verify", "--recipe", "quick", "--no-train")
-    assert (done.code, done.err) == (ExitCode.INCONCLUSIVE, "")
+    short = call("verify", "--recipe", "quick", "--no-train")
+    assert (short.code, short.err) == (ExitCode.INCONCLUSIVE, "")
+    assert "VERDICT  INCONCLUSIVE (exit 5): origin, sound: 1 missing of 1 planned seed" in short.out
+    done = call("verify", "--recipe", "quick", "--no-train", "--details")
     missing = "not judged 1 of 1 planned seed"
     assert [line.split()[:1] for line in done.out.splitlines() if missing in line] == [["64"], ["64"]]
     assert "origin: inconclusive" in done.out

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rows import shared_folder
 
+from bitnetctl.config import parse_config
 from bitnetctl.errors import RecordError
 from bitnetctl.records import load_run, read_manifest
 from bitnetctl.records.checksum import csv_checksum
@@ -67,7 +68,7 @@ def test_the_same_rows_however_they_are_written(path: Path, kind: str) -> None:
     assert run.records.torn is None
     manifest = read_manifest(path)
     assert manifest is not None
-    assert ended(RunPaths(path.parent, RUN), manifest.config_hash) is not None
+    assert ended(RunPaths(path.parent, RUN), manifest.config_hash, parse_config(manifest.config)) is not None
 
 
 EDITED: dict[str, Callable[[bytes], bytes]] = {

@@ -11,7 +11,7 @@ from synthetic import healthy_run
 from bitnetctl.records import Run
 from bitnetctl.records.inventory import AbsentRun, Inventory, State
 from bitnetctl.report import junit_xml, verdict_lines, verification_report
-from bitnetctl.verdict import JudgeOptions, Outcome, Verdict, combine, judge, judge_arms, load_criteria
+from bitnetctl.verdict import JudgeOptions, Outcome, Verdict, combine, judge, judge_arms, load_criteria, summarize
 
 ORIGIN, SOUND = load_criteria("origin"), load_criteria("sound")
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
@@ -162,7 +162,11 @@ def test_every_form_of_a_verdict_carries_the_account(tmp_path: Path) -> None:
     }
     assert [run["state"] for run in tree["planned"]["runs"]] == ["doubled", "failed", "missing", "unfinished"]
     assert account in verdict_lines(verdict)
-    report = verification_report(runs, {"baseline": combine([verdict])}, verdict.outcome)
+    judged = {"baseline": combine([verdict])}
+    summary = summarize(
+        judged, ["baseline"], [SOUND if verdict.criteria == "sound" else ORIGIN], runs, JudgeOptions(), requested=False
+    )
+    report = verification_report(runs, judged, summary)
     assert f"Runs: {account}" in report
     assert "- not judged: h256-baseline-s6 (hidden 256, seed 6), missing: no file" in report
     xml = junit_xml([verdict])

@@ -115,6 +115,15 @@ def test_a_mean_is_said_to_be_beyond_a_threshold_only_where_it_was_told_from_cha
     )
 
 
+def test_in_a_few_words_nothing_is_beyond_a_threshold_that_was_not_told_from_chance() -> None:
+    claims = ("> 0.5", "< 0.1")
+    briefly = [wording.mean_briefly("skill", outcome, 0.7, claims) for outcome in (SUPPORTED, REFUTED, INCONCLUSIVE)]
+    assert briefly == ["mean skill > 0.5", "mean skill < 0.1", "mean skill 0.7, not told from chance"]
+    assert wording.mean_briefly("skill", INCONCLUSIVE, None, claims) == "mean skill unknown"
+    pairs = [wording.pairs_briefly("lower", outcome, 5, 6) for outcome in (SUPPORTED, REFUTED, INCONCLUSIVE)]
+    assert pairs == ["lower in 5 of 6 pairs", "lower in 5 of 6 pairs", "lower in 5 of 6 pairs, not told from chance"]
+
+
 def test_p_values_are_never_shown_as_zero() -> None:
     assert [wording.p_text(p) for p in (0.03125, 0.5, 1e-9, 0.0)] == [
         "p = 0.0312",

@@ -29,7 +29,10 @@ from bitnetctl.report.columns import (
 )
 from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.curves import embed, page_data
+from bitnetctl.report.html.head import summary_section
+from bitnetctl.report.html.panels import panels_section
 from bitnetctl.units import plural
+from bitnetctl.verdict import Summary
 
 MOST_REASONS = 5
 """Most reasons of a verdict shown above its table of checks."""
@@ -38,8 +41,8 @@ _MARK = re.compile(r"@@([A-Z_]+)@@")
 _LONGEST_VALUE = 400
 
 
-def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the page; `verdicts` are from `Verdict.to_json`."""
+def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = (), summaries: Sequence[Summary] = ()) -> str:
+    """Return the page, which opens with the summaries of verdicts; `verdicts` are from `Verdict.to_json`."""
     style, script = _file("page.css"), _file("page.js")
     runs = plural(len(study.runs), "run")
     rows = run_rows(study.summaries)
@@ -48,8 +51,11 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         "STYLE_HASH": _hash(style),
         "SCRIPT": script,
         "SCRIPT_HASH": _hash(script),
-        "COUNT": runs,
-        "SUMMARY": f"{runs}, {plural(len(study.arms), 'arm')}",
+        "TITLE": ", ".join([*(summary.outcome.value for summary in summaries), runs]),
+        "KIND": "verdict" if summaries else "analysis",
+        "COUNTS": f"{runs}, {plural(len(study.arms), 'arm')}",
+        "SUMMARY": "".join(map(summary_section, summaries)),
+        "PANELS": panels_section(study),
         "FINDINGS": _findings(study),
         "VERDICTS": _verdicts(verdicts),
         "ARMS": _arms(study, rows),

@@ -90,16 +90,20 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check on one run, the reason, and the value that was compared (None: unknown or none)."""
+    """The outcome of one check on one run, the reason, and the value that was compared (None: unknown or none).
+
+    `brief` is the reason without the values of the run.
+    """
 
     outcome: Outcome
     reason: str
     value: float | None = None
+    brief: str = ""
 
 
-def inconclusive(reason: str, value: float | None = None) -> Finding:
+def inconclusive(reason: str, value: float | None = None, brief: str = "") -> Finding:
     """Return an inconclusive finding."""
-    return Finding(Outcome.INCONCLUSIVE, reason, value)
+    return Finding(Outcome.INCONCLUSIVE, reason, value, brief)
 
 
 def require_known(field: str, name: str, known: Collection[str]) -> None:
@@ -125,6 +129,11 @@ class Check(Frozen):
     def label(self) -> str:
         """The name, by default kind and measure."""
         return self.name or f"{self.kind} {self.condition.get('measure', '')}".rstrip()
+
+    @property
+    def short(self) -> str:
+        """The name, by default the measure or the kind: what a summary calls it."""
+        return self.name or self.condition.get("measure", self.kind)
 
     @property
     def condition(self) -> dict[str, Any]:
@@ -232,7 +241,7 @@ class ThresholdCheck(MeasuredCheck):
     def compare(self, value: float, name: str) -> Finding:
         """Compare a value with both thresholds; one that is not finite refutes. `name` is its name in the reason."""
         if not math.isfinite(value):
-            return Finding(Outcome.REFUTED, f"{name} is {value}", value)
+            return Finding(Outcome.REFUTED, f"{name} is {value}", value, f"{self.short} is not finite")
         outcome = self.outcome(value)
         low, high = map(number_text, sorted((self.refuting, self.supporting)))
         comparison = {
@@ -240,4 +249,5 @@ class ThresholdCheck(MeasuredCheck):
             Outcome.REFUTED: self.refutes,
             Outcome.INCONCLUSIVE: f"is between {low} and {high}",
         }[outcome]
-        return Finding(outcome, f"{name} {number_text(value)} {comparison}", value)
+        brief = f"{self.short} {comparison.removeprefix('is ')}"
+        return Finding(outcome, f"{name} {number_text(value)} {comparison}", value, brief)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import NAMES, REQUIRED, Run
+from bitnetctl.units import listed
 from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, inconclusive, require_known
 from bitnetctl.verdict.outcome import Outcome
 
@@ -33,30 +34,34 @@ class FiniteCheck(Check):
         """Judge by the manifest, then by every row."""
         failure = _failure(run)
         if failure is not None:
-            return Finding(Outcome.REFUTED, failure)
-        gaps = []
+            what, detail = failure
+            return Finding(Outcome.REFUTED, f"{what} {detail}", brief=what)
+        gaps, unknown = [], []
         for name in self.columns:
             column = run.column(name)
             for step, value in zip(run.steps.tolist(), column, strict=True):
                 if value is not None and not math.isfinite(value):
-                    return Finding(Outcome.REFUTED, f"{name} is {value} at step {step:,}", value)
+                    return Finding(
+                        Outcome.REFUTED, f"{name} is {value} at step {step:,}", value, f"{name} is not finite"
+                    )
             if None in column:
                 gaps.append(f"{name} is unknown in {column.count(None):,} of {len(column):,} rows")
+                unknown.append(name)
         if gaps:
-            return inconclusive("; ".join(gaps))
-        return Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}")
+            return inconclusive("; ".join(gaps), brief=f"{listed(unknown)} unknown")
+        return Finding(Outcome.SUPPORTED, f"finite to step {run.final_step:,}", brief="finite")
 
 
-def _failure(run: Run) -> str | None:
-    """Return how a run crashed or diverged."""
+def _failure(run: Run) -> tuple[str, str] | None:
+    """Return whether a run crashed or diverged, and where."""
     status = run.manifest.status if run.manifest is not None else None
     if run.manifest is not None and status == "failed":
         message = f": {run.manifest.message}" if run.manifest.message else ""
-        return f"crashed after step {run.manifest.steps_done:,}{message}"
+        return "crashed", f"after step {run.manifest.steps_done:,}{message}"
     step = run.diverged_at
     if step is None and status != "diverged":
         return None
-    return f"diverged at step {run.final_step if step is None else step:,}"
+    return "diverged", f"at step {run.final_step if step is None else step:,}"
 
 
 class FinishedCheck(Check):
@@ -75,19 +80,22 @@ class FinishedCheck(Check):
         """Compare the last step with the steps required or requested, and with those planned."""
         damage = torn_end(run)
         if damage is not None:
-            return inconclusive(damage, run.final_step)
+            return inconclusive(damage, run.final_step, "the last row may be cut short")
         required = self.min_steps if context.requested_steps is None else context.requested_steps
         known = [steps for steps in (required, run.planned_steps) if steps is not None]
         if not known:
             return inconclusive(
                 "the planned steps are unknown: give --steps, or name the file like h256-20000-baseline-s0-1a2b3c.csv",
                 run.final_step,
+                "the planned steps are unknown",
             )
         outcome = Outcome.SUPPORTED if run.final_step >= max(known) else Outcome.INCONCLUSIVE
         text = f"ends at step {run.final_step:,} of {max(known):,}"
+        brief = f"{'reaches' if outcome is Outcome.SUPPORTED else 'ends before'} step {max(known):,}"
         if outcome is Outcome.INCONCLUSIVE and run.is_complete and context.requested_steps is None:
+            brief = f"{run.planned_steps:,} steps planned, {max(known):,} required"
             text += f"; no more were planned: `--steps {run.planned_steps}` judges it by these"
-        return Finding(outcome, text, run.final_step)
+        return Finding(outcome, text, run.final_step, brief)
 
 
 def torn_end(run: Run) -> str | None:

@@ -31,12 +31,12 @@ class ProbeCheck(Check):
         for column, least in (("ProbePositions", self.min_positions), ("BigramUnique", self.min_bigram_unique)):
             size = constant_value(run, column)
             if size is None or not math.isfinite(size):
-                return inconclusive(f"{column} is unknown")
+                return inconclusive(f"{column} is unknown", brief=f"{column} unknown")
             sizes.append(f"{column} {number_text(size)}")
             if size < least:
                 reason = f"{column} {number_text(size)} is less than {least:,}: too small a probe to tell"
-                return Finding(Outcome.INVALID, reason, size)
-        return Finding(Outcome.SUPPORTED, ", ".join(sizes))
+                return Finding(Outcome.INVALID, reason, size, f"a probe of fewer than {least:,} {column} cannot tell")
+        return Finding(Outcome.SUPPORTED, ", ".join(sizes), brief="the probe is large enough")
 
 
 class LevelCheck(ThresholdCheck):
@@ -63,6 +63,10 @@ class LevelCheck(ThresholdCheck):
         return self
 
     @property
+    def short(self) -> str:
+        return self.name or (self.measure if self.at == "end" else f"{self.measure} at the boundary")
+
+    @property
     def about_arm(self) -> bool:
         return self.claim == "mean"
 
@@ -70,13 +74,16 @@ class LevelCheck(ThresholdCheck):
         """Judge whether the supporting threshold can be reached in this run; None where it can or that is unknown."""
         possible = limits(run, self.measure)
         if possible.undefined is not None:
-            return Finding(Outcome.INVALID, possible.undefined)
+            return Finding(Outcome.INVALID, possible.undefined, brief=f"{self.measure} has no scale on this probe")
         best = possible.high if self.higher_is_better else possible.low
         if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
             side = "most" if self.higher_is_better else "least"
             reason = f"{self.measure} {self.supports} of at {side} {number_text(best)} ({possible.why}) cannot be met"
-            return Finding(Outcome.INVALID, reason, last_median(run, self.measure, self.last, self.at))
-        return None if possible.damaged is None else inconclusive(possible.damaged)
+            value = last_median(run, self.measure, self.last, self.at)
+            return Finding(Outcome.INVALID, reason, value, f"{self.measure} {self.supports} is out of reach")
+        if possible.damaged is None:
+            return None
+        return inconclusive(possible.damaged, brief=f"{self.measure} is damaged")
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Compare the median of the last evaluations with both thresholds, if they are for each run."""
@@ -84,20 +91,23 @@ class LevelCheck(ThresholdCheck):
         name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
         if value is None:
             evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
-            return inconclusive(f"{name} is unknown{evaluations}")
+            return inconclusive(f"{name} is unknown{evaluations}", brief=f"{name} unknown")
         possible = limits(run, self.measure)
         for one in last_values(run, self.measure, self.last, self.at):
             slack = _TOLERANCE * max(1.0, abs(one))
             above = possible.high is not None and one > possible.high + slack
             below = possible.low is not None and one < possible.low - slack
             if math.isfinite(one) and (above or below):
-                return inconclusive(f"{name} {number_text(one)} is impossible: the file is damaged", value)
+                reason = f"{name} {number_text(one)} is impossible: the file is damaged"
+                return inconclusive(reason, value, f"{self.measure} is damaged")
         low, high = self.range or (-math.inf, math.inf)
         if self.claim == "runs" or not math.isfinite(value):
             return self.compare(value, name)
         if not low <= value <= high:
-            return Finding(Outcome.INVALID, f"{name} {number_text(value)} is outside of the declared range", value)
-        return Finding(Outcome.SUPPORTED, f"{name} {number_text(value)} is one value of the mean", value)
+            outside = "is outside of the declared range"
+            return Finding(Outcome.INVALID, f"{name} {number_text(value)} {outside}", value, f"{name} {outside}")
+        reason = f"{name} {number_text(value)} is one value of the mean"
+        return Finding(Outcome.SUPPORTED, reason, value, f"{name} known")
 
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
         """Test the mean over the planned seeds against both thresholds; an unknown value leaves it open."""
@@ -123,7 +133,10 @@ class LevelCheck(ThresholdCheck):
                 self.label, outcome, mean, len(values), seeds.planned, (self.supports, self.refutes), p, unlimited
             )
 
-        return Statement(check=self.label, p=p, describe=describe, value=mean, **self.condition)
+        def summarize(outcome: Outcome) -> str:
+            return wording.mean_briefly(self.short, outcome, mean, (self.supports, self.refutes))
+
+        return Statement(check=self.label, p=p, describe=describe, value=mean, summarize=summarize, **self.condition)
 
     def _limits(self, runs: Sequence[Run]) -> tuple[float | None, float | None]:
         """Return the values that none can pass, on the bad side of the supporting threshold and on the good side."""

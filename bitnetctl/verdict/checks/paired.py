@@ -143,7 +143,8 @@ class PairedCheck(MeasuredCheck):
         partner = self._partner(run, context)
         if partner is None or partner.unequal is None:
             return None
-        return Finding(Outcome.INVALID, f"cannot be compared with {self.against}: {partner.unequal}")
+        brief = f"not trained like {self.against}"
+        return Finding(Outcome.INVALID, f"cannot be compared with {self.against}: {partner.unequal}", brief=brief)
 
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
         """Test the improvements of all planned pairs."""
@@ -156,7 +157,19 @@ class PairedCheck(MeasuredCheck):
         def describe(outcome: Outcome, levels: Levels) -> str:
             return _sentence(self, pairs, outcome, p, levels)
 
-        return Statement(check=self.label, p=p, describe=describe, value=float(pairs.wins), **self.condition)
+        def summarize(outcome: Outcome) -> str:
+            claim = f"{self.measure} {self.condition['supports']}"
+            return wording.pairs_briefly(claim, outcome, pairs.wins, pairs.planned)
+
+        return Statement(
+            check=self.label,
+            p=p,
+            describe=describe,
+            value=float(pairs.wins),
+            summarize=summarize,
+            of=pairs.planned,
+            **self.condition,
+        )
 
     def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
         """Pair every seed with its partner; an unfinished or unknown run loses its pair.

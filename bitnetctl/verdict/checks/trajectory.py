@@ -39,7 +39,10 @@ class TrajectoryCheck(MeasuredCheck):
     def judge(self, run: Run, context: CheckContext) -> Finding:
         """Split the evaluations at the boundary of the stages and judge both parts."""
         if run.boundary_interval is None:
-            return inconclusive("the boundary of the stages is unknown: WD is constant, the planned steps are unknown")
+            return inconclusive(
+                "the boundary of the stages is unknown: WD is constant, the planned steps are unknown",
+                brief="the boundary of the stages is unknown",
+            )
         low, high = run.boundary_interval
         steps = run.steps.tolist()
         values = [value_at(run, self.measure, index) for index in range(len(steps))]
@@ -52,7 +55,8 @@ class TrajectoryCheck(MeasuredCheck):
             return findings[low]
         where = ", ".join(f"{outcome} if at {boundary:,}" for outcome, boundary in outcomes.items())
         return inconclusive(
-            f"stage 1 ends somewhere in steps {low:,} to {high:,}, and {self.label} depends on where: {where}"
+            f"stage 1 ends somewhere in steps {low:,} to {high:,}, and {self.label} depends on where: {where}",
+            brief=f"{self.label} depends on where stage 1 ends",
         )
 
     def judge_stages(self, first: Stage, second: Stage) -> Finding:
@@ -63,11 +67,12 @@ class TrajectoryCheck(MeasuredCheck):
         """Return an inconclusive finding where values are unknown or absent, a refuting one where one is not finite."""
         missing = values.count(None)
         if missing or not values:
-            return inconclusive(f"{self.measure} is unknown in {missing:,} of {len(values):,} rows of {where}")
+            reason = f"{self.measure} is unknown in {missing:,} of {len(values):,} rows of {where}"
+            return inconclusive(reason, brief=f"{self.measure} unknown in {where}")
         broken = next((value for value in values if value is not None and not math.isfinite(value)), None)
         if broken is None:
             return None
-        return Finding(Outcome.REFUTED, f"{self.measure} is {broken} in {where}", broken)
+        return Finding(Outcome.REFUTED, f"{self.measure} is {broken} in {where}", broken, f"{self.measure} not finite")
 
 
 class RecoveryCheck(TrajectoryCheck):
@@ -87,7 +92,8 @@ class RecoveryCheck(TrajectoryCheck):
         """Compare the medians on both sides of the boundary."""
         closing, opening = first.closing(STAGE_1_END), second.opening(self.within)
         if not closing or not opening or None in (*closing, *opening):
-            return inconclusive(f"{self.measure} around the boundary is unknown")
+            unknown = f"{self.measure} around the boundary is unknown"
+            return inconclusive(unknown, brief=unknown)
         broken = self.unusable([*closing, *opening], "the rows around the boundary")
         if broken is not None:
             return broken
@@ -97,11 +103,12 @@ class RecoveryCheck(TrajectoryCheck):
                 f"{self.measure} {number_text(before)} before step {first.end:,}, not below "
                 f"{number_text(self.collapsed_below)}: nothing to recover from"
             )
-            return Finding(Outcome.SUPPORTED, reason, after)
+            return Finding(Outcome.SUPPORTED, reason, after, "no collapse in stage 1")
         change = f"{self.measure} {number_text(before)} → {number_text(after)} at step {first.end:,} (medians)"
         if after >= self.factor * before and after > before:
-            return Finding(Outcome.SUPPORTED, f"{change}: recovered", after)
-        return Finding(Outcome(self.otherwise), f"{change}: no recovery, less than {self.factor:g} times", after)
+            return Finding(Outcome.SUPPORTED, f"{change}: recovered", after, "recovered at the boundary")
+        reason = f"{change}: no recovery, less than {self.factor:g} times"
+        return Finding(Outcome(self.otherwise), reason, after, "no recovery at the boundary")
 
 
 class LastingCheck(TrajectoryCheck):
@@ -130,8 +137,9 @@ class LastingCheck(TrajectoryCheck):
         final, best = levels[-1], max(levels)
         reason = f"{self.measure} {number_text(final)} in the last quarter of stage 2, at best {number_text(best)}"
         if min(final, self.healthy_above) < self.final_share * min(best, self.healthy_above):
-            return Finding(Outcome(self.otherwise), f"temporary recovery: {reason}", final)
-        return self._collapsed(second, final) or self._peak(second, final) or Finding(Outcome.SUPPORTED, reason, final)
+            return Finding(Outcome(self.otherwise), f"temporary recovery: {reason}", final, "temporary recovery")
+        lasting = Finding(Outcome.SUPPORTED, reason, final, "no relapse in stage 2")
+        return self._collapsed(second, final) or self._peak(second, final) or lasting
 
     def _collapsed(self, second: Stage, final: float) -> Finding | None:
         share = second.share_below(self.collapsed_below, after=QUARTER)
@@ -139,14 +147,14 @@ class LastingCheck(TrajectoryCheck):
             return None
         threshold = number_text(self.collapsed_below)
         reason = f"{self.measure} below {threshold} for {share:.0%} of stage 2 after its first quarter"
-        return inconclusive(reason, final)
+        return inconclusive(reason, final, f"{self.measure} too often below {threshold} in stage 2")
 
     def _peak(self, second: Stage, final: float) -> Finding | None:
         *earlier, last = cast(Sequence[float], second.closing(QUARTER))
         if not earlier or min(last, self.final_share * self.healthy_above) <= self.peak_factor * median(earlier):
             return None
         peak = f"{self.measure} {number_text(last)} after {number_text(median(earlier))}"
-        return inconclusive(f"a peak at the end: {peak} in the last quarter of stage 2", final)
+        return inconclusive(f"a peak at the end: {peak} in the last quarter of stage 2", final, "a peak at the end")
 
 
 class SteadyCheck(TrajectoryCheck):
@@ -189,5 +197,5 @@ class SteadyCheck(TrajectoryCheck):
             path = "→".join(number_text(value) for value in extremes[:12]) or "flat"
             if count >= self.reversals:
                 reason = f"{word}: {count} reversals by a factor of {factor:g} or more in stage 2 ({path})"
-                return Finding(outcome, reason, count)
-        return Finding(Outcome.SUPPORTED, f"{count} reversals in stage 2 ({path})", count)
+                return Finding(outcome, reason, count, f"{word} in stage 2")
+        return Finding(Outcome.SUPPORTED, f"{count} reversals in stage 2 ({path})", count, "steady in stage 2")

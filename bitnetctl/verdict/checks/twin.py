@@ -30,22 +30,25 @@ class TwinCheck(ThresholdCheck):
         name = f"the twin with {self.intervention}"
         if twin is None:
             if any(self._is_twin(run, one.arm) for one in context.not_given_beside(run)):
-                return inconclusive(f"{name} lies in the same folder and is not given")
+                return inconclusive(f"{name} lies in the same folder and is not given", brief=f"{name} is not given")
             if context.any_of_cell(run, self.label, lambda one: self._twin(one, context) is not None):
-                return inconclusive(f"{name} is missing, and other seeds have theirs")
+                return inconclusive(f"{name} is missing, and other seeds have theirs", brief=f"{name} is missing")
             return None
         if twin.unequal is not None:
-            return Finding(Outcome.INVALID, f"{name} cannot be compared: {twin.unequal}")
+            reason = f"{name} cannot be compared: {twin.unequal}"
+            return Finding(Outcome.INVALID, reason, brief=f"{name} was not trained alike")
         checked = context.check_twin(twin.run)
         if checked.outcome in (Outcome.REFUTED, Outcome.INVALID):
             why = next(result.reason for result in checked.results if result.outcome is checked.outcome)
-            return Finding(Outcome.INVALID, f"{name} fails as well ({why}): the setup is at fault")
+            reason = f"{name} fails as well ({why}): the setup is at fault"
+            return Finding(Outcome.INVALID, reason, brief=f"{name} fails as well")
         own, other = (last_median(one, self.measure, self.last) for one in (run, twin.run))
         if own is None or other is None or not (math.isfinite(own) and math.isfinite(other)):
-            return inconclusive(f"{self.measure} of the run or its twin with {self.intervention} is unknown")
+            unknown = f"{self.measure} of the run or its twin with {self.intervention} is unknown"
+            return inconclusive(unknown, brief=f"{self.measure} or that of the twin unknown")
         for result in checked.completion:
             if result.outcome is not Outcome.SUPPORTED:
-                return inconclusive(f"{name}: {result.reason}")
+                return inconclusive(f"{name}: {result.reason}", brief=f"{name} is unfinished")
         return self.compare(own - other, f"{self.measure} minus that of {name}")
 
     def _twin(self, run: Run, context: CheckContext) -> Partner | None:
