@@ -97,8 +97,7 @@ def read(
     reader = _Reader(path, partial=partial, columns=columns)
     try:
         with path.open("rb") as file:
-            # a pipe is read once
-            source = file if file.seekable() else io.BytesIO(file.read(dialect.MAX_BYTES + 1))
+            source = file if file.seekable() else _whole(path, file)
             try:
                 return reader.read(source)
             except RecordError as error:
@@ -114,6 +113,14 @@ def read(
     if plain is None:
         raise as_read
     return _Reader(path, partial=partial, columns=columns, plain=plain).read(io.BytesIO(plain.content))
+
+
+def _whole(path: Path, pipe: BinaryIO) -> BinaryIO:
+    """Return the content of a pipe, which can be read once only."""
+    content = pipe.read(dialect.MAX_BYTES + 1)
+    if len(content) > dialect.MAX_BYTES:
+        raise RecordError(f"{path}: more than {dialect.MAX_BYTES // 2**20} MiB from a pipe; write a file and give that")
+    return io.BytesIO(content)
 
 
 class _Reader:

@@ -34,8 +34,11 @@ def formula_runs(folder: Path) -> list[Path]:
     """Write runs whose names are formulas, and one whose name is a number."""
     folder.mkdir()
     names = [text for text in FORMULAS if not set(text) & set("/\t\r\n|")] + ["-1.5"]
-    rows = curve((1, 1000), HeldOutLoss=(7.5, -1.5), ZeroFraction=(0.3, None))
-    return [write_csv(folder / f"{name}.csv", rows) for name in names]
+    # each with values of its own: several files of one run would count once
+    return [
+        write_csv(folder / f"{name}.csv", curve((1, 1000), HeldOutLoss=(7.5 + index, -1.5), ZeroFraction=(0.3, None)))
+        for index, name in enumerate(names)
+    ]
 
 
 def test_the_export_holds_every_field_and_no_formula(tmp_path: Path) -> None:
