@@ -85,9 +85,7 @@ def new(
 
 @app.command("check")
 def check(
-    target: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="An intervention, a plug-in project, or a FILE.py.")
-    ],
+    path: Annotated[str, typer.Argument(metavar="NAME|PATH", help="An intervention, a plug-in project, or a FILE.py.")],
     settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
 ) -> int:
     """Test interventions against the contract: settings, pure schedules, two training steps beside a baseline."""
@@ -100,7 +98,7 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    interventions, name = _interventions(target)
+    interventions, name = _interventions(path)
     for intervention in interventions:
         try:
             check_contract(intervention, values)
