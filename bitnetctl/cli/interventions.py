@@ -81,12 +81,10 @@ def new(
 
 @app.command("check")
 def check(
-    target: Annotated[
+    path: Annotated[
         str,
         typer.Argument(
-            parser=options.user_text,
-            metavar="NAME|PATH",
-            help="An intervention, a plug-in project, or a FILE.py.",
+            parser=options.user_text, metavar="NAME|PATH", help="An intervention, a plug-in project, or a FILE.py."
         ),
     ],
     settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
@@ -101,7 +99,7 @@ def check(
     if not isinstance(values, dict):
         raise ConfigError(f"--settings {settings!r}: expected a JSON object")
     broken = 0
-    interventions, name = _interventions(target)
+    interventions, name = _interventions(path)
     for intervention in interventions:
         try:
             check_contract(intervention, values)

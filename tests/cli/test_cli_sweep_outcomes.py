@@ -45,12 +45,15 @@ def test_a_run_that_diverged_refutes(sweep_command: Sweep) -> None:
 def test_a_run_that_failed_is_an_error_and_the_rest_continue(sweep_command: Sweep) -> None:
     arguments = ["-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--json"]
     done = sweep_command(*arguments)
-    assert done.code == ExitCode.INTERNAL
+    # a fault of a plug-in, not of bitnetctl
+    assert done.code == ExitCode.USAGE
     assert pick(done.json["runs"], "status") == [("finished",), ("failed",), ("diverged",), ("finished",)]
     bad = done.json["runs"][1]
-    assert (bad["message"], bad["final"]) == ("RuntimeError: two lines [bold]", None)
-    assert f"{bad['run']}: failed: RuntimeError: two lines [bold]\n" in done.err
-    assert "a pack of 4 failed (RuntimeError: two lines [bold]); its runs continue one by one\n" in done.err
+    assert (bad["is_fault_of_plugin"], bad["final"]) == (True, None)
+    assert bad["message"].startswith("fails: transform_gradients raised RuntimeError: two lines [bold] (")
+    assert f"{bad['run']}: failed: {bad['message']}\n" in done.err
+    assert done.err.splitlines()[-1] == f"error: {bad['message']}"
+    assert f"{bad['run']}: finished" not in done.err
     # tried again, and nothing else
     again = sweep_command(*arguments)
     assert (again.code, again.out) == (done.code, done.out)
