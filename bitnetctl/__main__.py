@@ -28,7 +28,13 @@ def main() -> None:
     except BaseException as error:
         _leave(f"cannot start: {_one_line(error)}", _INTERNAL)
     else:
-        cli.main(stop)
+        try:
+            cli.main(stop)
+        except KeyboardInterrupt:
+            # in the moment between a command and the end of the process
+            _leave("interrupted", _INTERRUPTED)
+        except Exception as error:
+            _leave(f"internal error: {_one_line(error)}", _INTERNAL)
 
 
 def _one_line(error: BaseException) -> str:

@@ -105,7 +105,11 @@ def _set_defaults() -> None:
 
 def _failed(error: Exception) -> int:
     """Return the exit code for an error that no command expects, after one line on stderr that says what it is."""
-    if isinstance(error, BrokenPipeError):
+    # Windows has no error of its own for a pipe that nobody reads
+    windows = (
+        sys.platform == "win32" and isinstance(error, OSError) and (error.errno, error.filename) == (errno.EINVAL, None)
+    )
+    if isinstance(error, BrokenPipeError) or windows:
         # nobody reads stdout any more, so Python must not flush it at exit
         redirect_to_null(sys.stdout)
         return ExitCode.OUTPUT_CLOSED

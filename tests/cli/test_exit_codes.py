@@ -14,6 +14,7 @@ import pytest
 from calling import Done, call, training
 
 from bitnetctl.errors import ExitCode, is_incomplete, is_out_of_memory
+from bitnetctl.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 COMMAND = [sys.executable, "-m", "bitnetctl"]
@@ -78,6 +79,29 @@ def test_an_output_that_fails_at_the_end_is_no_success(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "error: interrupted\n"),
+        (ValueError("two\nlines"), ExitCode.INTERNAL, "error: internal error: ValueError: two lines\n"),
+    ],
+)
+def test_an_error_outside_of_any_command(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitnetctl import __main__, cli
+
+    def fail(stop: StopRequest) -> NoReturn:
+        stop.end()
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    monkeypatch.setattr("bitnetctl.streams.prepare_streams", lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert (caught.value.code, capsys.readouterr().err) == (code, said)
 
 
 FAULTS: dict[str, tuple[Callable[[], BaseException], int, str]] = {

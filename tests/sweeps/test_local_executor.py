@@ -127,7 +127,7 @@ def test_a_worker_that_fails_is_reported(play: Callable[..., Cast], tiny_config:
     assert not stopped
     assert messages[1:] == [
         "worker on cpu:1 ended with exit code 2: error: no GPU",
-        "worker on cpu:2 ended with exit code -9: ",
+        "worker on cpu:2 ended with exit code -9 (killed, perhaps out of memory): ",
     ]
 
 

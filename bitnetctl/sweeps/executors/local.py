@@ -69,7 +69,7 @@ def run_workers(
             # a worker that was stopped before it handled signals had nothing to save
             if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
                 lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                killed = " (killed, perhaps for want of memory)" if worker.returncode in (-9, 137) else ""
+                killed = " (killed, perhaps out of memory)" if worker.returncode in (-9, 137) else ""
                 options.log(
                     f"worker on {device} ended with exit code {worker.returncode}{killed}: {lines[-1] if lines else ''}"
                 )
