@@ -6,6 +6,8 @@ from enum import IntEnum
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Error numbers of a file system that has no locks."""
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
 
 def one_line(error: object, limit: int = 200) -> str:
     """Return the text of an error on one line of at most `limit` characters, or its type if it has no text."""
@@ -23,6 +25,25 @@ class ExitCode(IntEnum):
     INCONCLUSIVE = 5
     STOPPED = 75
     INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch is a lack of memory, of the machine or of a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has no class of its own for the CPU
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def is_incomplete(error: BaseException) -> bool:
+    """Whether a library that this package needs is missing or cannot be loaded."""
+    if isinstance(error, ImportError):
+        return not (error.name or "bitnetctl").startswith("bitnetctl")
+    # ctypes, by which torch loads its libraries, raises a bare OSError
+    return isinstance(error, OSError) and error.errno is None and "shared object" in str(error)
 
 
 class BitnetctlError(Exception):
@@ -70,6 +91,9 @@ class StorageError(BitnetctlError):
             errno.EEXIST,
             errno.ELOOP,
             errno.ESTALE,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENAMETOOLONG,
             *NO_LOCKS,
         ):
             self.exit_code = ExitCode.USAGE
@@ -77,6 +101,10 @@ class StorageError(BitnetctlError):
 
 class RunBusyError(ConfigError):
     """Another process holds the lock of the run."""
+
+
+class RunRefusedError(ConfigError):
+    """Files of the run belong to another user and cannot be written."""
 
 
 class RunEndedError(ConfigError):

@@ -6,9 +6,15 @@ import glob
 import os
 import re
 import secrets
+import shlex
 import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import platformdirs
 
 from bitnetctl.errors import NO_LOCKS, ConfigError, StorageError
 from bitnetctl.units import gibibytes
@@ -31,14 +37,192 @@ def safe_name(name: str, kind: str = "run") -> str:
     return name
 
 
+def home_folder() -> Path | None:
+    """Return the user's home folder; None where the system knows none, as for a user id without a name."""
+    # an empty HOME would make `~/x` the file /x
+    text = os.environ.get("HOME") if os.name != "nt" else os.path.expanduser("~")  # noqa: PTH111
+    if not text:
+        try:
+            import pwd
+
+            text = pwd.getpwuid(os.getuid()).pw_dir
+        except (ImportError, KeyError):
+            return None
+    return Path(text) if Path(text).is_absolute() else None
+
+
+def expand_user(text: str) -> str:
+    """Return a path with a leading `~` or `~name` replaced by the home folder; `./~` is a file of that name.
+
+    Raises ConfigError for an unknown user, where no home folder is known, and for a NUL byte, which no path can hold.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: no path can hold a NUL byte")
+    if not text.startswith("~"):
+        return text
+    if text == "~" or text[1] in (os.sep, os.altsep):
+        home = home_folder()
+        if home is None:
+            raise ConfigError(f"{text}: no home folder is known; set HOME, or write the whole path")
+        return str(home) + text[1:]
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    if expanded == text and not os.path.lexists(text):
+        name = text[1:].replace("\\", "/").split("/")[0]
+        raise ConfigError(f"{text}: no user {name!r}; for a file of that name write ./{text}")
+    return expanded
+
+
+def cache_folder() -> Path:
+    """Return the folder of this user's cache; creates nothing.
+
+    It is below XDG_CACHE_HOME where that is set, else where the system has its caches, else, for a user without a home,
+    a folder of theirs below the temporary one. Raises ConfigError where there is none of these.
+    """
+    chosen = _chosen_cache()
+    if chosen is not None:
+        return chosen / "bitnetctl"
+    if is_cache_temporary():
+        return temporary_root("no home folder is known for the cache") / f"bitnetctl-{os.getuid()}"
+    if sys.platform in ("win32", "darwin"):
+        return Path(platformdirs.user_cache_dir("bitnetctl"))
+    return Path(home_folder() or "", ".cache", "bitnetctl")
+
+
+def is_cache_temporary() -> bool:
+    """Whether the cache has no place that lasts: no XDG_CACHE_HOME and no home.
+
+    Containers set HOME to the root of the file system for a user without a name.
+    """
+    home = home_folder()
+    has_home = home is not None and (home != Path(home.anchor) or os.access(home, os.W_OK))
+    return not has_home and _chosen_cache() is None
+
+
+def _chosen_cache() -> Path | None:
+    # a relative path is to be ignored, by the XDG specification
+    text = expand_user(os.environ.get("XDG_CACHE_HOME", "").strip())
+    return Path(text) if Path(text).is_absolute() else None
+
+
+def require_own_cache() -> None:
+    """Create the cache of a user without a home; raises StorageError if another user has made a folder there."""
+    if not is_cache_temporary():
+        return
+    folder = cache_folder()
+    with storage_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            raise StorageError(f"{folder}: is not yours; set XDG_CACHE_HOME to a folder of your own", errno.EPERM)
+
+
+def temporary_root(what: str) -> Path:
+    """Return the folder for temporary files; raises ConfigError that begins with `what` if none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ConfigError(f"{what}, and no temporary folder can be written; set TMPDIR to a folder that can") from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder that is deleted afterwards; raises StorageError or ConfigError if there is no place for it."""
+    root = temporary_root("files have to be set aside")
+    with storage_errors(root):
+        folder = tempfile.TemporaryDirectory(prefix="bitnetctl-", dir=root, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Raise a StorageError that names `path` instead of an OSError."""
+    """Raise a StorageError that names `path`, and what can be done, instead of an OSError."""
     try:
         yield
     except OSError as error:
-        hint = "; no locks (flock) here, take a folder on another disk" if error.errno in NO_LOCKS else ""
-        raise StorageError(f"{path}: cannot write: {error.strerror or error}{hint}", error.errno) from error
+        raise StorageError(
+            f"{path}: cannot write: {error.strerror or error}{_remedy(path, error.errno)}", error.errno
+        ) from error
+
+
+def _remedy(path: Path, error_number: int | None) -> str:
+    if error_number in NO_LOCKS:
+        return "; no locks (flock) here, take a folder on another disk"
+    with contextlib.suppress(ConfigError):
+        if path.absolute().is_relative_to(cache_folder()):
+            return "; set XDG_CACHE_HOME to another folder"
+    if error_number == errno.EROFS:
+        return "; take a folder on a disk that can be written"
+    reason = blame(path) if error_number == errno.EACCES else ""
+    return f"; {reason}" if reason else ""
+
+
+def blame(path: Path) -> str:
+    """Return which file or folder on the way to `path` cannot be written, whose it is, and what opens it.
+
+    Empty where nothing is known to be in the way.
+    """
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            status = place.stat()
+            if os.access(place, os.W_OK):
+                return ""
+            what = "it" if place == path else str(place)
+            if status.st_uid == getattr(os, "geteuid", lambda: None)():
+                return f"{what} is read-only: chmod u+w {shlex.quote(str(place))}"
+            recursive = "-R " if stat.S_ISDIR(status.st_mode) else ""
+            return (
+                f"{what} belongs to {owner(status.st_uid)}, who can share it: "
+                f"chmod {recursive}g+w {shlex.quote(str(place))}"
+            )
+    return ""
+
+
+def owner(user: int) -> str:
+    """Return the name of a user id, or `user 7001` for one without a name."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(user).pw_name
+    except (ImportError, KeyError):
+        return f"user {user}"
+
+
+def unwritable_part(folder: Path) -> str:
+    """Return what says which folder, this or one in it, cannot be written; empty if all can."""
+    for place in (folder, *(below for below in folder.rglob("*") if below.is_dir())):
+        if not os.access(place, os.W_OK):
+            return f"{place}: cannot write: {blame(place)}"
+    return ""
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, each as open to others as the folder it is in; raises OSError."""
+    missing = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        share(folder)
+
+
+def share(path: Path) -> None:
+    """Open a new file or folder to the group, and to all, as far as they may write into the folder it is in.
+
+    People who share a folder of runs set this on the folder; a umask, which most of them leave at 022, would undo it.
+    A sticky folder such as /tmp is shared by people who keep their files apart. What belongs to another user or another
+    group stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        parent, status = path.parent.stat(), path.stat()
+        if parent.st_mode & stat.S_ISVTX:
+            return
+        added = 0
+        if parent.st_mode & stat.S_IWGRP and parent.st_gid == status.st_gid:
+            added |= parent.st_mode & stat.S_IRWXG
+        if parent.st_mode & stat.S_IWOTH:
+            added |= parent.st_mode & stat.S_IRWXO
+        if not stat.S_ISDIR(status.st_mode):
+            added &= ~(stat.S_IXGRP | stat.S_IXOTH)
+        if added & ~status.st_mode:
+            path.chmod(stat.S_IMODE(status.st_mode) | added)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -54,11 +238,14 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, the temporary path is deleted; then, and if the block leaves nothing there, `path` stays as it
     was. The block syncs its files itself; the rename is synced here.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _temporary_path(path)
     try:
         yield temporary
         if temporary.exists():
+            share(temporary)
+            for below in temporary.rglob("*"):
+                share(below)
             _put_in_place(temporary, path)
     except BaseException:
         remove(temporary)

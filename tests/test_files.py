@@ -94,7 +94,8 @@ def test_a_refused_write_keeps_the_old_file_and_leaves_nothing_aside(
     with pytest.raises(StorageError) as caught:
         write_atomic(path, b"new")
     assert caught.value.exit_code is code
-    assert str(caught.value) == f"{path}: cannot write: {os.strerror(number)}"
+    remedy = "; take a folder on a disk that can be written" if number == errno.EROFS else ""
+    assert str(caught.value) == f"{path}: cannot write: {os.strerror(number)}{remedy}"
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == ([] if old is None else [old])
 
 

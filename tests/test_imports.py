@@ -18,8 +18,9 @@ ROOT = Path(bitnetctl.__file__).parent
 # a module, or the modules of a folder, may import what stands in a line above it
 ORDER = (
     "bitnetctl",
-    "errors signals units",
+    "errors signals streams units",
     "files hardware config",
+    "locks",
     "records intervention data model",
     "plugins analysis",
     "engine verdict",
@@ -86,7 +87,7 @@ INSIDE = {
     "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "units", "verdict"}
+JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
 

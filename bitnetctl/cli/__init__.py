@@ -1,19 +1,29 @@
 """The command line: parse it, run a command, turn errors into exit codes. Torch is imported only where it is needed."""
 
+import contextlib
 import errno
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
-import platformdirs
 import typer
 
 from bitnetctl import __version__
 from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
-from bitnetctl.cli.options import print_message, redirect_to_null
-from bitnetctl.errors import BitnetctlError, ExitCode, StoppedBySignal
+from bitnetctl.cli.options import print_message
+from bitnetctl.errors import (
+    BitnetctlError,
+    ExitCode,
+    StoppedBySignal,
+    StorageError,
+    is_incomplete,
+    is_out_of_memory,
+    one_line,
+)
+from bitnetctl.files import cache_folder
 from bitnetctl.signals import StopRequest, ignore_stops
+from bitnetctl.streams import prepare_streams, redirect_to_null
 
 app = typer.Typer(
     name="bitnetctl",
@@ -33,17 +43,19 @@ _GROUPS = ("config", "interventions")
 _TRAINING = ("train", "sweep")
 
 
-def main(stop: StopRequest | None = None) -> None:
+def main(stop: StopRequest | None = None) -> NoReturn:
     """Run the command line and exit with the code of its outcome."""
+    prepare_streams()
     code = run(sys.argv[1:], stop)
     if code == ExitCode.STOPPED:
         # a scheduler may send the signal again while Python exits
         ignore_stops()
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            redirect_to_null(sys.stdout)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        code = _failed(error)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
     sys.exit(code)
 
 
@@ -52,13 +64,7 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
 
     `stop` may be active already; `train` and `sweep` keep it, other commands restore the previous signal handlers.
     """
-    # must be set before torch is loaded: by default its idle threads spin for many milliseconds, and two processes that
-    # share a CPU then train up to twenty times slower than they need to
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # beside the tokens: torch would keep compiled kernels in a temporary folder, which many clusters empty after a job
-    cache = Path(platformdirs.user_cache_dir("bitnetctl"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    _set_defaults()
     try:
         code = int(app(arguments, prog_name="bitnetctl", standalone_mode=False, obj=stop or StopRequest()) or 0)
         # typer turns a KeyboardInterrupt into this code
@@ -77,20 +83,51 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except SystemExit as error:
         # typer exits with 1 for a broken pipe; any other SystemExit is a bug, also one with code 0
-        return ExitCode.INTERNAL if error.code == 1 else _fail(f"internal error: {error!r}", ExitCode.INTERNAL)
-    except BrokenPipeError:
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            return _failed(error.__context__)
+        return _fail(f"internal error: {error!r}", ExitCode.INTERNAL)
+    except Exception as error:
+        return _failed(error)
+
+
+def _set_defaults() -> None:
+    """Set environment variables that must be there before torch is loaded."""
+    # by default its idle threads spin for many milliseconds, and two processes that share a CPU then train up to twenty
+    # times slower than they need to
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # beside the tokens: torch would keep compiled kernels in a temporary folder, which many clusters empty after a job,
+    # and asks for the name of the user, who may have none
+    with contextlib.suppress(BitnetctlError):
+        cache = cache_folder()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+
+
+def _failed(error: Exception) -> int:
+    """Return the exit code for an error that no command expects, after one line on stderr that says what it is."""
+    if isinstance(error, BrokenPipeError):
         # nobody reads stdout any more, so Python must not flush it at exit
         redirect_to_null(sys.stdout)
-        return ExitCode.INTERNAL
-    except Exception as error:
-        # writing to stdout failed; other files raise StorageError
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExitCode.OUTPUT_CLOSED
+    if os.environ.get("BITNETCTL_TRACEBACK"):
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
+    if is_out_of_memory(error):
+        return _fail(
+            f"out of memory: {one_line(error)}; lower --pack, --size or data.batch_size, or give the process more",
+            ExitCode.USAGE,
+        )
+    if is_incomplete(error):
+        return _fail(f"cannot load a library: {one_line(error)}; is the installation complete?", ExitCode.USAGE)
+    if isinstance(error, OSError) and error.errno is not None:
+        # without a name it is a failed write to stdout; of files, most raise StorageError
+        if error.filename is None:
             redirect_to_null(sys.stdout)
             return _fail(f"stdout: cannot write: {error.strerror}", ExitCode.USAGE)
-        if os.environ.get("BITNETCTL_TRACEBACK"):
-            raise
-        hint = "BITNETCTL_TRACEBACK=1 shows where; please report it"
-        return _fail(f"internal error: {type(error).__name__}: {error} ({hint})", ExitCode.INTERNAL)
+        if StorageError("", error.errno).exit_code == ExitCode.USAGE:
+            return _fail(f"{error.filename}: {error.strerror}", ExitCode.USAGE)
+    hint = "BITNETCTL_TRACEBACK=1 shows where; please report it"
+    return _fail(f"internal error: {type(error).__name__}: {error} ({hint})", ExitCode.INTERNAL)
 
 
 def _fail(message: str, code: int) -> int:

@@ -21,22 +21,33 @@ _PLOT_WIDTHS = (40, 120)
 
 
 def analyze(
-    paths: Annotated[list[str], typer.Argument(metavar="PATHS", help="CSVs of runs, folders of them, or patterns.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATHS", parser=options.user_text, help="CSVs of runs, folders of them, or patterns."),
+    ],
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="ARM", help="Arm to compare with; unset: the one in all others.")
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown.")
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", parser=options.user_path, help="Write the report as Markdown."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one page with curves to explore.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", parser=options.user_path, help="Write one page with curves to explore."),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write a summary of every run as CSV.")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", parser=options.user_path, help="Write a summary of every run as CSV."),
     ] = None,
     verdicts: Annotated[
         list[Path] | None,
-        typer.Option("--verdict", metavar="FILE", help="Show a verdict on the page: the output of verify --json."),
+        typer.Option(
+            "--verdict",
+            metavar="FILE",
+            parser=options.user_path,
+            help="Show a verdict on the page: the output of verify --json.",
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> int:

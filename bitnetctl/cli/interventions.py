@@ -71,7 +71,10 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Name of the intervention, such as halved-rate.")],
-    path: Annotated[Path, typer.Option("--path", help="Folder to write the project into.")] = Path(),
+    path: Annotated[
+        Path,
+        typer.Option("--path", parser=options.user_path, metavar="FOLDER", help="Folder to write the project into."),
+    ] = Path(),
 ) -> None:
     """Write a ready plug-in project with a passing test."""
     folder = write_project(name, path)
@@ -80,7 +83,12 @@ def new(
 
 @app.command("check")
 def check(
-    path: Annotated[Path, typer.Argument(help="A plug-in project, or a Python file with interventions.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            parser=options.user_path, metavar="PATH", help="A plug-in project, or a Python file with interventions."
+        ),
+    ],
     settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
 ) -> int:
     """Test interventions against the contract: settings, pure schedules, two training steps beside a baseline."""

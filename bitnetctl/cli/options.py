@@ -11,8 +11,27 @@ import typer
 from rich.console import Console
 
 from bitnetctl.errors import ConfigError
+from bitnetctl.files import expand_user
+from bitnetctl.streams import redirect_to_null
 
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")]
+
+def user_path(text: str | Path) -> Path:
+    """Parse a path of the command line or of an environment variable, with `~` expanded; the `parser` of its option."""
+    return Path(expand_user(os.fspath(text)))
+
+
+def user_text(text: str) -> str:
+    """Parse a text that may be a path or a pattern, with `~` expanded; the `parser` of its option."""
+    return expand_user(text)
+
+
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", parser=user_text, metavar="NAME|FILE", help="Built-in recipe or FILE.toml.")
+]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", parser=user_text, metavar="NAME|FILE", help="Built-in recipe or FILE.toml."),
+]
 Size = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
 Sizes = Annotated[
     str | None, typer.Option("--sizes", metavar="LIST", help="Hidden sizes, such as 256,512; unset: the recipe's.")
@@ -33,7 +52,12 @@ Arms = Annotated[
     list[str] | None,
     typer.Option("--intervention", "-i", metavar="ARM", help="An arm, such as reduced-lr:peak=5e-4; may be repeated."),
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs.")]
+RunsDir = Annotated[
+    Path,
+    typer.Option(
+        "--runs-dir", parser=user_path, metavar="FOLDER", envvar="BITNETCTL_RUNS_DIR", help="Folder of the runs."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Engine = Annotated[
     str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
@@ -125,17 +149,6 @@ class _Stderr(io.TextIOBase):
                 redirect_to_null(self._stream)
                 self._stream = None
         return len(text)
-
-
-def redirect_to_null(stream: IO[str]) -> None:
-    """Redirect a stream to the null device, so that flushing it when Python exits cannot fail."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        # closed, or without a file descriptor: nothing can fail
-        pass
 
 
 def print_message(text: object) -> None:

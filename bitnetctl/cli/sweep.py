@@ -23,9 +23,15 @@ from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 def sweep(
     context: typer.Context,
     plan: Annotated[
-        str | None, typer.Option("--plan", help="Built-in plan or FILE.toml; other options change it.")
+        str | None,
+        typer.Option(
+            "--plan",
+            parser=options.user_text,
+            metavar="NAME|FILE",
+            help="Built-in plan or FILE.toml; other options change it.",
+        ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Built-in recipe or FILE.toml.")] = None,
+    recipe: options.OptionalRecipe = None,
     sizes: options.Sizes = None,
     arms: options.Arms = None,
     seeds: options.Seeds = None,
@@ -43,7 +49,9 @@ def sweep(
     checkpoint_every: options.CheckpointEvery = None,
     on_divergence: options.OnDivergence = "stop",
     keep_weights: options.KeepWeights = False,
-    configs_file: Annotated[Path | None, typer.Option("--configs", hidden=True, help="Runs for a worker.")] = None,
+    configs_file: Annotated[
+        Path | None, typer.Option("--configs", parser=options.user_path, hidden=True, help="Runs for a worker.")
+    ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,

@@ -35,7 +35,15 @@ def train(
     eval_every: options.EvalEvery = None,
     checkpoint_every: options.CheckpointEvery = None,
     on_divergence: options.OnDivergence = "stop",
-    resume: Annotated[str, typer.Option("--resume", help="auto, never, or the folder of a checkpoint.")] = "auto",
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            parser=options.user_text,
+            metavar="auto|never|FOLDER",
+            help="auto, never, or the folder of a checkpoint.",
+        ),
+    ] = "auto",
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def verify(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATHS]", help="CSVs, folders or a bundle: judge these, train nothing."),
+        typer.Argument(
+            metavar="[PATHS]", parser=options.user_text, help="CSVs, folders or a bundle: judge these, train nothing."
+        ),
     ] = None,
     sizes: options.Sizes = None,
     steps: options.Steps = None,
@@ -45,7 +47,12 @@ def verify(
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
         list[str] | None,
-        typer.Option("--criteria", metavar="NAME|FILE", help="Built in or FILE.toml; unset: all built in."),
+        typer.Option(
+            "--criteria",
+            metavar="NAME|FILE",
+            parser=options.user_text,
+            help="Built in or FILE.toml; unset: all built in.",
+        ),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     device: options.Device = "auto",
@@ -59,9 +66,17 @@ def verify(
         bool, typer.Option("--distinct-seeds", help="CSVs without a seed are different seeds, not one.")
     ] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Judge what is there; train nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.md", help="Write a Markdown report.")] = None,
-    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="FILE.zip", help="Zip runs and verdicts.")] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write JUnit XML.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.md", parser=options.user_path, help="Write a Markdown report."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE.zip", parser=options.user_path, help="Zip runs and verdicts."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", parser=options.user_path, help="Write JUnit XML.")
+    ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,

@@ -11,8 +11,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
@@ -21,7 +20,17 @@ from bitnetctl.data.sources import Progress, ProgressMeter, no_progress
 from bitnetctl.data.split import Block, SplitText
 from bitnetctl.data.tokenizer import TokenizerSource, end_of_text, open_tokenizer, vocab_size
 from bitnetctl.errors import DataError, one_line
-from bitnetctl.files import remove, replacing, storage_errors, sync_folder, write_synced
+from bitnetctl.files import (
+    cache_folder as cache_folder,
+    make_folder,
+    remove,
+    replacing,
+    require_own_cache,
+    storage_errors,
+    sync_folder,
+    write_synced,
+)
+from bitnetctl.locks import Lock
 
 Tokens = npt.NDArray[np.uint16 | np.uint32]
 
@@ -75,11 +84,6 @@ class _DamagedError(Exception):
     """A folder of the cache does not agree with its meta.json."""
 
 
-def cache_folder() -> Path:
-    """Return the folder of this user's cache, below XDG_CACHE_HOME where that is set."""
-    return Path(platformdirs.user_cache_dir("bitnetctl"))
-
-
 def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenData:
     """Return the tokens of a config's text, from the cache or newly built.
 
@@ -91,6 +95,7 @@ def prepare(config: DataConfig, *, progress: Progress = no_progress) -> TokenDat
     tokenizer_source = open_tokenizer(config.tokenizer)
     text = SplitText.open(config, progress)
     key = canonical_hash({"format": _FORMAT, "text": text.identity, "tokenizer": tokenizer_source.identity})
+    require_own_cache()
     folder = cache_folder() / "tokens" / key[:32]
     try:
         return _open(folder, config)
@@ -138,10 +143,10 @@ def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
     """
     locks = folder.parent.parent / "locks"
     with storage_errors(folder):
-        locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.name}.lock", thread_local=False, fallback_to_soft=False)
+        make_folder(locks)
+    lock = Lock(locks / f"{folder.name}.lock")
     with contextlib.suppress(OSError):
-        while not lock.is_locked:
+        while not lock.is_held:
             try:
                 lock.acquire(timeout=_WAIT_SECONDS)
             except Timeout:

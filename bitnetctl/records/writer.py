@@ -45,7 +45,8 @@ class RecordWriter:
 
     def open(self) -> None:
         """Replace the file by `kept` if it differs; raises StorageError where that fails, with the old file intact."""
-        if not self._is_kept:
+        # what another user wrote may be read-only in a folder that can be written
+        if not self._is_kept or not os.access(self.path, os.W_OK):
             write_atomic(self.path, self._kept)
         with storage_errors(self.path):
             self._descriptor = os.open(self.path, _FLAGS)

@@ -6,7 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from bitnetctl.errors import CaptureError, RecordError, RunBusyError, StoppedBySignal, StorageError, one_line
+from bitnetctl.errors import (
+    CaptureError,
+    RecordError,
+    RunBusyError,
+    RunRefusedError,
+    StoppedBySignal,
+    StorageError,
+    one_line,
+)
 from bitnetctl.hardware import release_unused
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.executors.local import run_workers, split_devices
@@ -64,26 +72,37 @@ class _Sweep:
         options.log(f"{plural(len(missing), 'run')} to train on {self._device}, about {duration(seconds)}")
 
     def train(self) -> Iterator[Event]:
-        """Train pack after pack until no run is left or a stop is requested."""
+        """Train pack after pack until no run is left or a stop is requested.
+
+        Raises RunRefusedError at the end for runs that only another user can go on with.
+        """
         waiting = False
+        refused: dict[str, str] = {}
         while not self._options.should_stop():
             acquired = self._queue.acquire(self._candidates, self._limit)
             while self._queue.damaged:
                 name, message = self._queue.damaged.popitem()
                 yield Failed(name=name, message=message)
+            for name in self._queue.refused.keys() - refused.keys():
+                self._options.log(f"{name}: left out: {self._queue.refused[name]}")
+            refused = self._queue.refused
             if acquired:
                 waiting = False
                 if (yield from self._train_pack(acquired)):
                     return
                 # only here, where neither a trainer nor the traceback of an error refers to the pack any more
                 release_unused(self._device)
-            elif not any(self._queue.unfinished(self._candidates)):
-                return
+            elif all(run.name in refused for run in self._queue.unfinished(self._candidates)):
+                break
             else:
                 if not waiting:
                     self._options.log("waiting for runs that another process trains")
                 waiting = True
                 time.sleep(_WAIT_SECONDS)
+        if refused and not self._options.should_stop():
+            name, message = next(iter(refused.items()))
+            others = f" (and {plural(len(refused) - 1, 'other run')})" if len(refused) > 1 else ""
+            raise RunRefusedError(f"{name}{others} cannot be trained: {message}")
 
     def _shape(self, run: ResolvedRun) -> Shape:
         return (*shape_of(run, self._device), run.name if run.name in self._alone else None)
@@ -114,7 +133,7 @@ class _Sweep:
         else:
             (artifacts,) = acquired
             # another process may have acquired it meanwhile; the manifest of a damaged run is not overwritten
-            with contextlib.suppress(RunBusyError, RecordError):
+            with contextlib.suppress(RunBusyError, RunRefusedError, RecordError):
                 artifacts.acquire()
                 try:
                     artifacts.fail(message)

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
-from bitnetctl.errors import RecordError, RunBusyError
-from bitnetctl.files import storage_errors
+from bitnetctl.errors import RecordError, RunBusyError, RunRefusedError
+from bitnetctl.files import make_folder, storage_errors
+from bitnetctl.locks import Lock
 from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.resolved import ResolvedRun
@@ -22,7 +21,7 @@ class RunQueue:
     """Hands out packs of runs that have not ended and that no process holds.
 
     `shape_of` gives what must be equal for runs to train in one pack. `damaged` maps the names of runs that are not
-    handed out, because of damaged files, to the error.
+    handed out, because of damaged files, to the error; `refused` those of other users, which cannot be written.
     """
 
     def __init__(self, runs_dir: Path, shape_of: Callable[[ResolvedRun], Hashable]) -> None:
@@ -30,8 +29,9 @@ class RunQueue:
         self._shape_of = shape_of
         self._done: set[str] = set()
         self.damaged: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         # the name of earlier versions, which may sweep the same folder
-        self._folder_lock = FileLock(runs_dir / ".claims.lock", thread_local=False, fallback_to_soft=False)
+        self._folder_lock = Lock(runs_dir / ".claims.lock")
 
     def unfinished(self, runs: Sequence[ResolvedRun]) -> Iterator[ResolvedRun]:
         """Yield the runs that have not ended and are not damaged, held by a process or not."""
@@ -56,17 +56,18 @@ class RunQueue:
         """
         with contextlib.ExitStack() as stack:
             with storage_errors(self._runs_dir):
-                self._runs_dir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(self._folder_lock)
+                make_folder(self._runs_dir)
+            with storage_errors(self._folder_lock.path):
+                self._folder_lock.acquire()
+                stack.callback(self._folder_lock.release)
+            self.refused = {}
             acquired: list[RunArtifacts] = []
             try:
                 for run in self.unfinished(runs):
                     if acquired and self._shape_of(run) != self._shape_of(acquired[0].run):
                         continue
-                    artifacts = RunArtifacts(run)
-                    try:
-                        artifacts.acquire()
-                    except RunBusyError:
+                    artifacts = self._lock(run)
+                    if artifacts is None:
                         continue
                     acquired.append(artifacts)
                     if self._is_done(run):
@@ -79,6 +80,18 @@ class RunQueue:
                 for artifacts in acquired:
                     artifacts.release()
                 raise
+
+    def _lock(self, run: ResolvedRun) -> RunArtifacts | None:
+        """Return the locked files of a run; None if another process holds it, or another user."""
+        artifacts = RunArtifacts(run)
+        try:
+            artifacts.acquire()
+        except RunBusyError:
+            return None
+        except RunRefusedError as error:
+            self.refused[run.name] = str(error)
+            return None
+        return artifacts
 
 
 def _keep_resumable_together(acquired: list[RunArtifacts]) -> list[RunArtifacts]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from bitnetctl.errors import RecordError, RunBusyError
-from bitnetctl.files import remove_leftovers, storage_errors
+from bitnetctl.errors import RecordError, RunBusyError, RunRefusedError
+from bitnetctl.files import blame, make_folder, remove_leftovers, storage_errors, unwritable_part
+from bitnetctl.locks import Lock
 from bitnetctl.records import (
     Manifest,
     RecordWriter,
@@ -32,8 +33,7 @@ class RunArtifacts:
     def __init__(self, run: ResolvedRun) -> None:
         self.run = run
         self.paths = run.paths
-        # never a soft lock, a file that stays behind when its process is killed
-        self._lock = FileLock(run.paths.lock, thread_local=False, fallback_to_soft=False)
+        self._lock = Lock(run.paths.lock)
         self._writer: RecordWriter | None = None
         self._manifest: Manifest | None = None
         self._started = time.monotonic()
@@ -45,15 +45,23 @@ class RunArtifacts:
         return self.paths.name
 
     def acquire(self) -> None:
-        """Lock the run for this process; raises RunBusyError if another process holds it."""
+        """Lock the run for this process.
+
+        Raises RunBusyError if another process holds it, RunRefusedError if its files are another user's.
+        """
         with storage_errors(self.paths.folder):
-            self.paths.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.paths.folder)
+        if problem := unwritable_part(self.paths.folder):
+            raise RunRefusedError(problem)
+        with storage_errors(self.paths.lock):
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise RunBusyError(
                     f"run {self.name} is being trained by another process; wait for it or stop it first"
                 ) from error
+            except PermissionError as error:
+                raise RunRefusedError(f"{self.paths.lock}: cannot lock: {blame(self.paths.lock)}") from error
 
     def begin(self, metadata: Mapping[str, Any], resumed: Checkpoint | None) -> None:
         """Open the CSV with the rows of the checkpoint, drop later checkpoints, write the manifest with `metadata`.

@@ -30,6 +30,7 @@ def test_exit_codes_are_a_contract() -> None:
         "INCONCLUSIVE": 5,
         "STOPPED": 75,
         "INTERRUPTED": 130,
+        "OUTPUT_CLOSED": 141,
     }
 
 
