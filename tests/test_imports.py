@@ -19,7 +19,8 @@ ROOT = Path(bitnetctl.__file__).parent
 ORDER = (
     "bitnetctl",
     "errors signals streams units",
-    "files hardware config",
+    "files hardware",
+    "config",
     "locks",
     "records intervention data model",
     "plugins analysis",
