@@ -71,8 +71,8 @@ def _require_fields_of_label(tree: Mapping[str, Any], name: str) -> None:
     missing = [path for path, _ in flatten(_read_recipe(label)[0]) if path not in stated]
     if missing:
         raise ConfigError(
-            f'recipe {name}: recipe = "{label}" is a label and sets nothing, and the file leaves out {len(missing)} fields '
-            f'of that recipe, such as {missing[0]}; to start from it, write extends = "{label}" instead'
+            f'recipe {name}: recipe = "{label}" is a label and sets nothing, and the file leaves out {len(missing)} '
+            f'fields of that recipe, such as {missing[0]}; to start from it, write extends = "{label}" instead'
         )
 
 
