@@ -77,7 +77,8 @@ INSIDE = {
     ),
     "report": (
         "escape",
-        "columns",
+        "fold columns",
+        "fitted",
         "html trajectory markdown plots summary_csv junit",
         "terminal verification",
         "__init__",

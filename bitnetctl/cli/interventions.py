@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
@@ -15,6 +14,7 @@ from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.plugins.scaffold import write_project
+from bitnetctl.report.fitted import Column, FittedTable, Row, rows_of
 
 app = typer.Typer(help="List, show, write and check interventions.", no_args_is_help=True)
 
@@ -22,23 +22,17 @@ app = typer.Typer(help="List, show, write and check interventions.", no_args_is_
 @app.command("list")
 def list_all(as_json: options.Json = False) -> None:
     """List all interventions, with the problem of those that cannot be used."""
-    from bitnetctl.report.escape import printable
-
     plugins = registry.load_all()
     if as_json:
         print_json([_describe(plugin) for plugin in plugins])
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("from", no_wrap=True)
-    table.add_column("what it does")
+    rows = []
     for plugin in plugins:
         state, style = ("refused", "dim") if not plugin.allowed else ("broken", "red")
         what = plugin.intervention.summary if plugin.intervention else f"{state}: {plugin.problem}"
         cells = (plugin.name, f"{plugin.distribution} {plugin.version}", what)
-        # the name of a broken plug-in is unchecked and may contain anything
-        table.add_row(*(escape(printable(cell)) for cell in cells), style=style if plugin.problem else "")
-    stdout().print(table)
+        rows.append(Row(cells, style if plugin.problem else ""))
+    stdout().print(FittedTable((Column("name"), Column("from", 1), Column("what it does", note=True)), rows))
 
 
 @app.command("show")
@@ -59,13 +53,12 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
     console.print(f"changes  {', '.join(plugin.hooks)}", highlight=False)
     fields = plugin.intervention.Settings.model_fields
     if fields:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column in ("setting", "default", "meaning"):
-            table.add_column(column)
-        for setting, field in fields.items():
-            default = "unset" if field.default is None else str(field.default)
-            table.add_row(setting, escape(default), escape(field.description or ""))
-        console.print(table)
+        cells = (
+            (setting, "unset" if field.default is None else str(field.default), field.description or "")
+            for setting, field in fields.items()
+        )
+        columns = (Column("setting"), Column("default"), Column("meaning", note=True))
+        console.print(FittedTable(columns, rows_of(cells)))
 
 
 @app.command("new")

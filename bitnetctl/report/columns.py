@@ -33,6 +33,8 @@ class SummaryColumn:
     """A field of RunSummary as a column of a table."""
 
     header: str
+    importance: int
+    """In a narrow terminal the column with the lowest is left out first."""
     field: str
     format_spec: str
     meaning: str
@@ -46,20 +48,28 @@ class SummaryColumn:
 
 
 COLLAPSE = (
-    SummaryColumn("lowest", "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
-    SummaryColumn("collapse at", "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
-    SummaryColumn("recovery at", "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
-    SummaryColumn("frac.", "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
-    SummaryColumn("× unique", "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
-    SummaryColumn("loss drop", "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"),
+    SummaryColumn("lowest", 3, "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
+    SummaryColumn("collapse at", 6, "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
+    SummaryColumn("recovery at", 5, "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
+    SummaryColumn("frac.", 7, "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
+    SummaryColumn(
+        "× unique", 2, "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"
+    ),
+    SummaryColumn(
+        "loss drop", 1, "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"
+    ),
 )
 END = (
-    SummaryColumn("held-out", "final_held_out_loss", ".3f", "final held-out loss in nats"),
-    SummaryColumn("skill", "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
-    SummaryColumn("unique", "final_unique", ",.0f", "final distinct predictions"),
-    SummaryColumn("volat.", "volatility", ".2f", "mean |log2 ratio| of distinct predictions of successive evaluations"),
-    SummaryColumn("zeros", "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
-    SummaryColumn("flips", "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"),
+    SummaryColumn("held-out", 9, "final_held_out_loss", ".3f", "final held-out loss in nats"),
+    SummaryColumn("skill", 8, "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
+    SummaryColumn("unique", 7, "final_unique", ",.0f", "final distinct predictions"),
+    SummaryColumn(
+        "volat.", 1, "volatility", ".2f", "mean |log2 ratio| of distinct predictions of successive evaluations"
+    ),
+    SummaryColumn("zeros", 3, "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
+    SummaryColumn(
+        "flips", 2, "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"
+    ),
 )
 SUMMARY = (*COLLAPSE, *END)
 

@@ -1,13 +1,11 @@
-"""Tables for a terminal, readable at 80 columns."""
+"""Tables for a terminal of any width."""
 
 import itertools
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
@@ -28,6 +26,7 @@ from bitnetctl.report.columns import (
     pairs_text,
 )
 from bitnetctl.report.escape import printable
+from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
 from bitnetctl.units import gibibytes
 from bitnetctl.verdict import Outcome, Verdict
@@ -40,47 +39,53 @@ OUTCOME_STYLES = {
 }
 MOST_TERMS = 10
 MOST_LEVELS = 8
-# the + between two interventions of an arm, not that of a number such as 1e+3
-_PLUS = re.compile(r"\+(?=[A-Za-z])")
 
 
-def key_value_table(title: str, values: Mapping[str, str]) -> Table:
-    table = _table(title)
-    table.show_header = False
-    for name, value in values.items():
-        table.add_row(name, escape(value))
-    return table
+def key_value_table(title: str, values: Mapping[str, str]) -> FittedTable:
+    columns = (Column("name"), Column("value", note=True))
+    return FittedTable(columns, rows_of(values.items()), title=title, title_style="italic", show_header=False)
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     """Return a row for every run of a sweep; `rows` are those of `bitnetctl sweep --json`."""
-    table = _table()
-    _add_numbers(table, "size")
-    table.add_column("arm")
-    _add_numbers(table, "seed")
-    table.add_column("status", no_wrap=True)
-    _add_numbers(table, "unique", "held-out")
+    columns = (
+        Column("arm"),
+        Column("size", number=True),
+        Column("seed", number=True),
+        Column("status", 3),
+        Column("unique", 1, number=True),
+        Column("held-out", 2, number=True),
+    )
+    lines = []
     for row in rows:
         final = row["final"] or {}
         failed = row["status"] in ("failed", "damaged", "diverged")
-        table.add_row(
+        cells: tuple[Cell, ...] = (
+            row["arm"],
             str(row["size"]),
-            escape(row["arm"]),
             str(row["seed"]),
-            f"[red]{row['status']}[/]" if failed else row["status"],
+            Text(row["status"], style="red" if failed else ""),
             format_value(final.get("UniquePredictions"), ",.0f"),
             format_value(final.get("HeldOutLoss"), ".3f"),
         )
-    return table
+        lines.append(Row(cells))
+    return FittedTable(columns, lines)
 
 
-def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def packs_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     """Return a row for every model shape of a planned sweep; `rows` are those of `sweep --dry-run --json`."""
-    table = _table()
-    _add_numbers(table, "size", "steps", "runs", "packs", "in a pack", "memory", "time")
-    table.add_column("arms")
-    for row in rows:
-        table.add_row(
+    columns = (
+        Column("size", number=True),
+        Column("steps", number=True),
+        Column("runs", 4, number=True),
+        Column("packs", 2, number=True),
+        Column("in a pack", 1, number=True),
+        Column("memory", 3, number=True),
+        Column("time", 5, number=True),
+        Column("arms", note=True),
+    )
+    cells = (
+        (
             str(row["size"]),
             f"{row['steps']:,}",
             str(row["runs"]),
@@ -88,117 +93,135 @@ def packs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["runs_in_a_pack"]),
             gibibytes(row["memory_bytes"]),
             f"{row['seconds'] / 60:.1f} min",
-            escape(", ".join(row["arms"])),
+            ", ".join(row["arms"]),
         )
-    return table
+        for row in rows
+    )
+    return FittedTable(columns, rows_of(cells))
 
 
-def collapse_table(rows: Sequence[SummaryRow]) -> Table:
+def collapse_table(rows: Sequence[SummaryRow]) -> FittedTable:
     """Return collapse and recovery of every run, or of the runs of each arm."""
     return _summary_table("Stage 1 and the boundary", rows, COLLAPSE)
 
 
-def end_table(rows: Sequence[SummaryRow]) -> Table:
+def end_table(rows: Sequence[SummaryRow]) -> FittedTable:
     """Return the final metrics of every run and its ternary weights, or their means over the runs of each arm."""
     return _summary_table("The end", rows, END)
 
 
-def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn]) -> Table:
-    table = _analysis_table(title)
-    table.add_column("arm", overflow="fold")
-    _add_numbers(table, "size", "runs" if rows[0].grouped else "seed")
-    # headers wrap at every word to leave room for the arm
-    _add_numbers(table, *(column.header.replace(" ", "\n").replace("-", "-\n") for column in columns))
+def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn]) -> FittedTable:
+    lines: list[Row | Span] = []
     for row in rows:
-        state = f"\n[{'red' if row.failed else 'dim'}]{escape(row.state)}[/]" if row.state else ""
-        table.add_row(_label(row.arm) + state, row.size, row.seed, *(row.text(column) for column in columns))
-    return table
+        lines.append(Row((row.arm, row.size, row.seed, *(row.text(column) for column in columns))))
+        if row.state:
+            lines.append(Span(row.state, "red" if row.failed else "dim", indent=2))
+    keys = (Column("arm"), Column("size", number=True), Column("runs" if rows[0].grouped else "seed", number=True))
+    values = (Column(column.header, column.importance, number=True) for column in columns)
+    return _analysis_table(title, (*keys, *values), lines)
 
 
-def effects_table(effects: Sequence[ArmEffect]) -> Table:
+def effects_table(effects: Sequence[ArmEffect]) -> FittedTable:
     """Return every arm's differences from its baseline: in how many seeds, how large, and the tests."""
-    table = _analysis_table(wording.EFFECTS_TITLE)
-    table.add_column("metric", overflow="fold")
-    _add_numbers(table, "better\n: worse", "mean\ndiff.", "95 % Student\ninterval", "p", "p\n(Holm)")
+    columns = (
+        Column("metric"),
+        Column("better : worse", 4, number=True),
+        Column("mean diff.", 5, number=True),
+        Column("95 % Student interval", 2, number=True),
+        Column("p", 1, number=True),
+        Column("p (Holm)", 3, number=True),
+    )
+    lines: list[Row | Span] = []
     for arm in effects:
-        table.add_row(f"[bold]{_label(arm.arm)}[/]\n[dim]− {_label(arm.baseline)}: {pairs_text(arm)}[/]")
+        lines += [Span(arm.arm, "bold"), Span(f"− {arm.baseline}: {pairs_text(arm)}", "dim")]
         for metric, (name, _) in METRICS.items():
             effect = arm.effects[metric]
-            missing = f" [dim]({effect.unknown_pairs} unknown)[/]" if effect.unknown_pairs else ""
+            missing = f" ({effect.unknown_pairs} unknown)" if effect.unknown_pairs else ""
             seeds = f"{effect.better} : {effect.worse}" if effect.seeds else UNKNOWN
-            table.add_row(f"  {name}{missing}", seeds, difference(effect), interval(effect), *p_cells(effect))
-    return table
+            cells = (seeds, difference(effect), interval(effect), *p_cells(effect))
+            lines.append(Row((Text(f"  {name}").append(missing, "dim"), *cells)))
+    return _analysis_table(wording.EFFECTS_TITLE, columns, lines)
 
 
-def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> Table:
+def factors_table(outcomes: Sequence[OutcomeAnalysis]) -> FittedTable:
     """Return terms by descending eta squared, with the mean of each level, then all terms together and the seeds."""
-    table = _analysis_table("Factors: η² (* p < 0.05 after Holm) and means")
-    table.add_column("term", overflow="fold")
-    _add_numbers(table, "collapsed\nfraction", "stage 1\nloss", "final\nloss")
+    columns = (
+        Column("term"),
+        Column("collapsed fraction", 2, number=True),
+        Column("stage 1 loss", 1, number=True),
+        Column("final loss", 3, number=True),
+    )
     by_outcome = [{term.name: term for term in outcome.terms} for outcome in outcomes]
     terms = {name: [of_outcome.get(name) for of_outcome in by_outcome] for name in itertools.chain(*by_outcome)}
     largest = {
         name: max((term.eta_squared or 0.0 for term in of_name if term), default=0.0) for name, of_name in terms.items()
     }
+    lines: list[Row | Span] = []
     for name in sorted(terms, key=lambda name: -largest[name])[:MOST_TERMS]:
-        table.add_row(f"[bold]{_label(name)}[/]", *map(_eta_squared, terms[name]))
+        lines.append(Row((Text(printable(name), "bold"), *map(_eta_squared, terms[name]))))
         if all(term is None or len(term.factors) == 1 for term in terms[name]):
-            _add_levels(table, outcomes, terms[name])
+            lines += _levels(outcomes, terms[name])
     if len(terms) > MOST_TERMS:
-        table.add_row(f"… and {len(terms) - MOST_TERMS} weaker ones")
+        lines.append(Span(f"… and {len(terms) - MOST_TERMS} weaker ones"))
     if len(terms) > 1:
-        table.add_row("all terms (R²)", *map(_r_squared, outcomes))
+        lines.append(Row(("all terms (R²)", *map(_r_squared, outcomes))))
     if any(outcome.seed_eta_squared is not None for outcome in outcomes):
-        table.add_row("seeds", *(format_value(outcome.seed_eta_squared, ".0%") for outcome in outcomes))
-    return table
+        lines.append(Row(("seeds", *(format_value(outcome.seed_eta_squared, ".0%") for outcome in outcomes))))
+    return _analysis_table("Factors: η² (* p < 0.05 after Holm) and means", columns, lines)
 
 
-def _add_levels(table: Table, outcomes: Sequence[OutcomeAnalysis], terms: Sequence[Term | None]) -> None:
-    """Add a row for each level of one factor; `terms` has its term in every outcome, in the order of `outcomes`."""
+def _levels(outcomes: Sequence[OutcomeAnalysis], terms: Sequence[Term | None]) -> Iterator[Row | Span]:
+    """Yield a row for each level of one factor; `terms` has its term in every outcome, in the order of `outcomes`."""
     levels = dict.fromkeys(level for term in terms if term for level in term.means)
     for level in list(levels)[:MOST_LEVELS]:
         means = (term.means.get(level) if term else None for term in terms)
         cells = (format_value(mean, outcome.format_spec) for mean, outcome in zip(means, outcomes, strict=True))
-        table.add_row(f"  {_label(level)}", *cells, style="dim")
+        yield Row((f"  {level}", *cells), "dim")
     if len(levels) > MOST_LEVELS:
-        table.add_row(f"  … and {len(levels) - MOST_LEVELS} more levels", style="dim")
+        yield Span(f"… and {len(levels) - MOST_LEVELS} more levels", "dim", indent=2)
 
 
-def _eta_squared(term: Term | None) -> str:
+def _eta_squared(term: Term | None) -> Text:
     if term is None or term.eta_squared is None:
-        return ""
-    return f"[bold]{term.eta_squared:.0%}{'*' * term.is_significant}[/]"
+        return Text()
+    return Text(f"{term.eta_squared:.0%}{'*' * term.is_significant}", "bold")
 
 
 def _r_squared(outcome: OutcomeAnalysis) -> str:
     return format_value(outcome.r_squared, ".0%") + "*" * is_significant(outcome.p_holm)
 
 
-def agreement_table(agreements: Sequence[Agreement]) -> Table:
+def agreement_table(agreements: Sequence[Agreement]) -> FittedTable:
     """Return how each metric ranks the runs against the held-out loss."""
-    table = _analysis_table("Agreement with held-out loss (Kendall τ-b)")
-    table.add_column("metric", no_wrap=True)
-    table.add_column("at", no_wrap=True)
-    _add_numbers(table, "runs", "τ-b", "p", "p\n(Holm)")
-    for agreement in agreements:
-        tau = agreement.tau
-        cells = (agreement.metric, agreement.when, str(agreement.runs), format_value(tau, "+.2f"))
-        table.add_row(*cells, *p_cells(agreement), style="yellow" if tau is not None and tau < 0 else "")
-    return table
+    columns = (
+        Column("metric"),
+        Column("at"),
+        Column("runs", 2, number=True),
+        Column("τ-b", 4, number=True),
+        Column("p", 1, number=True),
+        Column("p (Holm)", 3, number=True),
+    )
+    lines = []
+    for one in agreements:
+        cells = (one.metric, one.when, str(one.runs), format_value(one.tau, "+.2f"), *p_cells(one))
+        lines.append(Row(cells, "yellow" if one.tau is not None and one.tau < 0 else ""))
+    return _analysis_table("Agreement with held-out loss (Kendall τ-b)", columns, lines)
 
 
-def trajectory_table(arm: str, runs: Sequence[Run]) -> Table:
+def trajectory_table(arm: str, runs: Sequence[Run]) -> FittedTable:
     """Return unique predictions and, where known, held-out loss of every run of an arm at the milestones."""
-    table = _table(escape(f"{printable(arm)}: unique predictions · held-out loss"), title_style="bold")
-    table.add_column("size", justify="right")
-    table.add_column("seed", justify="right")
-    _add_numbers(table, *(f"{fraction:.0%}" for fraction in MILESTONES))
-    table.add_column("of", justify="right")
-    for run, cells in trajectory_rows(runs):
+    cells = []
+    for run, of_run in trajectory_rows(runs):
         ceiling, inferred = run.ceiling or (None, False)
-        limit = format_value(ceiling, ",.0f") + "?" * inferred
-        table.add_row(*(escape(printable(cell)) for cell in cells), limit)
-    return table
+        cells.append((*of_run, format_value(ceiling, ",.0f") + "?" * inferred))
+    # the end, then the boundary, then the others, the latest first
+    importance = dict(zip(MILESTONES, (2, 3, 4, 5, 6), strict=True))
+    columns = (
+        *_size_and_seed([of_run[1] for of_run in cells]),
+        *(Column(f"{fraction:.0%}", importance[fraction], number=True) for fraction in MILESTONES),
+        Column("of", 1, number=True),
+    )
+    return FittedTable(columns, rows_of(cells), title=f"{arm}: unique predictions · held-out loss")
 
 
 _OUTCOMES_OF_SEEDS = {
@@ -209,27 +232,23 @@ _OUTCOMES_OF_SEEDS = {
 }
 
 
-def checks_table(verdict: Verdict) -> Table:
+def checks_table(verdict: Verdict) -> FittedTable:
     """Return what is said over seeds, then every run with its decisive checks; the decisive runs first."""
-    table = _table(f"{escape(verdict.criteria)}: {_coloured(verdict.outcome)}")
-    table.add_column("size", justify="right")
-    table.add_column("seed", justify="right")
-    table.add_column("outcome", no_wrap=True)
-    table.add_column("because", ratio=1)
     judged = {run.run for run in verdict.runs}
     over_seeds = [result for result in verdict.results if result.run not in judged]
+    rows: list[tuple[str, str, Text, str]] = []
     for result in sorted(over_seeds, key=lambda result: result.outcome is not verdict.outcome):
         seed = "all" if result.run is None else format_value(result.seed)
-        because = escape(printable(result.reason))
-        table.add_row(format_value(result.size), seed, _coloured(result.outcome), because)
+        rows.append((format_value(result.size), seed, _coloured(result.outcome), result.reason))
     by_rate = verdict.rule.get("rule") == "rate"
     places = Counter((run.size, run.seed) for run in verdict.runs)
     for run in sorted(verdict.runs, key=lambda run: (run.outcome is not verdict.outcome, run.size or 0)):
         name = _OUTCOMES_OF_SEEDS[run.outcome] if by_rate else run.outcome.value
-        outcome = _coloured(run.outcome, name)
-        seed = escape(printable(seed_cell(run.size, run.seed, run.run, places)))
-        table.add_row(format_value(run.size), seed, outcome, escape(printable(run.reason)))
-    return table
+        seed = seed_cell(run.size, run.seed, run.run, places)
+        rows.append((format_value(run.size), seed, _coloured(run.outcome, name), run.reason))
+    columns = (*_size_and_seed([row[1] for row in rows]), Column("outcome"), Column("because", note=True))
+    title = Text(f"{printable(verdict.criteria)}: ").append_text(_coloured(verdict.outcome))
+    return FittedTable(columns, rows_of(rows), title=title, title_style="italic")
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
@@ -237,31 +256,15 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return [text for text in (verdict.account, verdict.failure_rate) if text]
 
 
-def _coloured(outcome: Outcome, text: str = "") -> str:
-    return f"[{OUTCOME_STYLES[outcome]}]{text or outcome.value}[/]"
+def _size_and_seed(seeds: Sequence[str]) -> tuple[Column, Column]:
+    """Return the columns of what identifies a run of an arm; the name of a run stands in for an unknown seed."""
+    numbers = all(seed.isdigit() or seed in (UNKNOWN, "all") for seed in seeds)
+    return Column("size", number=True), Column("seed", number=numbers)
 
 
-def _label(text: str) -> str:
-    """Escape the name of an arm, with a space before each `+` so that it wraps between interventions."""
-    return escape(_PLUS.sub(" +", printable(text)))
+def _coloured(outcome: Outcome, text: str = "") -> Text:
+    return Text(text or outcome.value, OUTCOME_STYLES[outcome])
 
 
-def _table(title: str | None = None, *, title_style: str | None = None, header_style: str = "bold") -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style=title_style,
-        box=None,
-        padding=(0, 2, 0, 0),
-        header_style=header_style,
-    )
-
-
-def _analysis_table(title: str) -> Table:
-    return _table(title, title_style="bold", header_style="dim")
-
-
-def _add_numbers(table: Table, *headers: str) -> None:
-    """Add columns of numbers: aligned right and never wrapped."""
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+def _analysis_table(title: str, columns: Sequence[Column], rows: Sequence[Row | Span]) -> FittedTable:
+    return FittedTable(columns, rows, title=title, header_style="dim")

@@ -298,11 +298,11 @@ def test_a_sweep_is_one_object_and_one_table(sweep_command: Sweep) -> None:
     assert (again.code, again.out, again.err) == (done.code, done.out, ALL_THERE.format(8))
     table = sweep_command(*arguments)
     header, *cells = [line.split() for line in table.out.splitlines()]
-    assert header == ["size", "arm", "seed", "status", "unique", "held-out"]
+    assert header == ["arm", "size", "seed", "status", "unique", "held-out"]
     assert cells == [
         [
-            str(row["size"]),
             row["arm"],
+            str(row["size"]),
             str(row["seed"]),
             "finished",
             format(row["final"]["UniquePredictions"], ".0f"),
