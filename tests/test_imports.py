@@ -86,7 +86,7 @@ INSIDE = {
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("view", "live", "console", "__init__"),
     # a command imports no other command
-    "cli": ("options", "training", "config interventions analyze train sweep verify", "__init__"),
+    "cli": ("options", "training", "config interventions library analyze train sweep verify", "__init__"),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}

@@ -46,6 +46,7 @@ def train(
     ] = "auto",
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Train one model on text; the same command again finds the finished run or resumes where it stopped."""
@@ -76,6 +77,7 @@ def train(
         else:
             with reporting(
                 stop,
+                quiet=quiet,
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(
-    stop: StopRequest, configs: Sequence[RunConfig] = (), **options: Any
+    stop: StopRequest, configs: Sequence[RunConfig] = (), *, quiet: bool = False, **options: Any
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
     """Yield TrainOptions that report to the terminal, and the reporter; `configs` are the runs that its view lists."""
     from bitnetctl.monitor.console import make_reporter
 
-    with make_reporter(stderr(), configs, options["runs_dir"]) as reporter:
+    with make_reporter(stderr(), configs, options["runs_dir"], quiet=quiet) as reporter:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if stop():
@@ -46,6 +46,7 @@ def train_missing(
     pack: int | None,
     workers: int = 1,
     requeue: bool,
+    quiet: bool = False,
     **options: Any,
 ) -> bool:
     """Train the runs that have not ended, as one of `workers` processes; True if a signal stopped it.
@@ -59,7 +60,7 @@ def train_missing(
         return False
     from bitnetctl.sweeps.executor import sweep_missing
 
-    with reporting(stop, [run.config for run in runs], **options) as (train_options, reporter):
+    with reporting(stop, [run.config for run in runs], quiet=quiet, **options) as (train_options, reporter):
         try:
             stopped = sweep_missing(missing, train_options, pack=pack, workers=workers, on_event=reporter.event)
             if stopped:

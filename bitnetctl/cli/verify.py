@@ -15,7 +15,7 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
-from bitnetctl.config.numbers import parse_numbers, parse_seeds
+from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
@@ -43,6 +43,7 @@ def verify(
     recipe: options.Recipe = "origin",
     arm: options.Arm = "",
     seeds: options.Seeds = None,
+    seed: options.EachSeed = None,
     overrides: options.Set = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
@@ -79,6 +80,7 @@ def verify(
     ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Train what is missing, then judge the claim that this setup does not collapse."""
@@ -93,7 +95,7 @@ def verify(
         as_json=as_json,
     )
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
-    requested_seeds = None if seeds is None else parse_seeds(seeds)
+    requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
         if len(paths) == 1 and paths[0].lower().endswith(".zip"):
             stored = _bundle_options(Path(paths[0]))
@@ -137,6 +139,7 @@ def verify(
                 stop,
                 pack=parse_pack(pack),
                 requeue=requeue,
+                quiet=quiet,
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,

@@ -87,20 +87,24 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
 
     Returns its tree and its name without folder and suffix. Raises ConfigError that names the `kind` of file.
     """
-    known = builtin_names(package, folder)
-    if name.endswith(".toml"):
-        text = _read_text(Path(name), f"{kind} file {name}")
-    elif name in known:
-        text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(
-            f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
-        )
+    text = toml_text(name, kind, package, folder)
     try:
         return tomllib.loads(text), Path(name).stem
     # ValueError also for thousands of digits, RecursionError for thousands of brackets
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
+
+
+def toml_text(name: str, kind: str, package: str, folder: str) -> str:
+    """Return the text of the file that `read_toml` reads; raises ConfigError."""
+    known = builtin_names(package, folder)
+    if name.endswith(".toml"):
+        return _read_text(Path(name), f"{kind} file {name}")
+    if name in known:
+        return (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
+    raise ConfigError(
+        f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
+    )
 
 
 def _read_text(path: Path, source: str) -> str:

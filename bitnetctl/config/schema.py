@@ -160,7 +160,7 @@ class InterventionSpec(Frozen):
     settings: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        settings = ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
+        settings = ",".join(f"{key}={value_text(value)}" for key, value in self.settings.items())
         return f"{self.name}:{settings}" if settings else self.name
 
 
@@ -230,7 +230,7 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _value_text(value: bool | int | float | str | None) -> str:
+def value_text(value: bool | int | float | str | None) -> str:
     """Return a value as text that `parse_value` reads back."""
     if value is None:
         return "none"
