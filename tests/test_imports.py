@@ -37,7 +37,7 @@ INSIDE = {
     "records": (
         "schema paths find",
         "manifest reader metrics",
-        "writer status run",
+        "writer status run collapse follow",
         "provenance distinct",
         "siblings",
         "membership",
@@ -84,7 +84,7 @@ INSIDE = {
         "__init__",
     ),
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
-    "monitor": ("view", "live", "console", "__init__"),
+    "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command
     "cli": ("options", "training", "config interventions library analyze train sweep verify", "__init__"),
 }

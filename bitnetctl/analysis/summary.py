@@ -4,16 +4,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitnetctl.records.metrics import collapse_reason, collapsed_rows, finite, skill
+from bitnetctl.records.collapse import COLLAPSE_COLUMNS, CollapseTracker, classify, collapse_reason
+from bitnetctl.records.metrics import finite, skill
 from bitnetctl.records.run import Run
 
 if TYPE_CHECKING:
-    from bitnetctl.records.schema import Booleans, Floats, Integers
-
-LASTING_EVALUATIONS = 3
-"""Consecutive evaluations that make a collapse or a recovery a lasting one."""
-
-_COLLAPSE_COLUMNS = ("UniquePredictions", "UniqueTargets", "HeldOutLoss", "UnigramLoss")
+    from bitnetctl.records.schema import Booleans, Floats
 
 Metric = Literal[
     "final_held_out_loss", "final_skill", "final_log2_unique", "stage1_held_out_loss", "collapsed_fraction"
@@ -100,7 +96,8 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     steps = run.steps
     loss, unique, held_out = (run.finite(name) for name in ("Loss", "UniquePredictions", "HeldOutLoss"))
     unigram, bigram = (_last(run.finite(name)) for name in ("UnigramLoss", "BigramLoss"))
-    trained = steps > max(1, run.effective.schedule.warmup_steps if run.effective is not None else 0)
+    warmup_steps = run.effective.schedule.warmup_steps if run.effective is not None else 0
+    trained = steps > max(1, warmup_steps)
 
     boundary = run.boundary_step
     stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
@@ -108,14 +105,9 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     after = None if boundary is None else _first_index(steps > boundary)
     lowest = _lowest_index(unique, stage1)
 
-    judged_steps, is_collapsed, is_healthy = _states(run, trained)
-    collapsed_at = _first_lasting(judged_steps, is_collapsed, endless=run.diverged_at is not None)
-    recovered_at = None
-    if collapsed_at is not None:
-        later = judged_steps > collapsed_at
-        recovered_at = _first_lasting(judged_steps[later], is_healthy[later])
-    collapsed_count = int(is_collapsed.sum()) + _missed_evaluations(run)
-    judged_count = collapsed_count + int(is_healthy.sum())
+    collapse = _followed(run, warmup_steps)
+    collapsed_count = collapse.collapsed + _missed_evaluations(run)
+    judged_count = collapsed_count + collapse.healthy
     manifest = run.manifest
     return RunSummary(
         name=run.name,
@@ -133,9 +125,9 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
         unique_ceiling=run.ceiling[0] if run.ceiling else None,
         stage1_min_unique=_pick(unique, lowest),
         stage1_min_unique_step=None if lowest is None else int(steps[lowest]),
-        collapsed_at=collapsed_at,
-        collapse_reason=_reason(run, collapsed_at),
-        recovered_at=recovered_at,
+        collapsed_at=collapse.collapsed_at,
+        collapse_reason=_reason(run, collapse.collapsed_at),
+        recovered_at=collapse.recovered_at,
         collapsed_fraction=collapsed_count / judged_count if judged_count else None,
         boundary_recovery_factor=_quotient(_pick(unique, after), _pick(unique, before)),
         boundary_held_out_loss_drop=_difference(_pick(held_out, before), _pick(held_out, after)),
@@ -160,22 +152,15 @@ def has_failed(run: Run) -> bool:
     return run.diverged_at is not None or status in ("diverged", "failed")
 
 
-def _states(run: Run, trained: "Booleans") -> "tuple[Integers, Booleans, Booleans]":
-    """Return steps of the evaluations after warm-up, which are collapsed and which healthy; neither if unknown."""
-    import numpy as np
-
-    known = {name: ~run.records.unknown[name] for name in ("Loss", "HeldOutLoss", "UniquePredictions", "UnigramLoss")}
-    collapsed = collapsed_rows(*map(run.finite, _COLLAPSE_COLUMNS))
-    for name in ("Loss", "HeldOutLoss", "UniquePredictions"):
-        collapsed |= known[name] & ~np.isfinite(run.values(name))
-    healthy = ~collapsed & (known["UniquePredictions"] | (known["HeldOutLoss"] & known["UnigramLoss"]))
-    steps, collapsed, healthy = run.steps[trained], collapsed[trained], healthy[trained]
+def _followed(run: Run, warmup_steps: int) -> CollapseTracker:
+    """Return what all evaluations of a run say."""
+    tracker = CollapseTracker(warmup_steps)
+    for step, collapsed, healthy in zip(run.steps.tolist(), *map(list, classify(run.records)), strict=True):
+        tracker.add(step, True if collapsed else False if healthy else None)
     if run.diverged_at is not None:
-        # a diverged run is not evaluated any more: its divergence counts as its last evaluation
-        last = max(run.diverged_at, run.final_step)
-        if not len(steps) or steps[-1] != last or not collapsed[-1]:
-            steps, collapsed, healthy = np.append(steps, last), np.append(collapsed, True), np.append(healthy, False)
-    return steps, collapsed, healthy
+        # a diverged run is not evaluated any more
+        tracker.end_diverged(max(run.diverged_at, run.final_step))
+    return tracker
 
 
 def _missed_evaluations(run: Run) -> int:
@@ -188,25 +173,11 @@ def _missed_evaluations(run: Run) -> int:
     return max(0, steps // every - done // every + (steps % every > 0)) if done < steps else 0
 
 
-def _first_lasting(steps: "Integers", holds: "Booleans", *, endless: bool = False) -> int | None:
-    """Return the first step of the first lasting streak; with `endless`, a shorter one at the end counts too."""
-    import numpy as np
-
-    count = len(holds)
-    breaks = np.append(np.flatnonzero(~holds), count)
-    # a streak lies between two breaks
-    starts = np.append(0, breaks[:-1] + 1)
-    lasting = starts[breaks - starts >= LASTING_EVALUATIONS]
-    if len(lasting):
-        return int(steps[lasting[0]])
-    return int(steps[starts[-1]]) if endless and starts[-1] < count else None
-
-
 def _reason(run: Run, step: int | None) -> str | None:
     if step is None:
         return None
     index = _first_index(run.steps == step)
-    row = {} if index is None else {name: run.records.value(name, index) for name in _COLLAPSE_COLUMNS}
+    row = {} if index is None else {name: run.records.value(name, index) for name in COLLAPSE_COLUMNS}
     return collapse_reason(row) or f"diverged at step {run.diverged_at}"
 
 

@@ -76,7 +76,8 @@ def make_app(library: Library, help_text: str) -> typer.Typer:
     @app.command("new", help="Write a file that starts as one that is built in.")
     def new(
         file: Annotated[
-            Path, typer.Argument(parser=options.user_path, metavar="FILE.toml", help="The file to write; it must not exist.")
+            Path,
+            typer.Argument(parser=options.user_path, metavar="FILE.toml", help="The file to write; it must not exist."),
         ],
         source: Annotated[str, typer.Option("--from", metavar="NAME", help="The one to start from.")],
     ) -> int:

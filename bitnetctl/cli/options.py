@@ -48,7 +48,8 @@ OptionalRecipe = Annotated[
     typer.Option("--recipe", "-r", parser=user_text, metavar="NAME|FILE", help="Built-in recipe or FILE.toml."),
 ]
 Size = Annotated[
-    int | None, typer.Option("--size", "--sizes", metavar="N", parser=_one("size"), help="hidden_size; unset: the recipe's.")
+    int | None,
+    typer.Option("--size", "--sizes", metavar="N", parser=_one("size"), help="hidden_size; unset: the recipe's."),
 ]
 Sizes = Annotated[
     str | None,

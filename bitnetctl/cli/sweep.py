@@ -40,7 +40,9 @@ def sweep(
     overrides: options.Set = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="SECTION.FIELD=VALUES", help="Train with each of several values; may be repeated."),
+        typer.Option(
+            "--grid", metavar="SECTION.FIELD=VALUES", help="Train with each of several values; may be repeated."
+        ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not add the baseline.")] = False,
     pack: options.Pack = "auto",

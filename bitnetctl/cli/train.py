@@ -77,6 +77,7 @@ def train(
         else:
             with reporting(
                 stop,
+                [run],
                 quiet=quiet,
                 runs_dir=runs_dir,
                 device=device,

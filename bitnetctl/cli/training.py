@@ -1,12 +1,11 @@
 """What the commands that train share."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
-from bitnetctl.config import RunConfig
 from bitnetctl.errors import ExitCode, StoppedBySignal
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
@@ -20,12 +19,23 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(
-    stop: StopRequest, configs: Sequence[RunConfig] = (), *, quiet: bool = False, **options: Any
+    stop: StopRequest,
+    runs: Sequence[ResolvedRun] = (),
+    ended: Collection[str] = (),
+    *,
+    quiet: bool = False,
+    **options: Any,
 ) -> "Iterator[tuple[TrainOptions, Reporter]]":
-    """Yield TrainOptions that report to the terminal, and the reporter; `configs` are the runs that its view lists."""
+    """Yield TrainOptions that report to the terminal, and the reporter.
+
+    `runs` are those that its view lists, `ended` names those of them that have ended before.
+    """
     from bitnetctl.monitor.console import make_reporter
 
-    with make_reporter(stderr(), configs, options["runs_dir"], quiet=quiet) as reporter:
+    effective = {run.name: run.effective for run in runs}
+    with make_reporter(
+        stderr(), effective, options["runs_dir"], ended=ended, should_stop=stop, quiet=quiet
+    ) as reporter:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if stop():
@@ -35,6 +45,10 @@ def reporting(
                     "the same command resumes from what is saved"
                 )
             reporter.preparation(what, done, total)
+
+        # takes seconds
+        progress("loading torch", 0, None)
+        import torch  # noqa: F401
 
         yield TrainOptions(**options, should_stop=stop, progress=progress, log=reporter.log), reporter
 
@@ -58,9 +72,10 @@ def train_missing(
     if not missing:
         print_message(f"all {len(runs)} runs are there already, nothing to train")
         return False
-    from bitnetctl.sweeps.executor import sweep_missing
+    ended = {run.name for run in runs} - {run.name for run in missing}
+    with reporting(stop, runs, ended, quiet=quiet, **options) as (train_options, reporter):
+        from bitnetctl.sweeps.executor import sweep_missing
 
-    with reporting(stop, [run.config for run in runs], quiet=quiet, **options) as (train_options, reporter):
         try:
             stopped = sweep_missing(missing, train_options, pack=pack, workers=workers, on_event=reporter.event)
             if stopped:

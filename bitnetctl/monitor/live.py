@@ -1,214 +1,145 @@
 """A live view of runs in training, for a terminal."""
 
-import contextlib
+import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
+from rich.control import Control
 from rich.live import Live
-from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.segment import ControlType
 from rich.text import Text
 
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import BitnetctlError
-from bitnetctl.monitor.view import (
-    REPEAT_SECONDS,
-    RunView,
-    ended_lines,
-    format_clock,
-    format_memory,
-    preparation_line,
-    sparkline,
-    started_line,
-)
-from bitnetctl.records import read_manifest
-from bitnetctl.report.columns import format_value
-from bitnetctl.trainer.events import (
-    Diverged,
-    Evaluated,
-    Event,
-    Failed,
-    Finished,
-    Progress,
-    RolledBack,
-    Started,
-    Stopped,
-)
+from bitnetctl.monitor.board import Board
+from bitnetctl.monitor.curves import Curves
+from bitnetctl.monitor.lines import Line
+from bitnetctl.monitor.screen import frame
+from bitnetctl.monitor.text import ascii_text, preparation_line
+from bitnetctl.trainer.events import Event
 
-_STATES = ("training", "failed", "diverged", "stopped", "elsewhere", "finished", "waiting")
+_LEAST_SECONDS = 0.25
+"""Least time between two frames."""
+
+_COST_FRACTION = 0.005
+"""Fraction of one CPU's time that frames, and as much again that reading the folder may take."""
+
+_READ_SECONDS = 0.02
+_LEAST_READ_SECONDS = 2.0
 
 
 class LiveReporter:
-    """A view of the runs in training that redraws itself, with permanent lines above it."""
+    """A view of the runs in training that redraws itself, with permanent lines above it.
 
-    def __init__(self, console: Console, configs: Sequence[RunConfig] = (), runs_dir: Path | None = None) -> None:
+    `runs` are the effective configs of all runs of a sweep by name, including those that other processes train in
+    `runs_dir`; `ended` names those that have ended before.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        runs: Mapping[str, RunConfig] | None = None,
+        runs_dir: Path | None = None,
+        ended: Collection[str] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._console = console
-        self._runs_dir = runs_dir
-        self._runs = {config.run_name: RunView(config.run_name, config) for config in configs}
-        self._is_sweep = len(self._runs) > 1
-        self._pack: list[RunView] = []
-        self._start_step = self._step = 0
-        self._started_at = time.monotonic()
-        self._folder_read_at = 0.0
-        self._memory_bytes = 0
-        self._preparation: str | None = None
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+        self._should_stop = should_stop
+        # looked up at each call, so that a test can move the clock
+        self._board = Board(lambda: time.monotonic(), runs, runs_dir, ended, most_single_runs=1)
+        self._curves = Curves(color=console.color_system is not None and not console.no_color)
+        self._ascii = console.options.ascii_only
+        self._lock = threading.Lock()
+        self._frame: list[Text] = []
+        self._drawn_width = console.width
+        self._read_after = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, name="live view", daemon=True)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._live.start(refresh=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
         self._live.stop()
 
     def event(self, event: Event) -> None:
-        """Update the view."""
-        match event:
-            case Started():
-                self._start(event)
-            case Progress():
-                self._progress(event)
-            case Evaluated():
-                warning = self._pack[event.run].update(event.row)
-                if warning:
-                    self._console.print(f"[yellow]⚠ {escape(warning)}[/]", highlight=False)
-            case RolledBack():
-                view = self._pack[event.run]
-                view.state, view.step = "waiting", event.step
-            case Diverged() | Failed() | Stopped() | Finished():
-                self._end(event)
+        """Update the view; print what is to stay above it."""
+        with self._lock:
+            lines = self._board.apply(event)
+        # not while the lock is held: printing takes that of the view, under which a frame takes this one
+        for line in lines:
+            self._print(line)
 
     def log(self, text: str) -> None:
         """Print one line above the view."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(self._shown(text), markup=False, highlight=False)
 
     def preparation(self, what: str, done: int, total: int | None) -> None:
-        """Show the progress of preparing text in the view."""
-        self._preparation = preparation_line(what, done, total)
+        """Show what is being done before the first step in the view."""
+        with self._lock:
+            self._board.prepare(preparation_line(what, done, total))
 
-    def _start(self, event: Started) -> None:
-        self._preparation = None
-        self._started_at = time.monotonic()
-        self._start_step = self._step = event.start_step
-        self._leave_pack()
-        for name, config in zip(event.names, event.configs, strict=True):
-            view = self._runs.setdefault(name, RunView(name, config))
-            view.state, view.step = "training", event.start_step
-            self._pack.append(view)
-        self.log(started_line(event))
+    def _print(self, line: Line) -> None:
+        match line.kind:
+            case "evaluation":
+                pass
+            case "collapse":
+                self._console.print(Text(self._shown(f"⚠ {line.text}"), style="yellow"))
+            case "failure":
+                self._console.print(Text(self._shown(line.text), style="red"))
+            case _:
+                self.log(line.text)
 
-    def _progress(self, event: Progress) -> None:
-        self._step, self._memory_bytes = event.step, event.memory_bytes
-        for view, loss in zip(self._pack, event.losses, strict=True):
-            if view.state == "training":
-                view.step, view.loss = event.step, loss
+    def _shown(self, text: str) -> str:
+        return ascii_text(text) if self._ascii else text
 
-    def _end(self, event: Diverged | Failed | Stopped | Finished) -> None:
-        for text in ended_lines(event, self._pack):
-            self.log(text)
-        if isinstance(event, Failed) and event.name in self._runs:
-            self._runs[event.name].state = "failed"
-        if not isinstance(event, Diverged):
-            self._leave_pack()
-
-    def _leave_pack(self) -> None:
-        """Forget the pack; its runs that have not ended are `waiting` again."""
-        for view in self._pack:
-            if view.state == "training":
-                view.state = "waiting"
-        self._pack = []
+    def _redraw(self) -> None:
+        """Draw frames until the end, as often as their cost allows."""
+        pause = _LEAST_SECONDS
+        while not self._done.wait(pause):
+            before = time.thread_time()
+            self._undo_reflow()
+            self._live.refresh()
+            self._read_folder()
+            pause = max(_LEAST_SECONDS, (time.thread_time() - before) / _COST_FRACTION)
 
     def _render(self) -> Group:
-        lines: list[RenderableType] = []
-        if self._pack:
-            lines.append(self._headline())
-        elif self._preparation:
-            lines.append(Text(self._preparation, style="dim"))
-        if self._is_sweep:
-            self._read_folder()
-            lines += [self._counts(), self._run_table()]
-        elif self._pack:
-            lines.append(self._single_run_table(self._pack[0]))
+        with self._lock:
+            size = self._console.size
+            lines = frame(self._board, size.width, size.height, self._curves, self._should_stop())
+        if self._ascii:
+            for line in lines:
+                line.plain = ascii_text(line.plain)
+        self._frame, self._drawn_width = lines, size.width
         return Group(*lines)
 
-    def _headline(self) -> Table:
-        config = self._pack[0].config
-        steps = config.steps
-        elapsed = time.monotonic() - self._started_at
-        done = self._step - self._start_step
-        left = elapsed / done * (steps - self._step) if done else None
-        stage = 1 if self._step <= config.boundary_step else 2
-        grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(ratio=1)
-        grid.add_column(no_wrap=True)
-        grid.add_row(
-            ProgressBar(total=steps, completed=self._step),
-            f"{self._step:,}/{steps:,} · stage {stage} · {format_clock(elapsed)} < {format_clock(left)} · "
-            f"{format_memory(self._memory_bytes)}",
-        )
-        return grid
-
-    def _single_run_table(self, view: RunView) -> Table:
-        row = view.row
-        cells = {
-            "loss": format_value(view.loss, ".3f"),
-            "held-out": format_value(row.get("HeldOutLoss"), ".3f"),
-            "unique": format_value(row.get("UniquePredictions"), ",.0f"),
-            "history": sparkline(view.history),
-            "LR": format_value(row.get("LR"), ".2e"),
-            "WD": format_value(row.get("WD"), "g"),
-            "tok/s": format_value(row.get("TokensPerSecond"), ",.0f"),
-        }
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in cells:
-            table.add_column(name, justify="left" if name == "history" else "right", no_wrap=True)
-        table.add_row(*cells.values(), style=view.style)
-        return table
-
-    def _counts(self) -> Text:
-        counts = Counter(view.state for view in self._runs.values())
-        parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
-        return Text(f"{len(self._runs)} runs: {', '.join(parts)}", style="bold")
-
-    def _run_table(self) -> Table:
-        """Return a table of as many runs as the terminal has room for, in the order of `_STATES`."""
-        most_rows = max(3, self._console.height - 5)
-        ordered = sorted(self._runs.values(), key=lambda view: _STATES.index(view.state))
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-        table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
-        for name in ("step", "loss", "unique"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("history", no_wrap=True, min_width=8)
-        table.add_column("state", no_wrap=True)
-        for view in ordered[:most_rows]:
-            table.add_row(
-                view.label,
-                f"{view.step:,}",
-                format_value(view.loss, ".3f"),
-                format_value(view.row.get("UniquePredictions"), ",.0f"),
-                sparkline(view.history, width=8),
-                view.state,
-                style=view.style,
-            )
-        if len(ordered) > most_rows:
-            table.add_row(f"… and {len(ordered) - most_rows} more")
-        return table
-
     def _read_folder(self) -> None:
-        """Read the state of runs that other processes train."""
+        """Read what other processes write, for a small fraction of the time."""
         now = time.monotonic()
-        if self._runs_dir is None or now - self._folder_read_at < REPEAT_SECONDS:
+        if now < self._read_after:
             return
-        self._folder_read_at = now
-        for view in self._runs.values():
-            if view.state in ("waiting", "elsewhere"):
-                with contextlib.suppress(BitnetctlError):
-                    manifest = read_manifest(self._runs_dir / view.name)
-                    if manifest is not None:
-                        view.step = manifest.steps_done
-                        view.state = "elsewhere" if manifest.status == "running" else manifest.status
+        before = time.thread_time()
+        with self._lock:
+            self._board.read_folder(_READ_SECONDS)
+        spent = time.thread_time() - before
+        self._read_after = now + max(_LEAST_READ_SECONDS, spent / _COST_FRACTION)
+
+    def _undo_reflow(self) -> None:
+        """Clear the further lines that the last frame takes since the terminal became narrower.
+
+        Terminals wrap what no longer fits; the view goes up as many lines only as it has drawn.
+        """
+        width = self._console.size.width
+        if width >= self._drawn_width or width <= 0:
+            return
+        further = sum((max(1, line.cell_len) - 1) // width for line in self._frame)
+        up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * further))
+        self._drawn_width = width

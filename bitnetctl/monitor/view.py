@@ -1,134 +1,132 @@
-"""State of a run in training, and the lines of text that report it."""
+"""State of a run in training, from its events, or from its files if another process trains it."""
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
 
 from bitnetctl.config import RunConfig
-from bitnetctl.records import Row, collapse_reason, finite_value
-from bitnetctl.report.columns import format_value
-from bitnetctl.trainer.events import Diverged, Failed, Finished, Started, Stopped
+from bitnetctl.records import Row, finite_value
+from bitnetctl.records.collapse import CollapseTracker, Health
+from bitnetctl.records.metrics import skill
 
-_SPARKS = "▁▂▃▄▅▆▇█"
-REPEAT_SECONDS = 2.0
-"""Least time between two lines on the preparation, and between two reads of the runs folder."""
+State: TypeAlias = Literal["waiting", "training", "elsewhere", "stopped", "finished", "diverged", "failed"]
+ENDED = ("finished", "diverged", "failed")
 
 
 @dataclass
 class RunView:
-    """State of one run, from its events, or from its manifest if another process trains it."""
+    """State of one run; `config` is its effective config.
+
+    `history` holds step and finite held-out loss of every evaluation, those before a resume included.
+    """
 
     name: str
     config: RunConfig
-    row: Row = field(default_factory=dict)
-    history: list[float] = field(default_factory=list)
-    state: str = "waiting"
+    state: State = "waiting"
     step: int = 0
     loss: float | None = None
-    collapsed_since: int | None = None
+    row: Row = field(default_factory=dict)
+    history: list[tuple[int, float]] = field(default_factory=list)
+    diverged_at: int | None = None
+    collapse: CollapseTracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.collapse = CollapseTracker(self.config.schedule.warmup_steps)
 
     @property
-    def label(self) -> str:
-        """Size, arm and seed."""
-        return f"h{self.config.model.hidden_size} s{self.config.seed} {self.config.arm}"
+    def size(self) -> int:
+        """hidden_size."""
+        return self.config.model.hidden_size
+
+    @property
+    def done_fraction(self) -> float:
+        """Fraction of its steps that need no more work."""
+        return 1.0 if self.state in ENDED else min(1.0, self.step / self.config.steps)
+
+    @property
+    def skill(self) -> float | None:
+        """Skill at its last evaluation; None is unknown."""
+        row = self.row
+        return skill(*(finite_value(row, name) for name in ("HeldOutLoss", "UnigramLoss", "BigramLoss")))
+
+    def restart(self, rows: Iterable[Row] = ()) -> None:
+        """Forget all evaluations but `rows`."""
+        self.row, self.history, self.diverged_at = {}, [], None
+        self.collapse = CollapseTracker(self.config.schedule.warmup_steps)
+        for row in rows:
+            self.update(row)
+
+    def update(self, row: Row) -> Health | None:
+        """Add an evaluation; return the health that begins with it, if one does."""
+        before, since = self.collapse.health, self.collapse.since
+        self.row, self.step, self.loss = row, int(row["Step"] or 0), row.get("Loss")
+        held_out = finite_value(row, "HeldOutLoss")
+        if held_out is not None:
+            self.history.append((self.step, held_out))
+        self.collapse.add_row(row)
+        after = self.collapse.health
+        return after if (after, self.collapse.since) != (before, since) and after is not before else None
+
+    def diverge(self, step: int) -> None:
+        """Record that it diverged."""
+        self.state, self.diverged_at = "diverged", step
+        self.collapse.end_diverged(step)
+
+    def held_out_at(self, step: int) -> float | None:
+        """Return the held-out loss of the evaluation at a step; None without one."""
+        index = bisect_left(self.history, (step,))
+        return self.history[index][1] if index < len(self.history) and self.history[index][0] == step else None
+
+    def flag(self, *, short: bool = False) -> str:
+        """Return its state in a word, with a mark and a step where something is wrong; `short` without the step."""
+
+        def at(text: str, step: int | None) -> str:
+            return text if short or step is None else f"{text} @{step:,}"
+
+        if self.state == "diverged":
+            return at("✗ diverged", self.diverged_at)
+        if self.state in ("failed", "waiting"):
+            return "✗ failed" if self.state == "failed" else "waiting"
+        collapse = self.collapse
+        words = {Health.COLLAPSED: "⚠ collapsed", Health.POSSIBLE: "? collapse", Health.RECOVERED: "recovered"}
+        if collapse.health in words:
+            return at(words[collapse.health], collapse.since)
+        if self.state != "training":
+            return self.state
+        if collapse.health is Health.HEALTHY:
+            return "ok"
+        return "warm-up" if self.step <= self.config.schedule.warmup_steps else "training"
 
     @property
     def style(self) -> str:
         """Rich style of its line."""
         if self.state in ("diverged", "failed"):
             return "red"
-        return "yellow" if self.collapsed_since is not None else "dim" if self.state == "waiting" else ""
-
-    def update(self, row: Row) -> str | None:
-        """Update the view with an evaluation; return a warning if a collapse begins with it."""
-        self.row = row
-        unique = finite_value(row, "UniquePredictions")
-        if unique is not None:
-            self.history.append(unique)
-        step = self.step = int(row["Step"] or 0)
-        self.loss = row.get("Loss")
-        reason = collapse_reason(row) if step > self.config.schedule.warmup_steps else None
-        if reason is None:
-            self.collapsed_since = None
-            return None
-        if self.collapsed_since is None:
-            self.collapsed_since = step
-            return f"{self.name}: collapse since step {step:,}: {reason}"
-        return None
+        if self.collapse.health is Health.COLLAPSED:
+            return "yellow"
+        return "dim" if self.state in ("waiting", "finished", "elsewhere") else ""
 
 
-def started_line(event: Started) -> str:
-    """Return the line for a run or pack that starts."""
-    where = f"{event.num_parameters:,} parameters on {event.device}"
-    resumed = f", resumed after step {event.start_step:,}" if event.start_step else ""
-    if len(event.names) == 1:
-        return f"{event.names[0]}: {event.configs[0].steps:,} steps, {where}{resumed}"
-    return f"pack of {len(event.names)}: {event.configs[0].steps:,} steps, {where} each{resumed}"
+class ArmMean(NamedTuple):
+    """Mean held-out loss of an arm, and the mean difference from the baseline over pairs of size and seed."""
+
+    arm: str
+    mean: float
+    difference: float | None
 
 
-def ended_lines(event: Diverged | Failed | Stopped | Finished, pack: list[RunView]) -> list[str]:
-    """Set the state of the runs that ended, and return a line for each."""
-    match event:
-        case Diverged():
-            pack[event.run].state = "diverged"
-            return [f"{pack[event.run].name}: diverged at step {event.step:,}; it is not trained any further"]
-        case Failed():
-            return [f"{event.name}: failed: {event.message}"]
-        case Stopped() | Finished():
-            ended = [view for view in pack if view.state == "training"]
-            for view in ended:
-                view.state, view.step = "stopped" if isinstance(event, Stopped) else "finished", event.step
-            if isinstance(event, Stopped):
-                return [f"{view.name}: stopped at step {event.step:,}, checkpoint saved" for view in ended]
-            return [f"{view.name}: {_outcome(view)}" for view in ended]
-
-
-def row_line(row: Row, steps: int) -> str:
-    """Return an evaluation as one line of text."""
-    parts = [
-        f"step {int(row['Step'] or 0):>{len(str(steps))}}/{steps}",
-        f"loss {format_value(row.get('Loss'), '.4f')}",
-        f"held-out {format_value(row.get('HeldOutLoss'), '.4f')}",
-        f"unique {format_value(row.get('UniquePredictions'), '.0f')}/{format_value(row.get('ProbePositions'), '.0f')}",
-        f"lr {format_value(row.get('LR'), '.3e')}",
-        f"wd {format_value(row.get('WD'), 'g')}",
-        f"{format_value(row.get('TokensPerSecond'), '.0f')} tok/s",
-    ]
-    return "  ".join(parts)
-
-
-def sparkline(values: list[float], width: int = 16) -> str:
-    """Return the last `width` values as block characters, on a scale from 0 to their maximum."""
-    recent = values[-width:]
-    top = max(recent, default=0.0) or 1.0
-    return "".join(_SPARKS[min(int(value / top * len(_SPARKS)), len(_SPARKS) - 1)] for value in recent)
-
-
-def _outcome(view: RunView) -> str:
-    row = view.row
-    if not row:
-        # no evaluation since the run was resumed: nothing was left to train
-        return "finished"
-    return (
-        f"finished, held-out loss {format_value(row.get('HeldOutLoss'), '.3f')}, "
-        f"{format_value(row.get('UniquePredictions'), '.0f')} unique predictions"
-    )
-
-
-def preparation_line(what: str, done: int, total: int | None) -> str:
-    """Return the progress of preparing text as one line; `total` is None where it is unknown."""
-    if total is not None:
-        return f"{what}: {done:,} of {total:,}"
-    return f"{what}: {done:,}" if done else what
-
-
-def format_memory(count: int) -> str:
-    """Format bytes; 0 is unknown."""
-    return f"{count / 2**30:.1f} GiB" if count else "–"
-
-
-def format_clock(seconds: float | None) -> str:
-    """Format seconds as h:mm:ss or m:ss; None is unknown."""
-    if seconds is None:
-        return "–:––"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def arm_means(views: Sequence[RunView], step: int) -> list[ArmMean]:
+    """Return the mean of every arm over the runs with an evaluation at a step, the baseline first."""
+    values: dict[str, dict[tuple[int, int], float]] = {}
+    for view in views:
+        value = view.held_out_at(step)
+        if value is not None:
+            values.setdefault(view.config.arm, {})[view.size, view.config.seed] = value
+    baseline = values.get("baseline", {})
+    means = []
+    for arm, of_arm in sorted(values.items(), key=lambda item: item[0] != "baseline"):
+        paired = [value - baseline[pair] for pair, value in of_arm.items() if pair in baseline]
+        difference = sum(paired) / len(paired) if paired and arm != "baseline" else None
+        means.append(ArmMean(arm, sum(of_arm.values()) / len(of_arm), difference))
+    return means

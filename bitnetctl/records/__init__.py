@@ -4,6 +4,7 @@ Training and judging share nothing but these files. A cell of the CSV is a numbe
 known values, or empty, which is unknown; the reader keeps NaN and unknown apart.
 """
 
+from bitnetctl.records.collapse import collapse_reason as collapse_reason
 from bitnetctl.records.manifest import (
     Manifest as Manifest,
     PlannedRuns as PlannedRuns,
@@ -15,7 +16,7 @@ from bitnetctl.records.manifest import (
     utc_now as utc_now,
     write_manifest as write_manifest,
 )
-from bitnetctl.records.metrics import collapse_reason as collapse_reason, finite_value as finite_value
+from bitnetctl.records.metrics import finite_value as finite_value
 from bitnetctl.records.paths import RunPaths as RunPaths
 from bitnetctl.records.reader import Records as Records, read as read
 from bitnetctl.records.run import (

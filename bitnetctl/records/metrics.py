@@ -1,17 +1,11 @@
-"""Metrics derived from a row of a run: collapse, skill, ratios; no torch here."""
+"""Metrics derived from a row of a run: skill, ratios; no torch here."""
 
 import math
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitnetctl.records.schema import NAMES, Row
-
-if TYPE_CHECKING:
-    from bitnetctl.records.schema import Booleans, Floats
-
-COLLAPSED_BELOW = 10
-"""Distinct predictions under which the founding document calls a model collapsed."""
 
 
 def finite(value: float | int | None) -> float | None:
@@ -56,29 +50,6 @@ def skill(loss: float | None, unigram: float | None, bigram: float | None) -> fl
     if loss is None or unigram is None or bigram is None:
         return None
     return ratio(unigram - loss, unigram - bigram)
-
-
-def collapse_reason(row: Row) -> str | None:
-    """Return why an evaluation counts as collapsed, or None.
-
-    Either of two conditions is enough: fewer than ten distinct predictions (unless the targets have fewer, too), or a
-    held-out loss above that of a unigram predictor, since near a uniform guess the arg-max can still take many values.
-    A condition whose values are unknown does not hold.
-    """
-    reasons = []
-    unique, targets = finite_value(row, "UniquePredictions"), finite_value(row, "UniqueTargets")
-    if unique is not None and unique < COLLAPSED_BELOW and (targets is None or targets >= COLLAPSED_BELOW):
-        reasons.append(f"{unique:.0f} distinct predictions")
-    loss, unigram = finite_value(row, "HeldOutLoss"), finite_value(row, "UnigramLoss")
-    if loss is not None and unigram is not None and loss > unigram:
-        reasons.append(f"held-out loss {loss:.2f} above the unigram predictor's {unigram:.2f}")
-    return " and ".join(reasons) or None
-
-
-def collapsed_rows(unique: "Floats", targets: "Floats", loss: "Floats", unigram: "Floats") -> "Booleans":
-    """Return for every row whether `collapse_reason` has a reason; columns of finite values, NaN is unknown."""
-    # comparisons with NaN are False
-    return ((unique < COLLAPSED_BELOW) & ~(targets < COLLAPSED_BELOW)) | (loss > unigram)
 
 
 DERIVED: Mapping[str, tuple[str, Callable[[Row], float | None]]] = {

@@ -33,7 +33,7 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
     for (column, title), logarithmic in ((loss, False), (("UniquePredictions", "distinct predictions"), True)):
         by_label = curves(study, column, logarithmic=logarithmic)
         if by_label:
-            drawn.append(_plot(title, by_label, boundary, width, logarithmic=logarithmic, color=color))
+            drawn.append(line_plot(title, by_label, width, boundary=boundary, logarithmic=logarithmic, color=color))
     return drawn
 
 
@@ -58,24 +58,41 @@ def curves(study: Study, column: str, *, logarithmic: bool) -> dict[str, Curve]:
     }
 
 
-def _plot(
-    title: str, curves: Mapping[str, Curve], boundary: int | None, width: int, *, logarithmic: bool, color: bool
+def line_plot(
+    title: str,
+    curves: Mapping[str, Curve],
+    width: int,
+    height: int = HEIGHT,
+    *,
+    boundary: int | None = None,
+    references: Mapping[str, float] | None = None,
+    logarithmic: bool = False,
+    color: bool,
 ) -> Text:
+    """Return curves with a title and a legend; `height` is that of the plot alone, `references` are level lines,
+    drawn where they are near the curves."""
     import plotext
 
     figure = plotext.figure
     figure.clear()
     figure.theme("colorless")
     figure.canvas("default")
-    figure.plot_size(width, HEIGHT)
+    figure.plot_size(width, height)
     shown = list(curves.values())[:MOST_CURVES]
     first = min(min(curve) for curve in shown)
     last = max(max(curve) for curve in shown)
     lowest = min(min(curve.values()) for curve in shown)
     highest = max(max(curve.values()) for curve in shown)
+    # one further away would press the curves together: it stands in the legend only
+    margin = (highest - lowest) / 2
+    levels = [level for level in (references or {}).values() if lowest - margin <= level <= highest + margin]
+    lowest, highest = min([lowest, *levels]), max([highest, *levels])
     if boundary is not None and first <= boundary <= last:
         marker = plotext.marker("┊", "gray") if color else "┊"
         figure.draw(figure.segment([boundary] * 2, [lowest, highest], marker=marker))
+    for level in levels:
+        marker = plotext.marker("┈", "gray") if color else "┈"
+        figure.draw(figure.segment([first, last], [level] * 2, marker=marker))
     for index, curve in enumerate(shown):
         marker = plotext.marker("hd", _COLORS[index % len(_COLORS)][0]) if color else _MARKS[index]
         figure.draw(figure.signal(list(curve), list(curve.values()), marker=marker).lines())
@@ -86,7 +103,11 @@ def _plot(
     drawn = figure.build().string().rstrip()
     figure.clear()
     text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
-    return Text("\n").join([Text(title, style="bold"), text, *_legend(list(curves), boundary, color=color)])
+    legend = _legend(list(curves), boundary, color=color)
+    if references:
+        named = ", ".join(f"{name} {level:.2f}" for name, level in references.items())
+        legend.append(Text(f"   ┈ {named}", style="dim"))
+    return Text("\n").join([Text(title, style="bold"), text, *legend])
 
 
 def _round_ticks(low: float, high: float) -> list[float]:

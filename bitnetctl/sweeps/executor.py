@@ -22,11 +22,11 @@ from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, s
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts
-from bitnetctl.trainer.events import Event, Failed, Stopped
+from bitnetctl.trainer.events import Event, Failed, Planned, Stopped
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import duration, plural
+from bitnetctl.units import plural
 
 _WAIT_SECONDS = 1.0
 
@@ -60,7 +60,8 @@ class _Sweep:
         self._queue = RunQueue(options.runs_dir, self._shape)
         self._largest_packs: dict[object, int] = {}
         missing = list(self._queue.unfinished(runs))
-        self._runs_of_shape = Counter(shape_of(run, self._device) for run in missing)
+        shapes = {run.name: shape_of(run, self._device) for run in missing}
+        self._runs_of_shape = Counter(shapes.values())
         costs = plan_costs(
             missing,
             self._device,
@@ -68,14 +69,20 @@ class _Sweep:
             lambda effective: self._factory.prepare(effective)[0].vocab_size,
             workers=workers,
         )
-        seconds = sum(cost.seconds for cost in costs)
-        options.log(f"{plural(len(missing), 'run')} to train on {self._device}, about {duration(seconds)}")
+        # in the order in which the shapes first appear, as the counter has them
+        cost_of = dict(zip(self._runs_of_shape, costs, strict=True))
+        self._planned = Planned(
+            seconds={name: cost_of[shape].seconds / cost_of[shape].runs for name, shape in shapes.items()},
+            packs=sum(cost.packs for cost in costs),
+            device=str(self._device),
+        )
 
     def train(self) -> Iterator[Event]:
         """Train pack after pack until no run is left or a stop is requested.
 
         Raises RunRefusedError at the end for runs that only another user can go on with.
         """
+        yield self._planned
         waiting = False
         refused: dict[str, str] = {}
         while not self._options.should_stop():
@@ -116,6 +123,7 @@ class _Sweep:
             return 1
         key = run.effective.pack_key
         if key not in self._largest_packs:
+            self._options.progress("measuring the memory of a run", 0, None)
             self._largest_packs[key] = measured_largest_pack(self._factory, run.effective)
         return min(fair, self._largest_packs[key])
 

@@ -60,10 +60,10 @@ class Plan(Frozen):
             raise ValueError(f"the factors span more than {MAX_RUNS:,} arms")
         if math.prod(len(values) for values in self.grid.values()) > MAX_RUNS:
             raise ValueError(f"the grid has more than {MAX_RUNS:,} points")
-        for field, values in self.grid.items():
+        for field, points in self.grid.items():
             if field in ("seed", "interventions"):
                 raise ValueError(f"grid: {field}: take {'seeds' if field == 'seed' else 'arms or factors'} for that")
-            if not values:
+            if not points:
                 raise ValueError(f"grid: {field} has no values")
         return self
 
@@ -137,7 +137,9 @@ def parse_grid(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
 def varied_fields(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Return for each config those fields in which runs of one size and arm differ, besides the seed."""
-    trees = [dict(flatten(config.model_dump(mode="json", exclude={"recipe", "seed", "interventions"}))) for config in configs]
+    trees = [
+        dict(flatten(config.model_dump(mode="json", exclude={"recipe", "seed", "interventions"}))) for config in configs
+    ]
     seen: dict[tuple[int, str, str], set[str]] = {}
     for config, tree in zip(configs, trees, strict=True):
         for field, value in tree.items():

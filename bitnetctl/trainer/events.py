@@ -1,6 +1,6 @@
 """The events that a training yields, for the caller to render. No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitnetctl.config import RunConfig
@@ -8,11 +8,24 @@ from bitnetctl.records import Row
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A sweep begins: estimated seconds of each run's part of its pack, by name, and how many packs there will be."""
+
+    seconds: Mapping[str, float]
+    packs: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started:
-    """A pack begins after `start_step`; `run` in later events is an index into these names and configs."""
+    """A pack begins after `start_step`; `run` in later events is an index into these names and configs.
+
+    `configs` are as requested, `effective` after interventions.
+    """
 
     names: Sequence[str]
     configs: Sequence[RunConfig]
+    effective: Sequence[RunConfig]
     start_step: int
     num_parameters: int
     device: str
@@ -80,4 +93,4 @@ class Finished:
     step: int
 
 
-Event = Started | Progress | Evaluated | Saved | Diverged | RolledBack | Failed | Stopped | Finished
+Event = Planned | Started | Progress | Evaluated | Saved | Diverged | RolledBack | Failed | Stopped | Finished

@@ -28,6 +28,7 @@ from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.provenance import data_metadata, environment
 from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.trainer.resume import ResumePoint, changes, restore, resume_point
+from bitnetctl.units import plural
 
 
 class TrainerFactory:
@@ -81,9 +82,13 @@ class TrainerFactory:
             tokens, probe = self.prepare(acquired[0].run.effective)
             start = resume_point(acquired, self.options.resume, self.options.log)
             execution = self.execution(acquired[0].run.effective, start.previous)
+            self.options.progress(f"building {plural(len(acquired), 'model')}", 0, None)
             pack = self._make_pack(acquired, tokens, execution)
             stack.callback(torch.set_num_threads, self._threads)
+            self.options.progress("choosing the number of threads", 0, None)
             threads = self._set_threads(pack, start.previous)
+            if start.checkpoints:
+                self.options.progress(f"loading the checkpoint of step {start.step:,}", 0, None)
             codes = restore(pack, start.checkpoints, tokens.fingerprint) if start.checkpoints else None
             engine = self._actual_engine(pack, execution.engine, acquired)
             metadata = {

@@ -48,6 +48,7 @@ def train(trainer: Trainer) -> Iterator[Event]:
     yield Started(
         names=[artifacts.name for artifacts in trainer.artifacts],
         configs=[artifacts.run.config for artifacts in trainer.artifacts],
+        effective=[replica.config for replica in pack.replicas],
         start_step=trainer.start_step,
         num_parameters=pack.model.num_parameters,
         device=str(pack.device),

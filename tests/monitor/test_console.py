@@ -11,10 +11,11 @@ from rich.console import Console
 
 from bitnetctl.config import RunConfig, build_config, parse_arm
 from bitnetctl.monitor import console as monitor_console, live
-from bitnetctl.monitor.console import PlainReporter, Reporter, make_reporter
+from bitnetctl.monitor.console import PlainReporter, QuietReporter, Reporter, make_reporter
+from bitnetctl.monitor.lines import row_line
 from bitnetctl.monitor.live import LiveReporter
-from bitnetctl.monitor.view import row_line, sparkline
-from bitnetctl.records import Row, collapse_reason, finite_value
+from bitnetctl.monitor.view import RunView
+from bitnetctl.records import Row
 from bitnetctl.trainer.events import (
     Diverged,
     Evaluated,
@@ -22,7 +23,6 @@ from bitnetctl.trainer.events import (
     Failed,
     Finished,
     Progress,
-    RolledBack,
     Saved,
     Started,
     Stopped,
@@ -70,6 +70,7 @@ def started(count: int = 1, config: RunConfig = CONFIG, start_step: int = 0) -> 
     return Started(
         names=[NAME if count == 1 else f"{NAME}-{run}" for run in range(count)],
         configs=[config] * count,
+        effective=[config] * count,
         start_step=start_step,
         num_parameters=123_456_789,
         device="cuda:0",
@@ -132,12 +133,12 @@ def test_plain_output_has_no_control_codes(terminal: bool) -> None:
     assert "\x1b" not in screen.output
     assert "\r" not in screen.output
     # lines of a log are never wrapped
-    assert len(screen.lines) == 1 + 2 * 20 + 2 + 2
+    assert len(screen.lines) == 1 + 2 * 20 + 1 + 2
 
 
 def test_what_is_unknown_is_a_dash() -> None:
-    line = row_line({"Step": 7, "Loss": float("nan")}, 20)
-    assert line == "step  7/20  loss nan  held-out –  unique –/–  lr –  wd –  – tok/s"
+    view = RunView("a", CONFIG, row={"Step": 7, "Loss": math.nan})
+    assert row_line(view) == "step     7/20000  loss nan  held-out –  unique –/–  lr –  wd –  – tok/s"
 
 
 def test_how_a_run_resumed_diverged_and_stopped() -> None:
@@ -173,199 +174,132 @@ def test_plain_preparation_is_reported_every_two_seconds(clock: SimpleNamespace)
 
 
 REPORTERS = [PlainReporter, LiveReporter]
+UNIQUES = {300: 2, 1000: 60, 2000: 9, 3000: 2, 4000: 60, 5000: 4, 6000: 2, 7000: 2, 8000: 2, 9000: 60}
+RECOVERY = {10_000: 60, 11_000: 60, 12_000: 60}
+
+
+def fallen(run: int = 0) -> list[Event]:
+    """A run that collapses with its evaluation at step 7,000 and recovers with that at 11,000."""
+    return [Evaluated(run=run, row=row(step, unique)) for step, unique in (UNIQUES | RECOVERY).items()]
 
 
 @pytest.mark.parametrize("kind", REPORTERS)
-def test_a_collapse_is_reported_once_a_streak_with_its_values(kind: type[PlainReporter] | type[LiveReporter]) -> None:
+def test_a_collapse_is_reported_when_it_has_lasted_three_evaluations(
+    kind: type[PlainReporter] | type[LiveReporter],
+) -> None:
     screen = Screen(terminal=kind is LiveReporter, width=300)
-    uniques = {300: 2, 1000: 60, 2000: 9, 3000: 2, 4000: 2, 5000: 60, 6000: 4, 7000: 2}
-    events: list[Event] = [Evaluated(run=0, row=row(step, unique)) for step, unique in uniques.items()]
-    events.append(Evaluated(run=0, row=row(8000, 60, HeldOutLoss=7.25)))
-    drive(kind(screen.console), [started(), *events])
-    warnings = [line.partition(f"{NAME}: ")[2] for line in screen.lines if "collapse" in line]
-    # 300 is within the warm-up; 8,000 belongs to the streak of 6,000
-    assert warnings == [
-        "collapse since step 2,000: 9 distinct predictions",
-        "collapse since step 6,000: 4 distinct predictions",
+    drive(kind(screen.console), [started(), *fallen()])
+    lines = [line.partition(f"{NAME}: ")[2] for line in screen.lines if " since step" in line]
+    # 300 is within the warm-up; 2,000 and 3,000 are a possible collapse, 5,000 to 7,000 are one
+    assert lines == ["collapsed since step 5,000: 4 distinct predictions", "recovered since step 9,000"]
+
+
+def test_plain_lines_carry_the_flag() -> None:
+    screen = Screen(terminal=False)
+    drive(PlainReporter(screen.console), [started(), *fallen()])
+    flags = [line.partition(" tok/s")[2].strip() for line in screen.lines if " tok/s" in line]
+    assert flags == [
+        *("", "", "? collapse @2,000", "? collapse @2,000", ""),
+        *("? collapse @5,000", "? collapse @5,000", *["⚠ collapsed @5,000"] * 4, "", ""),
     ]
+    assert f"warning: {NAME}: collapsed since step 5,000: 4 distinct predictions" in screen.lines
+    assert f"{NAME}: recovered since step 9,000" in screen.lines
 
 
 @pytest.mark.parametrize("kind", REPORTERS)
 def test_a_dead_model_with_many_tokens_is_reported(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     screen = Screen(terminal=kind is LiveReporter, width=300)
-    drive(kind(screen.console), [started(2), Evaluated(run=1, row=row(2000, 118, HeldOutLoss=7.62))])
-    (warning,) = [line for line in screen.lines if "collapse" in line]
-    assert f"{NAME}-1: collapse since step 2,000: held-out loss 7.62 above the unigram predictor's 7.00" in warning
+    dead = [Evaluated(run=1, row=row(step, 118, HeldOutLoss=7.62)) for step in (2000, 3000, 4000)]
+    drive(kind(screen.console), [started(2), *dead])
+    (warning,) = [line for line in screen.lines if "collapsed since" in line]
+    assert f"{NAME}-1: collapsed since step 2,000: held-out loss 7.62 above the unigram predictor's 7.00" in warning
 
 
-HEALTHY: Row = {"Step": 9, "UniquePredictions": 60, "UniqueTargets": 800, "HeldOutLoss": 5.0, "UnigramLoss": 6.37}
+# large packs
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, None),
-        ({"UniquePredictions": 10}, None),
-        ({"UniquePredictions": 9}, "9 distinct predictions"),
-        ({"HeldOutLoss": 6.37}, None),
-        ({"HeldOutLoss": 7.62}, "held-out loss 7.62 above the unigram predictor's 6.37"),
-        # a dead model near a uniform guess still shows many distinct tokens
-        ({"HeldOutLoss": 7.62, "UniquePredictions": 118}, "held-out loss 7.62 above the unigram predictor's 6.37"),
-        (
-            {"HeldOutLoss": 7.62, "UniquePredictions": 2},
-            "2 distinct predictions and held-out loss 7.62 above the unigram predictor's 6.37",
-        ),
-        # a text of few tokens has few targets
-        ({"UniquePredictions": 3, "UniqueTargets": 5}, None),
-        ({"UniquePredictions": 3, "UniqueTargets": 10}, "3 distinct predictions"),
-        ({"UniquePredictions": 3, "UniqueTargets": None}, "3 distinct predictions"),
-        ({"UniquePredictions": None}, None),
-        ({"UniquePredictions": math.nan}, None),
-        ({"HeldOutLoss": None}, None),
-        ({"HeldOutLoss": math.inf}, None),
-        ({"HeldOutLoss": 7.62, "UnigramLoss": None}, None),
-        ({"HeldOutLoss": 7.62, "UnigramLoss": math.nan}, None),
-    ],
-)
-def test_collapse_has_two_criteria(changes: dict[str, float | None], reason: str | None) -> None:
-    assert collapse_reason({**HEALTHY, **changes}) == reason
+def arm_config(arm: str, seed: int) -> RunConfig:
+    return build_config("origin", seed=seed, steps=STEPS, interventions=parse_arm(arm))
 
 
-def test_an_empty_row_is_no_collapse() -> None:
-    assert collapse_reason({}) is None
-    assert collapse_reason({"UniquePredictions": 2}) == "2 distinct predictions"
+def large_pack(runs: int = 64) -> list[Event]:
+    """A pack of two arms; every fourth run, all of the baseline, is collapsed from step 1,000 on."""
+    configs = [arm_config(("", "no-decay")[run % 2], run // 2) for run in range(runs)]
+    names = [config.run_name for config in configs]
+    events: list[Event] = [
+        Started(names=names, configs=configs, effective=configs, start_step=0, num_parameters=1, device="cpu")
+    ]
+    for step in range(1000, STEPS + 1, 1000):
+        for run in range(runs):
+            held_out = 7.5 if run % 4 == 0 else 6.0 + run % 2 / 2
+            events.append(Evaluated(run=run, row=row(step, HeldOutLoss=held_out)))
+        events.append(Progress(step=step, losses=[7.0] * runs, memory_bytes=2**30))
+    return [*events, Finished(step=STEPS)]
 
 
-@pytest.mark.parametrize(("value", "expected"), [(3, 3.0), (0, 0.0), (None, None), (math.nan, None), (-math.inf, None)])
-def test_known_values_are_finite(value: float | None, expected: float | None) -> None:
-    assert finite_value({"Loss": value}, "Loss") == expected
-    assert finite_value({}, "Loss") is None
+def test_a_large_pack_has_a_line_an_evaluation() -> None:
+    screen = Screen(terminal=False)
+    drive(PlainReporter(screen.console), large_pack())
+    first = arm_config("", 0).run_name
+    assert screen.lines[:5] == [
+        "pack of 64: 20,000 steps, 1 parameters on cpu each",
+        "pack of 64 (h256)  step  1000/20000  held-out baseline 6.75  no-decay 6.50 (−0.25)  "
+        f"16 possible collapse  worst {first} 7.5000 (unigram 7.0000)",
+        "pack of 64 (h256)  step  2000/20000  held-out baseline 6.75  no-decay 6.50 (−0.25)  "
+        f"16 possible collapse  worst {first} 7.5000 (unigram 7.0000)",
+        "pack of 64 (h256)  step  3000/20000  held-out baseline 6.75  no-decay 6.50 (−0.25)  "
+        f"16 collapsed  worst {first} 7.5000 (unigram 7.0000)",
+        "warning: pack of 64 (h256): collapsed since step 1,000: baseline 16 of 32 (s0, s2, s4 and 13 more)",
+    ]
+    assert len(screen.lines) == 1 + 20 + 1 + 1
+    assert screen.lines[-1] == (
+        "pack of 64 (h256): 64 finished; collapsed: baseline 16 of 32 (s0, s2, s4 and 13 more); "
+        "held-out loss baseline 6.75  no-decay 6.50 (−0.25)"
+    )
 
 
-# the live view
-
-
-def test_the_live_view_of_a_long_run_fits(clock: SimpleNamespace) -> None:
-    screen = Screen(terminal=True)
-    with LiveReporter(screen.console) as reporter:
-        for event in long_run():
+def test_a_large_pack_is_reported_without_its_last_run() -> None:
+    screen = Screen(terminal=False)
+    events = large_pack(10)
+    gone = [event for event in events if not (isinstance(event, Evaluated) and event.run == 9)]
+    diverged: list[Event] = [Evaluated(run=9, row=row(1, math.nan, HeldOutLoss=math.nan)), Diverged(run=9, step=1)]
+    with PlainReporter(screen.console) as reporter:
+        for event in [gone[0], *diverged, *gone[1:10]]:
             reporter.event(event)
-        reporter.event(Progress(step=STEPS - 1, losses=[1234.56789], memory_bytes=139 * 2**30))
-        clock.now += 35 * 3600 + 61
-    assert all(len(line) <= 80 for line in screen.lines)
-    assert "…" not in screen.output
-    headline, header, values = screen.lines[-3:]
-    assert headline.endswith("19,999/20,000 · stage 2 · 35:01:01 < 0:06 · 139.0 GiB")
-    assert headline.startswith("━")
-    assert header.split() == ["loss", "held-out", "unique", "history", "LR", "WD", "tok/s"]
-    assert values.split() == ["1234.568", "6.250", "8,192", "█" * 16, "1.50e-03", "0.1", "12,345,679"]
+    assert "diverged at step 1; it is not trained any further" in screen.lines[2]
+    # at once, and not with the next event
+    assert screen.lines[-1].startswith("pack of 10 (h256)  step  1000/20000  held-out baseline 6.90")
 
 
-@pytest.mark.parametrize(
-    ("step", "stage", "left"), [(0, 1, "–:––"), (2_500, 1, "1:45:00"), (10_000, 1, "15:00"), (10_001, 2, "14:59")]
-)
-def test_the_headline_counts(clock: SimpleNamespace, step: int, stage: int, left: str) -> None:
+# quiet
+
+
+def test_quiet_prints_what_needs_attention() -> None:
     screen = Screen(terminal=True)
-    with LiveReporter(screen.console) as reporter:
-        reporter.event(started())
-        if step:
-            reporter.event(Progress(step=step, losses=[7.0], memory_bytes=0))
-        clock.now += 900.0
-    assert f" {step:,}/20,000 · stage {stage} · 15:00 < {left} · –" in "\n".join(screen.lines)
-
-
-def test_time_left_counts_from_where_the_run_resumed(clock: SimpleNamespace) -> None:
-    screen = Screen(terminal=True)
-    with LiveReporter(screen.console) as reporter:
-        reporter.event(started(start_step=18_000))
-        reporter.event(Progress(step=19_000, losses=[7.0], memory_bytes=2**30))
-        clock.now += 60.0
-    assert "19,000/20,000 · stage 2 · 1:00 < 1:00 · 1.0 GiB" in "\n".join(screen.lines)
-
-
-def test_the_live_view_leaves_only_permanent_lines() -> None:
-    screen = Screen(terminal=True, width=120)
-    drive(LiveReporter(screen.console), [*long_run(), Evaluated(run=0, row=row(STEPS)), Finished(step=STEPS)])
-    assert screen.output.startswith("\x1b[?25l")
-    assert "\x1b[?25h" in screen.output
-    assert f"{NAME}: finished, held-out loss 6.250, 8192 unique predictions" in screen.lines
-    # no view remains after the end
-    assert not screen.lines[-1].startswith(("━", "loss"))
-
-
-def test_preparation_shows_until_the_run_starts() -> None:
-    screen = Screen(terminal=True)
-    with LiveReporter(screen.console) as reporter:
-        reporter.preparation("encoding text", 1_000_000, 2_000_000)
-    assert set(screen.lines) == {"encoding text: 1,000,000 of 2,000,000"}
-    screen = Screen(terminal=True)
-    with LiveReporter(screen.console) as reporter:
-        reporter.preparation("encoding text", 1_000_000, 2_000_000)
-        reporter.event(started())
-    assert not screen.lines[-1].startswith("encoding")
-
-
-SWEEP = [build_config("origin", size=1024, seed=seed) for seed in range(4)]
-
-
-def sweep_events() -> list[Event]:
-    """Three runs of a sweep of four; the first diverges, the second collapses."""
-    names = [config.run_name for config in SWEEP[:3]]
-    pack = Started(names=names, configs=SWEEP[:3], start_step=0, num_parameters=123_456_789, device="cuda:0")
-    events: list[Event] = [pack]
-    for step in range(1000, STEPS, 1000):
-        events += [Evaluated(run=run, row=row(step, unique)) for run, unique in enumerate((8192, 2, 8192))]
-    events += [Evaluated(run=0, row=row(STEPS - 1, math.nan, Loss=math.nan)), Diverged(run=0, step=STEPS - 1)]
-    events.append(Progress(step=STEPS - 1, losses=[1.0, 10.8251, 1234.5678], memory_bytes=139 * 2**30))
-    return events
-
-
-def test_the_live_view_of_a_sweep_fits() -> None:
-    screen = Screen(terminal=True)
-    drive(LiveReporter(screen.console, SWEEP), sweep_events())
-    assert all(len(line) <= 80 for line in screen.lines)
-    headline, counts, header, *rows = [line.split() for line in screen.lines[-7:]]
-    assert headline[1:4] == ["19,999/20,000", "·", "stage"]
-    assert " ".join(counts) == "4 runs: 2 training, 1 diverged, 1 waiting"
-    assert header == ["run", "step", "loss", "unique", "history", "state"]
-    label = ["h1024", "baseline"]
-    assert [(cells[0], cells[2]) for cells in rows] == [tuple(label)] * 4
-    assert [cells[1] for cells in rows] == ["s1", "s2", "s0", "s3"]
-    assert [cells[3:] for cells in rows] == [
-        ["19,999", "10.825", "2", "█" * 8, "training"],
-        ["19,999", "1234.568", "8,192", "█" * 8, "training"],
-        ["19,999", "nan", "nan", "█" * 8, "diverged"],
-        ["0", "–", "–", "waiting"],
+    reporter = make_reporter(screen.console, {NAME: CONFIG}, quiet=True)
+    assert isinstance(reporter, QuietReporter)
+    with reporter:
+        reporter.preparation("reading text", 1, 2)
+        for event in [started(), *fallen(), Finished(step=STEPS)]:
+            reporter.event(event)
+        reporter.event(FAILED)
+        reporter.log("stopped by SIGINT")
+    assert screen.lines == [
+        f"warning: {NAME}: collapsed since step 5,000: 4 distinct predictions",
+        f"{NAME}: finished, held-out loss 6.250, 60 unique predictions",
+        f"{NAME}: failed: the disk is gone",
+        "stopped by SIGINT",
     ]
 
 
-def test_a_run_that_was_rolled_back_waits_for_its_turn() -> None:
-    screen = Screen(terminal=True)
-    drive(LiveReporter(screen.console, SWEEP), [*sweep_events(), RolledBack(run=1, step=5000), Finished(step=STEPS)])
-    assert sum("finished, held-out loss" in line for line in screen.lines) == 1
-    states = {line.split()[1]: (line.split()[3], line.split()[-1]) for line in screen.lines[-4:]}
-    assert states == {
-        "s0": ("19,999", "diverged"),
-        "s1": ("5,000", "waiting"),
-        "s2": ("20,000", "finished"),
-        "s3": ("0", "waiting"),
-    }
+def test_quiet_says_nothing_of_packs_that_go_well() -> None:
+    screen = Screen(terminal=False)
+    runs = {f"{NAME}-{run}": CONFIG for run in range(2)}
+    drive(QuietReporter(screen.console, runs), [*long_run(2), Finished(step=STEPS)])
+    assert screen.lines == []
 
 
-def test_a_long_arm_is_cut_and_not_its_values() -> None:
-    specs = parse_arm("wd-schedule:stage2=0.05+reduced-lr:peak=5e-4+label-smoothing:amount=0.1")
-    configs = [build_config("origin", seed=seed, interventions=specs) for seed in (0, 1)]
-    screen = Screen(terminal=True)
-    names = [config.run_name for config in configs]
-    pack = Started(names=names, configs=configs, start_step=0, num_parameters=1, device="cpu")
-    drive(LiveReporter(screen.console, configs), [pack, *(Evaluated(run=run, row=row(2000)) for run in (0, 1))])
-    assert all(len(line) <= 80 for line in screen.lines)
-    for seed, line in enumerate(screen.lines[-2:]):
-        assert line.startswith(f"h256 s{seed} wd-schedule:stage2=0.05")
-        assert line.split()[-5:] == ["2,000", "10.825", "8,192", "█", "training"]
-
-
-# the terminal
+# terminals
 
 
 @pytest.mark.parametrize("no_color", [False, True])
@@ -373,8 +307,8 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch, no_color: bool) 
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     screen = Screen(terminal=True)
-    drive(LiveReporter(screen.console), [*long_run(), Evaluated(run=0, row=row(STEPS - 1, 2))])
-    assert "collapse since step 19,999" in "\n".join(screen.lines)
+    drive(LiveReporter(screen.console), [started(), *fallen()])
+    assert "collapsed since step 5,000" in "\n".join(screen.lines)
     assert bool(COLOUR.search(screen.output)) is not no_color
 
 
@@ -393,20 +327,12 @@ def test_brackets_are_text_and_no_markup(kind: type[PlainReporter] | type[LiveRe
     assert screen.lines == ["[bold]notes[3].txt[/bold]"]
 
 
-# parts
-
-
-@pytest.mark.parametrize(
-    ("values", "blocks"),
-    [
-        ([], ""),
-        ([0.0, 0.0], "▁▁"),
-        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "▁▂▃▄▅▆▇██"),
-        ([8.0, 4.0, 0.0], "█▅▁"),
-        ([5.0], "█"),
-        ([1000.0, *[1.0] * 16], "█" * 16),
-    ],
-)
-def test_sparkline(values: list[float], blocks: str) -> None:
-    assert sparkline(values) == blocks
-    assert sparkline(values, width=2) == sparkline(values[-2:])
+@pytest.mark.parametrize("kind", REPORTERS)
+def test_an_encoding_without_unicode_gets_ascii(kind: type[PlainReporter] | type[LiveReporter]) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="iso-8859-1")
+    console = Console(file=file, width=80, force_terminal=kind is LiveReporter, legacy_windows=False)
+    drive(kind(console), [started(), *fallen(), Progress(step=11_000, losses=[6.0], memory_bytes=0)])
+    file.flush()
+    shown = file.buffer.getvalue().decode("iso-8859-1")
+    assert shown.isascii()
+    assert "collapsed since step 5,000" in shown

@@ -11,7 +11,8 @@ from synthetic import curve, write_csv
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import summarize_run
 from bitnetctl.records import collapse_reason, load_run
-from bitnetctl.records.metrics import collapsed_rows, ratio, skill
+from bitnetctl.records.collapse import collapsed_rows
+from bitnetctl.records.metrics import ratio, skill
 from bitnetctl.report.html.curves import page_data
 from bitnetctl.verdict.limits import limits, value_at
 

@@ -1,0 +1,49 @@
+"""Follow the CSV of a run that is being written, by this process or another; no torch and no pandas here."""
+
+import contextlib
+from pathlib import Path
+
+from bitnetctl.records.schema import Row
+
+_MOST_BYTES = 1 << 24
+
+
+class RowFollower:
+    """Reads the rows that are appended to a CSV; one that cannot be read is left out, since `analyze` reports it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state: tuple[int, int, int] | None = None
+        self._inode = 0
+        self._offset = 0
+        self._names: list[str] = []
+
+    def new_rows(self) -> tuple[list[Row], bool]:
+        """Return the rows since the last call, and whether they replace all earlier ones: the file is another one."""
+        try:
+            found = self.path.stat()
+            state = (found.st_ino, found.st_size, found.st_mtime_ns)
+            if state == self._state:
+                return [], False
+            replaced = found.st_ino != self._inode or found.st_size < self._offset
+            if replaced:
+                self._offset, self._names = 0, []
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read(_MOST_BYTES)
+        except OSError:
+            return [], False
+        self._state, self._inode = state, found.st_ino
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        lines = whole.decode("utf-8", errors="replace").splitlines()
+        if lines and not self._names:
+            self._names = lines.pop(0).split(",")
+        rows: list[Row] = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                cells = zip(self._names, line.split(","), strict=True)
+                row = {name: float(cell) if cell else None for name, cell in cells}
+                if row.get("Step") is not None:
+                    rows.append(row)
+        return rows, replaced
