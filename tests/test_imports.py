@@ -70,7 +70,7 @@ INSIDE = {
     ),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
-        "artifacts",
+        "artifacts extend",
         "loop resume",
         "factory",
         "__init__",

@@ -330,3 +330,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def differences(old: RunConfig, new: RunConfig) -> str:
+    """Return the fields in which two configs differ, as `steps 40 there, 80 here`; the recipe is only a label."""
+    trees = [
+        {"arm": config.arm, **dict(flatten(config.model_dump(mode="json", exclude={"recipe", "interventions"})))}
+        for config in (old, new)
+    ]
+    names = [name for name in dict.fromkeys((*trees[0], *trees[1])) if trees[0].get(name) != trees[1].get(name)]
+    return ", ".join(f"{name} {trees[0].get(name)} there, {trees[1].get(name)} here" for name in names)

@@ -176,6 +176,20 @@ class RunConfig(Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     probe: ProbeConfig = ProbeConfig()
     interventions: tuple[InterventionSpec, ...] = ()
+    continues: Annotated[str, Field(pattern=r"^[0-9a-f]{12}@[1-9][0-9]{0,17}$")] | None = Field(
+        None, description="the run whose rows and weights it starts with, as HASH@STEPS; unset: a new model"
+    )
+
+    @model_validator(mode="after")
+    def _check_extended(self) -> Self:
+        if self.extended_steps >= self.steps:
+            raise ValueError(f"steps: the extended run has {self.extended_steps:,}; take more, not {self.steps:,}")
+        return self
+
+    @property
+    def extended_steps(self) -> int:
+        """Steps of the run that it extends, 0 for a new model."""
+        return 0 if self.continues is None else int(self.continues.partition("@")[2])
 
     @property
     def eval_every_steps(self) -> int:
@@ -220,8 +234,11 @@ class RunConfig(Frozen):
         )
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do."""
-        return step in (1, self.steps) or step % self.eval_every_steps == 0
+        """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do.
+
+        So does the last step of the run that this one extends.
+        """
+        return step in (1, self.extended_steps, self.steps) or step % self.eval_every_steps == 0
 
 
 def canonical_hash(value: Any) -> str:

@@ -39,6 +39,7 @@ SHARED_DEFAULTS = {
     "probe.random_prompt_tokens",
     "probe.seed",
     "interventions",
+    "continues",
 }
 
 
