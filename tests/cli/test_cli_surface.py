@@ -54,11 +54,11 @@ OPTIONS = {
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
     "--checkpoint-every --on-divergence --extend --resume --requeue --dry-run --quiet -q --json",
     "sweep": "--recipe -r --sizes --size --steps --seeds --seed --grid --set --intervention -i --plan "
-    "--no-baseline --pack --keep-weights --no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every "
-    "--on-divergence --requeue --dry-run --quiet -q --json",
+    "--no-baseline --pack --keep-weights --no-keep-weights --configs --runs-dir --device --engine --precision "
+    "--eval-every --checkpoint-every --on-divergence --requeue --dry-run --quiet -q --json",
     "verify": "paths --size --sizes --steps --recipe -r --intervention -i --seeds --seed --set --no-baseline "
-    "--criteria --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --requeue "
-    "--dry-run --quiet -q --json",
+    "--criteria --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
+    "--bundle --junit --requeue --dry-run --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --json",
     "interventions": "",
     "interventions list": "--json",
