@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.calling import call
+from calling import call
 
 ROOT = Path(__file__).parents[2]
 
