@@ -49,6 +49,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "optimizer.max_norm": st.none() | POSITIVE,
     "optimizer.exempt": st.lists(st.sampled_from(["embeddings", "head", "norms"])),
     "optimizer.reset_moments_every_steps": st.none() | SMALL,
+    "continues": st.none(),
     "schedule.kind": st.sampled_from(["two-stage", "paper", "cosine", "constant"]),
     "schedule.peak_learning_rate": POSITIVE,
     "schedule.warmup_steps": st.integers(0, 1000),

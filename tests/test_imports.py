@@ -19,7 +19,8 @@ ROOT = Path(bitnetctl.__file__).parent
 ORDER = (
     "bitnetctl",
     "allowance errors signals streams units",
-    "files hardware config",
+    "files hardware",
+    "config",
     "locks",
     "records intervention data model",
     "plugins analysis",
@@ -86,7 +87,7 @@ INSIDE = {
     ),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
-        "artifacts",
+        "artifacts extend",
         "loop resume",
         "factory",
         "__init__",
@@ -104,7 +105,12 @@ INSIDE = {
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command
-    "cli": ("options", "training requested inputs", "config interventions analyze train sweep verify", "__init__"),
+    "cli": (
+        "options",
+        "training requested inputs",
+        "config interventions library analyze train sweep verify",
+        "__init__",
+    ),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}

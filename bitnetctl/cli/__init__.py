@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from bitnetctl import __version__
-from bitnetctl.cli import analyze, config, interventions, sweep, train, verify
+from bitnetctl.cli import analyze, config, interventions, library, sweep, train, verify
 from bitnetctl.cli.options import print_message
 from bitnetctl.errors import (
     BitnetctlError,
@@ -38,8 +38,11 @@ app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.add_typer(interventions.app, name="interventions")
+app.add_typer(library.recipes, name="recipes")
+app.add_typer(library.plans, name="plans")
+app.add_typer(library.criteria, name="criteria")
 app.add_typer(config.app, name="config")
-_GROUPS = ("config", "interventions")
+_GROUPS = ("config", "criteria", "interventions", "plans", "recipes")
 _TRAINING = ("train", "sweep")
 
 
@@ -75,7 +78,8 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
         if not arguments or arguments[-1] in _GROUPS:
             typer.echo(error.format_message(), err=True)
             return ExitCode.USAGE
-        return _fail(f"{error.format_message()} (see bitnetctl --help)", ExitCode.USAGE)
+        command = getattr(getattr(error, "ctx", None), "command_path", "bitnetctl")
+        return _fail(f"{error.format_message()} (see {command} --help)", ExitCode.USAGE)
     except StoppedBySignal as error:
         print_message(error)
         return error.exit_code

@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 
+from bitnetctl.config.numbers import parse_seeds
 from bitnetctl.errors import ConfigError
 from bitnetctl.files import expand_user
 from bitnetctl.streams import redirect_to_null
@@ -33,6 +36,18 @@ def user_text(text: str) -> str:
     return expand_user(text)
 
 
+def _one(what: str) -> Callable[[str | int], int]:
+    """Return a parser of one whole number, for an option of a command that trains one run."""
+
+    def parse(text: str | int) -> int:
+        if isinstance(text, str) and not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+            several = f"; several train with bitnetctl sweep --{what}s {text}" if "," in text else ""
+            raise typer.BadParameter(f"{text!r} is not a whole number{several}")
+        return int(text)
+
+    return parse
+
+
 Recipe = Annotated[
     str, typer.Option("--recipe", "-r", parser=user_text, metavar="NAME|FILE", help="Built-in recipe or FILE.toml.")
 ]
@@ -40,13 +55,22 @@ OptionalRecipe = Annotated[
     str | None,
     typer.Option("--recipe", "-r", parser=user_text, metavar="NAME|FILE", help="Built-in recipe or FILE.toml."),
 ]
-Size = Annotated[int | None, typer.Option("--size", help="hidden_size; unset: the recipe's.")]
-Sizes = Annotated[
-    str | None, typer.Option("--sizes", metavar="LIST", help="Hidden sizes, such as 256,512; unset: the recipe's.")
+Size = Annotated[
+    int | None,
+    typer.Option("--size", "--sizes", metavar="N", parser=_one("size"), help="hidden_size; unset: the recipe's."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Initialisation and shuffled order.")]
+Sizes = Annotated[
+    str | None,
+    typer.Option("--sizes", "--size", metavar="LIST", help="Hidden sizes, such as 256,512; unset: the recipe's."),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", parser=_one("seed"), help="Initialisation and shuffled order.")
+]
 Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="Number of seeds, or seeds such as 0,3,7.")
+]
+EachSeed = Annotated[
+    list[int] | None, typer.Option("--seed", metavar="N", help="One seed instead of --seeds; may be repeated.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps; unset: the recipe's.")]
 Map = Annotated[
@@ -104,11 +128,21 @@ KeepWeights = Annotated[
 Requeue = Annotated[
     bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings, failures and the result only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Decimal = Annotated[
     str, typer.Option("--decimal", metavar=".|,", help="What decimals have in CSVs that a spreadsheet saved.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
+
+
+def chosen_seeds(seeds: str | None, each: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the seeds of `--seeds` or of `--seed`, None without either; raises ConfigError."""
+    if not each:
+        return None if seeds is None else parse_seeds(seeds)
+    if seeds is not None:
+        raise ConfigError("take --seeds, a number of seeds or a list of them, or --seed, one seed; not both")
+    return tuple(each)
 
 
 def parse_on_divergence(text: str) -> Literal["stop", "rollback"]:

@@ -11,12 +11,12 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import RunConfig
-from bitnetctl.config.numbers import parse_numbers, parse_seeds
+from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import load_plan, make_plan
+from bitnetctl.sweeps.plan import load_plan, make_plan, parse_grid, varied_fields
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 
 
@@ -35,8 +35,15 @@ def sweep(
     sizes: options.Sizes = None,
     arms: options.Arms = None,
     seeds: options.Seeds = None,
+    seed: options.EachSeed = None,
     steps: options.Steps = None,
     overrides: options.Set = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="SECTION.FIELD=VALUES", help="Train with each of several values; may be repeated."
+        ),
+    ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not add the baseline.")] = False,
     pack: options.Pack = "auto",
     runs_dir: options.RunsDir = Path("runs"),
@@ -54,6 +61,7 @@ def sweep(
     ] = None,
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Train a grid or a plan, many runs as one program; may be started twice on one folder, and again after a stop."""
@@ -66,8 +74,17 @@ def sweep(
 
             runs, workers = read_work(configs_file, runs_dir)
         else:
+            evaluations = [] if eval_every is None else [f"probe.eval_every_steps={eval_every}"]
             configs = _plan_configs(
-                plan, recipe, sizes, arms, seeds, steps, [*(overrides or ())], eval_every, baseline=not no_baseline
+                plan,
+                arms,
+                baseline=not no_baseline,
+                recipe=recipe,
+                sizes=None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512"),
+                seeds=options.chosen_seeds(seeds, seed),
+                steps=steps,
+                overrides=[*(overrides or ()), *evaluations],
+                grid=parse_grid(grid) if grid else None,
             )
             runs = resolve_all(configs, runs_dir)
         pack_size = parse_pack(pack)
@@ -80,6 +97,7 @@ def sweep(
             workers=workers,
             requeue=requeue,
             runs_dir=runs_dir,
+            quiet=quiet,
             device=device,
             engine=engine,
             precision=precision,
@@ -96,7 +114,8 @@ def sweep(
 
 def _show(runs: Sequence[ResolvedRun], as_json: bool) -> ExitCode:
     """Print the state of every run; return the exit code that follows from them."""
-    rows = [_row(run) for run in runs]
+    varied = varied_fields([run.config for run in runs])
+    rows = [_row(run) | ({"varied": fields} if fields else {}) for run, fields in zip(runs, varied, strict=True)]
     if as_json:
         print_json({"runs": rows})
     else:
@@ -126,28 +145,8 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
     return {**row, "status": status, "message": message, "is_fault_of_plugin": at_fault, "final": final}
 
 
-def _plan_configs(
-    plan: str | None,
-    recipe: str | None,
-    sizes: str | None,
-    arms: Sequence[str] | None,
-    seeds: str | None,
-    steps: int | None,
-    overrides: list[str],
-    eval_every: int | None,
-    *,
-    baseline: bool,
-) -> list[RunConfig]:
-    """Return the runs of a plan with the changes of the command line, or of the command line alone."""
-    if eval_every is not None:
-        overrides = [*overrides, f"probe.eval_every_steps={eval_every}"]
-    given = {
-        "recipe": recipe,
-        "sizes": None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512"),
-        "seeds": None if seeds is None else parse_seeds(seeds),
-        "steps": steps,
-        "overrides": overrides,
-    }
+def _plan_configs(plan: str | None, arms: Sequence[str] | None, *, baseline: bool, **given: Any) -> list[RunConfig]:
+    """Return the runs of a plan with the fields `given` that are not None, or of these alone."""
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arms:
         changes |= {"arms": tuple(arms), "factors": {}, "baseline": True}

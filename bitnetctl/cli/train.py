@@ -1,5 +1,6 @@
 """`bitnetctl train`: one run."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,11 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, print_json, print_lines, print_message, stdout
 from bitnetctl.cli.training import note_other_runs, reporting
-from bitnetctl.config import build_config, parse_arm
+from bitnetctl.config import build_config, parse_arm, parse_config
 from bitnetctl.config.load import config_text
-from bitnetctl.errors import ExitCode, PluginError, StoppedBySignal
+from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, PluginError, StoppedBySignal
 from bitnetctl.plugins import registry
+from bitnetctl.records import RunPaths, read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
@@ -35,6 +37,15 @@ def train(
     eval_every: options.EvalEvery = None,
     checkpoint_every: options.CheckpointEvery = None,
     on_divergence: options.OnDivergence = "stop",
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            "--extend",
+            parser=options.user_text,
+            metavar="RUN",
+            help="Train a finished run on, up to --steps, as a run of its own.",
+        ),
+    ] = None,
     resume: Annotated[
         str,
         typer.Option(
@@ -46,6 +57,7 @@ def train(
     ] = "auto",
     requeue: options.Requeue = False,
     dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Train one model on text; the same command again finds the finished run or resumes where it stopped."""
@@ -54,17 +66,24 @@ def train(
     with stop:
         from bitnetctl import api
 
-        config = registry.normalize(
-            build_config(
-                recipe,
-                size=size,
-                steps=steps,
-                seed=seed,
-                eval_every_steps=eval_every,
-                overrides=overrides or (),
-                interventions=parse_arm(arm) or None,
+        source = None
+        if extend is not None:
+            from bitnetctl.trainer.extend import extended_config, source_paths
+
+            source = source_paths(extend, runs_dir)
+            config = extended_config(source, _steps_to(context, source, steps))
+        else:
+            config = registry.normalize(
+                build_config(
+                    recipe,
+                    size=size,
+                    steps=steps,
+                    seed=seed,
+                    eval_every_steps=eval_every,
+                    overrides=overrides or (),
+                    interventions=parse_arm(arm) or None,
+                )
             )
-        )
         run = resolve(config, runs_dir, name)
         if dry_run:
             if run.problem is not None:
@@ -77,9 +96,16 @@ def train(
         if manifest is not None:
             print_message(_already_ended(run, manifest.status, when_diverged))
         else:
+            if source is not None:
+                from bitnetctl.trainer.extend import begin_extension
+
+                begin_extension(run, source)
+            elif (other := _other_length(run)) is not None:
+                print_message(other)
             with reporting(
                 stop,
                 [run],
+                quiet=quiet,
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,
@@ -103,6 +129,41 @@ def train(
     else:
         print_lines(csv)
     return ExitCode.REFUTED if manifest.status == "diverged" else ExitCode.SUPPORTED
+
+
+# what --extend takes from the run that it extends
+_OF_THE_CONFIG = ("recipe", "size", "seed", "overrides", "arm", "eval_every")
+
+
+def _steps_to(context: typer.Context, source: RunPaths, steps: int | None) -> int:
+    """Return the steps of a run that extends another; raises ConfigError without them, and for a changed config."""
+    origins = {name: context.get_parameter_source(name) for name in _OF_THE_CONFIG}
+    given = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
+    if given:
+        names = {param.name: param.opts[0] for param in context.command.params}
+        raise ConfigError(
+            f"--extend keeps the config of {source.name}; leave out {names[given[0]]}, --steps alone changes"
+        )
+    if steps is None:
+        raise ConfigError(f"--extend {source.name}: say with --steps up to which step to train it")
+    return steps
+
+
+def _other_length(run: ResolvedRun) -> str | None:
+    """Return a line for a new run that another one equals but for the number of steps, None if there is none."""
+    if run.paths.folder.exists() or not run.paths.runs_dir.is_dir():
+        return None
+    config = run.config
+    for folder in sorted(run.paths.runs_dir.glob(f"h{config.model.hidden_size}-*-s{config.seed}-*/")):
+        with contextlib.suppress(BitnetctlError):
+            other = parse_config(manifest.config) if (manifest := read_manifest(folder)) else config
+            if other.steps != config.steps and other.model_copy(update={"steps": config.steps}).hash == config.hash:
+                hint = f"; --extend {folder.name} would train that one on" if other.steps < config.steps else ""
+                return (
+                    f"{run.name}: a new run, since the schedule follows the steps; {folder.name} has "
+                    f"{other.steps:,}{hint}"
+                )
+    return None
 
 
 def _already_ended(run: ResolvedRun, status: str, when_diverged: str) -> str:

@@ -16,7 +16,7 @@ from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import InterventionSpec, RunConfig
-from bitnetctl.config.numbers import parse_numbers, parse_seeds
+from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, write_bundle
@@ -45,6 +45,7 @@ def verify(
     recipe: options.Recipe = "origin",
     arm: options.Arm = "",
     seeds: options.Seeds = None,
+    seed: options.EachSeed = None,
     overrides: options.Set = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="With -i: leave out the baseline.")] = False,
     criteria: Annotated[
@@ -90,6 +91,7 @@ def verify(
     details: Annotated[bool, typer.Option("--details", help="Show trajectories and every check, too.")] = False,
     decimal: options.Decimal = ".",
     columns: options.Map = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
     """Train what is missing, then judge the claim that this setup does not collapse."""
@@ -106,7 +108,7 @@ def verify(
         as_json=as_json,
     )
     requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
-    requested_seeds = None if seeds is None else parse_seeds(seeds)
+    requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
         if len(paths) == 1:
             stored = _bundle_options(Path(paths[0]).expanduser())
@@ -157,6 +159,7 @@ def verify(
                 stop,
                 pack=parse_pack(pack),
                 requeue=requeue,
+                quiet=quiet,
                 runs_dir=runs_dir,
                 device=device,
                 engine=engine,

@@ -9,20 +9,72 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from bitnetctl.config.schema import InterventionSpec, RunConfig
 from bitnetctl.errors import ConfigError
+from bitnetctl.files import expand_user
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """Return the tables of a built-in recipe or of a `FILE.toml` as nested dictionaries; raises ConfigError."""
-    tree, label = read_toml(name, "recipe", "bitnetctl.config", "recipes")
-    return {"recipe": label, **tree}
+    """Return the tables of a built-in recipe or of a `FILE.toml` as nested dictionaries; raises ConfigError.
+
+    A file holds changes to the recipe that it `extends`, or to the defaults of every field.
+    """
+    tree, label = _read_recipe(name)
+    return {"recipe": label, **_extended(tree, name, (_recipe_id(name),))}
+
+
+def _read_recipe(name: str) -> tuple[dict[str, Any], str]:
+    return read_toml(name, "recipe", "bitnetctl.config", "recipes")
+
+
+def _extended(tree: dict[str, Any], name: str, below: tuple[str, ...]) -> dict[str, Any]:
+    """Return the tree of a recipe over that of the recipe it extends; `below` are those that led to it."""
+    parent = tree.pop("extends", None)
+    if parent is None:
+        _require_fields_of_label(tree, name)
+        return tree
+    if not isinstance(parent, str):
+        raise ConfigError(f"recipe {name}: extends: expected the name of a recipe or a FILE.toml, got {parent!r}")
+    # a file is found beside the one that names it
+    parent = str(Path(name).parent / expand_user(parent)) if parent.endswith(".toml") else parent
+    if _recipe_id(parent) in below:
+        raise ConfigError(f"recipe {name}: extends itself by way of {parent}")
+    parent_tree, _ = _read_recipe(parent)
+    parent_tree.pop("recipe", None)
+    return _merged(_extended(parent_tree, parent, (*below, _recipe_id(parent))), tree)
+
+
+def _recipe_id(name: str) -> str:
+    return os.path.realpath(name) if name.endswith(".toml") else name
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables with changes; a list is replaced as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _require_fields_of_label(tree: Mapping[str, Any], name: str) -> None:
+    """Raise ConfigError for a file that calls itself a built-in recipe and leaves out fields that this one sets."""
+    label = tree.get("recipe")
+    if not name.endswith(".toml") or label not in builtin_names("bitnetctl.config", "recipes"):
+        return
+    stated = {path for path, _ in flatten(tree)}
+    missing = [path for path, _ in flatten(_read_recipe(label)[0]) if path not in stated]
+    if missing:
+        raise ConfigError(
+            f'recipe {name}: recipe = "{label}" is a label and sets nothing, and the file leaves out {len(missing)} '
+            f'fields of that recipe, such as {missing[0]}; to start from it, write extends = "{label}" instead'
+        )
 
 
 def builtin_names(package: str, folder: str) -> list[str]:
@@ -36,20 +88,24 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
 
     Returns its tree and its name without folder and suffix. Raises ConfigError that names the `kind` of file.
     """
-    known = builtin_names(package, folder)
-    if name.endswith(".toml"):
-        text = _read_text(Path(name), f"{kind} file {name}")
-    elif name in known:
-        text = (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(
-            f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
-        )
+    text = toml_text(name, kind, package, folder)
     try:
         return tomllib.loads(text), Path(name).stem
     # ValueError also for thousands of digits, RecursionError for thousands of brackets
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
+
+
+def toml_text(name: str, kind: str, package: str, folder: str) -> str:
+    """Return the text of the file that `read_toml` reads; raises ConfigError."""
+    known = builtin_names(package, folder)
+    if name.endswith(".toml"):
+        return _read_text(Path(name), f"{kind} file {name}")
+    if name in known:
+        return (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
+    raise ConfigError(
+        f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
+    )
 
 
 def _read_text(path: Path, source: str) -> str:
@@ -179,7 +235,43 @@ def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("value_error"):
         return message
+    if first["type"] in ("tuple_type", "list_type"):
+        message = f"expected a list such as {_example(_annotation(model, first['loc']))}"
+    elif first["type"] in ("dict_type", "model_type"):
+        message = "expected a table"
     return f"{location}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+_EXAMPLES: Mapping[type, str] = {int: "[256, 512]", float: "[0.9, 0.95]", str: '["one", "two"]'}
+
+
+def _example(annotation: object) -> str:
+    """Return a list as a TOML file has it, with items of the type of the field."""
+    kinds = list(_types_in(annotation))
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            return json.dumps(list(get_args(kind))[:2])
+    return next((example for kind, example in _EXAMPLES.items() if kind in kinds), _EXAMPLES[str])
+
+
+def _annotation(model: type[BaseModel], location: Iterable[int | str]) -> object:
+    """Return the type of the field at a location, None for no field; that of a list where it leads into one."""
+    annotation: object = None
+    for name in location:
+        field = model.model_fields.get(str(name))
+        if field is None:
+            break
+        annotation = field.annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return annotation
+
+
+def _types_in(annotation: Any) -> Iterator[object]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
 
 
 def field_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -201,9 +293,15 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
         raise ConfigError(f"--set {text!r}: expected section.field=value")
     if path not in field_paths():
         raise ConfigError(f"--set {text!r}: {_unknown_field(path, RunConfig)}")
+    if path == "interventions":
+        raise ConfigError(f"--set {text!r}: interventions are given with -i, such as -i reduced-lr+no-decay")
     parsed = parse_value(value)
-    if path in ("optimizer.exempt", "optimizer.betas") and isinstance(parsed, str):
-        parsed = [item.strip() for item in parsed.split(",") if item.strip()]
+    if isinstance(parsed, str):
+        kinds = set(_types_in(_annotation(RunConfig, path.split("."))))
+        if tuple in map(get_origin, kinds):
+            parsed = [item.strip() for item in parsed.split(",") if item.strip()]
+        elif "," in parsed and str not in kinds:
+            raise ConfigError(f"--set {text!r}: expected one value; to train with each: bitnetctl sweep --grid {text}")
     _set(tree, path, parsed)
 
 

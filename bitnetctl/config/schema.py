@@ -177,7 +177,7 @@ class InterventionSpec(Frozen):
         return {**(self.defaults or {}), **self.settings}
 
     def __str__(self) -> str:
-        settings = ",".join(f"{key}={_value_text(value)}" for key, value in self.settings.items())
+        settings = ",".join(f"{key}={value_text(value)}" for key, value in self.settings.items())
         return f"{self.name}:{settings}" if settings else self.name
 
 
@@ -193,6 +193,20 @@ class RunConfig(Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     probe: ProbeConfig = ProbeConfig()
     interventions: tuple[InterventionSpec, ...] = ()
+    continues: Annotated[str, Field(pattern=r"^[0-9a-f]{12}@[1-9][0-9]{0,17}$")] | None = Field(
+        None, description="the run whose rows and weights it starts with, as HASH@STEPS; unset: a new model"
+    )
+
+    @model_validator(mode="after")
+    def _check_extended(self) -> Self:
+        if self.extended_steps >= self.steps:
+            raise ValueError(f"steps: the extended run has {self.extended_steps:,}; take more, not {self.steps:,}")
+        return self
+
+    @property
+    def extended_steps(self) -> int:
+        """Steps of the run that it extends, 0 for a new model."""
+        return 0 if self.continues is None else int(self.continues.partition("@")[2])
 
     @property
     def eval_every_steps(self) -> int:
@@ -250,8 +264,11 @@ class RunConfig(Frozen):
         )
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do."""
-        return step in (1, self.steps) or step % self.eval_every_steps == 0
+        """Whether `step` ends with an evaluation: the first, the last and every `eval_every_steps`-th do.
+
+        So does the last step of the run that this one extends.
+        """
+        return step in (1, self.extended_steps, self.steps) or step % self.eval_every_steps == 0
 
 
 def canonical_hash(value: Any) -> str:
@@ -260,7 +277,7 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _value_text(value: JsonValue) -> str:
+def value_text(value: JsonValue) -> str:
     """Return a value as text that `parse_value` reads back."""
     if value is None:
         return "none"

@@ -43,10 +43,12 @@ def key_value_table(title: str, values: Mapping[str, str]) -> FittedTable:
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     """Return a row for every run of a sweep; `rows` are those of `bitnetctl sweep --json`."""
+    varied = list(rows[0].get("varied", ())) if rows else []
     columns = (
         Column("arm"),
         Column("size", number=True),
         Column("seed", number=True),
+        *(Column(field.rpartition(".")[2].replace("_", " "), number=True) for field in varied),
         Column("status", 3),
         Column("unique", 1, number=True),
         Column("held-out", 2, number=True),
@@ -59,6 +61,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
             row["arm"],
             str(row["size"]),
             str(row["seed"]),
+            *(format_value(row["varied"][field]) for field in varied),
             Text(row["status"], style="red" if failed else ""),
             format_value(final.get("UniquePredictions"), ",.0f"),
             format_value(final.get("HeldOutLoss"), ".3f"),

@@ -1,15 +1,18 @@
 """Grids and named plans: from arms, sizes and seeds to the configs of runs. No torch here."""
 
 import itertools
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import Frozen, RunConfig, build_config, parse_arm, read_toml, validated
+from bitnetctl.config import Frozen, RunConfig, build_config, parse_arm, parse_value, read_toml, validated
+from bitnetctl.config.load import flatten
 from bitnetctl.config.numbers import MAX_RUNS
+from bitnetctl.config.schema import value_text
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 
@@ -18,7 +21,7 @@ class Plan(Frozen):
     """The arms, sizes, seeds and steps of a sweep; an unset one is the recipe's.
 
     `factors` is a factorial design, {factor: {level: interventions, "" for none}}: an arm for every combination of
-    levels. `arms` come before them.
+    levels. `arms` come before them. `grid` has values of fields of the config: every arm trains with every combination.
     """
 
     description: str = ""
@@ -30,6 +33,9 @@ class Plan(Frozen):
     factors: dict[str, dict[str, str]] = Field(default_factory=dict)
     baseline: bool = Field(True, description="add the baseline arm unless it is among the arms")
     overrides: tuple[str, ...] = Field((), description="section.field=value, for every run")
+    grid: dict[str, tuple[bool | int | float | str, ...]] = Field(
+        default_factory=dict, description="values of section.field, a run with each"
+    )
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -52,7 +58,19 @@ class Plan(Frozen):
             raise ValueError("a factor has no levels")
         if math.prod(len(levels) for levels in self.factors.values()) > MAX_RUNS:
             raise ValueError(f"the factors span more than {MAX_RUNS:,} arms")
+        if math.prod(len(values) for values in self.grid.values()) > MAX_RUNS:
+            raise ValueError(f"the grid has more than {MAX_RUNS:,} points")
+        for field, points in self.grid.items():
+            if field in ("seed", "interventions"):
+                raise ValueError(f"grid: {field}: take {'seeds' if field == 'seed' else 'arms or factors'} for that")
+            if not points:
+                raise ValueError(f"grid: {field} has no values")
         return self
+
+    def points(self) -> list[tuple[str, ...]]:
+        """Return every combination of the values of the grid as overrides; one without any where there is no grid."""
+        axes = ([f"{field}={value_text(value)}" for value in values] for field, values in self.grid.items())
+        return list(itertools.product(*axes))
 
     def all_arms(self) -> list[str]:
         """Return every arm as text, the baseline first if it is wanted."""
@@ -72,16 +90,17 @@ class Plan(Frozen):
         An arm whose plug-in is at fault is among them, as it was asked for; raises ConfigError for anything else.
         """
         arms, sizes = self.all_arms(), self.sizes or (None,)
-        if len(arms) * len(sizes) * len(self.seeds) > MAX_RUNS:
+        points = self.points()
+        if len(arms) * len(sizes) * len(points) * len(self.seeds) > MAX_RUNS:
             raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
         configs: dict[str, RunConfig] = {}
-        for size, arm in itertools.product(sizes, arms):
+        for size, point, arm in itertools.product(sizes, points, arms):
             base = registry.normalize_if_usable(
                 build_config(
                     self.recipe,
                     size=size,
                     steps=self.steps,
-                    overrides=self.overrides,
+                    overrides=(*self.overrides, *point),
                     interventions=parse_arm(arm),
                 )
             )
@@ -103,3 +122,30 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:
     """Validate a dictionary as a Plan; raises ConfigError with one line."""
     return validated(Plan, tree, source)
+
+
+def parse_grid(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Read texts such as `schedule.warmup_steps=100,200` as the grid of a plan; raises ConfigError."""
+    grid: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        field, equals, values = (part.strip() for part in text.partition("="))
+        parts = [part.strip() for part in values.split(",")]
+        if not equals or not field or not all(parts):
+            raise ConfigError(f"--grid {text!r}: expected SECTION.FIELD=VALUES, such as schedule.warmup_steps=100,200")
+        if field in grid:
+            raise ConfigError(f"--grid {text!r}: {field} is given twice; list all its values in one --grid")
+        grid[field] = tuple(map(parse_value, parts))
+    return grid
+
+
+def varied_fields(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Return for each config those fields in which runs of one size and arm differ, besides the seed."""
+    trees = [
+        dict(flatten(config.model_dump(mode="json", exclude={"recipe", "seed", "interventions"}))) for config in configs
+    ]
+    seen: dict[tuple[int, str, str], set[str]] = {}
+    for config, tree in zip(configs, trees, strict=True):
+        for field, value in tree.items():
+            seen.setdefault((config.model.hidden_size, config.arm, field), set()).add(json.dumps(value))
+    varied = {field: None for (_, _, field), values in seen.items() if len(values) > 1}
+    return [{field: tree[field] for field in varied} for tree in trees]

@@ -172,7 +172,9 @@ class TrainerFactory:
         resumed = start.checkpoints[run] if start.checkpoints else None
         if previous is not None and (different := ", ".join(changes(previous, metadata))):
             self.options.log(f"{previous.run}: resumes with {different}; run.json names both")
-        if resumed is not None and not artifacts.paths.csv.exists():
+        if resumed is not None and resumed.step == effective.extended_steps:
+            self.options.log(f"{artifacts.name}: starts with rows and weights of the run that it extends")
+        elif resumed is not None and not artifacts.paths.csv.exists():
             self.options.log(
                 f"{artifacts.name}: its CSV is missing; restored from the checkpoint of step {resumed.step}"
             )

@@ -1,5 +1,6 @@
 """Which checkpoints a pack resumes from, and what differs from the previous session."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.engine.pack import Pack
-from bitnetctl.errors import CheckpointError, ConfigError, one_line
+from bitnetctl.errors import CheckpointError, ConfigError, RecordError, one_line
 from bitnetctl.records import Manifest, read_manifest
 from bitnetctl.records.recorded import differences
 from bitnetctl.trainer import checkpoint
@@ -70,9 +71,13 @@ def _named(artifacts: RunArtifacts, path: Path) -> Checkpoint:
     """Load the checkpoint that the user names."""
     saved = checkpoint.load(path, artifacts.paths.csv)
     if saved.config_hash != artifacts.run.config_hash:
-        raise CheckpointError(f"checkpoint {path} belongs to another config ({saved.config_hash[:12]})")
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another config: {_difference(path.parent.parent, artifacts)}"
+        )
     if not saved.optimizer:
-        raise CheckpointError(f"checkpoint {path} is of a finished run; there is nothing to resume")
+        raise CheckpointError(
+            f"checkpoint {path} is of a finished run, which --extend trains on; there is nothing to resume"
+        )
     return saved
 
 
@@ -80,11 +85,20 @@ def _resume_at(checkpoints: Sequence[Checkpoint], acquired: Sequence[RunArtifact
     for artifacts, saved in zip(acquired, checkpoints, strict=True):
         if saved.config_hash != artifacts.run.config_hash:
             raise CheckpointError(
-                f"run {artifacts.name} holds checkpoints of another config ({saved.config_hash[:12]}); "
-                "choose another --name"
+                f"run {artifacts.name} holds checkpoints of another config: "
+                f"{_difference(artifacts.paths.folder, artifacts)}; choose another --name"
             )
     manifests = [read_manifest(artifacts.paths.folder) for artifacts in acquired]
     return ResumePoint(step=checkpoints[0].step, checkpoints=checkpoints, manifests=manifests)
+
+
+def _difference(folder: Path, artifacts: RunArtifacts) -> str:
+    """Return in which fields the config of the run in a folder differs, as far as its manifest tells."""
+    with contextlib.suppress(RecordError, ConfigError):
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return listed(differences(parse_config(manifest.config), artifacts.run.config)) or "the hash differs"
+    return "there is no run.json that tells which"
 
 
 def _steps(artifacts: RunArtifacts) -> set[int]:
@@ -111,6 +125,7 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
     A checkpoint may come from anyone, and a plug-in's state may not fit its code any more.
     """
     codes = pack.model.ternary_codes()
+    without_optimizer = (pack.steps, pack.replicas[0].config.extended_steps)
     for run, (replica, state) in enumerate(zip(pack.replicas, saved, strict=True)):
         if state.data_fingerprint != data_fingerprint:
             raise CheckpointError(
@@ -122,8 +137,8 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
                 raise ValueError(f"that has {pack.steps} steps")
             _require_alike(state.model, pack.model.parameters(run))
             pack.model.load(run, state.model)
-            # the checkpoint of a finished run has no optimizer state
-            if state.step != pack.steps:
+            # the last checkpoint of a run has no optimizer state
+            if state.step not in without_optimizer:
                 _require_alike(state.codes, {key: code[run] for key, code in codes.items()})
                 _require_alike(state.optimizer, pack.model.by_spec(replica.optimizer.state_like()))
                 replica.optimizer.load_state(pack.model.by_flat_parameter(state.optimizer))
@@ -131,7 +146,7 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = one_line(error)
             raise CheckpointError(f"the checkpoint of step {state.step} does not fit the run: {reason}") from error
-    if saved[0].step == pack.steps:
+    if saved[0].step in without_optimizer:
         return codes
     return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in codes}
 

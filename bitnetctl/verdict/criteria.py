@@ -57,13 +57,19 @@ class SeedRule(Frozen):
     min_seeds: PositiveInt = 1
     max_failure_rate: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] = 0.5
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    was_share: bool = Field(False, exclude=True, description="whether the file has the rule of version 0.1.0")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_share(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("rule") == "share":
-            raise ValueError('seeds.rule: "share" controlled no error rate; take "rate" with max_failure_rate instead')
-        return tree
+    def _read_share(cls, tree: Any) -> Any:
+        """Read the rule of version 0.1.0, which controlled no error rate, as the one about the same share of seeds."""
+        if not isinstance(tree, dict) or tree.get("rule") != "share":
+            return tree
+        share = tree.get("refuted_share", 0.5)
+        if isinstance(share, int | float):
+            share = min(max(share, 1e-6), 1 - 1e-6)
+        others = {name: value for name, value in tree.items() if name not in ("refuted_share", "min_seeds")}
+        return {**others, "rule": "rate", "max_failure_rate": share, "was_share": True}
 
     @property
     def error_rate(self) -> float:

@@ -223,6 +223,7 @@ def _verdict(
         *of_the_set,
         *([wording.shared_alpha(arms, alpha)] if by_rate and arms > 1 else []),
         *(wording.looks(size, numbers, alpha) for size, numbers in looks if len(numbers) > 1),
+        *_rule_notes(criteria),
         *_evidence_notes(criteria, finished, options.requested_steps),
         *_notes_of_runs(assessment.kept, criteria),
     ]
@@ -325,6 +326,15 @@ def _evidence(criteria: Criteria, finished: Sequence[Run]) -> str | None:
     if not finished:
         return "none"
     return next((level.level for level in reversed(criteria.evidence) if level.is_reached(finished)), "scaled")
+
+
+def _rule_notes(criteria: Criteria) -> Iterator[str]:
+    """Yield a note on a rule that is not judged as it was written."""
+    if criteria.seeds.was_share:
+        yield (
+            'seeds.rule = "share" controlled no error rate and is judged as "rate" with max_failure_rate = '
+            f"{criteria.seeds.max_failure_rate:g}"
+        )
 
 
 def _evidence_notes(criteria: Criteria, finished: Sequence[Run], requested_steps: int | None) -> Iterator[str]:

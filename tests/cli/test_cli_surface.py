@@ -46,25 +46,29 @@ def test_a_missing_command_shows_the_help(arguments: list[str]) -> None:
     assert "error" not in done.out + done.err
 
 
-CONFIG_OPTIONS = "--recipe -r --size --steps --seed --set --intervention -i"
+CONFIG_OPTIONS = "--recipe -r --size --sizes --steps --seed --set --intervention -i"
 
 # the command line is a contract with scripts: a change here is a change for CHANGELOG.md
 OPTIONS = {
     "": "--version",
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
-    "--checkpoint-every --on-divergence --resume --requeue --dry-run --json",
-    "sweep": "--recipe -r --sizes --steps --seeds --set --intervention -i --plan --no-baseline --pack --keep-weights "
-    "--no-keep-weights --configs --runs-dir --device --engine --precision --eval-every --checkpoint-every "
-    "--on-divergence --requeue --dry-run --json",
-    "verify": "paths --sizes --steps --recipe -r --intervention -i --seeds --set --no-baseline --criteria --runs-dir "
-    "--device --engine --precision --pack --strict --distinct-seeds --no-train --report --bundle --junit --html "
-    "--details --requeue --dry-run --decimal --map --json",
+    "--checkpoint-every --on-divergence --extend --resume --requeue --dry-run --quiet -q --json",
+    "sweep": "--recipe -r --sizes --size --steps --seeds --seed --grid --set --intervention -i --plan "
+    "--no-baseline --pack --keep-weights --no-keep-weights --configs --runs-dir --device --engine --precision "
+    "--eval-every --checkpoint-every --on-divergence --requeue --dry-run --quiet -q --json",
+    "verify": "paths --size --sizes --steps --recipe -r --intervention -i --seeds --seed --set --no-baseline "
+    "--criteria --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
+    "--bundle --junit --html --details --requeue --dry-run --decimal --map --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
     "interventions": "",
     "interventions list": "--json",
     "interventions show": "name --json",
     "interventions new": "name --path",
     "interventions check": "path --settings",
+    **{f"{kind} list": "--json" for kind in ("recipes", "plans", "criteria")},
+    **{f"{kind} show": "name --json" for kind in ("recipes", "plans", "criteria")},
+    **{f"{kind} new": "file --from" for kind in ("recipes", "plans", "criteria")},
+    **dict.fromkeys(("recipes", "plans", "criteria"), ""),
     "config": "",
     "config show": f"{CONFIG_OPTIONS} --json",
     "config schema": "",

@@ -94,7 +94,6 @@ def test_betas_must_be_finite() -> None:
         ("schedule.boundary_fraction=50", "schedule.boundary_fraction"),
         ("probe.positions=0", "probe.positions"),
         ("probe.eval_every_steps=0", "probe.eval_every_steps"),
-        ("interventions=foo", "interventions: input should be a valid tuple"),
     ],
 )
 def test_a_bad_value_names_its_field(override: str, fragment: str) -> None:
@@ -212,3 +211,17 @@ def test_derived_widths() -> None:
 def test_evaluated_steps(steps: int, every: int | None, evaluated: list[int]) -> None:
     config = quick(steps=steps, eval_every_steps=every)
     assert [step for step in range(1, steps + 1) if config.is_evaluated(step)] == evaluated
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.warmup_steps=100,200", "bitnetctl sweep --grid schedule.warmup_steps=100,200"),
+        ("optimizer.name=adam,adamw", "bitnetctl sweep --grid optimizer.name=adam,adamw"),
+        ("optimizer.betas=3", "expected a list such as [0.9, 0.95]"),
+        ("optimizer.exempt=3", 'expected a list such as ["embeddings", "head"]'),
+        ("interventions=foo", "given with -i"),
+    ],
+)
+def test_a_mistaken_value_says_what_to_write(override: str, message: str) -> None:
+    assert message in failure([override])

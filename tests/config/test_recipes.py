@@ -14,6 +14,8 @@ from bitnetctl.config import (
     field_paths,
     load_recipe,
 )
+from bitnetctl.config.load import config_text
+from bitnetctl.errors import ConfigError
 
 
 def test_recipes_are_listed_and_labelled() -> None:
@@ -39,6 +41,7 @@ SHARED_DEFAULTS = {
     "probe.random_prompt_tokens",
     "probe.seed",
     "interventions",
+    "continues",
 }
 
 
@@ -169,3 +172,53 @@ def test_an_unknown_recipe_gets_a_suggestion() -> None:
     assert "unknown recipe 'orign'; did you mean 'origin'?" in message
     assert all(name in message for name in RECIPES)
     assert "did you mean" not in failure([], recipe="zzz")
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
+    file = written(tmp_path, "mine.toml", 'extends = "quick"\nsteps = 7\n[optimizer]\nname = "adamw"\n')
+    quick, mine = build_config("quick"), build_config(file)
+    assert (mine.recipe, mine.steps, mine.optimizer.name) == ("mine", 7, "adamw")
+    same = {"recipe": "quick", "steps": quick.steps, "optimizer": quick.optimizer}
+    assert mine.model_copy(update=same) == quick
+
+
+def test_files_extend_each_other_from_where_they_lie(tmp_path: Path) -> None:
+    written(
+        tmp_path, "base.toml", 'extends = "quick"\nsteps = 7\n[data]\nbatch_size = 2\n[optimizer]\nexempt = ["head"]\n'
+    )
+    file = written(tmp_path, "below/mine.toml", 'extends = "../base.toml"\n[optimizer]\nexempt = ["norms"]\n')
+    config = build_config(file)
+    assert (config.steps, config.data.batch_size, config.optimizer.exempt) == (7, 2, ("norms",))
+    assert config.model == build_config("quick").model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "mine.toml"\n', "extends itself"),
+        ('extends = "other.toml"\n', "extends itself"),
+        ('extends = "qick"\n', "did you mean 'quick'?"),
+        ('extends = "none.toml"\n', "No such file"),
+        ("extends = 3\n", "expected the name of a recipe"),
+        ('recipe = "quick"\nsteps = 7\n', 'write extends = "quick" instead'),
+    ],
+)
+def test_a_file_that_extends_nothing_usable_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    written(tmp_path, "other.toml", 'extends = "mine.toml"\n')
+    file = written(tmp_path, "mine.toml", text)
+    with pytest.raises(ConfigError) as caught:
+        build_config(file)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shown_config_is_a_recipe_file(name: str, tmp_path: Path) -> None:
+    config = build_config(name)
+    assert build_config(written(tmp_path, "shown.toml", config_text(config))) == config

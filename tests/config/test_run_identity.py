@@ -89,6 +89,7 @@ DEFAULTS: dict[str, Any] = {
     "probe.random_prompt_tokens": 8,
     "probe.seed": 0,
     "interventions": [],
+    "continues": None,
 }
 
 

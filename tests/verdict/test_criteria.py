@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import healthy_run
 
 from bitnetctl.errors import ConfigError
-from bitnetctl.verdict import Criteria, Outcome, criteria_names, load_criteria, parse_criteria
+from bitnetctl.verdict import Criteria, Outcome, criteria_names, judge, load_criteria, parse_criteria
 from bitnetctl.verdict.checks.level import LevelCheck
 from bitnetctl.verdict.checks.twin import TwinCheck
 from bitnetctl.verdict.criteria import KINDS
@@ -135,8 +136,6 @@ def test_the_hash_covers_what_decides(load: Callable[[str], Criteria]) -> None:
         ),
         ("= 0.25", "= 1.0", "seeds.max_failure_rate: input should be less than or equal to 0.999999, got 1.0"),
         ('rule = "rate"', 'rule = "most"', "seeds.rule: input should be 'every' or 'rate', got 'most'"),
-        # the rule of earlier files meant something else and must not be read as anything
-        ('rule = "rate"', 'rule = "share"', 'seeds.rule: "share" controlled no error rate; take "rate" with max_'),
         ("last = 3", "range = [0, 200]", 'checks.3 (level): range is for claim = "mean"'),
         (
             "last = 3",
@@ -269,3 +268,17 @@ def test_every_kind_is_documented_and_names_itself() -> None:
     for kind, cls in KINDS.items():
         assert cls.__doc__
         assert cls.model_fields["kind"].default == kind
+
+
+def test_the_rule_of_the_first_version_is_judged_with_an_error_rate(
+    load: Callable[[str], Criteria], tmp_path: Path
+) -> None:
+    rule = 'rule = "share"\nmin_seeds = 3\nrefuted_share = 0.25'
+    old = load(SMALL.replace('rule = "rate"\nmax_failure_rate = 0.25', rule))
+    new = load(SMALL)
+    assert (old.seeds.rule, old.seeds.max_failure_rate, old.hash) == ("rate", 0.25, new.hash)
+    runs = [healthy_run(tmp_path, seed) for seed in range(3)]
+    by_old, by_new = (judge(runs, criteria) for criteria in (old, new))
+    assert by_old.outcome is by_new.outcome is Outcome.INCONCLUSIVE
+    [note] = set(by_old.notes) - set(by_new.notes)
+    assert note == 'seeds.rule = "share" controlled no error rate and is judged as "rate" with max_failure_rate = 0.25'
