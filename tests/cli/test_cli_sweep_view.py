@@ -189,6 +189,6 @@ def test_the_live_view_follows_a_whole_sweep(sweep_command: Sweep, monkeypatch: 
 
     monkeypatch.setattr(monitor_console, "make_reporter", make)
     done = sweep_command("-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--pack", "4", "--json")
-    assert done.code == ExitCode.INTERNAL
+    assert done.code == ExitCode.USAGE
     (reporter,) = reporters
     assert draw(reporter)[0] == "4 runs: 1 failed, 1 diverged, 2 finished"
