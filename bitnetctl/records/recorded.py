@@ -157,7 +157,12 @@ class RunsFolder:
         differing = other = None
         for candidate in self._named_alike(config.run_name):
             recorded, config_hash = self._read(candidate)
-            if recorded is None or key_of(recorded) is None:
+            if recorded is None:
+                continue
+            if key_of(recorded) is None:
+                # it tells nothing of its plug-ins, as it never trained a step: its name and hash decide
+                if candidate in config.run_names:
+                    return FoundRun(paths=RunPaths(self._runs_dir, candidate), config_hash=config_hash)
                 continue
             texts = differences(recorded, config)
             if not texts:

@@ -39,7 +39,7 @@ def reporters(monkeypatch: pytest.MonkeyPatch) -> list[LiveReporter]:
 @pytest.mark.usefixtures("third_party")
 def test_the_live_view_follows_a_whole_sweep(sweep_command: Sweep, reporters: list[LiveReporter]) -> None:
     done = sweep_command("-i", "fails", "-i", DIVERGES, "-i", "no-decay", "--pack", "4", "--json")
-    assert done.code == ExitCode.INTERNAL
+    assert done.code == ExitCode.USAGE
     (reporter,) = reporters
     assert reporter._board.counts() == {"failed": 1, "diverged": 1, "finished": 2}
     done_seconds, seconds = reporter._board.work()

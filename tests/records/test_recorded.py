@@ -59,10 +59,16 @@ def test_a_run_of_an_earlier_version_is_found_by_its_settings(tmp_path: Path) ->
     assert RunsFolder(tmp_path).find(config({}, {"factor": 0.25}, seed=1)).other is None
 
 
-@pytest.mark.parametrize("settings", [None, {"scale": 0.5}, {"factor": 0.5, "warm": 0}])
-def test_a_run_of_other_or_unknown_settings_is_not_found(settings: dict[str, Any] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{"scale": 0.5}, {"factor": 0.5, "warm": 0}])
+def test_a_run_of_other_settings_is_not_found(settings: dict[str, Any], tmp_path: Path) -> None:
     record(tmp_path, OLD, settings)
     assert RunsFolder(tmp_path).find(HALF).paths.name == HALF.run_name
+
+
+def test_of_a_run_that_tells_no_settings_the_name_decides(tmp_path: Path) -> None:
+    name = record(tmp_path, OLD, None)
+    assert RunsFolder(tmp_path).find(HALF).paths.name == name
+    assert RunsFolder(tmp_path).find(config({"factor": 0.5}, {})).paths.name == HALF.run_name
 
 
 def test_a_run_with_a_given_name_is_the_same_by_its_settings(tmp_path: Path) -> None:
