@@ -16,7 +16,6 @@ from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
-from bitnetctl.records.run import printable_name
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
@@ -134,7 +133,7 @@ def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence
     files of one run count once, with a note.
     """
     kept, doubles = distinct_runs(runs)
-    copies = [f"{printable_name(str(one.run.path))}: left out, {one.reason}" for one in doubles]
+    copies = [f"{one.run.path}: left out, {one.reason}" for one in doubles]
     return study(kept, baseline=baseline, notes=[*notes, *copies])
 
 

@@ -218,7 +218,7 @@ class LoadedSet:
         notes = [
             f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest
         ]
-        names = [printable_name(one.path.name) for one in self.unread]
+        names = [one.path.name for one in self.unread]
         if names:
             notes.append(f"{plural(len(names), 'file')} left out that cannot be read: {shortened(names, MOST_UNREAD)}")
         return notes
@@ -238,7 +238,7 @@ def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: s
     size, arm, seed, steps = _identity(path, config, records.title)
     return Run(
         path=path,
-        name=manifest.run if manifest else printable_name(path.stem),
+        name=manifest.run if manifest else path.stem,
         records=records,
         manifest=manifest,
         config=config,
@@ -353,11 +353,6 @@ def _identity(
     if named is not None:
         return int(named["size"]), named["arm"], int(named["seed"]), int(named["steps"])
     return _size_hint(path, title), None, _seed_hint(path, title), None
-
-
-def printable_name(stem: str) -> str:
-    """Return a file's name as text that can be encoded; a name that is not UTF-8 holds surrogates."""
-    return stem.encode("utf-8", "backslashreplace").decode()
 
 
 def names_only(arm: str) -> str:
