@@ -16,7 +16,7 @@ from bitnetctl.records.find import LEFT_OUT_FOLDER, is_bundle_folder
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.membership import Cell, Group, Known
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
-from bitnetctl.records.run import EmptyRun, Run, UnreadRun, load_run, names_only, printable_name
+from bitnetctl.records.run import EmptyRun, Run, UnreadRun, load_run, names_only
 from bitnetctl.records.siblings import Identity, Sibling, siblings_in
 
 State: TypeAlias = Literal["failed", "unreadable", "unfinished", "missing", "left out"]
@@ -180,7 +180,7 @@ def _add_unread(absent: _Absent, known: Known, unread: Iterable[UnreadRun]) -> I
         group = None
         if one.arm is not None and one.size is not None:
             group = known.groups[one.arm, one.size]
-        name = printable_name(one.path.stem)
+        name = one.path.stem
         if group is not None and one.seed is not None and one.planned_steps is not None:
             identity = Identity(size=group.size, arm=group.arm, seed=one.seed, steps=one.planned_steps)
             absent.add(group, identity, "unreadable", one.problem, name, one.path)

@@ -220,7 +220,7 @@ class LoadedSet:
         notes = [
             f"{one.name}: {one.manifest.status}, no evaluation yet; left out" for one in self.empty if one.manifest
         ]
-        names = [printable_name(one.path.name) for one in self.unread]
+        names = [one.path.name for one in self.unread]
         if names:
             notes.append(f"{plural(len(names), 'file')} left out that cannot be read: {shortened(names, MOST_UNREAD)}")
         return notes
@@ -243,7 +243,7 @@ def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: s
     size, arm, seed, steps = _identity(path, config, records.title)
     return Run(
         path=path,
-        name=manifest.run if manifest else printable_name(path.stem),
+        name=manifest.run if manifest else path.stem,
         records=records,
         manifest=manifest,
         config=config,

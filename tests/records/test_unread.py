@@ -1,6 +1,7 @@
 """One CSV that cannot be read stops no other: it is named, it counts as a run, and the exit code says so."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -203,3 +204,22 @@ def test_hidden_files_that_a_shell_names_are_noted(tmp_path: Path) -> None:
     done = call("verify", *paths, hidden, "--criteria", "origin")
     assert done.code == 0
     assert done.err == f"note: {hidden}: left out, a hidden file that another program put there\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_names_that_are_not_utf8_are_shown_by_every_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [path] = sound_seeds(tmp_path, [0])
+    for name, content in ((b"gr\xfc\xdfe.csv", path.read_bytes()), (b"kaput\xff.csv", b"")):
+        try:
+            Path(os.fsdecode(name)).write_bytes(content)
+        except OSError:
+            pytest.skip("the file system takes UTF-8 only")
+    done = call("analyze", ".", "--html", "page.html", "--markdown", "page.md", "--csv", "summary.txt")
+    assert done.code == ExitCode.USAGE
+    assert "kaput" in done.out
+    assert "internal error" not in done.err
+    for more in (["--report", "r.md", "--junit", "j.xml", "--bundle", "b.zip"], ["--json"]):
+        done = call("verify", ".", "--criteria", "origin", *more)
+        assert done.code == ExitCode.INCONCLUSIVE
+        assert "kaput" in done.out
