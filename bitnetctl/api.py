@@ -86,7 +86,7 @@ def train(
         for event in train_runs([run], options):
             on_event(event)
             if isinstance(event, Stopped):
-                raise StoppedBySignal(f"{run.name}: started again, it resumes from step {event.step:,}")
+                raise StoppedBySignal(f"{run.name}: the same command resumes from step {event.step:,}")
     return load_run(run.paths.csv)
 
 

@@ -81,6 +81,7 @@ class StorageError(BitnetctlError):
     def __init__(self, message: str, error_number: int | None = None) -> None:
         super().__init__(message)
         if error_number in (
+            errno.ENOENT,
             errno.ENOSPC,
             errno.EDQUOT,
             errno.EROFS,

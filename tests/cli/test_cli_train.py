@@ -176,7 +176,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_finishes(tmp_path
         watchdog.cancel()
     assert (code, out) == (ExitCode.STOPPED, "")
     assert "mine: stopped at step " in err
-    assert re.search(r"mine: started again, it resumes from step \d+\n$", err)
+    assert re.search(r"mine: the same command resumes from step \d+\n$", err)
     manifest = read_manifest(tmp_path / "runs" / "mine")
     assert manifest is not None
     assert manifest.status == "stopped"

@@ -238,7 +238,7 @@ def test_every_signal_at_every_moment_of_a_training(processes: Processes) -> Non
             assert stopped.err.startswith(f"stopped by {name} while preparing: choosing the number of threads; ")
             continue
         assert f"stopped at step {stopped_after[at]}, checkpoint saved\n" in stopped.err
-        assert stopped.err.endswith(f"started again, it resumes from step {stopped_after[at]}\n")
+        assert stopped.err.endswith(f"the same command resumes from step {stopped_after[at]}\n")
         assert status(stopped.runs_dir) == [("stopped", stopped_after[at])]
     # one of each moment, with different signals
     chosen = [(at, NAMES[index]) for index, at in enumerate(MOMENTS)]
