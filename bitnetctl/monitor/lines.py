@@ -164,7 +164,9 @@ def _outcome(view: RunView) -> str:
         return "finished"
     collapse = view.collapse
     collapsed = f", collapsed since step {collapse.since:,}" if collapse.health is Health.COLLAPSED else ""
+    unigram = row.get("UnigramLoss")
+    reference = "" if unigram is None else f" (unigram {format_value(unigram, '.3f')})"
     return (
-        f"finished, held-out loss {format_value(row.get('HeldOutLoss'), '.3f')}, "
+        f"finished, held-out loss {format_value(row.get('HeldOutLoss'), '.3f')}{reference}, "
         f"{format_value(row.get('UniquePredictions'), '.0f')} unique predictions{collapsed}"
     )

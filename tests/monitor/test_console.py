@@ -122,7 +122,7 @@ def test_plain_output_is_a_line_for_each_event_of_interest() -> None:
         "lr 1.500e-03  wd 0.1  12345679 tok/s"
     )
     assert all(line.startswith(f"{NAME}  step ") for line in evaluations)
-    assert lines[-1] == f"{NAME}: finished, held-out loss 6.250, 8192 unique predictions"
+    assert lines[-1] == f"{NAME}: finished, held-out loss 6.250 (unigram 7.000), 8192 unique predictions"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -290,7 +290,7 @@ def test_quiet_prints_what_needs_attention() -> None:
         reporter.log("stopped by SIGINT")
     assert screen.lines == [
         f"warning: {NAME}: collapsed since step 5,000: 4 distinct predictions",
-        f"{NAME}: finished, held-out loss 6.250, 60 unique predictions",
+        f"{NAME}: finished, held-out loss 6.250 (unigram 7.000), 60 unique predictions",
         f"{NAME}: failed: the disk is gone",
         "stopped by SIGINT",
     ]
