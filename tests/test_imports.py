@@ -42,6 +42,7 @@ INSIDE = {
         "checksum logs",
         "find",
         "status run collapse follow",
+        "load",
         "provenance distinct",
         "siblings",
         "membership",

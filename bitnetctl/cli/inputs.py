@@ -10,7 +10,8 @@ from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.files import temporary_folder
 from bitnetctl.records.bundle import read_bundle
 from bitnetctl.records.find import find_files
-from bitnetctl.records.run import MOST_UNREAD, LoadedSet, UnreadRun, load_files
+from bitnetctl.records.load import MOST_UNREAD, LoadedSet, load_files
+from bitnetctl.records.run import UnreadRun
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options, write_bundle
 from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.load import load_planned
 from bitnetctl.records.logs.columns import parse_map
-from bitnetctl.records.run import UnreadRun, load_planned
+from bitnetctl.records.run import UnreadRun
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import resolve_all

@@ -13,10 +13,12 @@ from typing import Literal, TypeAlias
 from bitnetctl.errors import RecordError, one_line
 from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.find import LEFT_OUT_FOLDER, is_bundle_folder
+from bitnetctl.records.load import load_run
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.membership import Cell, Group, Known
+from bitnetctl.records.naming import names_only
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
-from bitnetctl.records.run import EmptyRun, Run, UnreadRun, load_run, names_only
+from bitnetctl.records.run import EmptyRun, Run, UnreadRun
 from bitnetctl.records.siblings import Identity, Sibling, siblings_in
 
 State: TypeAlias = Literal["failed", "unreadable", "unfinished", "missing", "left out"]

@@ -16,11 +16,11 @@ from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
 from bitnetctl.records.find import is_litter, original_stem
 from bitnetctl.records.manifest import read_tree
+from bitnetctl.records.naming import RUN_NAME
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
 from bitnetctl.records.reader import NoRowsError, read
 from bitnetctl.records.recorded import complete_specs, full_label, settings_key
-from bitnetctl.records.run import RUN_NAME
 
 _Value = TypeVar("_Value")
 

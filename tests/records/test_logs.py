@@ -23,9 +23,9 @@ from foreign import (
 )
 
 from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.records import Run, load_set
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.logs import recognise
-from bitnetctl.records.run import Run, load_set
 
 Curve = dict[int, float]
 
