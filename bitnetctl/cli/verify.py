@@ -1,7 +1,6 @@
 """`bitnetctl verify`: train what is missing, then judge."""
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,11 @@ import typer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bitnetctl.cli import options
-from bitnetctl.cli.inputs import given_runs, print_unread
+from bitnetctl.cli.inputs import given_runs, print_unread, refuse_overwriting
 from bitnetctl.cli.options import parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
-from bitnetctl.config import InterventionSpec, RunConfig
+from bitnetctl.config import BASELINE, InterventionSpec, RunConfig
 from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Run
@@ -112,7 +111,7 @@ def verify(
     requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
         if len(paths) == 1:
-            stored = _bundle_options(Path(paths[0]).expanduser())
+            stored = _bundle_options(Path(paths[0]))
             requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
             requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
             steps = stored.steps if steps is None else steps
@@ -149,7 +148,7 @@ def verify(
     with runs_of_arm_hinted(arm, runs_dir):
         configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
     # the requested arm last
-    configs.sort(key=lambda config: config.arm != "baseline")
+    configs.sort(key=lambda config: config.arm != BASELINE)
     planned = resolve_all(configs, runs_dir)
     if dry_run:
         return show_plan(planned, device, parse_pack(pack), as_json)
@@ -247,7 +246,7 @@ def _judge_and_show(
         return api.judge(runs, one, arms=arms, inventory=inventory, **options)
 
     outputs = [path for path in (report, junit, bundle, html) if path is not None]
-    _refuse_overwriting(outputs, [run.path for run in runs])
+    refuse_overwriting(outputs, [run.path for run in runs])
     by_criteria = [judge(one, arms) for one in criteria]
     # a requested arm without a run gets its verdict, too
     missing = [arm for arm in deciding_arms if all(arm not in verdicts for verdicts in by_criteria)]
@@ -286,14 +285,6 @@ def _judge_and_show(
     print_unread(unread)
     # every file may matter where all is said to be well
     return ExitCode.USAGE if unread and outcome.exit_code == ExitCode.SUPPORTED else outcome.exit_code
-
-
-def _refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise ConfigError where a file to write is one of the runs that are judged."""
-    known = {os.path.realpath(path) for path in inputs}
-    for path in outputs:
-        if os.path.realpath(path) in known:
-            raise ConfigError(f"{path}: is one of the files to judge; write to another")
 
 
 class _BundleOptions(BaseModel):

@@ -14,6 +14,7 @@ from bitnetctl.config.load import (
     validated as validated,
 )
 from bitnetctl.config.schema import (
+    BASELINE as BASELINE,
     DataConfig as DataConfig,
     Fraction as Fraction,
     Frozen as Frozen,
@@ -27,4 +28,5 @@ from bitnetctl.config.schema import (
     RunConfig as RunConfig,
     ScheduleConfig as ScheduleConfig,
     canonical_hash as canonical_hash,
+    join_arm as join_arm,
 )

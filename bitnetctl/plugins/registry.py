@@ -25,6 +25,7 @@ from bitnetctl.plugins.composition import Composition, overridden_hooks
 from bitnetctl.plugins.isolation import intrusions_of, isolated
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.records import PluginInfo
+from bitnetctl.units import listed
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
@@ -149,9 +150,7 @@ def load(name: str) -> Plugin:
     elif not allowed:
         problem = f"not allowed; {_how_to_allow(first)}"
     elif len(allowed) > 1:
-        problem = "name conflict: registered by " + " and ".join(
-            f"{each.distribution} {each.version}" for each in allowed
-        )
+        problem = f"name conflict: registered by {listed([f'{each.distribution} {each.version}' for each in allowed])}"
     else:
         try:
             with isolated(name, "at import", at_import=True):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitnetctl.config import split_arm
+from bitnetctl.config import join_arm, split_arm
 
 RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
 _SIZE_HINT = re.compile(
@@ -38,7 +38,7 @@ def original_stem(stem: str) -> str:
 
 def names_only(arm: str) -> str:
     """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
-    return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
+    return join_arm(part.partition(":")[0] for part in split_arm(arm))[:120]
 
 
 def size_hint(name: str, title: str | None, *, of_log: bool = False) -> int | None:

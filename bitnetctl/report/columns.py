@@ -10,22 +10,14 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.summary import RunSummary
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, format_value, plural
 
-UNKNOWN = "–"
 MOST_POINTS = 600
 """Most points of a curve; a longer run is thinned evenly and keeps its first and last evaluation."""
 
 MEANS = (
     "Means over the runs that have the value; a failed run has no final value. Collapses and recoveries are counted."
 )
-
-
-def format_value(value: float | str | None, format_spec: str = "") -> str:
-    """Format a number; unknown is a dash, text (NaN or infinity as JSON has it) stays unchanged."""
-    if value is None:
-        return UNKNOWN
-    return value if isinstance(value, str) else format(value, format_spec)
 
 
 @dataclass(frozen=True)

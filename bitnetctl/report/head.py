@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bitnetctl.report.columns import UNKNOWN, format_value
+from bitnetctl.units import UNKNOWN, format_value
 from bitnetctl.verdict import Summary
 from bitnetctl.verdict.outcome import number_text
 from bitnetctl.verdict.summary import SummaryCell, SummaryColumn, SummaryRow, signed

@@ -15,7 +15,6 @@ from bitnetctl.report.columns import (
     COLLAPSE,
     END,
     TRAINING_LOSS,
-    UNKNOWN,
     SummaryRow,
     arm_rows,
     run_rows,
@@ -25,7 +24,7 @@ from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
 from bitnetctl.report.plots import plots
 from bitnetctl.report.terminal import agreement_table, collapse_table, effects_table, end_table, factors_table
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, plural
 
 MOST_RUNS = 24
 """Above it the details have a row for each arm and size, not for each run."""

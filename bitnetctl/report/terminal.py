@@ -16,11 +16,9 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
-    UNKNOWN,
     SummaryColumn,
     SummaryRow,
     difference,
-    format_value,
     interval,
     p_cells,
     pairs_text,
@@ -29,7 +27,7 @@ from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
 from bitnetctl.report.screen import OUTCOME_STYLES
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
-from bitnetctl.units import gibibytes
+from bitnetctl.units import UNKNOWN, format_value, gibibytes, plural
 from bitnetctl.verdict import Outcome, Verdict, arm_label
 
 MOST_TERMS = 10
@@ -176,7 +174,7 @@ def _levels(outcomes: Sequence[OutcomeAnalysis], terms: Sequence[Term | None]) -
         cells = (format_value(mean, outcome.format_spec) for mean, outcome in zip(means, outcomes, strict=True))
         yield Row((f"  {level}", *cells), "dim")
     if len(levels) > MOST_LEVELS:
-        yield Span(f"… and {len(levels) - MOST_LEVELS} more levels", "dim", indent=2)
+        yield Span(f"… and {plural(len(levels) - MOST_LEVELS, 'more level')}", "dim", indent=2)
 
 
 def _eta_squared(term: Term | None) -> Text:

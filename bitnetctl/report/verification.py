@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
-from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.head import head_columns
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
+from bitnetctl.units import UNKNOWN
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Summary, Verdict, wording
 
 

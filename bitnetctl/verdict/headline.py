@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from bitnetctl.config import BASELINE
 from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.paired import PairedCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
+from bitnetctl.verdict.facts import Facts, SizeOfArm
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict, strictest, unseen_measures
 from bitnetctl.verdict.seeds import RATE

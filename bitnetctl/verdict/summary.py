@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from bitnetctl.config import BASELINE
 from bitnetctl.records import Run
 from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.units import plural
 from bitnetctl.verdict import headline, wording
 from bitnetctl.verdict.checks.base import Check, ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
+from bitnetctl.verdict.facts import Facts, SizeOfArm
 from bitnetctl.verdict.headline import Reason
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.next_step import next_step

@@ -19,7 +19,6 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
-    UNKNOWN,
     SummaryRow,
     agreement_cells,
     arm_rows,
@@ -31,7 +30,7 @@ from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.curves import embed, page_data
 from bitnetctl.report.html.head import summary_section
 from bitnetctl.report.html.panels import panels_section
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, plural
 from bitnetctl.verdict import Summary
 
 MOST_REASONS = 5
