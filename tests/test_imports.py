@@ -82,6 +82,7 @@ INSIDE = {
         "seeds",
         "judge",
         "facts",
+        "reasons",
         "headline next_step",
         "summary",
         "__init__",

@@ -16,8 +16,8 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
-    SummaryColumn,
-    SummaryRow,
+    RunColumn,
+    RunRow,
     difference,
     interval,
     p_cells,
@@ -96,17 +96,17 @@ def packs_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     return FittedTable(columns, rows_of(cells))
 
 
-def collapse_table(rows: Sequence[SummaryRow]) -> FittedTable:
+def collapse_table(rows: Sequence[RunRow]) -> FittedTable:
     """Return collapse and recovery of every run, or of the runs of each arm."""
     return _summary_table("Stage 1 and the boundary", rows, COLLAPSE)
 
 
-def end_table(rows: Sequence[SummaryRow]) -> FittedTable:
+def end_table(rows: Sequence[RunRow]) -> FittedTable:
     """Return the final metrics of every run and its ternary weights, or their means over the runs of each arm."""
     return _summary_table("The end", rows, END)
 
 
-def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn]) -> FittedTable:
+def _summary_table(title: str, rows: Sequence[RunRow], columns: Sequence[RunColumn]) -> FittedTable:
     lines: list[Row | Span] = []
     for row in rows:
         lines.append(Row((row.arm, row.size, row.seed, *(row.text(column) for column in columns))))
