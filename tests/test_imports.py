@@ -110,6 +110,7 @@ INSIDE = {
     "cli": (
         "options",
         "training requested inputs",
+        "judging",
         "config interventions library analyze train sweep verify",
         "__init__",
     ),
