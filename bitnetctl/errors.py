@@ -14,6 +14,11 @@ def one_line(error: object, limit: int | None = 200) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
+def cannot_read(what: object, error: OSError) -> str:
+    """Return the message for a file that cannot be read, which begins with `what` it is."""
+    return f"{what}: cannot read: {error.strerror or error}"
+
+
 class ExitCode(IntEnum):
     """Exit codes of the process; scripts and schedulers rely on the numbers."""
 

@@ -12,7 +12,7 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.inputs import given_runs, print_unread, refuse_overwriting
 from bitnetctl.cli.options import print_json, print_message, stdout
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import ConfigError, ExitCode, cannot_read
 
 if TYPE_CHECKING:
     from bitnetctl.verdict import Summary
@@ -123,7 +123,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(f"--verdict {file}", error)) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
 

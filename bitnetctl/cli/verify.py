@@ -15,7 +15,6 @@ from bitnetctl.cli.options import parse_pack
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import BASELINE, InterventionSpec, RunConfig
-from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import bundle_options
@@ -99,7 +98,7 @@ def verify(
         criteria=[load_criteria(name) for name in criteria or criteria_names()],
         outputs=judging.Outputs(report=report, bundle=bundle, junit=junit, html=html, details=details, as_json=as_json),
     )
-    requested_sizes = None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
+    requested_sizes = options.chosen_sizes(sizes)
     requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
         if len(paths) == 1:

@@ -5,6 +5,7 @@ from bitnetctl.config.load import (
     builtin_names as builtin_names,
     did_you_mean as did_you_mean,
     field_paths as field_paths,
+    hint_at as hint_at,
     load_recipe as load_recipe,
     parse_arm as parse_arm,
     parse_config as parse_config,

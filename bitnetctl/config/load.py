@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from bitnetctl.config.schema import BASELINE, InterventionSpec, RunConfig
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, cannot_read
 from bitnetctl.files import expand_user
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -119,7 +119,7 @@ def _read_text(path: Path, source: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8; save it as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"{source}: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(source, error)) from error
     except ValueError as error:
         # a name with a NUL byte
         raise ConfigError(f"{source}: {error}") from error
@@ -331,6 +331,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean '…'?` for the most similar known word, an empty text if none is similar."""
     match = _closest(word, known)
     return f"; did you mean {match!r}?" if match else ""
+
+
+def hint_at(word: str, known: Collection[str]) -> str:
+    """Return `did_you_mean` or, where no known word is similar, `; known: …` with all of them."""
+    return did_you_mean(word, known) or f"; known: {', '.join(known)}"
 
 
 def _closest(word: str, known: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from bitnetctl.config import DataConfig, did_you_mean
 from bitnetctl.data import bpe
 from bitnetctl.data.listing import expand, is_file, is_folder
-from bitnetctl.errors import DataError, one_line
+from bitnetctl.errors import DataError, cannot_read, one_line
 from bitnetctl.files import temporary_root
 
 _BPE_SIZES = range(257, (1 << 20) + 1)  # 256 bytes and the end of text at least
@@ -107,7 +107,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"tokenizer {path}: cannot read: {error.strerror or error}") from error
+        raise DataError(cannot_read(f"tokenizer {path}", error)) from error
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DataError(f"tokenizer {path}: not a valid tokenizer.json: {one_line(error)}") from error
     return _without_limits(tokenizer, str(path))
@@ -258,7 +258,7 @@ def _read(path: Path, spec: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"tokenizer {spec}: {path}: cannot read: {error.strerror or error}") from error
+        raise DataError(cannot_read(f"tokenizer {spec}: {path}", error)) from error
 
 
 def _digest(*contents: bytes) -> str:

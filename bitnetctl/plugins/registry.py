@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig, did_you_mean, validated
+from bitnetctl.config import InterventionSpec, RunConfig, hint_at, validated
 from bitnetctl.config.load import kebab_case
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
@@ -138,8 +138,7 @@ def load(name: str) -> Plugin:
     registrations = [each for each in discover() if each.name == name]
     if not registrations:
         known = sorted({each.name for each in discover() if _is_valid_name(each.name)})
-        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-        raise ConfigError(f"unknown intervention {name!r}{hint}")
+        raise ConfigError(f"unknown intervention {name!r}{hint_at(name, known)}")
     # a plug-in that is not allowed cannot conflict with one that is
     allowed = [each for each in registrations if each.allowed]
     first = (allowed or registrations)[0]

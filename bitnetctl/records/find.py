@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, cannot_read
 from bitnetctl.records.logs.search import logs_below
 from bitnetctl.records.naming import original_stem as original_stem
 from bitnetctl.records.paths import MANIFEST_NAME
@@ -105,7 +105,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot read: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(folder, error)) from error
 
 
 def _ordered(files: Iterable[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records import dialect
 from bitnetctl.records.cells import (
     BadRowError,
@@ -105,7 +105,7 @@ def read(
                 content = source.read(dialect.MAX_BYTES + 1)
                 as_read = error
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     try:
         plain = dialect.rewrite(content, required=reader.required, columns=columns, decimal=decimal)
     except dialect.DialectError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.errors import RecordError, one_line
+from bitnetctl.errors import RecordError, cannot_read, one_line
 from bitnetctl.records.logs.base import HEAD, Format, Log, lines, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
@@ -86,7 +86,7 @@ def _objects(path: Path, curves: Curves) -> Iterator[tuple[int, Mapping[str, Any
                     raise curves.error(number, "not an object")
                 yield number, tree
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
 
 
 def _array(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records.logs.base import Format, Log, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
@@ -40,7 +40,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     raise RecordError(f"{path}:{reader.line_num}: {len(cells)} cells for {width} columns")
                 yield reader.line_num, [cell.strip() for cell in cells]
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     except (csv.Error, UnicodeDecodeError, ValueError) as error:
         raise RecordError(f"{path}: not a CSV that can be read: {error}") from error
 
