@@ -13,7 +13,7 @@ from bitnetctl.records.checksum import check_csv
 from bitnetctl.records.logs import Format, group_logs, mapped_columns, read_log
 from bitnetctl.records.logs.converted import Origin, read_origin
 from bitnetctl.records.manifest import Manifest, read_manifest
-from bitnetctl.records.naming import RUN_NAME, original_stem, printable_name, seed_hint, size_hint, told_apart
+from bitnetctl.records.naming import original_stem, parse_run_name, printable_name, seed_hint, size_hint, told_apart
 from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.recorded import RunsFolder, completed, tell_apart
@@ -224,9 +224,9 @@ def _identity(
     """Return size, arm, seed and planned steps by the config, else by the name; size and seed by a title, too."""
     if config is not None:
         return config.model.hidden_size, config.arm, config.seed, config.steps
-    named = RUN_NAME.fullmatch(original_stem(path.stem))
+    named = parse_run_name(original_stem(path.stem))
     if named is not None:
-        return int(named["size"]), named["arm"], int(named["seed"]), int(named["steps"])
+        return named
     return size_hint(path.stem, title), None, seed_hint(path.stem, title), None
 
 

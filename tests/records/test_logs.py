@@ -111,6 +111,12 @@ def test_wandb_exports_several_runs_in_one_file(tmp_path: Path) -> None:
     assert known(second, "HeldOutLoss") == {step: held_out(step) + 1 for step in range(0, 501, 200)}
 
 
+def test_a_number_of_thousands_of_digits_in_a_name_is_no_size(tmp_path: Path) -> None:
+    name = f"h{'9' * 5000}-100-baseline-s0-abcdef"
+    [run] = load(wandb(tmp_path / "chart.csv", {name: range(3)}))
+    assert (run.name, run.size, run.planned_steps) == (name, None, None)
+
+
 def test_wandb_steps_are_the_optimizer_s_where_a_run_logs_them(tmp_path: Path) -> None:
     path = wandb(tmp_path / "chart.csv", {"a": range(0, 401, 200)}, "Relative Time (Process)", ["train/global_step"])
     (run,) = load(path)
