@@ -106,9 +106,8 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
             ended.setdefault((run.config.arm, tuple(names)), []).append(run)
     for arm, of_arm in anew.items():
         other, differing = of_arm[0].other_settings or ("", "")
-        print_message(
-            f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
-        )
+        runs_anew = f"{plural(len(of_arm), 'run')} {'starts' if len(of_arm) == 1 else 'start'} anew"
+        print_message(f"{arm}: {runs_anew}: {differing} in {other}, which is another arm now")
     for (arm, plugins), of_arm in ended.items():
         ended_runs = f"{plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}"
         which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"

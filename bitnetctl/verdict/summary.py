@@ -5,14 +5,16 @@ Terminal, Markdown, HTML and `--json` show the same summary.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from bitnetctl.config import BASELINE
 from bitnetctl.records import Run
+from bitnetctl.records.naming import printable_name
 from bitnetctl.records.provenance import provenance_differences
-from bitnetctl.units import plural
+from bitnetctl.units import plural, shortened
 from bitnetctl.verdict import headline, wording
 from bitnetctl.verdict.checks.base import Check, ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
@@ -319,8 +321,19 @@ def signed(value: float) -> str:
     return f"{value:+.{min(digits, 6)}f}".replace("-", "−")
 
 
+def _left_out(facts: Facts) -> Iterator[str]:
+    """Yield which files count no further: copies of runs, and those that cannot be read."""
+    counted = {"doubled": "left out as a copy", "unreadable": "cannot be read"}
+    every = [run for verdict in facts.verdicts for run in verdict.planned.get("runs", ())]
+    for state, what in counted.items():
+        names = [printable_name(Path(run["run"]).name) for run in every if run["state"] == state]
+        if names:
+            yield f"{what}: {shortened(list(dict.fromkeys(names)), 2)}"
+
+
 def _notes(facts: Facts) -> Iterator[str]:
     """Yield what bounds the verdict, in a few words each."""
+    yield from _left_out(facts)
     unknown = sum(run.seed is None for run in facts.deciding_runs)
     if unknown > 1 and not facts.options.distinct_seeds:
         yield f"{unknown} runs of unknown seed count as one seed (else --distinct-seeds)"

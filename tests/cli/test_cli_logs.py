@@ -26,6 +26,7 @@ def verify(*arguments: str | Path) -> Done:
 def test_analyze_shows_what_is_known_of_logs_of_several_programs(tmp_path: Path) -> None:
     chart = wandb(tmp_path / "chart.csv", {"sweep - a": range(0, 1001, 50), "sweep - b": range(0, 1001, 50)})
     done = analyze(
+        "--details",
         lightning(tmp_path, shift=0.5),
         trainer_state(tmp_path / "out", shift=0.25),
         chart,

@@ -27,6 +27,7 @@ def reporters(monkeypatch: pytest.MonkeyPatch) -> list[LiveReporter]:
 
     @contextlib.contextmanager
     def make(ignored: Console, runs: Mapping[str, RunConfig], runs_dir: Path, **options: Any) -> Iterator[LiveReporter]:
+        assert not options.pop("quiet")
         console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="standard")
         with LiveReporter(console, runs, runs_dir, **options) as reporter:
             made.append(reporter)

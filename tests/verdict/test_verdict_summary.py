@@ -329,3 +329,12 @@ def test_next_steps_of_open_claims(tmp_path: Path) -> None:
     assert summary_of(crashed, criteria=[ORIGIN]).next.startswith("find out why it crashed")
     short = [bare_run(tmp_path / "nameless", name="hidden256.csv")]
     assert summary_of(short, criteria=[SOUND]).outcome is Outcome.INCONCLUSIVE
+
+
+def test_files_that_count_no_further_are_the_first_note(tmp_path: Path) -> None:
+    runs = [healthy_run(tmp_path, seed) for seed in range(3)]
+    copy = tmp_path / f"{runs[0].path.stem} (1).csv"
+    copy.write_bytes(runs[0].path.read_bytes())
+    summary = summary_of([*runs, load_run(copy)], criteria=[SOUND])
+    assert summary.notes[0] == f"left out as a copy: {copy.name}"
+    assert [row.seeds for row in summary.rows] == [3]
