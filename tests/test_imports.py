@@ -35,11 +35,11 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths naming encoding",
+        "schema paths naming encoding foreign one_run",
         "manifest cells metrics",
         "dialect",
         "reader writer recorded",
-        "checksum logs",
+        "checksum logs plausible",
         "find",
         "status run collapse follow",
         "load",

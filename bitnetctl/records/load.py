@@ -15,6 +15,7 @@ from bitnetctl.records.logs.converted import Origin, read_origin
 from bitnetctl.records.manifest import Manifest, read_manifest
 from bitnetctl.records.naming import original_stem, parse_run_name, printable_name, seed_hint, size_hint, told_apart
 from bitnetctl.records.paths import MANIFEST_NAME
+from bitnetctl.records.plausible import check_plausible
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.recorded import RunsFolder, completed, tell_apart
 from bitnetctl.records.run import EmptyRun, Run, UnreadRun
@@ -88,8 +89,12 @@ def load_files(paths: Iterable[Path], *, columns: Mapping[str, str] | None = Non
             loaded.unread.append(_unread(files[0], str(error)))
     if loaded.unread and not loaded.runs and not loaded.empty:
         reasons = [one.reason for one in loaded.unread]
-        beginning = f"none of {len(reasons)} CSVs can be read: " if len(reasons) > 1 else ""
-        raise RecordError(beginning + shortened(reasons, MOST_UNREAD))
+        if len(reasons) == 1:
+            raise RecordError(reasons[0])
+        # without line and values
+        problems = {re.sub(r"'[^']*'|[-0-9.]+", "", one.problem) for one in loaded.unread}
+        most = MOST_UNREAD if len(problems) > 1 else 1
+        raise RecordError(f"none of {len(reasons)} files can be read: {shortened(reasons, most)}")
     return _told_apart(loaded)
 
 
@@ -146,11 +151,16 @@ def _load_into(
 ) -> None:
     """Load a CSV, or the files of a log, which may hold several runs."""
     if log is not None:
-        loaded.runs.extend(_of_log(path, records, origin) for path, records, origin in read_log(log, files, columns))
+        runs = [_of_log(path, records, origin) for path, records, origin in read_log(log, files, columns)]
+        for run in runs:
+            check_plausible(run.records, run.source)
+        loaded.runs.extend(runs)
         return
     path = files[0]
     try:
-        loaded.runs.append(load_run(path, columns=mapped_columns(path, columns), decimal=decimal))
+        run = load_run(path, columns=mapped_columns(path, columns), decimal=decimal)
+        check_plausible(run.records, str(path))
+        loaded.runs.append(run)
     except NoRowsError:
         manifest = read_manifest(path)
         if manifest is None:

@@ -14,6 +14,7 @@ from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 from bitnetctl.records.logs.hugging_face import read_json
 from bitnetctl.records.logs.table import step_name
+from bitnetctl.records.one_run import OneRun
 from bitnetctl.units import plural
 
 # "2021-03-08 12:31:36 | INFO | train_inner | {…}"; its lines of epochs hold means
@@ -39,8 +40,12 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     (path,) = paths
     curves = Curves(path, columns)
     skipped = 0
+    run = OneRun()
     for number, tree in _objects(path, curves):
         values = dict(_flat(tree))
+        wrong = run.contradiction(values)
+        if wrong is not None:
+            raise curves.error(number, wrong)
         name = step_name(list(values), columns)
         if name is None or values[name] is None:
             skipped += 1
