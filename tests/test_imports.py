@@ -52,8 +52,8 @@ INSIDE = {
     ),
     "data": (
         "listing bpe",
-        "inspection tokenizer duplicates",
-        "documents copies",
+        "inspection duplicates",
+        "documents copies tokenizer",
         "sources",
         "split",
         "store",

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from bitnetctl.errors import RecordError
-from bitnetctl.records import read
+from bitnetctl.records import load_files, read
 from bitnetctl.records.foreign import what_it_is
-from bitnetctl.records.run import load_files
 
 HEADER = "Step,Loss,UniquePredictions,LR,WD,HeldOutLoss,TopShare"
 ROWS = ("1,9.5,12,0.001,0.1,9.6,0.5", "2,8.25,14,0.001,0.1,8.5,0.25", "3,7.5,15,0.001,0.1,7.75,0.125")
