@@ -73,4 +73,4 @@ def print_unread(unread: Sequence[UnreadRun]) -> None:
     for one in unread[:MOST_UNREAD]:
         print_message(f"error: {one_line(one.reason, None)}")
     if len(unread) > MOST_UNREAD:
-        print_message(f"error: {plural(len(unread) - MOST_UNREAD, 'more file')} cannot be read")
+        print_message(f"error: and {plural(len(unread) - MOST_UNREAD, 'more file')} cannot be read")
