@@ -9,9 +9,14 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
-def one_line(error: object, limit: int = 200) -> str:
+def one_line(error: object, limit: int | None = 200) -> str:
     """Return the text of an error on one line of at most `limit` characters, or its type if it has no text."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+def cannot_read(what: object, error: OSError) -> str:
+    """Return the message for a file that cannot be read, which begins with `what` it is."""
+    return f"{what}: cannot read: {error.strerror or error}"
 
 
 class ExitCode(IntEnum):

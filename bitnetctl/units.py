@@ -2,12 +2,22 @@
 
 from collections.abc import Sequence
 
+UNKNOWN = "–"
+"""What stands for an unknown value."""
+
 
 def duration(seconds: float) -> str:
     """Return seconds as seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def format_value(value: float | str | None, format_spec: str = "") -> str:
+    """Format a number; unknown is a dash, text (NaN or infinity as JSON has it) stays unchanged."""
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else format(value, format_spec)
 
 
 def plural(count: int, noun: str) -> str:
@@ -28,6 +38,6 @@ def shortened(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
-def gibibytes(count: float) -> str:
+def gibibytes(count: float, digits: int = 2) -> str:
     """Return bytes in GiB."""
-    return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**30:.{digits}f} GiB"

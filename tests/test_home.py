@@ -110,3 +110,12 @@ def test_a_tilde_that_the_shell_left(home: Path, tiny_text: Path, monkeypatch: p
     assert done.code == ExitCode.SUPPORTED
     assert done.out.startswith(str(home / "runs"))
     assert not Path("~").exists()
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_no_home_folder() -> None:
+    Path("~no-such.zip").write_bytes(b"")
+    for name in ("./~no-such.zip", "~no-such.zip"):
+        assert call("verify", name).error.startswith("error: ~no-such.zip: not a bundle")
+        assert call("analyze", name).error.startswith("error: ~no-such.zip: not a bundle")
+    Path("~no-such.py").write_text("", encoding="utf-8")
+    assert "~no-such.py" in call("interventions", "check", "./~no-such.py").error

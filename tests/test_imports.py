@@ -35,13 +35,14 @@ ORDER = (
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
     "records": (
-        "schema paths naming encoding",
+        "schema paths naming encoding foreign one_run",
         "manifest cells metrics",
         "dialect",
         "reader writer recorded",
-        "checksum logs",
+        "checksum logs plausible",
         "find",
         "status run collapse follow",
+        "load",
         "provenance distinct",
         "siblings",
         "membership",
@@ -51,8 +52,8 @@ INSIDE = {
     ),
     "data": (
         "listing bpe",
-        "inspection tokenizer duplicates",
-        "documents copies",
+        "inspection duplicates",
+        "documents copies tokenizer",
         "sources",
         "split",
         "store",
@@ -81,6 +82,7 @@ INSIDE = {
         "seeds",
         "judge",
         "facts",
+        "reasons",
         "headline next_step",
         "summary",
         "__init__",
@@ -108,6 +110,7 @@ INSIDE = {
     "cli": (
         "options",
         "training requested inputs",
+        "judging",
         "config interventions library analyze train sweep verify",
         "__init__",
     ),

@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitnetctl.analysis.factors import find_factors
-from bitnetctl.config import did_you_mean, split_arm
+from bitnetctl.config import BASELINE, did_you_mean, split_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.run import Run
+from bitnetctl.units import shortened
+
+MOST_ARMS = 8
+"""Most arms that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ def _arm(run: Run, variant: tuple[str, ...]) -> Arm:
     parts = [str(spec) for spec in run.config.interventions] if run.config else split_arm(run.arm)
     return Arm(
         label=f"{run.arm} [{', '.join(variant)}]" if variant else run.arm,
-        interventions=frozenset(parts) - {"baseline"},
+        interventions=frozenset(parts) - {BASELINE},
         variant=variant,
     )
 
@@ -82,7 +86,9 @@ def _find_label(arms: Sequence[Arm], text: str) -> str:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise ConfigError(f"--baseline {text!r} could be any of {', '.join(map(repr, matching[:8]))}")
+        names = shortened([repr(label) for label in matching], MOST_ARMS)
+        raise ConfigError(f"--baseline {text!r} could be any of {names}")
     raise ConfigError(
-        f"--baseline {text!r}: no such arm among the runs{did_you_mean(text, labels)}; arms: {', '.join(labels[:8])}"
+        f"--baseline {text!r}: no such arm among the runs{did_you_mean(text, labels)}; "
+        f"arms: {shortened(labels, MOST_ARMS)}"
     )

@@ -5,6 +5,7 @@ Where most seeds point is a count and no test; what the test shows or cannot sho
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from bitnetctl.analysis.stats import is_significant
 from bitnetctl.analysis.wording import counts, p_equals, signed
 from bitnetctl.units import listed, plural
 
@@ -54,12 +55,10 @@ def named(arm: str, against: str) -> str:
     return f"{arm} against {against}" if against else arm
 
 
-def told_by_sign_test(p_holm: float, tests: int) -> str:
-    return f"told from chance: {p_equals(p_holm)} over {plural(tests, 'test')} (sign test, Holm)"
-
-
-def not_told_by_sign_test(p_holm: float, tests: int) -> str:
-    return f"not told from chance: {p_equals(p_holm)} over {plural(tests, 'test')} (sign test, Holm)"
+def sign_test(p_holm: float, tests: int) -> str:
+    """Return whether the sign test tells a difference from chance."""
+    told = "told" if is_significant(p_holm) else "not told"
+    return f"{told} from chance: {p_equals(p_holm)} over {plural(tests, 'test')} (sign test, Holm)"
 
 
 def cannot_show(seeds: int, tests: int, needed: int) -> str:
@@ -72,7 +71,6 @@ def cannot_show(seeds: int, tests: int, needed: int) -> str:
 
 ONE_SEED = "one seed: no test, and how others would come out is unknown"
 MEAN_AGAINST_SEEDS = "the mean points the other way than most seeds"
-UNEVEN_SIZES = "its seeds cover different sizes; the mean over seeds mixes seeds with sizes"
 
 
 def other_metric(metric: str, better: int, worse: int, equal: int, mean: float | None) -> str:

@@ -16,6 +16,7 @@ from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.stats import SIGNIFICANT, is_significant, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary
+from bitnetctl.config import BASELINE
 
 Kind = Literal["arm", "collapse", "factor", "metric", "data"]
 Direction = Literal["better", "worse", "mixed", "equal"]
@@ -85,7 +86,7 @@ def find(
 def _on_arm(arm: ArmEffect, most_seeds: int) -> Finding:
     metric = next((metric for metric in METRICS if arm.effects[metric].seeds), next(iter(METRICS)))
     effect = arm.effects[metric]
-    against = "" if arm.baseline == "baseline" else arm.baseline
+    against = "" if arm.baseline == BASELINE else arm.baseline
     if not effect.seeds:
         statement = finding_wording.no_effect(arm.arm, against)
     else:
@@ -143,7 +144,7 @@ def _cautions(arm: ArmEffect, metric: Metric, effect: Effect, most_seeds: int) -
     if min(by_size.values(), default=0.0) < 0 < max(by_size.values(), default=0.0):
         yield finding_wording.sizes_disagree(by_size)
     if arm.uneven_sizes:
-        yield finding_wording.UNEVEN_SIZES
+        yield wording.UNEVEN_SIZES
     if arm.unpaired_runs:
         yield finding_wording.unpaired(arm.unpaired_runs)
     for note in arm.notes:
@@ -153,12 +154,11 @@ def _cautions(arm: ArmEffect, metric: Metric, effect: Effect, most_seeds: int) -
 def _on_test(arm: ArmEffect, effect: Effect, most_seeds: int) -> str:
     if effect.p_holm is None:
         return finding_wording.ONE_SEED
-    if is_significant(effect.p_holm):
-        return finding_wording.told_by_sign_test(effect.p_holm, arm.tests)
     none_can = sign_test_floor(most_seeds) * arm.tests > SIGNIFICANT
-    if none_can or (effect.p_floor is not None and effect.p_floor > SIGNIFICANT):
-        return finding_wording.cannot_show(effect.seeds, arm.tests, seeds_needed(arm.tests))
-    return finding_wording.not_told_by_sign_test(effect.p_holm, arm.tests)
+    can_show = not none_can and (effect.p_floor is None or effect.p_floor <= SIGNIFICANT)
+    if can_show or is_significant(effect.p_holm):
+        return finding_wording.sign_test(effect.p_holm, arm.tests)
+    return finding_wording.cannot_show(effect.seeds, arm.tests, seeds_needed(arm.tests))
 
 
 # collapse

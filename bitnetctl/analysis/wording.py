@@ -288,8 +288,11 @@ def few_seeds(seeds: int, tests: int, floor: float, needed: int) -> str:
     )
 
 
+UNEVEN_SIZES = "its seeds cover different sizes; the mean over seeds mixes seeds with sizes"
+
+
 def uneven_sizes(arm: str) -> str:
-    return f"{arm}: its seeds cover different sizes; the mean over seeds mixes seeds with sizes"
+    return f"{arm}: {UNEVEN_SIZES}"
 
 
 def not_comparable(arm: str, baseline: str, pairs: int, reasons: Sequence[str]) -> str:

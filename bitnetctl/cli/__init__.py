@@ -137,7 +137,7 @@ def _failed(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print_message(f"error: {' '.join(message.split())}")
+    print_message(f"error: {one_line(message, None)}")
     return int(code)
 
 

@@ -2,18 +2,17 @@
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.inputs import given_runs, print_unread
+from bitnetctl.cli.inputs import given_runs, print_unread, refuse_overwriting
 from bitnetctl.cli.options import print_json, print_message, stdout
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.errors import ConfigError, ExitCode, cannot_read
 
 if TYPE_CHECKING:
     from bitnetctl.verdict import Summary
@@ -83,7 +82,7 @@ def analyze(
 
     outputs = [file for file in written.values() if file is not None and file != _STDOUT]
     with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
-        _refuse_inputs(given.files, outputs)
+        refuse_overwriting(outputs, given.files)
         loaded = given.loaded
     if not loaded.runs:
         print_unread(loaded.unread)
@@ -105,14 +104,6 @@ def analyze(
     return ExitCode.USAGE if loaded.unread else ExitCode.SUPPORTED
 
 
-def _refuse_inputs(files: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raise ConfigError where a file to write is one that is read."""
-    inputs = {os.path.realpath(file) for file in files}
-    for file in outputs:
-        if os.path.realpath(file) in inputs:
-            raise ConfigError(f"{file}: is one of the files to analyse; write to another")
-
-
 def _write(file: Path, text: str) -> None:
     """Write UTF-8 to a file, or to stdout for `-`."""
     if file != _STDOUT:
@@ -132,7 +123,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--verdict {file}: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(f"--verdict {file}", error)) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--verdict {file}: not JSON: {error}") from error
 

@@ -1,16 +1,19 @@
 """The runs that are given to a command as CSVs, folders, patterns and bundles."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitnetctl.cli.options import print_message
-from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.errors import ConfigError, RecordError, one_line
 from bitnetctl.files import temporary_folder
 from bitnetctl.records.bundle import read_bundle
 from bitnetctl.records.find import find_files
-from bitnetctl.records.run import MOST_UNREAD, LoadedSet, UnreadRun, load_files
+from bitnetctl.records.load import MOST_UNREAD, LoadedSet, load_files
+from bitnetctl.records.run import UnreadRun
+from bitnetctl.units import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ def given_runs(
         names = {}
         for index, path in enumerate(bundles):
             place = folder / str(index)
-            csvs += read_bundle(Path(path).expanduser(), place)
+            csvs += read_bundle(Path(path), place)
             names[str(place)] = path
 
         def named(text: str) -> str:
@@ -57,9 +60,17 @@ def given_runs(
         yield Given(files=[*csvs, *map(Path, bundles)], loaded=replace(loaded, unread=unread))
 
 
+def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise ConfigError where a file to write is one that was given."""
+    known = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in known:
+            raise ConfigError(f"{path}: is one of the files given; write to another")
+
+
 def print_unread(unread: Sequence[UnreadRun]) -> None:
     """Name the files that cannot be read, one line each, on stderr."""
     for one in unread[:MOST_UNREAD]:
-        print_message(f"error: {' '.join(one.reason.split())}")
+        print_message(f"error: {one_line(one.reason, None)}")
     if len(unread) > MOST_UNREAD:
-        print_message(f"error: and {len(unread) - MOST_UNREAD} more files cannot be read")
+        print_message(f"error: and {plural(len(unread) - MOST_UNREAD, 'more file')} cannot be read")

@@ -123,7 +123,7 @@ def _interventions(target: str) -> tuple[list[type[Intervention]], str]:
     """
     # a name is never a path, unless something of that name lies in this folder
     if os.path.exists(target) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", target):  # noqa: PTH110 - Path raises
-        path = Path(target).expanduser()
+        path = Path(target)
         return intervention_classes(path), path.stem
     plugin = registry.load(target)
     if plugin.intervention is None:

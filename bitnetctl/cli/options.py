@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any, Literal, cast
 import typer
 from rich.console import Console
 
-from bitnetctl.config.numbers import parse_seeds
+from bitnetctl.config.numbers import parse_numbers, parse_seeds
 from bitnetctl.errors import ConfigError
 from bitnetctl.files import expand_user
 from bitnetctl.streams import redirect_to_null
@@ -134,6 +134,11 @@ Decimal = Annotated[
     str, typer.Option("--decimal", metavar=".|,", help="What decimals have in CSVs that a spreadsheet saved.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
+
+
+def chosen_sizes(sizes: str | None) -> tuple[int, ...] | None:
+    """Return the sizes of `--sizes`, None without it; raises ConfigError."""
+    return None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
 
 
 def chosen_seeds(seeds: str | None, each: Sequence[int] | None) -> tuple[int, ...] | None:

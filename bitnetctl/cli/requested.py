@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
+from bitnetctl.analysis.arms import MOST_ARMS
+from bitnetctl.config import InterventionSpec, RunConfig, join_arm, parse_arm
 from bitnetctl.errors import ConfigError, PluginError, RecordError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run, read_manifest
@@ -12,7 +13,7 @@ from bitnetctl.records.inventory import Inventory
 from bitnetctl.records.recorded import differences, key_of
 from bitnetctl.records.siblings import siblings_in
 from bitnetctl.trainer.resolved import ResolvedRun
-from bitnetctl.units import listed
+from bitnetctl.units import listed, shortened
 
 
 def find_arm(text: str, runs: Sequence[Run], inventory: Inventory) -> str:
@@ -43,7 +44,7 @@ def find_arm(text: str, runs: Sequence[Run], inventory: Inventory) -> str:
 
 def _with_all_settings(config: RunConfig) -> str:
     specs = (spec.model_copy(update={"settings": spec.all_settings}) for spec in config.interventions)
-    return "+".join(map(str, specs))
+    return join_arm(specs)
 
 
 def _of_recorded(
@@ -54,15 +55,15 @@ def _of_recorded(
     error: ConfigError,
 ) -> str:
     """Return the one arm whose label is the text, or whose interventions have the settings in it."""
-    label = "+".join(map(str, specs)) or "baseline"
+    label = join_arm(specs)
     if label in by_label or label in inventory.arms:
         return label
     matching = sorted(name for name, config in by_label.items() if config is not None and _has(config, specs))
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise ConfigError(f"-i {text}: could be any of {', '.join(matching[:8])}")
-    raise ConfigError(f"{error}; arms of these runs: {', '.join(sorted(by_label)[:8]) or 'none'}") from error
+        raise ConfigError(f"-i {text}: could be any of {shortened(matching, MOST_ARMS)}")
+    raise ConfigError(f"{error}; arms of these runs: {shortened(sorted(by_label), MOST_ARMS) or 'none'}") from error
 
 
 def _has(config: RunConfig, specs: Sequence[InterventionSpec]) -> bool:

@@ -11,7 +11,6 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import RunConfig
-from bitnetctl.config.numbers import parse_numbers
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
@@ -80,7 +79,7 @@ def sweep(
                 arms,
                 baseline=not no_baseline,
                 recipe=recipe,
-                sizes=None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512"),
+                sizes=options.chosen_sizes(sizes),
                 seeds=options.chosen_seeds(seeds, seed),
                 steps=steps,
                 overrides=[*(overrides or ()), *evaluations],

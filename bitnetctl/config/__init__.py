@@ -5,6 +5,7 @@ from bitnetctl.config.load import (
     builtin_names as builtin_names,
     did_you_mean as did_you_mean,
     field_paths as field_paths,
+    hint_at as hint_at,
     load_recipe as load_recipe,
     parse_arm as parse_arm,
     parse_config as parse_config,
@@ -14,6 +15,7 @@ from bitnetctl.config.load import (
     validated as validated,
 )
 from bitnetctl.config.schema import (
+    BASELINE as BASELINE,
     DataConfig as DataConfig,
     Fraction as Fraction,
     Frozen as Frozen,
@@ -27,4 +29,5 @@ from bitnetctl.config.schema import (
     RunConfig as RunConfig,
     ScheduleConfig as ScheduleConfig,
     canonical_hash as canonical_hash,
+    join_arm as join_arm,
 )

@@ -6,15 +6,15 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from bitnetctl.config.schema import InterventionSpec, RunConfig
-from bitnetctl.errors import ConfigError
+from bitnetctl.config.schema import BASELINE, InterventionSpec, RunConfig
+from bitnetctl.errors import ConfigError, cannot_read
 from bitnetctl.files import expand_user
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -119,7 +119,7 @@ def _read_text(path: Path, source: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8; save it as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"{source}: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(source, error)) from error
     except ValueError as error:
         # a name with a NUL byte
         raise ConfigError(f"{source}: {error}") from error
@@ -171,7 +171,7 @@ def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
 
 def split_arm(text: str) -> list[str]:
     """Split `a:x=1,y=2+b` into the texts of its interventions; `baseline` or an empty text has none."""
-    if text.strip() in ("", "baseline"):
+    if text.strip() in ("", BASELINE):
         return []
     # a plus sign in front of a letter or a path joins interventions; one in `1e+3` does not
     return [part.strip() for part in re.split(r"\+(?=\s*(?:[A-Za-z~/]|\.{1,2}/))", text)]
@@ -322,15 +322,24 @@ def _unknown_field(path: str, model: type[BaseModel]) -> str:
         return f"unknown field {path!r}; did you mean {by_name[name]!r}?"
     hint = did_you_mean(path, known)
     if not hint:
-        close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
-        hint = f"; did you mean {by_name[close[0]]!r}?" if close else f"; known: {', '.join(known)}"
+        close = _closest(name, by_name)
+        hint = f"; did you mean {by_name[close]!r}?" if close else f"; known: {', '.join(known)}"
     return f"unknown field {path!r}{hint}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean '…'?` for the most similar known word, an empty text if none is similar."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    match = _closest(word, known)
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def hint_at(word: str, known: Collection[str]) -> str:
+    """Return `did_you_mean` or, where no known word is similar, `; known: …` with all of them."""
+    return did_you_mean(word, known) or f"; known: {', '.join(known)}"
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 def config_text(config: RunConfig) -> str:

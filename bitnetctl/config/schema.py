@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+BASELINE = "baseline"
+"""The label of the arm without interventions."""
 
 ParameterGroup = Literal["embeddings", "head", "norms"]
 
@@ -13,6 +17,11 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def join_arm(interventions: Iterable[object]) -> str:
+    """Return the label of an arm from its interventions or their names; the inverse of `split_arm`."""
+    return "+".join(map(str, interventions)) or BASELINE
 
 
 class Frozen(BaseModel):
@@ -221,7 +230,7 @@ class RunConfig(Frozen):
     @property
     def arm(self) -> str:
         """The interventions of the run as text, `baseline` when there are none."""
-        return "+".join(str(spec) for spec in self.interventions) or "baseline"
+        return join_arm(self.interventions)
 
     @property
     def hash(self) -> str:
@@ -242,7 +251,7 @@ class RunConfig(Frozen):
     @property
     def run_name(self) -> str:
         """Name of the run's CSV and folder, such as `h256-20000-reduced-lr-s0-1a2b3c`."""
-        arm = "+".join(spec.name for spec in self.interventions) or "baseline"
+        arm = join_arm(spec.name for spec in self.interventions)
         return f"h{self.model.hidden_size}-{self.steps}-{arm[:120]}-s{self.seed}-{self.hash[:6]}"
 
     @property

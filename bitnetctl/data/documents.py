@@ -49,14 +49,25 @@ class Reading:
         self.skipped[error.reason] += 1
 
 
-def file_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
-    """Yield the documents of a file; raises BadDocumentError for a file as a whole, and for rows as `reading` says."""
-    form = inspect(path)
+def file_pieces(path: Path, reading: Reading, form: Format | None = None) -> Iterator[Piece]:
+    """Yield the documents of a file; raises BadDocumentError for a file as a whole, and for rows as `reading` says.
+
+    `form` is what `inspect` returned for the file, where that is known.
+    """
+    form = inspect(path) if form is None else form
     if form.kind == "parquet":
-        return _parquet_pieces(path, reading)
-    if form.kind == "jsonl":
-        return _jsonl_pieces(path, form, reading)
-    return _text_pieces(path, form)
+        pieces = _parquet_pieces(path, reading)
+    elif form.kind == "jsonl":
+        pieces = _jsonl_pieces(path, form, reading)
+    else:
+        pieces = _text_pieces(path, form)
+    is_blank, skipped = True, reading.skipped.total()
+    for piece in pieces:
+        is_blank = is_blank and (not piece.text or piece.text.isspace())
+        yield piece
+    # rows that were left out are counted as such
+    if is_blank and reading.skipped.total() == skipped:
+        raise BadDocumentError(path, "file without text", "remove it", "no text, white space at most")
 
 
 def row_piece(value: object, where: str, reading: Reading) -> Iterator[Piece]:
@@ -84,7 +95,7 @@ def column_of(columns: Iterable[str], name: str, reading: Reading) -> str:
 def _text_pieces(path: Path, form: Format) -> Iterator[Piece]:
     # utf-8-sig drops a byte-order mark
     decoder = codecs.getincrementaldecoder(form.encoding)()
-    read, is_blank = 0, True
+    read = 0
     with read_errors(path), open_bytes(path) as file:
         chunk = b""
         try:
@@ -92,7 +103,6 @@ def _text_pieces(path: Path, form: Format) -> Iterator[Piece]:
                 text = decoder.decode(chunk)
                 if "\0" in text:
                     raise binary(path, read + max(0, chunk.find(b"\x00")))
-                is_blank = is_blank and (not text or text.isspace())
                 read += len(chunk)
                 yield Piece(text, False)
             yield Piece(decoder.decode(b"", final=True), True)
@@ -100,30 +110,26 @@ def _text_pieces(path: Path, form: Format) -> Iterator[Piece]:
             # what the decoder kept of the last chunk stands before this one
             start = read + len(chunk) - len(error.object)
             raise not_utf8(path, form.encoding, start + error.start, error.object) from error
-    if is_blank:
-        raise BadDocumentError(path, "file without text", "remove it", "no text, white space at most")
 
 
 def _jsonl_pieces(path: Path, form: Format, reading: Reading) -> Iterator[Piece]:
-    rows = 0
     with read_errors(path):
         for number, offset, line in _lines(path, form):
             if not line.strip():
                 continue
-            rows += 1
             where = f"{path}:{number}"
             try:
                 value = json.loads(line.decode())
             except UnicodeDecodeError as error:
                 reading.bad(not_utf8(path, form.encoding, offset + error.start, line))
+            except json.JSONDecodeError as error:
+                what = f"not a line of JSON: {error.msg} at column {error.colno}"
+                reading.bad(BadDocumentError(where, "not JSON", "mend the line", what))
             except (ValueError, RecursionError) as error:
-                reading.bad(
-                    BadDocumentError(where, "not JSON", "mend the line", f"not a line of JSON: {one_line(error)}")
-                )
+                what = f"not a line of JSON: {one_line(error).partition(';')[0]}"
+                reading.bad(BadDocumentError(where, "not JSON", "mend the line", what))
             else:
                 yield from row_piece(value, where, reading)
-    if not rows:
-        raise BadDocumentError(path, "file without text", "remove it", "no rows, white space at most")
 
 
 def _lines(path: Path, form: Format) -> Iterator[tuple[int, int, bytes]]:
@@ -166,8 +172,6 @@ def _parquet_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
         except UnicodeDecodeError as error:
             what = f"the text column is not UTF-8 after row {row}"
             raise BadDocumentError(path, "not UTF-8", "write it again as UTF-8", what) from error
-    if not row:
-        raise BadDocumentError(path, "file without text", "remove it", "no rows")
 
 
 def _text_of(row: object, where: str, name: str) -> str:
@@ -184,7 +188,8 @@ def _text_of(row: object, where: str, name: str) -> str:
     if value is None:
         raise BadDocumentError(where, "text is null", "give the row a text", f'"{name}" is null')
     if not isinstance(value, str):
-        kind = {dict: "an object", list: "a list", bool: "true or false"}.get(type(value), "a number")
+        kinds = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+        kind = kinds.get(type(value), "no string but " + type(value).__name__)
         raise BadDocumentError(where, "text is no string", "give the row a text", f'"{name}" is {kind}, no text')
     try:
         value.encode()

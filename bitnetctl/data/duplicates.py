@@ -1,11 +1,12 @@
 """Find held-out text that is trained on as well: equal documents, and long equal passages of longer ones.
 
 Blocks are cut into units at lines that their content chooses, so that equal text gives equal units wherever it stands
-(content-defined chunking: Muthitacharoen et al. 2001); units are compared by hash. Equal means equal but for line ends
-and white space around a unit. What differs in a few words is not found, and neither is what is shorter than a passage.
+(content-defined chunking: Muthitacharoen et al. 2001); units are compared by hash. Equal means equal but for white
+space. What differs in a few words is not found, and neither is what is shorter than a passage.
 """
 
 import hashlib
+import re
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ import numpy as np
 from bitnetctl.data.bpe import END_OF_TEXT
 
 _BLANK = 0
+_PART_WORDS = 16
+_WORDS = re.compile(r"(?<=\W)")
 _MUCH = 0.01  # of the held-out text
 
 
@@ -144,10 +147,12 @@ def units(text: str, shortest: int) -> Iterator[tuple[int, bool]]:
 def _line_units(text: str, start: int, shortest: int) -> Iterator[tuple[int, bool]]:
     length = position = 0
     last = len(text)
-    for line in text.split("\n"):
-        position += len(line) + 1
-        # Windows line ends count as one character, so that both kinds are cut alike
-        content = line.removesuffix("\r")
+    for line in _lines(text, 16 * shortest):
+        position += len(line)
+        # line ends and white space around lines do not count, so that their kinds are cut alike
+        content = line.strip()
+        if not content:
+            continue
         length += len(content) + 1
         if position < last and length >= shortest:
             is_chosen = zlib.crc32(content.encode()) % 4 == 0
@@ -157,8 +162,27 @@ def _line_units(text: str, start: int, shortest: int) -> Iterator[tuple[int, boo
     yield start + last, True
 
 
+def _lines(text: str, longest: int) -> Iterator[str]:
+    """Yield lines with their ends; those that are longer than `longest` in parts that end after words of some hashes.
+
+    The hash of one word alone decides, so that equal text is cut alike from its second part on.
+    """
+    for line in text.splitlines(keepends=True):
+        if len(line) <= longest:
+            yield line
+            continue
+        part = ""
+        for word in _WORDS.split(line):
+            part += word
+            if zlib.crc32(word.encode()) % _PART_WORDS == 0:
+                yield part
+                part = ""
+        if part:
+            yield part
+
+
 def _key(unit: str) -> int:
-    content = unit.replace("\r\n", "\n").removesuffix(END_OF_TEXT).strip()
+    content = " ".join(unit.removesuffix(END_OF_TEXT).split())
     if not content:
         return _BLANK
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")

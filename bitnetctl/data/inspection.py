@@ -4,7 +4,9 @@ import bz2
 import codecs
 import contextlib
 import gzip
+import hashlib
 import importlib
+import json
 import lzma
 import re
 import stat
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from bitnetctl.data.listing import BadDocumentError, is_file
+from bitnetctl.data.listing import BadDocumentError
 from bitnetctl.errors import DataError, one_line
 
 Kind = Literal["text", "jsonl", "parquet"]
@@ -28,7 +30,10 @@ def _open_zstd(path: Path, mode: str) -> Any:
     # in Python since 3.14, where it was built with it
     for module in ("compression.zstd", "backports.zstd"):
         with contextlib.suppress(ImportError):
-            return importlib.import_module(module).open(path, mode)
+            zstd = importlib.import_module(module)
+            # large dumps are written with --long=31, beyond the default window
+            window = zstd.DecompressionParameter.window_log_max
+            return zstd.open(path, mode, options={window: window.bounds()[1]})
     raise DataError(f"{path}: reading zstd needs a library: pip install backports.zstd")
 
 
@@ -36,7 +41,8 @@ _OPENERS: dict[str, tuple[re.Pattern[bytes], Callable[..., Any]]] = {
     ".gz": (re.compile(rb"\x1f\x8b\x08"), gzip.open),
     ".bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
     ".xz": (re.compile(rb"\xfd7zXZ\x00"), lzma.open),
-    ".zst": (re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),
+    # pzstd begins with a skippable frame
+    ".zst": (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _open_zstd),
 }
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 _NAMES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
@@ -50,6 +56,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"Rar!\x1a\x07", "a rar archive", _UNPACK),
     (b"\x04\x22\x4d\x18", "lz4-compressed", "decompress it (lz4 -d), or use .gz, .bz2, .xz or .zst"),
+    (b"\x1f\x9d", "compressed by `compress`", "decompress it (gzip -d), or use .gz, .bz2, .xz or .zst"),
     (b"ARROW1\x00\x00", "an Arrow file", _CONVERT),
     (b"\xff\xff\xff\xff", "an Arrow stream or binary data", _CONVERT),
     (b"Obj\x01", "an Avro file", _CONVERT),
@@ -58,10 +65,13 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "a numpy array", _NOT_TOKENS),
     (b"MMIDIDX\x00", "an index of tokens", _NOT_TOKENS),
     (b"%PDF-", "a PDF", "extract its text first (pdftotext)"),
+    (b"%!PS", "a PostScript file", "extract its text first (ps2ascii)"),
     (b"{\\rtf", "an RTF document", "save it as plain text"),
+    (b"WARC/", "an archive of web pages", "extract their text first"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document", "save it as plain text"),
 )
-_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/")
+_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/v\d+\s+(ext-\S+ \S+\s+)*oid ")
+_DVC = re.compile(rb"(md5: \w+\s+)?outs:\s+- (md5|etag|hash|path): ")
 _ANNEX = re.compile(rb"\s*(\.\./)*/?(\.git/)?annex/objects/\S+\s*\Z")
 # only a title that is nothing but a status: pages about errors are text like any other
 _HTML_ERROR = re.compile(
@@ -71,7 +81,16 @@ _HTML_ERROR = re.compile(
     rb")[^<]{0,40}</title>",
     re.IGNORECASE | re.DOTALL,
 )
+_TEXT_ERROR = re.compile(
+    rb"\s*(404: not found|not found|entry not found|repository not found|access denied|forbidden|unauthorized|"
+    rb"invalid username or password|bad gateway|too many requests)\.?\s*\Z",
+    re.IGNORECASE,
+)
 _XML_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error><Code>\w+</Code>")
+_CONTROL = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1b"})
+_MUCH_CONTROL = 0.05
+_FIRST_ROWS = 4
+_ROWS = (".jsonl", ".ndjson", ".json")
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -82,10 +101,14 @@ _BOMS = (
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is to be read; `encoding` is utf-8-sig unless a byte-order mark says otherwise."""
+    """How a file is to be read; `encoding` is utf-8-sig unless a byte-order mark says otherwise.
+
+    `start` is a hash of the beginning of its content, the same for copies of the file.
+    """
 
     kind: Kind
     encoding: str
+    start: bytes
 
 
 def inspect(path: Path) -> Format:
@@ -97,22 +120,43 @@ def inspect(path: Path) -> Format:
         if not raw:
             raise BadDocumentError(path, "empty file", f"{_AGAIN} or remove it", "an empty file (0 bytes)")
         if raw.startswith(b"PAR1"):
-            return Format("parquet", "")
+            return Format("parquet", "", start_hash(raw))
+        _refuse_other_formats(path, raw)
         head = raw
-        if _compression(path, raw) is not None:
+        if (suffix := _compression(path, raw)) is not None:
+            _refuse_uncompressed(path, suffix, raw)
             with open_bytes(path) as content:
                 head = content.read(_HEAD_BYTES)
-    _refuse_other_formats(path, head)
+            _refuse_compressed(path, head)
+            _refuse_other_formats(path, head)
     name = _inner_name(path)
     if name.endswith(".parquet"):
-        return Format("parquet", "")
+        return Format("parquet", "", start_hash(head))
     encoding = next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig":
         _refuse_binary(path, head)
-    if name.endswith((".jsonl", ".ndjson", ".json")):
-        _refuse_array(path, head.decode(encoding, errors="replace").lstrip())
-        return Format("jsonl", encoding)
-    return Format("text", encoding)
+    text = head.decode(encoding, errors="replace").removeprefix("\ufeff").lstrip()
+    if name.endswith(_ROWS):
+        _refuse_array(path, text)
+        return Format("jsonl", encoding, start_hash(head))
+    _refuse_rows(path, name, text)
+    return Format("text", encoding, start_hash(head))
+
+
+def start_hash(content: bytes) -> bytes:
+    """Return a hash of the beginning of the content of a file, of which all or at least 16 KiB is given."""
+    # of 16 KiB, half may be carriage returns
+    return hashlib.blake2b(plain(content[:_HEAD_BYTES])[: _HEAD_BYTES // 2], digest_size=16).digest()
+
+
+def plain(content: bytes) -> bytes:
+    """Return content without carriage returns and byte-order mark, which copies may differ by."""
+    return content.removeprefix(codecs.BOM_UTF8).replace(b"\r", b"")
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether content is what Git-LFS leaves in place of a file."""
+    return _LFS.match(content) is not None
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -131,21 +175,25 @@ def _compression(path: Path, head: bytes) -> str | None:
     for suffix, (magic, _) in _OPENERS.items():
         if magic.match(head):
             return suffix
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     return suffix if suffix in _OPENERS else None
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return {".zstd": ".zst", ".lzma": ".xz"}.get(suffix, suffix)
 
 
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Turn errors of reading a file into BadDocumentError."""
-    kind = _NAMES.get(path.suffix.lower(), "compressed")
     try:
         yield
     except Exception as error:
         # bz2 raises a bare OSError; the zstd library may not be there
         is_bare = isinstance(error, OSError) and error.errno is None
         if is_bare or isinstance(error, _DAMAGE) or type(error).__name__ == "ZstdError":
-            reason = f"damaged {kind} file"
+            reason = f"damaged {_NAMES.get(_suffix(path), 'compressed')} file"
             raise BadDocumentError(path, reason, _AGAIN, f"{reason}: {one_line(error)}") from error
         if not isinstance(error, OSError):
             raise
@@ -166,23 +214,28 @@ def not_utf8(path: Path, encoding: str, offset: int, content: bytes) -> BadDocum
 
 
 def binary(path: Path, offset: int) -> BadDocumentError:
-    """Return the error for a NUL byte."""
+    """Return the error for a byte that is in no text."""
     what = f"binary, not text (byte offset {offset})"
     return BadDocumentError(path, "binary, not text", f"{_NOT_TOKENS} (UTF-16 needs a byte-order mark)", what)
 
 
 def _inner_name(path: Path) -> str:
     name = path.name.lower()
-    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in _OPENERS else name
+    return name.removesuffix(path.suffix.lower()) if _suffix(path) in _OPENERS else name
 
 
 def _require_regular(path: Path) -> None:
-    if path.is_symlink() and not is_file(path) and not path.exists():
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if isinstance(error, PermissionError) or not path.is_symlink():
+            raise
         target = path.readlink()
         is_annex = "annex/objects" in target.as_posix()
         remedy = "run `git annex get` on it" if is_annex else "bring its target back or remove the link"
-        raise BadDocumentError(path, "dangling link", remedy, f"a link to {target}, which is not there")
-    if not stat.S_ISREG(path.stat().st_mode):
+        what = f"a link to {target}, which is not there"
+        raise BadDocumentError(path, "dangling link", remedy, what) from error
+    if not stat.S_ISREG(mode):
         raise BadDocumentError(
             path, "not a regular file", "save the text to a file, since it is read several times", "a pipe or device"
         )
@@ -194,20 +247,43 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
             raise BadDocumentError(path, f"{what}, not text", remedy)
     if head.startswith(b"ustar", 257) and b"\x00" in head[:257]:
         raise BadDocumentError(path, "a tar archive, not text", _UNPACK)
-    if _LFS.match(head):
+    if is_lfs_pointer(head):
         raise BadDocumentError(path, "Git-LFS pointer", "run `git lfs pull`", "a Git-LFS pointer, not the text itself")
     if _ANNEX.match(head):
         what = "a git-annex pointer, not the text itself"
         raise BadDocumentError(path, "git-annex pointer", "run `git annex get`", what)
+    if _DVC.match(head):
+        raise BadDocumentError(path, "DVC pointer", "run `dvc pull`", "a DVC pointer, not the text itself")
     is_page = path.suffix.lower() in (".html", ".htm", ".xhtml", ".xml")
-    if _XML_ERROR.match(head) or (not is_page and _HTML_ERROR.match(head)):
+    if _XML_ERROR.match(head) or _TEXT_ERROR.match(head) or (not is_page and _HTML_ERROR.match(head)):
         what = "the error page of a web server, not the text itself"
         raise BadDocumentError(path, "error page of a web server", _AGAIN, what)
+
+
+def _refuse_uncompressed(path: Path, suffix: str, raw: bytes) -> None:
+    """Refuse a text whose name says that it is compressed."""
+    if _OPENERS[suffix][0].match(raw) or b"\x00" in raw or _has_much_control(raw):
+        return
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(raw)
+        what = f"not compressed, though its name says {_NAMES[suffix]}"
+        raise BadDocumentError(path, "not compressed", f"rename it to {path.stem}", what)
+
+
+def _refuse_compressed(path: Path, head: bytes) -> None:
+    """Refuse compressed content within a compressed file."""
+    for suffix, (magic, _) in _OPENERS.items():
+        if magic.match(head):
+            raise BadDocumentError(path, "compressed twice", "decompress it once", f"{_NAMES[suffix]} in it once more")
+    if head.startswith(b"PAR1"):
+        raise BadDocumentError(path, "compressed parquet file", "decompress it, parquet is compressed as it is")
 
 
 def _refuse_binary(path: Path, head: bytes) -> None:
     position = head.find(b"\x00")
     if position < 0:
+        if _has_much_control(head):
+            raise binary(path, next(at for at, byte in enumerate(head) if byte in _CONTROL))
         return
     for encoding in ("UTF-16LE", "UTF-16BE"):
         with contextlib.suppress(UnicodeDecodeError):
@@ -218,12 +294,35 @@ def _refuse_binary(path: Path, head: bytes) -> None:
     raise binary(path, position)
 
 
+def _has_much_control(head: bytes) -> bool:
+    return len(head) - len(head.translate(None, _CONTROL)) > _MUCH_CONTROL * len(head)
+
+
 def _refuse_array(path: Path, head: str) -> None:
     """Refuse one JSON document where one on every line is expected."""
-    head = head.removeprefix("\ufeff").lstrip()
     if head.startswith("["):
-        what, remedy = "a JSON array; JSON lines are expected", f"convert it (jq -c '.[]' {path.name} > new.jsonl)"
+        rows = ".[] | {text: .}" if re.match(r'\[\s*"', head) else ".[]"
+        what, remedy = "a JSON array; JSON lines are expected", f"convert it (jq -c '{rows}' {path.name} > new.jsonl)"
         raise BadDocumentError(path, "JSON array", remedy, what)
     if re.match(r"\{\s*\n", head):
         what, remedy = "JSON over several lines", f"convert it to one object a line (jq -c . {path.name} > new.jsonl)"
         raise BadDocumentError(path, "JSON over several lines", remedy, f"{what}; JSON lines are expected")
+
+
+def _refuse_rows(path: Path, name: str, head: str) -> None:
+    """Refuse rows under a name that does not say so, which would be read as one text with their keys and commas."""
+    if name.endswith((".csv", ".tsv")):
+        raise BadDocumentError(path, "a table, not text", f"{_CONVERT} (one column of a table holds the text)")
+    if re.match(r'\[\s*\{\s*"', head):
+        raise BadDocumentError(path, "JSON array, not text", f"convert it (jq -c '.[]' {path.name} > new.jsonl)")
+    # what is cut off at the end of the head is no row
+    lines = [line for line in head.split("\n")[:_FIRST_ROWS] if line.strip()]
+    if len(lines) > 1 and all(map(_is_row, lines[:-1])):
+        raise BadDocumentError(path, "JSON lines, not text", f"rename it to {Path(name).stem}.jsonl")
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -14,7 +14,11 @@ class BadDocumentError(DataError):
 
     def __init__(self, where: object, reason: str, remedy: str, detail: str = "") -> None:
         self.where, self.reason = where, reason
-        joined = where if str(where).endswith(" has") else f"{where}:"
+        # names may hold line ends and codes that colour a terminal
+        name = "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(where)
+        )
+        joined = name if name.endswith(" has") else f"{name}:"
         super().__init__(f"{joined} {detail or reason}; {remedy}, or leave it out: --set data.on_bad_document=skip")
 
 
@@ -63,8 +67,21 @@ def named_files(spec: str, pattern: str) -> list[Path]:
         )
     braces = "; {a,b} is no pattern" if "{" in pattern else ""
     if not glob.has_magic(pattern):
+        _require_access(spec, path)
         raise DataError(f"data source {spec}: there is no such file{braces}")
     raise DataError(f"data source {spec}: the glob matches no file; hidden files must be named{braces}")
+
+
+def _require_access(spec: str, path: Path) -> None:
+    """Raise DataError where a folder may not be looked into, so that nobody knows whether a file is there."""
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise DataError(
+            f"data source {spec}: {path.parent}: cannot read: {error.strerror}; check its permissions"
+        ) from error
+    except (OSError, ValueError):
+        pass
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
@@ -108,4 +125,6 @@ def _below(root: Path, rest: tuple[str, ...]) -> Iterator[Path]:
 
 def real_first(paths: list[Path]) -> list[Path]:
     """Return paths without links in them before those with links."""
-    return sorted(paths, key=lambda path: os.path.realpath(path) != os.path.abspath(path))  # noqa: PTH100
+    folders = {path.parent for path in paths}
+    links = {folder for folder in folders if os.path.realpath(folder) != os.path.abspath(folder)}  # noqa: PTH100
+    return sorted(paths, key=lambda path: path.parent in links or path.is_symlink())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.config import did_you_mean
-from bitnetctl.data.copies import SeenFiles
+from bitnetctl.data.copies import SeenFiles, start_of
 from bitnetctl.data.documents import Piece as Piece, Reading, column_of, file_pieces, row_piece
-from bitnetctl.data.inspection import inspect
+from bitnetctl.data.inspection import Format, inspect
 from bitnetctl.data.listing import BadDocumentError, expand, is_file, is_folder, named_files, real_first
 from bitnetctl.errors import DataError, one_line
 from bitnetctl.units import shortened
@@ -114,8 +114,9 @@ def _stdlib(trained: Source | None) -> Source:
         paths += [Path(folder, name) for name in scripts]
     if not paths:
         raise DataError(f"data source stdlib: no Python source under {root}; use file:GLOB")
-    known = _seen(trained)
-    files = tuple(path for path in sorted(paths, key=Path.as_posix) if known is None or _trained(path, known) is None)
+    files = tuple(sorted(paths, key=Path.as_posix))
+    if (known := _seen(trained)) is not None:
+        files = tuple(path for path in files if known.same_text(path, start_of(path)) is None)
     if not files:
         raise DataError("data.held_out_source stdlib: every file of it is also in data.source; give other text")
 
@@ -136,7 +137,8 @@ def _files(spec: str, pattern: str, reading: Reading, trained: Source | None, me
         chosen.add(path)
     if chosen.faults and not reading.skip:
         raise _all_faults(chosen.faults)
-    files = tuple(sorted(chosen.files, key=Path.as_posix))
+    formats = sorted(chosen.files.items(), key=lambda item: item[0].as_posix())
+    files = tuple(path for path, _ in formats)
     if not files and chosen.trained:
         path, other = chosen.trained[0]
         what = f"a copy of {other}, which is in" if path != other else "also in"
@@ -149,7 +151,7 @@ def _files(spec: str, pattern: str, reading: Reading, trained: Source | None, me
 
     def pieces() -> Iterator[Piece]:
         again = reading.again()
-        return chain.from_iterable(file_pieces(path, again) for path in files)
+        return chain.from_iterable(file_pieces(path, again, form) for path, form in formats)
 
     return Source(
         spec=spec,
@@ -166,7 +168,7 @@ class _Chosen:
     """The files of a source that are read: each real file once, no copies, no bad ones."""
 
     def __init__(self, known: SeenFiles | None, reading: Reading, meter: ProgressMeter) -> None:
-        self.files: list[Path] = []
+        self.files: dict[Path, Format] = {}
         self.links = self.copies = 0
         self.trained: list[tuple[Path, Path]] = []
         self.faults: list[BadDocumentError] = []
@@ -176,32 +178,32 @@ class _Chosen:
     def add(self, path: Path) -> None:
         """Take a file, or count why it is not taken."""
         try:
-            inspect(path)
-            if self._is_counted(path):
+            form = inspect(path)
+            if self._is_counted(path, form.start):
                 return
             if self._reading.skip:
                 # a fault may stand at the end of a file, of which nothing must be read then
                 trial = self._reading.again()
-                for piece in file_pieces(path, trial):
+                for piece in file_pieces(path, trial, form):
                     self._meter.add(len(piece.text))
                 self._reading.skipped.update(trial.skipped)
         except BadDocumentError as error:
             self.faults.append(error)
             self._reading.skipped[error.reason] += 1
         else:
-            self.files.append(path)
+            self.files[path] = form
 
-    def _is_counted(self, path: Path) -> bool:
+    def _is_counted(self, path: Path, start: bytes) -> bool:
         if self._seen.same_file(path) is not None:
             self.links += 1
             return True
-        if self._known is not None and (other := _trained(path, self._known)) is not None:
+        if self._known is not None and (other := self._known.same_text(path, start)) is not None:
             self.trained.append((path, other))
             return True
-        if self._seen.copy_of(path) is not None:
+        if self._seen.same_text(path, start) is not None:
             self.copies += 1
             return True
-        self._seen.add(path)
+        self._seen.add(path, start)
         return False
 
 
@@ -210,13 +212,8 @@ def _seen(source: Source | None) -> SeenFiles | None:
         return None
     seen = SeenFiles()
     for path in source.files:
-        seen.add(path)
+        seen.add(path, start_of(path))
     return seen
-
-
-def _trained(path: Path, known: SeenFiles) -> Path | None:
-    """Return the file of the training text that a file is, or is a copy of."""
-    return path if known.same_file(path) is not None else known.copy_of(path)
 
 
 def _all_faults(faults: list[BadDocumentError]) -> DataError:

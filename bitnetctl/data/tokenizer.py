@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,18 +16,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bitnetctl.config import DataConfig, did_you_mean
 from bitnetctl.data import bpe
+from bitnetctl.data.inspection import is_lfs_pointer
 from bitnetctl.data.listing import expand, is_file, is_folder
-from bitnetctl.errors import DataError, one_line
+from bitnetctl.errors import DataError, cannot_read, one_line
 from bitnetctl.files import temporary_root
 
 _BPE_SIZES = range(257, (1 << 20) + 1)  # 256 bytes and the end of text at least
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_AS_JSON = "; SentencePiece models are not read: save it as tokenizer.json (transformers: save_pretrained)"
 _MAX_TOKENS = 1 << 22
 _TICK_SECONDS = 0.1
 _END_NAMES = (
-    *(bpe.END_OF_TEXT, "</s>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "[EOS]", "<EOS>", "<|eos|>"),
+    *(bpe.END_OF_TEXT, "</s>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "[EOS]", "<EOS>", "<|eos|>"),
     *("<|im_end|>", "<end_of_text>", "<|eot_id|>", "<eot>", "[SEP]"),
 )
+# what remains of the names of such tokens without marks: <|endofdocument|>, <END-OF-DOC>, [EOD]
+_END_WORDS = {"endoftext", "endofdocument", "endofdoc", "endofsentence", "endofsequence", "eos", "eot", "eod"}
 _SPECS = "bpe:SIZE, gpt2-files:DIR, file:tokenizer.json or hf:NAME"
 
 
@@ -74,12 +79,14 @@ class TokenizerSource:
     def end_of_text(self, tokenizer: Tokenizer) -> int | None:
         """Return the id of the token that follows a document, None if the tokenizer has none.
 
-        That is the one its settings name, else one with a usual name, else the one it puts behind every text itself.
+        That is the one its settings name, else one with a usual name, else the one it puts behind every text itself,
+        else a special token whose name says so.
         """
         names = _END_NAMES if self.end is None else (self.end, *_END_NAMES)
         ids = map(tokenizer.token_to_id, names)
         known = next((token_id for token_id in ids if token_id is not None), None)
-        return _appended(tokenizer) if known is None else known
+        known = _appended(tokenizer) if known is None else known
+        return _named(tokenizer) if known is None else known
 
 
 def open_tokenizer(spec: str) -> TokenizerSource:
@@ -105,9 +112,9 @@ def vocab_size_of(config: DataConfig) -> int | None:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json, without its truncation and padding; raises DataError."""
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataError(f"tokenizer {path}: cannot read: {error.strerror or error}") from error
+        raise DataError(cannot_read(f"tokenizer {path}", error)) from error
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DataError(f"tokenizer {path}: not a valid tokenizer.json: {one_line(error)}") from error
     return _without_limits(tokenizer, str(path))
@@ -125,6 +132,13 @@ def _appended(tokenizer: Tokenizer) -> int | None:
     except Exception:  # the tokenizers library raises bare Exception, for a vocabulary without "a"
         return None
     return full[-1] if full and full[-1:] != plain[-1:] else None
+
+
+def _named(tokenizer: Tokenizer) -> int | None:
+    """Return the special token whose letters say that a text ends."""
+    added = sorted(tokenizer.get_added_tokens_decoder().items())
+    letters = ((number, re.sub(r"[\W_]|▁", "", token.content).lower()) for number, token in added if token.special)
+    return next((number for number, name in letters if name in _END_WORDS), None)
 
 
 def _open_bpe(spec: str, rest: str) -> TokenizerSource:
@@ -166,11 +180,22 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
 def _open_file(spec: str, rest: str) -> TokenizerSource:
     path = expand(rest)
     if is_folder(path):
-        path /= "tokenizer.json"
+        folder, path = path, path / "tokenizer.json"
+        if not is_file(path):
+            raise DataError(f"tokenizer {spec}: there is no file {path}{_other_files(folder)}")
     if not is_file(path):
         raise DataError(f"tokenizer {spec}: there is no file {path}")
+    if path.suffix == ".model":
+        raise DataError(f"tokenizer {spec}: a tokenizer.json is expected{_AS_JSON}")
     content = _read(path, spec)
     return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path), _named_end(path.parent, spec))
+
+
+def _other_files(folder: Path) -> str:
+    """Return what to do with a tokenizer that a folder holds in other files."""
+    if is_file(folder / "vocab.json") and is_file(folder / "merges.txt"):
+        return f"; for its vocab.json and merges.txt: gpt2-files:{folder}"
+    return _AS_JSON if any(folder.glob("*.model")) else ""
 
 
 def _open_hub(spec: str, rest: str) -> TokenizerSource:
@@ -256,9 +281,12 @@ def _without_limits(tokenizer: Tokenizer, name: str) -> Tokenizer:
 
 def _read(path: Path, spec: str) -> bytes:
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"tokenizer {spec}: {path}: cannot read: {error.strerror or error}") from error
+        raise DataError(cannot_read(f"tokenizer {spec}: {path}", error)) from error
+    if is_lfs_pointer(content):
+        raise DataError(f"tokenizer {spec}: {path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
+    return content
 
 
 def _digest(*contents: bytes) -> str:

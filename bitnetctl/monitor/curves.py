@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from bitnetctl.config import BASELINE
 from bitnetctl.monitor.board import Board
 from bitnetctl.monitor.table import references_of
 from bitnetctl.monitor.text import shorten_arms
@@ -51,7 +52,7 @@ def _curves(views: Sequence[RunView], width: int) -> dict[str, dict[int, float]]
     """Return mean held-out losses by arm (and size, if there are several) and step, without the untrained model."""
     sizes = {view.size for view in views}
     arms = list(dict.fromkeys(view.config.arm for view in views))
-    arms.sort(key=lambda arm: arm != "baseline")
+    arms.sort(key=lambda arm: arm != BASELINE)
     labels = shorten_arms(arms, max(12, width - 6))
     points: dict[tuple[str, int], dict[int, list[float]]] = {}
     for view in views:

@@ -8,9 +8,8 @@ from bitnetctl.monitor.text import format_difference, shorten_arms
 from bitnetctl.monitor.view import ArmMean, RunView, arm_means
 from bitnetctl.records import finite_value
 from bitnetctl.records.collapse import Health
-from bitnetctl.report.columns import format_value
 from bitnetctl.trainer.events import Planned, Started
-from bitnetctl.units import duration, plural, shortened
+from bitnetctl.units import duration, format_value, plural, shortened
 
 _MOST_ARMS = 4
 _MOST_SEEDS = 3

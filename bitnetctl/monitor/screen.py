@@ -9,9 +9,9 @@ from bitnetctl.monitor.board import Board
 from bitnetctl.monitor.curves import Curves
 from bitnetctl.monitor.lines import means_text
 from bitnetctl.monitor.table import chosen, left_out, references_of, spark_range, table
-from bitnetctl.monitor.text import bar, format_clock, format_memory, shorten_arm
+from bitnetctl.monitor.text import bar, format_clock, shorten_arm
 from bitnetctl.monitor.view import RunView, arm_means
-from bitnetctl.report.columns import format_value
+from bitnetctl.units import format_value, gibibytes
 
 WIDE = 120
 """Columns from which curves are drawn."""
@@ -106,7 +106,7 @@ def _pack_parts(board: Board) -> list[list[str]]:
     if board.preparation is not None:
         return [[*pack, step, preparing], [*pack, preparing], [board.preparation]]
     stage = f"stage {1 if board.step <= config.boundary_step else 2}"
-    memory = [format_memory(board.memory_bytes)] if board.memory_bytes else []
+    memory = [gibibytes(board.memory_bytes, 1)] if board.memory_bytes else []
     return [[*pack, step, stage, *memory], [*pack, step, stage], [*pack, step], [step]]
 
 

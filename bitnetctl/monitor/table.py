@@ -10,7 +10,7 @@ from bitnetctl.monitor.text import shorten_arms, sparkline
 from bitnetctl.monitor.view import RunView
 from bitnetctl.records import finite_value
 from bitnetctl.records.collapse import Health
-from bitnetctl.report.columns import format_value
+from bitnetctl.units import format_value
 
 _SPARK_WIDTH = 12
 _NARROWEST_ARM = 6

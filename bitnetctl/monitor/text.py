@@ -36,11 +36,6 @@ def bar(fraction: float, width: int) -> str:
     return ("━" * whole + half).ljust(width, "─")
 
 
-def format_memory(count: int) -> str:
-    """Format bytes; 0 is unknown."""
-    return f"{count / 2**30:.1f} GiB" if count else "–"
-
-
 def format_clock(seconds: float | None) -> str:
     """Format seconds as h:mm:ss or m:ss; None is unknown."""
     if seconds is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import BASELINE, RunConfig
 from bitnetctl.records import Row, finite_value
 from bitnetctl.records.collapse import CollapseTracker, Health
 from bitnetctl.records.metrics import skill
@@ -123,10 +123,10 @@ def arm_means(views: Sequence[RunView], step: int) -> list[ArmMean]:
         value = view.held_out_at(step)
         if value is not None:
             values.setdefault(view.config.arm, {})[view.size, view.config.seed] = value
-    baseline = values.get("baseline", {})
+    baseline = values.get(BASELINE, {})
     means = []
-    for arm, of_arm in sorted(values.items(), key=lambda item: item[0] != "baseline"):
+    for arm, of_arm in sorted(values.items(), key=lambda item: item[0] != BASELINE):
         paired = [value - baseline[pair] for pair, value in of_arm.items() if pair in baseline]
-        difference = sum(paired) / len(paired) if paired and arm != "baseline" else None
+        difference = sum(paired) / len(paired) if paired and arm != BASELINE else None
         means.append(ArmMean(arm, sum(of_arm.values()) / len(of_arm), difference))
     return means

@@ -12,6 +12,7 @@ from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.blame import blamed, errors_blamed
 from bitnetctl.plugins.isolation import isolated
+from bitnetctl.units import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +234,7 @@ class Composition:
         """Return the one intervention that overrides a hook, if any; raises ConfigError for two."""
         overriding = self._all_overriding(hook)
         if len(overriding) > 1:
-            names = " and ".join(self.names[index] for index in overriding)
+            names = listed([self.names[index] for index in overriding])
             hint = "; a term that is added to the loss belongs in additional_loss" if hook == "training_loss" else ""
             raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so{hint}")
         return overriding[0] if overriding else None

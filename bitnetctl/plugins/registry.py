@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig, did_you_mean, validated
+from bitnetctl.config import InterventionSpec, RunConfig, hint_at, validated
 from bitnetctl.config.load import kebab_case
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
@@ -25,6 +25,7 @@ from bitnetctl.plugins.composition import Composition, overridden_hooks
 from bitnetctl.plugins.isolation import intrusions_of, isolated
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.records import PluginInfo
+from bitnetctl.units import listed
 
 GROUP = "bitnetctl.interventions"
 OWN_DISTRIBUTION = "bitnetctl"
@@ -137,8 +138,7 @@ def load(name: str) -> Plugin:
     registrations = [each for each in discover() if each.name == name]
     if not registrations:
         known = sorted({each.name for each in discover() if _is_valid_name(each.name)})
-        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-        raise ConfigError(f"unknown intervention {name!r}{hint}")
+        raise ConfigError(f"unknown intervention {name!r}{hint_at(name, known)}")
     # a plug-in that is not allowed cannot conflict with one that is
     allowed = [each for each in registrations if each.allowed]
     first = (allowed or registrations)[0]
@@ -149,9 +149,7 @@ def load(name: str) -> Plugin:
     elif not allowed:
         problem = f"not allowed; {_how_to_allow(first)}"
     elif len(allowed) > 1:
-        problem = "name conflict: registered by " + " and ".join(
-            f"{each.distribution} {each.version}" for each in allowed
-        )
+        problem = f"name conflict: registered by {listed([f'{each.distribution} {each.version}' for each in allowed])}"
     else:
         try:
             with isolated(name, "at import", at_import=True):

@@ -5,6 +5,14 @@ known values, or empty, which is unknown; the reader keeps NaN and unknown apart
 """
 
 from bitnetctl.records.collapse import collapse_reason as collapse_reason
+from bitnetctl.records.load import (
+    LoadedSet as LoadedSet,
+    load_begun_runs as load_begun_runs,
+    load_files as load_files,
+    load_planned as load_planned,
+    load_run as load_run,
+    load_set as load_set,
+)
 from bitnetctl.records.manifest import (
     Manifest as Manifest,
     PlannedRuns as PlannedRuns,
@@ -19,17 +27,7 @@ from bitnetctl.records.manifest import (
 from bitnetctl.records.metrics import finite_value as finite_value
 from bitnetctl.records.paths import RunPaths as RunPaths
 from bitnetctl.records.reader import Records as Records, read as read
-from bitnetctl.records.run import (
-    EmptyRun as EmptyRun,
-    LoadedSet as LoadedSet,
-    Run as Run,
-    UnreadRun as UnreadRun,
-    load_begun_runs as load_begun_runs,
-    load_files as load_files,
-    load_planned as load_planned,
-    load_run as load_run,
-    load_set as load_set,
-)
+from bitnetctl.records.run import EmptyRun as EmptyRun, Run as Run, UnreadRun as UnreadRun
 from bitnetctl.records.schema import (
     COLUMNS as COLUMNS,
     NAMES as NAMES,

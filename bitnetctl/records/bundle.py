@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import lzma
+import os
 import re
 import shutil
 import zipfile
@@ -101,14 +102,22 @@ def read_bundle(path: Path, folder: Path) -> list[Path]:
             for entry, (above, *parts) in entries:
                 target = folder.joinpath("runs", *parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                # Path.exists raises for a long name
+                if os.path.lexists(target):
+                    raise RecordError(
+                        f"{path}: holds {'/'.join((above, *parts))} twice; unpack it and pack one of them"
+                    )
                 with bundle.open(entry) as source, target.open("xb") as file:
                     shutil.copyfileobj(source, file)
                 if target.suffix == ".csv" and above == RUNS_FOLDER:
                     csvs.append(target)
     except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError) as error:
-        raise RecordError(f"{path}: not a bundle that can be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RecordError(f"{path}: not a bundle that can be read: {reason}; copy or download it again") from error
     if not csvs:
-        raise RecordError(f"{path}: holds no CSV under runs/")
+        raise RecordError(
+            f"{path}: no bundle, as it holds no CSV under runs/; unpack it and give the folder of the CSVs"
+        )
     return csvs
 
 
@@ -129,11 +138,11 @@ def bundle_options(path: Path) -> dict[str, Any]:
 
 def _packed_verdict(path: Path) -> Any:
     with zipfile.ZipFile(path) as bundle:
-        for entry in bundle.infolist():
-            parts = _parts(entry)
-            # the bundle's own, or one folder below
-            if parts[-1:] == (VERDICT_NAME,) and len(parts) <= 2 and entry.file_size <= MAX_BYTES:
-                return json.loads(bundle.read(entry))
+        found = [(_parts(entry), entry) for entry in bundle.infolist() if entry.file_size <= MAX_BYTES]
+        # the bundle's own, which may be in folders
+        own = min((one for one in found if one[0][-1:] == (VERDICT_NAME,)), key=lambda one: len(one[0]), default=None)
+        if own is not None:
+            return json.loads(bundle.read(own[1]))
     return None
 
 
@@ -218,8 +227,9 @@ def _wanted(path: Path, bundle: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, 
     wanted: dict[tuple[str, ...], list[tuple[zipfile.ZipInfo, tuple[str, ...]]]] = {}
     for entry in bundle.infolist():
         parts = _parts(entry)
-        start = next((index for index, part in enumerate(parts) if part in (RUNS_FOLDER, LEFT_OUT_FOLDER)), None)
-        if start is not None and start <= 1 and parts[0] != "__MACOSX" and _is_wanted(parts[start:]):
+        # a packer may keep the whole path, in which a folder may have such a name, too
+        start = next((index for index in range(len(parts)) if _is_wanted(parts[index:])), None)
+        if start is not None and parts[0] != "__MACOSX":
             wanted.setdefault(parts[:start], []).append((entry, parts[start:]))
     if len(wanted) > 1:
         raise RecordError(f"{path}: holds several bundles, in {listed(['/'.join(top) or '.' for top in wanted], 3)}")
@@ -227,7 +237,7 @@ def _wanted(path: Path, bundle: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, 
 
 
 def _is_wanted(parts: tuple[str, ...]) -> bool:
-    if is_litter(parts[-1]):
+    if is_litter(parts[-1]) or parts[0] not in (RUNS_FOLDER, LEFT_OUT_FOLDER):
         return False
     if parts[0] == RUNS_FOLDER and len(parts) == 3:
         return parts[2] in (MANIFEST_NAME, LOCK_NAME, ORIGIN_NAME)

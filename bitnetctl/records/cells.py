@@ -21,6 +21,7 @@ _MAX_WHOLE_DOUBLE = 2**53
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9.]*,[0-9]+(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+_CONFLICT = ("<<<<<<< ", "=======", ">>>>>>> ", "||||||| ")
 _MAY_BE_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:\.[0-9]{3})+")
 _UNKNOWN = {"na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 """What programs write for a value that is not there; NaN is not among them, since it tells of a divergence."""
@@ -98,6 +99,8 @@ def parse_row(
     if len(cells) > layout.width:
         raise OverlongRowError(f"{len(cells)} cells for {layout.width} columns; decimals need a point, not a comma")
     if len(cells) < layout.width:
+        if cells[0].startswith(_CONFLICT):
+            raise BadRowError(f"{quote(cells[0])}: two versions of the file are in it; keep one and remove the marks")
         raise BadRowError(f"{len(cells)} cells for {layout.width} columns")
     remarks = {} if remarks is None else remarks
     step = parse_step(cells[layout.step], remarks)

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records.encoding import normal_bytes
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.reader import Records, read
@@ -45,7 +45,7 @@ def _content(csv: Path) -> bytes:
     try:
         return csv.read_bytes()
     except OSError as error:
-        raise RecordError(f"{csv}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(csv, error)) from error
 
 
 def _sum(content: bytes) -> str:

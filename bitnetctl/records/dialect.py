@@ -33,6 +33,8 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _LINES_BEFORE_HEADER = 10
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
+_BLANKS = re.compile("[ \u00a0\u2009\u202f'\u2019]")
+_GROUPED_BY_BLANKS = re.compile(rf"[+-]?[0-9]{{1,3}}(?:{_BLANKS.pattern}[0-9]{{3}})+(?:[.,][0-9]*)?")
 _POINT = re.compile(r"[0-9]*\.[0-9]")
 # three digits after a point may be a group of thousands
 _POINT_NOT_OF_GROUPS = re.compile(r"[+-]?[0-9]*\.(?:[0-9]{1,2}|[0-9]{4,})(?:e.*)?|[+-]?[0-9.]+e.*", re.IGNORECASE)
@@ -196,6 +198,7 @@ class _Table:
 
     def convert_decimals(self, decimal: str) -> None:
         """Write the numbers of the schema's columns with a point; raises DialectError where a comma is uncertain."""
+        self._remove_blanks_in_numbers()
         numbers = list(self._numbers())
         commas = [(row, index) for row, index in numbers if "," in row.cells[index]]
         if decimal == ",":
@@ -217,6 +220,13 @@ class _Table:
                     f"{name} is {quote(row.cells[index])}: cells are separated by {SEPARATORS[self.separator]} and "
                     "decimals have a comma; add `--decimal ,`, or save the file with points",
                 )
+
+    def _remove_blanks_in_numbers(self) -> None:
+        """Remove blanks and apostrophes between thousands, which no locale has before decimals."""
+        for row, index in self._numbers():
+            if _GROUPED_BY_BLANKS.fullmatch(row.cells[index]):
+                row.cells[index] = _BLANKS.sub("", row.cells[index])
+                self.notes["blanks between thousands left out"] = None
 
     def _numbers(self) -> Iterator[tuple[_Row, int]]:
         for row in self.rows:

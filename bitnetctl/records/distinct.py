@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bitnetctl.records.run import Run, names_only
+from bitnetctl.records.naming import names_only
+from bitnetctl.records.run import Run
 from bitnetctl.records.schema import NAMES
 from bitnetctl.units import listed
 

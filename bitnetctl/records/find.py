@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, cannot_read
 from bitnetctl.records.logs.search import logs_below
 from bitnetctl.records.naming import original_stem as original_stem
 from bitnetctl.records.paths import MANIFEST_NAME
@@ -55,7 +55,7 @@ def find_files(paths: Sequence[str]) -> Found:
             files = [Path(text)]
         else:
             # a shell passes a pattern without matches on unchanged, and some expand none
-            files = _ordered(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - takes absolute patterns
+            files = _ordered(map(Path, glob.glob(_with_real_folders(text), recursive=True)))  # noqa: PTH207 - takes absolute patterns
             if not files:
                 raise ConfigError(f"{text}: no file matches")
         for file in files:
@@ -67,6 +67,14 @@ def find_files(paths: Sequence[str]) -> Found:
     if skipped and not csvs:
         raise ConfigError(f"{skipped[0]}: not a CSV but a hidden file that another program put there")
     return Found(csvs=list(csvs.values()), skipped=skipped)
+
+
+def _with_real_folders(pattern: str) -> str:
+    """Escape the folders at the beginning of a pattern that are there by this very name, such as `runs [old]`."""
+    folder = os.path.dirname(pattern)  # noqa: PTH120 - keeps the text as it is
+    while folder and not os.path.isdir(folder):  # noqa: PTH112
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return glob.escape(folder) + pattern[len(folder) :]
 
 
 def is_litter(name: str) -> bool:
@@ -98,14 +106,16 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _is_csv(entry: Path) -> bool:
     is_hidden = entry.name.startswith(".") or is_litter(entry.name)
-    return entry.suffix.lower() == ".csv" and not is_hidden and entry.is_file()
+    # a link to nowhere is a run that cannot be read
+    is_there = entry.is_file() or (entry.is_symlink() and not entry.exists())
+    return entry.suffix.lower() == ".csv" and not is_hidden and is_there
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot read: {error.strerror or error}") from error
+        raise ConfigError(cannot_read(folder, error)) from error
 
 
 def _ordered(files: Iterable[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ A set that was chosen after looking at its runs proves nothing, so whatever the 
 the commands planned, and what lies beside the given CSVs. No torch here.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,12 @@ from typing import Literal, TypeAlias
 from bitnetctl.errors import RecordError, one_line
 from bitnetctl.records.distinct import distinct_runs
 from bitnetctl.records.find import LEFT_OUT_FOLDER, is_bundle_folder
+from bitnetctl.records.load import load_run
 from bitnetctl.records.manifest import Manifest
 from bitnetctl.records.membership import Cell, Group, Known
+from bitnetctl.records.naming import names_only
 from bitnetctl.records.planned import Plan, PlannedSeeds, read_plans
-from bitnetctl.records.run import EmptyRun, Run, UnreadRun, load_run, names_only
+from bitnetctl.records.run import EmptyRun, Run, UnreadRun
 from bitnetctl.records.siblings import Identity, Sibling, siblings_in
 
 State: TypeAlias = Literal["failed", "unreadable", "unfinished", "missing", "left out"]
@@ -229,10 +232,10 @@ def _copies(runs: Sequence[Run], siblings: Iterable[Sibling]) -> dict[Path, tupl
     """Return the siblings that hold the values of a given run by their CSV, each with the longest such run."""
     loaded: dict[Path, Run] = {}
     for sibling in siblings:
-        try:
-            loaded[sibling.csv] = load_run(sibling.csv)
-        except RecordError:
-            continue
+        # a copy of a spreadsheet may have decimal commas, whatever holds for the given files
+        for decimal in (".", ","):
+            with contextlib.suppress(RecordError):
+                loaded.setdefault(sibling.csv, load_run(sibling.csv, decimal=decimal))
     if not loaded:
         return {}
     kept, doubles = distinct_runs([*runs, *loaded.values()])

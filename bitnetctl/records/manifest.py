@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticSerializationError
 
 from bitnetctl.config import canonical_hash
-from bitnetctl.errors import RecordError, one_line
+from bitnetctl.errors import RecordError, cannot_read, one_line
 from bitnetctl.files import write_atomic
+from bitnetctl.records.naming import printable_name
 from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.schema import SCHEMA_VERSION
 
@@ -30,7 +31,7 @@ def _check_utc(text: str) -> str:
 
 def _printable(value: Any) -> Any:
     # a command-line argument that is not UTF-8 holds surrogates, which cannot be encoded
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    return printable_name(value) if isinstance(value, str) else value
 
 
 _Text: TypeAlias = Annotated[str, BeforeValidator(_printable)]
@@ -176,7 +177,7 @@ def read_tree(path: Path) -> dict[str, Any] | None:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: damaged manifest: not UTF-8") from error
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     try:
         tree = json.loads(text, parse_constant=_refuse_constant)
         if not isinstance(tree, dict):

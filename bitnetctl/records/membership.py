@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from bitnetctl.config import RunConfig
-from bitnetctl.records.run import names_only
+from bitnetctl.records.naming import names_only
 from bitnetctl.records.siblings import Identity, Sibling
 
 Cell: TypeAlias = tuple[str, int]

@@ -4,10 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from bitnetctl.config import split_arm
+from bitnetctl.config import join_arm, split_arm
 
-RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
+_RUN_NAME = re.compile(r"h(?P<size>\d+)-(?P<steps>\d+)-(?P<arm>.+)-s(?P<seed>\d+)-[0-9a-f]{6}")
+_LONGEST_NAME = 255
 _SIZE_HINT = re.compile(
     r"(?:hidden|h|size|dim)[ _=-]*(\d{2,5})(?!\d)|(?<!\d)(\d{2,5})[ _-]*(?:hidden|dim)", re.IGNORECASE
 )
@@ -25,6 +27,24 @@ _COPY = re.compile(
 )
 
 
+class NamedRun(NamedTuple):
+    """What the name of a run tells of it; `arm` is without settings."""
+
+    size: int
+    arm: str
+    seed: int
+    steps: int
+
+
+def parse_run_name(name: str) -> NamedRun | None:
+    """Return what the name of a run tells; None for any other name."""
+    # int() refuses thousands of digits
+    named = _RUN_NAME.fullmatch(name) if len(name) <= _LONGEST_NAME else None
+    if named is None:
+        return None
+    return NamedRun(int(named["size"]), named["arm"], int(named["seed"]), int(named["steps"]))
+
+
 def printable_name(stem: str) -> str:
     """Return a file's name as text that can be encoded; a name that is not UTF-8 holds surrogates."""
     return stem.encode("utf-8", "backslashreplace").decode()
@@ -38,7 +58,7 @@ def original_stem(stem: str) -> str:
 
 def names_only(arm: str) -> str:
     """Return an arm without settings, as the names of runs have it, which end after 120 characters."""
-    return ("+".join(part.partition(":")[0] for part in split_arm(arm)) or "baseline")[:120]
+    return join_arm(part.partition(":")[0] for part in split_arm(arm))[:120]
 
 
 def size_hint(name: str, title: str | None, *, of_log: bool = False) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitnetctl.config import RunConfig, parse_arm, parse_config
+from bitnetctl.config import BASELINE, RunConfig, join_arm, parse_arm, parse_config
 from bitnetctl.config.numbers import parse_seeds
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.membership import Cell, Group, Known
@@ -190,12 +190,12 @@ def _of_command(command: Sequence[str], own_seed: int) -> tuple[frozenset[int], 
             if name == "--seeds":
                 seeds = frozenset(parse_seeds(value))
             elif name in ("-i", "--intervention"):
-                arms.append("+".join(map(str, parse_arm(value))) or "baseline")
+                arms.append(join_arm(parse_arm(value)))
         except ConfigError:
             continue
     # both commands train it unless told otherwise; a worker's command line names neither arms nor seeds
     if "--no-baseline" not in options and not any(text.startswith(("--configs", "--plan")) for text in options):
-        arms.insert(0, "baseline")
+        arms.insert(0, BASELINE)
     return seeds, arms
 
 

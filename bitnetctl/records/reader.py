@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records import dialect
 from bitnetctl.records.cells import (
     BadRowError,
@@ -24,6 +24,8 @@ from bitnetctl.records.cells import (
     schema_names,
     split,
 )
+from bitnetctl.records.foreign import what_it_is
+from bitnetctl.records.one_run import OneRun, names_runs
 from bitnetctl.records.schema import NAMES, REQUIRED
 from bitnetctl.units import shortened
 
@@ -99,20 +101,23 @@ def read(
         with path.open("rb") as file:
             source = file if file.seekable() else _whole(path, file)
             try:
-                return reader.read(source)
+                return reader.read_one_run(source)
             except RecordError as error:
                 source.seek(0)
                 content = source.read(dialect.MAX_BYTES + 1)
                 as_read = error
+                what = what_it_is(content)
+                if what is not None:
+                    raise RecordError(f"{path}:1: {what}") from error
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     try:
         plain = dialect.rewrite(content, required=reader.required, columns=columns, decimal=decimal)
     except dialect.DialectError as error:
         raise RecordError(f"{path}:{error.line}: {error}") from error
     if plain is None:
         raise as_read
-    return _Reader(path, partial=partial, columns=columns, plain=plain).read(io.BytesIO(plain.content))
+    return _Reader(path, partial=partial, columns=columns, plain=plain).read_one_run(io.BytesIO(plain.content))
 
 
 def _whole(path: Path, pipe: BinaryIO) -> BinaryIO:
@@ -141,14 +146,32 @@ class _Reader:
         self.lines = plain.lines if plain else ()
         self.remarks: dict[str, None] = dict.fromkeys(plain.notes if plain else ())
         self.torn: str | None = None
-        self.line = 0
+        self.ends_unjudged = False
+        self.line = self.header = 0
         self.step = -1
         self.blank: int | None = None
         self.parts: list[Rows] = []
 
+    def read_one_run(self, file: BinaryIO) -> Records:
+        """Read a file and refuse one with several runs, which only its further columns may tell."""
+        records = self.read(file)
+        if any(map(names_runs, records.extra)):
+            file.seek(0)
+            run = OneRun()
+            lines = file.read().decode("utf-8-sig").split("\n")
+            header = split(lines[self.header - 1].rstrip("\r"))
+            for number, line in enumerate(lines[self.header :], start=self.header + 1):
+                # only a torn last row cannot be split
+                cells = split(line.rstrip("\r")) if number < len(lines) else []
+                wrong = run.contradiction(dict(zip(header, cells, strict=False)))
+                if wrong is not None:
+                    raise self._error(number, wrong)
+        return records
+
     def read(self, file: BinaryIO) -> Records:
         title, names = self._read_header(file)
         layout = Layout.of(names)
+        self.ends_unjudged = names[-1] == "TokensPerSecond" or names[-1] not in NAMES
         # a block ends with a line, unless the file ends without a newline
         while block := self._next_block(file):
             cut = block.rfind(b"\n") + 1
@@ -193,6 +216,7 @@ class _Reader:
                 file.seek(here)
         self._check_header(first if title is None else second, names)
         self._note_names(first if title is None else second, names)
+        self.header = self.line
         return title, names
 
     def _header_cells(self, line: bytes) -> tuple[str, list[str]]:
@@ -232,7 +256,14 @@ class _Reader:
             raise self._error(where, f"no header: expected a line with {','.join(self._names_in_file())}{known}")
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
-            raise self._error(where, f"duplicate columns: {', '.join(map(quote, repeated))}")
+            cells = split(decode(line))
+            meant = [cell for cell, name in zip(cells, names, strict=True) if name == repeated[0]]
+            if len(set(meant)) > 1:
+                several = " and ".join(map(quote, meant))
+                raise self._error(
+                    where, f"{several} both mean {repeated[0]}; say which with `--map {repeated[0]}=NAME`"
+                )
+            raise self._error(where, f"duplicate columns: {', '.join(map(quote, repeated))}; remove one of each")
         missing = [name for name in self.required if name not in names]
         if missing:
             raise self._error(where, f"missing columns: {', '.join(self._names_in_file(missing))}")
@@ -273,9 +304,11 @@ class _Reader:
             return
         self._advance(row[0])
         self._keep([row])
-        self.torn = (
-            f"line {self._number(self.line)}: the last row has no newline; its last cell may have been cut short"
-        )
+        note = f"line {self._number(self.line)}: the last row has no newline; its last cell may have been cut short"
+        if self.ends_unjudged:
+            self.remarks[f"{note}, which no check uses"] = None
+        else:
+            self.torn = note
 
     def _advance(self, step: int) -> None:
         if self.blank is not None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.config import InterventionSpec, RunConfig, parse_config
+from bitnetctl.config import InterventionSpec, RunConfig, join_arm, parse_config
 from bitnetctl.config.load import flatten
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.manifest import read_tree
@@ -216,7 +216,7 @@ def _fields(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield every field of a config and every setting of its interventions as text."""
     for name, value in flatten(config.model_dump(mode="json", exclude={"recipe", "interventions"})):
         yield name, _text(value)
-    yield "the arm", "+".join(spec.name for spec in config.interventions) or "baseline"
+    yield "the arm", join_arm(spec.name for spec in config.interventions)
     for spec in config.interventions:
         for name, value in sorted(spec.all_settings.items()):
             yield f"{spec.name}:{name}", _text(value)

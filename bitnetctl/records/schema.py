@@ -1,5 +1,6 @@
 """The columns of a run's CSV: one row at step 1, at every evaluation and at the end."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -20,12 +21,14 @@ Row: TypeAlias = Mapping[str, float | int | None]
 
 @dataclass(frozen=True)
 class Column:
-    """Name, unit, type and meaning of one column."""
+    """Name, unit, type and meaning of one column, and the range that its finite values are in."""
 
     name: str
     unit: str
     dtype: Literal["int", "float"]
     description: str
+    least: float = 0.0
+    most: float = math.inf
 
 
 COLUMNS = (
@@ -38,18 +41,25 @@ COLUMNS = (
         "distinct arg-max tokens over the probe positions, teacher-forced; in a file without ProbePositions "
         "the metric of the program that wrote it (the founding document: 20 random prompts, so at most 20)",
     ),
-    Column("LR", "1", "float", "learning rate of the step, after interventions"),
-    Column("WD", "1", "float", "weight decay of the step, after interventions"),
+    Column("LR", "1", "float", "learning rate of the step, after interventions", least=-math.inf),
+    Column("WD", "1", "float", "weight decay of the step, after interventions", least=-math.inf),
     Column("HeldOutLoss", "nats", "float", "mean cross-entropy over the probe positions"),
     Column("UniqueTargets", "tokens", "int", "distinct true next tokens at the probe positions"),
     Column("ProbePositions", "positions", "int", "fixed held-out positions measured"),
-    Column("TopShare", "1", "float", "fraction of the probe positions whose arg-max token is the most frequent one"),
+    Column(
+        "TopShare",
+        "1",
+        "float",
+        "fraction of the probe positions whose arg-max token is the most frequent one",
+        most=1.0,
+    ),
     Column("EffectiveVocab", "tokens", "float", "exp of the entropy of the arg-max histogram over the probe"),
     Column(
         "ContextInformation",
         "nats",
         "float",
         "mutual information of context and prediction: H(mean softmax) - mean H(softmax) over the probe",
+        least=-math.inf,
     ),
     Column("UnigramLoss", "nats", "float", "probe loss of a unigram predictor counted on the training tokens"),
     Column("BigramLoss", "nats", "float", "probe loss of a bigram predictor counted on the training tokens"),
@@ -65,6 +75,7 @@ COLUMNS = (
         "nats",
         "float",
         "the loss that the step minimised; differs from Loss where an intervention overrides training_loss",
+        least=-math.inf,
     ),
     Column("GradNorm", "1", "float", "global L2 norm of the step's gradients before clipping"),
     Column(
@@ -72,8 +83,15 @@ COLUMNS = (
         "1",
         "float",
         "fraction of the ternary weights that are 0; about 0.31 for Gaussian latent weights",
+        most=1.0,
     ),
-    Column("FlipRate", "1", "float", "fraction of the ternary weights that changed since the previous evaluation"),
+    Column(
+        "FlipRate",
+        "1",
+        "float",
+        "fraction of the ternary weights that changed since the previous evaluation",
+        most=1.0,
+    ),
     Column(
         "TokensPerSecond",
         "tokens/s",

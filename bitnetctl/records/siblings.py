@@ -16,11 +16,11 @@ from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
 from bitnetctl.records.find import is_litter, original_stem
 from bitnetctl.records.manifest import read_tree
+from bitnetctl.records.naming import parse_run_name
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
 from bitnetctl.records.reader import NoRowsError, read
 from bitnetctl.records.recorded import complete_specs, full_label, settings_key
-from bitnetctl.records.run import RUN_NAME
 
 _Value = TypeVar("_Value")
 
@@ -46,11 +46,8 @@ class Identity:
     @classmethod
     def of_name(cls, name: str) -> "Identity | None":
         """Return the identity that a run's name tells, without the settings of its arm."""
-        named = RUN_NAME.fullmatch(original_stem(name))
-        # int() refuses thousands of digits
-        if named is None or len(name) > 255:
-            return None
-        return cls(size=int(named["size"]), arm=named["arm"], seed=int(named["seed"]), steps=int(named["steps"]))
+        named = parse_run_name(original_stem(name))
+        return None if named is None else cls(**named._asdict())
 
     @classmethod
     def of_config(cls, config: RunConfig) -> "Identity":

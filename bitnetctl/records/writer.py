@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from bitnetctl.errors import RecordError, StorageError
+from bitnetctl.errors import RecordError, StorageError, cannot_read
 from bitnetctl.files import storage_errors, write_atomic
 from bitnetctl.records.encoding import plain_lines
 from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
@@ -153,4 +153,4 @@ class RecordWriter:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise RecordError(f"{self.path}: cannot read: {error.strerror or error}") from error
+            raise RecordError(cannot_read(self.path, error)) from error

@@ -9,10 +9,10 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
+from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, format_value, plural
 
-UNKNOWN = "–"
 MOST_POINTS = 600
 """Most points of a curve; a longer run is thinned evenly and keeps its first and last evaluation."""
 
@@ -21,15 +21,8 @@ MEANS = (
 )
 
 
-def format_value(value: float | str | None, format_spec: str = "") -> str:
-    """Format a number; unknown is a dash, text (NaN or infinity as JSON has it) stays unchanged."""
-    if value is None:
-        return UNKNOWN
-    return value if isinstance(value, str) else format(value, format_spec)
-
-
 @dataclass(frozen=True)
-class SummaryColumn:
+class RunColumn:
     """A field of RunSummary as a column of a table."""
 
     header: str
@@ -48,35 +41,27 @@ class SummaryColumn:
 
 
 COLLAPSE = (
-    SummaryColumn("lowest", 3, "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
-    SummaryColumn("collapse at", 6, "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
-    SummaryColumn("recovery at", 5, "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
-    SummaryColumn("frac.", 7, "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
-    SummaryColumn(
-        "× unique", 2, "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"
-    ),
-    SummaryColumn(
-        "loss drop", 1, "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"
-    ),
+    RunColumn("lowest", 3, "stage1_min_unique", ",.0f", "fewest distinct predictions in stage 1, without step 1"),
+    RunColumn("collapse at", 6, "collapsed_at", ",.0f", "first step of a collapse over three evaluations", True),
+    RunColumn("recovery at", 5, "recovered_at", ",.0f", "first step of a recovery over three evaluations", True),
+    RunColumn("frac.", 7, "collapsed_fraction", ".0%", "fraction of the evaluations that are collapsed"),
+    RunColumn("× unique", 2, "boundary_recovery_factor", ".2f", "distinct predictions after the boundary over before"),
+    RunColumn("loss drop", 1, "boundary_held_out_loss_drop", ".3f", "held-out loss before the boundary minus after"),
 )
 END = (
-    SummaryColumn("held-out", 9, "final_held_out_loss", ".3f", "final held-out loss in nats"),
-    SummaryColumn("skill", 8, "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
-    SummaryColumn("unique", 7, "final_unique", ",.0f", "final distinct predictions"),
-    SummaryColumn(
-        "volat.", 1, "volatility", ".2f", "mean |log2 ratio| of distinct predictions of successive evaluations"
-    ),
-    SummaryColumn("zeros", 3, "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
-    SummaryColumn(
-        "flips", 2, "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"
-    ),
+    RunColumn("held-out", 9, "final_held_out_loss", ".3f", "final held-out loss in nats"),
+    RunColumn("skill", 8, "final_skill", ".3f", "0 as good as a unigram predictor, 1 as a bigram predictor"),
+    RunColumn("unique", 7, "final_unique", ",.0f", "final distinct predictions"),
+    RunColumn("volat.", 1, "volatility", ".2f", "mean |log2 ratio| of distinct predictions of successive evaluations"),
+    RunColumn("zeros", 3, "zero_fraction", ".0%", "final fraction of zeros among the ternary weights"),
+    RunColumn("flips", 2, "mean_flip_rate", ".1%", "mean fraction of ternary weights that change between evaluations"),
 )
 SUMMARY = (*COLLAPSE, *END)
-TRAINING_LOSS = SummaryColumn("loss", 9, "final_training_loss", ".3f", "final training loss in nats")
+TRAINING_LOSS = RunColumn("loss", 9, "final_training_loss", ".3f", "final training loss in nats")
 
 
 @dataclass(frozen=True)
-class SummaryRow:
+class RunRow:
     """One run, or if `grouped` the runs of one arm and size, as cells of a table."""
 
     summaries: tuple[RunSummary, ...]
@@ -116,12 +101,12 @@ class SummaryRow:
             return f"{summary.status or 'unfinished'} at {summary.final_step:,} of {summary.planned_steps:,}"
         return ""
 
-    def value(self, column: SummaryColumn) -> float | None:
+    def value(self, column: RunColumn) -> float | None:
         """Return the mean over the runs that have a value; None where none has one."""
         known = [value for summary in self.summaries if (value := column.value(summary)) is not None]
         return sum(known) / len(known) if known else None
 
-    def text(self, column: SummaryColumn) -> str:
+    def text(self, column: RunColumn) -> str:
         """Format a value; for an event of grouped runs, `runs with it/runs where that is known`."""
         if self.grouped and column.is_event:
             judged = [summary for summary in self.summaries if summary.collapsed_fraction is not None]
@@ -130,17 +115,17 @@ class SummaryRow:
         return format_value(self.value(column), column.format_spec)
 
 
-def run_rows(summaries: Sequence[RunSummary]) -> list[SummaryRow]:
-    return [SummaryRow((summary,)) for summary in summaries]
+def run_rows(summaries: Sequence[RunSummary]) -> list[RunRow]:
+    return [RunRow((summary,)) for summary in summaries]
 
 
-def arm_rows(summaries: Sequence[RunSummary], arms: Sequence[str]) -> list[SummaryRow]:
+def arm_rows(summaries: Sequence[RunSummary], arms: Sequence[str]) -> list[RunRow]:
     """Return a row for every arm, in that order, and size, with means over the runs that have the value."""
     ranks = {arm: rank for rank, arm in enumerate(arms)}
     groups: dict[tuple[str, int | None], list[RunSummary]] = {}
     for summary in sorted(summaries, key=lambda summary: (ranks[summary.arm], summary.size or 0)):
         groups.setdefault((summary.arm, summary.size), []).append(summary)
-    return [SummaryRow(tuple(group), grouped=True) for group in groups.values()]
+    return [RunRow(tuple(group), grouped=True) for group in groups.values()]
 
 
 def signed(value: float | None) -> str:
@@ -193,11 +178,38 @@ def pairs_text(effect: ArmEffect) -> str:
     return ", ".join(filter(None, parts))
 
 
-def kept_indices(count: int) -> list[int]:
-    """Return the indices of the evaluations that a curve keeps, at most MOST_POINTS of `count`."""
-    if count <= MOST_POINTS:
+def kept_indices(count: int, most: int = MOST_POINTS) -> list[int]:
+    """Return the indices of the evaluations that a curve keeps, at most so many of `count`."""
+    if count <= most:
         return list(range(count))
-    return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]
+    return [round(index * (count - 1) / (most - 1)) for index in range(most)]
+
+
+def loss_measure(study: Study) -> tuple[str, str]:
+    """Return the loss by which runs are drawn, as column and title: the training loss where no other is known."""
+    if any(run.records.has_values("HeldOutLoss") for run in study.runs):
+        return "HeldOutLoss", "held-out loss (nats)"
+    return "Loss", "training loss (nats)"
+
+
+def reference_losses(study: Study) -> dict[str, float]:
+    """Return the losses of the unigram and the bigram predictor, where all runs have the same."""
+    found = {}
+    for name in ("unigram", "bigram"):
+        values = {getattr(summary, f"{name}_loss") for summary in study.summaries}
+        if len(values) == 1 and None not in values:
+            found[name] = float(values.pop())
+    return found
+
+
+def hidden_text(size: object) -> str:
+    """Name a size in a legend or a sentence, such as `hidden 256`."""
+    return f"hidden {size}" if size else "unknown size"
+
+
+def tick_label(value: float) -> str:
+    """Format a value beside an axis."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Cells(NamedTuple):

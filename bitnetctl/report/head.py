@@ -3,12 +3,33 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bitnetctl.report.columns import UNKNOWN, format_value
+from bitnetctl.units import UNKNOWN, format_value, shortened
 from bitnetctl.verdict import Summary
 from bitnetctl.verdict.outcome import number_text
 from bitnetctl.verdict.summary import SummaryCell, SummaryColumn, SummaryRow, signed
 
 _HUGE = 1e15
+
+
+def for_arms(summary: Summary, most: int | None = None) -> str:
+    """Return which arms a verdict is on, where others stand beside it; empty without others."""
+    return f" for {shortened(summary.arms, most or len(summary.arms))}" if summary.other_arms else ""
+
+
+def other_arms(summary: Summary, most: int | None = None) -> str:
+    """Return the verdicts on the arms that stand beside."""
+    texts = [f"{arm}: {outcome.value}" for arm, outcome in summary.other_arms.items()]
+    return shortened(texts, most or len(texts))
+
+
+def paragraphs(summary: Summary) -> list[tuple[str, Sequence[str]]]:
+    """Return what stands below the table, by name: why, effect, notes, next step."""
+    return [
+        ("why", [reason.text() for reason in summary.further_reasons]),
+        ("effect", summary.effect),
+        ("note", summary.notes),
+        ("next", [summary.next]),
+    ]
 
 
 class HeadColumn(NamedTuple):

@@ -7,7 +7,7 @@ from bitnetctl.analysis.study import Study
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
-    SummaryRow,
+    RunRow,
     agreement_cells,
     arm_rows,
     effect_cells,
@@ -44,7 +44,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: 
     return [head, f"|{'|'.join(rule)}|", *body, ""]
 
 
-def _summary_table(rows: Sequence[SummaryRow], *, seed: str) -> list[str]:
+def _summary_table(rows: Sequence[RunRow], *, seed: str) -> list[str]:
     header = ("arm", "size", seed, *(column.header for column in SUMMARY), "state")
     cells = [
         (markdown_cell(row.arm), row.size, row.seed, *map(row.text, SUMMARY), markdown_cell(row.state)) for row in rows

@@ -15,8 +15,7 @@ from bitnetctl.report.columns import (
     COLLAPSE,
     END,
     TRAINING_LOSS,
-    UNKNOWN,
-    SummaryRow,
+    RunRow,
     arm_rows,
     run_rows,
     signed,
@@ -25,7 +24,7 @@ from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
 from bitnetctl.report.plots import plots
 from bitnetctl.report.terminal import agreement_table, collapse_table, effects_table, end_table, factors_table
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, plural
 
 MOST_RUNS = 24
 """Above it the details have a row for each arm and size, not for each run."""
@@ -44,7 +43,7 @@ _COLLAPSES = (COLLAPSE[1], COLLAPSE[2], COLLAPSE[3])
 def print_study(study: Study, console: Console, *, details: bool) -> None:
     """Print the findings, then the table of arms or, with `details`, everything."""
     width = console.width
-    _print(console, [Text(line, "bold") for line in _plain(fold(_headline(study), width))])
+    _print(console, _folded(_headline(study), width, "bold"))
     console.print()
     _print(console, finding_lines(study.findings, width, shortened=not details))
     console.print()
@@ -54,7 +53,7 @@ def print_study(study: Study, console: Console, *, details: bool) -> None:
         console.print(_arms_table(study))
         more = "more: --details (every run, effects, factors, metrics, curves, notes) · --json · --html FILE"
         console.print()
-        _print(console, [Text(line, "dim") for line in _plain(fold(more, width))])
+        _print(console, _folded(more, width, "dim"))
 
 
 def finding_lines(findings: Sequence[Finding], width: int, *, shortened: bool = True) -> list[Text]:
@@ -80,7 +79,7 @@ def finding_lines(findings: Sequence[Finding], width: int, *, shortened: bool = 
 
 def _not_shown(kind: Kind, findings: Sequence[Finding]) -> str:
     """Return how many more findings there are, and what they come to."""
-    more = f"… and {len(findings)} more with --details"
+    more = f"… and {len(findings)} more (--details)"
     if kind == "arm":
         return f"{more}, {sum(bool(finding.told) for finding in findings) or 'none'} told from chance"
     if kind == "collapse":
@@ -148,11 +147,11 @@ def _arms_table(study: Study) -> FittedTable:
         if row.state:
             lines.append(Span(row.state, "red" if row.failed else "dim", indent=2))
     if len(rows) > MOST_ROWS:
-        lines.append(Span(f"… and {len(rows) - MOST_ROWS} more rows: --details", "dim"))
+        lines.append(Span(f"… and {plural(len(rows) - MOST_ROWS, 'more row')} (--details)", "dim"))
     return FittedTable(heads, lines, header_style="dim", elsewhere="wider terminal, --details or --json")
 
 
-def _against_baseline(arm: ArmEffect | None, row: SummaryRow) -> str:
+def _against_baseline(arm: ArmEffect | None, row: RunRow) -> str:
     """Return the mean difference in held-out loss at one size; there is none for the baseline or if a run failed."""
     return "" if arm is None else signed(finite(arm.effects["final_held_out_loss"].mean_by_size.get(row.size)))
 
@@ -161,20 +160,17 @@ def _details(study: Study, console: Console) -> None:
     """Print every table with its meaning, the curves and the notes."""
     width = console.width
 
-    def hint(text: str, style: str = "dim") -> None:
-        _print(console, [Text(line, style) for line in _plain(fold(text, width))])
-
     for table, hints in _tables(study, width):
         console.print(table)
         for text, style in hints:
-            hint(text, style)
+            _print(console, _folded(text, width, style))
         console.print()
     low, high = _PLOT_WIDTHS
     for plot in plots(study, width=max(low, min(high, width - 2)), color=console.color_system is not None):
         console.print(plot, no_wrap=True, overflow="crop")
         console.print()
     for note in study.notes:
-        hint(f"note: {note}")
+        _print(console, _folded(f"note: {note}", width, "dim"))
 
 
 def _tables(study: Study, width: int) -> Iterator[tuple[FittedTable, list[tuple[str, str]]]]:
@@ -197,8 +193,8 @@ def _tables(study: Study, width: int) -> Iterator[tuple[FittedTable, list[tuple[
         yield agreement_table(study.agreements), [(f"• {sentence}", "") for sentence in sentences]
 
 
-def _plain(lines: Iterable[Text]) -> list[str]:
-    return [line.plain for line in lines]
+def _folded(text: str, width: int, style: str) -> list[Text]:
+    return [Text(line.plain, style) for line in fold(text, width)]
 
 
 def _print(console: Console, lines: Iterable[Text]) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from rich.text import Text
 
 from bitnetctl.analysis.study import Study
-from bitnetctl.report.columns import kept_indices
+from bitnetctl.report.columns import kept_indices, loss_measure, tick_label
 from bitnetctl.report.fold import fold
 
 MOST_CURVES = 6
@@ -25,12 +25,13 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
 
     Without `color` there are no colour codes, and letters distinguish the curves.
     """
-    has_held_out = any(run.records.has_values("HeldOutLoss") for run in study.runs)
-    loss = ("HeldOutLoss", "held-out loss (nats)") if has_held_out else ("Loss", "training loss (nats)")
     boundaries = {summary.boundary_step for summary in study.summaries if summary.boundary_step}
     boundary = boundaries.pop() if len(boundaries) == 1 else None
     drawn = []
-    for (column, title), logarithmic in ((loss, False), (("UniquePredictions", "distinct predictions"), True)):
+    for (column, title), logarithmic in (
+        (loss_measure(study), False),
+        (("UniquePredictions", "distinct predictions"), True),
+    ):
         by_label = curves(study, column, logarithmic=logarithmic)
         if by_label:
             drawn.append(line_plot(title, by_label, width, boundary=boundary, logarithmic=logarithmic, color=color))
@@ -101,7 +102,7 @@ def line_plot(
     ticks = _round_ticks(first, last)
     figure.ruler("x").ticks(ticks, [f"{step:,.0f}" for step in ticks])
     heights = [lowest + (highest - lowest) * index / 3 for index in range(4)] if highest > lowest else [lowest]
-    figure.ruler("y").ticks(heights, [_tick_label(math.exp(value) if logarithmic else value) for value in heights])
+    figure.ruler("y").ticks(heights, [tick_label(math.exp(value) if logarithmic else value) for value in heights])
     drawn = figure.build().string().rstrip()
     figure.clear()
     text = Text.from_ansi(drawn) if color else Text(plotext.uncolorize(drawn))
@@ -119,10 +120,6 @@ def _round_ticks(low: float, high: float) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(high - low))
     step = next(unit * factor for factor in (0.2, 0.5, 1, 2) if (high - low) / (unit * factor) <= 6)
     return [step * multiple for multiple in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _tick_label(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _legend(labels: Sequence[str], boundary: int | None, width: int, *, color: bool) -> list[Text]:

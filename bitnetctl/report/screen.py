@@ -9,8 +9,8 @@ from rich.text import Text
 from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
-from bitnetctl.report.head import head_columns
-from bitnetctl.units import plural, shortened
+from bitnetctl.report.head import for_arms, head_columns, other_arms
+from bitnetctl.units import plural
 from bitnetctl.verdict import Outcome, Summary
 from bitnetctl.verdict.summary import SummaryRow
 
@@ -26,6 +26,7 @@ MORE = "--details (every check) · --json · --report FILE.md · --html FILE.htm
 _LABEL = 9
 _WIDE = 100
 _FEW_MEASURES = 2
+_FEW_ARMS = 2
 
 
 class _Room(NamedTuple):
@@ -91,13 +92,12 @@ def _lines(summary: Summary, width: int, room: _Room) -> Iterator[Text]:
 
 def _verdict(summary: Summary) -> Text:
     text = Text(summary.outcome.value.upper(), style=f"bold {OUTCOME_STYLES[summary.outcome]}")
-    asked = f" for {shortened(summary.arms, 2)}" * bool(summary.other_arms)
-    return text.append(printable(f"{asked} (exit {summary.exit_code}): {summary.headline}"), style="not bold default")
+    rest = f"{for_arms(summary, _FEW_ARMS)} (exit {summary.exit_code}): {summary.headline}"
+    return text.append(printable(rest), style="not bold default")
 
 
 def _beside(summary: Summary) -> str:
-    others = [f"{arm}: {outcome.value}" for arm, outcome in summary.other_arms.items()]
-    return " · ".join(filter(None, (shortened(others, 2), summary.criteria)))
+    return " · ".join(filter(None, (other_arms(summary, _FEW_ARMS), summary.criteria)))
 
 
 def _effect(summary: Summary) -> str:

@@ -16,11 +16,9 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
     END,
-    UNKNOWN,
-    SummaryColumn,
-    SummaryRow,
+    RunColumn,
+    RunRow,
     difference,
-    format_value,
     interval,
     p_cells,
     pairs_text,
@@ -29,7 +27,7 @@ from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
 from bitnetctl.report.screen import OUTCOME_STYLES
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows
-from bitnetctl.units import gibibytes
+from bitnetctl.units import UNKNOWN, format_value, gibibytes, plural
 from bitnetctl.verdict import Outcome, Verdict, arm_label
 
 MOST_TERMS = 10
@@ -98,17 +96,17 @@ def packs_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     return FittedTable(columns, rows_of(cells))
 
 
-def collapse_table(rows: Sequence[SummaryRow]) -> FittedTable:
+def collapse_table(rows: Sequence[RunRow]) -> FittedTable:
     """Return collapse and recovery of every run, or of the runs of each arm."""
     return _summary_table("Stage 1 and the boundary", rows, COLLAPSE)
 
 
-def end_table(rows: Sequence[SummaryRow]) -> FittedTable:
+def end_table(rows: Sequence[RunRow]) -> FittedTable:
     """Return the final metrics of every run and its ternary weights, or their means over the runs of each arm."""
     return _summary_table("The end", rows, END)
 
 
-def _summary_table(title: str, rows: Sequence[SummaryRow], columns: Sequence[SummaryColumn]) -> FittedTable:
+def _summary_table(title: str, rows: Sequence[RunRow], columns: Sequence[RunColumn]) -> FittedTable:
     lines: list[Row | Span] = []
     for row in rows:
         lines.append(Row((row.arm, row.size, row.seed, *(row.text(column) for column in columns))))
@@ -176,7 +174,7 @@ def _levels(outcomes: Sequence[OutcomeAnalysis], terms: Sequence[Term | None]) -
         cells = (format_value(mean, outcome.format_spec) for mean, outcome in zip(means, outcomes, strict=True))
         yield Row((f"  {level}", *cells), "dim")
     if len(levels) > MOST_LEVELS:
-        yield Span(f"… and {len(levels) - MOST_LEVELS} more levels", "dim", indent=2)
+        yield Span(f"… and {plural(len(levels) - MOST_LEVELS, 'more level')}", "dim", indent=2)
 
 
 def _eta_squared(term: Term | None) -> Text:

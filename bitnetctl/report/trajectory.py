@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bitnetctl.records import Run
-from bitnetctl.report.columns import format_value
+from bitnetctl.units import format_value
 
 MILESTONES = (0.05, 0.25, 0.3, 0.5, 1.0)
 """The founding document's 1k, 5k, 6k, 10k and 20k as fractions of its 20,000 steps."""

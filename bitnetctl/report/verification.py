@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
-from bitnetctl.report.columns import UNKNOWN
 from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
-from bitnetctl.report.head import head_columns
+from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
+from bitnetctl.units import UNKNOWN
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Summary, Verdict, wording
 
 
@@ -26,15 +26,7 @@ def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], sum
 
 def _head(summary: Summary) -> list[str]:
     """Return the summary as the screen has it, with every row and reason."""
-    others = ", ".join(f"{arm}: {outcome.value}" for arm, outcome in summary.other_arms.items())
-    of_arms = f" for {', '.join(summary.arms)}" if summary.other_arms else ""
-    lists = (
-        ("Horizon", [summary.horizon] if summary.horizon else []),
-        ("Why", [reason.text() for reason in summary.further_reasons]),
-        ("Effect", summary.effect),
-        ("Note", summary.notes),
-        ("Next", [summary.next]),
-    )
+    lists = [("horizon", [summary.horizon] if summary.horizon else []), *paragraphs(summary)]
     columns = head_columns(summary, summary.rows)
     # a number is no formula
     cells = [
@@ -44,11 +36,11 @@ def _head(summary: Summary) -> list[str]:
     return [
         f"Claim: {markdown_line(summary.claim)}",
         "",
-        f"**Overall: {summary.outcome.value}**{markdown_line(f'{of_arms}: {summary.headline}')}",
+        f"**Overall: {summary.outcome.value}**{markdown_line(f'{for_arms(summary)}: {summary.headline}')}",
         "",
-        *(f"{markdown_line(text)}\n" for text in (others, summary.criteria) if text),
+        *(f"{markdown_line(text)}\n" for text in (other_arms(summary), summary.criteria) if text),
         *markdown_table([markdown_cell(one.header) for one in columns], cells),
-        *(f"- {name}: {markdown_line(text)}" for name, texts in lists for text in texts),
+        *(f"- {name.capitalize()}: {markdown_line(text)}" for name, texts in lists for text in texts),
         "",
     ]
 

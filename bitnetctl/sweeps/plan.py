@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import Frozen, RunConfig, build_config, parse_arm, parse_value, read_toml, validated
+from bitnetctl.config import BASELINE, Frozen, RunConfig, build_config, parse_arm, parse_value, read_toml, validated
 from bitnetctl.config.load import flatten
 from bitnetctl.config.numbers import MAX_RUNS
 from bitnetctl.config.schema import value_text
@@ -79,7 +79,7 @@ class Plan(Frozen):
             for levels in itertools.product(*(factor.values() for factor in self.factors.values()))
         ]
         arms = [*self.arms, *(crossed if self.factors else [])]
-        texts = ["" if arm.strip() == "baseline" else arm.strip() for arm in arms]
+        texts = ["" if arm.strip() == BASELINE else arm.strip() for arm in arms]
         if self.baseline and "" not in texts:
             texts.insert(0, "")
         return texts

@@ -16,7 +16,7 @@ from bitnetctl.config import (
     PositiveInt,
     builtin_names,
     canonical_hash,
-    did_you_mean,
+    hint_at,
     read_toml,
     validated,
 )
@@ -184,6 +184,6 @@ def _parse_check(tree: Any, source: str) -> AnyCheck:
         raise ConfigError(f"{source}: expected a table, got {tree!r}")
     kind = tree.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        hint = did_you_mean(str(kind), KINDS) or f"; known: {', '.join(KINDS)}"
+        hint = hint_at(str(kind), KINDS)
         raise ConfigError(f"{source}: kind: " + (f"unknown {kind!r}{hint}" if "kind" in tree else f"missing{hint}"))
     return validated(KINDS[kind], tree, f"{source} ({kind})")

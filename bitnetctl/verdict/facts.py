@@ -13,8 +13,6 @@ from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.options import JudgeOptions
 from bitnetctl.verdict.outcome import CheckResult, Combined, Outcome, Verdict, strictest
 
-BASELINE = "baseline"
-
 SizeOfArm = tuple[str, int | None]
 
 

@@ -1,61 +1,25 @@
-"""The sentences at the head of a report: what was claimed, what came out, and why, in a few words each."""
+"""The sentences at the head of a report: what was claimed, at which length, what came out, by which criteria."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from bitnetctl.config import BASELINE
 from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.paired import PairedCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
+from bitnetctl.verdict.facts import Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
-from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict, strictest, unseen_measures
-from bitnetctl.verdict.seeds import RATE
+from bitnetctl.verdict.outcome import Outcome, Verdict, strictest, unseen_measures
+from bitnetctl.verdict.reasons import is_rate, seeds_text, where
 
 MOST_NAMES = 3
 """Most arms or sizes that a sentence lists."""
-_LAST = 9
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """A reason and what it is about; `of` is the number of runs that were looked at, 0 for what is said over seeds."""
-
-    text: str
-    rank: int
-    runs: set[object] = field(default_factory=set)
-    of: set[object] = field(default_factory=set)
-    sizes: set[int | None] = field(default_factory=set)
-    criteria: dict[str, None] = field(default_factory=dict)
-
-
-class Reason(BaseModel):
-    """What decides, in `runs` of `of` runs, or if `of` is 0 over the seeds, `where`; by which `criteria` of several."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    texts: tuple[str, ...]
-    criteria: tuple[str, ...]
-    runs: int
-    of: int
-    where: str
-
-    def text(self, most: int | None = None) -> str:
-        """Return the sentence, with at most so many texts."""
-        what = ", ".join(self.texts) if most is None else shortened(self.texts, most)
-        where = f" in {self.runs} of {plural(self.of, 'run')}" if self.of else self.where
-        prefix = f"{', '.join(self.criteria)}: " if self.criteria else ""
-        return f"{prefix}{what}{where}"
 
 
 def claim(facts: Facts) -> str:
     """Say what is claimed of which runs, such as `h256, h512 trained with `no-decay` do not collapse (2 sizes × …)`."""
     sizes = sorted({size for _, size in facts.deciding_cells if size is not None})
-    names = [f"h{size}" for size in sizes]
+    names = list(map(wording.size_name, sizes))
     if len(names) > MOST_NAMES:
         names = [f"{names[0]} to {names[-1]}"]
     subject = f"{', '.join(names) or 'runs of unknown size'} {_trained(facts)}"
@@ -89,11 +53,10 @@ def compares_only(criteria: Criteria) -> bool:
 
 
 def _extent(facts: Facts, sizes: int) -> str:
-    seeds = sorted({one["seeds"] for verdict in facts.verdicts for one in verdict.statistics})
+    seeds = [one["seeds"] for verdict in facts.verdicts for one in verdict.statistics]
     parts = [plural(sizes, "size")] if sizes else []
     if seeds:
-        count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        parts.append(f"{count} seed{'s' * (seeds != [1])}")
+        parts.append(seeds_text(seeds))
     return ", ".join(filter(None, (" × ".join(parts), steps_text(facts))))
 
 
@@ -157,15 +120,15 @@ def _supported(facts: Facts, why: Sequence[str]) -> str:
 def _refuted(facts: Facts) -> str:
     sizes_of = {
         id(verdict): {
-            result.size for result in verdict.results if _is_rate(result) and result.outcome is Outcome.REFUTED
+            result.size for result in verdict.results if is_rate(result) and result.outcome is Outcome.REFUTED
         }
         for verdict in facts.decisive
     }
     by_rate = [verdict for verdict in facts.decisive if sizes_of[id(verdict)]]
     if by_rate:
-        where = _where(facts, {(verdict.arm, size) for verdict in by_rate for size in sizes_of[id(verdict)]})
+        place = where(facts, {(verdict.arm, size) for verdict in by_rate for size in sizes_of[id(verdict)]})
         limit = max(facts.criteria_of(verdict).seeds.max_failure_rate for verdict in by_rate)
-        return f"more than {share(limit)} of all seeds fail{where}{confidence(by_rate)}"
+        return f"more than {share(limit)} of all seeds fail{place}{confidence(by_rate)}"
     by_every = [verdict for verdict in facts.decisive if facts.criteria_of(verdict).seeds.rule == "every"]
     if not by_every:
         return ""
@@ -174,26 +137,8 @@ def _refuted(facts: Facts) -> str:
     failed = sum(one["unhealthy"] for one in sizes)
     seeds = plural(sum(one["seeds"] for one in sizes), "seed")
     verb = "fails" if failed == 1 else "fail"
-    where = _where(facts, {(verdict.arm, one["size"]) for one in sizes})
-    return f"{failed} of {seeds} {verb} by {verdict.criteria}{where}, and one is enough"
-
-
-def _where(facts: Facts, cells: set[SizeOfArm]) -> str:
-    """Name the sizes of the deciding arms that a sentence is about; empty where it is about all of them."""
-    if cells >= set(facts.deciding_cells):
-        return ""
-    if len(facts.deciding) > 1:
-        return f" in {len(cells)} of {len(facts.deciding_cells)} arms and sizes"
-    return f" at {_sizes({size for _, size in cells})}"
-
-
-def _sizes(sizes: Iterable[int | None]) -> str:
-    known = sorted(sizes, key=lambda size: size or 0)
-    return listed(["unknown size" if size is None else f"h{size}" for size in known])
-
-
-def _is_rate(result: CheckResult) -> bool:
-    return result.run is None and result.check == RATE
+    place = where(facts, {(verdict.arm, one["size"]) for one in sizes})
+    return f"{failed} of {seeds} {verb} by {verdict.criteria}{place}, and one is enough"
 
 
 def share(rate: float) -> str:
@@ -201,9 +146,14 @@ def share(rate: float) -> str:
     return "half" if rate == 0.5 else wording.percent(rate)
 
 
+def error_rate(verdicts: Iterable[Verdict]) -> float:
+    """Return the largest error rate of verdicts by a rate, which adds up over looks; it may be above 1."""
+    return max(float(verdict.rule["looks"] * round(1 - verdict.rule["confidence"], 12)) for verdict in verdicts)
+
+
 def confidence(verdicts: Iterable[Verdict]) -> str:
     """Return the least confidence that verdicts by a rate promise, less for every look; empty where none is left."""
-    error = max(verdict.rule["looks"] * round(1 - verdict.rule["confidence"], 12) for verdict in verdicts)
+    error = error_rate(verdicts)
     return f" (confidence {wording.percent(1 - error)})" if error < 1 else ""
 
 
@@ -235,123 +185,3 @@ def _unseen(facts: Facts, outcomes: dict[str, Outcome]) -> str:
     if not measures or not others:
         return ""
     return f" ({shortened(measures, MOST_NAMES)}, not seen by {listed(others)})"
-
-
-def reasons(facts: Facts) -> list[Reason]:
-    """Return why the outcome is what it is, the most important reason first."""
-    found: dict[str, Tally] = {}
-    for verdict in facts.decisive:
-        for tally in _reasons(facts, verdict):
-            known = found.setdefault(tally.text, tally)
-            if known is not tally:
-                known.runs |= tally.runs
-                known.of = known.of | tally.of
-                known.sizes |= tally.sizes
-                known.criteria |= tally.criteria
-    ordered = sorted(found.values(), key=lambda tally: (tally.rank, -len(tally.runs)))
-    several = len({verdict.criteria for verdict in facts.decisive}) > 1
-    all_sizes = {size for _, size in facts.deciding_cells}
-    alike = itertools.groupby(
-        ordered, key=lambda tally: (tally.rank, tuple(tally.criteria), len(tally.runs), len(tally.of))
-    )
-    return [reason for _, group in alike for reason in _together(list(group), all_sizes, name=several)]
-
-
-def _together(alike: Sequence[Tally], all_sizes: set[int | None], *, name: bool) -> list[Reason]:
-    """Return one reason for all that holds in as many runs, one for each that is said over seeds."""
-    groups = [list(alike)] if alike[0].of else [[tally] for tally in alike]
-    return [
-        Reason(
-            texts=tuple(tally.text for tally in group),
-            criteria=tuple(group[0].criteria) if name else (),
-            runs=len(group[0].runs),
-            of=len(group[0].of),
-            where=f" at {_sizes(group[0].sizes)}" if not group[0].of and set() < group[0].sizes < all_sizes else "",
-        )
-        for group in groups
-    ]
-
-
-def _reasons(facts: Facts, verdict: Verdict) -> Iterator[Tally]:
-    criteria = facts.criteria_of(verdict)
-    completion = {criteria.finite.label, criteria.finished.label}
-    results = list(facts.results_of(verdict, facts.outcome))
-    judged = {_identity(verdict, result) for result in results if result.run is not None}
-    found: dict[str, Tally] = {}
-    for result in results:
-        rank = _rank(result, facts.outcome, completion)
-        if rank == 1 and result.check == criteria.finished.label and verdict.criteria in facts.shortened_for:
-            # that is said of the horizon
-            rank = _LAST
-        if rank is not None:
-            text = result.brief or result.check
-            tally = found.setdefault(text, Tally(text=text, rank=rank, criteria={verdict.criteria: None}))
-            tally.sizes.add(result.size)
-            if result.run is not None:
-                tally.runs.add(_identity(verdict, result))
-                tally.of = judged
-    yield from found.values()
-    if facts.outcome is Outcome.INCONCLUSIVE and criteria.seeds.rule == "rate":
-        text = _too_few(facts, verdict, criteria.seeds.max_failure_rate)
-        if text:
-            yield Tally(text=text, rank=2, criteria={verdict.criteria: None})
-
-
-def _identity(verdict: Verdict, result: CheckResult) -> object:
-    return verdict.arm, result.size, result.seed, result.run
-
-
-def _rank(result: CheckResult, outcome: Outcome, completion: set[str]) -> int | None:
-    """Return how early a result is named among the reasons for an outcome; None where it is none of them."""
-    if _is_rate(result):
-        return None
-    if outcome is Outcome.INCONCLUSIVE:
-        if result.outcome in (Outcome.SUPPORTED, Outcome.INVALID):
-            return None
-        if result.run is None:
-            return 0
-        if result.check in completion:
-            return 1
-        return 3
-    if result.outcome is not outcome:
-        return None
-    if outcome is Outcome.SUPPORTED and result.run is not None and result.supports is None:
-        return None
-    return 0 if result.run is None or result.check in completion else 1
-
-
-def _too_few(facts: Facts, verdict: Verdict, limit: float) -> str:
-    """Say that the seeds do not decide a rate, and how many could; empty where planned ones are still to come."""
-    sizes = [one for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE) if one["seeds"]]
-    if not sizes or any(one["absent"] or one["unfinished"] for one in sizes):
-        return ""
-    failed = any(one["unhealthy"] or one["undecided"] for one in sizes)
-    cells = {(arm, one["size"]) for arm in facts.deciding for one in sizes}
-    where = _where(facts, cells) if len(facts.deciding) == 1 else ""
-    text = f"{_counted(sizes)} cannot decide at a failure rate of {wording.percent(limit)}{where}"
-    support = [one["seeds_to_support"] for one in sizes]
-    refute = [one["seeds_to_refute"] for one in sizes]
-    if not failed and None not in support:
-        return f"{text}: {max(support)} needed"
-    wanted = [
-        f"{max(numbers)} {what}"
-        for numbers, what in ((refute, "could refute"), (support, "could support"))
-        if None not in numbers
-    ]
-    return f"{text}: {', '.join(wanted)}" if wanted else text
-
-
-def _counted(sizes: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many seeds fail at each size, such as `3 seeds, 1 to 2 of them failed,`."""
-    seeds, failed = ([one[name] for one in sizes] for name in ("seeds", "unhealthy"))
-    count = f"{_span(seeds)} seed{'s' * (max(seeds) != 1)}"
-    if not any(failed):
-        return count
-    if seeds == failed:
-        return f"{count}, all failed,"
-    return f"{count}, {_span(failed)} failed,"
-
-
-def _span(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"

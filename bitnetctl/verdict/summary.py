@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from bitnetctl.config import BASELINE
 from bitnetctl.records import Run
 from bitnetctl.records.naming import printable_name
 from bitnetctl.records.provenance import provenance_differences
@@ -17,12 +18,12 @@ from bitnetctl.units import plural, shortened
 from bitnetctl.verdict import headline, wording
 from bitnetctl.verdict.checks.base import Check, ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import BASELINE, Facts, SizeOfArm
-from bitnetctl.verdict.headline import Reason
+from bitnetctl.verdict.facts import Facts, SizeOfArm
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.next_step import next_step
 from bitnetctl.verdict.options import JudgeOptions
 from bitnetctl.verdict.outcome import CheckResult, Combined, Outcome, strictest
+from bitnetctl.verdict.reasons import Reason, reasons
 
 MOST_COLUMNS = 4
 """Most measures that are columns, the most decisive first."""
@@ -124,7 +125,7 @@ def summarize(
     `deciding` are the arms, at least one, whose strictest verdict counts; `requested` is whether they were asked for.
     """
     facts = Facts(judged=judged, deciding=deciding, requested=requested, criteria=criteria, options=options, runs=runs)
-    why = headline.reasons(facts)
+    why = reasons(facts)
     columns = _columns(facts)
     return Summary(
         claim=headline.claim(facts),
@@ -304,16 +305,12 @@ def _effects(facts: Facts) -> Iterator[str]:
         mean_of = {size: mean for size, of_size in by_size.items() if (mean := _mean(of_size)) is not None}
         if not mean_of:
             continue
-        means = [f"{signed(mean)} at {_size(size)}" for size, mean in mean_of.items()]
+        means = [f"{signed(mean)} at {wording.size_name(size)}" for size, mean in mean_of.items()]
         if len(means) > headline.MOST_NAMES:
             means = [f"{signed(min(mean_of.values()))} to {signed(max(mean_of.values()))} at {len(means)} sizes"]
         lower = sum(value < 0 for value in values)
         of_arm = f"{arm}: " if len(facts.deciding) > 1 else ""
         yield f"{of_arm}held-out loss {', '.join(means)} (lower in {lower} of {plural(len(values), 'pair')})"
-
-
-def _size(size: int | None) -> str:
-    return "unknown size" if size is None else f"h{size}"
 
 
 def signed(value: float) -> str:
@@ -347,8 +344,8 @@ def _notes(facts: Facts) -> Iterator[str]:
     by_rate = [verdict for verdict in facts.verdicts if verdict.rule.get("rule") == "rate"]
     looks = max((verdict.rule["looks"] for verdict in by_rate), default=1)
     if looks > 1:
-        error = max(verdict.rule["looks"] * round(1 - verdict.rule["confidence"], 12) for verdict in by_rate)
-        yield f"the number of seeds grew {plural(looks - 1, 'time')}: error rate up to {wording.percent(min(1, error))}"
+        error = wording.percent(min(1, headline.error_rate(by_rate)))
+        yield f"the number of seeds grew {plural(looks - 1, 'time')}: error rate up to {error}"
     arms = max((verdict.rule["arms"] for verdict in by_rate), default=1)
     if arms > 1:
         yield f"{arms} arms share the error rate"

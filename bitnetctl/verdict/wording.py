@@ -17,6 +17,16 @@ MOST_SEEDS = 8
 NO_RATE = "by this rule one failing run refutes, and no error rate is promised"
 
 
+def size_name(size: int | None) -> str:
+    """Name a size, such as `h256`."""
+    return "unknown size" if size is None else f"h{size}"
+
+
+def _at_size(size: int | None) -> str:
+    """Return what a note on the runs of one size begins with."""
+    return "" if size is None else f"hidden {size}: "
+
+
 def not_requested(what: str) -> str:
     """Say that a run was left out by the options of the call."""
     return f"{what} was not requested"
@@ -125,11 +135,11 @@ def absent(counts: Sequence[tuple[str, Sequence[str]]], total: int) -> str:
 
 def looks(size: int | None, numbers: Sequence[int], alpha: float) -> str:
     """Say that the number of planned seeds grew, and what several looks do to the error rate."""
-    where = "" if size is None else f"hidden {size}: "
     grown = ", then ".join(map(str, numbers))
+    most = percent(min(1.0, len(numbers) * alpha))
     return (
-        f"{where}the number of seeds grew: {grown}; if the verdict was looked at before each, the error rate is up to "
-        f"{percent(min(1.0, len(numbers) * alpha))} instead of {percent(alpha)}"
+        f"{_at_size(size)}the number of seeds grew: {grown}; if the verdict was looked at before each, the error rate "
+        f"is up to {most} instead of {percent(alpha)}"
     )
 
 
@@ -202,10 +212,9 @@ def p_text(p: float) -> str:
 
 def one_unknown_seed(size: int | None, count: int) -> str:
     """Say that runs of unknown seed are one seed."""
-    where = "" if size is None else f"hidden {size}: "
     return (
-        f"{where}{count} runs of unknown seed count as one seed; name them like run-seed3.csv or, if their seeds "
-        "differ, give --distinct-seeds"
+        f"{_at_size(size)}{count} runs of unknown seed count as one seed; name them like run-seed3.csv or, if their "
+        "seeds differ, give --distinct-seeds"
     )
 
 
@@ -221,8 +230,7 @@ def mixed_briefly(difference: str) -> str:
 
 def minor_difference(size: int | None, difference: str) -> str:
     """Say that runs of one arm differ in software or hardware."""
-    where = "" if size is None else f"hidden {size}: "
-    return f"{where}the runs differ in {difference}; with --strict that makes the verdict invalid"
+    return f"{_at_size(size)}the runs differ in {difference}; with --strict that makes the verdict invalid"
 
 
 def unequal_arms(difference: str) -> str:

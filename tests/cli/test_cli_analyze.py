@@ -161,7 +161,7 @@ def test_a_bundle_is_analysed(runs: Path, tmp_path: Path) -> None:
     names = [[run["name"] for run in done.json["runs"]] for done in (packed, unpacked)]
     assert names[0] == names[1]
     assert (packed.code, packed.json["arms"]) == (0, unpacked.json["arms"])
-    assert "is one of the files to analyse" in analyze(bundle, "--csv", bundle).err
+    assert "is one of the files given" in analyze(bundle, "--csv", bundle).err
     missing = analyze(tmp_path / "none.zip")
     assert (missing.code, missing.err.count("\n")) == (2, 1)
 

@@ -75,7 +75,7 @@ def test_a_judged_file_is_not_overwritten(tmp_path: Path, option: str) -> None:
     csv = bare_run(tmp_path, CURED).path
     before = csv.read_bytes()
     done = verify(tmp_path, option, csv)
-    assert (done.code, done.error) == (ExitCode.USAGE, f"error: {csv}: is one of the files to judge; write to another")
+    assert (done.code, done.error) == (ExitCode.USAGE, f"error: {csv}: is one of the files given; write to another")
     assert csv.read_bytes() == before
 
 

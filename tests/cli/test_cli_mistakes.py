@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("plain_environment")
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown recipe": (["--recipe", "orign"], "unknown recipe 'orign'; did you mean 'origin'?"),
-    "missing recipe file": (["--recipe", "none.toml"], "recipe file none.toml: No such file"),
+    "missing recipe file": (["--recipe", "none.toml"], "recipe file none.toml: cannot read: No such file"),
     "unknown field": (["--set", "model.hiden_size=3"], "did you mean 'model.hidden_size'?"),
     "override without value": (["--set", "steps"], "expected section.field=value"),
     "bad value": (["--set", "model.activation=gelu"], "model.activation: input should be 'relu2' or 'silu'"),

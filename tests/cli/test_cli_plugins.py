@@ -10,8 +10,7 @@ from configs import TinyConfig
 from distributions import Distribution, forget_plugins
 
 from bitnetctl.errors import ExitCode
-from bitnetctl.records import load_run, read_manifest
-from bitnetctl.records.run import load_set
+from bitnetctl.records import load_run, load_set, read_manifest
 
 pytestmark = pytest.mark.usefixtures("fresh_registry", "wide_terminal", "known_speed")
 

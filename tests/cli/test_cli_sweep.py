@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "size twice": (["--sizes", "16,16"], "size 16 is named twice"),
     "size not divisible": (["--sizes", "16,18"], "hidden_size 18 is not divisible by num_attention_heads 4"),
     "unknown plan": (["--plan", "root-cuase"], "unknown plan 'root-cuase'; did you mean 'root-cause'?"),
-    "missing plan file": (["--plan", "none.toml"], "plan file none.toml: No such file"),
+    "missing plan file": (["--plan", "none.toml"], "plan file none.toml: cannot read: No such file"),
     "unknown recipe": (["--recipe", "quik"], "unknown recipe 'quik'; did you mean 'quick'?"),
     "unknown arm": (["-i", "reduced-rl"], "unknown intervention 'reduced-rl'; did you mean 'reduced-lr'?"),
     "unknown setting": (["-i", "reduced-lr:speed=3"], "intervention reduced-lr: unknown field 'speed'"),

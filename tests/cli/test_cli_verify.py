@@ -92,7 +92,7 @@ def test_five_sound_seeds_are_supported_by_both(tmp_path: Path) -> None:
         (["."], "no CSV in this folder"),
         (["run-*.csv"], "no file matches"),
         (["--criteria", "orign", "--no-train"], "unknown criteria 'orign'; did you mean 'origin'?"),
-        (["--criteria", "none.toml", "--no-train"], "criteria file none.toml: No such file"),
+        (["--criteria", "none.toml", "--no-train"], "criteria file none.toml: cannot read: No such file"),
         (["--seeds", "x", "--no-train"], "--seeds 'x': expected a number of seeds"),
         (["--pack", "0"], "--pack '0'"),
         (["--dry-run", "--device", "tpu"], "device 'tpu' is unknown"),

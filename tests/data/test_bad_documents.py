@@ -86,14 +86,58 @@ def test_compressed_text_and_rows(tmp_path: Path, suffix: str) -> None:
 def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
     kind = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}[suffix]
     path = tmp_path / f"a.txt{suffix}"
-    for content in (COMPRESSIONS[suffix](TEXT.encode())[:-9], b"this is not compressed\n"):
-        path.write_bytes(content)
-        message = failure(path)
-        assert f"a.txt{suffix}: damaged {kind} file: " in message
-        assert message.endswith(f"; download it again, {SKIP}")
+    path.write_bytes(COMPRESSIONS[suffix](TEXT.encode())[:-9])
+    message = failure(path)
+    assert f"a.txt{suffix}: damaged {kind} file: " in message
+    assert message.endswith(f"; download it again, {SKIP}")
+    path.write_bytes(b"this is not compressed\n")
+    assert f"a.txt{suffix}: not compressed, though its name says {kind}; rename it to a.txt, {SKIP}" in failure(path)
+    path.write_bytes(COMPRESSIONS[suffix](COMPRESSIONS[suffix](TEXT.encode())))
+    assert f"a.txt{suffix}: {kind} in it once more; decompress it once, {SKIP}" in failure(path)
+    # what lies under the name of a compressed file
+    path.write_bytes(LFS)
+    assert f"a.txt{suffix}: a Git-LFS pointer, not the text itself; run `git lfs pull`" in failure(path)
     if suffix == ".gz":
         path.write_bytes(gzip.compress(TEXT.encode()) + b"<html>garbage")
         assert "damaged gzip file: Not a gzipped file" in failure(path)
+
+
+def test_zstd_as_its_tools_write_it(tmp_path: Path) -> None:
+    zstd_library = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    path = tmp_path / "a.txt.zst"
+    # zstd --long=31, as large dumps are compressed
+    window = {zstd_library.CompressionParameter.window_log: 31}
+    with zstd_library.open(path, "wb", options=window) as file:
+        file.write(TEXT.encode())
+    assert read(path) == TEXT
+    # pzstd, and frames one after the other
+    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    half = len(TEXT) // 2
+    for name in ("a.txt.zst", "a.txt"):
+        (tmp_path / name).write_bytes(skippable + zstd(TEXT[:half].encode()) + zstd(TEXT[half:].encode()))
+        assert read(tmp_path / name) == TEXT
+    (tmp_path / "a.jsonl.zstd").write_bytes(zstd(ROWS.encode()))
+    assert read(tmp_path / "a.jsonl.zstd") == TEXT.replace("\n", "")
+
+
+def test_a_line_that_is_not_json_is_named_with_its_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(ROWS + '{"text": "a"},\n')
+    assert f"a.jsonl:61: not a line of JSON: Extra data at column 14; mend the line, {SKIP}" in failure(path)
+
+
+def test_text_that_looks_like_something_else(tmp_path: Path) -> None:
+    texts = [
+        f"version https://git-lfs.github.com/spec/v1 begins a pointer\n{TEXT}",
+        f"404: Not Found\n{TEXT}",
+        f'{{"text": 1}}\n{TEXT}',
+        f"[1] {TEXT}",
+        TEXT.replace("\n", "\x1b[0m\x0c\n"),
+        "".join(f"{letter}\b{letter}" for letter in TEXT),
+    ]
+    for text in texts:
+        (tmp_path / "a.txt").write_text(text)
+        assert read(tmp_path / "a.txt") == text
 
 
 def test_zstd_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +170,7 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         ("a.txt.gz", b"", "an empty file (0 bytes)", "download it again or remove it"),
         ("a.txt", b" \n\t\r\n", "no text, white space at most", "remove it"),
         ("a.txt.gz", gzip.compress(b""), "no text, white space at most", "remove it"),
-        ("a.jsonl", b"\n\n", "no rows, white space at most", "remove it"),
+        ("a.jsonl", b"\n\n", "no text, white space at most", "remove it"),
         ("a.txt", LFS, "a Git-LFS pointer, not the text itself", "run `git lfs pull`"),
         ("a.jsonl", LFS, "a Git-LFS pointer, not the text itself", "run `git lfs pull`"),
         ("a.parquet", LFS, "a Git-LFS pointer, not the text itself", "run `git lfs pull`"),
@@ -161,6 +205,23 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         ),
         ("a.json", b'[{"text": "a"}]', "a JSON array; JSON lines are expected", "jq -c '.[]' a.json"),
         ("a.jsonl", b'{\n "text": "a"\n}\n', "JSON over several lines; JSON lines are expected", "jq -c . a.jsonl"),
+        ("a.jsonl", b'["a", "b"]', "a JSON array; JSON lines are expected", "jq -c '.[] | {text: .}' a.jsonl"),
+        ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', "no text, white space at most", "remove it"),
+        # rows under other names
+        ("a.txt", ROWS.encode(), "JSON lines, not text", "rename it to a.jsonl"),
+        ("a", ROWS.encode("utf-8-sig"), "JSON lines, not text", "rename it to a.jsonl"),
+        ("a.txt.gz", gzip.compress(ROWS.encode()), "JSON lines, not text", "rename it to a.jsonl"),
+        ("a.txt", b'[\n {"text": "a"},\n {"text": "b"}]', "JSON array, not text", "jq -c '.[]' a.txt"),
+        ("a.csv", b"id,text\n1,a\n", "a table, not text", "convert it to .parquet, .jsonl or .txt"),
+        ("a.tsv.gz", gzip.compress(b"id\ttext\n1\ta\n"), "a table, not text", "convert it"),
+        ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(99)), "compressed parquet file", "decompress it"),
+        ("a.txt.gz", PAGE, "the error page of a web server, not the text itself", "download it again"),
+        ("a.txt.gz", archive("zip"), "a zip archive (or an office document), not text", "unpack it"),
+        ("a.txt", b"404: Not Found", "the error page of a web server, not the text itself", "download it again"),
+        ("a.txt", b"Entry not found", "the error page of a web server, not the text itself", "download it again"),
+        ("a.dvc", b"outs:\n- md5: d8e8\n  path: a.txt\n", "a DVC pointer, not the text itself", "run `dvc pull`"),
+        ("a.bin", bytes(range(1, 65)) * 40, "binary, not text (byte offset 0)", "tokens and arrays are not read"),
+        ("a.txt.Z", b"\x1f\x9d\x90text", "compressed by `compress`, not text", "gzip -d"),
         ("a.parquet", b"something", "not a readable parquet file", "download it again"),
     ],
 )
@@ -200,6 +261,14 @@ def test_ordinary_text_that_looks_strange(tmp_path: Path) -> None:
     assert read(tmp_path / "page.html") == PAGE.decode()
 
 
+def test_a_name_with_control_characters_is_one_printable_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\nb.txt"
+    path.write_bytes(b"")
+    message = failure(f"file:{tmp_path}/a*")
+    assert f"{tmp_path}/a�[31m�b.txt: an empty file (0 bytes)" in message
+    assert message.isprintable()
+
+
 def test_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").symlink_to("../blobs/gone")
     message = failure(tmp_path / "a.txt")
@@ -214,7 +283,8 @@ def test_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.txt")
     assert "d.txt: a pipe or device; save the text to a file" in failure(tmp_path / "d.txt")
     source_error = failure(f"file:{tmp_path}/*.txt")
-    assert source_error.count("dangling link") == 2
+    assert "d.txt: a pipe or device" in source_error
+    assert source_error.count("dangling link") == 3
     (tmp_path / "e.txt").write_text(TEXT)
     source = open_source(f"file:{tmp_path}/*", Reading(skip=True))
     assert source.skipped == {"dangling link": 3, "not a regular file": 1}

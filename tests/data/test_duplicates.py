@@ -45,7 +45,7 @@ def test_a_text_without_duplicates_is_used_wholly_and_nothing_is_said(tmp_path: 
     assert sum(map(len, sides)) == len(TEXT)
 
 
-@pytest.mark.parametrize("kind", ["copy", "gzip", "windows", "hard link", "link", "all"])
+@pytest.mark.parametrize("kind", ["copy", "gzip", "windows", "marked", "hard link", "link", "all"])
 def test_a_file_is_read_once_whatever_copies_there_are(tmp_path: Path, kind: str) -> None:
     (tmp_path / "one.txt").write_text(TEXT)
     alone, _, _ = prepare(f"file:{tmp_path}/one.txt")
@@ -58,6 +58,8 @@ def test_a_file_is_read_once_whatever_copies_there_are(tmp_path: Path, kind: str
         (folder / "c.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     if kind in ("windows", "all"):
         (folder / "d.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    if kind in ("marked", "all"):
+        (folder / "g.txt").write_bytes(TEXT.encode("utf-8-sig"))
     if kind in ("hard link", "all"):
         os.link(folder / "a.txt", folder / "e.txt")
     if kind in ("link", "all"):
@@ -66,7 +68,7 @@ def test_a_file_is_read_once_whatever_copies_there_are(tmp_path: Path, kind: str
     assert leak == 0
     assert tokens.fingerprint == alone.fingerprint
     links, copies = tokens.counts["links_not_read"], tokens.counts["copies_not_read"]
-    assert (links, copies) == {"all": (2, 3), "link": (1, 0), "hard link": (1, 0)}.get(kind, (0, 1))
+    assert (links, copies) == {"all": (2, 4), "link": (1, 0), "hard link": (1, 0)}.get(kind, (0, 1))
     assert len(said) == 1
     assert "each text is read once; not read again" in said[0]
 
@@ -123,6 +125,28 @@ def test_a_text_that_repeats_itself_at_length(tmp_path: Path, between: str) -> N
     assert leak < 0.05
     assert tokens.counts["left_out_characters"] > 0.3 * tokens.counts["held_out_characters"]
     assert "duplicates of training text" in line
+
+
+@pytest.mark.parametrize("line_end", [" ", "\r", ""])
+def test_a_text_without_line_ends_that_repeats_itself(line_end: str) -> None:
+    text = TEXT.replace("\n", line_end)
+    size = len(text) // 8
+    again = f"Something else. {text}"
+    blocks = [(text[start : start + size], False) for start in range(0, len(text), size)]
+    blocks += [(again[start : start + size], True) for start in range(0, len(again), size)]
+    repeats = find_repeats(blocks, scale=size)
+    assert repeats.characters > 0.9 * repeats.held_out_characters
+    alone = [(block, number % 3 == 0) for number, (block, _) in enumerate(blocks[:8])]
+    assert find_repeats(alone, scale=size).passages == 0
+
+
+def test_documents_that_differ_in_white_space_are_equal(tmp_path: Path) -> None:
+    documents = ["".join(LINES[start : start + 10]) for start in range(0, len(LINES), 10)]
+    others = [f"  {text}".replace("\n", " \n\n") for text in documents[::2]]
+    others += [text.replace("\n", "\r") for text in documents[1::2]]
+    blocks = [(text, False) for text in documents] + [(text, True) for text in others]
+    repeats = find_repeats(blocks, scale=1 << 14)
+    assert repeats.characters == repeats.held_out_characters > 0
 
 
 def test_a_held_out_source_that_overlaps(tmp_path: Path) -> None:

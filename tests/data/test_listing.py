@@ -115,6 +115,15 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"{tmp_path}/deep: cannot read: Permission denied; check the name and its permissions" in message
 
 
+def test_a_file_in_a_closed_folder_is_not_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    message = failure(f"file:{tmp_path}/closed/a.txt")
+    assert f"{tmp_path}/closed: cannot read: Permission denied; check its permissions" in message
+
+
 def test_files_are_sorted(tmp_path: Path) -> None:
     make(tmp_path, "b.txt", "a/z.txt", "a.txt")
     names = [path.relative_to(tmp_path).as_posix() for path in named_files("x", f"{tmp_path}/**/*.txt")]

@@ -120,6 +120,11 @@ def word_level(path: Path, *words: str, special: tuple[str, ...] = (), template:
         (("<first>", "<last>"), "<first> $A <last>", {}, "<last>"),
         (("<first>",), "<first> $A", {}, None),
         (("[CLS]", "[SEP]"), "[CLS] $A [SEP]", {}, "[SEP]"),
+        (("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"), None, {}, "<｜end▁of▁sentence｜>"),
+        # a special token whose name says so
+        (("<pad>", "<|endofdocument|>"), None, {}, "<|endofdocument|>"),
+        (("<PAD>", "<END-OF-DOC>"), None, {}, "<END-OF-DOC>"),
+        (("<pad>", "<unk>"), None, {}, None),
         ((), None, {}, None),
     ],
 )
@@ -245,6 +250,16 @@ def test_unusable_tokenizer_files(tmp_path: Path, corpus: Path) -> None:
     assert "cannot encode the text" in failure(corpus, tokenizer=f"file:{path}")
     assert f"did you mean 'file:{path}'?" in failure(corpus, tokenizer=str(path))
     assert f"did you mean 'gpt2-files:{tmp_path}'?" in failure(corpus, tokenizer=str(tmp_path))
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    assert f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`" in failure(
+        corpus, tokenizer=f"file:{path}"
+    )
+    path.unlink()
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    for spec in (f"file:{tmp_path}", f"file:{tmp_path}/tokenizer.model"):
+        assert "SentencePiece models are not read: save it as tokenizer.json" in failure(corpus, tokenizer=spec)
+    gpt2_files(tmp_path)
+    assert f"for its vocab.json and merges.txt: gpt2-files:{tmp_path}" in failure(corpus, tokenizer=f"file:{tmp_path}")
     with pytest.raises(DataError, match="cannot read: No such file"):
         data.load_tokenizer(tmp_path / "none.json")
 

@@ -75,8 +75,8 @@ def test_a_loaded_plugin_names_its_distribution(distribution: Distribution) -> N
     [
         ("reduced-rl", "did you mean 'reduced-lr'?"),
         ("label_smoothing", "did you mean 'label-smoothing'?"),
-        ("xyzzy", "there are: adaptive-clipping, aggressive-clipping"),
-        ("", "there are: adaptive-clipping"),
+        ("xyzzy", "known: adaptive-clipping, aggressive-clipping"),
+        ("", "known: adaptive-clipping"),
     ],
 )
 def test_an_unknown_name(name: str, hint: str) -> None:

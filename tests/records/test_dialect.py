@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[str | bytes, str, int, str]] = {
         PLAIN.replace("HeldOutLoss", "loss").replace("Loss,", "LOSS,"),
         ".",
         1,
-        "duplicate columns: 'Loss'",
+        "'LOSS' and 'loss' both mean Loss; say which with `--map Loss=NAME`",
     ),
     "an open quote among semicolons": (SEMICOLONS.replace("9.5;", '"9.5;'), ".", 3, "a quoted cell that does not end"),
     "cut UTF-16": (PLAIN.encode("utf-16")[:-1], ".", 1, "NUL"),

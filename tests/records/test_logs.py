@@ -23,9 +23,9 @@ from foreign import (
 )
 
 from bitnetctl.errors import ConfigError, RecordError
+from bitnetctl.records import Run, load_set
 from bitnetctl.records.find import find_csvs
 from bitnetctl.records.logs import recognise
-from bitnetctl.records.run import Run, load_set
 
 Curve = dict[int, float]
 
@@ -109,6 +109,12 @@ def test_wandb_exports_several_runs_in_one_file(tmp_path: Path) -> None:
     assert known(first, "Loss") == logged(range(0, 1001, 50))
     assert known(second, "Loss") == {step: loss(step) + 1 for step in range(0, 501, 50)}
     assert known(second, "HeldOutLoss") == {step: held_out(step) + 1 for step in range(0, 501, 200)}
+
+
+def test_a_number_of_thousands_of_digits_in_a_name_is_no_size(tmp_path: Path) -> None:
+    name = f"h{'9' * 5000}-100-baseline-s0-abcdef"
+    [run] = load(wandb(tmp_path / "chart.csv", {name: range(3)}))
+    assert (run.name, run.size, run.planned_steps) == (name, None, None)
 
 
 def test_wandb_steps_are_the_optimizer_s_where_a_run_logs_them(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_readable_ones_are_loaded(tmp_path: Path) -> None:
 
 def test_where_none_can_be_read_the_first_reasons_are_given(tmp_path: Path) -> None:
     paths = [csv_file(tmp_path, b"", f"{index}.csv") for index in range(7)]
-    with pytest.raises(RecordError, match=r"none of 7 CSVs can be read: .*0\.csv:1: the file is empty, .* and 2 more"):
+    with pytest.raises(RecordError, match=r"none of 7 files can be read: .*0\.csv:1: the file is empty and 6 more"):
         load_files(paths)
     with pytest.raises(RecordError, match=r"^[^ ]*0\.csv:1: the file is empty$"):
         load_files(paths[:1])

@@ -110,5 +110,5 @@ def test_a_report_never_replaces_a_run(option: str, tmp_path: Path) -> None:
     (tmp_path / "again.csv").symlink_to(csv_path)
     before = csv_path.read_bytes()
     for path in (csv_path, Path(csv_path.name), tmp_path / "again.csv"):
-        assert "is one of the files to analyse" in refused(call("analyze", csv_path, option, path))
+        assert "is one of the files given" in refused(call("analyze", csv_path, option, path))
     assert csv_path.read_bytes() == before

@@ -14,10 +14,11 @@ from bitnetctl import report
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.api import load_runs
-from bitnetctl.report.columns import arm_rows, format_value, p_cell, run_rows, signed
+from bitnetctl.report.columns import arm_rows, p_cell, run_rows, signed
 from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
 from bitnetctl.report.terminal import key_value_table
+from bitnetctl.units import format_value
 
 FOREIGN = curve(
     (1, 1000, 5000, 6000, 7000),

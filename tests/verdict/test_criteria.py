@@ -235,7 +235,7 @@ def test_two_checks_of_one_name_are_refused(load: Callable[[str], Criteria]) -> 
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot read: No such file"):
         load_criteria(tmp_path / "nowhere.toml")
     (tmp_path / "latin.toml").write_bytes(b'title = "\xe9"')
     with pytest.raises(ConfigError, match=r"latin\.toml: not UTF-8"):

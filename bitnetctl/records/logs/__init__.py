@@ -23,7 +23,7 @@ from bitnetctl.records.logs import (
 from bitnetctl.records.logs.base import HEAD, Format as Format, opened
 from bitnetctl.records.logs.columns import Columns, parse_map as parse_map
 from bitnetctl.records.logs.converted import Origin
-from bitnetctl.records.naming import RUN_NAME, original_stem, seed_hint, size_hint
+from bitnetctl.records.naming import original_stem, parse_run_name, seed_hint, size_hint
 from bitnetctl.records.paths import MANIFEST_NAME
 from bitnetctl.records.reader import Records
 from bitnetctl.records.schema import REQUIRED
@@ -69,7 +69,7 @@ def _is_named_as_own(path: Path, head: bytes, columns: Columns) -> bool:
     """Whether a file has a manifest beside it, or the name of a run and what may be left of its header."""
     if path.suffix.lower() == ".csv" and os.path.exists(path.with_suffix("") / MANIFEST_NAME):  # noqa: PTH110
         return True
-    is_named = RUN_NAME.fullmatch(original_stem(path.stem)) is not None
+    is_named = parse_run_name(original_stem(path.stem)) is not None
     return is_named and not columns.given and re.match(rb"Step[,\r\n]", head) is not None
 
 
@@ -123,17 +123,17 @@ def read_log(
     `columns` are names in the log by column of the schema.
     """
     for log in one.read(paths, Columns(columns)):
-        named = RUN_NAME.fullmatch(log.name)
+        named = parse_run_name(log.name)
         yield (
             log.path,
             log.records,
             Origin(
                 origin=one.title,
                 run=log.name,
-                size=int(named["size"]) if named else size_hint(log.name, None, of_log=True),
-                arm=named["arm"] if named else None,
-                seed=int(named["seed"]) if named else seed_hint(log.name, None),
-                planned_steps=int(named["steps"]) if named else log.planned_steps,
+                size=named.size if named else size_hint(log.name, None, of_log=True),
+                arm=named.arm if named else None,
+                seed=named.seed if named else seed_hint(log.name, None),
+                planned_steps=named.steps if named else log.planned_steps,
                 notes=log.records.notes,
                 torn=log.records.torn,
             ),

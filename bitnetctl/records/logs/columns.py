@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitnetctl.config import did_you_mean
+from bitnetctl.config import hint_at
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.schema import NAMES
 
@@ -67,6 +67,7 @@ _KNOWN: Mapping[str, Sequence[str]] = {
 _CAUTIONS = {"train loss epoch": "a mean over an epoch"}
 _OWN = frozenset(NAMES) - {"Step", "Loss", "LR", "WD"}
 """Columns of the schema that no other program names so."""
+_MEASURED = _OWN - {"Objective", "GradNorm"}
 
 _LOSSES = ("Loss", "HeldOutLoss", "UnigramLoss", "BigramLoss", "Objective")
 _NO_LOSS = re.compile(r"(?:^|[^a-z])(?:ppl|perplexity|acc|accuracy|top ?[15]|bpb|bpc|bpt|bits)(?:$|[^a-z])")
@@ -142,8 +143,9 @@ def check_map(given: Mapping[str, str]) -> dict[str, str]:
     """Return names in a file by column of the schema; raises ConfigError where they cannot be meant so."""
     for column, name in given.items():
         if column not in NAMES:
-            hint = did_you_mean(column, NAMES) or f"; there are {', '.join(NAMES)}"
-            raise ConfigError(f"--map {column}={name}: {column!r} is no column of a run{hint}")
+            raise ConfigError(f"--map {column}={name}: {column!r} is no column of a run{hint_at(column, NAMES)}")
+        if name in _MEASURED and name != column:
+            raise ConfigError(f"--map {column}={name}: {name!r} is a column of its own; leave it out")
         if column in _LOSSES and _NO_LOSS.search(normalized(name)):
             raise ConfigError(f"--map {column}={name}: {name!r} is not a loss in nats per token")
     names = list(given.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from bitnetctl.errors import RecordError, one_line
+from bitnetctl.errors import RecordError, cannot_read, one_line
 from bitnetctl.records.reader import Records
 from bitnetctl.records.schema import NAMES
 
@@ -54,6 +54,6 @@ def read_origin(csv: Path) -> Origin | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     except ValidationError as error:
         raise RecordError(f"{path}: damaged: {one_line(error.errors()[0]['msg'])}") from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.errors import RecordError, one_line
+from bitnetctl.errors import RecordError, cannot_read, one_line
 from bitnetctl.records.logs.base import Format, Log, log_name, opened, planned_steps
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
@@ -24,7 +24,7 @@ def read_json(path: Path) -> Any:
             raise RecordError(f"{path}: larger than {_LARGEST >> 20} MiB; this is no log of a training")
         return json.loads(_decoded(path))
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not JSON, or cut short: {one_line(error)}") from error
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.errors import RecordError, one_line
+from bitnetctl.errors import RecordError, cannot_read, one_line
 from bitnetctl.records.logs.base import HEAD, Format, Log, lines, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
 from bitnetctl.records.logs.hugging_face import read_json
 from bitnetctl.records.logs.table import step_name
+from bitnetctl.records.one_run import OneRun
 from bitnetctl.units import plural
 
 # "2021-03-08 12:31:36 | INFO | train_inner | {…}"; its lines of epochs hold means
@@ -39,8 +40,12 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     (path,) = paths
     curves = Curves(path, columns)
     skipped = 0
+    run = OneRun()
     for number, tree in _objects(path, curves):
         values = dict(_flat(tree))
+        wrong = run.contradiction(values)
+        if wrong is not None:
+            raise curves.error(number, wrong)
         name = step_name(list(values), columns)
         if name is None or values[name] is None:
             skipped += 1
@@ -86,7 +91,7 @@ def _objects(path: Path, curves: Curves) -> Iterator[tuple[int, Mapping[str, Any
                     raise curves.error(number, "not an object")
                 yield number, tree
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
 
 
 def _array(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

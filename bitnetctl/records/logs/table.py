@@ -8,10 +8,11 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records.logs.base import Format, Log, log_name, opened
 from bitnetctl.records.logs.columns import BadValueError, Columns, parse_step
 from bitnetctl.records.logs.curves import Curves
+from bitnetctl.records.one_run import OneRun
 
 
 def header_cells(head: bytes) -> list[str]:
@@ -40,7 +41,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     raise RecordError(f"{path}:{reader.line_num}: {len(cells)} cells for {width} columns")
                 yield reader.line_num, [cell.strip() for cell in cells]
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     except (csv.Error, UnicodeDecodeError, ValueError) as error:
         raise RecordError(f"{path}: not a CSV that can be read: {error}") from error
 
@@ -73,6 +74,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
     curves = Curves(path, columns)
     names: list[str] = []
     step = ""
+    run = OneRun()
     for line, cells in rows(path):
         if not names:
             names = cells
@@ -85,6 +87,9 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
             step = found
             continue
         row = dict(zip(names, cells, strict=True))
+        wrong = run.contradiction(row)
+        if wrong is not None:
+            raise RecordError(f"{path}:{line}: {wrong}")
         try:
             values = {name: columns.number(name, cell) for name, cell in row.items() if name and name != step}
             if not row[step] and not any(value is not None for value in values.values()):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import RecordError, cannot_read
 from bitnetctl.records.logs.base import Format, Log, lines, log_name, opened, planned_steps
 from bitnetctl.records.logs.columns import Columns, normalized
 from bitnetctl.records.logs.curves import Curves
@@ -102,7 +102,7 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
                 if not whole:
                     curves.torn = f"line {number}: the last line has no newline; its values may be cut short"
     except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise RecordError(cannot_read(path, error)) from error
     if is_mean and "loss" not in curves.names:
         curves.remarks.append("the train loss is a mean over batches of the training text, as of the held-out text")
     if without_step:

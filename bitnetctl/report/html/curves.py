@@ -9,7 +9,7 @@ from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.records import COLUMNS, Run
 from bitnetctl.records.metrics import skill
-from bitnetctl.report.columns import MOST_POINTS, kept_indices
+from bitnetctl.report.columns import MOST_POINTS, kept_indices, reference_losses
 from bitnetctl.report.escape import printable
 
 _FIRST = ("HeldOutLoss", "UniquePredictions", "Loss", "Skill")
@@ -110,10 +110,6 @@ def _metrics(known: set[str]) -> list[dict[str, Any]]:
 
 def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Return the unigram and bigram predictor as reference lines, their losses where all runs have the same."""
-    losses = []
-    for name in ("unigram", "bigram"):
-        values = {getattr(summary, f"{name}_loss") for summary in study.summaries}
-        if len(values) == 1 and None not in values:
-            losses.append({"label": name, "value": _short(values.pop())})
+    losses = [{"label": name, "value": _short(value)} for name, value in reference_losses(study).items()]
     skills = [{"label": "unigram", "value": 0}, {"label": "bigram", "value": 1}]
     return {"HeldOutLoss": losses, "Skill": skills if len(losses) == 2 else []}

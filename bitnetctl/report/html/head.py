@@ -1,29 +1,24 @@
 """The head of the page: the verdict in a few lines, with a row for each arm and size."""
 
 from bitnetctl.report.escape import html_cell, html_text
-from bitnetctl.report.head import head_columns
+from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.verdict import Summary
 
 
 def summary_section(summary: Summary) -> str:
     """Return claim, verdict, table, reasons and the next step as one section."""
     outcome = summary.outcome.value
-    of_arms = f" for {', '.join(summary.arms)}" if summary.other_arms else ""
-    others = ", ".join(f"{arm}: {one.value}" for arm, one in summary.other_arms.items())
-    lists = (
-        ("why", [reason.text() for reason in summary.further_reasons]),
-        ("effect", list(summary.effect)),
-        ("note", list(summary.notes)),
-        ("next", [summary.next]),
-    )
     terms = "".join(
-        f"<dt>{name}</dt>{''.join(f'<dd>{html_text(text)}</dd>' for text in texts)}" for name, texts in lists if texts
+        f"<dt>{name}</dt>{''.join(f'<dd>{html_text(text)}</dd>' for text in texts)}"
+        for name, texts in paragraphs(summary)
+        if texts
     )
-    beside = [text for text in (others, summary.criteria, summary.horizon and f"horizon: {summary.horizon}") if text]
+    beside = [other_arms(summary), summary.criteria, f"horizon: {summary.horizon}" if summary.horizon else ""]
     return (
         f'<section id="summary" class="card {outcome}"><p class="claim"><b>Claim</b> {html_text(summary.claim)}</p>'
-        f'<h2><span class="badge">{outcome}</span>{html_text(of_arms)}</h2><p>{html_text(summary.headline)}</p>'
-        f"{''.join(f'<p class=hint>{html_text(text)}</p>' for text in beside)}"
+        f'<h2><span class="badge">{outcome}</span>{html_text(for_arms(summary))}</h2>'
+        f"<p>{html_text(summary.headline)}</p>"
+        f"{''.join(f'<p class=hint>{html_text(text)}</p>' for text in beside if text)}"
         f"{_table(summary)}<dl>{terms}</dl></section>"
     )
 

@@ -19,19 +19,19 @@ from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
-    UNKNOWN,
-    SummaryRow,
+    RunRow,
     agreement_cells,
     arm_rows,
     effect_cells,
     factor_cells,
+    hidden_text,
     run_rows,
 )
 from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.curves import embed, page_data
 from bitnetctl.report.html.head import summary_section
 from bitnetctl.report.html.panels import panels_section
-from bitnetctl.units import plural
+from bitnetctl.units import UNKNOWN, plural
 from bitnetctl.verdict import Summary
 
 MOST_REASONS = 5
@@ -92,7 +92,7 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
     criteria = verdict.get("criteria")
     by = criteria.get("name") if isinstance(criteria, Mapping) else criteria
     title = " · ".join(str(part) for part in (verdict.get("arm"), by) if part)
-    sizes = ", ".join(f"{_size(one['size'])}: {one['verdict']}" for one in verdict.get("sizes", ()))
+    sizes = ", ".join(f"{hidden_text(one['size'])}: {one['verdict']}" for one in verdict.get("sizes", ()))
     reasons = list(verdict.get("reasons", ()))
     lines = [*([sizes] if sizes else []), *reasons[:MOST_REASONS]]
     if len(reasons) > MOST_REASONS:
@@ -134,7 +134,7 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
     return _details(plural(len(rows), "check"), table)
 
 
-def _arms(study: Study, rows: Sequence[SummaryRow]) -> str:
+def _arms(study: Study, rows: Sequence[RunRow]) -> str:
     grouped = arm_rows(study.summaries, study.arms)
     header = ("arm", "state", "size", "runs", *(column.header for column in SUMMARY))
     cells = [[html_cell(row.arm), html_cell(row.state), row.size, row.seed, *map(row.text, SUMMARY)] for row in grouped]
@@ -156,7 +156,7 @@ def _agreement(study: Study) -> str:
     return _section("Agreement with held-out loss", wording.AGREEMENT_HINT, *cells)
 
 
-def _runs(rows: Sequence[SummaryRow]) -> str:
+def _runs(rows: Sequence[RunRow]) -> str:
     """Return the table of runs; page.js sorts it by `data-v`, `data-run` is the index of a run in its data."""
     texts = ["run", "arm", *(["state"] if any(row.state for row in rows) else [])]
     titles = {"size": "", "seed": "", **{column.header: column.meaning for column in SUMMARY}}
@@ -208,10 +208,6 @@ def _fields(title: str, fields: Mapping[str, str]) -> str:
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"
-
-
-def _size(size: object) -> str:
-    return f"hidden {size}" if size else "unknown size"
 
 
 def _section(title: str, hint: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:

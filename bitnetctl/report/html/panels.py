@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.records import Run
+from bitnetctl.report.columns import hidden_text, kept_indices, loss_measure, reference_losses, tick_label
 from bitnetctl.report.escape import html_text
 from bitnetctl.units import plural
 
@@ -14,6 +15,7 @@ MOST_PANELS = 24
 MOST_CURVES = 40
 """Most curves of a panel."""
 MOST_POINTS = 60
+"""Most points of a curve; a panel is that narrow."""
 _WIDTH, _HEIGHT = 260, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 6, 8, 20
 
@@ -45,9 +47,7 @@ class _Scale:
 
 def panels_section(study: Study) -> str:
     """Return held-out loss and unique predictions by step, a panel for each arm; empty without a value."""
-    has_held_out = any(run.records.has_values("HeldOutLoss") for run in study.runs)
-    loss = ("HeldOutLoss", "held-out loss (nats)") if has_held_out else ("Loss", "training loss (nats)")
-    measures = ((*loss, False), ("UniquePredictions", "unique predictions", True))
+    measures = ((*loss_measure(study), False), ("UniquePredictions", "unique predictions", True))
     parts = [part for measure in measures for part in _measure(study, *measure)]
     if not parts:
         return ""
@@ -62,7 +62,7 @@ def _measure(study: Study, column: str, title: str, logarithmic: bool) -> Iterat
             curves.setdefault(summary.arm, []).append((summary.size, points))
     if not curves:
         return
-    references = _references(study) if column == "HeldOutLoss" else {}
+    references = reference_losses(study) if column == "HeldOutLoss" else {}
     every = [value for of_arm in curves.values() for _, points in of_arm for _, value in points]
     every += references.values()
     last = max(points[-1][0] for of_arm in curves.values() for _, points in of_arm)
@@ -91,7 +91,7 @@ def _panel(
     parts = [f'<path class="grid" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
     ticks = [scale.low, math.sqrt(scale.low * scale.high) if scale.logarithmic else (scale.low + scale.high) / 2]
     parts += (
-        f'<text x="{_LEFT - 4}" y="{scale.y(value) + 4:.0f}" text-anchor="end">{_tick(value)}</text>'
+        f'<text x="{_LEFT - 4}" y="{scale.y(value) + 4:.0f}" text-anchor="end">{tick_label(value)}</text>'
         for value in (*ticks, scale.high)
     )
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 5}">0</text>')
@@ -119,20 +119,7 @@ def _points(run: Run, column: str, *, logarithmic: bool) -> Points:
     pairs = zip(run.steps.tolist(), run.finite(column).tolist(), strict=True)
     # comparisons with NaN are false
     points = [(step, value) for step, value in pairs if (value > 0 if logarithmic else value == value)]
-    count = len(points)
-    if count <= MOST_POINTS:
-        return points
-    return [points[round(index * (count - 1) / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
-
-
-def _references(study: Study) -> dict[str, float]:
-    """Return the losses of the reference predictors where all runs have the same."""
-    found = {}
-    for name in ("unigram", "bigram"):
-        values = {getattr(summary, f"{name}_loss") for summary in study.summaries}
-        if len(values) == 1 and None not in values:
-            found[name] = float(values.pop())
-    return found
+    return [points[index] for index in kept_indices(len(points), MOST_POINTS)]
 
 
 def _sizes(study: Study) -> list[int | None]:
@@ -145,11 +132,7 @@ def _legend(study: Study) -> str:
         return ""
     swatches = (
         f'<span><svg class="swatch k{index % 8}" viewBox="0 0 20 8" aria-hidden="true"><line x1="0" x2="20" y1="4" '
-        f'y2="4"/></svg>{"unknown size" if size is None else f"hidden {size}"}</span>'
+        f'y2="4"/></svg>{hidden_text(size)}</span>'
         for index, size in enumerate(sizes)
     )
     return f'<p class="hint swatches">{"".join(swatches)}</p>'
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import Frozen, PositiveInt, did_you_mean
+from bitnetctl.config import Frozen, PositiveInt, hint_at
 from bitnetctl.records import Run
 from bitnetctl.records.inventory import AbsentRun
 from bitnetctl.records.metrics import MEASURES
@@ -109,8 +109,7 @@ def inconclusive(reason: str, value: float | None = None, brief: str = "") -> Fi
 def require_known(field: str, name: str, known: Collection[str]) -> None:
     """Raise ValueError for a name that is not in `known`, with the nearest of them as a suggestion."""
     if name not in known:
-        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
-        raise ValueError(f"{field}: unknown {name!r}{hint}")
+        raise ValueError(f"{field}: unknown {name!r}{hint_at(name, known)}")
 
 
 class Check(Frozen):

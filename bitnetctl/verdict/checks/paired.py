@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import PositiveInt, split_arm
+from bitnetctl.config import BASELINE, PositiveInt, join_arm, split_arm
 from bitnetctl.config.schema import NonNegative
 from bitnetctl.records import Run
 from bitnetctl.units import plural
@@ -99,7 +99,7 @@ class PairedCheck(MeasuredCheck):
     """
 
     kind: Literal["paired"] = "paired"
-    against: Annotated[str, Field(min_length=1)] = "baseline"
+    against: Annotated[str, Field(min_length=1)] = BASELINE
     better: Literal["higher", "lower"]
     margin: NonNegative = 0.0
     last: PositiveInt = 1
@@ -117,7 +117,7 @@ class PairedCheck(MeasuredCheck):
     @field_validator("against")
     @classmethod
     def _check_arm(cls, value: str) -> str:
-        return "+".join(split_arm(value)) or "baseline"
+        return join_arm(split_arm(value))
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

@@ -1,0 +1,186 @@
+"""Judge runs, print the verdicts and write them to files, as `verify` does."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnetctl.cli.inputs import print_unread, refuse_overwriting
+from bitnetctl.cli.options import print_json, print_message, stdout
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.files import write_atomic
+from bitnetctl.records import Run
+from bitnetctl.records.bundle import write_bundle
+from bitnetctl.records.inventory import Inventory
+from bitnetctl.records.run import UnreadRun
+
+if TYPE_CHECKING:
+    from bitnetctl.verdict import Combined, Criteria, JudgeOptions, Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """The files to write, None for none, and what is printed: with `as_json` one JSON object."""
+
+    report: Path | None
+    bundle: Path | None
+    junit: Path | None
+    html: Path | None
+    details: bool
+    as_json: bool
+
+    @property
+    def files(self) -> list[Path]:
+        """The files to write."""
+        return [path for path in (self.report, self.junit, self.bundle, self.html) if path is not None]
+
+
+def judge_and_show(
+    runs: Sequence[Run],
+    inventory: Inventory,
+    unread: Sequence[UnreadRun],
+    *,
+    criteria: "Sequence[Criteria]",
+    options: "JudgeOptions",
+    outputs: Outputs,
+    requested_arms: Sequence[str],
+    arms: Sequence[str] | None = None,
+) -> int:
+    """Judge `arms` (None: all that the runs have), print and write the verdicts; return the exit code.
+
+    It is that of the strictest verdict on `requested_arms`, without any on all arms; where a file cannot be read, that
+    of a usage error instead of support. Raises ConfigError where there is no arm to judge, StorageError for a file that
+    cannot be written.
+    """
+    from bitnetctl.verdict import summarize
+
+    refuse_overwriting(outputs.files, [run.path for run in runs])
+    judged = _judge(runs, inventory, criteria, options, arms, requested_arms)
+    deciding = [arm for arm in requested_arms or judged if arm in judged]
+    if not deciding:
+        raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
+    summary = summarize(judged, deciding, criteria, runs, options, requested=bool(requested_arms))
+    tree = _json(judged, summary, options, unread)
+    _write(outputs, runs, inventory, criteria, judged, summary, tree)
+    if outputs.as_json:
+        print_json(tree)
+    else:
+        _show(runs, judged, summary, details=outputs.details)
+    for path in outputs.files:
+        print_message(f"written: {path}")
+    print_unread(unread)
+    # every file may matter where all is said to be well
+    code = summary.outcome.exit_code
+    return ExitCode.USAGE if unread and code == ExitCode.SUPPORTED else code
+
+
+def _judge(
+    runs: Sequence[Run],
+    inventory: Inventory,
+    criteria: "Sequence[Criteria]",
+    options: "JudgeOptions",
+    arms: Sequence[str] | None,
+    requested_arms: Sequence[str],
+) -> "dict[str, Combined]":
+    """Return the verdicts of all criteria by arm; a requested arm without a run gets one, too."""
+    from bitnetctl.verdict import combine, judge_arms
+
+    by_criteria = [judge_arms(runs, one, options, arms=arms, inventory=inventory) for one in criteria]
+    missing = [arm for arm in requested_arms if all(arm not in verdicts for verdicts in by_criteria)]
+    if missing:
+        by_criteria = [
+            verdicts | judge_arms(runs, one, options, arms=missing, inventory=inventory)
+            for verdicts, one in zip(by_criteria, criteria, strict=True)
+        ]
+    every = dict.fromkeys(arm for verdicts in by_criteria for arm in verdicts)
+    return {arm: combine([verdicts[arm] for verdicts in by_criteria if arm in verdicts]) for arm in every}
+
+
+def _write(
+    outputs: Outputs,
+    runs: Sequence[Run],
+    inventory: Inventory,
+    criteria: "Sequence[Criteria]",
+    judged: "Mapping[str, Combined]",
+    summary: "Summary",
+    tree: dict[str, Any],
+) -> None:
+    """Write the files that are asked for; `tree` is the JSON of the verdicts."""
+    from bitnetctl import api
+    from bitnetctl.report import html_page, junit_xml, verification_report
+
+    if outputs.report is not None:
+        write_atomic(outputs.report, verification_report(runs, judged, summary).encode())
+    if outputs.junit is not None:
+        verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
+        write_atomic(outputs.junit, junit_xml(verdicts).encode())
+    if outputs.bundle is not None:
+        described = [(one.name, one.model_dump_json(indent=2)) for one in criteria]
+        write_bundle(outputs.bundle, runs, described, tree, inventory=inventory)
+    if outputs.html is not None:
+        write_atomic(outputs.html, html_page(api.analyze(runs), tree["verdicts"], [summary]).encode())
+
+
+def _json(
+    judged: "Mapping[str, Combined]", summary: "Summary", options: "JudgeOptions", unread: Sequence[UnreadRun]
+) -> dict[str, Any]:
+    """Return the JSON of `verify --json`, which a bundle holds as `verdict.json`."""
+    return {
+        "verdict": summary.outcome.value,
+        "decided_by": list(summary.arms),
+        "summary": summary.model_dump(mode="json"),
+        "arms": {arm: {"verdict": combined.outcome.value} for arm, combined in judged.items()},
+        "disagreements": {arm: combined.disagreement for arm, combined in judged.items() if combined.disagreement},
+        "verdicts": [verdict.to_json() for combined in judged.values() for verdict in combined.verdicts],
+        "options": {
+            "sizes": options.sizes,
+            "seeds": options.seeds,
+            "steps": options.requested_steps,
+            "strict": options.strict,
+            "distinct_seeds": options.distinct_seeds,
+        },
+        "unread": [one.reason for one in unread],
+    }
+
+
+def _show(runs: Sequence[Run], judged: "Mapping[str, Combined]", summary: "Summary", *, details: bool) -> None:
+    from bitnetctl import report
+    from bitnetctl.report.escape import printable
+
+    console = stdout()
+    for line in report.summary_lines(summary, console.width):
+        console.print(line, no_wrap=True, overflow="ignore", crop=False)
+    if details:
+        _show_details(runs, judged)
+    console.print(printable(summary.last_line), style="bold", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_details(runs: Sequence[Run], judged: "Mapping[str, Combined]") -> None:
+    """Print the trajectory of every run, every check and every note."""
+    from bitnetctl import report
+    from bitnetctl.report.escape import printable
+    from bitnetctl.verdict import UNKNOWN_ARM
+
+    console = stdout()
+
+    def line(text: str, style: str = "") -> None:
+        console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for arm, combined in judged.items():
+        console.print()
+        of_arm = [run for run in runs if (run.arm or UNKNOWN_ARM) == arm]
+        if of_arm:
+            console.print(report.trajectory_table(arm, of_arm))
+        for verdict in combined.verdicts:
+            console.print()
+            console.print(report.checks_table(verdict))
+            for text in report.verdict_lines(verdict):
+                line(text)
+            for note in verdict.notes:
+                line(f"note: {note}", "dim")
+        if combined.disagreement:
+            line(combined.disagreement)
+    console.print()
+    if len(judged) > 1:
+        for arm, combined in judged.items():
+            line(f"{arm}: {combined.outcome.value}")
