@@ -18,13 +18,18 @@ def show(
     steps: options.Steps = None,
     seed: options.Seed = None,
     overrides: options.Set = None,
-    arm: options.Arm = "",
+    arms: options.Arm = None,
     as_json: options.Json = False,
 ) -> None:
     """Print the config of a run, after its interventions."""
     config = registry.normalize(
         build_config(
-            recipe, size=size, steps=steps, seed=seed, overrides=overrides or (), interventions=parse_arm(arm) or None
+            recipe,
+            size=size,
+            steps=steps,
+            seed=seed,
+            overrides=overrides or (),
+            interventions=parse_arm(options.chosen_arm(arms)) or None,
         )
     )
     effective = registry.compose(config.interventions).configure(config)

@@ -148,7 +148,7 @@ def _show(runs: Sequence[Run], judged: "Mapping[str, Combined]", summary: "Summa
     from bitnetctl.report.escape import printable
 
     console = stdout()
-    for line in report.summary_lines(summary, console.width):
+    for line in report.summary_lines(summary, console.width, whole=details):
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
     if details:
         _show_details(runs, judged)

@@ -83,7 +83,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the config.")
 ]
 Arm = Annotated[
-    str,
+    list[str] | None,
     typer.Option("--intervention", "-i", metavar="ARM", help="Interventions, such as reduced-lr:peak=5e-4+no-decay."),
 ]
 Arms = Annotated[
@@ -139,6 +139,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 def chosen_sizes(sizes: str | None) -> tuple[int, ...] | None:
     """Return the sizes of `--sizes`, None without it; raises ConfigError."""
     return None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")
+
+
+def chosen_arm(given: Sequence[str] | None) -> str:
+    """Return the arm of `-i`, empty without it; raises ConfigError where it is given more than once."""
+    if given and len(given) > 1:
+        raise ConfigError(
+            f"-i is given {len(given)} times; for one run with all of them: -i {'+'.join(given)}; "
+            "for an arm of each: bitnetctl sweep"
+        )
+    return given[0] if given else ""
 
 
 def chosen_seeds(seeds: str | None, each: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ def train(
     steps: options.Steps = None,
     seed: options.Seed = None,
     overrides: options.Set = None,
-    arm: options.Arm = "",
+    arms: options.Arm = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; unset: made from the config.")] = None,
     runs_dir: options.RunsDir = Path("runs"),
     device: options.Device = "auto",
@@ -81,7 +81,7 @@ def train(
                     seed=seed,
                     eval_every_steps=eval_every,
                     overrides=overrides or (),
-                    interventions=parse_arm(arm) or None,
+                    interventions=parse_arm(options.chosen_arm(arms)) or None,
                 )
             )
         run = resolve(config, runs_dir, name)
@@ -132,7 +132,7 @@ def train(
 
 
 # what --extend takes from the run that it extends
-_OF_THE_CONFIG = ("recipe", "size", "seed", "overrides", "arm", "eval_every")
+_OF_THE_CONFIG = ("recipe", "size", "seed", "overrides", "arms", "eval_every")
 
 
 def _steps_to(context: typer.Context, source: RunPaths, steps: int | None) -> int:

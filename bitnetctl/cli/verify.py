@@ -39,7 +39,7 @@ def verify(
     sizes: options.Sizes = None,
     steps: options.Steps = None,
     recipe: options.Recipe = "origin",
-    arm: options.Arm = "",
+    arms: options.Arm = None,
     seeds: options.Seeds = None,
     seed: options.EachSeed = None,
     overrides: options.Set = None,
@@ -98,6 +98,7 @@ def verify(
         criteria=[load_criteria(name) for name in criteria or criteria_names()],
         outputs=judging.Outputs(report=report, bundle=bundle, junit=junit, html=html, details=details, as_json=as_json),
     )
+    arm = options.chosen_arm(arms)
     requested_sizes = options.chosen_sizes(sizes)
     requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:

@@ -48,8 +48,11 @@ def head_columns(summary: Summary, rows: Sequence[SummaryRow], measures: int | N
     A column without a value in any row is left out.
     """
     deciding = list(enumerate(summary.columns))[:measures]
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    marks = " ×no" * any(cell.failed for cell in cells)
+    marks += " ?open" * any(cell.undecided and not cell.failed for cell in cells)
     columns = [
-        HeadColumn("arm", None, False, lambda row: row.arm, "needed"),
+        HeadColumn("arm", None, False, lambda row: row.arm, f"needed{marks}"),
         HeadColumn("size", None, True, lambda row: format_value(row.size)),
         HeadColumn("verdict", None, False, lambda row: row.verdict.value),
         HeadColumn("seeds ok", 100, True, lambda row: f"{row.seeds_ok}/{row.seeds}", _needed_seeds(summary)),

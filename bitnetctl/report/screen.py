@@ -55,8 +55,13 @@ _ROOMS = (
 _STRICTEST = (Outcome.REFUTED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.SUPPORTED)
 
 
-def summary_lines(summary: Summary, width: int) -> list[Text]:
-    """Return the lines of a summary for a width, without the last one, which is `summary.last_line`."""
+def summary_lines(summary: Summary, width: int, *, whole: bool = False) -> list[Text]:
+    """Return the lines of a summary for a width, without the last one, which is `summary.last_line`.
+
+    Where they are too many, they are shortened unless `whole` is wanted.
+    """
+    if whole:
+        return list(_lines(summary, width, _Room(len(summary.further_reasons), len(summary.rows))))
     # a narrow terminal has more lines to fold a sentence into
     most = MOST_LINES * max(width, 80) // max(1, width)
     lines: list[Text] = []
@@ -82,7 +87,7 @@ def _lines(summary: Summary, width: int, room: _Room) -> Iterator[Text]:
         hidden = len(why) - room.reasons if index == room.reasons - 1 else 0
         more = f" … {hidden} more" if hidden > 0 else ""
         yield from _labelled("" if index else "why", f"{text}{more}", width, one)
-    yield from _labelled("effect", _effect(summary), width, one)
+    yield from _labelled("effect", _effect(summary, is_short=room.is_short), width, one)
     all_notes = [f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)
     notes = [*summary.notes[:1], *all_notes] if room.is_short else [*summary.notes, *all_notes]
     yield from _labelled("note", "; ".join(notes), width, one)
@@ -100,12 +105,13 @@ def _beside(summary: Summary) -> str:
     return " · ".join(filter(None, (other_arms(summary, _FEW_ARMS), summary.criteria)))
 
 
-def _effect(summary: Summary) -> str:
-    """Return the effect of the arm that was asked for, else of the first."""
+def _effect(summary: Summary, *, is_short: bool) -> str:
+    """Return the effect of the arm that was asked for, else of the first; if short, without the pairs."""
     if not summary.effect:
         return ""
     more = f" … {plural(len(summary.effect) - 1, 'more arm')}" if len(summary.effect) > 1 else ""
-    return f"{summary.effect[0]}{more}"
+    effect = summary.effect[0].partition(" (lower")[0] if is_short else summary.effect[0]
+    return f"{effect}{more}"
 
 
 def _labelled(label: str, text: str | Text, width: int, most: int | None = None) -> Iterator[Text]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bitnetctl.config import split_arm
 from bitnetctl.records import REQUIRED
-from bitnetctl.units import plural, shortened
+from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict.facts import Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict
@@ -108,6 +108,11 @@ def _ways(facts: Facts) -> Iterator[str]:
             "these logs have five columns, by which only `--criteria origin` or a file of your own can judge: give "
             "`--criteria`"
         )
+    if lacking := _lacking(facts):
+        yield (
+            f"these files have no {listed(lacking[:3])}: judge by criteria of your own that need what they have "
+            "(--criteria FILE.toml, docs/criteria.md)"
+        )
     if any(verdict.planned.get("unreadable") for verdict in undecided):
         yield "mend the files that cannot be read, or remove those that are no runs"
     if any(verdict.planned.get("left_out") for verdict in undecided):
@@ -128,6 +133,22 @@ def _ways(facts: Facts) -> Iterator[str]:
     yield from _more_seeds(facts)
     if any(result.supports is not None and result.value is not None for result in _open_results(facts)):
         yield "no threshold is passed in some runs: train longer, or judge by more seeds"
+
+
+def _lacking(facts: Facts) -> list[str]:
+    """Return the measures that no deciding run has and without which no criteria decide."""
+    lacking: dict[str, None] = {}
+    for verdict in facts.decisive:
+        known = {result.measure for result in verdict.results if result.value is not None}
+        unknown = {
+            result.measure: None
+            for result in verdict.results
+            if result.run is not None and result.measure and result.measure not in known
+        }
+        if not unknown:
+            return []
+        lacking |= unknown
+    return list(lacking) if facts.deciding_runs else []
 
 
 def _other_length(facts: Facts) -> Iterator[str]:

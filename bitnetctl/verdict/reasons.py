@@ -45,6 +45,7 @@ class _Tally:
     runs: set[object] = field(default_factory=set)
     of: set[object] = field(default_factory=set)
     sizes: set[int | None] = field(default_factory=set)
+    arms: dict[str, None] = field(default_factory=dict)
     criteria: dict[str, None] = field(default_factory=dict)
 
 
@@ -58,17 +59,17 @@ def reasons(facts: Facts) -> list[Reason]:
                 known.runs |= tally.runs
                 known.of = known.of | tally.of
                 known.sizes |= tally.sizes
+                known.arms |= tally.arms
                 known.criteria |= tally.criteria
     ordered = sorted(found.values(), key=lambda tally: (tally.rank, -len(tally.runs)))
     several = len({verdict.criteria for verdict in facts.decisive}) > 1
-    all_sizes = {size for _, size in facts.deciding_cells}
     alike = itertools.groupby(
         ordered, key=lambda tally: (tally.rank, tuple(tally.criteria), len(tally.runs), len(tally.of))
     )
-    return [reason for _, group in alike for reason in _together(list(group), all_sizes, name=several)]
+    return [reason for _, group in alike for reason in _together(facts, list(group), name=several)]
 
 
-def _together(alike: Sequence[_Tally], all_sizes: set[int | None], *, name: bool) -> list[Reason]:
+def _together(facts: Facts, alike: Sequence[_Tally], *, name: bool) -> list[Reason]:
     """Return one reason for all that holds in as many runs, one for each that is said over seeds."""
     groups = [list(alike)] if alike[0].of else [[tally] for tally in alike]
     return [
@@ -77,10 +78,18 @@ def _together(alike: Sequence[_Tally], all_sizes: set[int | None], *, name: bool
             criteria=tuple(group[0].criteria) if name else (),
             runs=len(group[0].runs),
             of=len(group[0].of),
-            where=f" at {sizes_text(group[0].sizes)}" if not group[0].of and set() < group[0].sizes < all_sizes else "",
+            where="" if group[0].of else _place(facts, group[0]),
         )
         for group in groups
     ]
+
+
+def _place(facts: Facts, tally: _Tally) -> str:
+    """Name the sizes and arms that a reason over seeds is about, where it is not about all."""
+    sizes = set() < tally.sizes < {size for _, size in facts.deciding_cells}
+    arms = set() < tally.arms.keys() < set(facts.deciding)
+    at = f" at {sizes_text(tally.sizes)}" if sizes else ""
+    return f"{at} ({shortened(list(tally.arms), 2)})" if arms else at
 
 
 def _reasons(facts: Facts, verdict: Verdict) -> Iterator[_Tally]:
@@ -96,7 +105,8 @@ def _reasons(facts: Facts, verdict: Verdict) -> Iterator[_Tally]:
             rank = _LAST
         if rank is not None:
             text = result.brief or result.check
-            tally = found.setdefault(text, _Tally(text=text, rank=rank, criteria={verdict.criteria: None}))
+            one = _Tally(text=text, rank=rank, arms={verdict.arm: None}, criteria={verdict.criteria: None})
+            tally = found.setdefault(text, one)
             tally.sizes.add(result.size)
             if result.run is not None:
                 tally.runs.add(_identity(verdict, result))
@@ -105,7 +115,7 @@ def _reasons(facts: Facts, verdict: Verdict) -> Iterator[_Tally]:
     if facts.outcome is Outcome.INCONCLUSIVE and criteria.seeds.rule == "rate":
         text = _too_few(facts, verdict, criteria.seeds.max_failure_rate)
         if text:
-            yield _Tally(text=text, rank=2, criteria={verdict.criteria: None})
+            yield _Tally(text=text, rank=2, arms={verdict.arm: None}, criteria={verdict.criteria: None})
 
 
 def _identity(verdict: Verdict, result: CheckResult) -> object:
