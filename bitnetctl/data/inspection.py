@@ -90,6 +90,7 @@ _XML_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error><Code>\w+</Code>")
 _CONTROL = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1b"})
 _MUCH_CONTROL = 0.05
 _FIRST_ROWS = 4
+_ROW_START = re.compile(r'\{\s*"[^"\\]{1,80}"\s*:\s*["\d\[{tfn-]')
 _ROWS = (".jsonl", ".ndjson", ".json")
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -323,7 +324,8 @@ def _refuse_rows(path: Path, name: str, head: str) -> None:
         raise BadDocumentError(path, "JSON array, not text", f"convert it (jq -c '.[]' {path.name} > new.jsonl)")
     # what is cut off at the end of the head is no row
     lines = [line for line in head.split("\n")[:_FIRST_ROWS] if line.strip()]
-    if len(lines) > 1 and all(map(_is_row, lines[:-1])):
+    is_long_row = len(lines) == 1 and _ROW_START.match(head) is not None
+    if is_long_row or (len(lines) > 1 and all(map(_is_row, lines[:-1]))):
         raise BadDocumentError(path, "JSON lines, not text", f"rename it to {Path(name).stem}.jsonl")
 
 
