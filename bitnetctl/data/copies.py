@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitnetctl.data.inspection import open_bytes, plain, read_errors, start_hash
+from bitnetctl.data.inspection import Mark, open_bytes, plain, read_errors, start_hash
 from bitnetctl.data.listing import BadDocumentError
 
 _READ_BYTES = 1 << 20
@@ -15,27 +15,27 @@ class SeenFiles:
     """Files that were seen; every method raises BadDocumentError for a file that cannot be read."""
 
     def __init__(self) -> None:
-        self._ids: dict[tuple[int, int], Path] = {}
+        self._ids: set[tuple[int, int]] = set()
         self._alike: dict[bytes, list[Path]] = {}
         self._digests: dict[Path, bytes] = {}
 
-    def add(self, path: Path, start: bytes) -> None:
-        """Add a file; `start` is the `start_of` it."""
-        self._ids.setdefault(_id(path), path)
-        self._alike.setdefault(start, []).append(path)
+    def add(self, path: Path, mark: Mark) -> None:
+        """Add a file, whose mark comes from `inspect` or `mark_of`."""
+        self._ids.add(mark.file)
+        self._alike.setdefault(mark.start, []).append(path)
 
-    def same_file(self, path: Path) -> Path | None:
-        """Return the name under which the real file is known, None if it is not."""
-        return self._ids.get(_id(path))
+    def same_file(self, mark: Mark) -> bool:
+        """Whether the real file is known, by whatever name."""
+        return mark.file in self._ids
 
-    def same_text(self, path: Path, start: bytes) -> Path | None:
+    def same_text(self, path: Path, mark: Mark) -> Path | None:
         """Return a known file that is the same or has the same content; the path itself for the same file.
 
         Reads whole files only where their beginnings are equal.
         """
-        if self.same_file(path) is not None:
+        if self.same_file(mark):
             return path
-        for other in self._alike.get(start, []):
+        for other in self._alike.get(mark.start, []):
             # a damaged file, such as half a download, says nothing about this one
             with contextlib.suppress(BadDocumentError):
                 known = self._digest(other)
@@ -52,15 +52,11 @@ class SeenFiles:
         return self._digests[path]
 
 
-def start_of(path: Path) -> bytes:
-    """Return the hash of the beginning of a file, the same for all copies of it."""
-    return start_hash(next(_chunks(path), b""))
-
-
-def _id(path: Path) -> tuple[int, int]:
+def mark_of(path: Path) -> Mark:
+    """Return the mark of a file that is not inspected."""
     with read_errors(path):
         status = path.stat()
-    return status.st_dev, status.st_ino
+    return Mark((status.st_dev, status.st_ino), start_hash(next(_chunks(path), b"")))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

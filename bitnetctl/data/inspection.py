@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 from bitnetctl.data.listing import BadDocumentError
 from bitnetctl.errors import DataError, one_line
@@ -90,6 +90,7 @@ _XML_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error><Code>\w+</Code>")
 _CONTROL = bytes({*range(1, 32), 127} - {*b"\b\t\n\v\f\r\x1b"})
 _MUCH_CONTROL = 0.05
 _FIRST_ROWS = 4
+_ROW_START = re.compile(r'\{\s*"[^"\\]{1,80}"\s*:\s*["\d\[{tfn-]')
 _ROWS = (".jsonl", ".ndjson", ".json")
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -99,28 +100,32 @@ _BOMS = (
 )
 
 
+class Mark(NamedTuple):
+    """What tells files apart: device and inode, and a hash of the beginning, the same for copies of a file."""
+
+    file: tuple[int, int]
+    start: bytes
+
+
 @dataclass(frozen=True)
 class Format:
-    """How a file is to be read; `encoding` is utf-8-sig unless a byte-order mark says otherwise.
-
-    `start` is a hash of the beginning of its content, the same for copies of the file.
-    """
+    """How a file is to be read; `encoding` is utf-8-sig unless a byte-order mark says otherwise."""
 
     kind: Kind
     encoding: str
-    start: bytes
+    mark: Mark
 
 
 def inspect(path: Path) -> Format:
     """Return the format of a file by its first bytes and its name; raises BadDocumentError."""
     with read_errors(path):
-        _require_regular(path)
+        file_id = _require_regular(path)
         with path.open("rb") as file:
             raw = file.read(_HEAD_BYTES)
         if not raw:
             raise BadDocumentError(path, "empty file", f"{_AGAIN} or remove it", "an empty file (0 bytes)")
         if raw.startswith(b"PAR1"):
-            return Format("parquet", "", start_hash(raw))
+            return Format("parquet", "", Mark(file_id, start_hash(raw)))
         _refuse_other_formats(path, raw)
         head = raw
         if (suffix := _compression(path, raw)) is not None:
@@ -131,16 +136,16 @@ def inspect(path: Path) -> Format:
             _refuse_other_formats(path, head)
     name = _inner_name(path)
     if name.endswith(".parquet"):
-        return Format("parquet", "", start_hash(head))
+        return Format("parquet", "", Mark(file_id, start_hash(head)))
     encoding = next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig":
         _refuse_binary(path, head)
     text = head.decode(encoding, errors="replace").removeprefix("\ufeff").lstrip()
     if name.endswith(_ROWS):
         _refuse_array(path, text)
-        return Format("jsonl", encoding, start_hash(head))
+        return Format("jsonl", encoding, Mark(file_id, start_hash(head)))
     _refuse_rows(path, name, text)
-    return Format("text", encoding, start_hash(head))
+    return Format("text", encoding, Mark(file_id, start_hash(head)))
 
 
 def start_hash(content: bytes) -> bytes:
@@ -224,9 +229,10 @@ def _inner_name(path: Path) -> str:
     return name.removesuffix(path.suffix.lower()) if _suffix(path) in _OPENERS else name
 
 
-def _require_regular(path: Path) -> None:
+def _require_regular(path: Path) -> tuple[int, int]:
+    """Return device and inode of a regular file."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         if isinstance(error, PermissionError) or not path.is_symlink():
             raise
@@ -235,10 +241,11 @@ def _require_regular(path: Path) -> None:
         remedy = "run `git annex get` on it" if is_annex else "bring its target back or remove the link"
         what = f"a link to {target}, which is not there"
         raise BadDocumentError(path, "dangling link", remedy, what) from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise BadDocumentError(
             path, "not a regular file", "save the text to a file, since it is read several times", "a pipe or device"
         )
+    return status.st_dev, status.st_ino
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
@@ -317,7 +324,8 @@ def _refuse_rows(path: Path, name: str, head: str) -> None:
         raise BadDocumentError(path, "JSON array, not text", f"convert it (jq -c '.[]' {path.name} > new.jsonl)")
     # what is cut off at the end of the head is no row
     lines = [line for line in head.split("\n")[:_FIRST_ROWS] if line.strip()]
-    if len(lines) > 1 and all(map(_is_row, lines[:-1])):
+    is_long_row = len(lines) == 1 and _ROW_START.match(head) is not None
+    if is_long_row or (len(lines) > 1 and all(map(_is_row, lines[:-1]))):
         raise BadDocumentError(path, "JSON lines, not text", f"rename it to {Path(name).stem}.jsonl")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.config import did_you_mean
-from bitnetctl.data.copies import SeenFiles, start_of
+from bitnetctl.data.copies import SeenFiles, mark_of
 from bitnetctl.data.documents import Piece as Piece, Reading, column_of, file_pieces, row_piece
-from bitnetctl.data.inspection import Format, inspect
+from bitnetctl.data.inspection import Format, Mark, inspect
 from bitnetctl.data.listing import BadDocumentError, expand, is_file, is_folder, named_files, real_first
 from bitnetctl.errors import DataError, one_line
 from bitnetctl.units import shortened
@@ -116,7 +116,7 @@ def _stdlib(trained: Source | None) -> Source:
         raise DataError(f"data source stdlib: no Python source under {root}; use file:GLOB")
     files = tuple(sorted(paths, key=Path.as_posix))
     if (known := _seen(trained)) is not None:
-        files = tuple(path for path in files if known.same_text(path, start_of(path)) is None)
+        files = tuple(path for path in files if known.same_text(path, mark_of(path)) is None)
     if not files:
         raise DataError("data.held_out_source stdlib: every file of it is also in data.source; give other text")
 
@@ -179,7 +179,7 @@ class _Chosen:
         """Take a file, or count why it is not taken."""
         try:
             form = inspect(path)
-            if self._is_counted(path, form.start):
+            if self._is_counted(path, form.mark):
                 return
             if self._reading.skip:
                 # a fault may stand at the end of a file, of which nothing must be read then
@@ -193,17 +193,17 @@ class _Chosen:
         else:
             self.files[path] = form
 
-    def _is_counted(self, path: Path, start: bytes) -> bool:
-        if self._seen.same_file(path) is not None:
+    def _is_counted(self, path: Path, mark: Mark) -> bool:
+        if self._seen.same_file(mark):
             self.links += 1
             return True
-        if self._known is not None and (other := self._known.same_text(path, start)) is not None:
+        if self._known is not None and (other := self._known.same_text(path, mark)) is not None:
             self.trained.append((path, other))
             return True
-        if self._seen.same_text(path, start) is not None:
+        if self._seen.same_text(path, mark) is not None:
             self.copies += 1
             return True
-        self._seen.add(path, start)
+        self._seen.add(path, mark)
         return False
 
 
@@ -212,7 +212,7 @@ def _seen(source: Source | None) -> SeenFiles | None:
         return None
     seen = SeenFiles()
     for path in source.files:
-        seen.add(path, start_of(path))
+        seen.add(path, mark_of(path))
     return seen
 
 

@@ -212,6 +212,7 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         ("a", ROWS.encode("utf-8-sig"), "JSON lines, not text", "rename it to a.jsonl"),
         ("a.txt.gz", gzip.compress(ROWS.encode()), "JSON lines, not text", "rename it to a.jsonl"),
         ("a.txt", b'[\n {"text": "a"},\n {"text": "b"}]', "JSON array, not text", "jq -c '.[]' a.txt"),
+        ("a.txt", json.dumps({"text": TEXT * 20}).encode(), "JSON lines, not text", "rename it to a.jsonl"),
         ("a.csv", b"id,text\n1,a\n", "a table, not text", "convert it to .parquet, .jsonl or .txt"),
         ("a.tsv.gz", gzip.compress(b"id\ttext\n1\ta\n"), "a table, not text", "convert it"),
         ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(99)), "compressed parquet file", "decompress it"),
