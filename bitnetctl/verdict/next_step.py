@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bitnetctl.config import split_arm
 from bitnetctl.records import REQUIRED
-from bitnetctl.units import listed, plural, shortened
+from bitnetctl.units import plural, shortened
 from bitnetctl.verdict.facts import Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict
@@ -109,10 +109,7 @@ def _ways(facts: Facts) -> Iterator[str]:
             "`--criteria`"
         )
     if lacking := _lacking(facts):
-        yield (
-            f"these files have no {listed(lacking[:3])}: judge by criteria of your own that need what they have "
-            "(--criteria FILE.toml, docs/criteria.md)"
-        )
+        yield f"these files lack {lacking}: judge by criteria that need what they have (--criteria FILE.toml)"
     if any(verdict.planned.get("unreadable") for verdict in undecided):
         yield "mend the files that cannot be read, or remove those that are no runs"
     if any(verdict.planned.get("left_out") for verdict in undecided):
@@ -135,20 +132,16 @@ def _ways(facts: Facts) -> Iterator[str]:
         yield "no threshold is passed in some runs: train longer, or judge by more seeds"
 
 
-def _lacking(facts: Facts) -> list[str]:
-    """Return the measures that no deciding run has and without which no criteria decide."""
-    lacking: dict[str, None] = {}
+def _lacking(facts: Facts) -> str:
+    """Name the values that the runs lack and without which no criteria decide; empty where some could."""
+    lacking = []
     for verdict in facts.decisive:
-        known = {result.measure for result in verdict.results if result.value is not None}
-        unknown = {
-            result.measure: None
-            for result in verdict.results
-            if result.run is not None and result.measure and result.measure not in known
-        }
-        if not unknown:
-            return []
-        lacking |= unknown
-    return list(lacking) if facts.deciding_runs else []
+        finite = facts.criteria_of(verdict).finite.label
+        unknown = [result.brief for result in verdict.results if result.check == finite and result.run is not None]
+        if not unknown or not all(brief.endswith(" unknown") for brief in unknown):
+            return ""
+        lacking.append(unknown[0].removesuffix(" unknown"))
+    return min(lacking, key=len, default="")
 
 
 def _other_length(facts: Facts) -> Iterator[str]:
