@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 _SPARKS = "▁▂▃▄▅▆▇█"
+# unlike those of `streams`, each takes one column, so that a frame keeps its widths
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█━╸─·…⚠✗×−–│┊┈┌┐└┘├┤┬┴┼", "_.,-=+*#=>-|~!xx--||.+++++++++")
 # before a plug-in, not in 1e+3; after what separates settings
 _BREAKS = re.compile(r"(?<=[:,=])|(?=\+[A-Za-z])")

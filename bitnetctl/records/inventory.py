@@ -235,7 +235,8 @@ def _copies(runs: Sequence[Run], siblings: Iterable[Sibling]) -> dict[Path, tupl
         # a copy of a spreadsheet may have decimal commas, whatever holds for the given files
         for decimal in (".", ","):
             with contextlib.suppress(RecordError):
-                loaded.setdefault(sibling.csv, load_run(sibling.csv, decimal=decimal))
+                loaded[sibling.csv] = load_run(sibling.csv, decimal=decimal)
+                break
     if not loaded:
         return {}
     kept, doubles = distinct_runs([*runs, *loaded.values()])

@@ -116,6 +116,7 @@ class RunRow:
 
 
 def run_rows(summaries: Sequence[RunSummary]) -> list[RunRow]:
+    """Return a row for every run."""
     return [RunRow((summary,)) for summary in summaries]
 
 

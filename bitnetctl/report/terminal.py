@@ -35,6 +35,7 @@ MOST_LEVELS = 8
 
 
 def key_value_table(title: str, values: Mapping[str, str]) -> FittedTable:
+    """Return a row for each name and its value, without a header."""
     columns = (Column("name"), Column("value", note=True))
     return FittedTable(columns, rows_of(values.items()), title=title, title_style="italic", show_header=False)
 

@@ -159,6 +159,7 @@ class Criteria(Frozen):
 
 
 def criteria_names() -> list[str]:
+    """Return the names of the built-in criteria."""
     return builtin_names("bitnetctl.verdict", "builtin")
 
 

@@ -19,7 +19,7 @@ def next_step(facts: Facts) -> str:
     """Return what to do after these verdicts."""
     match facts.outcome:
         case Outcome.SUPPORTED:
-            return _repeated(facts) or ("before relying on it: longer, larger, more seeds; read what it writes")
+            return _repeated(facts) or "before relying on it: longer, larger, more seeds; read what it writes"
         case Outcome.INVALID:
             return _made_valid(facts)
         case Outcome.REFUTED:

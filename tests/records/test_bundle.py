@@ -329,7 +329,7 @@ def test_a_zip_with_a_byte_changed(make: Callable[..., Path], temporary: Path, v
 def test_the_same_name_twice(make: Callable[..., Path], temporary: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = make((f"runs/{RUN}.csv", CSV), (f"runs/{RUN}.csv", CSV.replace("60", "2")))
-    refused(path, "not a bundle that can be read")
+    refused(path, f"holds runs/{RUN}.csv twice; unpack it and pack one of them")
     assert list(temporary.iterdir()) == []
 
 

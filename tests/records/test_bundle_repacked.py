@@ -102,12 +102,25 @@ def test_two_bundles_in_one_zip_are_refused(bundle: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["..\\runs\\x.csv", "a\\..\\runs\\x.csv", "a/../runs/x.csv", "a/b/runs/x.csv", "C:\\runs\\x.csv"]
+    "name", ["..\\runs\\x.csv", "a\\..\\runs\\x.csv", "a/../runs/x.csv", "a/b/../runs/x.csv", "C:\\runs\\x.csv"]
 )
-def test_unsafe_and_deep_places_are_not_unpacked(tmp_path: Path, name: str) -> None:
+def test_unsafe_places_are_not_unpacked(tmp_path: Path, name: str) -> None:
     out = tmp_path / "odd.zip"
     with zipfile.ZipFile(out, "w") as target:
         target.writestr(name, "Step")
     with pytest.raises(RecordError, match="holds no CSV under runs/"):
         read_bundle(out, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_packed_with_its_whole_path_is_found(tmp_path: Path) -> None:
+    out = tmp_path / "whole.zip"
+    with zipfile.ZipFile(out, "w") as target:
+        target.writestr("home/runs/set/runs/x.csv", "Step")
+        target.writestr("home/runs/set/verdict.json", '{"options": {"strict": true}}')
+    assert [csv.name for csv in read_bundle(out, tmp_path / "to")] == ["x.csv"]
+    assert bundle_options(out) == {"strict": True}
+    with zipfile.ZipFile(out, "a") as target:
+        target.writestr("home/other/runs/x.csv", "Step")
+    with pytest.raises(RecordError, match="holds several bundles, in home/runs/set and home/other"):
+        read_bundle(out, tmp_path / "again")

@@ -107,3 +107,19 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
 )
 def test_the_name_of_a_copy(stem: str, original: str) -> None:
     assert original_stem(stem) == original
+
+
+def test_a_pattern_below_a_folder_with_glob_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "runs [old] *"
+    folder.mkdir()
+    csv = folder / "h256.csv"
+    csv.touch()
+    assert find_csvs([f"{folder}/*.csv"]) == [csv]
+    with pytest.raises(ConfigError, match="no file matches"):
+        find_csvs([f"{folder}/no/*.csv"])
+
+
+def test_a_link_to_nowhere_is_a_run_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").touch()
+    (tmp_path / "y.csv").symlink_to("nowhere")
+    assert [csv.name for csv in find_csvs([str(tmp_path)])] == ["x.csv", "y.csv"]

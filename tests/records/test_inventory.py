@@ -168,6 +168,8 @@ def test_copies_of_given_runs_are_not_left_out(tmp_path: Path) -> None:
     shutil.copy(given, tmp_path / f"{given.stem} (1).csv")
     shutil.copytree(given.with_suffix(""), tmp_path / "backup")
     shutil.copy(given, tmp_path / "backup.csv")
+    german = text.replace(",", ";").replace(".", ",")
+    (tmp_path / f"{given.stem} copy.csv").write_text(german, encoding="utf-8")
     assert entries([given]) == []
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bitnetctl.errors import RecordError
+from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records import load_files, read
 from bitnetctl.records.foreign import what_it_is
+from bitnetctl.records.logs import parse_map
 
 HEADER = "Step,Loss,UniquePredictions,LR,WD,HeldOutLoss,TopShare"
 ROWS = ("1,9.5,12,0.001,0.1,9.6,0.5", "2,8.25,14,0.001,0.1,8.5,0.25", "3,7.5,15,0.001,0.1,7.75,0.125")
@@ -107,3 +108,25 @@ def test_a_file_that_is_no_csv_is_named(tmp_path: Path, content: bytes, said: st
 def test_a_conflict_of_version_control_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"x\.csv:3: '<<<<<<< HEAD': two versions of the file are in it"):
         read(table(tmp_path, ROWS[0], "<<<<<<< HEAD", ROWS[1], "=======", ROWS[1], ">>>>>>> other", ROWS[2]))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("Step=epoch", "'epoch' does not count optimizer steps"),
+        ("Step=train/tokens", "'train/tokens' does not count optimizer steps"),
+        ("Loss=TopShare", "'TopShare' is a column of its own"),
+        ("UniquePredictions=UniqueTargets", "'UniqueTargets' is a column of its own"),
+    ],
+)
+def test_a_column_is_not_mapped_to_what_it_cannot_be(option: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_map([option])
+    assert parse_map(["Step=opt_step,Loss=tl"]) == {"Step": "opt_step", "Loss": "tl"}
+
+
+def test_an_export_without_a_loss_names_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "wandb.csv"
+    path.write_text('"Step","a - eval/accuracy"\n1,0.5\n', encoding="utf-8")
+    with pytest.raises(RecordError, match="there are eval/accuracy"):
+        load_files([path])

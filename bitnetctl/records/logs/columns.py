@@ -71,6 +71,7 @@ _MEASURED = _OWN - {"Objective", "GradNorm"}
 
 _LOSSES = ("Loss", "HeldOutLoss", "UnigramLoss", "BigramLoss", "Objective")
 _NO_LOSS = re.compile(r"(?:^|[^a-z])(?:ppl|perplexity|acc|accuracy|top ?[15]|bpb|bpc|bpt|bits)(?:$|[^a-z])")
+_NO_STEP = re.compile(r"(?:^| )(?:epochs?|time|seconds|hours|tokens|samples|examples)(?:$| )")
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _MISSING = ("", "na", "n/a", "<na>", "null", "none", "-")
 """What programs write for a value that is not there; NaN is not among them."""
@@ -146,6 +147,8 @@ def check_map(given: Mapping[str, str]) -> dict[str, str]:
             raise ConfigError(f"--map {column}={name}: {column!r} is no column of a run{hint_at(column, NAMES)}")
         if name in _MEASURED and name != column:
             raise ConfigError(f"--map {column}={name}: {name!r} is a column of its own; leave it out")
+        if column == "Step" and _NO_STEP.search(normalized(name)):
+            raise ConfigError(f"--map Step={name}: {name!r} does not count optimizer steps")
         if column in _LOSSES and _NO_LOSS.search(normalized(name)):
             raise ConfigError(f"--map {column}={name}: {name!r} is not a loss in nats per token")
     names = list(given.values())

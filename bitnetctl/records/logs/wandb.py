@@ -31,6 +31,8 @@ def _read(paths: Sequence[Path], columns: Columns) -> list[Log]:
         raise RecordError(f"{path}: a table with one row a run, not curves; export the chart of the loss as CSV")
     by_run = _runs(path, names)
     curves = {run: Curves(path, columns) for run in by_run}
+    for run, metrics in by_run.items():
+        curves[run].names.update(dict.fromkeys(metrics))
     steps = {run: _steps(path, names[0], metrics, columns) for run, metrics in by_run.items()}
     for number, cells in lines:
         for run, metrics in by_run.items():
