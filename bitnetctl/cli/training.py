@@ -106,9 +106,9 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
             ended.setdefault((run.config.arm, tuple(names)), []).append(run)
     for arm, of_arm in anew.items():
         other, differing = of_arm[0].other_settings or ("", "")
-        print_message(
-            f"{arm}: {plural(len(of_arm), 'run')} start anew: {differing} in {other}, which is another arm now"
-        )
+        start = "starts" if len(of_arm) == 1 else "start"
+        what = f"{plural(len(of_arm), 'run')} {start} anew"
+        print_message(f"{arm}: {what}: {differing} in {other}, which is another arm now")
     for (arm, plugins), of_arm in ended.items():
         ended_runs = f"{plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}"
         which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
@@ -138,4 +138,6 @@ def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, 
         f"{gibibytes(memory_available(device))} free",
         highlight=False,
     )
+    if pack is None and any(row["runs_in_a_pack"] == 1 < row["runs"] / len(devices) for row in rows):
+        console.print("free memory is enough for one run at a time only", highlight=False)
     return ExitCode.SUPPORTED
