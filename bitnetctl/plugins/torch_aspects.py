@@ -55,7 +55,7 @@ _DENORMAL = torch.tensor([1], dtype=torch.int32, device="cpu").view(torch.float3
 
 
 def _keeps_denormals() -> bool:
-    return bool(_DENORMAL.mul(1.0).view(torch.int32))
+    return _DENORMAL.item() != 0.0
 
 
 def _set_denormals(value: bool) -> None:
