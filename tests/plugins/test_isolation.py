@@ -311,3 +311,13 @@ os.write(1, b"goes on\\n")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == "goes on\n"
+
+
+def test_an_error_beside_exceptions_is_one_of_the_plug_in() -> None:
+    """Some libraries derive theirs from BaseException; Python would end with 1, a verdict."""
+
+    class Other(BaseException):
+        pass
+
+    with pytest.raises(PluginError, match="p: learning_rate raised Other"), errors_blamed("p", "learning_rate"):
+        raise Other
