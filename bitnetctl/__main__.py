@@ -33,7 +33,9 @@ def main() -> None:
         except KeyboardInterrupt:
             # in the moment between a command and the end of the process
             _leave("interrupted", _INTERRUPTED)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             _leave(f"internal error: {_one_line(error)}", _INTERNAL)
 
 

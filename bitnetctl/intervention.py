@@ -25,9 +25,10 @@ run only. State that changes during training must be returned by `state_dict`; c
 `load_state_dict` restores it on resume.
 
 The process is shared with other runs. What an import or a hook changes in it is put back and named on stderr, in
-run.json and by `bitnetctl interventions check`: torch's default dtype and device, threads, flags and grad mode, the
-global generators, numpy's error state, warnings filters, signal handlers, environment, working directory, the root
-logger and `sys.stdout`. What is printed goes to stderr. Hooks of 3 and 4 may draw from the global generators of torch,
+run.json and by `bitnetctl interventions check`: torch's default dtype and device, threads, flags, precisions, autocast
+and grad mode, the global generators, numpy's error state, warnings filters, signal handlers and timer, environment,
+working directory, umask, search path, recursion limit, the root logger and `sys.stdout`. What is printed goes to
+stderr, and nothing ends the process. Hooks of 3 and 4 may draw from the global generators of torch,
 numpy and Python: before each call they are seeded from the run's seed and the step, so that a run draws the same
 numbers alone, in any pack and after a resume; afterwards they continue where they were.
 

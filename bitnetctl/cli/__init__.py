@@ -1,9 +1,12 @@
 """The command line: parse it, run a command, turn errors into exit codes. Torch is imported only where it is needed."""
 
+import atexit
 import contextlib
 import errno
 import os
 import sys
+import threading
+import time
 import traceback
 from typing import Annotated, NoReturn
 
@@ -44,6 +47,7 @@ app.add_typer(library.criteria, name="criteria")
 app.add_typer(config.app, name="config")
 _GROUPS = ("config", "criteria", "interventions", "plans", "recipes")
 _TRAINING = ("train", "sweep")
+_SECONDS_FOR_THREADS = 2.0
 
 
 def main(stop: StopRequest | None = None) -> NoReturn:
@@ -59,6 +63,19 @@ def main(stop: StopRequest | None = None) -> NoReturn:
         code = _failed(error)
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process, also where a thread that a plug-in or a library started would keep it for ever."""
+    others = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    deadline = time.monotonic() + _SECONDS_FOR_THREADS
+    for one in others:
+        one.join(max(0.0, deadline - time.monotonic()))
+    if any(one.is_alive() for one in others):
+        # what Python does at exit, but for waiting
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -96,6 +113,9 @@ def run(arguments: list[str], stop: StopRequest | None = None) -> int:
 
 def _set_defaults() -> None:
     """Set environment variables that must be there before torch is loaded."""
+    # 0 stands for a terminal whose width is unknown, in which rich would print nothing
+    if not os.environ.get("COLUMNS", "1").strip().isdigit() or int(os.environ.get("COLUMNS", "1")) < 1:
+        os.environ.pop("COLUMNS", None)
     # by default its idle threads spin for many milliseconds, and two processes that share a CPU then train up to twenty
     # times slower than they need to
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

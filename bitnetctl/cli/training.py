@@ -137,4 +137,6 @@ def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, 
         f"{gibibytes(memory_available(device))} free",
         highlight=False,
     )
+    if pack is None and any(row["runs_in_a_pack"] == 1 < row["runs"] / len(devices) for row in rows):
+        console.print("free memory is enough for one run at a time only", highlight=False)
     return ExitCode.SUPPORTED

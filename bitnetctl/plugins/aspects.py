@@ -1,10 +1,12 @@
 """The parts of the state of a process that code can change by accident; torch's are in `torch_aspects`."""
 
 import contextlib
+import gc
 import logging
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -102,8 +104,43 @@ def _set_logging(value: tuple[int, int, list[logging.Handler]]) -> None:
     logging.root.handlers[:] = value[2]
 
 
+def _search_path() -> list[str]:
+    return list(sys.path)
+
+
+def _set_search_path(value: list[str]) -> None:
+    sys.path[:] = value
+
+
+def _umask() -> int:
+    value = os.umask(0o077)
+    os.umask(value)
+    return value
+
+
+def _timer() -> tuple[bool, float]:
+    # the time that is left runs by itself
+    left, interval = signal.getitimer(signal.ITIMER_REAL) if hasattr(signal, "getitimer") else (0.0, 0.0)
+    return left > 0, interval
+
+
+def _set_timer(value: tuple[bool, float]) -> None:
+    if value == (False, 0.0):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _set_collection(value: bool) -> None:
+    (gc.enable if value else gc.disable)()
+
+
 FILTERS = "the warnings filters"
+SEARCH_PATH = "sys.path"
 GENERAL = (
+    Aspect("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, shows=True),
+    Aspect(SEARCH_PATH, _search_path, _set_search_path),
+    Aspect("the umask", _umask, lambda value: void(os.umask(value))),
+    Aspect("the timer of SIGALRM", _timer, _set_timer),
+    Aspect("garbage collection", gc.isenabled, _set_collection),
     Aspect("the working directory", _directory, _set_directory, shows=True),
     Aspect("the environment variable", _environment, _set_environment),
     Aspect(FILTERS, lambda: list(warnings.filters), _set_filters),

@@ -28,14 +28,14 @@ def errors_blamed(plugin: str, hook: str, function: Callable[..., object] | None
         yield
     except (BitnetctlError, MemoryError, KeyboardInterrupt):
         raise
-    except (SystemExit, GeneratorExit) as error:
-        where = _in_parentheses(location(error, function) or _definition(function))
-        raise PluginError(f"{plugin}: {hook} raised {error!r}; no hook may end the process{where}") from error
     except Exception as error:
         if _is_of_torch(error):
             raise
         where = _in_parentheses(location(error, function) or _definition(function))
         raise PluginError(f"{plugin}: {hook} raised {described(error)}{where}") from error
+    except BaseException as error:
+        where = _in_parentheses(location(error, function) or _definition(function))
+        raise PluginError(f"{plugin}: {hook} raised {error!r}; no hook may end the process{where}") from error
 
 
 def described(error: BaseException, limit: int = 300) -> str:

@@ -7,8 +7,10 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel
+
 from bitnetctl.config import RunConfig, parse_config
-from bitnetctl.errors import ConfigError, one_line
+from bitnetctl.errors import ConfigError, PluginError, one_line
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.blame import blamed, errors_blamed
 from bitnetctl.plugins.isolation import isolated
@@ -49,7 +51,7 @@ class Composition:
         }
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """Return the config after `configure` of each in order; raises ConfigError for an invalid config."""
+        """Return the config after `configure` of each in order; raises PluginError for an invalid config."""
         for index in self._all_overriding("configure"):
             name, hook = self.names[index], self.interventions[index].configure
             with self._in(index, "configure"):
@@ -57,8 +59,11 @@ class Composition:
             if not isinstance(changed, RunConfig):
                 raise blamed(name, f"configure returned {_kind(changed)}, not a RunConfig", hook)
             if changed is not config:
-                # model_copy does not validate
-                config = parse_config(changed.model_dump(), source=f"after {name}")
+                # model_copy validates nothing, and would lose a misspelt field in silence
+                try:
+                    config = parse_config(_tree(changed), source=f"after {name}")
+                except ConfigError as error:
+                    raise PluginError(str(error)) from error
         return config
 
     def overrides(self, hook: Schedule) -> bool:
@@ -256,6 +261,13 @@ def as_float(value: object) -> float | None:
         return float(value)
     except (OverflowError, ValueError):
         return None
+
+
+def _tree(value: object) -> Any:
+    """Return a config with all in it as dictionaries, fields that it does not have included."""
+    if isinstance(value, BaseModel):
+        return {name: _tree(each) for name, each in vars(value).items()}
+    return tuple(map(_tree, value)) if isinstance(value, tuple | list) else value
 
 
 def _kind(value: object) -> str:

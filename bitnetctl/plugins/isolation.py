@@ -1,9 +1,10 @@
 """Keeps the code of a plug-in from changing the process that it shares with other runs.
 
 Around its import, its constructor and every hook, what code can change by accident is compared before and after:
-torch's default dtype and device, threads, flags and grad mode, the global generators, numpy's error state, warnings
-filters, signal handlers, environment, working directory, root logger, `sys.stdout`. What was changed is put back and
-named once for each plug-in: on stderr, in run.json and by `interventions check`. What a plug-in prints goes to stderr.
+torch's default dtype and device, threads, flags, precisions, autocast and grad mode, the global generators, numpy's
+error state, warnings filters, signal handlers and timer, environment, working directory, umask, search path, recursion
+limit, root logger, `sys.stdout`. What was changed is put back and named once for each plug-in: on stderr, in run.json
+and by `interventions check`. What a plug-in prints goes to stderr, and it cannot end the process.
 
 Nothing here imports torch: its state is compared where it is loaded, or from the moment a plug-in loads it.
 """
@@ -16,12 +17,13 @@ import importlib.util
 import os
 import random
 import sys
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
-from bitnetctl.plugins.aspects import FILTERS, GENERAL, Aspect, of_numpy
+from bitnetctl.plugins.aspects import FILTERS, GENERAL, SEARCH_PATH, Aspect, of_numpy
 
 _found: dict[str, dict[str, None]] = {}
 
@@ -56,10 +58,11 @@ def isolated(
         _seed(seed)
     initial_seed = _initial_seed() if seed is not None else None
     out, err = sys.stdout, sys.stderr
-    with _output_to_stderr() if at_import else contextlib.nullcontext():
+    with _output_to_stderr():
         sys.stdout = err
         try:
-            yield
+            with _process_goes_on():
+                yield
         finally:
             replaced = [name for name in ("stdout", "stderr") if getattr(sys, name) is not err]
             if watcher in sys.meta_path:
@@ -119,6 +122,9 @@ def _put_back(before: Sequence[tuple[Aspect, Any]], *, own_generators: bool, at_
             if not any(map(_is_broad, added)) and not [one for one in value if one not in now]:
                 aspect.write(value)
                 continue
+        if aspect.what == SEARCH_PATH and set(value) <= set(now):
+            # modules beside the plug-in, which it may import later
+            continue
         aspect.write(value)
         if aspect.is_generator:
             changes.append(f"drew from or seeded {aspect.what}")
@@ -239,5 +245,28 @@ def _output_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        # what it left in the buffer of Python's own stream
+        with contextlib.suppress(OSError, ValueError):
+            if sys.__stdout__ is not None:
+                sys.__stdout__.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def _process_goes_on() -> Iterator[None]:
+    """Make os._exit raise SystemExit, and end a child process that the code forked and did not end."""
+    process, leave = os.getpid(), os._exit
+
+    def end(status: int = 0) -> NoReturn:
+        if os.getpid() != process or threading.current_thread() is not threading.main_thread():
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = end
+    try:
+        yield
+    finally:
+        os._exit = leave
+        if os.getpid() != process:
+            leave(1)

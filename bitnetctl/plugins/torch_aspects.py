@@ -16,12 +16,66 @@ def _flags() -> tuple[Any, ...]:
         _CUDNN.enabled,
         _CUDNN.benchmark,
         _CUDNN.deterministic,
+        torch._C._get_mkldnn_enabled(),
     )
 
 
 def _set_flags(value: tuple[Any, ...]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
-    _CUDNN.enabled, _CUDNN.benchmark, _CUDNN.deterministic = value[2:]
+    _CUDNN.enabled, _CUDNN.benchmark, _CUDNN.deterministic = value[2:5]
+    torch._C._set_mkldnn_enabled(value[5])
+
+
+# torch has an older and a newer way to set these, and refuses to read by the older one what was set by the newer
+_PRECISIONS = (
+    ("generic", "all"),
+    *((backend, kind) for backend in ("cuda", "mkldnn") for kind in ("all", "matmul", "conv", "rnn")),
+)
+
+
+def _precisions() -> tuple[Any, ...]:
+    try:
+        older = torch.get_float32_matmul_precision(), torch._C._get_cudnn_allow_tf32()
+    except RuntimeError:
+        older = None
+    return older, *(torch._C._get_fp32_precision_getter(*one) for one in _PRECISIONS)
+
+
+def _set_precisions(value: tuple[Any, ...]) -> None:
+    older, *newer = value
+    if older is not None:
+        torch.set_float32_matmul_precision(older[0])
+        torch._C._set_cudnn_allow_tf32(older[1])
+    for one, precision in zip(_PRECISIONS, newer, strict=True):
+        torch._C._set_fp32_precision_setter(*one, precision)
+
+
+# by its bits: a number would be flushed to zero here
+_DENORMAL = torch.tensor([1], dtype=torch.int32, device="cpu").view(torch.float32)
+
+
+def _keeps_denormals() -> bool:
+    return _DENORMAL.item() != 0.0
+
+
+def _set_denormals(value: bool) -> None:
+    torch.set_flush_denormal(not value)
+
+
+def _autocast() -> tuple[Any, ...]:
+    return (
+        torch.is_autocast_cache_enabled(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
+    )
+
+
+def _set_autocast(value: tuple[Any, ...]) -> None:
+    torch.set_autocast_cache_enabled(value[0])
+    for device, is_enabled, dtype in zip(("cpu", "cuda"), value[1:3], value[3:5], strict=True):
+        torch.set_autocast_enabled(device, is_enabled)
+        torch.set_autocast_dtype(device, dtype)
+    torch.clear_autocast_cache()
 
 
 def _device() -> str:
@@ -78,13 +132,10 @@ TORCH = (
     Aspect("torch's default device", _device, _set_device, shows=True),
     Aspect("torch's number of threads", torch.get_num_threads, torch.set_num_threads, shows=True),
     Aspect("torch's grad mode", torch.is_grad_enabled, _set_grad_mode, shows=True),
-    Aspect("torch's deterministic or cuDNN flags", _flags, _set_flags),
-    Aspect(
-        "torch's matmul precision",
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-        shows=True,
-    ),
+    Aspect("torch's deterministic, cuDNN or oneDNN flags", _flags, _set_flags),
+    Aspect("torch's precision of float32 matmuls", _precisions, _set_precisions),
+    Aspect("torch's autocast", _autocast, _set_autocast),
+    Aspect("how torch treats denormal numbers", _keeps_denormals, _set_denormals),
     Aspect("torch's anomaly detection", torch.is_anomaly_enabled, _set_anomaly_detection, shows=True),
     Aspect("torch's current GPU", _gpu, _set_gpu, shows=True),
     Aspect("torch's global generator", _generator, _set_generator, is_generator=True),

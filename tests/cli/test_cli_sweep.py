@@ -158,6 +158,15 @@ def test_a_dry_run_divides_the_runs_between_devices(
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 
 
+@pytest.mark.parametrize(("free", "pack", "is_said"), [(0, "auto", True), (2**60, "auto", False), (0, "1", False)])
+def test_a_dry_run_says_that_memory_allows_one_run_only(
+    sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch, free: int, pack: str, is_said: bool
+) -> None:
+    monkeypatch.setattr(packing, "memory_available", lambda device: free)
+    done = sweep_command("--dry-run", "--seeds", "3", "--pack", pack)
+    assert (done.out.splitlines()[-1] == "free memory is enough for one run at a time only") is is_said
+
+
 @pytest.mark.parametrize(("free", "packs", "together"), [(0, 5, 1), (4.5, 3, 2), (1e6, 1, 5)])
 def test_a_dry_run_makes_packs_that_fit_the_memory(
     sweep_command: Sweep,

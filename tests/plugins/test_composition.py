@@ -275,3 +275,22 @@ def test_the_worked_examples_entry_point_names_it() -> None:
     points = tomllib.loads(toml)["project"]["entry-points"]["bitnetctl.interventions"]
     assert points == {"halved-rate": "my_package.halved_rate:HalvedRate"}
     assert "class HalvedRate(Intervention):" in code
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"step": 10}, "unknown field 'step'; did you mean 'steps'"), ({"model": {"hidden": 32}}, "model.hidden")],
+)
+def test_a_misspelt_field_of_a_changed_config_is_an_error_of_the_plug_in(
+    changes: dict[str, object], problem: str
+) -> None:
+    """The arm would be the baseline under another name."""
+
+    class Typo(Intervention):
+        summary = "a misspelt field"
+
+        def configure(self, config: RunConfig) -> RunConfig:
+            return config.model_copy(update=changes)
+
+    with pytest.raises(PluginError, match=problem):
+        Composition([Typo(Typo.Settings())], ["typo"]).configure(RunConfig())

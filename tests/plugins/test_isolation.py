@@ -1,9 +1,11 @@
 """What the code of a plug-in changes in the process is put back and named once."""
 
+import gc
 import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from bitnetctl.errors import PluginError
+from bitnetctl.plugins import aspects, torch_aspects
+from bitnetctl.plugins.blame import errors_blamed
 from bitnetctl.plugins.isolation import forget_intrusions, intrusions_of, isolated
 
 pytestmark = pytest.mark.usefixtures("forgotten")
@@ -47,14 +52,57 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[[], Any], str]] = {
     "deterministic": (
         lambda: torch.use_deterministic_algorithms(True),
         torch.are_deterministic_algorithms_enabled,
-        "changed torch's deterministic or cuDNN flags",
+        "changed torch's deterministic, cuDNN or oneDNN flags",
     ),
     "grad mode": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled, "set torch's grad mode to False"),
     "matmul": (
         lambda: torch.set_float32_matmul_precision("medium"),
         torch.get_float32_matmul_precision,
-        "set torch's matmul precision to medium",
+        "changed torch's precision of float32 matmuls",
     ),
+    "matmul of oneDNN": (
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),  # type: ignore[attr-defined]
+        torch_aspects._precisions,
+        "changed torch's precision of float32 matmuls",
+    ),
+    "all precisions": (
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+        torch_aspects._precisions,
+        "changed torch's precision of float32 matmuls",
+    ),
+    "precision of cuDNN": (
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+        torch_aspects._precisions,
+        "changed torch's precision of float32 matmuls",
+    ),
+    "oneDNN": (
+        lambda: torch._C._set_mkldnn_enabled(False),
+        torch._C._get_mkldnn_enabled,
+        "changed torch's deterministic, cuDNN or oneDNN flags",
+    ),
+    "autocast": (
+        lambda: torch.set_autocast_enabled("cpu", True),
+        lambda: torch.is_autocast_enabled("cpu"),
+        "changed torch's autocast",
+    ),
+    "denormals": (
+        lambda: torch.set_flush_denormal(torch_aspects._keeps_denormals()),
+        torch_aspects._keeps_denormals,
+        "changed how torch treats denormal numbers",
+    ),
+    "recursion": (
+        lambda: sys.setrecursionlimit(1234),
+        sys.getrecursionlimit,
+        "set Python's recursion limit to 1234",
+    ),
+    "umask": (lambda: os.umask(0o7), aspects._umask, "changed the umask"),
+    "timer": (
+        lambda: signal.setitimer(signal.ITIMER_REAL, 1000),
+        lambda: signal.getitimer(signal.ITIMER_REAL),
+        "changed the timer of SIGALRM",
+    ),
+    "collection": (gc.disable, gc.isenabled, "changed garbage collection"),
+    "search path": (sys.path.clear, lambda: list(sys.path), "changed sys.path"),
     "torch seed": (
         lambda: torch.manual_seed(5),
         lambda: torch.get_rng_state().tolist(),
@@ -217,3 +265,59 @@ def test_torch_is_watched_from_its_import_on(tmp_path: Path) -> None:
         'torch.float32 ["set torch\'s default dtype to torch.float64 at import; put back", '
         '"drew from or seeded torch\'s global generator at import; put back"]\n'
     )
+
+
+def test_a_folder_added_to_the_search_path_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plug-in may import a module beside it later, in a hook."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with isolated("p", "at import", at_import=True):
+        sys.path.insert(0, "/beside/the/plug-in")
+    assert sys.path[0] == "/beside/the/plug-in"
+    assert intrusions_of("p") == []
+
+
+def test_what_a_hook_writes_past_sys_stdout_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """The file descriptor, a child process."""
+    with isolated("p", "in training_loss"):
+        os.write(1, b"descriptor\n")
+        subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "descriptor\nchild\n")
+
+
+def test_code_cannot_end_the_process() -> None:
+    """Not even without a trace, as 0 or 1, which are verdicts."""
+    with (
+        pytest.raises(PluginError, match=r"p: learning_rate raised SystemExit\(1\); no hook may end the process"),
+        isolated("p", "in learning_rate"),
+        errors_blamed("p", "learning_rate"),
+    ):
+        os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_does_not_go_on_with_the_training() -> None:
+    """It would write every row of the run a second time."""
+    program = """
+import os
+from bitnetctl.plugins.isolation import isolated
+with isolated("p", "in training_loss"):
+    child = os.fork()
+if child:
+    os.waitpid(child, 0)
+os.write(1, b"goes on\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == "goes on\n"
+
+
+def test_an_error_beside_exceptions_is_one_of_the_plug_in() -> None:
+    """Some libraries derive theirs from BaseException; Python would end with 1, a verdict."""
+
+    class Other(BaseException):
+        pass
+
+    with pytest.raises(PluginError, match="p: learning_rate raised Other"), errors_blamed("p", "learning_rate"):
+        raise Other
