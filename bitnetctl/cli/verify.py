@@ -4,14 +4,14 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bitnetctl.cli import judging, options
 from bitnetctl.cli.inputs import given_runs
-from bitnetctl.cli.options import parse_pack
+from bitnetctl.cli.options import parse_pack, print_message
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import BASELINE, InterventionSpec, RunConfig
@@ -25,6 +25,10 @@ from bitnetctl.records.run import UnreadRun
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import resolve_all
+from bitnetctl.units import plural
+
+if TYPE_CHECKING:
+    from bitnetctl.verdict import Criteria
 
 
 def verify(
@@ -93,9 +97,10 @@ def verify(
     """Train what is missing, then judge the claim that this setup does not collapse."""
     from bitnetctl.verdict import JudgeOptions, criteria_names, load_criteria
 
+    chosen_criteria = [load_criteria(name) for name in criteria or criteria_names()]
     judge_and_show = functools.partial(
         judging.judge_and_show,
-        criteria=[load_criteria(name) for name in criteria or criteria_names()],
+        criteria=chosen_criteria,
         outputs=judging.Outputs(report=report, bundle=bundle, junit=junit, html=html, details=details, as_json=as_json),
     )
     arm = options.chosen_arm(arms)
@@ -142,6 +147,8 @@ def verify(
     # the requested arm last
     configs.sort(key=lambda config: config.arm != BASELINE)
     planned = resolve_all(configs, runs_dir)
+    if not no_train:
+        _note_too_few_seeds(configs, chosen_criteria)
     if dry_run:
         return show_plan(planned, device, parse_pack(pack), as_json)
     if not no_train:
@@ -177,6 +184,19 @@ def verify(
     if not no_train:
         refuse_faults_of_plugins(planned, configs[-1].arm)
     return code
+
+
+def _note_too_few_seeds(configs: Sequence[RunConfig], criteria: "Sequence[Criteria]") -> None:
+    """Say before the training which criteria cannot decide by so few seeds, whatever comes out."""
+    from bitnetctl.verdict.rule import fewest_seeds
+
+    seeds, arms = (len(set(values)) for values in zip(*((config.seed, config.arm) for config in configs), strict=True))
+    for one in criteria:
+        # a claim about a mean or pairs has bounds of its own
+        if one.seeds.rule == "rate" and not any(check.about_arm for check in one.checks):
+            least = fewest_seeds(one.seeds.max_failure_rate, one.seeds.error_rate / arms)
+            if seeds < least:
+                print_message(f"{plural(seeds, 'seed')} cannot support by {one.name}; {least} could: --seeds {least}")
 
 
 def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory, Sequence[UnreadRun]]:

@@ -4,6 +4,7 @@ Built-in interventions are registered in the same way as those of other distribu
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -280,15 +281,21 @@ def normalize_if_usable(config: RunConfig) -> RunConfig:
 
 def _normalized_spec(spec: InterventionSpec) -> InterventionSpec:
     plugin, _, settings = _resolve(spec)
-    with errors_blamed(plugin.name, "the JSON of its Settings"):
-        everything = settings.model_dump(mode="json")
-        changed = settings.model_dump(mode="json", exclude_defaults=True)
+    everything, changed = _as_json(plugin.name, settings), _as_json(plugin.name, settings, exclude_defaults=True)
     return InterventionSpec(
         name=plugin.name,
         settings=changed,
         defaults={name: value for name, value in everything.items() if name not in changed},
         file=None if spec.file is None else plugin.target,
     )
+
+
+def _as_json(plugin: str, settings: InterventionSettings, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """Return settings as JSON values; raises PluginError for those that have none, such as bytes that are no text."""
+    with errors_blamed(plugin, "the JSON of its Settings"):
+        tree: dict[str, Any] = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
+        json.dumps(tree, allow_nan=False)
+    return tree
 
 
 def compose(specs: Sequence[InterventionSpec]) -> Composition:
@@ -311,7 +318,7 @@ def plugin_infos(specs: Iterable[InterventionSpec]) -> list[PluginInfo]:
             name=plugin.name,
             version=plugin.version or None,
             distribution=plugin.distribution,
-            settings=settings.model_dump(mode="json"),
+            settings=_as_json(plugin.name, settings),
             module=plugin.module,
             source_sha256=plugin.source_sha256,
             put_back=intrusions_of(plugin.name),

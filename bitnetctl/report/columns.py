@@ -34,6 +34,10 @@ class RunColumn:
     is_event: bool = False
     """Whether it is the step of an event that need not happen: counted over several runs, not averaged."""
 
+    def title(self, *, grouped: bool) -> str:
+        """Return the header: of several runs an event is counted, so `collapse at` becomes `collapse in`."""
+        return f"{self.header.removesuffix(' at')} in" if grouped and self.is_event else self.header
+
     def value(self, summary: RunSummary) -> float | None:
         """Return the value of a run; None is unknown."""
         value = getattr(summary, self.field)

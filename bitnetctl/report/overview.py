@@ -135,7 +135,7 @@ def _arms_table(study: Study) -> FittedTable:
     columns = [column for column in (*level, *_COLLAPSES) if any(row.text(column) != UNKNOWN for row in rows)]
     by_arm = {arm.arm: arm for arm in study.effects}
     heads = [Column("arm"), Column("size", number=True), Column("runs", number=True)]
-    heads += [Column(column.header, column.importance, number=True) for column in columns]
+    heads += [Column(column.title(grouped=True), column.importance, number=True) for column in columns]
     if by_arm and losses:
         heads.insert(4, Column("vs base", 8, number=True))
     lines: list[Row | Span] = []
@@ -180,7 +180,8 @@ def _tables(study: Study, width: int) -> Iterator[tuple[FittedTable, list[tuple[
     means = "means by arm and size, every run with --json or --html"
     for table, columns in ((collapse_table(rows), COLLAPSE), (end_table(rows), END)):
         left_out = table.left_out(width)
-        meanings = "; ".join(f"{one.header}: {one.meaning}" for one in columns if one.header not in left_out)
+        shown = [(one.title(grouped=grouped), one.meaning) for one in columns]
+        meanings = "; ".join(f"{title}: {meaning}" for title, meaning in shown if title not in left_out)
         yield table, [(means, "dim")] * grouped + [(meanings, "dim")]
     if study.effects:
         yield effects_table(study.effects), [(wording.effects_line(study.effects[0].tests), "dim")]

@@ -114,7 +114,7 @@ def _summary_table(title: str, rows: Sequence[RunRow], columns: Sequence[RunColu
         if row.state:
             lines.append(Span(row.state, "red" if row.failed else "dim", indent=2))
     keys = (Column("arm"), Column("size", number=True), Column("runs" if rows[0].grouped else "seed", number=True))
-    values = (Column(column.header, column.importance, number=True) for column in columns)
+    values = (Column(column.title(grouped=rows[0].grouped), column.importance, number=True) for column in columns)
     return _analysis_table(title, (*keys, *values), lines)
 
 

@@ -111,6 +111,9 @@ def test_no_space_left(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.Monk
         # of CSVs it is what every run has to reach
         (["verify", "runs", "--steps", "-5"], "greater than or equal to 1"),
         (["verify", "--recipe", "orign", "--no-train"], "did you mean 'origin'?"),
+        (["train", "-i", "no-decay", "-i", "label-smoothing"], "-i no-decay+label-smoothing; for an arm of each"),
+        (["verify", "-i", "no-decay", "-i", "no-decay", "--no-train"], "-i is given 2 times"),
+        (["config", "show", "-i", "a", "-i", "b"], "-i is given 2 times"),
         (["config", "show", "--recipe", "orign"], "did you mean 'origin'?"),
         (["config", "show", "--set", "model.hiden_size=3"], "did you mean 'model.hidden_size'?"),
     ],

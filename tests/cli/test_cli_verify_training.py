@@ -282,3 +282,17 @@ def test_a_trial_of_another_length_in_the_folder_does_not_stand_in_the_way(tmp_p
     # one of the same length does: it could have been left out for its result
     origin_run(RUNS, [*STAGE_1, 10, 8, 7, 6, 6], seed=8)
     assert verify(*arguments).code == ExitCode.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("seeds", "arms", "said"),
+    [
+        ("1", [], "1 seed cannot support by sound; 5 could: --seeds 5\n"),
+        ("5", ["-i", "no-decay"], "6 could"),
+        ("6", ["-i", "no-decay"], ""),
+    ],
+)
+def test_too_few_seeds_are_said_before_they_are_trained(seeds: str, arms: list[str], said: str) -> None:
+    done = call("verify", "--recipe", "quick", "--steps", "20", "--seeds", seeds, *arms, "--dry-run")
+    assert done.code == ExitCode.SUPPORTED
+    assert said in done.err if said else done.err == ""

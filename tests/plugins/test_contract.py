@@ -34,6 +34,11 @@ class LooseSettings(Sound):
         factor: float = 0.5
 
 
+class Misspelt(Sound):
+    def learning_rates(self, base: float, step: int, steps: int) -> float:
+        return base
+
+
 class Impure(Sound):
     calls = 0
 
@@ -117,6 +122,7 @@ def test_a_sound_intervention_passes() -> None:
     ("kind", "finding"),
     [
         (LooseSettings, "takes unknown keys"),
+        (Misspelt, "learning_rates is no hook and is never called; did you mean learning_rate?"),
         (Impure, "learning_rate is not a pure function of the step"),
         (Negative, "weight_decay returned .* must be finite and not negative"),
         (NotFinite, "learning_rate returned nan at step 40; it must be finite and not negative"),
@@ -135,6 +141,14 @@ def test_a_sound_intervention_passes() -> None:
 def test_a_broken_contract_is_found(kind: type[Intervention], finding: str) -> None:
     with pytest.raises((AssertionError, ConfigError, ValueError, KeyError), match=finding):
         check_contract(kind)
+
+
+def test_a_name_that_only_resembles_a_hook_is_no_finding() -> None:
+    class Helped(Sound):
+        def learning_rate_at(self, fraction: float) -> float:
+            return fraction
+
+    check_contract(Helped)
 
 
 def test_settings_are_checked_too() -> None:
