@@ -50,12 +50,13 @@ def _set_precisions(value: tuple[Any, ...]) -> None:
         torch._C._set_fp32_precision_setter(*one, precision)
 
 
-# by its bits: a number would be flushed to zero here
-_DENORMAL = torch.tensor([1], dtype=torch.int32, device="cpu").view(torch.float32)
+# the smallest number that is not zero
+_SMALLEST = 5e-324
 
 
 def _keeps_denormals() -> bool:
-    return _DENORMAL.item() != 0.0
+    # it is a flag of the processor, which Python's own arithmetic obeys; a tensor's value could not be read in a capture
+    return _SMALLEST * 1.0 != 0.0
 
 
 def _set_denormals(value: bool) -> None:

@@ -11,7 +11,6 @@ from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
 from bitnetctl.analysis.study import study
 from bitnetctl.analysis.summary import RunSummary, has_failed, summarize_run
-from bitnetctl.api import load_runs
 from bitnetctl.config import RunConfig
 from bitnetctl.records import load_run
 
@@ -233,7 +232,7 @@ def test_extreme_values_are_unknown_at_worst(tmp_path: Path, values: tuple[float
     decay = [0.1] * 5 + [0.0] * 5
     rows = curve(range(1, 11), BigramLoss=[*values[::-1]] * 5, WD=decay, **columns)
     paths = [write_csv(tmp_path / f"h64-10-baseline-s{seed}-00000a.csv", rows) for seed in range(3)]
-    json.dumps(study(load_runs(paths)).to_json(), allow_nan=False)
+    json.dumps(study([load_run(path) for path in paths]).to_json(), allow_nan=False)
 
 
 def test_lasting_is_three_in_a_row(tmp_path: Path) -> None:

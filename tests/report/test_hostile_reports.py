@@ -36,7 +36,7 @@ def formula_runs(folder: Path) -> list[Path]:
     names = [text for text in FORMULAS if not set(text) & set("/\t\r\n|")] + ["-1.5"]
     # each with values of its own: several files of one run would count once
     return [
-        write_csv(folder / f"{name}.csv", curve((1, 1000), HeldOutLoss=(7.5 + index, -1.5), ZeroFraction=(0.3, None)))
+        write_csv(folder / f"{name}.csv", curve((1, 1000), HeldOutLoss=(7.5 + index, 1.5), ZeroFraction=(0.3, None)))
         for index, name in enumerate(names)
     ]
 
@@ -64,7 +64,7 @@ def test_the_export_holds_every_field_and_no_formula(tmp_path: Path) -> None:
                     assert not text.startswith(("=", "@")) or text == "-1.5"
     exported = {row[header.index("name")] for row in rows}
     assert {"'=1+1", "'@SUM(A1)", "-1.5"} <= exported
-    assert {row[header.index("final_held_out_loss")] for row in rows} == {"-1.5"}
+    assert {row[header.index("final_held_out_loss")] for row in rows} == {"1.5"}
 
 
 def test_cells_of_reports_are_defused(tmp_path: Path) -> None:
