@@ -147,7 +147,7 @@ def verify(
     # the requested arm last
     configs.sort(key=lambda config: config.arm != BASELINE)
     planned = resolve_all(configs, runs_dir)
-    if not no_train:
+    if not no_train and not all(run.has_ended() for run in planned):
         _note_too_few_seeds(configs, chosen_criteria)
     if dry_run:
         return show_plan(planned, device, parse_pack(pack), as_json)

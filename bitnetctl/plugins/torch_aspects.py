@@ -55,7 +55,7 @@ _SMALLEST = 5e-324
 
 
 def _keeps_denormals() -> bool:
-    # it is a flag of the processor, which Python's own arithmetic obeys; a tensor's value could not be read in a capture
+    # a flag of the processor, which Python's own arithmetic obeys, too; a capture forbids to read a tensor's value
     return _SMALLEST * 1.0 != 0.0
 
 
