@@ -19,9 +19,9 @@ import random
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from bitnetctl.plugins.aspects import FILTERS, GENERAL, SEARCH_PATH, Aspect, of_numpy
 
@@ -59,12 +59,13 @@ def isolated(
     initial_seed = _initial_seed() if seed is not None else None
     out, err = sys.stdout, sys.stderr
     with _output_to_stderr():
-        sys.stdout = err
+        # Python can be without a stderr
+        sys.stdout = printed = None if err is None else cast(TextIO, _Noticed(err))
         try:
             with _process_goes_on():
                 yield
         finally:
-            replaced = [name for name in ("stdout", "stderr") if getattr(sys, name) is not err]
+            replaced = [name for name, own in (("stdout", printed), ("stderr", err)) if getattr(sys, name) is not own]
             if watcher in sys.meta_path:
                 sys.meta_path.remove(watcher)
             changes = [f"replaced sys.{name}" for name in replaced]
@@ -73,11 +74,32 @@ def isolated(
             changes += _put_back(before, own_generators=seed is not None, at_import=at_import)
             # after the warnings filters: a stream that a plug-in opened is closed here
             sys.stdout, sys.stderr = out, err
+            if printed is not None and cast(Any, printed).is_written:
+                _name(plugin, f"printed to stdout {where}, where results go; shown on stderr")
             for change in changes:
                 _name(plugin, f"{change} {where}; put back")
             now = {} if kind is None else _class_attributes(kind)
             for name in [name for name in now if now[name] != attributes.get(name)]:
                 _name(plugin, f"changed {name} {where}, which all runs share: keep state on self")
+
+
+class _Noticed:
+    """A stream that knows whether anything was written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.is_written = False
+
+    def write(self, text: str) -> int:
+        self.is_written = True
+        return self._stream.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _class_attributes(kind: type) -> dict[str, object]:

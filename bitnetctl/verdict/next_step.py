@@ -114,9 +114,9 @@ def _ways(facts: Facts) -> Iterator[str]:
         yield "mend the files that cannot be read, or remove those that are no runs"
     if any(verdict.planned.get("left_out") for verdict in undecided):
         yield "judge the runs that were left out, too"
-    if any(run.is_complete is False and run.diverged_at is None for run in runs) or any(
-        verdict.planned.get(state) for verdict in undecided for state in ("missing", "unfinished")
-    ):
+    unfinished = any(run.is_complete is False and run.diverged_at is None for run in runs)
+    missing = any(verdict.planned.get("missing") for verdict in undecided)
+    if unfinished or any(verdict.planned.get("unfinished") for verdict in undecided) or (missing and runs):
         yield "finish the missing and unfinished runs: the command that started them does"
     if not runs:
         yield "give runs of the arm that was asked for, or train them: leave out the paths and --no-train"

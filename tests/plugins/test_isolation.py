@@ -219,7 +219,12 @@ def test_what_it_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> Non
     sys.stdout.flush()
     out, err = capfd.readouterr()
     assert out == "ours\n"
-    assert sorted(err.splitlines()) == ["from a child", "in a hook", "printed"]
+    named = [
+        f"printed to stdout {where}, where results go; shown on stderr" for where in ("at import", "in learning_rate")
+    ]
+    assert intrusions_of("p") == named
+    said = [f"warning: p {text}" for text in named]
+    assert sorted(err.splitlines()) == sorted(["from a child", "in a hook", "printed", *said])
 
 
 class Shared:
