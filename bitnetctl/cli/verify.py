@@ -24,7 +24,7 @@ from bitnetctl.records.logs.columns import parse_map
 from bitnetctl.records.run import UnreadRun
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
-from bitnetctl.trainer.resolved import resolve_all
+from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 from bitnetctl.units import plural
 
 if TYPE_CHECKING:
@@ -147,16 +147,18 @@ def verify(
     # the requested arm last
     configs.sort(key=lambda config: config.arm != BASELINE)
     planned = resolve_all(configs, runs_dir)
-    if not no_train and not all(run.has_ended() for run in planned):
-        _note_too_few_seeds(configs, chosen_criteria)
+    pack_size = parse_pack(pack)
     if dry_run:
-        return show_plan(planned, device, parse_pack(pack), as_json)
+        code = show_plan(planned, device, pack_size, as_json)
+        _note_too_few_seeds(planned, chosen_criteria)
+        return code
     if not no_train:
+        _note_too_few_seeds(planned, chosen_criteria)
         with StopRequest() as stop:
             if train_missing(
                 planned,
                 stop,
-                pack=parse_pack(pack),
+                pack=pack_size,
                 requeue=requeue,
                 quiet=quiet,
                 runs_dir=runs_dir,
@@ -186,11 +188,13 @@ def verify(
     return code
 
 
-def _note_too_few_seeds(configs: Sequence[RunConfig], criteria: "Sequence[Criteria]") -> None:
-    """Say before the training which criteria cannot decide by so few seeds, whatever comes out."""
+def _note_too_few_seeds(planned: Sequence[ResolvedRun], criteria: "Sequence[Criteria]") -> None:
+    """Say of runs to be trained which criteria cannot support by so few seeds, whatever comes out."""
     from bitnetctl.verdict.rule import fewest_seeds
 
-    seeds, arms = (len(set(values)) for values in zip(*((config.seed, config.arm) for config in configs), strict=True))
+    if all(run.has_ended() for run in planned):
+        return
+    seeds, arms = len({run.config.seed for run in planned}), len({run.config.arm for run in planned})
     for one in criteria:
         # a claim about a mean or pairs has bounds of its own
         if one.seeds.rule == "rate" and not any(check.about_arm for check in one.checks):
