@@ -450,3 +450,11 @@ def test_no_format_is_taken_for_another_whatever_the_name(tmp_path: Path) -> Non
         renamed = path.rename(tmp_path / f"renamed-{len(list(tmp_path.iterdir()))}")
         found = recognise(renamed)
         assert (found.title if found else None) == title, path
+
+
+def test_the_own_columns_in_other_words_are_no_foreign_log(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    path.write_text("epoch,step,loss,unique_predictions,lr,wd,grad_norm\n0,1,7.5,90,0.1,0.1,2\n", encoding="utf-8")
+    assert recognise(path) is None
+    [run], _ = load_set([path])
+    assert (run.records.origin, run.records.value("UniquePredictions", 0)) == (None, 90.0)

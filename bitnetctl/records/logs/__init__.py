@@ -78,7 +78,7 @@ def _is_own(head: bytes, columns: Columns) -> bool:
 
     The reader of these says what is wrong with one that is nearly so, unless `--map` says what its names mean.
     """
-    names = {name.lower().encode() for name in REQUIRED}
+    names = {_folded(name.encode()) for name in REQUIRED}
     for cells in _headers(head):
         there = names & cells
         nearly = len(there) > _FEW or {b"step", b"uniquepredictions"} <= there
@@ -88,9 +88,14 @@ def _is_own(head: bytes, columns: Columns) -> bool:
 
 
 def _headers(head: bytes) -> list[set[bytes]]:
-    """Return the cells, in lower case, of the lines that can be the header of the product's own files."""
+    """Return the folded cells of the lines that can be the header of the product's own files."""
     lines = head.split(b"\n", _ABOVE + 1)[: _ABOVE + 1]
-    return [{cell.strip(b' \t\r"#').lower() for cell in re.split(rb"[,;\t]", line)} for line in lines]
+    return [{_folded(cell) for cell in re.split(rb"[,;\t]", line)} for line in lines]
+
+
+def _folded(name: bytes) -> bytes:
+    """Return a name without what programs change in it: letter case, quotes, a comment mark, between its words."""
+    return re.sub(rb'[\s_"#-]+', b"", name).lower()
 
 
 def mapped_columns(path: Path, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
@@ -98,8 +103,8 @@ def mapped_columns(path: Path, columns: Mapping[str, str] | None) -> Mapping[str
     if not columns:
         return None
     head = _head(path)
-    own = {name.lower().encode() for name in REQUIRED}
-    given = {name.lower().encode() for name in columns.values()} - own
+    own = {_folded(name.encode()) for name in REQUIRED}
+    given = {_folded(name.encode()) for name in columns.values()} - own
     return None if any(own <= cells and not given & cells for cells in _headers(head)) else columns
 
 
