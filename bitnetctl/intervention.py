@@ -25,16 +25,17 @@ run only. State that changes during training must be returned by `state_dict`; c
 `load_state_dict` restores it on resume.
 
 The process is shared with other runs. What an import or a hook changes in it is put back and named on stderr, in
-run.json and by `bitnetctl interventions check`: torch's default dtype and device, threads, flags, precisions, autocast
-and grad mode, the global generators, numpy's error state, warnings filters, signal handlers and timer, environment,
-working directory, umask, search path, recursion limit, the root logger and `sys.stdout`. What is printed goes to
-stderr, and nothing ends the process. Hooks of 3 and 4 may draw from the global generators of torch,
-numpy and Python: before each call they are seeded from the run's seed and the step, so that a run draws the same
-numbers alone, in any pack and after a resume; afterwards they continue where they were.
+run.json and by `bitnetctl interventions check`: torch's default dtype and device, current GPU, threads, flags,
+precisions, denormals, autocast, grad mode and anomaly detection, the global generators, numpy's error state, warnings
+filters, signal handlers and timer, environment, working directory, umask, search path, recursion limit, garbage
+collection, the root logger, `sys.stdout` and `sys.stderr`. What is printed to stdout goes to stderr and is named in the
+same way; nothing ends the process. Hooks of 3 and 4 may draw from the global generators of torch, numpy and Python:
+before each call they are seeded from the run's seed and the step, so that a run draws the same numbers alone, in any
+pack and after a resume; afterwards they continue where they were.
 
-A schedule value may be any number: of Python, of numpy, or in a tensor without dimensions. Anything else, an error in
-a hook, or a loss that is no scalar with a gradient ends the runs of this intervention with a message that names hook,
-file and line; other runs continue.
+A schedule value is a finite number, not negative but for `quantization`: of Python, of numpy, or in a tensor without
+dimensions. Anything else, an error in a hook, or a loss that is no scalar with a gradient ends the runs of this
+intervention with a message that names hook, file and line; other runs continue.
 
 On a GPU, steps are captured in CUDA graphs. `transform_gradients`, and a `training_loss` or `additional_loss` that is
 not `capturable`, work there too, but without graphs and therefore more slowly.
@@ -72,7 +73,8 @@ and in the pyproject.toml of its package
     halved-rate = "my_package.halved_rate:HalvedRate"
 
 after which `bitnetctl train -i halved-rate:factor=0.1` uses it. `bitnetctl interventions new halved-rate` writes such a
-project with a test, and `bitnetctl interventions check` runs the tests of `bitnetctl.testing.check_contract` on it.
+project with a test, and `bitnetctl interventions check` runs the tests of `bitnetctl.testing.check_contract` on it,
+which also find a method with almost the name of a hook.
 A file needs no installation: `bitnetctl train -i halved_rate.py:factor=0.1`.
 """
 
