@@ -123,6 +123,7 @@ def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, 
 
     devices = split_devices(device_names)
     device = resolve_device(devices[0])
+    where = ", ".join([str(device), *devices[1:]])
     missing = [run for run in runs if run.ended() is None]
     done = len(runs) - len(missing)
     rows = [asdict(cost) for cost in plan_costs(missing, device, pack, workers=len(devices))]
@@ -133,7 +134,7 @@ def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, 
     console = stdout()
     console.print(packs_table(rows))
     console.print(
-        f"{len(runs)} runs, {done} there already; about {duration(total_seconds)} on {', '.join(devices)}, "
+        f"{len(runs)} runs, {done} there already; about {duration(total_seconds)} on {where}, "
         f"{gibibytes(memory_available(device))} free",
         highlight=False,
     )

@@ -96,11 +96,11 @@ def parse_row(
     What was read although another program writes it differently is added to `remarks`.
     """
     cells = split(decode(line))
+    if cells[0].startswith(_CONFLICT):
+        raise BadRowError(f"{quote(cells[0])}: two versions of the file are in it; keep one and remove the marks")
     if len(cells) > layout.width:
         raise OverlongRowError(f"{len(cells)} cells for {layout.width} columns; decimals need a point, not a comma")
     if len(cells) < layout.width:
-        if cells[0].startswith(_CONFLICT):
-            raise BadRowError(f"{quote(cells[0])}: two versions of the file are in it; keep one and remove the marks")
         raise BadRowError(f"{len(cells)} cells for {layout.width} columns")
     remarks = {} if remarks is None else remarks
     step = parse_step(cells[layout.step], remarks)

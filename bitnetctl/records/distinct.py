@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bitnetctl.records.naming import names_only
+from bitnetctl.records.naming import names_only, original_stem
 from bitnetctl.records.run import Run
 from bitnetctl.records.schema import NAMES
 from bitnetctl.units import listed
@@ -51,14 +51,14 @@ def distinct_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Double]]:
     """Return the distinct runs in their order, and the others, each with the run it is the same as.
 
     Of several files of one run the one with most rows is kept, then with most digits, then one with a manifest, then
-    the first. Runs of different known sizes or arms are never the same. Runs whose manifests name different configs,
-    and different seeds, are the same only if they agree in every value; other runs may also have fewer rows, columns or
-    digits, if what is left is enough to tell seeds apart.
+    one that is not called a copy, then the first. Runs of different known sizes or arms are never the same. Runs whose
+    manifests name different configs, and different seeds, are the same only if they agree in every value; other runs
+    may also have fewer rows, columns or digits, if what is left is enough to tell seeds apart.
     """
     if len(runs) < 2:
         return list(runs), []
     files = [_File(run, position) for position, run in enumerate(runs)]
-    files.sort(key=lambda file: (-len(file.steps), -file.digits, file.run.manifest is None, file.position))
+    files.sort(key=_File.rank)
     index = _Index(files)
     kept: list[_File] = []
     doubles: list[tuple[_File, _File]] = []
@@ -95,6 +95,11 @@ class _File:
                 self.values[:, column] = table[:, names.index(name)]
                 self.known[:, column] = ~run.records.unknown[name]
         self.content = (self.steps.tobytes(), self.values.tobytes(), self.known.tobytes())
+
+    def rank(self) -> tuple[int, int, bool, bool, int]:
+        """Return the place in the order in which files of one run are kept."""
+        stem = self.run.path.stem
+        return -len(self.steps), -self.digits, self.run.manifest is None, stem != original_stem(stem), self.position
 
     @cached_property
     def decimals(self) -> Integers:

@@ -14,6 +14,7 @@ _KINDS = (
     (b"SQLite format 3\0", "a database, not a CSV; export its table as CSV"),
     (b"%PDF", "a PDF, not a CSV"),
     (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file; run `git lfs pull`"),
+    (b"<<<<<<< ", "two versions of a file with the marks of a merge; keep one and remove the marks"),
     (b"/annex/objects/", "a pointer of git-annex, not the file; run `git annex get`"),
 )
 _WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html|\?xml)\b", re.IGNORECASE)

@@ -266,7 +266,8 @@ class _Reader:
             raise self._error(where, f"duplicate columns: {', '.join(map(quote, repeated))}; remove one of each")
         missing = [name for name in self.required if name not in names]
         if missing:
-            raise self._error(where, f"missing columns: {', '.join(self._names_in_file(missing))}")
+            there = f"; there are: {shortened(names, 12)}" if self.columns else ""
+            raise self._error(where, f"missing columns: {', '.join(self._names_in_file(missing))}{there}")
 
     def _names_in_file(self, names: Sequence[str] = ()) -> list[str]:
         return [(self.columns or {}).get(name, name) for name in names or self.required]

@@ -74,7 +74,7 @@ COLUMNS = (
         "Objective",
         "nats",
         "float",
-        "the loss that the step minimised; differs from Loss where an intervention overrides training_loss",
+        "the loss that the step minimised; differs from Loss where an intervention changes it",
         least=-math.inf,
     ),
     Column("GradNorm", "1", "float", "global L2 norm of the step's gradients before clipping"),

@@ -48,7 +48,7 @@ def head_columns(summary: Summary, rows: Sequence[SummaryRow], measures: int | N
     A column without a value in any row is left out.
     """
     deciding = list(enumerate(summary.columns))[:measures]
-    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    cells = [cell for row in rows for cell in row.cells[: len(deciding)] if cell is not None]
     marks = " ×no" * any(cell.failed for cell in cells)
     marks += " ?open" * any(cell.undecided and not cell.failed for cell in cells)
     columns = [

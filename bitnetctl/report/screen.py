@@ -87,7 +87,7 @@ def _lines(summary: Summary, width: int, room: _Room) -> Iterator[Text]:
         hidden = len(why) - room.reasons if index == room.reasons - 1 else 0
         more = f" … {hidden} more" if hidden > 0 else ""
         yield from _labelled("" if index else "why", f"{text}{more}", width, one)
-    yield from _labelled("effect", _effect(summary, is_short=room.is_short), width, one)
+    yield from _labelled("effect", _effect(summary, width - _LABEL if room.is_short else None), width, one)
     all_notes = [f"{plural(summary.all_notes, 'note')} with --details"] * bool(summary.all_notes)
     notes = [*summary.notes[:1], *all_notes] if room.is_short else [*summary.notes, *all_notes]
     yield from _labelled("note", "; ".join(notes), width, one)
@@ -105,13 +105,13 @@ def _beside(summary: Summary) -> str:
     return " · ".join(filter(None, (other_arms(summary, _FEW_ARMS), summary.criteria)))
 
 
-def _effect(summary: Summary, *, is_short: bool) -> str:
-    """Return the effect of the arm that was asked for, else of the first; if short, without the pairs."""
+def _effect(summary: Summary, room: int | None) -> str:
+    """Return the effect of the arm that was asked for, else of the first; without its pairs where there is no room."""
     if not summary.effect:
         return ""
     more = f" … {plural(len(summary.effect) - 1, 'more arm')}" if len(summary.effect) > 1 else ""
-    effect = summary.effect[0].partition(" (lower")[0] if is_short else summary.effect[0]
-    return f"{effect}{more}"
+    whole = f"{summary.effect[0]}{more}"
+    return whole if room is None or len(whole) <= room else f"{summary.effect[0].partition(' (lower')[0]}{more}"
 
 
 def _labelled(label: str, text: str | Text, width: int, most: int | None = None) -> Iterator[Text]:

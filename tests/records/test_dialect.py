@@ -228,7 +228,7 @@ def test_columns_by_the_names_of_another_program(tmp_path: Path) -> None:
     assert records.frame.to_numpy().tolist() == [[1, 2.5, 2.75], [2, 2.25, 2.5]]
     assert records.unknown["UniquePredictions"].all()
     assert records.extra == ("Loss (not mapped)",)
-    with pytest.raises(RecordError, match=r"x\.csv:1: missing columns: val$"):
+    with pytest.raises(RecordError, match=r"missing columns: val; there are: Step, Loss"):
         read(csv_file(tmp_path, text.replace(";", ",")), columns=columns | {"HeldOutLoss": "val"})
 
 

@@ -224,3 +224,18 @@ def test_names_that_are_not_utf8_are_shown_by_every_output(tmp_path: Path, monke
         done = call("verify", ".", "--criteria", "origin", *more)
         assert done.code == ExitCode.INCONCLUSIVE
         assert "kaput" in (done.out if "--json" in more else done.err)
+
+
+@pytest.mark.parametrize("above", ["", "<<<<<<< HEAD\n"])
+def test_the_marks_of_a_merge_are_named(tmp_path: Path, above: str) -> None:
+    rows = "1,7,3,0.1,0.1\n=======\n1,8,3,0.1,0.1\n>>>>>>> theirs\n"
+    path = csv_file(tmp_path, f"{above}Step,Loss,UniquePredictions,LR,WD\n{rows}", "log.csv")
+    with pytest.raises(RecordError, match=r"two versions of .* in it|marks of a merge"):
+        load_set([path])
+
+
+def test_the_original_is_kept_and_not_its_copy(tmp_path: Path) -> None:
+    [path] = sound_seeds(tmp_path, [0])
+    (tmp_path / f"{path.stem} (1).csv").write_bytes(path.read_bytes())
+    notes = call("analyze", tmp_path, "--json").json["notes"]
+    assert [note for note in notes if " (1).csv: left out" in note]
