@@ -283,6 +283,12 @@ def test_the_command_line_and_the_library_start_light() -> None:
     assert heavy_after("import bitnetctl; bitnetctl.load_recipe('quick'); bitnetctl.train") == []
 
 
+def test_a_command_line_loads_what_it_shows_when_it_shows_it() -> None:
+    code = "import sys, bitnetctl.cli; print(*{name.split('.')[1] for name in sys.modules if 'bitnetctl.' in name})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"report", "verdict", "monitor", "engine"} & set(done.stdout.split())
+
+
 def test_the_probe_for_heavy_imports_works() -> None:
     assert "pandas" in heavy_after("import pandas")
 

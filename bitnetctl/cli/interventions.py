@@ -19,7 +19,6 @@ from bitnetctl.plugins.blame import location
 from bitnetctl.plugins.isolation import intrusions_of
 from bitnetctl.plugins.project import intervention_classes
 from bitnetctl.plugins.scaffold import write_project
-from bitnetctl.report.fitted import Column, FittedTable, Row, rows_of
 
 app = typer.Typer(help="List, show, write and check interventions.", no_args_is_help=True)
 
@@ -31,6 +30,8 @@ def list_all(as_json: options.Json = False) -> None:
     if as_json:
         print_json([_describe(plugin) for plugin in plugins])
         return
+    from bitnetctl.report.fitted import Column, FittedTable, Row
+
     rows = []
     for plugin in plugins:
         state, style = ("refused", "dim") if not plugin.allowed else ("broken", "red")
@@ -58,6 +59,8 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
     console.print(f"changes  {', '.join(plugin.hooks)}", highlight=False)
     fields = plugin.intervention.Settings.model_fields
     if fields:
+        from bitnetctl.report.fitted import Column, FittedTable, rows_of
+
         cells = (
             (setting, "unset" if field.default is None else str(field.default), field.description or "")
             for setting, field in fields.items()
