@@ -192,15 +192,15 @@ def _note_too_few_seeds(planned: Sequence[ResolvedRun], criteria: "Sequence[Crit
     """Say of runs to be trained which criteria cannot support by so few seeds, whatever comes out."""
     from bitnetctl.verdict.rule import fewest_seeds
 
-    if all(run.has_ended() for run in planned):
-        return
     seeds, arms = len({run.config.seed for run in planned}), len({run.config.arm for run in planned})
-    for one in criteria:
-        # a claim about a mean or pairs has bounds of its own
-        if one.seeds.rule == "rate" and not any(check.about_arm for check in one.checks):
-            least = fewest_seeds(one.seeds.max_failure_rate, one.seeds.error_rate / arms)
-            if seeds < least:
-                print_message(f"{plural(seeds, 'seed')} cannot support by {one.name}; {least} could: --seeds {least}")
+    # a claim about a mean or pairs has bounds of its own
+    by_rate = [one for one in criteria if one.seeds.rule == "rate" and not any(c.about_arm for c in one.checks)]
+    needed = {one.name: fewest_seeds(one.seeds.max_failure_rate, one.seeds.error_rate / arms) for one in by_rate}
+    too_few = {name: least for name, least in needed.items() if seeds < least}
+    # the files of thousands of runs are looked at only where there is something to say
+    if too_few and not all(run.has_ended() for run in planned):
+        for name, least in too_few.items():
+            print_message(f"{plural(seeds, 'seed')} cannot support by {name}; {least} could: --seeds {least}")
 
 
 def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory, Sequence[UnreadRun]]:

@@ -184,7 +184,7 @@ _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>
 def _parse_intervention(text: str) -> InterventionSpec:
     in_file = _FILE.fullmatch(text)
     if in_file is not None:
-        path = os.path.abspath(os.path.expanduser(in_file["file"]))  # noqa: PTH100, PTH111 - no error for a NUL byte
+        path = os.path.abspath(expand_user(in_file["file"]))  # noqa: PTH100 - Path.resolve would follow links
         kind = in_file["kind"]
         tree: dict[str, Any] = {
             "name": kebab_case(kind or Path(path).stem) or "file",

@@ -55,7 +55,7 @@ _SMALLEST = 5e-324
 
 
 def _keeps_denormals() -> bool:
-    # a flag of the processor, which Python's own arithmetic obeys, too; a capture forbids to read a tensor's value
+    # a flag of the CPU, which Python's own arithmetic obeys, too; a capture forbids to read a tensor's value
     return _SMALLEST * 1.0 != 0.0
 
 

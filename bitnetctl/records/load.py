@@ -120,7 +120,7 @@ def load_planned(configs: Iterable[RunConfig], runs_dir: Path) -> LoadedSet:
         paths = folder.find(config).paths
         if paths.csv.exists():
             try:
-                loaded.runs.append(load_run(paths.csv))
+                loaded.runs.append(_load_plausible(paths.csv))
                 continue
             except NoRowsError:
                 pass
@@ -158,15 +158,20 @@ def _load_into(
         return
     path = files[0]
     try:
-        run = load_run(path, columns=mapped_columns(path, columns), decimal=decimal)
-        check_plausible(run.records, str(path))
-        loaded.runs.append(run)
+        loaded.runs.append(_load_plausible(path, columns=mapped_columns(path, columns), decimal=decimal))
     except NoRowsError:
         manifest = read_manifest(path)
         if manifest is None:
             raise
         config = _recorded(manifest, path)
         loaded.empty.append(EmptyRun(path=path, name=manifest.run, manifest=manifest, config=config))
+
+
+def _load_plausible(path: Path, *, columns: Mapping[str, str] | None = None, decimal: str = ".") -> Run:
+    """Load a run that is to be judged; raises RecordError, too, for values that its columns cannot have."""
+    run = load_run(path, columns=columns, decimal=decimal)
+    check_plausible(run.records, str(path))
+    return run
 
 
 def _of_log(path: Path, records: Records, origin: Origin) -> Run:

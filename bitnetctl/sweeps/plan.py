@@ -139,7 +139,9 @@ def parse_grid(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def varied_fields(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """Return for each config those fields in which runs of one size and arm differ, besides the seed."""
+    """Return for each config the fields that tell it from others of its size, arm and seed; none where these do."""
+    if len({(config.model.hidden_size, config.arm, config.seed) for config in configs}) == len(configs):
+        return [{} for _ in configs]
     trees = [
         dict(flatten(config.model_dump(mode="json", exclude={"recipe", "seed", "interventions"}))) for config in configs
     ]
