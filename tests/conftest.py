@@ -15,6 +15,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # before the import of Triton: its kernels then run in Python, on tensors of the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from distributions import HALVED, Distribution, forget_plugins
 from hypothesis import settings
 from packs import PackArms, compose
