@@ -26,6 +26,8 @@ _TILE = 4096
 
 Activation: TypeAlias = Literal["relu2", "silu"]
 
+# above it backward reads the weights again for every token: the registers are full of sums
+_HELD_WIDTH = tl.constexpr(4096)
 _INT8_MAX = tl.constexpr(float(INT8_MAX))
 _SCALE_FLOOR = tl.constexpr(SCALE_FLOOR)
 # 1.5 · 2²³: added and subtracted, it leaves the nearest integer, half to even, of what is below 2²²
@@ -189,10 +191,12 @@ def _backward_kernel(
     block, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     column_mask = column < F
-    first_weight = tl.load(first_ptr + run * first_stride_R + column, column_mask, other=0.0)
+    first_ptr += run * first_stride_R
+    first_weight = tl.load(first_ptr + column, column_mask, other=0.0)
     first_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     if second_ptr is not None:
-        second_weight = tl.load(second_ptr + run * second_stride_R + column, column_mask, other=0.0)
+        second_ptr += run * second_stride_R
+        second_weight = tl.load(second_ptr + column, column_mask, other=0.0)
         second_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     grad_ptr += run * grad_stride_R
     x_ptr += run * x_stride_R
@@ -209,6 +213,10 @@ def _backward_kernel(
             gate = x
             up = tl.load(x_ptr + F + token * x_stride_N + column, mask, other=0.0).to(tl.float32)
             x = _gated(gate, up, ACTIVATION)
+        if BLOCK > _HELD_WIDTH:
+            first_weight = tl.load(first_ptr + column, column_mask, other=0.0)
+            if second_ptr is not None:
+                second_weight = tl.load(second_ptr + column, column_mask, other=0.0)
         inverse = tl.load(inverse_ptr + row, token_mask, other=0.0)
         normed = x * inverse
         if second_ptr is not None:
