@@ -71,7 +71,7 @@ def _gate_gradients(grad, gate, up, ACTIVATION: tl.constexpr):
     sigmoid = _sigmoid(gate)
     silu = gate * sigmoid
     # d silu(g) = σ + silu·(1 − σ)
-    return grad * up * (sigmoid + silu * (1.0 - sigmoid)), grad * silu
+    return grad * up * tl.fma(silu, 1.0 - sigmoid, sigmoid), grad * silu
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def _norm_gradient(grad, normed, weight, inverse, F: tl.constexpr):
     """Return the gradient [rows, F] of the input of x · inverse · weight."""
     grad = grad * weight
     dot = tl.sum(grad * normed, 1)[:, None]
-    return (grad - normed * (dot * (1.0 / F))) * inverse
+    return tl.fma(normed, dot * (-1.0 / F), grad) * inverse
 
 
 @triton.jit

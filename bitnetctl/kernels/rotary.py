@@ -38,8 +38,8 @@ def _rotate_kernel(
     second = tl.load(x_ptr + HALF, mask, other=0.0).to(tl.float32)
     first_cos, first_sin = tl.load(cos_ptr + table, mask), tl.load(sin_ptr + table, mask)
     second_cos, second_sin = tl.load(cos_ptr + HALF + table, mask), tl.load(sin_ptr + HALF + table, mask)
-    tl.store(x_ptr, first * first_cos + second * first_sin, mask)
-    tl.store(x_ptr + HALF, second * second_cos + first * second_sin, mask)
+    tl.store(x_ptr, tl.fma(second, first_sin, first * first_cos), mask)
+    tl.store(x_ptr + HALF, tl.fma(first, second_sin, second * second_cos), mask)
 
 
 @triton.jit
@@ -86,16 +86,18 @@ def _rotate_backward_kernel(
         table = position * (2 * HALF) + column
         first_cos, first_sin = tl.load(cos_ptr + table, mask), tl.load(sin_ptr + table, mask)
         second_cos, second_sin = tl.load(cos_ptr + HALF + table, mask), tl.load(sin_ptr + HALF + table, mask)
-        first, second = first * first_cos + second * second_sin, second * second_cos + first * first_sin
+        rotated_first, rotated_second = second * second_sin, first * first_sin
+        first, second = tl.fma(first, first_cos, rotated_first), tl.fma(second, second_cos, rotated_second)
     out_ptr += (token.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + column
     tl.store(out_ptr, first, mask)
     tl.store(out_ptr + HALF, second, mask)
 
 
 def rotate_(qkv_RNO: Tensor, cos_TD: Tensor, sin_TD: Tensor, heads: int) -> None:
-    """Apply RoPE (Su et al. 2021) in place to the first `heads` heads of every token, with the tables of `rotary_tables`.
+    """Apply RoPE (Su et al. 2021) in place to the first `heads` heads of every token.
 
-    Token n is at position n % T. Features are contiguous, other strides free; the tables are contiguous and fp32.
+    Token n is at position n % T of the tables of `rotary_tables` [T, D]. Features are contiguous, other strides free;
+    the tables are contiguous and fp32.
     """
     runs, tokens, _ = qkv_RNO.shape
     positions, size = cos_TD.shape
