@@ -44,17 +44,18 @@ class Coefficient(enum.IntEnum):
     ONE_MINUS_BETA2 = 10
 
 
-_RATE_OVER_CORRECTION = tl.constexpr(Coefficient.RATE_OVER_CORRECTION.value)
-_INVERSE_ROOT_CORRECTION = tl.constexpr(Coefficient.INVERSE_ROOT_CORRECTION.value)
-_DECAY_TO_GRADIENT = tl.constexpr(Coefficient.DECAY_TO_GRADIENT.value)
-_KEEP = tl.constexpr(Coefficient.KEEP.value)
-_BETA1 = tl.constexpr(Coefficient.BETA1.value)
-_BETA2 = tl.constexpr(Coefficient.BETA2.value)
-_EPS = tl.constexpr(Coefficient.EPS.value)
-_DIVISOR = tl.constexpr(Coefficient.DIVISOR.value)
-_SKIP = tl.constexpr(Coefficient.SKIP.value)
-_ONE_MINUS_BETA1 = tl.constexpr(Coefficient.ONE_MINUS_BETA1.value)
-_ONE_MINUS_BETA2 = tl.constexpr(Coefficient.ONE_MINUS_BETA2.value)
+# for kernels
+RATE_OVER_CORRECTION = tl.constexpr(Coefficient.RATE_OVER_CORRECTION.value)
+INVERSE_ROOT_CORRECTION = tl.constexpr(Coefficient.INVERSE_ROOT_CORRECTION.value)
+DECAY_TO_GRADIENT = tl.constexpr(Coefficient.DECAY_TO_GRADIENT.value)
+KEEP = tl.constexpr(Coefficient.KEEP.value)
+BETA1 = tl.constexpr(Coefficient.BETA1.value)
+BETA2 = tl.constexpr(Coefficient.BETA2.value)
+EPS = tl.constexpr(Coefficient.EPS.value)
+DIVISOR = tl.constexpr(Coefficient.DIVISOR.value)
+SKIP = tl.constexpr(Coefficient.SKIP.value)
+ONE_MINUS_BETA1 = tl.constexpr(Coefficient.ONE_MINUS_BETA1.value)
+ONE_MINUS_BETA2 = tl.constexpr(Coefficient.ONE_MINUS_BETA2.value)
 
 
 def adam_(
@@ -163,15 +164,15 @@ def _require_contiguous(*tensors: Tensor) -> None:
 @triton.jit
 def _updated(weight, grad, exp_avg, exp_avg_sq, coefficients):
     """Return the new weight and moments of a run's elements."""
-    grad = tl.div_rn(grad, tl.load(coefficients + _DIVISOR))
-    grad += tl.load(coefficients + _DECAY_TO_GRADIENT) * weight
-    weight *= tl.load(coefficients + _KEEP)
-    exp_avg = tl.load(coefficients + _BETA1) * exp_avg + tl.load(coefficients + _ONE_MINUS_BETA1) * grad
+    grad = tl.div_rn(grad, tl.load(coefficients + DIVISOR))
+    grad += tl.load(coefficients + DECAY_TO_GRADIENT) * weight
+    weight *= tl.load(coefficients + KEEP)
+    exp_avg = tl.load(coefficients + BETA1) * exp_avg + tl.load(coefficients + ONE_MINUS_BETA1) * grad
     # in this order, as the square of a small gradient underflows
-    exp_avg_sq = tl.load(coefficients + _BETA2) * exp_avg_sq + tl.load(coefficients + _ONE_MINUS_BETA2) * grad * grad
-    root = tl.sqrt_rn(exp_avg_sq) * tl.load(coefficients + _INVERSE_ROOT_CORRECTION)
-    denominator = root + tl.load(coefficients + _EPS)
-    weight -= tl.div_rn(tl.load(coefficients + _RATE_OVER_CORRECTION) * exp_avg, denominator)
+    exp_avg_sq = tl.load(coefficients + BETA2) * exp_avg_sq + tl.load(coefficients + ONE_MINUS_BETA2) * grad * grad
+    root = tl.sqrt_rn(exp_avg_sq) * tl.load(coefficients + INVERSE_ROOT_CORRECTION)
+    denominator = root + tl.load(coefficients + EPS)
+    weight -= tl.div_rn(tl.load(coefficients + RATE_OVER_CORRECTION) * exp_avg, denominator)
     return weight, exp_avg, exp_avg_sq
 
 
@@ -195,7 +196,7 @@ def _adam(
 ):
     run = tl.program_id(1).to(tl.int64)
     coefficients = coefficients_ptr + run * coefficients_stride
-    if tl.load(coefficients + _SKIP) != 1.0:
+    if tl.load(coefficients + SKIP) != 1.0:
         offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mask = offsets < size
         weights = weight_ptr + run * weight_stride + offsets
@@ -245,7 +246,7 @@ def _adam_rows(
     exp_avg_ptr += run * exp_avg_stride + start_of_rows
     exp_avg_sq_ptr += run * exp_avg_sq_stride + start_of_rows
     rows = rows_ptr + run * rows_stride + slot[:, None].to(tl.int64) * hidden
-    if tl.load(coefficients + _SKIP) != 1.0:
+    if tl.load(coefficients + SKIP) != 1.0:
         for start in range(0, hidden, BLOCK_HIDDEN):
             column = start + tl.arange(0, BLOCK_HIDDEN)[None, :]
             mask = is_row[:, None] & (column < hidden)
