@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitnetctl.model.quantization import INT8_MAX, SCALE_FLOOR
-
 # the widest F that 8 warps hold in their registers, forward and backward
 MAX_WIDTH = 8192
 # one for each multiprocessor of an H100, about
@@ -28,8 +26,8 @@ Activation: TypeAlias = Literal["relu2", "silu"]
 
 # above it backward reads the weights again for every token: the registers are full of sums
 _HELD_WIDTH = tl.constexpr(4096)
-_INT8_MAX = tl.constexpr(float(INT8_MAX))
-_SCALE_FLOOR = tl.constexpr(SCALE_FLOOR)
+# those of `int8_activations`
+_INT8_MAX, _SCALE_FLOOR = tl.constexpr(127.0), tl.constexpr(1e-5)
 # 1.5 · 2²³: added and subtracted, it leaves the nearest integer, half to even, of what is below 2²²
 _ROUNDER = tl.constexpr(12582912.0)
 
@@ -108,9 +106,9 @@ def _forward_kernel(
     stream_ptr,
     inverse_ptr,
     x_stride_R,
-    x_stride_N,
+    x_stride_N: tl.constexpr,
     delta_stride_R,
-    delta_stride_N,
+    delta_stride_N: tl.constexpr,
     first_stride_R,
     second_stride_R,
     eps,
@@ -168,11 +166,11 @@ def _backward_kernel(
     second_partial_ptr,
     out_ptr,
     grad_stride_R,
-    grad_stride_N,
+    grad_stride_N: tl.constexpr,
     x_stride_R,
-    x_stride_N,
+    x_stride_N: tl.constexpr,
     residual_stride_R,
-    residual_stride_N,
+    residual_stride_N: tl.constexpr,
     first_stride_R,
     second_stride_R,
     first_partial_stride_R,
