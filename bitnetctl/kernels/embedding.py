@@ -76,7 +76,8 @@ def add_rows_(table_RVH: Tensor, rows_RNH: Tensor, tokens_RN: Tensor, first_RN: 
 
 
 def _block_hidden(hidden: int) -> int:
-    return min(triton.next_power_of_2(hidden), _MAX_BLOCK_HIDDEN)
+    block: int = triton.next_power_of_2(hidden)
+    return min(block, _MAX_BLOCK_HIDDEN)
 
 
 @triton.jit
