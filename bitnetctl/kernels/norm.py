@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# the widest F that 8 warps hold in their registers, forward and backward
+# the widest F that the registers of 8 warps hold; above 4,096 they spill a little in backward of two norms
 MAX_WIDTH = 8192
 # one for each multiprocessor of an H100, about
 _BACKWARD_PROGRAMS = 128
