@@ -48,16 +48,14 @@ from bitnetctl.plugins.composition import Composition
 
 # arguments that a function of `bitnetctl.kernels` writes, by module.function; what it returns is written anyway
 WRITTEN: dict[str, tuple[str, ...]] = {}
-# of these also only written: read is what was there before
+# arguments that any function only writes
 _OUTPUTS = ("out",)
 # operators that move nothing
-_VIEWS = frozenset(
-    ["view", "_unsafe_view", "unflatten", "_reshape_alias", "as_strided", "alias", "detach", "lift_fresh"]
-    + ["unsqueeze", "squeeze", "select", "slice", "transpose", "t", "expand", "permute"]
-    + ["unbind", "split", "split_with_sizes", "chunk"]
-)
-_FACTORIES = frozenset(["empty", "new_empty", "empty_strided", "empty_like", "new_empty_strided"])
-_OVERWRITING = frozenset(["zero_", "fill_", "copy_", "_foreach_copy_", "_foreach_zero_"])
+_VIEWS = {"view", "_unsafe_view", "unflatten", "_reshape_alias", "as_strided", "alias", "detach", "lift_fresh"}
+_VIEWS |= {"unsqueeze", "squeeze", "select", "slice", "transpose", "t", "expand", "permute"}
+_VIEWS |= {"unbind", "split", "split_with_sizes", "chunk"}
+_FACTORIES = {"empty", "new_empty", "empty_strided", "empty_like", "new_empty_strided"}
+_OVERWRITING = {"zero_", "fill_", "copy_", "_foreach_copy_", "_foreach_zero_"}
 # DRAM hands out no less than a sector
 _SECTOR = 32
 # steps until a step is captured and replayed
@@ -359,10 +357,7 @@ def _function_bytes(name: str, values: Mapping[str, Any], out: Any) -> int:
 def captured_nodes(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> int | None:
-    """Return the nodes of the CUDA graph of a step, all kinds; None where torch does not hand the graph out.
-
-    Raises UnknownEngineError or ConfigError for an engine that is not there.
-    """
+    """Return the nodes of a step's CUDA graph, None where there is none; raises what `_pack` and `choose` raise."""
     if engine not in get_args(Engine):
         raise UnknownEngineError(f"this version has no engine {engine}")
     choose(config, vocab_size, device, engine, precision)
