@@ -41,7 +41,7 @@ from bitnetctl.engine import cuda_graph
 from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache
 from bitnetctl.engine.select import Engine, Execution, choose, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.hardware import release_unused
+from bitnetctl.hardware import onednn_keeps_fp32, release_unused
 from bitnetctl.model import functional
 from bitnetctl.model.matmul import Precision
 from bitnetctl.plugins.composition import Composition
@@ -138,11 +138,10 @@ def _top(name: str, traffic: "Traffic", parameters: int, count: int) -> list[dic
 def counted(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> tuple["Traffic", int]:
-    """Return the traffic of a step of a pack without data, and the parameters of its runs.
-
-    Raises UnknownEngineError.
-    """
+    """Return the traffic of a step of a pack without data, and the parameters of its runs; raises what `_pack` does."""
     traffic = Traffic()
+    # asked of a real matmul, once in a process
+    onednn_keeps_fp32()
     with _without_graphs(), _without_launches(traffic), FakeTensorMode(allow_non_fake_inputs=True):
         pack = _pack(config, vocab_size, device, engine, precision, runs)
         # Adam allocates its moments, and the tables are filled
