@@ -50,10 +50,10 @@ class Part:
 PARTS = (
     Part("facts", 8, 30, "card, driver, versions, clocks"),
     Part("missing", 2, 20, "packages that this machine lacks"),
-    Part("checks", 25, 60, "our own kernels against torch's operations on this card"),
+    Part("checks", 35, 75, "our own kernels, and compiled layers, against plain operations on this card"),
     Part("tests", 45, 75, "pytest -m gpu"),
     Part("text", 25, 75, "the text of the parts below, tokenized once"),
-    Part("step", 160, 210, "time of a step and of its start, by engine; its kernels"),
+    Part("step", 150, 210, "time of a step and of its start, by engine; its kernels"),
     Part("bandwidth", 15, 40, "what the card can do: memory, matmuls of the head, empty kernels"),
     Part("verify", 45, 90, "bitnetctl verify, 2 x 4,000 steps, and what 20,000 would take"),
     Part("resume", 45, 90, "a run stopped at a checkpoint and resumed, against an undisturbed one"),
@@ -210,12 +210,11 @@ class Window:
         return {0: "finished", NOT_MEASURED: "not measured", None: "over its limit"}.get(code, "failed")
 
     def _show(self, part: Part, outcome: str, seconds: float) -> None:
-        """Print the end of a part's results, or of its output where it has none."""
-        shown = self._folder / f"{part.name}.md"
-        if outcome == "failed" or not shown.exists():
-            shown = self._folder / f"{part.name}.txt"
-        lines = shown.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-        print("\n".join(line[:200] for line in lines))
+        """Print a part's results, and the end of its output where it failed."""
+        for suffix, count in (("md", _SHOWN_LINES), ("txt", 0 if outcome == "finished" else _SHOWN_LINES // 2)):
+            path = self._folder / f"{part.name}.{suffix}"
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+            print("\n".join(line[:200] for line in lines[len(lines) - min(count, len(lines)) :]))
         print(f"----- {part.name}: {outcome} after {seconds} s", flush=True)
 
     def _write_summary(self) -> None:

@@ -6,15 +6,14 @@
 Bytes are counted from the stream of operators of a step on tensors without data, so they need neither a GPU nor the
 memory of the pack: an operator reads its arguments and writes its results once, a table read at an index counts the
 rows that are read, a view counts nothing. Our own Triton kernels are no operators: a public function of
-`bitnetctl.kernels` reads its tensor arguments, writes those that WRITTEN names, and writes what it returns. What
-torch.compile has fused is not seen at all. Nodes are those of the CUDA graph of a real step, so they need a GPU;
-without one the launches of the stream stand in for them, with attention as the CPU has it.
+`bitnetctl.kernels` reads its tensor arguments once, or as ACCESS says, and writes what it returns. What torch.compile
+has fused is not seen at all. Nodes are those of the CUDA graph of a real step, so they need a GPU; the launches of the
+stream come close, without a GPU with attention and the embeddings' gradient as the CPU has them.
 """
 
 import argparse
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import importlib
 import inspect
@@ -23,7 +22,7 @@ import pkgutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +30,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import bitnetctl
 import bitnetctl.kernels
 from benchmarks import harness
 from benchmarks.step import VOCABULARIES
@@ -39,17 +37,36 @@ from benchmarks.worker import zipf_tokens
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine import cuda_graph
 from bitnetctl.engine.cuda_graph import CapturedPack, GraphCache
-from bitnetctl.engine.select import Engine, Execution, choose, make_pack
+from bitnetctl.engine.select import Engine, Execution, captured_pack, choose
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import onednn_keeps_fp32, release_unused
 from bitnetctl.model import functional
 from bitnetctl.model.matmul import Precision
+from bitnetctl.model.parts import Part, supported_parts
 from bitnetctl.plugins.composition import Composition
 
-# arguments that a function of `bitnetctl.kernels` writes, by module.function; what it returns is written anyway
-WRITTEN: dict[str, tuple[str, ...]] = {}
-# arguments that any function only writes
-_OUTPUTS = ("out",)
+
+class Access(NamedTuple):
+    """How a function of ours uses arguments that it does not just read once; of `few` it touches some rows only."""
+
+    updated: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    read_twice: tuple[str, ...] = ()
+    few: tuple[str, ...] = ()
+
+
+# by module.function; what a function returns is written anyway
+ACCESS = {
+    "adam.adam_": Access(updated=("weight_RS", "exp_avg_RS", "exp_avg_sq_RS"), written=("copy_RS",)),
+    "adam.adam_rows_": Access(updated=("weight_RVH", "exp_avg_RVH", "exp_avg_sq_RVH", "slots_RV")),
+    "cross_entropy.cross_entropy_": Access(written=("grad_RNV",)),
+    "embedding.add_rows_": Access(few=("table_RVH",)),
+    "embedding.embedding_rows": Access(few=("slots_RV",)),
+    "finish.finish_step": Access(few=("rates_SR", "decays_SR", "steps_S", "metrics_S3R")),
+    "norm.norm_quantize_backward": Access(written=("partials_KRPF",)),
+    "rotary.rotate_": Access(updated=("qkv_RNO",)),
+    "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",)),
+}
 # operators that move nothing
 _VIEWS = {"view", "_unsafe_view", "unflatten", "_reshape_alias", "as_strided", "alias", "detach", "lift_fresh"}
 _VIEWS |= {"unsqueeze", "squeeze", "select", "slice", "transpose", "t", "expand", "permute"}
@@ -100,8 +117,8 @@ def table(
     for engine in engines:
         for runs in sizes:
             name = f"{engine}, {runs} runs"
-            row: dict[str, Any] = {"engine": engine, "runs": runs, "nodes": None, "launches of the stream": None}
-            row |= {"GB a step": None, "bytes a parameter": None}
+            columns = ("nodes", "launches of the stream", "GB a step", "bytes a parameter")
+            row: dict[str, Any] = {"engine": engine, "runs": runs, **dict.fromkeys(columns)}
             try:
                 if device.type == "cuda":
                     row["nodes"] = captured_nodes(config, vocab_size, device, engine, arguments.precision, runs)
@@ -132,9 +149,6 @@ def _top(name: str, traffic: "Traffic", parameters: int, count: int) -> list[dic
     ]
 
 
-# bytes
-
-
 def counted(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> tuple["Traffic", int]:
@@ -155,23 +169,17 @@ def counted(
 def _pack(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> CapturedPack:
-    """Return a pack whose step runs on the device, also on the CPU."""
-    if engine not in get_args(Engine):
-        raise UnknownEngineError(f"this version has no engine {engine}")
+    """Return a pack whose step runs on the device, also on the CPU; raises UnknownEngineError."""
+    if engine not in get_args(Engine) or engine == "eager":
+        raise UnknownEngineError(f"this version has no engine {engine} that captures a step")
     configs = [config.model_copy(update={"seed": seed}) for seed in range(runs)]
-    compositions, tokens = [Composition() for _ in configs], zipf_tokens(vocab_size, config)
-    if device.type == "cuda":
-        execution = Execution(engine=engine, precision=precision)  # type: ignore[arg-type]
-        pack = make_pack(configs, compositions, tokens, device, execution)
-        if not isinstance(pack, CapturedPack):
-            raise UnknownEngineError(f"engine {engine} captures no step")
-        return pack
-    kind: type[CapturedPack] = CapturedPack
-    if engine == "fused":
-        kind = importlib.import_module("bitnetctl.engine.fused").FusedPack
-    elif engine != "graph":
-        raise UnknownEngineError(f"engine {engine} has no step on the device that can be counted on {device}")
-    return kind(configs, compositions, tokens, device, precision=precision)
+    kernels = supported_parts(config.model, precision) if engine == "fused" else frozenset[Part]()
+    execution = Execution(engine=engine, precision=precision, kernels=kernels)  # type: ignore[arg-type]
+    try:
+        tokens = zipf_tokens(vocab_size, config)
+        return captured_pack(configs, [Composition() for _ in configs], tokens, device, execution)
+    except ImportError as error:
+        raise UnknownEngineError(f"engine {engine} needs what is not installed: {error}") from error
 
 
 @contextlib.contextmanager
@@ -218,6 +226,8 @@ class Traffic(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self._is_on = False
+        # the function of ours that runs
+        self.within: str | None = None
 
     @property
     def total(self) -> int:
@@ -234,9 +244,9 @@ class Traffic(TorchDispatchMode):
             self.bytes[name] += size
 
     def launched(self, name: str) -> None:
-        """Add a launch of a kernel."""
+        """Add a launch of a kernel, by a function of ours or by itself."""
         if self._is_on:
-            self.launches[name] += 1
+            self.launches[self.within or name] += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -291,9 +301,8 @@ def nbytes(tree: Any) -> int:
 @contextlib.contextmanager
 def counting_kernels(traffic: Traffic) -> Iterator[None]:
     """Count the calls of the public functions of `bitnetctl.kernels`, wherever they have been imported."""
-    depth = [0]
     wrapped = {
-        function: _counted(function, f"{module.__name__.rpartition('.')[2]}.{name}", traffic, depth)
+        function: _counted(function, f"{module.__name__.rpartition('.')[2]}.{name}", traffic)
         for module in _kernel_modules()
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
@@ -315,24 +324,24 @@ def counting_kernels(traffic: Traffic) -> Iterator[None]:
 
 def _kernel_modules() -> list[Any]:
     package = bitnetctl.kernels
-    return [
-        importlib.import_module(each.name) for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    ]
+    names = [each.name for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    return [importlib.import_module(name) for name in names]
 
 
-def _counted(function: Callable[..., Any], name: str, traffic: Traffic, depth: list[int]) -> Callable[..., Any]:
+def _counted(function: Callable[..., Any], name: str, traffic: Traffic) -> Callable[..., Any]:
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        depth[0] += 1
+        if traffic.within is not None:
+            # a part of the function that calls it
+            return function(*args, **kwargs)
+        traffic.within = name
         try:
             out = function(*args, **kwargs)
         finally:
-            depth[0] -= 1
-        # what it calls is a part of it
-        if depth[0] == 0:
-            traffic.moved(name, _function_bytes(name, dict(signature.bind(*args, **kwargs).arguments), out))
+            traffic.within = None
+        traffic.moved(name, _function_bytes(name, dict(signature.bind(*args, **kwargs).arguments), out))
         return out
 
     return call
@@ -340,25 +349,17 @@ def _counted(function: Callable[..., Any], name: str, traffic: Traffic, depth: l
 
 def _function_bytes(name: str, values: Mapping[str, Any], out: Any) -> int:
     """Return what a function of ours reads and writes: an argument that it also returns is counted once."""
-    values = {
-        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-        for key, value in values.items()
-    }
+    access = ACCESS.get(name, Access())
     given = {id(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
-    size = nbytes([value for key, value in values.items() if key not in _OUTPUTS])
-    size += nbytes([values.get(key) for key in (*WRITTEN.get(name, ()), *_OUTPUTS)])
+    size = nbytes([value for key, value in values.items() if key not in access.few])
+    size += nbytes([values.get(key) for key in (*access.updated, *access.read_twice)])
     return size + nbytes([leaf for leaf in tree_leaves(out) if id(leaf) not in given])
-
-
-# nodes
 
 
 def captured_nodes(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> int | None:
     """Return the nodes of a step's CUDA graph, None where there is none; raises what `_pack` and `choose` raise."""
-    if engine not in get_args(Engine):
-        raise UnknownEngineError(f"this version has no engine {engine}")
     choose(config, vocab_size, device, engine, precision)
     with keeping_graphs():
         pack = _pack(config, vocab_size, device, engine, precision, runs)

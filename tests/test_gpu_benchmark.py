@@ -302,6 +302,25 @@ def test_bytes_of_a_step_are_in_proportion_to_the_runs() -> None:
     torch.testing.assert_close(functional.constant(2.0, torch.float, CPU), torch.tensor(2.0))
 
 
+def test_own_kernels_move_less_and_are_launched_less_often() -> None:
+    pytest.importorskip("triton")
+    config = tiny()
+    plain, parameters = kernels.counted(config, 96, CPU, "graph", "bf16", 2)
+    fused, _ = kernels.counted(config, 96, CPU, "fused", "bf16", 2)
+    assert fused.total < plain.total
+    assert sum(fused.launches.values()) < sum(plain.launches.values()) / 2
+    embedding = 96 * 32
+    # weights, gradients and moments are read, all but the gradients are written, and a copy of the head in bf16
+    assert fused.bytes["adam.adam_"] == pytest.approx(28 * (parameters - 2 * embedding) + 2 * 2 * embedding, rel=0.01)
+    assert fused.launches["adam.adam_"] == 3
+    # every function of the package that a step calls: what it writes must be known to the table
+    assert {name for name in fused.bytes if "." in name} == set(kernels.ACCESS) - {"embedding.add_rows_"} | {
+        "norm.norm_quantize",
+        "rotary.rotate_backward",
+        "adam.square_sums",
+    }
+
+
 def test_an_unknown_engine_is_a_note() -> None:
     arguments = SimpleNamespace(
         recipe="quick", overrides=list(TINY), device=CPU, precision="fp32", top=3, engines="", runs=""
@@ -341,7 +360,7 @@ def test_our_own_kernels_are_counted_by_their_arguments(monkeypatch: pytest.Monk
     code = """
 import torch
 
-def scaled(x, weight, *, count=None):
+def scaled(x, weight, *, count=None, out=None, table=None):
     return doubled(x), count
 
 def doubled(x):
@@ -353,16 +372,18 @@ def doubled(x):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, user.__name__, user)
     monkeypatch.setattr(kernels, "_kernel_modules", lambda: [module])
-    monkeypatch.setitem(kernels.WRITTEN, "made_up.scaled", ("weight",))
+    access = kernels.Access(updated=("weight",), written=("out",), few=("table",))
+    monkeypatch.setitem(kernels.ACCESS, "made_up.scaled", access)
     traffic = kernels.Traffic()
     traffic.start()
     x, weight, count = torch.zeros(10), torch.zeros(3), torch.zeros(2)
     plain = user.scaled
     with kernels.counting_kernels(traffic):
-        results: tuple[Tensor, Tensor] = user.scaled(x, weight, count=count)
+        given = {"count": count, "out": torch.zeros(5), "table": torch.zeros(100)}
+        results: tuple[Tensor, Tensor] = user.scaled(x, weight, **given)
         assert results[1] is count
-    # reads all, writes `weight` and the new result; what it calls is a part of it
-    assert traffic.bytes == {"made_up.scaled": 40 + 2 * 12 + 8 + 40}
+    # reads x, weight and count, writes weight, out and the new result; what it calls is a part of it
+    assert traffic.bytes == {"made_up.scaled": 40 + 2 * 12 + 8 + 20 + 40}
     assert user.scaled is plain
     user.scaled(x, weight)
-    assert traffic.total == 112
+    assert traffic.total == 132
