@@ -48,6 +48,22 @@ class SavedActivations:
     layers: list[LayerActivations]
 
 
+@dataclass(kw_only=True)
+class PreparedModel:
+    """Weights quantized and cast once for many forward passes; updates after that do not reach it."""
+
+    model: "PackedModel"
+    quant: Quantization
+    layers: list[LayerWeights]
+    head_RVH: Tensor
+
+    @torch.no_grad()
+    def logits(self, tokens_RBT: Tensor) -> Tensor:
+        """Return logits [R, N, V] of token ids [R, B, T]."""
+        hidden_RNH = self.model._hidden(tokens_RBT, self.quant, self.layers).hidden_RNH
+        return self.model.logits(hidden_RNH, self.head_RVH)
+
+
 class PackedModel:
     """The weights of R runs of one shape, their forward pass and their gradients.
 
@@ -187,17 +203,27 @@ class PackedModel:
 
     def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
-        quantization = self.quantization(quant_lambdas)
-        return self.logits(self._hidden(tokens_RBT, quantization, for_backward=False).hidden_RNH)
+        return self.prepared(quant_lambdas).logits(tokens_RBT)
+
+    @torch.no_grad()
+    def prepared(self, quant_lambdas: Sequence[float]) -> PreparedModel:
+        """Return the weights quantized and cast for evaluation, where many forward passes follow each other."""
+        quant = self.quantization(quant_lambdas)
+        return PreparedModel(
+            model=self,
+            quant=quant,
+            layers=self._layer_weights(self._quantized_matrices(quant)),
+            head_RVH=self.matmul.cast(self._head(self._flat)),
+        )
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
-        return self._hidden(tokens_RBT, quantization, for_backward=True)
+        return self._hidden(tokens_RBT, quantization)
 
-    def logits(self, hidden_RNH: Tensor) -> Tensor:
-        """Return the logits [R, N, V] of the head."""
+    def logits(self, hidden_RNH: Tensor, head_RVH: Tensor | None = None) -> Tensor:
+        """Return the logits [R, N, V] of the head, cast already or by default as it is now."""
         with self.matmul.fastest_blas(hidden_RNH.numel() * self.vocab_size):
-            head_RVH = self.matmul.cast(self._head(self._flat))
+            head_RVH = self.matmul.cast(self._head(self._flat)) if head_RVH is None else head_RVH
             return torch.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
@@ -251,21 +277,20 @@ class PackedModel:
         return Quantization(off=off, quant_lambda_R=None if off else torch.tensor(quant_lambdas, device=self.device))
 
     @torch.no_grad()
-    def _hidden(self, tokens_RBT: Tensor, quant: Quantization, *, for_backward: bool) -> SavedActivations:
+    def _hidden(
+        self, tokens_RBT: Tensor, quant: Quantization, weights: list[LayerWeights] | None = None
+    ) -> SavedActivations:
+        """Run up to the head; activations are saved for backward unless `weights` are prepared ones."""
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
         # evaluation has other shapes and takes little time: it is not worth compiling
-        quantize, normalize = self._quantized_matrices, functional.normalize
-        if for_backward:
-            quantize, normalize = self._quantize, self._normalize
+        for_backward = weights is None
+        normalize = self._normalize if for_backward else functional.normalize
         layer = self._layer(positions, compiled=self.compiled and for_backward)
         with self._layer_blas(tokens_RN):
-            matrices = quantize(quant)
-            weights = [
-                LayerWeights(matrices={key: operands[index] for key, operands in matrices.items()}, norms=norms)
-                for index, norms in enumerate(self._norm_layers)
-            ]
+            if weights is None:
+                weights = self._layer_weights(self._quantize(quant))
             layers = []
             for layer_weights in weights:
                 x_RNH, activations = layer.forward(x_RNH, layer_weights, quant)
@@ -284,6 +309,13 @@ class PackedModel:
     def _quantized_matrices(self, quant: Quantization) -> dict[str, list[Operand]]:
         """Return the operands of every layer by matrix."""
         return {key: self.matmul.weights(self.packed[key], self.segments(key), quant) for key in self._matrices}
+
+    def _layer_weights(self, matrices: Mapping[str, list[Operand]]) -> list[LayerWeights]:
+        """Return the operands and norms of each layer."""
+        return [
+            LayerWeights(matrices={key: operands[index] for key, operands in matrices.items()}, norms=norms)
+            for index, norms in enumerate(self._norm_layers)
+        ]
 
     @torch.no_grad()
     def backward(self, activations: SavedActivations, grad_RNH: Tensor) -> None:

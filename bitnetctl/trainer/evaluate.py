@@ -12,11 +12,30 @@ from torch import Tensor
 
 from bitnetctl.config import ProbeConfig
 from bitnetctl.data import ProbeData
+from bitnetctl.hardware import memory_available
 from bitnetctl.model.packed import PackedModel
 
-# logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's cache
-_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+# fp32 logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's
+# cache or, on a GPU, beside a large pack
+_CPU_CHUNK_BYTES = 32 * 2**20
 _PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
+# of a GPU's memory: every chunk reads all weights again
+_GPU_CHUNK_FRACTION = 1 / 16
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Return the bytes of logits, counted in fp32, that are computed at once.
+
+    On a GPU a fixed part of its memory, since results may depend on the size in the last bit; halved only while it is
+    more than a quarter of what is free.
+    """
+    if device.type == "cpu":
+        return _CPU_CHUNK_BYTES
+    size = int(torch.cuda.get_device_properties(device).total_memory * _GPU_CHUNK_FRACTION)
+    free = memory_available(device)
+    while size > max(_CPU_CHUNK_BYTES, free // 4):
+        size //= 2
+    return size
 
 
 class Probe:
@@ -39,41 +58,27 @@ class Probe:
         about 0 where the output ignores its context. Effective vocabulary is exp of the entropy of the arg-max
         histogram. A run whose logits are not finite gets NaN in what depends on them.
         """
-        runs = model.num_runs
+        prepared, sums = model.prepared(quant_lambdas), _Sums(model)
         rows, positions = self._inputs_PT.shape
-        kind, token_bytes = model.device.type, 4 * runs * self._vocab_size
-        rows_per_chunk = max(1, _CHUNK_BYTES[kind] // (positions * token_bytes))
-        tokens_per_pass = max(1, _PASS_BYTES[kind] // token_bytes)
-        loss_R = torch.zeros(runs, dtype=torch.double, device=model.device)
-        entropy_R = torch.zeros_like(loss_R)
-        softmax_RV = torch.zeros(runs, self._vocab_size, dtype=torch.double, device=model.device)
-        counts_RV = torch.zeros(runs, self._vocab_size, dtype=torch.long, device=model.device)
+        token_bytes = 4 * model.num_runs * self._vocab_size
+        rows_per_chunk = max(1, chunk_bytes(model.device) // (positions * token_bytes))
+        tokens_per_pass = max(1, _PASS_BYTES[model.device.type] // token_bytes)
         chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
         for inputs_PT, targets_PT in chunks:
-            logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), quant_lambdas)
+            logits_RNV = prepared.logits(inputs_PT.expand(model.num_runs, -1, -1))
             passes = zip(logits_RNV.split(tokens_per_pass, 1), targets_PT.flatten().split(tokens_per_pass), strict=True)
             for part_RNV, targets_N in passes:
-                x_RNV = part_RNV.float()
-                argmax_RN = x_RNV.argmax(-1)
-                counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
-                p_RNV = x_RNV.softmax(-1)
-                # log Σ exp, read off the softmax at the largest logit
-                log_sum_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
-                target_RN = x_RNV.gather(-1, targets_N.expand(runs, -1).unsqueeze(-1)).squeeze(-1)
-                loss_R += (log_sum_RN - target_RN).sum(1, dtype=torch.double)
-                entropy_R += (log_sum_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
-                softmax_RV += p_RNV.sum(1)
+                sums.add(part_RNV, targets_N)
         total = rows * positions
-        mean_RV = softmax_RV / total
-        context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total
-        loss_R /= total
-        prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), quant_lambdas)
-        last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
+        context_R = torch.special.entr(sums.softmax_RV / total).sum(-1) - sums.entropy_R / total
+        loss_R = sums.loss_R / total
+        prompt_logits = prepared.logits(self._prompts_PT.expand(model.num_runs, -1, -1))
+        last_RPV = prompt_logits.view(model.num_runs, *self._prompts_PT.shape, -1)[:, :, -1]
         top_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [
             self._columns(counts_V, float(loss), float(context), top_P)
             for counts_V, loss, context, top_P in zip(
-                counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), top_RP.cpu(), strict=True
+                sums.counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), top_RP.cpu(), strict=True
             )
         ]
 
@@ -94,6 +99,40 @@ class Probe:
             "BigramUnique": data.bigram_unique,
             "RandomPromptUnique": int(top_P.unique().numel()) if finite and bool((top_P >= 0).all()) else math.nan,
         }
+
+
+class _Sums:
+    """Sums over the probe's positions, by run: loss and entropy in nats, softmax, and how often each token is largest.
+
+    Loss, entropy and softmax are added in double precision.
+    """
+
+    def __init__(self, model: PackedModel) -> None:
+        runs, vocab_size, device = model.num_runs, model.vocab_size, model.device
+        self.loss_R = torch.zeros(runs, dtype=torch.double, device=device)
+        self.entropy_R = torch.zeros_like(self.loss_R)
+        self.softmax_RV = torch.zeros(runs, vocab_size, dtype=torch.double, device=device)
+        self.counts_RV = torch.zeros(runs, vocab_size, dtype=torch.long, device=device)
+
+    def add(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
+        """Add the predictions of N positions."""
+        x_RNV = logits_RNV.float()
+        # bf16 has fewer bytes to read, except on the CPU, where it is slow
+        argmax_RN = _argmax(x_RNV) if x_RNV.is_cpu else logits_RNV.argmax(-1)
+        self.counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
+        argmax_RN1, targets_RN1 = argmax_RN.unsqueeze(-1), targets_N.expand(len(x_RNV), -1).unsqueeze(-1)
+        p_RNV = x_RNV.softmax(-1)
+        self.softmax_RV += p_RNV.sum(1)
+        # log Σ exp, read off the softmax at the largest logit
+        log_sum_RN1 = x_RNV.gather(-1, argmax_RN1) - p_RNV.gather(-1, argmax_RN1).log_()
+        self.loss_R += (log_sum_RN1 - x_RNV.gather(-1, targets_RN1)).sum((1, 2), dtype=torch.double)
+        expected_RN1 = p_RNV.mul_(x_RNV).sum(-1, keepdim=True)
+        self.entropy_R += (log_sum_RN1 - expected_RN1).sum((1, 2), dtype=torch.double)
+
+
+def _argmax(x_RNV: Tensor) -> Tensor:
+    """Return the arg-max on the CPU: numpy's takes a twelfth of the time of torch's, and is the first one too."""
+    return torch.from_numpy(x_RNV.numpy().argmax(-1))
 
 
 def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> list[dict[str, float | None]]:

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
-from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.packed import PackedModel, PreparedModel
 from bitnetctl.trainer import evaluate
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 
@@ -43,15 +42,15 @@ def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, float |
     return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, quant_lambdas or [1.0] * model.num_runs)
 
 
-def spy(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Return the list that will hold the tokens of every forward pass."""
-    forward, seen = model.forward, []
+    logits, seen = PreparedModel.logits, []
 
-    def watched(tokens_RBT: torch.Tensor, quant_lambdas: Sequence[float]) -> torch.Tensor:
+    def watched(prepared: PreparedModel, tokens_RBT: torch.Tensor) -> torch.Tensor:
         seen.append(tokens_RBT)
-        return forward(tokens_RBT, quant_lambdas)
+        return logits(prepared, tokens_RBT)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(PreparedModel, "logits", watched)
     return seen
 
 
@@ -117,9 +116,9 @@ def test_columns_of_the_probe_are_passed_on() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int) -> None:
     model = build(0, 1)
     whole = measure(model)
-    calls = spy(model, monkeypatch)
+    calls = spy(monkeypatch)
     token_bytes = 4 * 2 * VOCAB
-    monkeypatch.setitem(evaluate._CHUNK_BYTES, "cpu", rows_per_chunk * LENGTH * token_bytes)
+    monkeypatch.setattr(evaluate, "_CPU_CHUNK_BYTES", rows_per_chunk * LENGTH * token_bytes)
     # a number of tokens a pass that does not divide them all
     monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
@@ -177,7 +176,7 @@ def test_measuring_leaves_no_gradient_behind() -> None:
 
 def test_random_prompts_follow_the_probe_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(0)
-    seen = spy(model, monkeypatch)
+    seen = spy(monkeypatch)
 
     def prompts(seed: int) -> Any:
         probe = Probe(ProbeConfig(seed=seed, random_prompts=15, random_prompt_tokens=6), probe_data(), VOCAB, CPU)
