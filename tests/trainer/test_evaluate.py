@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,61 @@ def test_flips_are_unknown_at_first() -> None:
     codes = {"o": torch.zeros(2, 1, 3, 3, dtype=torch.int8)}
     assert ternary_health(codes, None) == [{"ZeroFraction": 1.0, "FlipRate": None}] * 2
     assert ternary_health(codes, codes) == [{"ZeroFraction": 1.0, "FlipRate": 0.0}] * 2
+
+
+def test_kernels_measure_what_plain_operations_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    model = build(0, 1)
+    plain = measure(model)
+    added: list[int] = []
+    add = evaluate._Sums.add_by_kernels
+
+    def watched(sums: evaluate._Sums, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+        added.append(logits_RNV.shape[1])
+        add(sums, logits_RNV, targets_N)
+
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", watched)
+    monkeypatch.setattr(evaluate, "_kernels_agree", lambda logits_RNV, targets_N: True)
+    for row, expected in zip(measure(model), plain, strict=True):
+        assert row == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert added == [ROWS * LENGTH]
+
+
+def off_by_one(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+    sums.add(logits_RNV.roll(1, -1), targets_N)
+
+
+def failing(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+    raise RuntimeError("no C compiler")
+
+
+@pytest.mark.parametrize(("by_kernels", "agrees"), [(evaluate._Sums.add, True), (off_by_one, False), (failing, False)])
+def test_kernels_are_taken_only_where_they_agree(
+    monkeypatch: pytest.MonkeyPatch, by_kernels: Any, agrees: bool
+) -> None:
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", by_kernels)
+    monkeypatch.setattr(evaluate, "_agreed", {})
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr(evaluate, "_argmax", lambda x_RNV: x_RNV.argmax(-1))
+    logits_RNV = torch.randn(2, 20, VOCAB, generator=torch.Generator().manual_seed(0))
+    targets_N = torch.arange(20)
+    logits_RNV[0] = math.nan
+    # nothing to compare yet
+    assert not evaluate._kernels_agree(logits_RNV[:1], targets_N)
+    assert evaluate._agreed == {} or by_kernels is failing
+    evaluate._agreed.clear()
+    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
+    assert list(evaluate._agreed.values()) == [agrees]
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", failing)
+    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
+
+
+@pytest.mark.parametrize(("total", "free", "chunk"), [(80, 79, 5), (80, 8, 1.25), (80, 0, 0.01953125)])
+def test_chunks_on_a_gpu_follow_its_memory(
+    monkeypatch: pytest.MonkeyPatch, total: float, free: float, chunk: float
+) -> None:
+    properties = SimpleNamespace(total_memory=total * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(evaluate, "memory_available", lambda device: int(free * 2**30))
+    assert evaluate.chunk_bytes(torch.device("cuda", 0)) == chunk * 2**30
+    assert evaluate.chunk_bytes(CPU) == 32 * 2**20
