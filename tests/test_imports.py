@@ -35,7 +35,7 @@ ORDER = (
 # the same inside of each folder
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
-    "kernels": ("probe",),
+    "kernels": ("probe", "__init__"),
     "records": (
         "schema paths naming encoding foreign one_run",
         "manifest cells metrics",
