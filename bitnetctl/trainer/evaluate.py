@@ -18,7 +18,7 @@ from bitnetctl.model.packed import PackedModel
 # fp32 logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's
 # cache or, on a GPU, beside a large pack
 _CPU_CHUNK_BYTES = 32 * 2**20
-_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
+_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**28}
 # of a GPU's memory: every chunk reads all weights again
 _GPU_CHUNK_FRACTION = 1 / 16
 # positions on which kernels are compared with plain operations
@@ -64,18 +64,10 @@ class Probe:
         rows, positions = self._inputs_PT.shape
         token_bytes = 4 * model.num_runs * self._vocab_size
         rows_per_chunk = max(1, chunk_bytes(model.device) // (positions * token_bytes))
-        tokens_per_pass = max(1, _PASS_BYTES[model.device.type] // token_bytes)
         chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
         for inputs_PT, targets_PT in chunks:
-            logits_RNV = prepared.logits(inputs_PT.expand(model.num_runs, -1, -1))
-            targets_N = targets_PT.flatten()
-            if _kernels_agree(logits_RNV, targets_N):
-                sums.add_by_kernels(logits_RNV, targets_N)
-                continue
-            for part_RNV, part_N in zip(
-                logits_RNV.split(tokens_per_pass, 1), targets_N.split(tokens_per_pass), strict=True
-            ):
-                sums.add(part_RNV, part_N)
+            # not kept in a variable: the logits of two chunks would be in memory at once
+            sums.add(prepared.logits(inputs_PT.expand(model.num_runs, -1, -1)), targets_PT.flatten())
         total = rows * positions
         context_R = torch.special.entr(sums.softmax_RV / total).sum(-1) - sums.entropy_R / total
         loss_R = sums.loss_R / total
@@ -121,7 +113,17 @@ class _Sums:
         self.counts_RV = torch.zeros(runs, vocab_size, dtype=torch.long, device=device)
 
     def add(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
-        """Add the predictions of N positions."""
+        """Add the predictions of N positions, by kernels where they work, else in passes over few of them."""
+        if _kernels_agree(logits_RNV, targets_N):
+            self.add_by_kernels(logits_RNV, targets_N)
+            return
+        runs, _, vocab_size = logits_RNV.shape
+        tokens = max(1, _PASS_BYTES[logits_RNV.device.type] // (4 * runs * vocab_size))
+        for part_RNV, part_N in zip(logits_RNV.split(tokens, 1), targets_N.split(tokens), strict=True):
+            self.add_plainly(part_RNV, part_N)
+
+    def add_plainly(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
+        """Add the predictions of positions by torch's operations."""
         x_RNV = logits_RNV.float()
         # bf16 has fewer bytes to read, except on the CPU, where it is slow
         argmax_RN = _argmax(x_RNV) if x_RNV.is_cpu else logits_RNV.argmax(-1)
@@ -136,7 +138,7 @@ class _Sums:
         self.entropy_R += (log_sum_RN1 - expected_RN1).sum((1, 2), dtype=torch.double)
 
     def add_by_kernels(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
-        """Do what `add` does, in 6 bytes a logit of memory traffic instead of 38."""
+        """Do what `add_plainly` does, in 6 bytes a logit of memory traffic instead of 38."""
         # needs Triton
         from bitnetctl.kernels.probe import add_predictions
 
@@ -170,7 +172,7 @@ def _kernels_agree(logits_RNV: Tensor, targets_N: Tensor) -> bool:
         return _agreed.get(key, False)
     part_RNV, part_N = logits_RNV[:, :_CHECKED_POSITIONS], targets_N[:_CHECKED_POSITIONS]
     plain, fused = (_Sums(len(part_RNV), part_RNV.shape[-1], part_RNV.device) for _ in range(2))
-    plain.add(part_RNV, part_N)
+    plain.add_plainly(part_RNV, part_N)
     try:
         fused.add_by_kernels(part_RNV, part_N)
         agrees = plain.agrees_with(fused)
