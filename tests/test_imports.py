@@ -35,7 +35,6 @@ ORDER = (
 # the same inside of each folder
 INSIDE = {
     "config": ("schema numbers", "load", "__init__"),
-    "kernels": ("probe", "__init__"),
     "records": (
         "schema paths naming encoding foreign one_run",
         "manifest cells metrics",
@@ -62,7 +61,8 @@ INSIDE = {
         "batches probe",
         "__init__",
     ),
-    "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
+    "kernels": ("__init__", "adam cross_entropy embedding norm probe rotary ternary", "finish"),
+    "model": ("quantization functional parameters", "matmul", "parts layer", "prepared", "packed", "fused", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",
@@ -74,7 +74,7 @@ INSIDE = {
         "study",
         "__init__",
     ),
-    "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
+    "engine": ("optim schedule cost", "pack", "cuda_graph", "fused", "select", "selfcheck", "__init__"),
     "verdict": (
         "options outcome",
         "rule limits",

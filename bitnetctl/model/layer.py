@@ -48,10 +48,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """Operands of a layer's matrices, and the weights [R, 1, F] of the norms that it has."""
+    """Operands of a layer's matrices, and the weights [R, 1, F] of the norms that it has.
+
+    `partial_sums` [R, P, F], where own kernels run, receive the gradient of a norm summed over each block of tokens.
+    """
 
     matrices: Mapping[str, Operand]
     norms: Mapping[str, Tensor]
+    partial_sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def norms_before(self, matrix: str) -> dict[str, Tensor]:
         """Return the norms in front of a matrix."""

@@ -57,6 +57,8 @@ class Matmul:
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._int8 = precision == "int8"
+        # whether the sums of a bf16 matmul are written as fp32 without a copy, which a GPU can do
+        self.casts_sums = False
         if device.type == "cuda":
             # by default cuBLAS may add partial sums of a split matmul in bf16
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -112,19 +114,20 @@ class Matmul:
         sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
         return torch.stack(sums).to(torch.float32).mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
 
+    def multiply_into(self, target: Tensor, a: Tensor, b: Tensor) -> None:
+        """Write a · b into `target`, cast to its dtype."""
+        if target.dtype == a.dtype:
+            torch.bmm(a, b, out=target)
+        elif self.casts_sums:
+            torch.bmm(a, b, out_dtype=target.dtype, out=target)
+        else:
+            target.copy_(torch.bmm(a, b))
+
     def dequantize(self, operand: Operand) -> Tensor:
         """Return the values of an operand for the matmuls of backward: codes / scale where it is int8."""
         if operand.inverse_scale is None:
             return operand.values
         return (operand.values * operand.inverse_scale).to(self.dtype)
-
-
-def matmul_into(target: Tensor, a: Tensor, b: Tensor) -> None:
-    """Write a · b into `target`, cast to its dtype."""
-    if target.dtype == a.dtype:
-        torch.bmm(a, b, out=target)
-    else:
-        target.copy_(torch.bmm(a, b))
 
 
 def int8_sum_is_exact(width: int) -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
-from bitnetctl.model.packed import PackedModel, PreparedModel
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.prepared import PreparedModel
 from bitnetctl.trainer import evaluate
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 
