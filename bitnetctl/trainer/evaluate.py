@@ -12,32 +12,13 @@ from torch import Tensor
 
 from bitnetctl.config import ProbeConfig
 from bitnetctl.data import ProbeData
-from bitnetctl.hardware import memory_available
+from bitnetctl.engine.cost import probe_chunk_bytes
 from bitnetctl.model.packed import PackedModel
 
-# fp32 logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's
-# cache or, on a GPU, beside a large pack
-_CPU_CHUNK_BYTES = 32 * 2**20
+# fp32 logits evaluated at once, to fit into the CPU's cache or, on a GPU, beside a large pack
 _PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**28}
-# of a GPU's memory: every chunk reads all weights again
-_GPU_CHUNK_FRACTION = 1 / 16
 # positions on which kernels are compared with plain operations
 _CHECKED_POSITIONS = 16
-
-
-def chunk_bytes(device: torch.device) -> int:
-    """Return the bytes of logits, counted in fp32, that are computed at once.
-
-    On a GPU a fixed part of its memory, since results may depend on the size in the last bit; halved only while it is
-    more than a quarter of what is free.
-    """
-    if device.type == "cpu":
-        return _CPU_CHUNK_BYTES
-    size = int(torch.cuda.get_device_properties(device).total_memory * _GPU_CHUNK_FRACTION)
-    free = memory_available(device)
-    while size > max(_CPU_CHUNK_BYTES, free // 4):
-        size //= 2
-    return size
 
 
 class Probe:
@@ -63,7 +44,7 @@ class Probe:
         prepared, sums = model.prepared(quant_lambdas), _Sums(model.num_runs, self._vocab_size, model.device)
         rows, positions = self._inputs_PT.shape
         token_bytes = 4 * model.num_runs * self._vocab_size
-        rows_per_chunk = max(1, chunk_bytes(model.device) // (positions * token_bytes))
+        rows_per_chunk = max(1, probe_chunk_bytes(model.device) // (positions * token_bytes))
         chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
         for inputs_PT, targets_PT in chunks:
             # not kept in a variable: the logits of two chunks would be in memory at once

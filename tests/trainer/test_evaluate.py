@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
+from bitnetctl.engine import cost
 from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.prepared import PreparedModel
 from bitnetctl.trainer import evaluate
@@ -120,7 +120,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: i
     whole = measure(model)
     calls = spy(monkeypatch)
     token_bytes = 4 * 2 * VOCAB
-    monkeypatch.setattr(evaluate, "_CPU_CHUNK_BYTES", rows_per_chunk * LENGTH * token_bytes)
+    monkeypatch.setattr(cost, "_CPU_CHUNK_BYTES", rows_per_chunk * LENGTH * token_bytes)
     # a number of tokens a pass that does not divide them all
     monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
@@ -260,14 +260,3 @@ def test_kernels_are_taken_only_where_they_agree(
     assert list(evaluate._agreed.values()) == [agrees]
     monkeypatch.setattr(evaluate._Sums, "add_by_kernels", failing)
     assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
-
-
-@pytest.mark.parametrize(("total", "free", "chunk"), [(80, 79, 5), (80, 8, 1.25), (80, 0, 0.01953125)])
-def test_chunks_on_a_gpu_follow_its_memory(
-    monkeypatch: pytest.MonkeyPatch, total: float, free: float, chunk: float
-) -> None:
-    properties = SimpleNamespace(total_memory=total * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(evaluate, "memory_available", lambda device: int(free * 2**30))
-    assert evaluate.chunk_bytes(torch.device("cuda", 0)) == chunk * 2**30
-    assert evaluate.chunk_bytes(CPU) == 32 * 2**20
