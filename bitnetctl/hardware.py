@@ -70,14 +70,14 @@ def memory_available(device: torch.device) -> int:
     fails. That of a CUDA graph, its memory between replays, is free to the graph only.
     """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        return free + sum(
+        unused: list[int] = [
             segment["total_size"]
             for segment in torch.cuda.memory_snapshot()
             if segment["device"] == device.index
             and segment["active_size"] == 0
             and tuple(segment.get("segment_pool_id", _DEFAULT_POOL)) == _DEFAULT_POOL
-        )
+        ]
+        return torch.cuda.mem_get_info(device)[0] + sum(unused)
     return available_memory()
 
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bitnetctl.config import RunConfig, build_config, parse_arm
+from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine import cost
 from bitnetctl.engine.cost import bytes_per_replica, estimate, gpu_seconds, pack_bytes, probe_chunk_bytes, step_nodes
+from bitnetctl.model.matmul import Precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 VOCAB = 50257
@@ -82,3 +83,52 @@ def test_a_whole_run_has_a_start_and_evaluations() -> None:
 def test_nodes_are_those_that_were_counted(engine: str, runs: int, model: dict[str, object], nodes: int) -> None:
     """Launches, copies and zeroing in captured steps; `compile` was seen with 273 and 328 kernels on an H100."""
     assert step_nodes(origin(**model), engine, runs) == pytest.approx(nodes, rel=0.01)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=85_520_809_984)
+    )
+    monkeypatch.setattr(cost, "memory_available", lambda device: 80 * GIB)
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+    ("hidden_size", "runs", "precision", "smoothed", "measured_gb"),
+    [
+        (256, 1, "bf16", False, 1.81),
+        (256, 4, "bf16", False, 6.09),
+        (256, 16, "bf16", False, 13.17),
+        (256, 1, "bf16", True, 1.90),
+        (256, 16, "bf16", True, 13.17),
+        (512, 1, "bf16", False, 2.85),
+        (512, 4, "bf16", True, 9.89),
+        (512, 16, "bf16", True, 25.27),
+        (256, 1, "fp32", False, 2.74),
+        (256, 16, "fp32", False, 15.28),
+    ],
+)
+def test_memory_is_what_captured_packs_reserved(
+    hidden_size: int, runs: int, precision: Precision, smoothed: bool, measured_gb: float
+) -> None:
+    """With torch's allocator on a device of the size of an H100, after six steps and a probe."""
+    counted = pack_bytes(origin(hidden_size), VOCAB, GPU, runs, precision, overrides_loss=smoothed)
+    assert counted / 1e9 == pytest.approx(measured_gb, rel=0.1)
+
+
+def test_memory_on_the_cpu_is_that_of_the_runs() -> None:
+    assert pack_bytes(origin(), VOCAB, CPU, 3) == 3 * bytes_per_replica(origin(), VOCAB)
+
+
+@pytest.mark.usefixtures("h100")
+def test_an_estimate_for_a_gpu_takes_its_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "measure_rates", lambda device, multiply: (1e14, 2.6e12))
+    monkeypatch.setattr(cost, "has_bf16_matmul", lambda device: True)
+    config = origin()
+    step_seconds, other_seconds = gpu_seconds(config, VOCAB, 16, (1e14, 2.6e12), "fused")
+    estimated = estimate(config, VOCAB, GPU, 16, engine="fused")
+    assert estimated.step_seconds == step_seconds
+    assert estimated.total_seconds == pytest.approx(20000 * step_seconds + other_seconds)
+    assert estimated.memory_bytes == pack_bytes(config, VOCAB, GPU, 16, "bf16")
+    assert estimate(config, VOCAB, GPU, 16, "fp32").memory_bytes == pack_bytes(config, VOCAB, GPU, 16, "fp32")
