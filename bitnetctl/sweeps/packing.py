@@ -87,6 +87,15 @@ def _bytes_in_training(factory: TrainerFactory, effective: RunConfig, compositio
     return max(trained - before, replica_bytes), max(memory_in_use(device) - trained, once_bytes)
 
 
+def most_demanding(runs: Sequence[ResolvedRun]) -> RunConfig:
+    """Return the effective config of the run to be measured for a shape: the first with a loss hook, if any."""
+    for run in runs:
+        with contextlib.suppress(PluginError, ConfigError):
+            if registry.compose(run.effective.interventions).overrides_loss:
+                return run.effective
+    return runs[0].effective
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShapeCost:
     """Estimated cost of the runs of one shape: memory of one pack in bytes, time of all packs in seconds."""

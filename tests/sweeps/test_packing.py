@@ -111,3 +111,16 @@ def test_a_cpu_is_measured_whatever_the_interventions_do(
 ) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 2**60)
     assert measured_largest_pack(factory, tiny_config(arm=arm)) == 16
+
+
+@pytest.mark.usefixtures("third_party")
+@pytest.mark.parametrize(
+    ("arms", "measured"),
+    [(["", "no-decay", "label-smoothing"], 2), (["no-decay", ""], 0), (["fails:at=0", "label-smoothing"], 1)],
+)
+def test_a_run_with_a_loss_hook_is_measured_for_its_shape(
+    tiny_config: TinyConfig, arms: list[str], measured: int
+) -> None:
+    configs = [tiny_config(arm=arm) for arm in arms]
+    runs: Any = [SimpleNamespace(effective=config) for config in configs]
+    assert packing.most_demanding(runs) is configs[measured]
