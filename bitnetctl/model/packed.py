@@ -194,12 +194,11 @@ class PackedModel:
     def prepared(self, quant_lambdas: Sequence[float]) -> PreparedModel:
         """Return the weights quantized and cast for evaluation, where many forward passes follow each other."""
         quant = self.quantization(quant_lambdas)
+        # of the plain layer, whatever trains
+        weights = PackedModel._layer_weights(self, self._quantized_matrices(quant), 0)
+        head_RVH = self._head_operand()
         return PreparedModel(
-            model=self,
-            quant=quant,
-            # of the plain layer, whatever trains
-            layers=PackedModel._layer_weights(self, self._quantized_matrices(quant), 0),
-            head_RVH=self._head_operand(),
+            forward=lambda tokens_RBT: self.logits(self._hidden(tokens_RBT, quant, weights).hidden_RNH, head_RVH)
         )
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
