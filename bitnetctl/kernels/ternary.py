@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bitnetctl.kernels import SCALE_FLOOR
+
 # elements at once: eight 16-byte loads per thread
 _BLOCK, _WARPS = 4096, 4
 # tiles of a segment, whose sums every tile of it adds again; larger segments have larger tiles
 _MAX_TILES = 1024
 _SUMS_BLOCK = 256
-# smaller than any mean that matters, as in quantization.SCALE_FLOOR
-_SCALE_FLOOR = tl.constexpr(1e-5)
+_SCALE_FLOOR = tl.constexpr(SCALE_FLOOR)
 # columns of the table: start and length of a tile, first tile, number of tiles and length of its segment
 _START, _LENGTH, _FIRST_TILE, _NUM_TILES, _SEGMENT_LENGTH = (tl.constexpr(column) for column in range(5))
 _COLUMNS = tl.constexpr(5)

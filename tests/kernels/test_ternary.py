@@ -8,8 +8,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from bitnetctl.kernels import SCALE_FLOOR
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
-from bitnetctl.model.quantization import SCALE_FLOOR, ternary_scale, ternary_weights
+from bitnetctl.model.quantization import ternary_scale, ternary_weights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # the interpreter truncates where a GPU rounds
