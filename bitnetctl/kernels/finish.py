@@ -36,8 +36,8 @@ class RunState:
 
     `constants_5R`, in fp64, are β1, β2, ε, the largest gradient norm (inf: none) and 1.0 for a decoupled decay;
     `exempt_FR` is 1.0 where a flat parameter is not decayed. `updates_R` counts a run's updates since its moments were
-    zero; `diverged_at_R` is the first step that was not finite, 0 if none. `norms_FR` are the norms of the last gradients,
-    `coefficients_FRC` the numbers with which `adam_` updates each flat parameter.
+    zero; `diverged_at_R` is the first step that was not finite, 0 if none. `norms_FR` are the norms of the last
+    gradients, `coefficients_FRC` the numbers with which `adam_` updates each flat parameter.
     """
 
     constants_5R: Tensor

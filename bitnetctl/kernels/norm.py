@@ -15,10 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitnetctl.model.quantization import INT8_MAX, SCALE_FLOOR
+from bitnetctl.kernels import INT8_MAX, SCALE_FLOOR
 
-# the widest F that 8 warps hold in their registers, forward and backward
-MAX_WIDTH = 8192
 # one for each multiprocessor of an H100, about
 _BACKWARD_PROGRAMS = 128
 # elements of one pass over a block's tokens: 16 for each of 256 threads
@@ -28,8 +26,7 @@ Activation: TypeAlias = Literal["relu2", "silu"]
 
 # above it backward reads the weights again for every token: the registers are full of sums
 _HELD_WIDTH = tl.constexpr(4096)
-_INT8_MAX = tl.constexpr(float(INT8_MAX))
-_SCALE_FLOOR = tl.constexpr(SCALE_FLOOR)
+_INT8_MAX, _SCALE_FLOOR = tl.constexpr(float(INT8_MAX)), tl.constexpr(SCALE_FLOOR)
 # 1.5 · 2²³: added and subtracted, it leaves the nearest integer, half to even, of what is below 2²²
 _ROUNDER = tl.constexpr(12582912.0)
 
@@ -108,9 +105,9 @@ def _forward_kernel(
     stream_ptr,
     inverse_ptr,
     x_stride_R,
-    x_stride_N,
+    x_stride_N: tl.constexpr,
     delta_stride_R,
-    delta_stride_N,
+    delta_stride_N: tl.constexpr,
     first_stride_R,
     second_stride_R,
     eps,
@@ -167,12 +164,13 @@ def _backward_kernel(
     first_partial_ptr,
     second_partial_ptr,
     out_ptr,
+    copy_ptr,
     grad_stride_R,
-    grad_stride_N,
+    grad_stride_N: tl.constexpr,
     x_stride_R,
-    x_stride_N,
+    x_stride_N: tl.constexpr,
     residual_stride_R,
-    residual_stride_N,
+    residual_stride_N: tl.constexpr,
     first_stride_R,
     second_stride_R,
     first_partial_stride_R,
@@ -236,6 +234,8 @@ def _backward_kernel(
                 residual_row = residual_ptr + run * residual_stride_R + token * residual_stride_N
                 grad += tl.load(residual_row + column, mask, other=0.0)
             tl.store(out_ptr + row * F + column, grad, mask)
+            if copy_ptr is not None:
+                tl.store(copy_ptr + row * F + column, grad, mask)
     column, column_mask = tl.arange(0, BLOCK), tl.arange(0, BLOCK) < F
     first_partial_ptr += run * first_partial_stride_R + block * first_partial_stride_P
     tl.store(first_partial_ptr + column, tl.sum(first_sum, 0), column_mask)
@@ -307,13 +307,15 @@ def norm_quantize_backward(
     dtype: torch.dtype,
     activation: Activation | None = None,
     residual_RNF: Tensor | None = None,
+    copy_RNF: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """Return the gradient of what was normalized, in `dtype`: [R, N, F], with `activation` [R, N, 2F].
 
     The gradient of the quantized values, times `scale`, passes straight through the quantizer. x is the stream or the
     fused projection of `norm_quantize`, `residual_RNF` a gradient [R, N, F] in fp32 that is added to that of the
-    stream. Each of `partials_KRPF` [R, P, F] receives the sums over blocks of tokens of one weight's gradient.
+    stream; `copy_RNF`, contiguous, receives the result too, in its own type. Each of `partials_KRPF` [R, P, F] receives
+    the sums over blocks of tokens of one weight's gradient.
     """
     runs, tokens, width = grad_RNF.shape
     out_RNF = torch.empty(x_RNF.shape, dtype=dtype, device=x_RNF.device)
@@ -333,6 +335,7 @@ def norm_quantize_backward(
         first_partial,
         second_partial,
         out_RNF,
+        copy_RNF,
         *grad_RNF.stride()[:2],
         *x_RNF.stride()[:2],
         *_strides(residual_RNF),

@@ -120,13 +120,25 @@ class FusedModel(PackedModel):
         ((x_RNH, inverse_1RN),) = saved
         sums_RPS = self._norm_sums(x_RNH.shape[1])
         sums_RPH = self._spec_views({**self._flat, "norms": sums_RPS})["final_norm"]
-        return norm_quantize_backward(grad_RNH, x_RNH, self._final_norm, inverse_1RN, [sums_RPH], dtype=torch.float32)
+        return norm_quantize_backward(
+            grad_RNH,
+            x_RNH,
+            self._final_norm,
+            inverse_1RN,
+            [sums_RPH],
+            dtype=torch.float32,
+            scale=1 / x_RNH.shape[1],
+        )
 
     def _write_norm_gradients(self, layers: Sequence[Mapping[str, Tensor]], tokens: int) -> None:
         if "layers" in self.parts:
             torch.sum(self._norm_sums(tokens), dim=1, out=self._flat_gradients["norms"])
         else:
             super()._write_norm_gradients(layers, tokens)
+
+    def _scaled_gradient(self, grad_RNH: Tensor, tokens: int) -> Tensor:
+        # the kernel of the last norm scales it
+        return grad_RNH if "layers" in self.parts else super()._scaled_gradient(grad_RNH, tokens)
 
     def _head_operand(self) -> Tensor:
         return super()._head_operand() if self.head_copy_RVH is None else self.head_copy_RVH
@@ -204,11 +216,14 @@ class FusedLayer(Layer):
     ) -> tuple[Tensor, Tensor, LayerGradients]:
         grads, low = LayerGradients(), self._matmul.dtype
         grad_RNF = self._fused_backward("down", grad_RNH, saved, weights, grads, dtype=low, activation=self._activation)
+        # the next matmul backward takes it in the dtype of the precision
+        low_RNH = torch.empty_like(grad_RNH, dtype=low) if low != torch.float32 else None
         grad_RNH = self._fused_backward(
-            "gate_up", grad_RNF, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH
+            "gate_up", grad_RNF, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH, copy_RNF=low_RNH
         )
         attention = low if self._on_gpu else torch.float32
-        return grad_RNH, self._fused_backward("o", grad_RNH, saved, weights, grads, dtype=attention), grads
+        grad_RNO = grad_RNH if low_RNH is None else low_RNH
+        return grad_RNH, self._fused_backward("o", grad_RNO, saved, weights, grads, dtype=attention), grads
 
     def _before_attention_backward(
         self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights

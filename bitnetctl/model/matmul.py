@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from bitnetctl.hardware import mkldnn_fp32_precision, onednn_keeps_fp32
+from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.quantization import (
-    INT8_MAX,
     int8_activations,
     int8_scale,
     ternary_codes,

@@ -216,25 +216,31 @@ class PackedModel:
         chunk = max(self.config.hidden_size, _GPU_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
         if override is not None or tokens <= 2 * chunk:
             chunk = tokens
-        loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
+        losses, grads = [], []
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             x_RNH = matmul.cast(hidden_RNH[:, part])
             with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
                 logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
             loss_RN, grad_RNV = self._token_losses(logits_RNV, targets_RN[:, part], in_place=override is None)
-            loss_R += loss_RN.sum(-1) / tokens
+            losses.append(loss_RN)
             if override is not None:
                 override(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = matmul.cast(grad_RNV)
             with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
                 # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
-                grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
+                grads.append(self._scaled_gradient(torch.bmm(grad_RNV, head_RVH), tokens))
                 if start == 0:
                     matmul.multiply_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
                 else:
                     head_gradient_RVH += torch.bmm(grad_RNV.mT, x_RNH / tokens)
-        return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
+        if len(losses) > 1:
+            losses, grads = [torch.cat(losses, dim=1)], [torch.cat(grads, dim=1)]
+        return losses[0].mean(-1), grads[0]
+
+    def _scaled_gradient(self, grad_RNH: Tensor, tokens: int) -> Tensor:
+        """Return the gradient of the mean loss of `tokens` tokens from that of their sum, as `backward` takes it."""
+        return grad_RNH.to(self._flat["embed"].dtype).div_(tokens)
 
     def _head_operand(self) -> Tensor:
         """Return the head [R, V, H], padded, in the dtype of the precision."""

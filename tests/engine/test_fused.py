@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 import torch
 from configs import TinyConfig
-from torch import Tensor
 
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
-from bitnetctl.intervention import Intervention
 from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import PARTS, Part
-from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import compose
 
 pytest.importorskip("triton")

@@ -220,16 +220,15 @@ def test_strides_do_not_matter(kind: Kind) -> None:
     assert torch.equal(actual.values_RNF, expected.values_RNF)
     grad_RNF = random(3, 5, 24, seed=9)
     residual_RNF = random(3, 5, 24, seed=10) if case.activation is None else None
-    gradients = []
-    for each, result, lay in ((case, expected, torch.Tensor.clone), (other, actual, strided)):
-        # one buffer of all partial sums, as of a model's gradients
-        partials_RPKF = torch.full((3, 2, 3, 24), 7.0, device=DEVICE)
-        residual = None if residual_RNF is None else lay(residual_RNF)
-        grad = backward(each, result, lay(grad_RNF), partials_RPKF.unbind(2)[:2], residual_RNF=residual)
-        assert partials_RPKF[:, :, 2].eq(7).all()
-        gradients.append((grad, partials_RPKF))
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert torch.equal(gradients[0][1], gradients[1][1])
+    partials_KRPF = partial_sums(case, 2)
+    grad = backward(case, expected, grad_RNF, partials_KRPF, residual_RNF=residual_RNF)
+    # one buffer of all partial sums, as of a model's gradients
+    partials_RPKF = torch.full((3, 2, 3, 24), 7.0, device=DEVICE)
+    spaced_RNF = None if residual_RNF is None else strided(residual_RNF)
+    spaced_grad = backward(other, actual, strided(grad_RNF), partials_RPKF.unbind(2)[:2], residual_RNF=spaced_RNF)
+    assert torch.equal(spaced_grad, grad)
+    assert torch.equal(partials_RPKF[:, :, :2], torch.stack(partials_KRPF, 2))
+    assert partials_RPKF[:, :, 2].eq(7).all()
 
 
 def backward(

@@ -40,15 +40,17 @@ def test_queries_and_keys_are_rotated_in_place(positions: int, kv_heads: int, si
     cos_TD, sin_TD = tables(positions, size)
     heads, rotated = HEADS + 2 * kv_heads, HEADS + kv_heads
     qkv_RNO = random(RUNS, ROWS * positions, heads * size, dtype=dtype)
-    # with space between the rows, which must stay as it is
-    spaced_RNO = torch.full((RUNS, ROWS * positions, (heads + 1) * size), 7.0, dtype=dtype, device=DEVICE)
-    spaced_RNO[..., : heads * size] = qkv_RNO
-    rotate_(spaced_RNO[..., : heads * size], cos_TD, sin_TD, rotated)
-    result = spaced_RNO.view(-1, positions, heads + 1, size).transpose(1, 2)
+    # with space between rows and between runs, which must stay as it is
+    spaced_RNO = torch.full((RUNS, ROWS * positions + 1, (heads + 1) * size), 7.0, dtype=dtype, device=DEVICE)
+    inner_RNO = spaced_RNO[:, :-1, : heads * size]
+    inner_RNO.copy_(qkv_RNO)
+    rotate_(inner_RNO, cos_TD, sin_TD, rotated)
+    result = inner_RNO.reshape(-1, positions, heads, size).transpose(1, 2)
     before = qkv_RNO.view(-1, positions, heads, size).transpose(1, 2)
     assert_close(result[:, :rotated], functional.rotate(before[:, :rotated].float(), cos_TD, sin_TD))
-    assert torch.equal(result[:, rotated:heads], before[:, rotated:])
-    assert result[:, heads:].eq(7).all()
+    assert torch.equal(result[:, rotated:], before[:, rotated:])
+    inner_RNO.fill_(7)
+    assert spaced_RNO.eq(7).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
