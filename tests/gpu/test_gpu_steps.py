@@ -1,36 +1,31 @@
 """Steps that a GPU captures and replays, by engine: the same bits every time, and what the steps of the host train."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from configs import TinyConfig
 from on_gpu import CAPTURED, ENGINES, MARKS, assert_close, assert_same_bits, build, captured, mean_difference, train
 
 from bitnetctl.data import TokenData
+from bitnetctl.model.matmul import Precision
 
 pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch.compile compile, which other tests prevent."""
-    import torch._dynamo
-
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)
-    yield
-    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fifty_replays_are_fifty_steps_of_the_host(
-    tiny_config: TinyConfig, tiny_tokens: TokenData, precision: str
+    tiny_config: TinyConfig, tiny_tokens: TokenData, precision: Precision
 ) -> None:
     configs = [tiny_config(seed=seed, steps=50) for seed in range(2)]
-    replayed, host = (build(engine, configs, tiny_tokens, precision=precision) for engine in ("graph", "eager"))  # type: ignore[arg-type]
+    replayed, host = (build(engine, configs, tiny_tokens, precision=precision) for engine in ("graph", "eager"))
     losses = [train(pack, range(1, 51)) for pack in (replayed, host)]
     captured(replayed)
-    assert_close(*losses, relative=1e-3)
+    assert_close(losses[0], losses[1], relative=1e-3)
     assert max(mean_difference(replayed, host).values()) <= 1e-4
 
 
@@ -89,9 +84,9 @@ def test_interventions_are_captured(tiny_config: TinyConfig, tiny_tokens: TokenD
     losses = [train(pack, range(1, 41)) for pack in (ours, host, plain)]
     captured(ours)
     assert_close(losses[0], losses[1], relative=5e-3)
-    # and it is no step without the intervention
+    # only the run that has it differs from one without
     assert not torch.equal(losses[0][:, 0], losses[2][:, 0])
-    assert torch.equal(losses[0][0, 1], losses[2][0, 1])
+    assert_close(losses[0][:, 1], losses[2][:, 1], relative=5e-3)
 
 
 @pytest.mark.parametrize("engine", CAPTURED)
@@ -106,7 +101,7 @@ def test_weight_decay_changes_at_its_stage(tiny_config: TinyConfig, tiny_tokens:
         return {key: packed.norm() for key, packed in pack.model.packed.items()}
 
     ours, host, never = decayed(0.0, engine), decayed(0.0, "eager"), decayed(5.0, engine)
-    for key in ("embed", "head", "norms"[:-1] and "final_norm"):
+    for key in ("embed", "head", "final_norm"):
         assert_close(ours[key], host[key], relative=2e-3)
         assert never[key] < 0.995 * ours[key]
 
@@ -117,7 +112,7 @@ def test_moments_are_reset_between_replays(tiny_config: TinyConfig, tiny_tokens:
     ours, host = (build(each, [config], tiny_tokens, precision="fp32") for each in (engine, "eager"))
     losses = [train(pack, range(1, 17)) for pack in (ours, host)]
     captured(ours)
-    assert_close(*losses, relative=5e-3)
+    assert_close(losses[0], losses[1], relative=5e-3)
     # reset before steps 8 and 15
     states = [pack.replicas[0].optimizer.state() for pack in (ours, host)]
     assert {float(value) for key, value in states[0].items() if key.endswith("/step")} == {2.0}
