@@ -29,6 +29,8 @@ _NORMS_BEFORE = {
     "gate_up": ("post_norm", "gate_up_norm"),
     "down": ("ffn_sub_norm",),
 }
+# of these, only where the config has inner norms
+_INNER_NORMS = ("qkv_norm", "gate_up_norm")
 # up to this many positions attention as plain matmuls is faster on the CPU than SDPA
 _PLAIN_ATTENTION_POSITIONS = 64
 # not cuDNN: it makes a plan for every shape, which costs an H100 a second at the start for 2 % of a step at most
@@ -41,7 +43,7 @@ _INDUCTOR_ADVICE = (r"\s*Online softmax is disabled on the fly", r"\s*TensorFloa
 # every shape is compiled anew, and with `fullgraph` torch raises beyond its limit, which is 8 by default
 _RECOMPILE_LIMIT = 64
 
-_Heads = tuple[Tensor, Tensor, Tensor]
+_Heads = tuple[Tensor, ...]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -52,10 +54,6 @@ class LayerWeights:
 
     matrices: Mapping[str, Operand]
     norms: Mapping[str, Tensor]
-
-    def norms_before(self, matrix: str) -> dict[str, Tensor]:
-        """Return the norms in front of a matrix."""
-        return {key: self.norms[key] for key in _NORMS_BEFORE[matrix] if key in self.norms}
 
 
 @dataclass
@@ -108,6 +106,11 @@ class Layer:
         self._on_gpu = device.type == "cuda"
         short = positions <= _PLAIN_ATTENTION_POSITIONS
         self._plain_attention = short and not self._on_gpu and self._heads == self._kv_heads
+        has_inner = config.inner_norms
+        self._norms_before = {
+            matrix: [norm for norm in norms if has_inner or norm not in _INNER_NORMS]
+            for matrix, norms in _NORMS_BEFORE.items()
+        }
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
         # SDPA needs no mask, which would be large for long rows
         masked = positions if self._plain_attention else 0
@@ -123,8 +126,10 @@ class Layer:
         heads, before = self._before(x_RNH, weights, quant)
         a_RNH, attention = self._attend(heads, x_RNH.shape[0])
         x_RNH, after = self._after(x_RNH, a_RNH, weights, quant)
-        inputs, norms = before.inputs | after.inputs, before.norms | after.norms
-        return x_RNH, LayerActivations(inputs, norms, attention, after.gate_up)
+        after.inputs.update(before.inputs)
+        after.norms.update(before.norms)
+        after.attention = attention
+        return x_RNH, after
 
     def _backward(
         self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
@@ -133,7 +138,9 @@ class Layer:
         grad_RNH, grad_a_RNH, after = self._backward_after(grad_RNH, saved, weights)
         grad_heads = self._attend_backward(grad_a_RNH, saved.attention)
         grad_RNH, before = self._backward_before(grad_RNH, grad_heads, saved, weights)
-        return grad_RNH, LayerGradients(after.norms | before.norms, after.matrix_factors | before.matrix_factors)
+        after.norms.update(before.norms)
+        after.matrix_factors.update(before.matrix_factors)
+        return grad_RNH, after
 
     def _before_attention(
         self, x_RNH: Tensor, weights: LayerWeights, quant: Quantization
@@ -141,6 +148,10 @@ class Layer:
         """Return queries [R·B, A, T, D] and keys and values [R·B, G, T, D], queries and keys rotated."""
         saved = LayerActivations()
         qkv_RNO = self._linear("qkv", x_RNH, weights, quant, saved)
+        if self._plain_attention:
+            heads = functional.split_heads(qkv_RNO, self._positions, self._config.head_size, x_RNH.dtype)
+            query, key = functional.rotate(heads[:2], self._cos_TD, self._sin_TD).flatten(1, 2).unbind(0)
+            return (query, key, heads[2].flatten(0, 1)), saved
         heads = qkv_RNO.view(-1, self._positions, self._heads + 2 * self._kv_heads, self._config.head_size)
         # rotary embeddings treat queries and keys alike, so one call rotates both
         query_key, value = heads.transpose(1, 2).split([self._heads + self._kv_heads, self._kv_heads], dim=1)
@@ -149,7 +160,7 @@ class Layer:
         # on a GPU in the dtype of the precision, for SDPA's fast kernels; elsewhere in that of the weights
         dtype = self._matmul.dtype if self._on_gpu else x_RNH.dtype
         # SDPA saves v for backward: a view would keep all of qkv in memory
-        value = value.to(dtype) if self._plain_attention or value.dtype != dtype else value.clone()
+        value = value.to(dtype) if value.dtype != dtype else value.clone()
         return (query.to(dtype), key.to(dtype), value), saved
 
     def _after_attention(
@@ -178,17 +189,23 @@ class Layer:
     ) -> tuple[Tensor, LayerGradients]:
         """Return the gradients of the residual stream before the layer and of the weights."""
         grads = LayerGradients()
-        grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
-        grad_query_key = torch.cat((grad_query, grad_key), dim=1)
-        grad_query_key = functional.rotate_backward(grad_query_key, self._cos_TD, self._sin_TD)
-        grad_qkv_RNO = torch.cat((grad_query_key, grad_value), dim=1).transpose(1, 2).reshape(*grad_RNH.shape[:2], -1)
+        if self._plain_attention:
+            (grads_3,) = grad_heads
+            grads_3[:2].copy_(functional.rotate_backward(grads_3[:2], self._cos_TD, self._sin_TD))
+            grad_qkv_RNO = functional.merge_heads(grads_3).view(*grad_RNH.shape[:2], -1)
+        else:
+            grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
+            grad_query_key = torch.cat((grad_query, grad_key), dim=1)
+            grad_query_key = functional.rotate_backward(grad_query_key, self._cos_TD, self._sin_TD)
+            grad_qkv = torch.cat((grad_query_key, grad_value), dim=1).transpose(1, 2)
+            grad_qkv_RNO = grad_qkv.reshape(*grad_RNH.shape[:2], -1)
         return grad_RNH + self._linear_backward("qkv", grad_qkv_RNO, saved, weights, grads), grads
 
     def _linear(
         self, matrix: str, x_RNI: Tensor, weights: LayerWeights, quant: Quantization, saved: LayerActivations
     ) -> Tensor:
         """Normalize, quantize and multiply; add to `saved` what backward needs."""
-        norms = list(weights.norms_before(matrix).values())
+        norms = [weights.norms[norm] for norm in self._norms_before[matrix]]
         normed_RNI, saved.norms[matrix] = functional.normalize(x_RNI, norms, self._config.rms_norm_eps)
         saved.inputs[matrix] = self._matmul.activations(normed_RNI, quant)
         return self._matmul.multiply(saved.inputs[matrix], weights.matrices[matrix])
@@ -199,25 +216,25 @@ class Layer:
         """Return the gradient of the input of a matrix's norms; add those of norms and matrix to `grads`."""
         grad_RNO = self._matmul.cast(grad_RNO)
         grads.matrix_factors[matrix] = (grad_RNO, self._matmul.dequantize(saved.inputs[matrix]))
-        grad_RNI = torch.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
-        norms = weights.norms_before(matrix)
-        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], list(norms.values()))
-        grads.norms.update(zip(norms, norm_grads_RF, strict=True))
+        grad_RNI = self._matmul.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
+        names = self._norms_before[matrix]
+        norms = [weights.norms[norm] for norm in names]
+        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], norms)
+        grads.norms.update(zip(names, norm_grads_RF, strict=True))
         return grad_RNI
 
     def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output of attention [R, N, A·D] and what its backward needs."""
-        with self._matmul.default_blas():
-            if self._plain_attention:
-                q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
-                out, p_or_out = functional.attend(q, k, v, self._mask_TT)
-            else:
-                # the one gradient left to autograd: SDPA's backward kernels differ by device
-                q, k, v = (head.detach().requires_grad_() for head in heads)
-                with torch.enable_grad(), sdpa_kernel(_SDPA_BACKENDS):
-                    grouped = self._heads != self._kv_heads
-                    p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-                out = p_or_out.detach()
+        if self._plain_attention:
+            q, k, v = heads
+            out, p_or_out = functional.attend(q, k, v, self._mask_TT)
+        else:
+            # the one gradient left to autograd: SDPA's backward kernels differ by device
+            q, k, v = (head.detach().requires_grad_() for head in heads)
+            with torch.enable_grad(), sdpa_kernel(_SDPA_BACKENDS):
+                grouped = self._heads != self._kv_heads
+                p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            out = p_or_out.detach()
         out = out.view(-1, self._heads, self._positions, self._config.head_size)
         return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, p_or_out)
 
@@ -225,14 +242,11 @@ class Layer:
         """Return the gradients of queries, keys and values."""
         q, k, v, p_or_out = saved
         grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)
-        with self._matmul.default_blas():
-            if self._plain_attention:
-                grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
-                grad_q, grad_k, grad_v = (grad.view(grad_out.shape) for grad in grads)
-            else:
-                with _repeatable(p_or_out, self._positions):
-                    grad_q, grad_k, grad_v = torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
-        return grad_q, grad_k, grad_v
+        if self._plain_attention:
+            grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
+            return (grads.unflatten(1, grad_out.shape[:2]),)
+        with _repeatable(p_or_out, self._positions):
+            return torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
 
 
 def _repeatable(out: Tensor, positions: int) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig, ParameterGroup
 from bitnetctl.model import functional
 from bitnetctl.model.layer import Layer, LayerActivations, LayerWeights, compile_if
-from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, matmul_into
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
 from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.model.quantization import ternary_codes
 
@@ -196,9 +196,8 @@ class PackedModel:
 
     def logits(self, hidden_RNH: Tensor) -> Tensor:
         """Return the logits [R, N, V] of the head."""
-        with self.matmul.fastest_blas(hidden_RNH.numel() * self.vocab_size):
-            head_RVH = self.matmul.cast(self._head(self._flat))
-            return torch.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
+        head_RVH = self.matmul.cast(self._head(self._flat))
+        return self.matmul.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
     def head_loss(
@@ -220,8 +219,7 @@ class PackedModel:
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             x_RNH = matmul.cast(hidden_RNH[:, part])
-            with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
-                logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
+            logits_RNV = matmul.bmm(x_RNH, head_RVH.mT)
             if self._padded_vocab > self.vocab_size:
                 logits_RNV[..., self.vocab_size :] = -math.inf
             loss_RN, grad_RNV = self._cross_entropy(logits_RNV, targets_RN[:, part])
@@ -229,13 +227,12 @@ class PackedModel:
             if override is not None:
                 override(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = matmul.cast(grad_RNV)
-            with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
-                # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
-                grads.append(torch.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
-                if start == 0:
-                    matmul_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
-                else:
-                    head_gradient_RVH += torch.bmm(grad_RNV.mT, x_RNH / tokens)
+            # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
+            grads.append(matmul.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
+            if start == 0:
+                matmul.multiply_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
+            else:
+                head_gradient_RVH += matmul.bmm(grad_RNV.mT, x_RNH / tokens)
         return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
 
     def _head(self, flat: Mapping[str, Tensor]) -> Tensor:
@@ -301,7 +298,7 @@ class PackedModel:
                 )
                 norms.append(grads.norms)
                 for key, (grad_RNO, x_RNI) in grads.matrix_factors.items():
-                    matmul_into(self._gradient_layers[layer][key], grad_RNO.mT, x_RNI)
+                    self.matmul.multiply_into(self._gradient_layers[layer][key], grad_RNO.mT, x_RNI)
         for key in self._norm_layers[0]:
             torch.stack([norm_grads[key] for norm_grads in reversed(norms)], dim=1, out=self.gradients[key])
         if not self.config.tie_word_embeddings:
@@ -315,7 +312,9 @@ class PackedModel:
             table.index_add_(0, tokens_N, grad_RNH.flatten(0, 1))
 
     def _layer_blas(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
-        """Return the BLAS context of the layers, chosen by the largest matmul in them."""
+        """Return the BLAS context of compiled layers, chosen by the largest matmul in them; others choose for each."""
+        if not self.compiled:
+            return contextlib.nullcontext()
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
 

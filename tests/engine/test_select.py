@@ -17,7 +17,7 @@ from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
-from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact, matmul_into
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import compose
 
@@ -321,7 +321,7 @@ def test_matmuls_are_those_of_double_precision(precision: Precision, tolerance: 
 
     grad = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(1))
     grad_weight = torch.empty(2, 48, 96)
-    matmul_into(grad_weight, matmul.cast(grad).mT, matmul.dequantize(x))
+    matmul.multiply_into(grad_weight, matmul.cast(grad).mT, matmul.dequantize(x))
     grad_x = torch.bmm(matmul.cast(grad), matmul.dequantize(weight))
     grad_x_expected = torch.bmm(grad, exact.dequantize(exact_weight))
     grad_weight_expected = torch.bmm(grad.mT, exact.dequantize(exact_x))
