@@ -41,6 +41,15 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({cpu}, {os.cpu_count()} cores)"
 
 
+@functools.cache
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver; empty where it is not known."""
+    with contextlib.suppress(OSError):
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").split()
+        return next((word for word in words if word[0].isdigit() and "." in word), "")
+    return ""
+
+
 def memory_in_use(device: torch.device) -> int:
     """Return bytes held on the GPU, or resident in this process.
 

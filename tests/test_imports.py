@@ -61,7 +61,8 @@ INSIDE = {
         "batches probe",
         "__init__",
     ),
-    "model": ("quantization functional parameters", "matmul", "layer", "packed", "__init__"),
+    "kernels": ("__init__", "adam cross_entropy embedding norm rotary ternary", "finish"),
+    "model": ("quantization functional parameters", "matmul", "parts layer", "packed", "fused", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",
@@ -73,7 +74,7 @@ INSIDE = {
         "study",
         "__init__",
     ),
-    "engine": ("optim schedule cost", "pack", "cuda_graph", "select", "__init__"),
+    "engine": ("optim schedule cost", "pack", "cuda_graph", "fused", "select", "selfcheck", "__init__"),
     "verdict": (
         "options outcome",
         "rule limits",

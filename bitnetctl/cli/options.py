@@ -98,7 +98,11 @@ RunsDir = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Engine = Annotated[
-    str, typer.Option("--engine", help="auto, eager, graph (the step as one CUDA graph) or compile (kernels fused).")
+    str,
+    typer.Option(
+        "--engine",
+        help="auto, eager, graph (a step as one CUDA graph), compile (fused by torch) or fused (own kernels).",
+    ),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="Of matmuls: auto, fp32, bf16 or int8 (on a GPU).")]
 OnDivergence = Annotated[

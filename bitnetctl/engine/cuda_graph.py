@@ -1,14 +1,14 @@
 """A pack whose whole step runs on the device, captured once as a CUDA graph and replayed.
 
 A small model's step is a thousand short kernels; launched one by one they wait for the host. Here everything that
-changes from step to step (batch offsets, learning rates, quantization λ) is read from tables on the device, at the
-index of a counter that is there too. The host fills the tables for the steps ahead, starts replays, and reads metrics
-only at log points.
+changes from step to step (batches, learning rates, quantization λ) is read from tables on the device, at the index of
+a counter that is there too. The host fills the tables for the steps ahead, starts replays, and reads metrics only at
+log points. The text stays in the memory of the host.
 
 What capture makes constant (weight decay, and whether anything is quantized or interpolated) is the graph's key: a
 stage that changes it gets a graph of its own.
 
-Shapes: R runs, B rows, T positions, N tokens of the training text, S steps of a block.
+Shapes: R runs, B rows, T positions, S steps of a block.
 """
 
 import contextlib
@@ -18,23 +18,27 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.engine.optim import clip_divisor
+from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CaptureError
 from bitnetctl.model.matmul import Quantization
 from bitnetctl.plugins.composition import Composition
 
-# steps whose tables are filled at once
+# steps whose tables are filled at once: at most so many, and so many tokens
 _BLOCK = 256
+_BLOCK_TOKENS = 2**24
 # uncaptured steps before a capture, in which libraries choose their kernels and allocate their workspaces
 _WARM_UP = 3
 # a graph holds memory, and a stage that has ended rarely returns
 _MAX_GRAPHS = 8
+# keys that differ at so many steps are new at every step
+_MAX_KEYS = 64
 
 # nothing is quantized, some λ is not 1, weight decay of every run
 _Key = tuple[bool, bool, tuple[float, ...]]
@@ -53,22 +57,25 @@ class CapturedPack(Pack):
     ) -> None:
         with _on(device):
             super().__init__(configs, compositions, data, device, **options)
-            self._make_tables(data, device)
+            self._make_tables(device)
         self.graphs = GraphCache(device) if device.type == "cuda" else None
         self._checks_on_device = True
         self._block_start, self._next_step = 0, 1
         self._keys: list[_Key] = []
 
-    def _make_tables(self, data: TokenData, device: torch.device) -> None:
+    def _make_tables(self, device: torch.device) -> None:
         """Allocate the tables of a block of steps, its metrics and the counter."""
         runs, batch = len(self.replicas), self.replicas[0].config.data
-        self._tokens_N = torch.from_numpy(data.train_N.astype("int32")).to(device)
-        self._offsets_T1 = torch.arange(batch.sequence_length + 1, device=device)
-        self._starts_SRB = torch.zeros(_BLOCK, runs, batch.batch_size, dtype=torch.long, device=device)
-        self._rates_SR = torch.zeros(_BLOCK, runs, device=device)
-        self._quant_lambdas_SR = torch.ones(_BLOCK, runs, device=device)
-        self._steps_S = torch.zeros(_BLOCK, dtype=torch.long, device=device)
-        self._block_metrics_S3R = torch.full((_BLOCK, 3, runs), torch.nan, device=device)
+        row_tokens = runs * batch.batch_size * (batch.sequence_length + 1)
+        self._block = block = max(1, min(_BLOCK, _BLOCK_TOKENS // row_tokens))
+        self._rows_SRBT1 = torch.zeros(
+            block, runs, batch.batch_size, batch.sequence_length + 1, dtype=torch.int32, device=device
+        )
+        self._rates_SR = torch.zeros(block, runs, device=device)
+        self._decays_SR = torch.zeros(block, runs, device=device)
+        self._quant_lambdas_SR = torch.ones(block, runs, device=device)
+        self._steps_S = torch.zeros(block, dtype=torch.long, device=device)
+        self._block_metrics_S3R = torch.full((block, 3, runs), torch.nan, device=device)
         self._index_1 = torch.zeros(1, dtype=torch.long, device=device)
         # captured optimizer kernels read the rates from this memory, so every step writes them into it
         self._rates_R = torch.zeros(runs, device=device)
@@ -95,39 +102,48 @@ class CapturedPack(Pack):
 
     def _fill(self, first: int) -> None:
         """Fill the tables for a block of steps from `first` on, and reset the counter."""
-        steps = range(first, min(first + _BLOCK, self.steps + 1))
+        steps = range(first, min(first + self._block, self.steps + 1))
         count = len(steps)
         quant_lambdas = [self.quant_lambdas(step) for step in steps]
         rates = [[replica.learning_rate(step) for replica in self.replicas] for step in steps]
-        starts = [[batches.starts_B(step).tolist() for batches in self._batches] for step in steps]
-        self._starts_SRB[:count] = torch.tensor(starts)
+        decays = [tuple(replica.weight_decay(step) for replica in self.replicas) for step in steps]
+        rows = np.stack([batches.rows_BT1(step) for step in steps for batches in self._batches])
+        self._rows_SRBT1[:count] = torch.from_numpy(rows.astype(np.int32)).view(count, *self._rows_SRBT1.shape[1:])
         self._rates_SR[:count] = torch.tensor(rates)
+        self._decays_SR[:count] = torch.tensor(decays)
         self._quant_lambdas_SR[:count] = torch.tensor(quant_lambdas)
         self._steps_S[:count] = torch.arange(first, first + count)
         self._index_1.zero_()
         self._block_start = first
-        decays = [tuple(replica.weight_decay(step) for replica in self.replicas) for step in steps]
         self._keys = [
-            (set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, decays_R)
+            (set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, self._captured_decays(decays_R))
             for lambdas_R, decays_R in zip(quant_lambdas, decays, strict=True)
         ]
 
+    def _captured_decays(self, decays_R: tuple[float, ...]) -> tuple[float, ...]:
+        """Return what of the weight decays of a step its graph holds as constants: stock optimizers hold all."""
+        return decays_R
+
     def _step_on_device(self, key: _Key) -> None:
         """Train the step at the counter and increment it, without a synchronization."""
-        off, interpolates, decays = key
-        starts_RB = self._at_index(self._starts_SRB)
-        rows_RBT1 = self._tokens_N[starts_RB.unsqueeze(-1) + self._offsets_T1].long()
-        quant_lambda_R = self._at_index(self._quant_lambdas_SR) if interpolates and not off else None
-        self._compute(rows_RBT1, Quantization(off=off, quant_lambda_R=quant_lambda_R))
+        decays = key[2]
+        self._compute(self._at_index(self._rows_SRBT1).long(), self._quantization(key))
         self._check_finite(self._at_index(self._steps_S))
         divisor_R = clip_divisor(self._metrics_3R[2], self._max_norm_R)
         self._rates_R.copy_(self._at_index(self._rates_SR))
         for run, replica in enumerate(self.replicas):
             # a divisor, even of 1, makes the fused kernel write the gradients back
             divisor = None if replica.config.optimizer.max_norm is None else divisor_R[run]
+            assert isinstance(replica.optimizer, RunOptimizer)
             replica.optimizer.step(self._rates_R[run], decays[run], divisor=divisor, skip=self._skip_R[run])
         self._block_metrics_S3R.index_copy_(0, self._index_1, self._metrics_3R.unsqueeze(0))
         self._index_1.add_(1)
+
+    def _quantization(self, key: _Key) -> Quantization:
+        off, interpolates, _ = key
+        return Quantization(
+            off=off, quant_lambda_R=self._at_index(self._quant_lambdas_SR) if interpolates and not off else None
+        )
 
     def _at_index(self, table: Tensor) -> Tensor:
         """Return the row of a table at the counter."""
@@ -157,6 +173,9 @@ class GraphCache:
         if graph is None and self.error is None and self._warm_up_runs[key] >= _WARM_UP:
             graph = self._capture(function)
         if graph is None:
+            if len(self._warm_up_runs) > _MAX_KEYS and self.error is None:
+                self.error = "weight decay, which a graph holds, changes from step to step"
+                self.on_error(self.error)
             self._run_uncaptured(key, function)
             return
         self._graphs[key] = graph

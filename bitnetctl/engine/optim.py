@@ -116,6 +116,37 @@ def _initial_state(flat: Tensor) -> dict[str, Tensor]:
     }
 
 
+class RunMoments:
+    """The moments and the number of updates of one run: views of those of its pack."""
+
+    def __init__(self, moments: Mapping[str, tuple[Tensor, Tensor]], updates: Tensor) -> None:
+        self._moments, self._updates = moments, updates
+
+    def reset_moments(self) -> None:
+        """Zero both moments and the step count, as if the next update were the first."""
+        for pair in self._moments.values():
+            for moment in pair:
+                moment.zero_()
+        self._updates.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors as `flat parameter/key`, such as `head/exp_avg`."""
+        return {
+            f"{name}/{key}": value
+            for name, pair in self._moments.items()
+            for key, value in zip(("step", "exp_avg", "exp_avg_sq"), (self._updates, *pair), strict=True)
+        }
+
+    def state_like(self) -> dict[str, Tensor]:
+        """Return tensors with the names, shapes and dtypes of what `state` returns."""
+        return self.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        for path, value in self.state().items():
+            value.copy_(tensors[path])
+
+
 def clip_divisor(norm: Tensor, max_norm: float | Tensor) -> Tensor:
     """Return the divisor that clips gradients to a global norm of `max_norm`: max(1, (norm + 1e-6) / max_norm)."""
     return ((norm + 1e-6) / max_norm).clamp_(min=1.0).to(torch.float32)

@@ -6,8 +6,8 @@ Shapes: R runs, B rows, T positions, N = B·T tokens, H hidden, V vocabulary.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
-from bitnetctl.engine.optim import RunOptimizer, clip_divisor
+from bitnetctl.engine.optim import RunMoments, RunOptimizer, clip_divisor
 from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.model.matmul import Precision, Quantization
 from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
@@ -37,7 +37,7 @@ class Replica:
         self.composition = composition
         composition.seed = config.seed
         self.flat_parameters = model.flat_parameters(run)
-        self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
+        self.optimizer: RunOptimizer | RunMoments = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
         self.diverged_at: int | None = None
         self.failure: PluginError | None = None
         self.halved_after: Sequence[int] = ()
@@ -98,7 +98,7 @@ class Pack:
         if len({config.pack_key for config in configs}) != 1:
             raise ConfigError("runs of different shape cannot train in one pack")
         self.device = device
-        self.model = PackedModel(
+        self.model = self._make_model(
             [config.model for config in configs],
             data.vocab_size,
             [config.seed for config in configs],
@@ -122,6 +122,9 @@ class Pack:
         for run, replica in enumerate(self.replicas):
             with self.failing_alone(run):
                 replica.compute_schedules()
+
+    def _make_model(self, *args: Any, **options: Any) -> PackedModel:
+        return PackedModel(*args, **options)
 
     @property
     def loss_R(self) -> Tensor:
@@ -208,6 +211,13 @@ class Pack:
 
     def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
         """Compute the gradients and metrics of a batch."""
+        loss_R, objectives = self._compute_gradients(rows_RBT1, quantization)
+        torch.stack((loss_R, loss_R, self.model.gradient_norms()), out=self._metrics_3R)
+        for run, objective in objectives.items():
+            self._metrics_3R[1, run] = objective
+
+    def _compute_gradients(self, rows_RBT1: Tensor, quantization: Quantization) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """Compute the gradients of a batch; return every run's loss, and the objective of those that override it."""
         targets_RN = rows_RBT1[..., 1:].flatten(1)
         activations = self.model.forward_for_backward(rows_RBT1[..., :-1], quantization)
         objectives: dict[int, Tensor] = {}
@@ -221,7 +231,7 @@ class Pack:
         def override(logits_RNV: Tensor, grad_RNV: Tensor) -> None:
             """Write N times the gradient of the objective of each run that overrides it: `head_loss` divides by N."""
             for run in overriding:
-                logits_NV = logits_RNV[run].to(grad_RNV.dtype).requires_grad_()
+                logits_NV = logits_RNV[run].to(torch.promote_types(grad_RNV.dtype, torch.float32)).requires_grad_()
                 with self.failing_alone(run):
                     objective, grad_NV = self.replicas[run].composition.loss_and_gradient(logits_NV, targets_RN[run])
                     torch.mul(grad_NV, grad_NV.shape[0], out=grad_RNV[run])
@@ -229,9 +239,7 @@ class Pack:
 
         loss_R, grad_RNH = self.model.head_loss(activations.hidden_RNH, targets_RN, override if overriding else None)
         self.model.backward(activations, grad_RNH)
-        torch.stack((loss_R, loss_R, self.model.gradient_norms()), out=self._metrics_3R)
-        for run, objective in objectives.items():
-            self._metrics_3R[1, run] = objective
+        return loss_R, objectives
 
     def _check_finite(self, step: int | Tensor) -> None:
         """Mark the runs whose objective or gradient norm is not finite; they are not updated from here on."""
@@ -291,4 +299,5 @@ class Pack:
             replica.optimizer.reset_moments()
         skip = self._skip_R[run] if self._checks_on_device else None
         rate, decay = replica.learning_rate(step), replica.weight_decay(step)
+        assert isinstance(replica.optimizer, RunOptimizer)
         replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)

@@ -14,15 +14,17 @@ from torch.utils._triton import has_triton
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
+from bitnetctl.engine.cost import NODE_SECONDS, step_nodes
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import has_bf16_matmul
 from bitnetctl.model.matmul import Precision, int8_sum_is_exact
 from bitnetctl.model.parameters import num_parameters, parameter_specs
+from bitnetctl.model.parts import Part, supported_parts
 from bitnetctl.plugins.composition import Composition
 
-Engine: TypeAlias = Literal["eager", "graph", "compile"]
+Engine: TypeAlias = Literal["eager", "graph", "compile", "fused"]
 
 # below this many parameters the matmuls are too small to make up for the casts to bf16
 _BF16_FROM_PARAMETERS = 2_000_000
@@ -31,18 +33,19 @@ _TRIAL_SECONDS = 1.0
 _MIN_TRIALS, _MAX_TRIALS = 3, 9
 # so many times the time of the fastest: not tried again
 _HOPELESS = 4.0
-# from this hidden size on the work of a step's kernels takes longer than their launches
-_COMPILE_FROM_HIDDEN = 1024
+# on an H100, beyond what a captured step needs: compiling with an empty cache
+_COMPILE_SECONDS = 20.0
 # `torch._int_mm` on a GPU: widths in multiples of this, and at least so many tokens
 _INT8_MULTIPLE, _INT8_TOKENS = 8, 17
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run is computed, as `run.json` names it."""
+    """How a run is computed, as `run.json` names it; `kernels` are the parts of a step that own kernels compute."""
 
     engine: Engine
     precision: Precision
+    kernels: frozenset[Part] = frozenset()
 
 
 def choose(
@@ -50,29 +53,47 @@ def choose(
 ) -> Execution:
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
 
-    `auto` is, on the CPU, eager, in bf16 from 2 M parameters on if the CPU has bf16 matmuls; on a GPU, a CUDA graph,
-    from hidden size 1024 on compiled too if Triton and a C compiler are there, in bf16 if the GPU has it.
+    `auto` is, on the CPU, eager, in bf16 from 2 M parameters on if the CPU has bf16 matmuls. On a GPU it is bf16 if the
+    GPU has it, in a CUDA graph: of own kernels if Triton and a C compiler are there and the layers have kernels, else
+    of compiled layers if that saves more time than it takes. `proven` checks what is not plain before it is taken.
     """
-    return Execution(
-        engine=_engine(engine, config, device), precision=_precision(precision, config, vocab_size, device)
-    )
+    chosen = _precision(precision, config, vocab_size, device)
+    return _execution(_engine(engine, config, device, chosen), config, chosen)
 
 
-def _engine(requested: str, config: RunConfig, device: torch.device) -> Engine:
+def _execution(engine: Engine, config: RunConfig, precision: Precision) -> Execution:
+    kernels = supported_parts(config.model, precision) if engine == "fused" else frozenset[Part]()
+    return Execution(engine=engine, precision=precision, kernels=kernels)
+
+
+def without_kernels(execution: Execution, config: RunConfig, device: torch.device) -> Execution:
+    """Return what `auto` takes on a GPU where no own kernel can be used."""
+    return _execution(_plain_engine(config, device), config, execution.precision)
+
+
+def _engine(requested: str, config: RunConfig, device: torch.device, precision: Precision) -> Engine:
+    missing = _missing_to_compile(device)
     match requested:
         case "auto" if device.type == "cpu":
             return "eager"
         case "auto":
-            wide = config.model.hidden_size >= _COMPILE_FROM_HIDDEN
-            return "compile" if wide and _missing_to_compile(device) is None else "graph"
-        case "compile" if missing := _missing_to_compile(device):
+            fused = missing is None and "layers" in supported_parts(config.model, precision)
+            return "fused" if fused else _plain_engine(config, device)
+        case "graph" | "fused" if device.type == "cpu":
+            raise ConfigError(f"--engine {requested} captures CUDA kernels; on the CPU take eager or compile")
+        case "compile" | "fused" if missing:
             plain = "eager" if device.type == "cpu" else "graph"
-            raise ConfigError(f"--engine compile: {device} needs {missing} for it; take --engine {plain}")
-        case "graph" if device.type == "cpu":
-            raise ConfigError("--engine graph captures CUDA kernels; on the CPU take eager or compile")
-        case "eager" | "graph" | "compile":
+            raise ConfigError(f"--engine {requested}: {device} needs {missing} for it; take --engine {plain}")
+        case "eager" | "graph" | "compile" | "fused":
             return requested
     raise ConfigError(f"--engine {requested!r} is unknown; take auto, {', '.join(get_args(Engine))}")
+
+
+def _plain_engine(config: RunConfig, device: torch.device) -> Engine:
+    """Return compile where the nodes that it saves in all steps of a run take longer than compiling, else graph."""
+    saved = (step_nodes(config, "graph") - step_nodes(config, "compile")) * NODE_SECONDS
+    pays = config.steps * saved > _COMPILE_SECONDS
+    return "compile" if pays and _missing_to_compile(device) is None else "graph"
 
 
 def _missing_to_compile(device: torch.device) -> str | None:
@@ -117,8 +138,8 @@ def _int8_refusal(config: RunConfig, vocab_size: int) -> str | None:
 
 
 def uncaptured_engine(engine: Engine) -> Engine:
-    """Return the engine used when capture is impossible: graph → eager."""
-    return "eager" if engine == "graph" else engine
+    """Return the engine used when capture is impossible: all but compile → eager."""
+    return "compile" if engine == "compile" else "eager"
 
 
 def make_pack(
@@ -129,12 +150,28 @@ def make_pack(
     execution: Execution,
 ) -> Pack:
     """Return a pack with this engine and precision; captured on a GPU unless eager or an intervention prevents it."""
+    if device.type == "cuda" and execution.engine != "eager" and all(each.capturable_step for each in compositions):
+        return captured_pack(configs, compositions, data, device, execution)
     compiled = execution.engine == "compile"
-    captured = (
-        device.type == "cuda" and execution.engine != "eager" and all(each.capturable_step for each in compositions)
-    )
-    kind = CapturedPack if captured else Pack
-    return kind(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
+    return Pack(configs, compositions, data, device, precision=execution.precision, compiled=compiled)
+
+
+def captured_pack(
+    configs: Sequence[RunConfig],
+    compositions: Sequence[Composition],
+    data: TokenData,
+    device: torch.device,
+    execution: Execution,
+) -> CapturedPack:
+    """Return a pack whose step runs on the device, with own kernels where the execution names some."""
+    precision = execution.precision
+    if execution.kernels:
+        # with Triton, which few machines without a GPU have
+        from bitnetctl.engine.fused import FusedPack
+
+        return FusedPack(configs, compositions, data, device, precision=precision, parts=execution.kernels)
+    compiled = execution.engine == "compile"
+    return CapturedPack(configs, compositions, data, device, precision=precision, compiled=compiled)
 
 
 def choose_threads(pack: Pack, limit: int) -> int:

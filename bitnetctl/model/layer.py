@@ -29,8 +29,6 @@ _NORMS_BEFORE = {
     "gate_up": ("post_norm", "gate_up_norm"),
     "down": ("ffn_sub_norm",),
 }
-# of these, only where the config has inner norms
-_INNER_NORMS = ("qkv_norm", "gate_up_norm")
 # up to this many positions attention as plain matmuls is faster on the CPU than SDPA
 _PLAIN_ATTENTION_POSITIONS = 64
 # not cuDNN: it makes a plan for every shape, which costs an H100 a second at the start for 2 % of a step at most
@@ -43,17 +41,27 @@ _INDUCTOR_ADVICE = (r"\s*Online softmax is disabled on the fly", r"\s*TensorFloa
 # every shape is compiled anew, and with `fullgraph` torch raises beyond its limit, which is 8 by default
 _RECOMPILE_LIMIT = 64
 
-_Heads = tuple[Tensor, ...]
+_Heads = tuple[Tensor, Tensor, Tensor]
+# of queries, keys and values; with plain attention stacked, so that both operations behind it take all of them at once
+HeadGradients = tuple[Tensor, ...] | Tensor
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """Operands of a layer's matrices, and the weights [R, 1, F] of the norms that it has."""
+    """Operands of a layer's matrices, and the weights [R, 1, F] of the norms that it has.
+
+    `partial_sums` [R, P, F], where own kernels run, receive the gradient of a norm summed over each block of tokens.
+    """
 
     matrices: Mapping[str, Operand]
     norms: Mapping[str, Tensor]
+    partial_sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def norms_before(self, matrix: str) -> dict[str, Tensor]:
+        """Return the norms in front of a matrix."""
+        return {key: self.norms[key] for key in _NORMS_BEFORE[matrix] if key in self.norms}
 
 
 @dataclass
@@ -106,11 +114,6 @@ class Layer:
         self._on_gpu = device.type == "cuda"
         short = positions <= _PLAIN_ATTENTION_POSITIONS
         self._plain_attention = short and not self._on_gpu and self._heads == self._kv_heads
-        has_inner = config.inner_norms
-        self._norms_before = {
-            matrix: [norm for norm in norms if has_inner or norm not in _INNER_NORMS]
-            for matrix, norms in _NORMS_BEFORE.items()
-        }
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
         # SDPA needs no mask, which would be large for long rows
         masked = positions if self._plain_attention else 0
@@ -150,8 +153,8 @@ class Layer:
         qkv_RNO = self._linear("qkv", x_RNH, weights, quant, saved)
         if self._plain_attention:
             heads = functional.split_heads(qkv_RNO, self._positions, self._config.head_size, x_RNH.dtype)
-            query, key = functional.rotate(heads[:2], self._cos_TD, self._sin_TD).flatten(1, 2).unbind(0)
-            return (query, key, heads[2].flatten(0, 1)), saved
+            query, key = functional.rotate(heads[:2], self._cos_TD, self._sin_TD).unbind(0)
+            return (query, key, heads[2]), saved
         heads = qkv_RNO.view(-1, self._positions, self._heads + 2 * self._kv_heads, self._config.head_size)
         # rotary embeddings treat queries and keys alike, so one call rotates both
         query_key, value = heads.transpose(1, 2).split([self._heads + self._kv_heads, self._kv_heads], dim=1)
@@ -185,14 +188,14 @@ class Layer:
         return grad_RNH, self._linear_backward("o", grad_RNH, saved, weights, grads), grads
 
     def _before_attention_backward(
-        self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights
+        self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         """Return the gradients of the residual stream before the layer and of the weights."""
         grads = LayerGradients()
-        if self._plain_attention:
-            (grads_3,) = grad_heads
-            grads_3[:2].copy_(functional.rotate_backward(grads_3[:2], self._cos_TD, self._sin_TD))
-            grad_qkv_RNO = functional.merge_heads(grads_3).view(*grad_RNH.shape[:2], -1)
+        if isinstance(grad_heads, Tensor):
+            query_key = grad_heads[:2]
+            query_key.copy_(functional.rotate_backward(query_key, self._cos_TD, self._sin_TD))
+            grad_qkv_RNO = functional.merge_heads(grad_heads).view(*grad_RNH.shape[:2], -1)
         else:
             grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
             grad_query_key = torch.cat((grad_query, grad_key), dim=1)
@@ -205,7 +208,7 @@ class Layer:
         self, matrix: str, x_RNI: Tensor, weights: LayerWeights, quant: Quantization, saved: LayerActivations
     ) -> Tensor:
         """Normalize, quantize and multiply; add to `saved` what backward needs."""
-        norms = [weights.norms[norm] for norm in self._norms_before[matrix]]
+        norms = list(weights.norms_before(matrix).values())
         normed_RNI, saved.norms[matrix] = functional.normalize(x_RNI, norms, self._config.rms_norm_eps)
         saved.inputs[matrix] = self._matmul.activations(normed_RNI, quant)
         return self._matmul.multiply(saved.inputs[matrix], weights.matrices[matrix])
@@ -217,16 +220,15 @@ class Layer:
         grad_RNO = self._matmul.cast(grad_RNO)
         grads.matrix_factors[matrix] = (grad_RNO, self._matmul.dequantize(saved.inputs[matrix]))
         grad_RNI = self._matmul.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
-        names = self._norms_before[matrix]
-        norms = [weights.norms[norm] for norm in names]
-        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], norms)
-        grads.norms.update(zip(names, norm_grads_RF, strict=True))
+        norms = weights.norms_before(matrix)
+        grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], list(norms.values()))
+        grads.norms.update(zip(norms, norm_grads_RF, strict=True))
         return grad_RNI
 
     def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output of attention [R, N, A·D] and what its backward needs."""
         if self._plain_attention:
-            q, k, v = heads
+            q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
             out, p_or_out = functional.attend(q, k, v, self._mask_TT)
         else:
             # the one gradient left to autograd: SDPA's backward kernels differ by device
@@ -238,13 +240,13 @@ class Layer:
         out = out.view(-1, self._heads, self._positions, self._config.head_size)
         return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, p_or_out)
 
-    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> _Heads:
+    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> HeadGradients:
         """Return the gradients of queries, keys and values."""
         q, k, v, p_or_out = saved
         grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)
         if self._plain_attention:
             grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
-            return (grads.unflatten(1, grad_out.shape[:2]),)
+            return grads.view(3, *grad_out.shape)
         with _repeatable(p_or_out, self._positions):
             return torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from bitnetctl.hardware import mkldnn_fp32_precision, onednn_keeps_fp32
+from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.quantization import (
-    INT8_MAX,
     int8_activations,
     int8_scale,
     ternary_codes,
@@ -56,6 +56,8 @@ class Matmul:
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._int8 = precision == "int8"
+        # whether the sums of a bf16 matmul are written as fp32 without a copy, which a GPU can do
+        self.casts_sums = False
         if device.type == "cuda":
             # by default cuBLAS may add partial sums of a split matmul in bf16
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -121,6 +123,8 @@ class Matmul:
         """Write a · b into `target`, cast to its dtype."""
         if target.dtype == a.dtype:
             self.bmm(a, b, out=target)
+        elif self.casts_sums:
+            torch.bmm(a, b, out_dtype=target.dtype, out=target)
         else:
             target.copy_(self.bmm(a, b))
 

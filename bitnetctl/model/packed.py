@@ -26,7 +26,7 @@ from bitnetctl.model.quantization import ternary_codes
 _FLAT: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
 FLAT_GROUPS = {flat: group for group, flat in _FLAT.items()}
 # those with a row for each token of the vocabulary, which may be padded
-_TABLES = ("embed", "head")
+TABLES = ("embed", "head")
 # matmuls on a GPU are faster in such multiples; the padding rows are never seen from outside
 _VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 # tokens, over all runs, whose logits are in a GPU's memory at once
@@ -109,7 +109,7 @@ class PackedModel:
         sizes: dict[str, int] = {}
         for spec in self.parameter_specs.values():
             name = _FLAT[spec.group]
-            rows = self._padded_vocab if name in _TABLES else spec.shape[0]
+            rows = self._padded_vocab if name in TABLES else spec.shape[0]
             sizes[name] = sizes.get(name, 0) + rows * math.prod(spec.shape[1:])
         return {name: torch.zeros(self.num_runs, size, device=self.device) for name, size in sizes.items()}
 
@@ -129,7 +129,7 @@ class PackedModel:
         """
         parameters = {}
         for name, flat in self._flat.items():
-            size = self.vocab_size * self.config.hidden_size if name in _TABLES else flat.shape[1]
+            size = self.vocab_size * self.config.hidden_size if name in TABLES else flat.shape[1]
             parameters[name] = flat[run, :size].requires_grad_()
             parameters[name].grad = self._flat_gradients[name][run, :size]
         return parameters
@@ -210,30 +210,44 @@ class PackedModel:
         tokens at once.
         """
         matmul, tokens = self.matmul, hidden_RNH.shape[1]
-        head_RVH, head_gradient_RVH = matmul.cast(self._head(self._flat)), self._head(self._flat_gradients)
+        head_RVH, head_gradient_RVH = self._head_operand(), self._head(self._flat_gradients)
         # every chunk reads and writes the whole gradient of the head, so few large chunks are faster
         chunk = max(self.config.hidden_size, _GPU_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
         if override is not None or tokens <= 2 * chunk:
             chunk = tokens
-        loss_R, grads = torch.zeros(self.num_runs, device=self.device), []
+        losses, grads = [], []
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             x_RNH = matmul.cast(hidden_RNH[:, part])
             logits_RNV = matmul.bmm(x_RNH, head_RVH.mT)
-            if self._padded_vocab > self.vocab_size:
-                logits_RNV[..., self.vocab_size :] = -math.inf
-            loss_RN, grad_RNV = self._cross_entropy(logits_RNV, targets_RN[:, part])
-            loss_R += loss_RN.sum(-1) / tokens
+            loss_RN, grad_RNV = self._token_losses(logits_RNV, targets_RN[:, part], in_place=override is None)
+            losses.append(loss_RN)
             if override is not None:
                 override(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = matmul.cast(grad_RNV)
             # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
-            grads.append(matmul.bmm(grad_RNV, head_RVH).to(hidden_RNH.dtype).div_(tokens))
+            grads.append(self._scaled_gradient(matmul.bmm(grad_RNV, head_RVH), tokens))
             if start == 0:
                 matmul.multiply_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
             else:
                 head_gradient_RVH += matmul.bmm(grad_RNV.mT, x_RNH / tokens)
-        return loss_R, torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
+        if len(losses) > 1:
+            losses, grads = [torch.cat(losses, dim=1)], [torch.cat(grads, dim=1)]
+        return losses[0].mean(-1), grads[0]
+
+    def _scaled_gradient(self, grad_RNH: Tensor, tokens: int) -> Tensor:
+        """Return the gradient of the mean loss of `tokens` tokens from that of their sum, as `backward` takes it."""
+        return grad_RNH.to(self._flat["embed"].dtype).div_(tokens)
+
+    def _head_operand(self) -> Tensor:
+        """Return the head [R, V, H], padded, in the dtype of the precision."""
+        return self.matmul.cast(self._head(self._flat))
+
+    def _token_losses(self, logits_RNV: Tensor, targets_RN: Tensor, *, in_place: bool) -> tuple[Tensor, Tensor]:
+        """Return every token's loss [R, N] and its gradient [R, N, V]; `in_place`: the logits may be overwritten."""
+        if self._padded_vocab > self.vocab_size:
+            logits_RNV[..., self.vocab_size :] = -math.inf
+        return self._cross_entropy(logits_RNV, targets_RN)
 
     def _head(self, flat: Mapping[str, Tensor]) -> Tensor:
         """Return the head [R, V, H], padded, of the flat parameters or of their gradients."""
@@ -256,14 +270,9 @@ class PackedModel:
         quantize, normalize = self._quantized_matrices, functional.normalize
         if for_backward:
             quantize, normalize = self._quantize, self._normalize
-        layer = self._layer(positions, compiled=self.compiled and for_backward)
+        layer = self._training_layer(positions) if for_backward else self._layer(positions, compiled=False)
         with self._layer_blas(tokens_RN):
-            matrices = quantize(quant)
-            weights = [
-                LayerWeights(matrices={key: operands[index] for key, operands in matrices.items()}, norms=norms)
-                for index, norms in enumerate(self._norm_layers)
-            ]
-            layers = []
+            weights, layers = self._layer_weights(quantize(quant), tokens_RN.shape[1]), []
             for layer_weights in weights:
                 x_RNH, activations = layer.forward(x_RNH, layer_weights, quant)
                 if for_backward:
@@ -278,6 +287,13 @@ class PackedModel:
             layers=layers,
         )
 
+    def _layer_weights(self, matrices: Mapping[str, list[Operand]], tokens: int) -> list[LayerWeights]:
+        """Return the weights of every layer, as it takes them for `tokens` tokens of a run."""
+        return [
+            LayerWeights(matrices={key: operands[index] for key, operands in matrices.items()}, norms=norms)
+            for index, norms in enumerate(self._norm_layers)
+        ]
+
     def _quantized_matrices(self, quant: Quantization) -> dict[str, list[Operand]]:
         """Return the operands of every layer by matrix."""
         return {key: self.matmul.weights(self.packed[key], self.segments(key), quant) for key in self._matrices}
@@ -288,8 +304,7 @@ class PackedModel:
 
         Where the head is tied to the embeddings, `head_loss` must have written its gradient: this adds to it.
         """
-        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, activations.final_norm, self._final_norm)
-        self.gradients["final_norm"].copy_(final_RH)
+        grad_RNH = self._final_norm_backward(grad_RNH, activations.final_norm)
         norms: list[dict[str, Tensor]] = []
         with self._layer_blas(activations.tokens_RN):
             for layer in range(self.config.num_layers - 1, -1, -1):
@@ -299,12 +314,26 @@ class PackedModel:
                 norms.append(grads.norms)
                 for key, (grad_RNO, x_RNI) in grads.matrix_factors.items():
                     self.matmul.multiply_into(self._gradient_layers[layer][key], grad_RNO.mT, x_RNI)
+        self._write_norm_gradients(norms[::-1], grad_RNH.shape[1])
+        self._write_embedding_gradient(activations.tokens_RN, grad_RNH)
+
+    def _final_norm_backward(self, grad_RNH: Tensor, saved: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the gradient of the residual stream; write that of the last norm."""
+        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, saved, self._final_norm)
+        self.gradients["final_norm"].copy_(final_RH)
+        return grad_RNH
+
+    def _write_norm_gradients(self, layers: Sequence[Mapping[str, Tensor]], tokens: int) -> None:
+        """Write the gradients of all norms but the last, given by layer."""
         for key in self._norm_layers[0]:
-            torch.stack([norm_grads[key] for norm_grads in reversed(norms)], dim=1, out=self.gradients[key])
+            torch.stack([gradients[key] for gradients in layers], dim=1, out=self.gradients[key])
+
+    def _write_embedding_gradient(self, tokens_RN: Tensor, grad_RNH: Tensor) -> None:
+        """Write the gradient of the embeddings, or add it to the head's where they are tied."""
         if not self.config.tie_word_embeddings:
             self._flat_gradients["embed"].zero_()
         table = self._flat_gradients["embed"].view(-1, self.config.hidden_size)
-        tokens_N = activations.tokens_RN.flatten()
+        tokens_N = tokens_RN.flatten()
         if self.device.type == "cuda":
             # deterministic: it sorts, where index_add_ adds atomically in any order
             table.index_put_((tokens_N,), grad_RNH.flatten(0, 1), accumulate=True)
@@ -317,6 +346,9 @@ class PackedModel:
             return contextlib.nullcontext()
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
+
+    def _training_layer(self, positions: int) -> Layer:
+        return self._layer(positions, compiled=self.compiled)
 
     def _layer(self, positions: int, *, compiled: bool) -> Layer:
         key = (positions, compiled)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SCALE_FLOOR = 1e-5
-INT8_MAX = 127
+from bitnetctl.kernels import INT8_MAX, SCALE_FLOOR
 
 
 def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int], scratch: Tensor | None = None) -> Tensor:

@@ -71,7 +71,10 @@ class _Provenance(_Document):
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, Any] | None = None
     device: str | None = None
-    engine: str | None = Field(None, description="eager, graph or compile")
+    engine: str | None = Field(None, description="eager, graph, compile or fused")
+    kernels: list[str] | None = Field(
+        None, description="parts of a step that own kernels compute; unknown in an older file"
+    )
     precision: str | None = Field(None, description="of the matmuls: fp32, bf16 or int8")
     threads: int | None = None
     plugins: list[PluginInfo] = Field(default_factory=list)

@@ -14,6 +14,7 @@ from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack, uncaptured_engine
+from bitnetctl.engine.selfcheck import proven
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
@@ -90,7 +91,7 @@ class TrainerFactory:
             start = resume_point(acquired, self.options.resume, self.options.log)
             execution = self.execution(acquired[0].run.effective, start.previous)
             self.options.progress(f"building {plural(len(acquired), 'model')}", 0, None)
-            pack = self._make_pack(acquired, tokens, execution)
+            pack, execution = self._make_pack(acquired, tokens, execution)
             for replica, manifest in zip(pack.replicas, start.manifests, strict=bool(start.manifests)):
                 refuse_other_config(manifest, replica.config)
             stack.callback(torch.set_num_threads, self._threads)
@@ -105,6 +106,7 @@ class TrainerFactory:
                 "device": device_name(self.device),
                 "engine": engine,
                 "precision": execution.precision,
+                "kernels": sorted(execution.kernels) if isinstance(pack, CapturedPack) else [],
                 "threads": threads,
                 "data": data_metadata(tokens),
                 "pack": [artifacts.name for artifacts in acquired],
@@ -128,14 +130,25 @@ class TrainerFactory:
         state_bytes = 12 * num_parameters(config.model, tokens.vocab_size)
         require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
 
-    def _make_pack(self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution) -> Pack:
+    def _make_pack(
+        self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution
+    ) -> tuple[Pack, Execution]:
+        """Return the pack of the runs, and how it is computed: with those fast paths only that are proven here."""
         # new instances for each run, since interventions may keep state
         compositions = [registry.compose(artifacts.run.config.interventions) for artifacts in acquired]
         effective = [
             composition.configure(artifacts.run.config)
             for composition, artifacts in zip(compositions, acquired, strict=True)
         ]
-        return make_pack(effective, compositions, tokens, self.device, execution)
+        if all(composition.capturable_step for composition in compositions):
+            interpolates = any(
+                composition.overrides("quantization") or config.model.quantization not in (0.0, 1.0)
+                for composition, config in zip(compositions, effective, strict=True)
+            )
+            execution = proven(
+                execution, effective, tokens.vocab_size, self.device, interpolates=interpolates, log=self.options.log
+            )
+        return make_pack(effective, compositions, tokens, self.device, execution), execution
 
     def _set_threads(self, pack: Pack, previous: Manifest | None) -> int:
         """Set and return the number of threads; a resumed run keeps its number: sums depend on it in the last bit."""

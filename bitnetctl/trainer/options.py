@@ -17,11 +17,11 @@ class TrainOptions:
     Values of a run depend on these by rounding only, except for `on_divergence="rollback"`, which halves the learning
     rate of a run that diverges and resumes it from its last checkpoint, at most three times.
 
-    `device` is auto, cpu, cuda or cuda:N; `engine` auto, eager, graph or compile; `precision` auto, fp32, bf16 or int8.
-    `checkpoint_every` is in steps; unset: at evaluations, when saving costs at most 0.5 % of the time since the last
-    checkpoint, or after 15 minutes. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is called
-    after every step; once true, the run is saved and the training stops. `progress(what, done, total)` follows the
-    preparation of the text, `log(line)` takes lines that concern no single run.
+    `device` is auto, cpu, cuda or cuda:N; `engine` auto, eager, graph, compile or fused; `precision` auto, fp32, bf16
+    or int8. `checkpoint_every` is in steps; unset: at evaluations, when saving costs at most 0.5 % of the time since
+    the last checkpoint, or after 15 minutes. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is
+    called after every step; once true, the run is saved and the training stops. `progress(what, done, total)` follows
+    the preparation of the text, `log(line)` takes lines that concern no single run.
     """
 
     runs_dir: Path = Path("runs")

@@ -1,0 +1,60 @@
+"""The self-check of what is faster than torch's plain operations, on this card: each part of our own kernels, compiled.
+
+Here a check that fails stops nothing; training leaves such a part to the plain operations.
+"""
+
+import time
+from collections.abc import Iterator
+
+from benchmarks.gpu_parts.commands import TINY
+from benchmarks.gpu_parts.report import NotMeasuredError, Options, Report
+from benchmarks.step import VOCABULARIES
+from bitnetctl.config import RunConfig, build_config
+from bitnetctl.engine import selfcheck
+from bitnetctl.engine.selfcheck import Check
+from bitnetctl.hardware import has_bf16_matmul, resolve_device
+from bitnetctl.model.matmul import Precision
+from bitnetctl.model.parts import PARTS, supported_parts
+
+_HIDDEN = (256, 512)
+_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32", "int8")
+
+
+def run(report: Report, options: Options) -> None:
+    """Run every check at the shapes of `origin`, and report each."""
+    device = resolve_device(options.device)
+    if device.type != "cuda":
+        raise NotMeasuredError("the checks are for a GPU")
+    for check in checks(options.quick, has_bf16=has_bf16_matmul(device)):
+        start = time.perf_counter()
+        problem = selfcheck.run_check(check, device)
+        row = {"part": check.part, "precision": check.precision, "hidden": check.config.model.hidden_size}
+        row |= {"interpolates": check.interpolates, "seconds": time.perf_counter() - start, "problem": problem or ""}
+        report.row("checks", row)
+        if problem is not None:
+            report.failed(f"{check.part}, {check.precision}, hidden {check.config.model.hidden_size}: {problem}")
+
+
+def checks(quick: bool, *, has_bf16: bool) -> Iterator[Check]:
+    """Yield the checks in order of worth; compiling, which takes longest, comes last."""
+    for hidden in _HIDDEN[:1] if quick else _HIDDEN:
+        config = _config(hidden, quick)
+        for precision in _PRECISIONS:
+            if precision != "fp32" and not has_bf16:
+                continue
+            parts = supported_parts(config.model, precision)
+            for part in (part for part in PARTS if part in parts):
+                for interpolates in (False, True) if part in ("weights", "layers") else (False,):
+                    yield _check(part, config, precision, interpolates=interpolates)
+    if not quick:
+        yield _check("compile", _config(_HIDDEN[0], quick), "bf16" if has_bf16 else "fp32", interpolates=False)
+
+
+def _config(hidden: int, quick: bool) -> RunConfig:
+    tiny = [f"{name}={value}" for name, value in TINY.items()] if quick else []
+    return selfcheck._small(build_config("origin", overrides=[*tiny, f"model.hidden_size={32 if quick else hidden}"]))
+
+
+def _check(part: str, config: RunConfig, precision: Precision, *, interpolates: bool) -> Check:
+    vocab_size = min(VOCABULARIES["origin"], selfcheck._MAX_VOCABULARY)
+    return Check(part=part, config=config, vocab_size=vocab_size, precision=precision, interpolates=interpolates)
