@@ -19,7 +19,7 @@ from bitnetctl.kernels.embedding import MAX_TOKENS, add_rows_, embedding_rows
 from bitnetctl.kernels.norm import norm_quantize, norm_quantize_backward, token_blocks
 from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
-from bitnetctl.model.layer import Layer, LayerActivations, LayerGradients, LayerWeights
+from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
 from bitnetctl.model.matmul import Matmul, Operand, Quantization
 from bitnetctl.model.packed import TABLES, PackedModel
 from bitnetctl.model.parts import PARTS, Part
@@ -230,10 +230,12 @@ class FusedLayer(Layer):
         return grad_RNH, self._fused_backward("o", grad_RNO, saved, weights, grads, dtype=attention), grads
 
     def _before_attention_backward(
-        self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights
+        self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         grads = LayerGradients()
-        grad_qkv_RNO = rotate_backward(*grad_heads, self._cos_TD, self._sin_TD, grad_RNH.shape[0])
+        grad_qkv_RNO = rotate_backward(
+            grad_heads[0], grad_heads[1], grad_heads[2], self._cos_TD, self._sin_TD, grad_RNH.shape[0]
+        )
         grad_RNH = self._fused_backward(
             "qkv", grad_qkv_RNO, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH
         )

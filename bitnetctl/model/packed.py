@@ -207,9 +207,8 @@ class PackedModel:
 
     def logits(self, hidden_RNH: Tensor, head_RVH: Tensor | None = None) -> Tensor:
         """Return the logits [R, N, V] of the head, cast already or by default as it is now."""
-        with self.matmul.fastest_blas(hidden_RNH.numel() * self.vocab_size):
-            head_RVH = self._head_operand() if head_RVH is None else head_RVH
-            return torch.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
+        head_RVH = self._head_operand() if head_RVH is None else head_RVH
+        return self.matmul.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
     def head_loss(
@@ -231,20 +230,18 @@ class PackedModel:
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             x_RNH = matmul.cast(hidden_RNH[:, part])
-            with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
-                logits_RNV = torch.bmm(x_RNH, head_RVH.mT)
+            logits_RNV = matmul.bmm(x_RNH, head_RVH.mT)
             loss_RN, grad_RNV = self._token_losses(logits_RNV, targets_RN[:, part], in_place=override is None)
             losses.append(loss_RN)
             if override is not None:
                 override(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
             grad_RNV = matmul.cast(grad_RNV)
-            with matmul.fastest_blas(x_RNH.numel() * self.vocab_size):
-                # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
-                grads.append(self._scaled_gradient(torch.bmm(grad_RNV, head_RVH), tokens))
-                if start == 0:
-                    matmul.multiply_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
-                else:
-                    head_gradient_RVH += torch.bmm(grad_RNV.mT, x_RNH / tokens)
+            # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
+            grads.append(self._scaled_gradient(matmul.bmm(grad_RNV, head_RVH), tokens))
+            if start == 0:
+                matmul.multiply_into(head_gradient_RVH, grad_RNV.mT, x_RNH / tokens)
+            else:
+                head_gradient_RVH += matmul.bmm(grad_RNV.mT, x_RNH / tokens)
         if len(losses) > 1:
             losses, grads = [torch.cat(losses, dim=1)], [torch.cat(grads, dim=1)]
         return losses[0].mean(-1), grads[0]
@@ -359,7 +356,9 @@ class PackedModel:
             table.index_add_(0, tokens_N, grad_RNH.flatten(0, 1))
 
     def _layer_blas(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
-        """Return the BLAS context of the layers, chosen by the largest matmul in them."""
+        """Return the BLAS context of compiled layers, chosen by the largest matmul in them; others choose for each."""
+        if not self.compiled:
+            return contextlib.nullcontext()
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
 
