@@ -62,7 +62,7 @@ INSIDE = {
         "__init__",
     ),
     "kernels": ("__init__", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
-    "model": ("quantization functional parameters", "matmul", "parts layer", "prepared", "packed", "fused", "__init__"),
+    "model": ("quantization functional parameters", "matmul", "parts", "layer", "packed", "fused", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",
@@ -74,7 +74,7 @@ INSIDE = {
         "study",
         "__init__",
     ),
-    "engine": ("optim schedule cost", "pack", "cuda_graph", "fused", "select", "selfcheck", "__init__"),
+    "engine": ("optim schedule cost predictions", "pack", "cuda_graph", "fused", "select", "selfcheck", "__init__"),
     "verdict": (
         "options outcome",
         "rule limits",

@@ -27,6 +27,7 @@ from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
+from bitnetctl.engine.predictions import PredictionSums
 from bitnetctl.engine.select import Execution, captured_pack, without_kernels
 from bitnetctl.errors import BitnetctlError, one_line
 from bitnetctl.files import cache_folder, write_atomic
@@ -40,6 +41,8 @@ _LAYERS, _STEPS = 2, 3
 # no multiple of 64, so that padding is checked, and more than a block of the loss
 _MAX_VOCABULARY = 10_007
 _MAX_TOKENS = 4096
+# positions, no multiple of a block of them
+_PROBED = 70
 _SECONDS = 180
 
 
@@ -58,6 +61,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "layers": Tolerance(loss=2e-3, gradient=3e-2),
     "gradients": Tolerance(loss=1e-6, gradient=1e-2),
     "loss": Tolerance(loss=1e-5, gradient=1e-2),
+    "probe": Tolerance(loss=1e-5, gradient=0.0),
     "update": Tolerance(loss=1e-3, gradient=1e-5, change=2e-3),
     "compile": Tolerance(loss=2e-3, gradient=3e-2),
 }
@@ -241,6 +245,8 @@ def run_check(check: Check, device: torch.device) -> str | None:
     """Train a few steps both ways; return what does not agree, None if all does."""
     tolerance = TOLERANCES[check.part]
     try:
+        if check.part == "probe":
+            return _probe_problem(check, device, tolerance.loss)
         plain, fast = (_pack(check, device, is_fast=is_fast) for is_fast in (False, True))
         before = {key: packed.clone() for key, packed in plain.model.packed.items()}
         plain.step(1)
@@ -257,6 +263,24 @@ def run_check(check: Check, device: torch.device) -> str | None:
                 return f"the updates of {key} differ by {difference:.2g} (at most {tolerance.change:g})"
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error, 160)}"
+    return None
+
+
+def _probe_problem(check: Check, device: torch.device, tolerance: float) -> str | None:
+    """Compare the sums over random predictions, among them equal ones."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = check.runs, _PROBED, check.vocab_size
+    dtype = torch.float32 if check.precision == "fp32" else torch.bfloat16
+    logits_RNV = (4 * torch.randn(shape, generator=generator, device=device)).round_(decimals=1).to(dtype)
+    targets_N = torch.arange(_PROBED, device=device)
+    plain, fast = (PredictionSums(check.runs, check.vocab_size, device, fused=fused) for fused in (False, True))
+    for sums in (plain, fast):
+        sums.add(logits_RNV, targets_N)
+    if not torch.equal(plain.counts_RV, fast.counts_RV):
+        return "the largest logits differ"
+    for name in ("loss_R", "entropy_R", "softmax_RV"):
+        if not (difference := _relative(getattr(fast, name), getattr(plain, name))) <= tolerance:
+            return f"the sums of {name.partition('_')[0]} differ by {difference:.2g} (at most {tolerance:g})"
     return None
 
 
@@ -308,6 +332,8 @@ def _tokens(check: Check) -> TokenData:
 
 def _disagreement(plain: Pack, fast: Pack, tolerance: Tolerance) -> str | None:
     """Compare loss, gradient norm and gradients of a step from equal weights."""
+    if not (plain.loss_R > 0).all():
+        return "the plain operations compute nothing either"
     for name, ours, theirs in (("loss", fast.loss_R, plain.loss_R), ("norm", fast.grad_norm_R, plain.grad_norm_R)):
         limit = tolerance.loss if name == "loss" else tolerance.gradient
         if not (difference := ((ours - theirs).abs() / theirs.abs()).max().item()) <= limit:

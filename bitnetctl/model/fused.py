@@ -21,7 +21,7 @@ from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
 from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
 from bitnetctl.model.matmul import Matmul, Operand, Quantization
-from bitnetctl.model.packed import TABLES, PackedModel
+from bitnetctl.model.packed import TABLES, Normalize, PackedModel
 from bitnetctl.model.parts import PARTS, Part
 
 _Heads = tuple[Tensor, Tensor, Tensor]
@@ -49,7 +49,6 @@ class FusedModel(PackedModel):
                 for key, view_RLOI in self._spec_views({**self._flat, "matrices": self._ternary_RS}).items()
                 if key in self._matrices
             }
-            self._quantize = self._ternary_matrices
             if "update" in parts:
                 self.absolute_sums_RT = torch.empty(runs, self.tiles.count, device=self.device)
         self._fused_layers: dict[int, FusedLayer] = {}
@@ -62,8 +61,6 @@ class FusedModel(PackedModel):
                 self.slots_RV = torch.full((runs, self._padded_vocab), -1, dtype=torch.int32, device=self.device)
             if self.matmul.dtype != torch.float32:
                 self.head_copy_RVH = self._head(self._flat).to(self.matmul.dtype)
-        if "layers" in parts:
-            self._normalize = self._final_norm_fused  # type: ignore[assignment]
 
     def _matrix_segments(self) -> list[tuple[int, int]]:
         """Return (start, length) in the flat matrices of what shares a ternary scale."""
@@ -75,7 +72,9 @@ class FusedModel(PackedModel):
                 start += rows * inputs
         return segments
 
-    def _ternary_matrices(self, quant: Quantization) -> dict[str, list[Operand]]:
+    def _quantized_matrices(self, quant: Quantization) -> dict[str, list[Operand]]:
+        if "weights" not in self.parts:
+            return super()._quantized_matrices(quant)
         ternary_(
             self._flat["matrices"],
             self._ternary_RS,
@@ -86,12 +85,12 @@ class FusedModel(PackedModel):
         )
         return self._ternary_layers
 
-    def _training_layer(self, positions: int) -> Layer:
+    def _arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
         if "layers" not in self.parts:
-            return super()._training_layer(positions)
+            return super()._arithmetic(positions, for_backward=for_backward)
         if positions not in self._fused_layers:
             self._fused_layers[positions] = FusedLayer(self.config, self.matmul, positions, self.device)
-        return self._fused_layers[positions]
+        return self._fused_layers[positions], self._final_norm_fused
 
     def _layer_weights(self, matrices: Mapping[str, list[Operand]], tokens: int) -> list[LayerWeights]:
         weights = super()._layer_weights(matrices, tokens)

@@ -20,7 +20,7 @@ from bitnetctl.model import functional
 from bitnetctl.model.layer import Layer, LayerActivations, LayerWeights, compile_if
 from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
 from bitnetctl.model.parameters import num_parameters, parameter_specs
-from bitnetctl.model.prepared import PreparedModel
+from bitnetctl.model.parts import Part
 from bitnetctl.model.quantization import ternary_codes
 
 # flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
@@ -32,6 +32,8 @@ TABLES = ("embed", "head")
 _VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 # tokens, over all runs, whose logits are in a GPU's memory at once
 _GPU_CHUNK = 4096
+
+Normalize = Callable[[Tensor, Sequence[Tensor], float], tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
 
 @dataclass(kw_only=True)
@@ -53,9 +55,9 @@ class PackedModel:
     """The weights of R runs of one shape, their forward pass and their gradients.
 
     `packed[name]` and `gradients[name]` have shape [R, *parameter_specs[name].shape] and are views of the flat
-    parameters and their gradients; `num_parameters` counts those of one run. Run r is initialised from `seeds[r]`
-    alone, so it has the same weights in every pack. A training step is `forward_for_backward`, then `head_loss`, then
-    `backward`.
+    parameters and their gradients; `num_parameters` counts those of one run, `parts` have own kernels. Run r is
+    initialised from `seeds[r]` alone, so it has the same weights in every pack. A training step is
+    `forward_for_backward`, then `head_loss`, then `backward`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class PackedModel:
         precision: Precision = "fp32",
         compiled: bool = False,
     ) -> None:
+        self.parts: frozenset[Part] = frozenset()
         self.config = configs[0]
         self.num_runs = len(configs)
         self.num_parameters = num_parameters(self.config, vocab_size)
@@ -188,18 +191,15 @@ class PackedModel:
 
     def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
-        return self.prepared(quant_lambdas).logits(tokens_RBT)
+        return self.prepared(quant_lambdas)(tokens_RBT)
 
     @torch.no_grad()
-    def prepared(self, quant_lambdas: Sequence[float]) -> PreparedModel:
-        """Return the weights quantized and cast for evaluation, where many forward passes follow each other."""
+    def prepared(self, quant_lambdas: Sequence[float]) -> Callable[[Tensor], Tensor]:
+        """Return `forward` with the weights quantized and cast once, for many passes; updates may not reach it."""
         quant = self.quantization(quant_lambdas)
-        # of the plain layer, whatever trains
         weights = PackedModel._layer_weights(self, self._quantized_matrices(quant), 0)
         head_RVH = self._head_operand()
-        return PreparedModel(
-            forward=lambda tokens_RBT: self.logits(self._hidden(tokens_RBT, quant, weights).hidden_RNH, head_RVH)
-        )
+        return lambda tokens_RBT: self.logits(self._hidden(tokens_RBT, quant, weights).hidden_RNH, head_RVH)
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
@@ -280,10 +280,8 @@ class PackedModel:
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
-        # evaluation has other shapes and takes little time: it is not worth compiling
         for_backward = weights is None
-        normalize = self._normalize if for_backward else functional.normalize
-        layer = self._training_layer(positions) if for_backward else self._layer(positions, compiled=False)
+        layer, normalize = self._arithmetic(positions, for_backward=for_backward)
         with self._layer_blas(tokens_RN):
             if weights is None:
                 weights = self._layer_weights(self._quantize(quant), tokens_RN.shape[1])
@@ -362,8 +360,12 @@ class PackedModel:
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
 
-    def _training_layer(self, positions: int) -> Layer:
-        return self._layer(positions, compiled=self.compiled)
+    def _arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
+        """Return the layer for rows of `positions` tokens, and the last norm."""
+        # evaluation has other shapes and takes little time: it is not worth compiling
+        if for_backward:
+            return self._layer(positions, compiled=self.compiled), self._normalize
+        return self._layer(positions, compiled=False), functional.normalize
 
     def _layer(self, positions: int, *, compiled: bool) -> Layer:
         key = (positions, compiled)

@@ -6,9 +6,10 @@ from bitnetctl.config import ModelConfig
 from bitnetctl.kernels import MAX_WIDTH
 from bitnetctl.model.matmul import Precision
 
-Part: TypeAlias = Literal["weights", "layers", "gradients", "loss", "update"]
+Part: TypeAlias = Literal["weights", "layers", "gradients", "loss", "update", "probe"]
 """What own kernels compute: ternary weights; norms, activation quantizers, gates and rotary embeddings; matmuls that
-write the gradients of weights in fp32; the loss with its gradient; embedding gradients and the optimizer."""
+write the gradients of weights in fp32; the loss with its gradient; embedding gradients and the optimizer; what the
+probe reads off its logits."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -196,7 +196,7 @@ def test_a_check_that_ends_its_process_fails_alone(
         return answer
 
     monkeypatch.setattr(subprocess, "run", run)
-    problems = selfcheck._in_a_process([check(part) for part in PARTS], CPU)
+    problems = selfcheck._in_a_process([check(part) for part in PARTS[:5]], CPU)
     assert problems == [
         None,
         "the check ended with -11: illegal memory access",

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ import torch
 
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
-from bitnetctl.engine import cost
+from bitnetctl.engine import cost, predictions
+from bitnetctl.engine.predictions import PredictionSums
 from bitnetctl.model.packed import PackedModel
-from bitnetctl.model.prepared import PreparedModel
-from bitnetctl.trainer import evaluate
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 
 CPU = torch.device("cpu")
@@ -46,13 +46,18 @@ def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, float |
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Return the list that will hold the tokens of every forward pass."""
-    logits, seen = PreparedModel.logits, []
+    prepared, seen = PackedModel.prepared, []
 
-    def watched(prepared: PreparedModel, tokens_RBT: torch.Tensor) -> torch.Tensor:
-        seen.append(tokens_RBT)
-        return logits(prepared, tokens_RBT)
+    def watched(model: PackedModel, quant_lambdas: Sequence[float]) -> Callable[[torch.Tensor], torch.Tensor]:
+        logits = prepared(model, quant_lambdas)
 
-    monkeypatch.setattr(PreparedModel, "logits", watched)
+        def forward(tokens_RBT: torch.Tensor) -> torch.Tensor:
+            seen.append(tokens_RBT)
+            return logits(tokens_RBT)
+
+        return forward
+
+    monkeypatch.setattr(PackedModel, "prepared", watched)
     return seen
 
 
@@ -122,7 +127,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: i
     token_bytes = 4 * 2 * VOCAB
     monkeypatch.setattr(cost, "_CPU_CHUNK_BYTES", rows_per_chunk * LENGTH * token_bytes)
     # a number of tokens a pass that does not divide them all
-    monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
+    monkeypatch.setitem(predictions._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
         assert chunked == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert [tokens.shape[1] for tokens in calls[:-1]] == {1: [1] * 10, 3: [3, 3, 3, 1]}[rows_per_chunk]
@@ -218,45 +223,14 @@ def test_kernels_measure_what_plain_operations_do(monkeypatch: pytest.MonkeyPatc
     model = build(0, 1)
     plain = measure(model)
     added: list[int] = []
-    add = evaluate._Sums.add_by_kernels
+    add = PredictionSums._add_by_kernels
 
-    def watched(sums: evaluate._Sums, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+    def watched(sums: PredictionSums, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
         added.append(logits_RNV.shape[1])
         add(sums, logits_RNV, targets_N)
 
-    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", watched)
-    monkeypatch.setattr(evaluate, "_kernels_agree", lambda logits_RNV, targets_N: True)
+    monkeypatch.setattr(PredictionSums, "_add_by_kernels", watched)
+    model.parts = frozenset({"probe"})
     for row, expected in zip(measure(model), plain, strict=True):
         assert row == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert added == [ROWS * LENGTH]
-
-
-def off_by_one(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
-    sums.add_plainly(logits_RNV.roll(1, -1), targets_N)
-
-
-def failing(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
-    raise RuntimeError("no C compiler")
-
-
-@pytest.mark.parametrize(
-    ("by_kernels", "agrees"), [(evaluate._Sums.add_plainly, True), (off_by_one, False), (failing, False)]
-)
-def test_kernels_are_taken_only_where_they_agree(
-    monkeypatch: pytest.MonkeyPatch, by_kernels: Any, agrees: bool
-) -> None:
-    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", by_kernels)
-    monkeypatch.setattr(evaluate, "_agreed", {})
-    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    monkeypatch.setattr(evaluate, "_argmax", lambda x_RNV: x_RNV.argmax(-1))
-    logits_RNV = torch.randn(2, 20, VOCAB, generator=torch.Generator().manual_seed(0))
-    targets_N = torch.arange(20)
-    logits_RNV[0] = math.nan
-    # nothing to compare yet
-    assert not evaluate._kernels_agree(logits_RNV[:1], targets_N)
-    assert evaluate._agreed == {} or by_kernels is failing
-    evaluate._agreed.clear()
-    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
-    assert list(evaluate._agreed.values()) == [agrees]
-    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", failing)
-    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
