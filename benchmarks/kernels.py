@@ -65,6 +65,7 @@ ACCESS = {
     "embedding.embedding_rows": Access(few=("slots_RV",)),
     "finish.finish_step": Access(few=("rates_SR", "decays_SR", "steps_S", "metrics_S3R")),
     "norm.norm_quantize_backward": Access(written=("partials_KRPF",)),
+    "probe.add_predictions": Access(updated=("softmax_RV", "counts_RV"), read_twice=("logits_RNV",)),
     "rotary.rotate_": Access(updated=("qkv_RNO",)),
     "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",)),
 }

@@ -176,12 +176,15 @@ def _already_ended(run: ResolvedRun, status: str, when_diverged: str) -> str:
 def _dry_run(run: ResolvedRun, device_name: str, as_json: bool) -> int:
     """Print the config, parameters, estimated memory and time."""
     from bitnetctl.engine.cost import estimate, known_vocabulary
+    from bitnetctl.engine.select import choose, uncaptured_engine
     from bitnetctl.hardware import memory_available, resolve_device
     from bitnetctl.report.terminal import key_value_table
 
     device = resolve_device(device_name)
     vocab_size = known_vocabulary(run.effective)
-    cost = estimate(run.effective, vocab_size, device)
+    execution = choose(run.effective, vocab_size, device)
+    engine = execution.engine if run.capturable_step else uncaptured_engine(execution.engine)
+    cost = estimate(run.effective, vocab_size, device, 1, execution.precision, engine)
     if as_json:
         print_json(
             {

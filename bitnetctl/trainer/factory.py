@@ -140,7 +140,9 @@ class TrainerFactory:
             composition.configure(artifacts.run.config)
             for composition, artifacts in zip(compositions, acquired, strict=True)
         ]
-        if all(composition.capturable_step for composition in compositions):
+        # compiling takes longer than its check is worth to who asks for it
+        requested = execution.engine == "compile" and self.options.engine == "compile"
+        if not requested and all(composition.capturable_step for composition in compositions):
             interpolates = any(
                 composition.overrides("quantization") or config.model.quantization not in (0.0, 1.0)
                 for composition, config in zip(compositions, effective, strict=True)

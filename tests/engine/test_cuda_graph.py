@@ -340,6 +340,16 @@ def test_the_least_recently_used_graph_is_dropped(gpu: SimpleNamespace, monkeypa
     }
 
 
+def test_keys_that_never_repeat_are_said_once(gpu: SimpleNamespace) -> None:
+    graphs, program = GraphCache(CPU), Program()
+    errors: list[str] = []
+    graphs.on_error = errors.append
+    for key in range(200):
+        graphs.run(key, program)
+    assert errors == [graphs.error] == ["weight decay, which a graph holds, changes from step to step"]
+    assert (gpu.captures, program.calls) == ([], 200)
+
+
 def test_the_memory_pool_is_never_without_a_graph(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MAX_GRAPHS", 1)
     graphs = GraphCache(CPU)

@@ -184,9 +184,9 @@ def test_a_check_that_ends_its_process_fails_alone(
     check: Callable[..., Check], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[subprocess.CompletedProcess[str] | subprocess.TimeoutExpired] = [
-        subprocess.CompletedProcess([], -11, '{"problem": null}\n', "illegal memory access\n"),
-        subprocess.TimeoutExpired([], 180, output=b'{"problem": null}\n'),
-        subprocess.CompletedProcess([], 0, '{"problem": null}\n', ""),
+        subprocess.CompletedProcess([], -11, 'ready\n{"problem": null}\n', "illegal memory access\n"),
+        subprocess.TimeoutExpired([], 180, output=b'ready\n{"problem": null}\n'),
+        subprocess.CompletedProcess([], 0, 'ready\n{"problem": null}\n', ""),
     ]
 
     def run(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -204,3 +204,18 @@ def test_a_check_that_ends_its_process_fails_alone(
         "the check took more than 180 s",
         None,
     ]
+
+
+def test_a_gpu_for_one_process_is_checked_in_this_one(
+    check: Callable[..., Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = subprocess.CompletedProcess([], 1, "", "all CUDA-capable devices are busy or unavailable")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **options: busy)
+    assert selfcheck._in_a_process([check("gradients")], CPU) == [None]
+
+
+def test_what_may_go_well_the_next_time_is_not_kept(card: dict[str, str | None], small: RunConfig) -> None:
+    card["loss"] = "OutOfMemoryError: CUDA out of memory"
+    assert prove(FUSED, small).kernels == set(PARTS) - {"loss"}
+    card["loss"] = None
+    assert prove(FUSED, small) == FUSED
