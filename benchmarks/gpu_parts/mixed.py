@@ -40,7 +40,7 @@ def run(report: Report, options: Options) -> None:
                 "status": manifest["status"],
                 "runs in its pack": len(manifest.get("pack", [])),
                 "ms a step": each.step_ms,
-                "notices": "; ".join(map(str, manifest.get("notices") or [])),
+                "own kernels": ", ".join(manifest.get("kernels") or []),
             },
         )
     told = [line for line in done.err.splitlines() if any(part in line for part in _TOLD)]

@@ -41,7 +41,8 @@ def run(report: Report, options: Options) -> None:
     for each in runs_in(folder):
         step_ms = each.step_ms
         row = {"run": each.name, "engine": each.manifest.get("engine"), "precision": each.manifest.get("precision")}
-        report.row("runs", {**row, "status": each.manifest["status"], "ms a step": step_ms})
+        row |= {"own kernels": ", ".join(each.manifest.get("kernels") or []), "status": each.manifest["status"]}
+        report.row("runs", {**row, "ms a step": step_ms})
         if step_ms is not None:
             spent += steps * step_ms / 1000
             whole += _WHOLE_STEPS * step_ms / 1000
