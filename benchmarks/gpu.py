@@ -119,6 +119,9 @@ class Window:
                 outcome = self._run(part)
                 failed |= outcome in ("failed", "over its limit")
         finally:
+            for each in self._parts.values():
+                if each["outcome"] == "running":
+                    each["outcome"] = "interrupted"
             self._write_summary()
         print(f"\n{self._folder / 'summary.md'}\n{self._table()}", flush=True)
         return int(failed)

@@ -10,6 +10,7 @@ from benchmarks.gpu_parts.commands import (
     remove,
     run_command,
     runs_in,
+    told,
 )
 from benchmarks.gpu_parts.report import Options, Report
 
@@ -36,6 +37,7 @@ def run(report: Report, options: Options) -> None:
     report.values(command=" ".join(map(str, command[2:])), seconds=done.seconds, exit_code=done.code)
     if failed_command(report, "verify", done):
         return
+    report.text(told(done))
     report.text(f"```\n{done.out.strip()[-3000:]}\n```")
     spent, whole = 0.0, 0.0
     for each in runs_in(folder):
