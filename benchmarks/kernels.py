@@ -58,6 +58,7 @@ class Access(NamedTuple):
 # by module.function; what a function returns is written anyway
 ACCESS = {
     "adam.adam_": Access(updated=("weight_RS", "exp_avg_RS", "exp_avg_sq_RS"), written=("copy_RS",)),
+    "adam.adam_tiles_": Access(updated=("weight_RS", "exp_avg_RS", "exp_avg_sq_RS"), written=("sums_RT",)),
     "adam.adam_rows_": Access(updated=("weight_RVH", "exp_avg_RVH", "exp_avg_sq_RVH", "slots_RV")),
     "cross_entropy.cross_entropy_": Access(written=("grad_RNV",)),
     "embedding.add_rows_": Access(few=("table_RVH",)),

@@ -32,7 +32,7 @@ from bitnetctl.plugins.composition import Composition
 
 # steps whose tables are filled at once: at most so many, and so many tokens
 _BLOCK = 256
-_BLOCK_TOKENS = 2**24
+_BLOCK_TOKENS = 2**22
 # uncaptured steps before a capture, in which libraries choose their kernels and allocate their workspaces
 _WARM_UP = 3
 # a graph holds memory, and a stage that has ended rarely returns
@@ -69,7 +69,7 @@ class CapturedPack(Pack):
         row_tokens = runs * batch.batch_size * (batch.sequence_length + 1)
         self._block = block = max(1, min(_BLOCK, _BLOCK_TOKENS // row_tokens))
         self._rows_SRBT1 = torch.zeros(
-            block, runs, batch.batch_size, batch.sequence_length + 1, dtype=torch.int32, device=device
+            block, runs, batch.batch_size, batch.sequence_length + 1, dtype=torch.long, device=device
         )
         self._rates_SR = torch.zeros(block, runs, device=device)
         self._decays_SR = torch.zeros(block, runs, device=device)
@@ -108,7 +108,7 @@ class CapturedPack(Pack):
         rates = [[replica.learning_rate(step) for replica in self.replicas] for step in steps]
         decays = [tuple(replica.weight_decay(step) for replica in self.replicas) for step in steps]
         rows = np.stack([batches.rows_BT1(step) for step in steps for batches in self._batches])
-        self._rows_SRBT1[:count] = torch.from_numpy(rows.astype(np.int32)).view(count, *self._rows_SRBT1.shape[1:])
+        self._rows_SRBT1[:count] = torch.from_numpy(rows).view(count, *self._rows_SRBT1.shape[1:])
         self._rates_SR[:count] = torch.tensor(rates)
         self._decays_SR[:count] = torch.tensor(decays)
         self._quant_lambdas_SR[:count] = torch.tensor(quant_lambdas)
@@ -127,7 +127,7 @@ class CapturedPack(Pack):
     def _step_on_device(self, key: _Key) -> None:
         """Train the step at the counter and increment it, without a synchronization."""
         decays = key[2]
-        self._compute(self._at_index(self._rows_SRBT1).long(), self._quantization(key))
+        self._compute(self._at_index(self._rows_SRBT1), self._quantization(key))
         self._check_finite(self._at_index(self._steps_S))
         divisor_R = clip_divisor(self._metrics_3R[2], self._max_norm_R)
         self._rates_R.copy_(self._at_index(self._rates_SR))

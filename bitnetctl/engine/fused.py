@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.optim import RunMoments
-from bitnetctl.kernels.adam import adam_, adam_rows_, square_sums
+from bitnetctl.kernels.adam import adam_, adam_rows_, adam_tiles_, square_sums
 from bitnetctl.kernels.finish import finish_step, new_state
 from bitnetctl.model.fused import FusedModel
 from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
@@ -70,6 +70,10 @@ class FusedPack(CapturedPack):
         super()._fill(first)
         # weights may have been restored since
         self.model.refresh_head_copy()
+        if self.model.absolute_sums_RT is not None:
+            # every coefficient is 1, and so is SKIP
+            skipping_RC = torch.ones_like(self._state.coefficients_FRC[0])
+            self._update_flat("matrices", skipping_RC)
 
     def _step_on_device(self, key: tuple[bool, bool, tuple[float, ...]]) -> None:
         if "update" not in self._parts:
@@ -106,16 +110,23 @@ class FusedPack(CapturedPack):
             self._block_metrics_S3R,
         )
         for name, coefficients_RC in zip(flats, self._state.coefficients_FRC, strict=True):
-            weight_RS, grad_RS, size = flats[name]
-            moments = self._exp_avg[name], self._exp_avg_sq[name]
-            if name == "embed" and rows_RNH is not None:
-                rows = (table.view(len(self.replicas), -1, rows_RNH.shape[-1]) for table in (weight_RS, *moments))
-                weight_RVH, exp_avg_RVH, exp_avg_sq_RVH = rows
-                assert self.model.slots_RV is not None
-                adam_rows_(weight_RVH, rows_RNH, self.model.slots_RV, exp_avg_RVH, exp_avg_sq_RVH, coefficients_RC)
-            else:
-                copy_RS = self.model.head_copy(name)
-                adam_(weight_RS, grad_RS, *moments, coefficients_RC, size=size, copy_RS=copy_RS)
+            self._update_flat(name, coefficients_RC)
+
+    def _update_flat(self, name: str, coefficients_RC: Tensor) -> None:
+        """Update a flat parameter of all runs, and what of the model is kept up to date with it."""
+        model, rows_RNH = self.model, self.model.embedding_rows_RNH
+        weight_RS, grad_RS, size = model.flat_tables()[name]
+        moments = self._exp_avg[name], self._exp_avg_sq[name]
+        if name == "embed" and rows_RNH is not None:
+            rows = (table.view(len(self.replicas), -1, rows_RNH.shape[-1]) for table in (weight_RS, *moments))
+            weight_RVH, exp_avg_RVH, exp_avg_sq_RVH = rows
+            assert model.slots_RV is not None
+            adam_rows_(weight_RVH, rows_RNH, model.slots_RV, exp_avg_RVH, exp_avg_sq_RVH, coefficients_RC)
+        elif name == "matrices" and model.absolute_sums_RT is not None:
+            adam_tiles_(weight_RS, grad_RS, *moments, coefficients_RC, model.tiles, model.absolute_sums_RT)
+        else:
+            copy_RS = model.head_copy(name)
+            adam_(weight_RS, grad_RS, *moments, coefficients_RC, size=size, copy_RS=copy_RS)
 
     def first_nonfinite_tensor(self, run: int) -> str:
         """Name what is not finite in a diverged run; the embeddings' gradient by its norm, as it has no tensor."""

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bitnetctl.kernels.ternary import COLUMNS, LENGTH, START, TernaryTiles
+
 # two 16-byte loads of each of four tensors in flight per thread
 _BLOCK, _WARPS = 1024, 4
 # four 16-byte loads per thread, and partial sums that are few enough to be added at once
@@ -90,6 +92,39 @@ def adam_(
         coefficients_RC.stride(0),
         size,
         HAS_COPY=copy_RS is not None,
+        BLOCK=_BLOCK,
+        num_warps=_WARPS,
+    )
+
+
+def adam_tiles_(
+    weight_RS: Tensor,
+    grad_RS: Tensor,
+    exp_avg_RS: Tensor,
+    exp_avg_sq_RS: Tensor,
+    coefficients_RC: Tensor,
+    tiles: TernaryTiles,
+    sums_RT: Tensor,
+) -> None:
+    """Update as `adam_` does, tile by tile, and write the sum of |w| of each tile's new weights into `sums_RT`.
+
+    The sums are those of skipped runs, too, with the same bits as if their weights had just been written.
+    """
+    _require_contiguous(weight_RS, grad_RS, exp_avg_RS, exp_avg_sq_RS, coefficients_RC, sums_RT)
+    _adam_tiles[(tiles.count, weight_RS.shape[0])](
+        weight_RS,
+        grad_RS,
+        exp_avg_RS,
+        exp_avg_sq_RS,
+        sums_RT,
+        tiles.table_T5,
+        coefficients_RC,
+        weight_RS.stride(0),
+        grad_RS.stride(0),
+        exp_avg_RS.stride(0),
+        exp_avg_sq_RS.stride(0),
+        coefficients_RC.stride(0),
+        UNIT=tiles.unit,
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
@@ -212,6 +247,50 @@ def _adam(
         tl.store(exp_avg_sqs, exp_avg_sq, mask)
         if HAS_COPY:
             tl.store(copy_ptr + run * copy_stride + offsets, weight, mask)
+
+
+@triton.jit
+def _adam_tiles(
+    weight_ptr,
+    grad_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    sums_ptr,
+    table_ptr,
+    coefficients_ptr,
+    weight_stride,
+    grad_stride,
+    exp_avg_stride,
+    exp_avg_sq_stride,
+    coefficients_stride,
+    UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tile, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    table_ptr += tile * COLUMNS
+    first = tl.load(table_ptr + START) * UNIT
+    length = tl.load(table_ptr + LENGTH).to(tl.int32) * UNIT
+    weight_ptr += run * weight_stride + first
+    grad_ptr += run * grad_stride + first
+    exp_avg_ptr += run * exp_avg_stride + first
+    exp_avg_sq_ptr += run * exp_avg_sq_stride + first
+    coefficients = coefficients_ptr + run * coefficients_stride
+    # a skipped run has nothing to update, only weights to add up
+    updates = tl.where(tl.load(coefficients + SKIP) != 1.0, length, 0)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, length, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        weight = tl.load(weight_ptr + offsets, offsets < length, other=0.0)
+        mask = offsets < updates
+        grad = tl.load(grad_ptr + offsets, mask, other=0.0)
+        exp_avg = tl.load(exp_avg_ptr + offsets, mask, other=0.0)
+        exp_avg_sq = tl.load(exp_avg_sq_ptr + offsets, mask, other=0.0)
+        updated, exp_avg, exp_avg_sq = _updated(weight, grad, exp_avg, exp_avg_sq, coefficients)
+        tl.store(weight_ptr + offsets, updated, mask)
+        tl.store(exp_avg_ptr + offsets, exp_avg, mask)
+        tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask)
+        total += tl.abs(tl.where(mask, updated, weight))
+    tl.store(sums_ptr + run * tl.num_programs(0) + tile, tl.sum(total))
 
 
 @triton.jit

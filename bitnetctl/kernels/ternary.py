@@ -22,8 +22,8 @@ _MAX_TILES = 1024
 _SUMS_BLOCK = 256
 _SCALE_FLOOR = tl.constexpr(SCALE_FLOOR)
 # columns of the table: start and length of a tile, first tile, number of tiles and length of its segment
-_START, _LENGTH, _FIRST_TILE, _NUM_TILES, _SEGMENT_LENGTH = (tl.constexpr(column) for column in range(5))
-_COLUMNS = tl.constexpr(5)
+START, LENGTH, _FIRST_TILE, _NUM_TILES, _SEGMENT_LENGTH = (tl.constexpr(column) for column in range(5))
+COLUMNS = tl.constexpr(5)
 
 
 class TernaryTiles:
@@ -57,27 +57,29 @@ def ternary_(
     *,
     quantizes: bool = True,
     quant_lambda_R: Tensor | None = None,
+    sums_RT: Tensor | None = None,
 ) -> None:
     """Write clamp(round(w·s), ±1) / s with s = 1 / max(mean |w|, 1e-5) of a segment into `out_RS`, bf16 or fp32.
 
     `quant_lambda_R` (fp32) interpolates run r from full precision (0) to ternary (1), both exactly; None is 1 for all.
-    Without `quantizes`, weights are only cast, in one launch. S contiguous and as long as the segments, R of any
-    stride; else it raises ValueError.
+    Without `quantizes`, weights are only cast, in one launch; in one, too, with `sums_RT`, the sums of |w| of every
+    tile, as `adam_tiles_` leaves them. S contiguous and as long as the segments, R of any stride; else it raises
+    ValueError.
     """
     if flat_RS.stride(1) != 1 or out_RS.stride(1) != 1:
         raise ValueError("the last dimension of a tensor is not contiguous")
     if min(flat_RS.shape[1], out_RS.shape[1]) < tiles.end:
         raise ValueError(f"the segments end at {tiles.end}, beyond the weights")
     runs, grid = flat_RS.shape[0], (tiles.count, flat_RS.shape[0])
-    sums_RT = torch.empty(runs, tiles.count, dtype=torch.float32, device=flat_RS.device) if quantizes else None
-    if quantizes:
+    if quantizes and sums_RT is None:
+        sums_RT = torch.empty(runs, tiles.count, dtype=torch.float32, device=flat_RS.device)
         _absolute_sums[grid](
             flat_RS, sums_RT, tiles.table_T5, flat_RS.stride(0), UNIT=tiles.unit, BLOCK=_BLOCK, num_warps=_WARPS
         )
     _ternary[grid](
         flat_RS,
         out_RS,
-        sums_RT,
+        sums_RT if quantizes else None,
         quant_lambda_R if quantizes else None,
         tiles.table_T5,
         flat_RS.stride(0),
@@ -94,9 +96,9 @@ def ternary_(
 @triton.jit
 def _absolute_sums(flat_ptr, sums_ptr, table_ptr, flat_stride, UNIT: tl.constexpr, BLOCK: tl.constexpr):
     tile, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    table_ptr += tile * _COLUMNS
-    flat_ptr += run * flat_stride + tl.load(table_ptr + _START) * UNIT
-    length = tl.load(table_ptr + _LENGTH).to(tl.int32) * UNIT
+    table_ptr += tile * COLUMNS
+    flat_ptr += run * flat_stride + tl.load(table_ptr + START) * UNIT
+    length = tl.load(table_ptr + LENGTH).to(tl.int32) * UNIT
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, length, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
@@ -120,9 +122,9 @@ def _ternary(
     SUMS_BLOCK: tl.constexpr,
 ):
     tile, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    table_ptr += tile * _COLUMNS
-    first = tl.load(table_ptr + _START) * UNIT
-    length = tl.load(table_ptr + _LENGTH).to(tl.int32) * UNIT
+    table_ptr += tile * COLUMNS
+    first = tl.load(table_ptr + START) * UNIT
+    length = tl.load(table_ptr + LENGTH).to(tl.int32) * UNIT
     flat_ptr += run * flat_stride + first
     out_ptr += run * out_stride + first
     if QUANTIZES:

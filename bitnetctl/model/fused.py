@@ -19,7 +19,7 @@ from bitnetctl.kernels.embedding import MAX_TOKENS, add_rows_, embedding_rows
 from bitnetctl.kernels.norm import norm_quantize, norm_quantize_backward, token_blocks
 from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
-from bitnetctl.model.layer import Layer, LayerActivations, LayerGradients, LayerWeights
+from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
 from bitnetctl.model.matmul import Matmul, Operand, Quantization
 from bitnetctl.model.packed import TABLES, PackedModel
 from bitnetctl.model.parts import PARTS, Part
@@ -31,8 +31,8 @@ class FusedModel(PackedModel):
     """R runs of one shape, trained with own kernels in `parts`.
 
     Where "update" is one of them, `embedding_rows_RNH` and `slots_RV` hold the gradient of the embeddings after
-    `backward`, by rows of the table that occur, and `head_copy_RVH`, in the dtype of the precision, must be kept equal
-    to the head by whoever changes it.
+    `backward`, by rows of the table that occur. Two tensors must then be kept up to date by whoever changes weights:
+    `head_copy_RVH`, the head in the dtype of the precision, and `absolute_sums_RT`, where there is one.
     """
 
     def __init__(self, *args: Any, parts: Collection[Part] = PARTS, **options: Any) -> None:
@@ -40,8 +40,9 @@ class FusedModel(PackedModel):
         self.parts = frozenset(parts)
         config, runs = self.config, self.num_runs
         self.matmul.casts_sums = "gradients" in parts and self.device.type == "cuda"
+        self.absolute_sums_RT: Tensor | None = None
         if "weights" in parts:
-            self._tiles = TernaryTiles(self._matrix_segments(), self.device)
+            self.tiles = TernaryTiles(self._matrix_segments(), self.device)
             self._ternary_RS = torch.empty_like(self._flat["matrices"], dtype=self.matmul.dtype)
             self._ternary_layers = {
                 key: [Operand(layer_ROI) for layer_ROI in view_RLOI.unbind(1)]
@@ -49,6 +50,8 @@ class FusedModel(PackedModel):
                 if key in self._matrices
             }
             self._quantize = self._ternary_matrices
+            if "update" in parts:
+                self.absolute_sums_RT = torch.empty(runs, self.tiles.count, device=self.device)
         self._fused_layers: dict[int, FusedLayer] = {}
         self._partial_sums: dict[int, Tensor] = {}
         self.embedding_rows_RNH: Tensor | None = None
@@ -76,9 +79,10 @@ class FusedModel(PackedModel):
         ternary_(
             self._flat["matrices"],
             self._ternary_RS,
-            self._tiles,
+            self.tiles,
             quantizes=not quant.off,
             quant_lambda_R=quant.quant_lambda_R,
+            sums_RT=self.absolute_sums_RT,
         )
         return self._ternary_layers
 
@@ -226,10 +230,12 @@ class FusedLayer(Layer):
         return grad_RNH, self._fused_backward("o", grad_RNO, saved, weights, grads, dtype=attention), grads
 
     def _before_attention_backward(
-        self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights
+        self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         grads = LayerGradients()
-        grad_qkv_RNO = rotate_backward(*grad_heads, self._cos_TD, self._sin_TD, grad_RNH.shape[0])
+        grad_qkv_RNO = rotate_backward(
+            grad_heads[0], grad_heads[1], grad_heads[2], self._cos_TD, self._sin_TD, grad_RNH.shape[0]
+        )
         grad_RNH = self._fused_backward(
             "qkv", grad_qkv_RNO, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH
         )

@@ -42,6 +42,8 @@ _INDUCTOR_ADVICE = (r"\s*Online softmax is disabled on the fly", r"\s*TensorFloa
 _RECOMPILE_LIMIT = 64
 
 _Heads = tuple[Tensor, Tensor, Tensor]
+# of queries, keys and values; with plain attention stacked, so that both operations behind it take all of them at once
+HeadGradients = tuple[Tensor, ...] | Tensor
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -127,8 +129,10 @@ class Layer:
         heads, before = self._before(x_RNH, weights, quant)
         a_RNH, attention = self._attend(heads, x_RNH.shape[0])
         x_RNH, after = self._after(x_RNH, a_RNH, weights, quant)
-        inputs, norms = before.inputs | after.inputs, before.norms | after.norms
-        return x_RNH, LayerActivations(inputs, norms, attention, after.gate_up)
+        after.inputs.update(before.inputs)
+        after.norms.update(before.norms)
+        after.attention = attention
+        return x_RNH, after
 
     def _backward(
         self, grad_RNH: Tensor, saved: LayerActivations, weights: LayerWeights
@@ -137,7 +141,9 @@ class Layer:
         grad_RNH, grad_a_RNH, after = self._backward_after(grad_RNH, saved, weights)
         grad_heads = self._attend_backward(grad_a_RNH, saved.attention)
         grad_RNH, before = self._backward_before(grad_RNH, grad_heads, saved, weights)
-        return grad_RNH, LayerGradients(after.norms | before.norms, after.matrix_factors | before.matrix_factors)
+        after.norms.update(before.norms)
+        after.matrix_factors.update(before.matrix_factors)
+        return grad_RNH, after
 
     def _before_attention(
         self, x_RNH: Tensor, weights: LayerWeights, quant: Quantization
@@ -145,6 +151,10 @@ class Layer:
         """Return queries [R·B, A, T, D] and keys and values [R·B, G, T, D], queries and keys rotated."""
         saved = LayerActivations()
         qkv_RNO = self._linear("qkv", x_RNH, weights, quant, saved)
+        if self._plain_attention:
+            heads = functional.split_heads(qkv_RNO, self._positions, self._config.head_size, x_RNH.dtype)
+            query, key = functional.rotate(heads[:2], self._cos_TD, self._sin_TD).unbind(0)
+            return (query, key, heads[2]), saved
         heads = qkv_RNO.view(-1, self._positions, self._heads + 2 * self._kv_heads, self._config.head_size)
         # rotary embeddings treat queries and keys alike, so one call rotates both
         query_key, value = heads.transpose(1, 2).split([self._heads + self._kv_heads, self._kv_heads], dim=1)
@@ -153,7 +163,7 @@ class Layer:
         # on a GPU in the dtype of the precision, for SDPA's fast kernels; elsewhere in that of the weights
         dtype = self._matmul.dtype if self._on_gpu else x_RNH.dtype
         # SDPA saves v for backward: a view would keep all of qkv in memory
-        value = value.to(dtype) if self._plain_attention or value.dtype != dtype else value.clone()
+        value = value.to(dtype) if value.dtype != dtype else value.clone()
         return (query.to(dtype), key.to(dtype), value), saved
 
     def _after_attention(
@@ -178,14 +188,20 @@ class Layer:
         return grad_RNH, self._linear_backward("o", grad_RNH, saved, weights, grads), grads
 
     def _before_attention_backward(
-        self, grad_RNH: Tensor, grad_heads: _Heads, saved: LayerActivations, weights: LayerWeights
+        self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         """Return the gradients of the residual stream before the layer and of the weights."""
         grads = LayerGradients()
-        grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
-        grad_query_key = torch.cat((grad_query, grad_key), dim=1)
-        grad_query_key = functional.rotate_backward(grad_query_key, self._cos_TD, self._sin_TD)
-        grad_qkv_RNO = torch.cat((grad_query_key, grad_value), dim=1).transpose(1, 2).reshape(*grad_RNH.shape[:2], -1)
+        if isinstance(grad_heads, Tensor):
+            query_key = grad_heads[:2]
+            query_key.copy_(functional.rotate_backward(query_key, self._cos_TD, self._sin_TD))
+            grad_qkv_RNO = functional.merge_heads(grad_heads).view(*grad_RNH.shape[:2], -1)
+        else:
+            grad_query, grad_key, grad_value = (grad.to(grad_RNH.dtype) for grad in grad_heads)
+            grad_query_key = torch.cat((grad_query, grad_key), dim=1)
+            grad_query_key = functional.rotate_backward(grad_query_key, self._cos_TD, self._sin_TD)
+            grad_qkv = torch.cat((grad_query_key, grad_value), dim=1).transpose(1, 2)
+            grad_qkv_RNO = grad_qkv.reshape(*grad_RNH.shape[:2], -1)
         return grad_RNH + self._linear_backward("qkv", grad_qkv_RNO, saved, weights, grads), grads
 
     def _linear(
@@ -203,7 +219,7 @@ class Layer:
         """Return the gradient of the input of a matrix's norms; add those of norms and matrix to `grads`."""
         grad_RNO = self._matmul.cast(grad_RNO)
         grads.matrix_factors[matrix] = (grad_RNO, self._matmul.dequantize(saved.inputs[matrix]))
-        grad_RNI = torch.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
+        grad_RNI = self._matmul.bmm(grad_RNO, self._matmul.dequantize(weights.matrices[matrix]))
         norms = weights.norms_before(matrix)
         grad_RNI, norm_grads_RF = functional.normalize_backward(grad_RNI, saved.norms[matrix], list(norms.values()))
         grads.norms.update(zip(norms, norm_grads_RF, strict=True))
@@ -211,32 +227,28 @@ class Layer:
 
     def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output of attention [R, N, A·D] and what its backward needs."""
-        with self._matmul.default_blas():
-            if self._plain_attention:
-                q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
-                out, p_or_out = functional.attend(q, k, v, self._mask_TT)
-            else:
-                # the one gradient left to autograd: SDPA's backward kernels differ by device
-                q, k, v = (head.detach().requires_grad_() for head in heads)
-                with torch.enable_grad(), sdpa_kernel(_SDPA_BACKENDS):
-                    grouped = self._heads != self._kv_heads
-                    p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-                out = p_or_out.detach()
+        if self._plain_attention:
+            q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
+            out, p_or_out = functional.attend(q, k, v, self._mask_TT)
+        else:
+            # the one gradient left to autograd: SDPA's backward kernels differ by device
+            q, k, v = (head.detach().requires_grad_() for head in heads)
+            with torch.enable_grad(), sdpa_kernel(_SDPA_BACKENDS):
+                grouped = self._heads != self._kv_heads
+                p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            out = p_or_out.detach()
         out = out.view(-1, self._heads, self._positions, self._config.head_size)
         return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, p_or_out)
 
-    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> _Heads:
+    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> HeadGradients:
         """Return the gradients of queries, keys and values."""
         q, k, v, p_or_out = saved
         grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)
-        with self._matmul.default_blas():
-            if self._plain_attention:
-                grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
-                grad_q, grad_k, grad_v = (grad.view(grad_out.shape) for grad in grads)
-            else:
-                with _repeatable(p_or_out, self._positions):
-                    grad_q, grad_k, grad_v = torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
-        return grad_q, grad_k, grad_v
+        if self._plain_attention:
+            grads = functional.attend_backward(grad_out.reshape(q.shape), q, k, v, p_or_out)
+            return grads.view(3, *grad_out.shape)
+        with _repeatable(p_or_out, self._positions):
+            return torch.autograd.grad(p_or_out, (q, k, v), grad_out.to(p_or_out.dtype))
 
 
 def _repeatable(out: Tensor, positions: int) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,7 @@ Weights, norms, softmax, loss and optimizer are fp32 in all three.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,13 +30,12 @@ from bitnetctl.model.quantization import (
 )
 
 # up to this many multiply-adds MKL is faster than oneDNN: it has less overhead per call
-_MKL_MULTIPLICATIONS = 2**21
+_MKL_MULTIPLICATIONS = 2**20
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """One side of a matmul: its values, or int8 codes and 1 / scale of each row (token or output)."""
 
     values: Tensor
@@ -73,10 +72,16 @@ class Matmul:
         use_onednn = self._onednn and multiplications > _MKL_MULTIPLICATIONS
         return mkldnn_fp32_precision("bf16") if use_onednn else contextlib.nullcontext()
 
-    def default_blas(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that undoes `fastest_blas`, for many small matmuls, at which oneDNN is slow."""
-        switch = self._onednn and not torch.compiler.is_compiling()
-        return mkldnn_fp32_precision("ieee") if switch else contextlib.nullcontext()
+    def bmm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return a · b, in `out` if given, by the library that is the fastest for its size, as `fastest_blas` says."""
+        if not self._onednn or torch.compiler.is_compiling() or a.numel() * b.shape[-1] <= _MKL_MULTIPLICATIONS:
+            return torch.bmm(a, b, out=out)
+        settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        before, settings.fp32_precision = settings.fp32_precision, "bf16"
+        try:
+            return torch.bmm(a, b, out=out)
+        finally:
+            settings.fp32_precision = before
 
     def cast(self, x: Tensor) -> Tensor:
         """Cast to the dtype of this precision; fp64 stays fp64."""
@@ -110,18 +115,18 @@ class Matmul:
     def multiply(self, x: Operand, weight: Operand) -> Tensor:
         """Return x · weightᵀ [R, N, O]."""
         if x.inverse_scale is None or weight.inverse_scale is None:
-            return torch.bmm(x.values, weight.values.mT)
+            return self.bmm(x.values, weight.values.mT)
         sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
         return torch.stack(sums).to(torch.float32).mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
 
     def multiply_into(self, target: Tensor, a: Tensor, b: Tensor) -> None:
         """Write a · b into `target`, cast to its dtype."""
         if target.dtype == a.dtype:
-            torch.bmm(a, b, out=target)
+            self.bmm(a, b, out=target)
         elif self.casts_sums:
             torch.bmm(a, b, out_dtype=target.dtype, out=target)
         else:
-            target.copy_(torch.bmm(a, b))
+            target.copy_(self.bmm(a, b))
 
     def dequantize(self, operand: Operand) -> Tensor:
         """Return the values of an operand for the matmuls of backward: codes / scale where it is int8."""

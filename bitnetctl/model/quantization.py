@@ -15,15 +15,17 @@ from torch import Tensor
 from bitnetctl.kernels import INT8_MAX, SCALE_FLOOR
 
 
-def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int]) -> Tensor:
+def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int], scratch: Tensor | None = None) -> Tensor:
     """Return 1 / max(mean |w|, 1e-5) for each row [R, L, O, 1], the mean taken over the row's segment of the matrix.
 
     `segments` are numbers of rows that sum to O, one for each projection with a scale of its own; [O] is one scale.
+    `scratch`, of the weights' shape and type, is overwritten.
     """
+    magnitude_RLOI = weight_RLOI.abs() if scratch is None else torch.abs(weight_RLOI, out=scratch)
     if len(segments) == 1:
-        mean_RLO1 = weight_RLOI.abs().mean((-2, -1), keepdim=True).expand(*weight_RLOI.shape[:-1], 1)
+        mean_RLO1 = magnitude_RLOI.mean((-2, -1), keepdim=True).expand(*weight_RLOI.shape[:-1], 1)
     else:
-        parts = weight_RLOI.abs().mean(-1, keepdim=True).split(list(segments), dim=-2)
+        parts = magnitude_RLOI.mean(-1, keepdim=True).split(list(segments), dim=-2)
         mean_RLO1 = torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], dim=-2)
     return mean_RLO1.clamp(min=SCALE_FLOOR).reciprocal()
 
@@ -40,11 +42,16 @@ def ternary_weights(
 
     `quant_lambda_R` interpolates run r from full precision (0) to ternary (1), both exactly; None is 1 for all.
     """
-    scale_RLO1 = ternary_scale(weight_RLOI, segments)
+    # when compiling, all of this is fused anyway, and `out=` would have to be contiguous
+    eager_out = None if torch.compiler.is_compiling() else out
+    in_place = eager_out is not None and quant_lambda_R is None and eager_out.dtype == weight_RLOI.dtype
+    scale_RLO1 = ternary_scale(weight_RLOI, segments, scratch=eager_out if in_place else None)
+    if in_place:
+        # without temporaries, which would have to be allocated and brought into the cache
+        return torch.mul(weight_RLOI, scale_RLO1, out=eager_out).round_().clamp_(-1, 1).div_(scale_RLO1)
     codes_RLOI = (weight_RLOI * scale_RLO1).round_().clamp_(-1, 1)
-    # when compiling, the copy is fused anyway, and `out=` would have to be contiguous
-    if quant_lambda_R is None and out is not None and not torch.compiler.is_compiling():
-        return torch.div(codes_RLOI, scale_RLO1, out=out)
+    if quant_lambda_R is None and eager_out is not None:
+        return torch.div(codes_RLOI, scale_RLO1, out=eager_out)
     values_RLOI = codes_RLOI.div_(scale_RLO1)
     if quant_lambda_R is not None:
         values_RLOI = torch.lerp(weight_RLOI, values_RLOI, quant_lambda_R.view(-1, 1, 1, 1))
@@ -54,7 +61,11 @@ def ternary_weights(
 def int8_scale(x: Tensor) -> Tensor:
     """Return 127 / max(max|x|, 1e-5) over the last dimension, which is kept."""
     # abs and amax in two passes are ten times faster on the CPU than the infinity norm in one
-    return x.abs().amax(-1, keepdim=True).clamp_(min=SCALE_FLOOR).reciprocal_().mul_(INT8_MAX)
+    return _int8_scale(x.abs())
+
+
+def _int8_scale(magnitude: Tensor) -> Tensor:
+    return magnitude.amax(-1, keepdim=True).clamp_(min=SCALE_FLOOR).reciprocal_().mul_(INT8_MAX)
 
 
 def int8_activations(x: Tensor, quant_lambda_R: Tensor | None = None) -> Tensor:
@@ -62,9 +73,11 @@ def int8_activations(x: Tensor, quant_lambda_R: Tensor | None = None) -> Tensor:
 
     `quant_lambda_R` as in `ternary_weights`.
     """
-    scale = int8_scale(x)
+    magnitude = x.abs()
+    scale = _int8_scale(magnitude)
     # |x| * 127 / max|x| cannot round beyond ±127, so the formula's clamp to -128…127 never binds
-    quantized = (x * scale).round_().div_(scale)
+    scaled = x * scale if torch.compiler.is_compiling() else torch.mul(x, scale, out=magnitude)
+    quantized = scaled.round_().div_(scale)
     if quant_lambda_R is None:
         return quantized
     return torch.lerp(x, quantized, quant_lambda_R.view(-1, *(1,) * (x.dim() - 1)))

@@ -18,6 +18,7 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization, int8_sum_is_exact
+from bitnetctl.model.parts import PARTS
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.plugins.registry import compose
 
@@ -57,9 +58,9 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (64, CPU, True, "eager", "fp32"),
         (256, CPU, True, "eager", "bf16"),
         (256, CPU, False, "eager", "fp32"),
-        (64, GPU, True, "graph", "bf16"),
-        (256, GPU, False, "graph", "fp32"),
-        (1024, GPU, True, "compile", "bf16"),
+        (64, GPU, True, "fused", "bf16"),
+        (256, GPU, False, "fused", "fp32"),
+        (1024, GPU, True, "fused", "bf16"),
     ],
 )
 def test_choice_by_default(
@@ -69,14 +70,40 @@ def test_choice_by_default(
     compilers("gcc", "g++")
     config = build_config("origin", size=size)
     vocab_size = 2048 if size == 64 else 50257
-    assert choose(config, vocab_size, device) == Execution(engine=engine, precision=precision)  # type: ignore[arg-type]
+    chosen = choose(config, vocab_size, device)
+    assert (chosen.engine, chosen.precision) == (engine, precision)
+    # fp32 matmuls have nothing to cast
+    without = {"gradients"} if precision == "fp32" else set()
+    assert chosen.kernels == (set(PARTS) - without if engine == "fused" else set())
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields", "precision", "engine"),
+    [
+        (20_000, {}, "int8", "compile"),
+        (2_000, {}, "int8", "graph"),
+        (200_000, {"model.hidden_size": "16384"}, "bf16", "compile"),
+        (200_000, {}, "bf16", "fused"),
+    ],
+)
+def test_layers_without_kernels_are_compiled_where_it_pays(
+    bf16: Any, compilers: Any, steps: int, fields: dict[str, str], precision: str, engine: str
+) -> None:
+    bf16(True)
+    compilers("gcc")
+    overrides = [f"{name}={value}" for name, value in (fields | {"steps": str(steps)}).items()]
+    config = build_config("origin", overrides=overrides)
+    assert choose(config, 50257, GPU, precision=precision).engine == engine
+    compilers()
+    assert choose(config, 50257, GPU, precision=precision).engine == "graph"
 
 
 @pytest.mark.parametrize(
     ("requested", "device", "has_bf16", "message"),
     [
         ({"engine": "graph"}, CPU, True, "take eager or compile"),
-        ({"engine": "fast"}, CPU, True, "unknown; take auto, eager, graph, compile"),
+        ({"engine": "fused"}, CPU, True, "take eager or compile"),
+        ({"engine": "fast"}, CPU, True, "unknown; take auto, eager, graph, compile, fused"),
         ({"precision": "bf16"}, CPU, False, "has no bf16 matmuls; take --precision fp32"),
         ({"precision": "int8"}, CPU, True, "take fp32 or bf16"),
         ({"precision": "fp8"}, CPU, True, "unknown; take auto, fp32, bf16, int8"),
@@ -102,12 +129,12 @@ def test_what_is_requested_is_taken(bf16: Any, compilers: Any) -> None:
 @pytest.mark.parametrize(
     ("names", "triton", "variables", "engine"),
     [
-        (["gcc"], True, {}, "compile"),
-        (["clang"], True, {}, "compile"),
+        (["gcc"], True, {}, "fused"),
+        (["clang"], True, {}, "fused"),
         (["gcc"], False, {}, "graph"),
         # Triton looks for these two only
         (["cc", "g++"], True, {}, "graph"),
-        (["icx"], True, {"CC": "icx"}, "compile"),
+        (["icx"], True, {"CC": "icx"}, "fused"),
         (["gcc"], True, {"CC": "icx"}, "graph"),
     ],
 )
@@ -125,8 +152,10 @@ def test_a_gpu_compiles_only_with_triton_and_a_compiler(
     config = build_config("origin", size=1024)
     assert choose(config, 50257, GPU, precision="fp32").engine == engine
     if engine == "graph":
-        with pytest.raises(ConfigError, match=r"^--engine compile: cuda needs .+ for it; take --engine graph$"):
-            choose(config, 50257, GPU, "compile", "fp32")
+        for requested in ("compile", "fused"):
+            refusal = rf"^--engine {requested}: cuda needs .+ for it; take --engine graph$"
+            with pytest.raises(ConfigError, match=refusal):
+                choose(config, 50257, GPU, requested, "fp32")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_every_function_is_one_graph_and_computes_the_same(tmp_path: Path) -> None:
     for name, (plain, fast, graphs) in compiled("traced", VARIANTS, tmp_path).items():
-        assert fast == pytest.approx(plain, rel=1e-5), name
+        # compiled code adds in another order, and in bf16 the last bit of a sum may flip a rounding
+        assert fast == pytest.approx(plain, rel=1e-3 if name in ("bf16", "int8") else 1e-5), name
         assert graphs == SPLIT.get(name, WHOLE), name
 
 

@@ -308,7 +308,7 @@ def test_plain_attention_is_that_of_torch() -> None:
     expected_grads = torch.autograd.grad(expected, (q, k, v), grad)
     with torch.no_grad():
         out, p = functional.attend(q, k, v, mask)
-        grads = functional.attend_backward(grad, q, k, v, p)
+        grads = functional.attend_backward(grad, q, k, v, p).unbind(0)
     torch.testing.assert_close(out, expected)
     for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs)
