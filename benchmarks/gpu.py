@@ -50,17 +50,17 @@ class Part:
 PARTS = (
     Part("facts", 8, 30, "card, driver, versions, clocks"),
     Part("missing", 2, 20, "packages that this machine lacks"),
-    Part("checks", 35, 75, "our own kernels, and compiled layers, against plain operations on this card"),
-    Part("tests", 60, 120, "pytest -m gpu, the tests that compile last"),
+    Part("checks", 30, 75, "our own kernels, and compiled layers, against plain operations on this card"),
+    Part("tests", 55, 120, "pytest -m gpu, the tests that compile last"),
     Part("text", 25, 75, "the text of the parts below, tokenized once"),
-    Part("step", 150, 210, "time of a step and of its start, by engine; its kernels"),
+    Part("step", 140, 210, "time of a step and of its start, by engine; its kernels"),
     Part("bandwidth", 15, 40, "what the card can do: memory, matmuls of the head, empty kernels"),
-    Part("verify", 45, 90, "bitnetctl verify, 2 x 4,000 steps, and what 20,000 would take"),
+    Part("verify", 60, 90, "bitnetctl verify, 2 x 4,000 steps, and what 20,000 would take"),
     Part("resume", 45, 90, "a run stopped at a checkpoint and resumed, against an undisturbed one"),
-    Part("mixed", 35, 75, "a sweep of 16 runs with four arms: the engine of each"),
-    Part("large", 80, 120, "a model above 100 M parameters beside torchao and compiled bf16"),
-    Part("start", 40, 80, "first row of a training, with empty and filled caches"),
-    Part("verify-20000", 110, 180, "bitnetctl verify, 2 x 20,000 steps"),
+    Part("mixed", 45, 80, "a sweep of 16 runs with four arms: the engine of each"),
+    Part("large", 70, 120, "a model above 100 M parameters beside torchao and compiled bf16"),
+    Part("start", 35, 80, "first row of a training, with empty and filled caches"),
+    Part("verify-20000", 100, 180, "bitnetctl verify, 2 x 20,000 steps"),
 )
 
 
@@ -119,6 +119,9 @@ class Window:
                 outcome = self._run(part)
                 failed |= outcome in ("failed", "over its limit")
         finally:
+            for each in self._parts.values():
+                if each["outcome"] == "running":
+                    each["outcome"] = "interrupted"
             self._write_summary()
         print(f"\n{self._folder / 'summary.md'}\n{self._table()}", flush=True)
         return int(failed)

@@ -47,12 +47,13 @@ from bitnetctl.plugins.composition import Composition
 
 
 class Access(NamedTuple):
-    """How a function of ours uses arguments that it does not just read once; of `few` it touches some rows only."""
+    """Arguments that a function of ours does not just read once; `few`: some rows; `unless` it is given: read twice."""
 
     updated: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     read_twice: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
+    unless: str = ""
 
 
 # by module.function; what a function returns is written anyway
@@ -67,7 +68,7 @@ ACCESS = {
     "norm.norm_quantize_backward": Access(written=("partials_KRPF",)),
     "probe.add_predictions": Access(updated=("softmax_RV", "counts_RV"), read_twice=("logits_RNV",)),
     "rotary.rotate_": Access(updated=("qkv_RNO",)),
-    "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",)),
+    "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",), unless="sums_RT"),
 }
 # operators that move nothing
 _VIEWS = {"view", "_unsafe_view", "unflatten", "_reshape_alias", "as_strided", "alias", "detach", "lift_fresh"}
@@ -82,7 +83,7 @@ _STEPS = 6
 
 
 class UnknownEngineError(Exception):
-    """This version or device does not have the engine; the message says which."""
+    """This version or machine does not have the engine."""
 
 
 def main() -> int:
@@ -99,10 +100,10 @@ def main() -> int:
     sizes = [int(size) for size in arguments.runs.split(",")]
     rows, operators, notes = table(arguments, arguments.engines.split(","), sizes)
     harness.report("operators by bytes a parameter", operators, {}, None)
-    title, metadata = f"kernels: recipe {arguments.recipe}, {arguments.precision}", harness.machine(arguments.device)
-    harness.report(title, rows, {**metadata, **notes}, None)
+    title, metadata = f"kernels: recipe {arguments.recipe}", {**harness.machine(arguments.device), **notes}
+    harness.report(f"{title}, {arguments.precision}", rows, metadata, None)
     if arguments.json is not None:
-        content = {"title": title, "rows": rows, "operators": operators, **metadata, **notes}
+        content = {"title": title, "rows": rows, "operators": operators, **metadata}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
@@ -116,11 +117,10 @@ def table(
     rows: list[dict[str, Any]] = []
     operators: list[dict[str, Any]] = []
     notes: dict[str, str] = {}
+    columns = ("nodes", "launches of the stream", "GB a step", "bytes a parameter")
     for engine in engines:
         for runs in sizes:
-            name = f"{engine}, {runs} runs"
-            columns = ("nodes", "launches of the stream", "GB a step", "bytes a parameter")
-            row: dict[str, Any] = {"engine": engine, "runs": runs, **dict.fromkeys(columns)}
+            name, row = f"{engine}, {runs} runs", {"engine": engine, "runs": runs, **dict.fromkeys(columns)}
             try:
                 if device.type == "cuda":
                     row["nodes"] = captured_nodes(config, vocab_size, device, engine, arguments.precision, runs)
@@ -171,15 +171,15 @@ def counted(
 def _pack(
     config: RunConfig, vocab_size: int, device: torch.device, engine: str, precision: Precision, runs: int
 ) -> CapturedPack:
-    """Return a pack whose step runs on the device, also on the CPU; raises UnknownEngineError."""
+    """Return a pack whose step runs on the device; raises UnknownEngineError."""
     if engine not in get_args(Engine) or engine == "eager":
         raise UnknownEngineError(f"this version has no engine {engine} that captures a step")
     configs = [config.model_copy(update={"seed": seed}) for seed in range(runs)]
     kernels = supported_parts(config.model, precision) if engine == "fused" else frozenset[Part]()
     execution = Execution(engine=engine, precision=precision, kernels=kernels)  # type: ignore[arg-type]
+    compositions, tokens = [Composition() for _ in configs], zipf_tokens(vocab_size, config)
     try:
-        tokens = zipf_tokens(vocab_size, config)
-        return captured_pack(configs, [Composition() for _ in configs], tokens, device, execution)
+        return captured_pack(configs, compositions, tokens, device, execution)
     except ImportError as error:
         raise UnknownEngineError(f"engine {engine} needs what is not installed: {error}") from error
 
@@ -205,18 +205,17 @@ def _without_launches(traffic: "Traffic") -> Iterator[None]:
     except ImportError:
         yield
         return
-    classes = [jit.JITFunction, interpreter.InterpretedFunction]
-    kept = [each.run for each in classes]
+    kept = {each: each.run for each in (jit.JITFunction, interpreter.InterpretedFunction)}
 
     def launch(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
         traffic.launched(getattr(kernel, "__name__", None) or kernel.fn.__name__)
 
-    for each in classes:
+    for each in kept:
         each.run = launch
     try:
         yield
     finally:
-        for each, run in zip(classes, kept, strict=True):
+        for each, run in kept.items():
             each.run = run
 
 
@@ -325,9 +324,8 @@ def counting_kernels(traffic: Traffic) -> Iterator[None]:
 
 
 def _kernel_modules() -> list[Any]:
-    package = bitnetctl.kernels
-    names = [each.name for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-    return [importlib.import_module(name) for name in names]
+    found = pkgutil.iter_modules(bitnetctl.kernels.__path__, "bitnetctl.kernels.")
+    return [importlib.import_module(each.name) for each in found]
 
 
 def _counted(function: Callable[..., Any], name: str, traffic: Traffic) -> Callable[..., Any]:
@@ -354,7 +352,8 @@ def _function_bytes(name: str, values: Mapping[str, Any], out: Any) -> int:
     access = ACCESS.get(name, Access())
     given = {id(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
     size = nbytes([value for key, value in values.items() if key not in access.few])
-    size += nbytes([values.get(key) for key in (*access.updated, *access.read_twice)])
+    again = () if values.get(access.unless) is not None else access.read_twice
+    size += nbytes([values.get(key) for key in (*access.updated, *again)])
     return size + nbytes([leaf for leaf in tree_leaves(out) if id(leaf) not in given])
 
 
@@ -390,10 +389,9 @@ def step_nodes(graphs: GraphCache | None) -> int | None:
     if graphs is None or not graphs._graphs:
         return None
     handle = next(reversed(graphs._graphs.values())).raw_cuda_graph()
-    # torch has loaded the runtime with global symbols
-    get_nodes = ctypes.CDLL(None).cudaGraphGetNodes
     count = ctypes.c_size_t()
-    status = get_nodes(ctypes.c_void_p(handle), None, ctypes.byref(count))
+    # torch has loaded the runtime with global symbols
+    status = ctypes.CDLL(None).cudaGraphGetNodes(ctypes.c_void_p(handle), None, ctypes.byref(count))
     return None if status else count.value
 
 

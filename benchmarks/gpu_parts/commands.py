@@ -17,7 +17,8 @@ from benchmarks.gpu_parts.report import Options, Report
 BITNETCTL = (sys.executable, "-m", "bitnetctl")
 # exit codes of a command that did its work, whatever its verdict
 WORKED = (0, 1, 4, 5)
-# also what --quick trains
+_TOLD = ("kernels", "CUDA graph", "compil", "engine", "one by one", "continue", "not used")
+# what --quick trains
 TINY = {
     "data.tokenizer": "bpe:300",
     "data.batch_size": 2,
@@ -61,6 +62,12 @@ def run_command(command: Sequence[str | Path], environment: Mapping[str, str] | 
     # the part's own output keeps everything
     print(f"$ {' '.join(map(str, command))}\n{done.stdout}{done.stderr}", flush=True)
     return Done(done.returncode, done.stdout, done.stderr, time.perf_counter() - start)
+
+
+def told(done: Done) -> str:
+    """Return what a command told about its engine, its packs and its kernels, as a block of Markdown."""
+    lines = [line[:300] for line in done.err.splitlines() if any(part in line for part in _TOLD)]
+    return "\n".join(["told about engines, packs and kernels:", "", "```", *lines, "```"])
 
 
 def failed_command(report: Report, what: str, done: Done) -> bool:

@@ -8,12 +8,12 @@ from benchmarks.gpu_parts.commands import (
     remove,
     run_command,
     runs_in,
+    told,
 )
 from benchmarks.gpu_parts.report import Options, Report
 
 _ARMS = ("label-smoothing", "fp-first", "adaptive-clipping")
 _SEEDS = 4
-_TOLD = ("continues", "one by one", "CUDA graph", "engine", "fused")
 
 
 def run(report: Report, options: Options) -> None:
@@ -40,11 +40,10 @@ def run(report: Report, options: Options) -> None:
                 "status": manifest["status"],
                 "runs in its pack": len(manifest.get("pack", [])),
                 "ms a step": each.step_ms,
-                "notices": "; ".join(map(str, manifest.get("notices") or [])),
+                "own kernels": ", ".join(manifest.get("kernels") or []),
             },
         )
-    told = [line for line in done.err.splitlines() if any(part in line for part in _TOLD)]
-    report.text("\n".join(["what the command told about engines and packs:", "", "```", *told, "```"]))
+    report.text(told(done))
     missing = (1 + len(_ARMS)) * _SEEDS - len(runs_in(folder))
     if missing:
         report.failed(f"{missing} runs are missing")

@@ -10,6 +10,7 @@ from benchmarks.gpu_parts.commands import (
     remove,
     run_command,
     runs_in,
+    told,
 )
 from benchmarks.gpu_parts.report import Options, Report
 
@@ -36,12 +37,14 @@ def run(report: Report, options: Options) -> None:
     report.values(command=" ".join(map(str, command[2:])), seconds=done.seconds, exit_code=done.code)
     if failed_command(report, "verify", done):
         return
+    report.text(told(done))
     report.text(f"```\n{done.out.strip()[-3000:]}\n```")
     spent, whole = 0.0, 0.0
     for each in runs_in(folder):
         step_ms = each.step_ms
         row = {"run": each.name, "engine": each.manifest.get("engine"), "precision": each.manifest.get("precision")}
-        report.row("runs", {**row, "status": each.manifest["status"], "ms a step": step_ms})
+        row |= {"own kernels": ", ".join(each.manifest.get("kernels") or []), "status": each.manifest["status"]}
+        report.row("runs", {**row, "ms a step": step_ms})
         if step_ms is not None:
             spent += steps * step_ms / 1000
             whole += _WHOLE_STEPS * step_ms / 1000
