@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
+from bitnetctl.engine import pack as engine_pack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
@@ -430,3 +431,21 @@ def test_an_unset_evaluation_interval_is_its_default(tiny_config: TinyConfig) ->
 
 def test_a_step_counts_the_tokens_of_one_run(pack: Callable[..., Pack], three: list[RunConfig]) -> None:
     assert pack(three).tokens_per_step == 32
+
+
+def test_batches_fetched_for_several_steps_are_those_of_each_step(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [tiny_config(seed=seed, data__order="shuffled") for seed in (0, 1)]
+    # three steps of both runs at once
+    monkeypatch.setattr(
+        engine_pack, "_ROWS_AT_ONCE", 2 * 3 * configs[0].data.batch_size * configs[0].data.sequence_length
+    )
+    pack = Pack(configs, [Composition(), Composition()], tiny_tokens, torch.device("cpu"))
+    batches = [Batches(tiny_tokens, config.data, config.seed) for config in configs]
+    # forward, over the end of what was fetched, and back to an earlier step, as after a rollback
+    for step in (1, 2, 3, 4, 5, 9, 2):
+        rows_RBT1 = pack._rows(step)
+        assert len(pack._rows_SRBT1) == 3
+        for run, each in enumerate(batches):
+            assert torch.equal(rows_RBT1[run], torch.from_numpy(each.rows_BT1(step)))
