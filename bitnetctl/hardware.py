@@ -16,6 +16,9 @@ import torch
 from bitnetctl.allowance import available_memory, resident_memory
 from bitnetctl.errors import ConfigError
 
+# of torch's allocator; a CUDA graph has one of its own
+_DEFAULT_POOL = (0, 0)
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; raises ConfigError where there is none."""
@@ -61,11 +64,20 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def memory_available(device: torch.device) -> int:
-    """Return free bytes on the GPU, or what this process can still take of the machine's memory without swapping."""
+    """Return free bytes on the GPU, or what this process can still take of the machine's memory without swapping.
+
+    Memory cached by torch's allocator is free where none of a segment is used: it is returned when an allocation
+    fails. That of a CUDA graph, its memory between replays, is free to the graph only.
+    """
     if device.type == "cuda":
-        # memory cached by torch's allocator is free for its next allocation
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
+        unused: list[int] = [
+            segment["total_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == device.index
+            and segment["active_size"] == 0
+            and tuple(segment.get("segment_pool_id", _DEFAULT_POOL)) == _DEFAULT_POOL
+        ]
+        return torch.cuda.mem_get_info(device)[0] + sum(unused)
     return available_memory()
 
 

@@ -86,11 +86,20 @@ def test_memory_of_a_graph_between_replays_is_in_use(monkeypatch: pytest.MonkeyP
     assert hardware.memory_in_use(torch.device("cuda", 0)) == 30
 
 
-def test_memory_cached_by_torch_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"mem_get_info": (10, 80), "memory_reserved": 30, "memory_allocated": 25}
-    for name, value in values.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert hardware.memory_available(torch.device("cuda", 0)) == 10 + 30 - 25
+def test_unused_segments_of_the_default_pool_are_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(total_size: int, active_size: int = 0, device: int = 0, **pool: object) -> dict[str, object]:
+        return {"total_size": total_size, "active_size": active_size, "device": device, **pool}
+
+    segments = [
+        segment(5, segment_pool_id=(0, 0)),
+        segment(7),
+        segment(30, 1, segment_pool_id=(0, 0)),
+        segment(100, segment_pool_id=(0, 1)),
+        segment(200, segment_pool_id=(0, 0), device=1),
+    ]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    assert hardware.memory_available(torch.device("cuda", 0)) == 10 + 5 + 7
 
 
 def test_unused_gpu_memory_is_released(monkeypatch: pytest.MonkeyPatch) -> None:

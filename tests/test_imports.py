@@ -61,8 +61,8 @@ INSIDE = {
         "batches probe",
         "__init__",
     ),
-    "kernels": ("__init__", "cross_entropy embedding norm rotary ternary", "adam", "finish"),
-    "model": ("quantization functional parameters", "matmul", "parts layer", "packed", "fused", "__init__"),
+    "kernels": ("__init__", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
+    "model": ("quantization functional parameters", "matmul", "parts layer", "prepared", "packed", "fused", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (
         "stats summary factors",

@@ -119,6 +119,7 @@ class Pack:
         self._diverged_at_R = torch.zeros(len(configs), dtype=torch.long, device=device)
         self._skip_R = torch.zeros(len(configs), dtype=torch.float, device=device)
         self._checks_on_device = device.type != "cpu"
+        self._named: dict[int, dict[str, Tensor]] = {}
         for run, replica in enumerate(self.replicas):
             with self.failing_alone(run):
                 replica.compute_schedules()
@@ -282,17 +283,23 @@ class Pack:
         name = next((name for name, moment in moments if not moment.isfinite().all()), None)
         return None if name is None else f"the moment {name}"
 
+    def _named_parameters(self, run: int) -> dict[str, Tensor]:
+        """Return the named views of a run, made once: making them takes the host 0.3 ms."""
+        if run not in self._named:
+            self._named[run] = self.model.parameters(run)
+        # a hook may change the dictionary
+        return dict(self._named[run])
+
     def _update(self, run: int, replica: Replica, step: int) -> None:
         """Apply gradient hook, clipping and optimizer to one run."""
         norm = self.grad_norm_R[run]
         if replica.composition.overrides_gradients:
             with torch.no_grad(), self.failing_alone(run):
-                replica.composition.transform_gradients(self.model.parameters(run))
+                replica.composition.transform_gradients(self._named_parameters(run))
             if replica.failure is not None:
                 return
-            norm = torch.nn.utils.get_total_norm(
-                [flat.grad for flat in replica.flat_parameters.values() if flat.grad is not None]
-            )
+            gradients = [flat.grad for flat in replica.flat_parameters.values() if flat.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         max_norm = replica.config.optimizer.max_norm
         divisor = None if max_norm is None else clip_divisor(norm, max_norm)
         if replica.resets_moments(step):

@@ -20,6 +20,7 @@ from bitnetctl.model import functional
 from bitnetctl.model.layer import Layer, LayerActivations, LayerWeights, compile_if
 from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
 from bitnetctl.model.parameters import num_parameters, parameter_specs
+from bitnetctl.model.prepared import PreparedModel
 from bitnetctl.model.quantization import ternary_codes
 
 # flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
@@ -187,16 +188,26 @@ class PackedModel:
 
     def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
-        quantization = self.quantization(quant_lambdas)
-        return self.logits(self._hidden(tokens_RBT, quantization, for_backward=False).hidden_RNH)
+        return self.prepared(quant_lambdas).logits(tokens_RBT)
+
+    @torch.no_grad()
+    def prepared(self, quant_lambdas: Sequence[float]) -> PreparedModel:
+        """Return the weights quantized and cast for evaluation, where many forward passes follow each other."""
+        quant = self.quantization(quant_lambdas)
+        # of the plain layer, whatever trains
+        weights = PackedModel._layer_weights(self, self._quantized_matrices(quant), 0)
+        head_RVH = self._head_operand()
+        return PreparedModel(
+            forward=lambda tokens_RBT: self.logits(self._hidden(tokens_RBT, quant, weights).hidden_RNH, head_RVH)
+        )
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
-        return self._hidden(tokens_RBT, quantization, for_backward=True)
+        return self._hidden(tokens_RBT, quantization)
 
-    def logits(self, hidden_RNH: Tensor) -> Tensor:
-        """Return the logits [R, N, V] of the head."""
-        head_RVH = self.matmul.cast(self._head(self._flat))
+    def logits(self, hidden_RNH: Tensor, head_RVH: Tensor | None = None) -> Tensor:
+        """Return the logits [R, N, V] of the head, cast already or by default as it is now."""
+        head_RVH = self._head_operand() if head_RVH is None else head_RVH
         return self.matmul.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
 
     @torch.no_grad()
@@ -262,17 +273,21 @@ class PackedModel:
         return Quantization(off=off, quant_lambda_R=None if off else torch.tensor(quant_lambdas, device=self.device))
 
     @torch.no_grad()
-    def _hidden(self, tokens_RBT: Tensor, quant: Quantization, *, for_backward: bool) -> SavedActivations:
+    def _hidden(
+        self, tokens_RBT: Tensor, quant: Quantization, weights: list[LayerWeights] | None = None
+    ) -> SavedActivations:
+        """Run up to the head; activations are saved for backward unless `weights` are prepared ones."""
         runs, _, positions = tokens_RBT.shape
         tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
         x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
         # evaluation has other shapes and takes little time: it is not worth compiling
-        quantize, normalize = self._quantized_matrices, functional.normalize
-        if for_backward:
-            quantize, normalize = self._quantize, self._normalize
+        for_backward = weights is None
+        normalize = self._normalize if for_backward else functional.normalize
         layer = self._training_layer(positions) if for_backward else self._layer(positions, compiled=False)
         with self._layer_blas(tokens_RN):
-            weights, layers = self._layer_weights(quantize(quant), tokens_RN.shape[1]), []
+            if weights is None:
+                weights = self._layer_weights(self._quantize(quant), tokens_RN.shape[1])
+            layers = []
             for layer_weights in weights:
                 x_RNH, activations = layer.forward(x_RNH, layer_weights, quant)
                 if for_backward:

@@ -9,7 +9,7 @@ from bitnetctl.errors import CaptureError, PluginError, RunRefusedError, Stopped
 from bitnetctl.hardware import release_unused
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.executors.local import run_workers, split_devices
-from bitnetctl.sweeps.packing import Shape, measured_largest_pack, plan_costs, shape_of
+from bitnetctl.sweeps.packing import Shape, measured_largest_pack, most_demanding, plan_costs, shape_of
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts, failure_message, record_failure
@@ -118,7 +118,8 @@ class _Sweep:
         key = run.effective.pack_key
         if key not in self._largest_packs:
             self._options.progress("measuring the memory of a run", 0, None)
-            self._largest_packs[key] = measured_largest_pack(self._factory, run.effective, self._workers)
+            alike = [run, *(each for each in self._candidates if each.effective.pack_key == key)]
+            self._largest_packs[key] = measured_largest_pack(self._factory, most_demanding(alike), self._workers)
             if self._largest_packs[key] == 1:
                 self._options.log("free memory is enough for one run at a time only")
         return min(fair, self._largest_packs[key])

@@ -1,5 +1,6 @@
 """Which runs train together, how many of them, and their estimated memory and time."""
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,16 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from bitnetctl.config import RunConfig
-from bitnetctl.engine.cost import bytes_per_replica, estimate, known_vocabulary
-from bitnetctl.engine.select import choose, make_pack
+from bitnetctl.engine.cost import bytes_per_replica, estimate, fixed_bytes, known_vocabulary
+from bitnetctl.engine.select import choose, make_pack, uncaptured_engine
+from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.hardware import memory_available, memory_in_use, release_unused
+from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.resolved import ResolvedRun
 
 # a larger pack is compute-bound: it takes memory and saves no time
 _LARGEST_PACK = {"cpu": 16, "cuda": 64}
-_MEMORY_FRACTION = {"cpu": 0.5, "cuda": 0.85}
+_MEMORY_FRACTION = {"cpu": 0.5, "cuda": 0.8}
 
 Shape = tuple[object, ...]
 
@@ -30,34 +33,67 @@ def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
     return (*run.effective.pack_key, device.type != "cpu" and run.capturable_step)
 
 
-def largest_pack(device: torch.device, replica_bytes: int, workers: int = 1) -> int:
-    """Return how many runs of `replica_bytes` each fit into the free memory, with room left for other processes.
+def largest_pack(device: torch.device, replica_bytes: int, workers: int = 1, *, once_bytes: int = 0) -> int:
+    """Return how many runs of `replica_bytes` each fit into the free memory beside what their pack needs once.
 
-    That of the CPU is shared by all `workers`.
+    Room is left for other processes. The memory of the CPU is shared by all `workers`.
     """
     sharing = workers if device.type == "cpu" else 1
-    fits = int(memory_available(device) * _MEMORY_FRACTION[device.type] / sharing / replica_bytes)
-    return max(1, min(fits, _LARGEST_PACK[device.type]))
+    free = memory_available(device) * _MEMORY_FRACTION[device.type] / sharing - once_bytes
+    return max(1, min(int(free / replica_bytes), _LARGEST_PACK[device.type]))
 
 
 def measured_largest_pack(factory: TrainerFactory, effective: RunConfig, workers: int = 1) -> int:
-    """Return how many runs of an effective config fit into memory, after training one of them for a step."""
+    """Return how many runs of an effective config fit into memory, after training one of them for a step or two.
+
+    Its interventions take part, in instances of their own; an error of theirs is left for the training to report.
+    """
+    try:
+        replica_bytes, once_bytes = _measured_bytes(factory, effective)
+    except torch.OutOfMemoryError:
+        # one run would be tried in any case
+        return 1
+    finally:
+        # the frame that held the pack has ended
+        release_unused(factory.device)
+    return largest_pack(factory.device, replica_bytes, workers, once_bytes=once_bytes)
+
+
+def _measured_bytes(factory: TrainerFactory, effective: RunConfig) -> tuple[int, int]:
+    """Return the bytes of a run, and on a GPU those that its pack needs once."""
+    with contextlib.suppress(PluginError, ConfigError):
+        return _bytes_in_training(factory, effective, registry.compose(effective.interventions))
+    return _bytes_in_training(factory, effective, Composition())
+
+
+def _bytes_in_training(factory: TrainerFactory, effective: RunConfig, composition: Composition) -> tuple[int, int]:
     device = factory.device
-    tokens, _ = factory.prepare(effective)
-    # one step only: capturing or compiling it would take memory of its own
-    execution = replace(factory.execution(effective), engine="eager")
-    on_gpu = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if on_gpu else memory_in_use(device)
-    pack = make_pack([effective], [Composition()], tokens, device, execution)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    pack.step(1)
-    after = torch.cuda.max_memory_allocated(device) if on_gpu else memory_in_use(device)
-    # the allocator may reuse memory freed earlier, which `after` does not show: take at least the counted bytes
-    replica_bytes = max(after - before, bytes_per_replica(effective, tokens.vocab_size))
-    del pack
+    tokens, probe = factory.prepare(effective)
+    # not captured or compiled, which would take memory of its own: a graph's is what such a step takes
+    execution = replace(factory.execution(effective), engine="eager", kernels=frozenset())
+    replica_bytes = bytes_per_replica(effective, tokens.vocab_size, execution.precision)
     release_unused(device)
-    return largest_pack(device, replica_bytes, workers)
+    before = memory_in_use(device)
+    pack = make_pack([effective], [composition], tokens, device, execution)
+    pack.step(1)
+    if device.type != "cuda":
+        # the allocator may reuse memory freed earlier, which is not seen here: take at least the counted bytes
+        return max(memory_in_use(device) - before, replica_bytes), 0
+    # the moments are made in the first step, of memory that the temporary tensors of the next then lack
+    pack.step(min(2, pack.steps))
+    trained = memory_in_use(device)
+    probe.measure(pack.model, pack.quant_lambdas(1))
+    once_bytes = fixed_bytes(effective, tokens.vocab_size, device, _LARGEST_PACK["cuda"], execution.precision)
+    return max(trained - before, replica_bytes), max(memory_in_use(device) - trained, once_bytes)
+
+
+def most_demanding(runs: Sequence[ResolvedRun]) -> RunConfig:
+    """Return the effective config of the run to be measured for a shape: the first with a loss hook, if any."""
+    for run in runs:
+        with contextlib.suppress(PluginError, ConfigError):
+            if registry.compose(run.effective.interventions).overrides_loss:
+                return run.effective
+    return runs[0].effective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +129,14 @@ def _cost(
     runs: Sequence[ResolvedRun], device: torch.device, pack_size: int | None, vocab_size: int, workers: int
 ) -> ShapeCost:
     effective = runs[0].effective
-    fits = largest_pack(device, bytes_per_replica(effective, vocab_size), workers)
+    execution = choose(effective, vocab_size, device)
+    replica_bytes = bytes_per_replica(effective, vocab_size, execution.precision)
+    once_bytes = fixed_bytes(effective, vocab_size, device, _LARGEST_PACK[device.type], execution.precision)
+    fits = largest_pack(device, replica_bytes, workers, once_bytes=once_bytes)
     size = min(pack_size or min(fits, math.ceil(len(runs) / workers)), len(runs))
     packs = math.ceil(len(runs) / size)
-    pack = estimate(effective, vocab_size, device, size, choose(effective, vocab_size, device).precision)
+    engine = execution.engine if runs[0].capturable_step else uncaptured_engine(execution.engine)
+    pack = estimate(effective, vocab_size, device, size, execution.precision, engine)
     return ShapeCost(
         size=effective.model.hidden_size,
         steps=effective.steps,

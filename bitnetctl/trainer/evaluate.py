@@ -12,11 +12,13 @@ from torch import Tensor
 
 from bitnetctl.config import ProbeConfig
 from bitnetctl.data import ProbeData
+from bitnetctl.engine.cost import probe_chunk_bytes
 from bitnetctl.model.packed import PackedModel
 
-# logits computed at once, since the head's matmul needs many rows, and evaluated at once, to fit into the CPU's cache
-_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
-_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}
+# fp32 logits evaluated at once, to fit into the CPU's cache or, on a GPU, beside a large pack
+_PASS_BYTES = {"cpu": 2 * 2**20, "cuda": 2**28}
+# positions on which kernels are compared with plain operations
+_CHECKED_POSITIONS = 16
 
 
 class Probe:
@@ -39,41 +41,24 @@ class Probe:
         about 0 where the output ignores its context. Effective vocabulary is exp of the entropy of the arg-max
         histogram. A run whose logits are not finite gets NaN in what depends on them.
         """
-        runs = model.num_runs
+        prepared, sums = model.prepared(quant_lambdas), _Sums(model.num_runs, self._vocab_size, model.device)
         rows, positions = self._inputs_PT.shape
-        kind, token_bytes = model.device.type, 4 * runs * self._vocab_size
-        rows_per_chunk = max(1, _CHUNK_BYTES[kind] // (positions * token_bytes))
-        tokens_per_pass = max(1, _PASS_BYTES[kind] // token_bytes)
-        loss_R = torch.zeros(runs, dtype=torch.double, device=model.device)
-        entropy_R = torch.zeros_like(loss_R)
-        softmax_RV = torch.zeros(runs, self._vocab_size, dtype=torch.double, device=model.device)
-        counts_RV = torch.zeros(runs, self._vocab_size, dtype=torch.long, device=model.device)
+        token_bytes = 4 * model.num_runs * self._vocab_size
+        rows_per_chunk = max(1, probe_chunk_bytes(model.device) // (positions * token_bytes))
         chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
         for inputs_PT, targets_PT in chunks:
-            logits_RNV = model.forward(inputs_PT.expand(runs, -1, -1), quant_lambdas)
-            passes = zip(logits_RNV.split(tokens_per_pass, 1), targets_PT.flatten().split(tokens_per_pass), strict=True)
-            for part_RNV, targets_N in passes:
-                x_RNV = part_RNV.float()
-                argmax_RN = x_RNV.argmax(-1)
-                counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
-                p_RNV = x_RNV.softmax(-1)
-                # log Σ exp, read off the softmax at the largest logit
-                log_sum_RN = x_RNV.amax(-1) - p_RNV.amax(-1).log()
-                target_RN = x_RNV.gather(-1, targets_N.expand(runs, -1).unsqueeze(-1)).squeeze(-1)
-                loss_R += (log_sum_RN - target_RN).sum(1, dtype=torch.double)
-                entropy_R += (log_sum_RN - (p_RNV * x_RNV).sum(-1)).sum(1, dtype=torch.double)
-                softmax_RV += p_RNV.sum(1)
+            # not kept in a variable: the logits of two chunks would be in memory at once
+            sums.add(prepared.logits(inputs_PT.expand(model.num_runs, -1, -1)), targets_PT.flatten())
         total = rows * positions
-        mean_RV = softmax_RV / total
-        context_R = torch.special.entr(mean_RV).sum(-1) - entropy_R / total
-        loss_R /= total
-        prompt_logits = model.forward(self._prompts_PT.expand(runs, -1, -1), quant_lambdas)
-        last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
+        context_R = torch.special.entr(sums.softmax_RV / total).sum(-1) - sums.entropy_R / total
+        loss_R = sums.loss_R / total
+        prompt_logits = prepared.logits(self._prompts_PT.expand(model.num_runs, -1, -1))
+        last_RPV = prompt_logits.view(model.num_runs, *self._prompts_PT.shape, -1)[:, :, -1]
         top_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [
             self._columns(counts_V, float(loss), float(context), top_P)
             for counts_V, loss, context, top_P in zip(
-                counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), top_RP.cpu(), strict=True
+                sums.counts_RV.cpu(), loss_R.cpu(), context_R.cpu(), top_RP.cpu(), strict=True
             )
         ]
 
@@ -94,6 +79,95 @@ class Probe:
             "BigramUnique": data.bigram_unique,
             "RandomPromptUnique": int(top_P.unique().numel()) if finite and bool((top_P >= 0).all()) else math.nan,
         }
+
+
+class _Sums:
+    """Sums over the probe's positions, by run: loss and entropy in nats, softmax, and how often each token is largest.
+
+    Loss, entropy and softmax are added in double precision.
+    """
+
+    def __init__(self, runs: int, vocab_size: int, device: torch.device) -> None:
+        self.loss_R = torch.zeros(runs, dtype=torch.double, device=device)
+        self.entropy_R = torch.zeros_like(self.loss_R)
+        self.softmax_RV = torch.zeros(runs, vocab_size, dtype=torch.double, device=device)
+        self.counts_RV = torch.zeros(runs, vocab_size, dtype=torch.long, device=device)
+
+    def add(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
+        """Add the predictions of N positions, by kernels where they work, else in passes over few of them."""
+        if _kernels_agree(logits_RNV, targets_N):
+            self.add_by_kernels(logits_RNV, targets_N)
+            return
+        runs, _, vocab_size = logits_RNV.shape
+        tokens = max(1, _PASS_BYTES[logits_RNV.device.type] // (4 * runs * vocab_size))
+        for part_RNV, part_N in zip(logits_RNV.split(tokens, 1), targets_N.split(tokens), strict=True):
+            self.add_plainly(part_RNV, part_N)
+
+    def add_plainly(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
+        """Add the predictions of positions by torch's operations."""
+        x_RNV = logits_RNV.float()
+        # bf16 has fewer bytes to read, except on the CPU, where it is slow
+        argmax_RN = _argmax(x_RNV) if x_RNV.is_cpu else logits_RNV.argmax(-1)
+        self.counts_RV.scatter_add_(1, argmax_RN, torch.ones_like(argmax_RN))
+        argmax_RN1, targets_RN1 = argmax_RN.unsqueeze(-1), targets_N.expand(len(x_RNV), -1).unsqueeze(-1)
+        p_RNV = x_RNV.softmax(-1)
+        self.softmax_RV += p_RNV.sum(1)
+        # log Σ exp, read off the softmax at the largest logit
+        log_sum_RN1 = x_RNV.gather(-1, argmax_RN1) - p_RNV.gather(-1, argmax_RN1).log_()
+        self.loss_R += (log_sum_RN1 - x_RNV.gather(-1, targets_RN1)).sum((1, 2), dtype=torch.double)
+        expected_RN1 = p_RNV.mul_(x_RNV).sum(-1, keepdim=True)
+        self.entropy_R += (log_sum_RN1 - expected_RN1).sum((1, 2), dtype=torch.double)
+
+    def add_by_kernels(self, logits_RNV: Tensor, targets_N: Tensor) -> None:
+        """Do what `add_plainly` does, in 6 bytes a logit of memory traffic instead of 38."""
+        # needs Triton
+        from bitnetctl.kernels.probe import add_predictions
+
+        loss_RN, entropy_RN = add_predictions(logits_RNV, targets_N, self.softmax_RV, self.counts_RV)
+        self.loss_R += loss_RN.sum(1, dtype=torch.double)
+        self.entropy_R += entropy_RN.sum(1, dtype=torch.double)
+
+    def agrees_with(self, other: "_Sums") -> bool | None:
+        """Whether all sums of the runs that are finite in this one are equal, but for rounding; None without any."""
+        finite_R = self.loss_R.isfinite()
+        if not finite_R.any():
+            return None
+        return torch.equal(self.counts_RV[finite_R], other.counts_RV[finite_R]) and all(
+            torch.allclose(ours[finite_R], theirs[finite_R], rtol=1e-5, atol=1e-5)
+            for ours, theirs in (
+                (self.loss_R, other.loss_R),
+                (self.entropy_R, other.entropy_R),
+                (self.softmax_RV, other.softmax_RV),
+            )
+        )
+
+
+# by device and dtype, whether the kernels agreed with the plain operations
+_agreed: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+
+def _kernels_agree(logits_RNV: Tensor, targets_N: Tensor) -> bool:
+    """Whether the kernels work on this GPU: compared once for each dtype with plain operations, on a few positions."""
+    key = logits_RNV.device, logits_RNV.dtype
+    if logits_RNV.is_cpu or key in _agreed:
+        return _agreed.get(key, False)
+    part_RNV, part_N = logits_RNV[:, :_CHECKED_POSITIONS], targets_N[:_CHECKED_POSITIONS]
+    plain, fused = (_Sums(len(part_RNV), part_RNV.shape[-1], part_RNV.device) for _ in range(2))
+    plain.add_plainly(part_RNV, part_N)
+    try:
+        fused.add_by_kernels(part_RNV, part_N)
+        agrees = plain.agrees_with(fused)
+    except Exception:
+        # no Triton, no C compiler, or a GPU for which it cannot compile
+        agrees = False
+    if agrees is not None:
+        _agreed[key] = agrees
+    return bool(agrees)
+
+
+def _argmax(x_RNV: Tensor) -> Tensor:
+    """Return the arg-max on the CPU: numpy's takes a twelfth of the time of torch's, and is the first one too."""
+    return torch.from_numpy(x_RNV.numpy().argmax(-1))
 
 
 def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> list[dict[str, float | None]]:

@@ -39,6 +39,20 @@ class Scaled(Intervention):
             parameter.grad.mul_(self.settings.factor)
 
 
+class Witness(Intervention):
+    """Keep what the hook is given."""
+
+    def __init__(self, settings: InterventionSettings) -> None:
+        super().__init__(settings)
+        self.seen: list[dict[str, Tensor]] = []
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def transform_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        self.seen.append({name: weight.detach().clone() for name, weight in parameters.items()})
+        given = {name: weight.grad for name, weight in parameters.items()}
+        self.gradients.append({name: grad.clone() for name, grad in given.items() if grad is not None})
+
+
 class Still(Intervention):
     """A learning rate of zero."""
 
@@ -427,6 +441,24 @@ def test_runs_of_one_shape_may_differ_otherwise(tiny_config: TinyConfig, fields:
 def test_an_unset_evaluation_interval_is_its_default(tiny_config: TinyConfig) -> None:
     unset = tiny_config(steps=40, probe__eval_every_steps=None)
     assert unset.pack_key == tiny_config(steps=40, probe__eval_every_steps=2).pack_key
+
+
+def test_a_gradient_hook_gets_the_weights_and_gradients_of_every_step(
+    pack: Callable[..., Pack], tiny_config: TinyConfig
+) -> None:
+    compositions = [Composition(), composition(Witness), composition(Witness)]
+    # clipping may write the gradients back
+    trained = pack([tiny_config(seed=seed, optimizer__max_norm="none") for seed in range(3)], compositions)
+    for step in range(1, 4):
+        before = [{name: w.detach().clone() for name, w in trained.model.parameters(run).items()} for run in range(3)]
+        trained.step(step)
+        for run in (1, 2):
+            (witness,) = compositions[run].interventions
+            assert isinstance(witness, Witness)
+            assert_equal(witness.seen[-1], before[run])
+            after = {name: w.grad for name, w in trained.model.parameters(run).items() if w.grad is not None}
+            assert witness.gradients[-1].keys() == after.keys() == before[run].keys()
+            assert_equal(witness.gradients[-1], after)
 
 
 def test_a_step_counts_the_tokens_of_one_run(pack: Callable[..., Pack], three: list[RunConfig]) -> None:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from configs import TinyConfig
 from packs import PackArms, batch, compose, counted_steps, first_moments, gradients, weights
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitnetctl.engine.pack import Pack
 from bitnetctl.model import matmul
+from bitnetctl_interventions import adaptive_clipping
 
 
 def adam(
@@ -347,6 +349,40 @@ def test_adaptive_clipping_by_hand() -> None:
         assert gradient is not None
         np.testing.assert_allclose(gradient.numpy(), values, rtol=1e-12, atol=1e-15, err_msg=name)
     assert parameters["unused"].grad is None
+
+
+class Operations(TorchDispatchMode):
+    """Count operators other than views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = (
+            any(argument.alias_info is not None for argument in func._schema.returns) and func._schema.name[-1] != "_"
+        )
+        self.count += not is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("large", "most"), [(2**20, 80), (0, 540)])
+def test_adaptive_clipping_takes_few_operations(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: TinyConfig, pack_arms: PackArms, large: int, most: int
+) -> None:
+    """Equal shapes together, and large tensors one by one with the same result."""
+    runs = [pack_arms(tiny_config(model__num_layers=4), "") for _ in range(2)]
+    for run in runs:
+        run.step(1)
+    hook = compose("adaptive-clipping")
+    with torch.no_grad():
+        hook.transform_gradients(named_parameters(runs[0], 0))
+    monkeypatch.setattr(adaptive_clipping, "_LARGE", {"cpu": large})
+    with torch.no_grad(), Operations() as operations:
+        hook.transform_gradients(named_parameters(runs[1], 0))
+    assert operations.count <= most
+    for name, gradient in named_gradients(runs[0], 0).items():
+        np.testing.assert_allclose(named_gradients(runs[1], 0)[name], gradient, rtol=1e-6, err_msg=name)
 
 
 def test_adaptive_clipping_comes_before_the_global_clip(tiny_config: TinyConfig, pack_arms: PackArms) -> None:

@@ -84,7 +84,7 @@ def test_memory_decides_how_many_train_together(
     replica_bytes = 10**13
     # half of the free memory is left to others
     monkeypatch.setattr(packing, "memory_available", lambda device: int(free * replica_bytes))
-    monkeypatch.setattr(packing, "bytes_per_replica", lambda config, vocab_size: replica_bytes)
+    monkeypatch.setattr(packing, "bytes_per_replica", lambda config, vocab_size, precision: replica_bytes)
     assert [len(replicas) for replicas in packs(sweep(grid(5)))] == sizes
 
 
@@ -99,7 +99,9 @@ def test_a_pack_on_the_cpu_has_at_most_sixteen_replicas(
 def test_the_memory_of_every_shape_is_estimated(sweep: Sweep, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 10**13)
     monkeypatch.setattr(
-        packing, "bytes_per_replica", lambda config, vocab_size: 10**12 if config.model.hidden_size > 16 else 10**10
+        packing,
+        "bytes_per_replica",
+        lambda config, vocab_size, precision: 10**12 if config.model.hidden_size > 16 else 10**10,
     )
     small, large = grid(6), grid(6, model__hidden_size=24)
     assert [len(replicas) for replicas in packs(sweep([*large, *small]))] == [5, 1, 6]

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 
 from bitnetctl.config import ModelConfig, ProbeConfig
 from bitnetctl.data import ProbeData
+from bitnetctl.engine import cost
 from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.prepared import PreparedModel
 from bitnetctl.trainer import evaluate
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 
@@ -43,15 +44,15 @@ def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, float |
     return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, quant_lambdas or [1.0] * model.num_runs)
 
 
-def spy(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Return the list that will hold the tokens of every forward pass."""
-    forward, seen = model.forward, []
+    logits, seen = PreparedModel.logits, []
 
-    def watched(tokens_RBT: torch.Tensor, quant_lambdas: Sequence[float]) -> torch.Tensor:
+    def watched(prepared: PreparedModel, tokens_RBT: torch.Tensor) -> torch.Tensor:
         seen.append(tokens_RBT)
-        return forward(tokens_RBT, quant_lambdas)
+        return logits(prepared, tokens_RBT)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(PreparedModel, "logits", watched)
     return seen
 
 
@@ -117,9 +118,9 @@ def test_columns_of_the_probe_are_passed_on() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int) -> None:
     model = build(0, 1)
     whole = measure(model)
-    calls = spy(model, monkeypatch)
+    calls = spy(monkeypatch)
     token_bytes = 4 * 2 * VOCAB
-    monkeypatch.setitem(evaluate._CHUNK_BYTES, "cpu", rows_per_chunk * LENGTH * token_bytes)
+    monkeypatch.setattr(cost, "_CPU_CHUNK_BYTES", rows_per_chunk * LENGTH * token_bytes)
     # a number of tokens a pass that does not divide them all
     monkeypatch.setitem(evaluate._PASS_BYTES, "cpu", (LENGTH - 1) * token_bytes)
     for chunked, expected in zip(measure(model), whole, strict=True):
@@ -177,7 +178,7 @@ def test_measuring_leaves_no_gradient_behind() -> None:
 
 def test_random_prompts_follow_the_probe_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(0)
-    seen = spy(model, monkeypatch)
+    seen = spy(monkeypatch)
 
     def prompts(seed: int) -> Any:
         probe = Probe(ProbeConfig(seed=seed, random_prompts=15, random_prompt_tokens=6), probe_data(), VOCAB, CPU)
@@ -210,3 +211,52 @@ def test_flips_are_unknown_at_first() -> None:
     codes = {"o": torch.zeros(2, 1, 3, 3, dtype=torch.int8)}
     assert ternary_health(codes, None) == [{"ZeroFraction": 1.0, "FlipRate": None}] * 2
     assert ternary_health(codes, codes) == [{"ZeroFraction": 1.0, "FlipRate": 0.0}] * 2
+
+
+def test_kernels_measure_what_plain_operations_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    model = build(0, 1)
+    plain = measure(model)
+    added: list[int] = []
+    add = evaluate._Sums.add_by_kernels
+
+    def watched(sums: evaluate._Sums, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+        added.append(logits_RNV.shape[1])
+        add(sums, logits_RNV, targets_N)
+
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", watched)
+    monkeypatch.setattr(evaluate, "_kernels_agree", lambda logits_RNV, targets_N: True)
+    for row, expected in zip(measure(model), plain, strict=True):
+        assert row == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert added == [ROWS * LENGTH]
+
+
+def off_by_one(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+    sums.add_plainly(logits_RNV.roll(1, -1), targets_N)
+
+
+def failing(sums: Any, logits_RNV: torch.Tensor, targets_N: torch.Tensor) -> None:
+    raise RuntimeError("no C compiler")
+
+
+@pytest.mark.parametrize(
+    ("by_kernels", "agrees"), [(evaluate._Sums.add_plainly, True), (off_by_one, False), (failing, False)]
+)
+def test_kernels_are_taken_only_where_they_agree(
+    monkeypatch: pytest.MonkeyPatch, by_kernels: Any, agrees: bool
+) -> None:
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", by_kernels)
+    monkeypatch.setattr(evaluate, "_agreed", {})
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr(evaluate, "_argmax", lambda x_RNV: x_RNV.argmax(-1))
+    logits_RNV = torch.randn(2, 20, VOCAB, generator=torch.Generator().manual_seed(0))
+    targets_N = torch.arange(20)
+    logits_RNV[0] = math.nan
+    # nothing to compare yet
+    assert not evaluate._kernels_agree(logits_RNV[:1], targets_N)
+    assert evaluate._agreed == {} or by_kernels is failing
+    evaluate._agreed.clear()
+    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
+    assert list(evaluate._agreed.values()) == [agrees]
+    monkeypatch.setattr(evaluate._Sums, "add_by_kernels", failing)
+    assert evaluate._kernels_agree(logits_RNV, targets_N) is agrees
