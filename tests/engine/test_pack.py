@@ -1,5 +1,6 @@
 """One step of a pack: batched runs train what they train alone, and do not influence each other."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch.nn.functional as F
 from configs import TinyConfig
 from torch import Tensor
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import pack as engine_pack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.registry import compose
 
 
 class Smoothed(Intervention):
@@ -481,3 +483,32 @@ def test_batches_fetched_for_several_steps_are_those_of_each_step(
         assert len(pack._rows_SRBT1) == 3
         for run, each in enumerate(batches):
             assert torch.equal(rows_RBT1[run], torch.from_numpy(each.rows_BT1(step)))
+
+
+def test_a_step_without_autograd_is_the_same_and_leaves_ordinary_tensors(
+    tiny_config: TinyConfig, tiny_tokens: TokenData
+) -> None:
+    fast, plain = (Pack([tiny_config()], [Composition()], tiny_tokens, torch.device("cpu")) for _ in range(2))
+    assert fast._without_autograd is torch.inference_mode
+    plain._without_autograd = contextlib.nullcontext
+    for step in (1, 2):
+        for each in (fast, plain):
+            each.step(step)
+    assert_equal(weights(fast, 0), weights(plain, 0))
+    kept = [fast.loss_R, *fast.model.packed.values(), *fast.model.gradients.values()]
+    kept += fast.replicas[0].optimizer.state().values()
+    # torch refuses to change others, or to differentiate through them, later
+    assert not any(tensor.is_inference() for tensor in kept)
+
+
+@pytest.mark.parametrize(
+    ("fields", "arm"),
+    [({"data__sequence_length": 80}, ""), ({"model__num_key_value_heads": 1}, ""), ({}, "label-smoothing")],
+)
+def test_a_step_with_autograd_in_it_keeps_it(
+    fields: dict[str, Any], arm: str, tiny_config: TinyConfig, tiny_tokens: TokenData
+) -> None:
+    pack = Pack([tiny_config(**fields)], [compose(parse_arm(arm))], tiny_tokens, torch.device("cpu"))
+    pack.step(1)
+    assert pack.loss_R.isfinite().all()
+    assert pack._without_autograd is contextlib.nullcontext
