@@ -206,9 +206,9 @@ def choose_threads(pack: Pack, limit: int) -> int:
         torch.set_num_threads(limit)
     # the first of each warms up: it page-faults new memory
     median = {threads: statistics.median(seconds[1:]) for threads, seconds in timings.items()}
-    chosen = max(median)
-    for threads in sorted(median, reverse=True):
-        # the optimizer, which is not timed, gains more from threads
+    chosen = min(median)
+    for threads in sorted(median):
+        # few gain little, and lose it again when a neighbour takes their core
         if median[threads] < 0.9 * median[chosen]:
             chosen = threads
     return chosen

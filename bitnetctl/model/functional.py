@@ -23,7 +23,9 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _cached_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
+    # it outlives the step that asks for it first
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def rms_norm(x_RNF: Tensor, weight_R1F: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,6 +90,12 @@ class LayerGradients:
     matrix_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+def is_attention_plain(config: ModelConfig, positions: int, device: torch.device) -> bool:
+    """Whether attention over rows of `positions` tokens is plain matmuls; else it is SDPA, with autograd's backward."""
+    alike = config.num_attention_heads == config.num_key_value_heads
+    return device.type != "cuda" and alike and positions <= _PLAIN_ATTENTION_POSITIONS
+
+
 def compile_if(enabled: bool, function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Return the function, compiled for every shape it is called with if `enabled`."""
     if not enabled:
@@ -112,8 +118,7 @@ class Layer:
         self._config, self._matmul, self._positions = config, matmul, positions
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._on_gpu = device.type == "cuda"
-        short = positions <= _PLAIN_ATTENTION_POSITIONS
-        self._plain_attention = short and not self._on_gpu and self._heads == self._kv_heads
+        self._plain_attention = is_attention_plain(config, positions, device)
         self._cos_TD, self._sin_TD = (table.to(device) for table in rotary_tables(config, positions))
         # SDPA needs no mask, which would be large for long rows
         masked = positions if self._plain_attention else 0

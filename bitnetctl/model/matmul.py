@@ -31,6 +31,8 @@ from bitnetctl.model.quantization import (
 
 # up to this many multiply-adds MKL is faster than oneDNN: it has less overhead per call
 _MKL_MULTIPLICATIONS = 2**20
+# and of the largest matmul of a compiled layer, whose smaller ones then lose
+_MKL_LAYER_MULTIPLICATIONS = 2**21
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
@@ -64,12 +66,12 @@ class Matmul:
         self._onednn = device.type == "cpu" and precision == "fp32" and onednn_keeps_fp32()
 
     def fastest_blas(self, multiplications: int) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which fp32 matmuls of this size run in oneDNN where it is faster than MKL.
+        """Return a context in which fp32 matmuls, the largest of this size, run in oneDNN where it is faster than MKL.
 
         torch sends fp32 matmuls to MKL, which leaves AVX-512 unused on AMD, unless bf16 is allowed inside them;
         `onednn_keeps_fp32` has checked that oneDNN computes in fp32 all the same.
         """
-        use_onednn = self._onednn and multiplications > _MKL_MULTIPLICATIONS
+        use_onednn = self._onednn and multiplications > _MKL_LAYER_MULTIPLICATIONS
         return mkldnn_fp32_precision("bf16") if use_onednn else contextlib.nullcontext()
 
     def bmm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -247,7 +247,7 @@ def test_only_a_gpu_captures(tiny_config: TinyConfig, tiny_tokens: TokenData) ->
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (1.9e-3, 2e-3, 2), (9.0, 1.0, 2), (1.0, 4.0, 1)]
+    ("one", "two", "expected"), [(1e-3, 2e-3, 1), (2e-3, 1e-3, 2), (2e-3, 1.9e-3, 1), (9.0, 1.0, 2), (1.0, 4.0, 1)]
 )
 def test_threads_are_chosen_by_measurement(
     one: float,
