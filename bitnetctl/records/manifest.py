@@ -75,6 +75,7 @@ class _Provenance(_Document):
     kernels: list[str] | None = Field(
         None, description="parts of a step that own kernels compute; unknown in an older file"
     )
+    not_captured: str | None = Field(None, description="why its pack has left the CUDA graph")
     precision: str | None = Field(None, description="of the matmuls: fp32, bf16 or int8")
     threads: int | None = None
     plugins: list[PluginInfo] = Field(default_factory=list)

@@ -47,7 +47,7 @@ class Probe:
             # not kept in a variable: the logits of two chunks would be in memory at once
             sums.add(logits(inputs_PT.expand(model.num_runs, -1, -1)), targets_PT.flatten())
         total = rows * positions
-        context_R = torch.special.entr(sums.softmax_RV / total).sum(-1) - sums.entropy_R / total
+        context_R = _entropy(sums.softmax_RV / total) - sums.entropy_R / total
         loss_R = sums.loss_R / total
         prompt_logits = logits(self._prompts_PT.expand(model.num_runs, -1, -1))
         last_RPV = prompt_logits.view(model.num_runs, *self._prompts_PT.shape, -1)[:, :, -1]
@@ -69,13 +69,18 @@ class Probe:
             "UniqueTargets": data.unique_targets,
             "ProbePositions": data.inputs_PT.size,
             "TopShare": float(fraction_V.max()) if finite else math.nan,
-            "EffectiveVocab": math.exp(torch.special.entr(fraction_V).sum()) if finite else math.nan,
+            "EffectiveVocab": math.exp(_entropy(fraction_V)) if finite else math.nan,
             "ContextInformation": context,
             "UnigramLoss": data.unigram_loss,
             "BigramLoss": data.bigram_loss,
             "BigramUnique": data.bigram_unique,
             "RandomPromptUnique": int(top_P.unique().numel()) if finite and bool((top_P >= 0).all()) else math.nan,
         }
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Return −Σ p·log p over the last dimension; `torch.special.entr` would be compiled at its first use on a GPU."""
+    return -torch.xlogy(p, p).sum(-1)
 
 
 def ternary_health(codes: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> list[dict[str, float | None]]:

@@ -172,7 +172,7 @@ class TrainerFactory:
     def _correct_engine(self, acquired: Sequence[RunArtifacts], engine: Engine, error: str) -> None:
         self.options.log(f"{acquired[0].name}: its pack continues without a CUDA graph, which is slower: {error}")
         for artifacts in acquired:
-            artifacts.correct(engine=engine)
+            artifacts.correct(engine=engine, not_captured=error)
 
     def _begin(
         self, artifacts: RunArtifacts, start: ResumePoint, run: int, effective: RunConfig, metadata: dict[str, object]

@@ -100,6 +100,7 @@ def test_a_hook_that_waits_is_named_and_its_run_is_uncaptured(waiting: None, gri
     _, lines = swept([config], "graph")
     done = manifest(config)
     assert (done.status, done.engine) == ("finished", "eager")
+    assert "test_gpu_runs.py" in (done.not_captured or "")
     assert any("without a CUDA graph" in line and "test_gpu_runs.py" in line for line in lines)
 
 

@@ -307,6 +307,8 @@ def test_the_manifest_names_the_engine_that_ran(
     sweep(configs, pack=2, stop_when=look, log=messages.append)
     assert engines[0] == (["graph"] * 2 if is_captured else ["eager"] * 2)
     assert [manifest(config).engine for config in configs] == ["eager"] * 2
+    reason = "the host waits in plugin.py:7" if is_captured else None
+    assert [manifest(config).not_captured for config in configs] == [reason] * 2
     message = (
         f"{configs[0].run_name}: its pack continues without a CUDA graph, which is slower: "
         "the host waits in plugin.py:7"
