@@ -101,7 +101,7 @@ def _jobs(overrides: tuple[str, ...], vocab_size: int, device: torch.device, *, 
         "device": str(device),
         "uses_compiler": compiled,
     }
-    engines = ("graph", "compile") if device.type == "cuda" else ("eager",)
+    engines = ("graph", "compile", "fused") if device.type == "cuda" else ("eager",)
     how = "compiled" if compiled else "not compiled"
     first = f"nn.Linear, all in bf16, {how}"
     plain = Job(kind="tuned", linear="full", precision="bf16", **common)

@@ -74,7 +74,7 @@ def main() -> int:
 def pack_jobs(recipe: str, sizes: Sequence[int], device: torch.device) -> tuple[dict[str, Job], dict[str, Job]]:
     """Return the reference and a pack of each size, and the floor of each."""
     common: dict[str, Any] = {"recipe": recipe, "vocab_size": VOCABULARIES[recipe], "device": str(device)}
-    engine, precision = ("graph", "bf16") if device.type == "cuda" else ("eager", "fp32")
+    engine, precision = ("auto", "bf16") if device.type == "cuda" else ("eager", "fp32")
     ours = {"kind": "ours", "engine": engine, "precision": precision, **common}
     packs = {f"pack of {size}": Job(runs=size, **ours) for size in sizes}
     floors = {f"floor of {size}": Job(kind="floor", runs=size, **common) for size in sizes}

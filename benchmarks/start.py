@@ -33,7 +33,8 @@ _COMPILED_ROUNDS = 3
 _TRAIN = "bitnetctl train --recipe quick, to its first row"
 _GRAPH = f"{_TRAIN}, --engine graph"
 _COMPILED, _COMPILED_ANEW = f"{_TRAIN}, --engine compile", f"{_TRAIN}, --engine compile, nothing cached"
-_LIMITS = {"bitnetctl --help": 0.5, "bitnetctl verify on CSVs": 1.5, _GRAPH: 10.0, _COMPILED: 10.0}
+_FUSED, _FUSED_ANEW = f"{_TRAIN}, --engine fused", f"{_TRAIN}, --engine fused, nothing cached"
+_LIMITS = {"bitnetctl --help": 0.5, "bitnetctl verify on CSVs": 1.5, _GRAPH: 10.0, _COMPILED: 10.0, _FUSED: 10.0}
 
 
 def main() -> int:
@@ -101,9 +102,13 @@ def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contende
         return harness.Contender(name, lambda steps: _first_row(folder, device, engine, compiler_cache()), note=note)
 
     plain = {_TRAIN: "auto"} if device.type == "cpu" else {_TRAIN: "auto", _GRAPH: "graph"}
+    compiled = {"compile": (_COMPILED_ANEW, _COMPILED)}
+    if device.type == "cuda":
+        compiled["fused"] = (_FUSED_ANEW, _FUSED)
     return [train(name, engine, lambda: kept) for name, engine in plain.items()], [
-        train(_COMPILED_ANEW, "compile", lambda: folder / f"compiled-{next(count)}"),
-        train(_COMPILED, "compile", lambda: kept),
+        train(name, engine, cache)
+        for engine, names in compiled.items()
+        for name, cache in zip(names, (lambda: folder / f"compiled-{next(count)}", lambda: kept), strict=True)
     ]
 
 
@@ -111,7 +116,10 @@ def _first_row(folder: Path, device: torch.device, engine: str, compiler_cache: 
     """Start a training, wait for its first row and end it."""
     command = [str(harness.cli_path()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache)
+    environment |= {
+        "TORCHINDUCTOR_CACHE_DIR": str(compiler_cache / "inductor"),
+        "TRITON_CACHE_DIR": str(compiler_cache / "triton"),
+    }
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         start = time.perf_counter()
         process = subprocess.Popen(

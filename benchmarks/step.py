@@ -85,6 +85,7 @@ def step_jobs(recipe: str, device: torch.device) -> dict[str, Job]:
         jobs["ours, fp32, graph"] = Job(kind="ours", engine="graph", **common)
         jobs["ours, bf16, graph"] = Job(kind="ours", engine="graph", precision="bf16", **common)
         jobs["ours, bf16, compiled"] = Job(kind="ours", engine="compile", precision="bf16", **common)
+        jobs["ours, bf16, fused"] = Job(kind="ours", engine="fused", precision="bf16", **common)
     elif recipe == "quick":
         jobs["ours, fp32, compiled"] = Job(kind="ours", engine="compile", **common)
     return {**jobs, "floor": Job(kind="floor", **common)}

@@ -245,6 +245,7 @@ def test_a_step_is_measured_in_each_engine_and_precision_of_a_device() -> None:
         "ours, fp32, graph": ("graph", "fp32"),
         "ours, bf16, graph": ("graph", "bf16"),
         "ours, bf16, compiled": ("compile", "bf16"),
+        "ours, bf16, fused": ("fused", "bf16"),
     }
     for device in (CPU, GPU):
         jobs = step_jobs("origin", device)
@@ -271,8 +272,8 @@ def test_a_contender_can_be_left_out(name: str, refused: bool, monkeypatch: pyte
         assert started == [each for each in step_jobs("origin", CPU) if each != name]
 
 
-def test_packs_on_a_gpu_are_captured_and_in_bf16() -> None:
-    for device, expected in ((CPU, ("eager", "fp32")), (GPU, ("graph", "bf16"))):
+def test_packs_on_a_gpu_have_its_default_engine_in_bf16() -> None:
+    for device, expected in ((CPU, ("eager", "fp32")), (GPU, ("auto", "bf16"))):
         trained, floors = pack_jobs("quick", [1, 16], device)
         assert engines_and_precisions(trained) == {"pack of 1": expected, "pack of 16": expected}
         assert [trained[f"pack of {job.runs}"].runs for job in floors.values()] == [1, 16]
