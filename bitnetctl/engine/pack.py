@@ -113,7 +113,7 @@ class Pack:
         ]
         self.steps = configs[0].steps
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
-        self._first_step, self._rows_SRBT1 = 0, torch.empty(0)
+        self._fetched_from, self._fetched_SRBT1 = 0, torch.empty(0)
         # rows: loss, objective, gradient norm
         self._metrics_3R = torch.full((3, len(configs)), torch.nan, device=device)
         # first step that was not finite, 0 if none; on the device, to skip updates without a synchronization
@@ -206,14 +206,14 @@ class Pack:
 
     def _rows(self, step: int) -> Tensor:
         """Return the batch of every run, inputs and targets overlapping: [R, B, T + 1]."""
-        index = step - self._first_step
-        if not 0 <= index < len(self._rows_SRBT1):
-            index, self._first_step = 0, step
+        index = step - self._fetched_from
+        if not 0 <= index < len(self._fetched_SRBT1):
+            index, self._fetched_from = 0, step
             # several steps at once: from step to step the code that does it has left the cache
             steps = range(step, step + max(1, _ROWS_AT_ONCE // (self.tokens_per_step * len(self.replicas))))
             rows = [np.stack([batches.rows_BT1(each) for batches in self._batches]) for each in steps]
-            self._rows_SRBT1 = torch.from_numpy(np.stack(rows))
-        rows_RBT1 = self._rows_SRBT1[index]
+            self._fetched_SRBT1 = torch.from_numpy(np.stack(rows))
+        rows_RBT1 = self._fetched_SRBT1[index]
         if self.device.type == "cuda":
             return rows_RBT1.pin_memory().to(self.device, non_blocking=True)
         return rows_RBT1

@@ -30,7 +30,7 @@ def test_batches_fetched_for_several_steps_are_those_of_each_step(
     # forward, over the end of what was fetched, and back to an earlier step, as after a rollback
     for step in (1, 2, 3, 4, 5, 9, 2):
         rows_RBT1 = pack._rows(step)
-        assert len(pack._rows_SRBT1) == 3
+        assert len(pack._fetched_SRBT1) == 3
         for run, each in enumerate(batches):
             assert torch.equal(rows_RBT1[run], torch.from_numpy(each.rows_BT1(step)))
 
