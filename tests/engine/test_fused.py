@@ -7,6 +7,7 @@ import pytest
 import torch
 from configs import TinyConfig
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
@@ -108,6 +109,17 @@ def test_every_part_alone_and_all_together_train_as_the_plain_operations(
 )
 def test_other_shapes_of_the_model(shape: dict[str, Any], small_config: TinyConfig, tiny_tokens: TokenData) -> None:
     host, fused = both([small_config(seed=seed, **shape) for seed in range(2)], tiny_tokens)
+    assert_trains_alike(host, fused, range(1, 3))
+
+
+def test_attention_of_plain_operations_leaves_transposed_gradients(
+    small_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what a GPU takes for fp32 heads of a size that is no multiple of 4
+    monkeypatch.setattr("bitnetctl.model.layer._SDPA_BACKENDS", [SDPBackend.MATH])
+    for module in ("model.layer", "engine.pack"):
+        monkeypatch.setattr(f"bitnetctl.{module}.is_attention_plain", lambda *_: False)
+    host, fused = both([small_config(model__hidden_size=12)], tiny_tokens)
     assert_trains_alike(host, fused, range(1, 3))
 
 
