@@ -212,6 +212,12 @@ def test_a_resumed_pack_goes_on_bit_for_bit(small_config: TinyConfig, tiny_token
     assert_same_bits(undisturbed, resumed)
 
 
+def test_an_evaluation_before_the_first_step(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    host, fused = both([small_config(seed=seed) for seed in range(2)], tiny_tokens)
+    tokens_RBT = torch.arange(16).view(2, 1, 8)
+    torch.testing.assert_close(fused.model.forward(tokens_RBT, [1.0] * 2), host.model.forward(tokens_RBT, [1.0] * 2))
+
+
 def test_one_graph_serves_every_weight_decay(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
     config = small_config(schedule__stage1_weight_decay=0.1, schedule__stage2_weight_decay=0.0)
     fused = both([config], tiny_tokens)[1]
