@@ -39,10 +39,18 @@ _SECONDS = 180
 _TOO_LONG = f"the check took more than {_SECONDS} s"
 # what may go well the next time
 _PASSING = ("OutOfMemoryError", _TOO_LONG)
+# what may be mended: a compiler or Python's header files are missing, the disk is full
+_MENDABLE = (
+    "CalledProcessError",
+    "FileNotFoundError",
+    "OSError",
+    "PermissionError",
+    "RuntimeError: Failed to find C compiler",
+)
 # at the head of what the process answers: an empty line when it is ready, then one for each check
 _ANSWER = "bitnetctl-check "
 
-# outcomes that could not be written, by digest
+# outcomes that cannot be written or may be mended, by digest: for the next pack of this process
 _unsaved: dict[str, dict[str, Any]] = {}
 
 
@@ -149,12 +157,14 @@ def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[s
             if problem is not None and problem.startswith(_PASSING):
                 continue
             content = {"problem": problem, **_identity(check, device)}
+            if problem is not None and problem.startswith(_MENDABLE):
+                _unsaved[_digest(check, device)] = content
+                continue
             try:
                 record = _record(check, device)
                 record.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(record, json.dumps(content, indent=1).encode())
             except (OSError, BitnetctlError):
-                # not again for the next pack of this process
                 _unsaved[_digest(check, device)] = content
     return {part: outcome["problem"] for part, outcome in known.items() if outcome is not None}
 

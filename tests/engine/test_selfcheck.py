@@ -349,3 +349,17 @@ def test_what_may_go_well_the_next_time_is_not_kept(card: dict[str, str | None],
     assert prove(FUSED, small).kernels == set(PARTS) - {"loss"}
     card["loss"] = None
     assert prove(FUSED, small) == FUSED
+
+
+def test_what_may_be_mended_is_kept_for_this_process_only(
+    card: dict[str, str | None], small: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card["loss"] = "CalledProcessError: Command '['gcc', 'main.c']' returned non-zero exit status 1."
+    for _ in range(2):
+        assert prove(FUSED, small).kernels == set(PARTS) - {"loss"}
+    # and those that agree, together
+    assert card["checked"] == str(CHECKS + 1)
+    monkeypatch.setattr(selfcheck, "_unsaved", {})
+    card["loss"] = None
+    assert prove(FUSED, small) == FUSED
+    assert card["checked"] == str(CHECKS + 2)
