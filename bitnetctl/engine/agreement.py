@@ -20,6 +20,7 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.predictions import PredictionSums
 from bitnetctl.engine.select import Execution, captured_pack
 from bitnetctl.errors import one_line
+from bitnetctl.hardware import release_unused
 from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import PARTS, Part
 from bitnetctl.plugins.composition import Composition
@@ -83,6 +84,8 @@ def run_check(check: Check, device: torch.device) -> str | None:
         if check.part == "probe":
             return _probe_problem(check, device, tolerance.loss)
         for lambdas in _lambdas(check):
+            # the packs before
+            release_unused(device)
             if (problem := _training_problem(check, lambdas, device, tolerance)) is not None:
                 return problem if lambdas == (1.0, 1.0) else f"{problem} with λ of {lambdas[0]:g} and {lambdas[1]:g}"
     except Exception as error:

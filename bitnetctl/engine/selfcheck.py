@@ -25,7 +25,7 @@ from bitnetctl.engine.agreement import STEPS, Check, run_check
 from bitnetctl.engine.select import Execution, without_kernels
 from bitnetctl.errors import BitnetctlError, one_line
 from bitnetctl.files import cache_folder, write_atomic
-from bitnetctl.hardware import device_name, driver_version
+from bitnetctl.hardware import device_name, driver_version, release_unused
 from bitnetctl.model.parts import PARTS, Part
 
 Log = Callable[[str], None]
@@ -247,7 +247,9 @@ def _in_a_process(checks: Sequence[Check], device: torch.device) -> list[str | N
     answers = [line for line in lines.splitlines() if line.startswith(_ANSWER)]
     if not answers:
         # a GPU may be reserved for a single process: this one
-        return [run_check(check, device) for check in checks]
+        here = [run_check(check, device) for check in checks]
+        release_unused(device)
+        return here
     problems: list[str | None] = [json.loads(answer.removeprefix(_ANSWER))["problem"] for answer in answers[1:]]
     # the one that was at work; it ends by itself where the GPU is lost to it
     if len(problems) < len(checks) and ended is not None:
