@@ -5,7 +5,7 @@ A pack is trained with one part of the own kernels, with several of them togethe
 Shapes: R runs, N tokens or positions, O×I a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,11 +37,16 @@ _PROBED = 70
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest differences: of a loss, relative; of a gradient and of a weight's change, relative in Frobenius norm."""
+    """Largest differences: of a loss, relative; of gradients and of weights' changes, relative in Frobenius norm.
+
+    `change` is for the first step, `changes` for all: a last bit of a weight changes the code of an activation here and
+    there, and with it the sign of a few small gradients, which is all that Adam's first steps take of them.
+    """
 
     loss: float
     gradient: float
     change: float | None = None
+    changes: float = 0.0
 
 
 # sums in another order move a value across a rounding boundary now and then: one code in 127, or a ternary value
@@ -51,9 +56,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "gradients": Tolerance(loss=1e-6, gradient=1e-2),
     "loss": Tolerance(loss=1e-5, gradient=1e-2),
     "probe": Tolerance(loss=1e-5, gradient=0.0),
-    "update": Tolerance(loss=1e-3, gradient=1e-5, change=2e-3),
-    # Adam's first steps are the signs of gradients, so a small difference of these is a large one of a change
-    "together": Tolerance(loss=5e-3, gradient=5e-2, change=0.7),
+    "update": Tolerance(loss=1e-3, gradient=1e-5, change=1e-3, changes=5e-2),
+    "together": Tolerance(loss=5e-3, gradient=5e-2, change=0.7, changes=0.7),
     "compile": Tolerance(loss=2e-3, gradient=3e-2),
 }
 # of ternary weights formed from sums that another kernel has left, which may move a few across a rounding boundary
@@ -111,14 +115,24 @@ def _training_problem(
     problem = _disagreement(plain, fast, tolerance)
     if problem is not None or tolerance.change is None:
         return problem
+    if (problem := _change_problem(plain, fast, before, tolerance.change)) is not None:
+        return problem
     for step in range(2, STEPS + 1):
         plain.step(step)
         fast.step(step)
+    problem = _change_problem(plain, fast, before, tolerance.changes)
+    return problem or _diverged_problem(fast) or _kept_problem(plain, fast)
+
+
+def _change_problem(
+    plain: CapturedPack, fast: CapturedPack, before: Mapping[str, Tensor], tolerance: float
+) -> str | None:
+    """Compare the changes of weights since `before`."""
     for key, weight in plain.model.packed.items():
         difference = _relative(fast.model.packed[key] - before[key], weight - before[key])
-        if not difference <= tolerance.change:
-            return f"the updates of {key} differ by {difference:.2g} (at most {tolerance.change:g})"
-    return _diverged_problem(fast) or _kept_problem(plain, fast)
+        if not difference <= tolerance:
+            return f"the updates of {key} differ by {difference:.2g} (at most {tolerance:g})"
+    return None
 
 
 def _diverged_problem(fast: CapturedPack) -> str | None:
