@@ -74,7 +74,16 @@ INSIDE = {
         "study",
         "__init__",
     ),
-    "engine": ("optim schedule cost predictions", "pack", "cuda_graph", "fused", "select", "selfcheck", "__init__"),
+    "engine": (
+        "optim schedule cost predictions",
+        "pack",
+        "cuda_graph",
+        "fused",
+        "select",
+        "agreement",
+        "selfcheck",
+        "__init__",
+    ),
     "verdict": (
         "options outcome",
         "rule limits",

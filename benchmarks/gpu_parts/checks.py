@@ -11,7 +11,7 @@ from benchmarks.gpu_parts.report import NotMeasuredError, Options, Report
 from benchmarks.step import VOCABULARIES
 from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine import selfcheck
-from bitnetctl.engine.selfcheck import Check
+from bitnetctl.engine.agreement import Check, run_check
 from bitnetctl.hardware import has_bf16_matmul, resolve_device
 from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import PARTS, supported_parts
@@ -27,7 +27,7 @@ def run(report: Report, options: Options) -> None:
         raise NotMeasuredError("the checks are for a GPU")
     for check in checks(options.quick, has_bf16=has_bf16_matmul(device)):
         start = time.perf_counter()
-        problem = selfcheck.run_check(check, device)
+        problem = run_check(check, device)
         row = {"part": check.part, "precision": check.precision, "hidden": check.config.model.hidden_size}
         row |= {"interpolates": check.interpolates, "seconds": time.perf_counter() - start, "problem": problem or ""}
         report.row("checks", row)

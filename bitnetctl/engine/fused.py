@@ -62,6 +62,7 @@ class FusedPack(CapturedPack):
                 for name, (_, _, size) in flats.items()
             }
             replica.optimizer = RunMoments(moments, self._state.updates_R[run])
+        self._refresh_copies()
 
     def _captured_decays(self, decays_R: tuple[float, ...]) -> tuple[float, ...]:
         return () if "update" in self._parts else super()._captured_decays(decays_R)
@@ -69,6 +70,10 @@ class FusedPack(CapturedPack):
     def _fill(self, first: int) -> None:
         super()._fill(first)
         # weights may have been restored since
+        self._refresh_copies()
+
+    def _refresh_copies(self) -> None:
+        """Make what the model keeps beside its weights equal to what an update of them would have left there."""
         self.model.refresh_head_copy()
         if self.model.absolute_sums_RT is not None:
             # every coefficient is 1, and so is SKIP

@@ -1,86 +1,57 @@
 """Checks, on this very device, that what is faster computes what the plain operations compute, before `auto` takes it.
 
-A pack of two small runs, with the layers' shapes of the run to be trained, is trained with each part of the own kernels
-alone, or compiled, and with the plain operations. The outcome is kept in the cache for each device, driver, version of
-torch and Triton, code of the kernels and shape: a part that does not agree is left to the plain operations, and said.
+A small pack, with the layers' shapes of the runs to be trained, is trained with each part of the own kernels alone,
+with all of them together, or compiled, and with the plain operations; see `agreement`. The outcome is kept in the cache
+for each device, driver, version of torch and Triton, code of the kernels and shape: a part that does not agree is left
+to the plain operations, and said.
 
 The checks run in a process of their own: a kernel that is wrong may make the GPU unusable for the one that started it.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from bitnetctl.config import RunConfig, parse_config
-from bitnetctl.data import TokenData
-from bitnetctl.engine.cuda_graph import CapturedPack
-from bitnetctl.engine.pack import Pack
-from bitnetctl.engine.predictions import PredictionSums
-from bitnetctl.engine.select import Execution, captured_pack, without_kernels
+from bitnetctl.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, parse_config
+from bitnetctl.engine.agreement import STEPS, Check, run_check
+from bitnetctl.engine.select import Execution, without_kernels
 from bitnetctl.errors import BitnetctlError, one_line
 from bitnetctl.files import cache_folder, write_atomic
-from bitnetctl.hardware import device_name, driver_version
-from bitnetctl.model.matmul import Precision
+from bitnetctl.hardware import device_name, driver_version, release_unused
 from bitnetctl.model.parts import PARTS, Part
-from bitnetctl.plugins.composition import Composition
 
 Log = Callable[[str], None]
-_LAYERS, _STEPS = 2, 3
-# no multiple of 64, so that padding is checked, and more than a block of the loss
+_LAYERS = 2
+# more than a block of the loss
 _MAX_VOCABULARY = 10_007
 _MAX_TOKENS = 4096
-# positions, no multiple of a block of them
-_PROBED = 70
+# the number of runs decides how many tokens a block of the norms' backward takes, up to so many
+_MAX_RUNS = 16
 _SECONDS = 180
 _TOO_LONG = f"the check took more than {_SECONDS} s"
 # what may go well the next time
 _PASSING = ("OutOfMemoryError", _TOO_LONG)
-_READY = "ready"
+# what may be mended: a compiler or Python's header files are missing, the disk is full
+_MENDABLE = (
+    "CalledProcessError",
+    "FileNotFoundError",
+    "OSError",
+    "PermissionError",
+    "RuntimeError: Failed to find C compiler",
+)
+# at the head of what the process answers: an empty line when it is ready, then one for each check
+_ANSWER = "bitnetctl-check "
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """Largest differences: of a loss, relative; of a gradient and of a weight's change, relative in Frobenius norm."""
-
-    loss: float
-    gradient: float
-    change: float | None = None
-
-
-# sums in another order move a value across a rounding boundary now and then: one code in 127, or a ternary value
-TOLERANCES: dict[str, Tolerance] = {
-    "weights": Tolerance(loss=2e-3, gradient=3e-2),
-    "layers": Tolerance(loss=2e-3, gradient=3e-2),
-    "gradients": Tolerance(loss=1e-6, gradient=1e-2),
-    "loss": Tolerance(loss=1e-5, gradient=1e-2),
-    "probe": Tolerance(loss=1e-5, gradient=0.0),
-    "update": Tolerance(loss=1e-3, gradient=1e-5, change=2e-3),
-    "compile": Tolerance(loss=2e-3, gradient=3e-2),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """What is compared: one of `PARTS` or "compile", for the shape of a config, interpolating quantization or not."""
-
-    part: str
-    config: RunConfig
-    vocab_size: int
-    precision: Precision
-    interpolates: bool
-    runs: int = 2
+# outcomes that cannot be written or may be mended, by digest: for the next pack of this process
+_unsaved: dict[str, dict[str, Any]] = {}
 
 
 def proven(
@@ -98,53 +69,86 @@ def proven(
     """
     if device.type != "cuda" or execution.engine not in ("fused", "compile"):
         return execution
+    lambdas = {config.model.quantization for config in configs}
+    check = Check(
+        part="compile",
+        config=_small(configs[0], 0.0 if lambdas == {0.0} else 1.0),
+        vocab_size=_vocabulary(vocab_size),
+        precision=execution.precision,
+        # λ of a step is a tensor where runs differ
+        interpolates=interpolates or len(lambdas) > 1 or not lambdas <= {0.0, 1.0},
+        runs=len(configs),
+    )
     if execution.engine == "compile":
-        parts: Sequence[str] = ("compile",)
-    else:
-        parts = [part for part in PARTS if part in execution.kernels]
-    checks = [
-        Check(
-            part=part,
-            config=_small(configs[0]),
-            vocab_size=min(vocab_size, _MAX_VOCABULARY),
-            precision=execution.precision,
-            interpolates=interpolates,
-            runs=len(configs) if part == "compile" else 2,
-        )
-        for part in parts
-    ]
-    problems = _outcomes(checks, device, log)
-    for part, problem in problems.items():
-        if problem is not None:
-            what = "compiled layers are" if part == "compile" else f"own kernels for {part} are"
-            log(f"{what} not used on {device_name(device)}: {problem}")
-    if execution.engine == "compile":
-        return execution if problems["compile"] is None else replace(execution, engine="graph")
-    agreeing = frozenset[Part](part for part in execution.kernels if problems[part] is None)
+        problem = _outcomes([check], device, log)["compile"]
+        _say({"compile": problem}, device, log)
+        return execution if problem is None else replace(execution, engine="graph")
+    agreeing = _agreeing(execution.kernels, replace(check, runs=_runs(len(configs))), device, log)
     if agreeing:
         return replace(execution, kernels=agreeing)
     plain = without_kernels(execution, configs[0], device)
     return proven(plain, configs, vocab_size, device, interpolates=interpolates, log=log)
 
 
-def _small(config: RunConfig) -> RunConfig:
-    """Return a config of the same layers with few of them, and few tokens and steps."""
-    positions = config.data.sequence_length
+def _agreeing(kernels: frozenset[Part], shape: Check, device: torch.device, log: Log) -> frozenset[Part]:
+    """Return those of the parts that agree, each alone and all together; none if they do not agree together."""
+    parts = [part for part in PARTS if part in kernels]
+    together = replace(shape, part="together", kernels=parts)
+    problems = _outcomes([*(replace(shape, part=part) for part in parts), together], device, log)
+    agreeing = [part for part in parts if problems[part] is None]
+    if agreeing and agreeing != parts:
+        problems |= _outcomes([replace(together, kernels=agreeing)], device, log)
+    _say({part: problem for part, problem in problems.items() if agreeing or part != "together"}, device, log)
+    return frozenset(agreeing if problems["together"] is None else ())
+
+
+def _say(problems: Mapping[str, str | None], device: torch.device, log: Log) -> None:
+    """Log what is not used, and why."""
+    names = {"compile": "compiled layers are", "together": "own kernels together are"}
+    for part, problem in problems.items():
+        if problem is not None:
+            what = names.get(part, f"own kernels for {part} are")
+            log(f"{what} not used on {device_name(device)}: {problem}")
+
+
+def _small(config: RunConfig, quantization: float = 1.0) -> RunConfig:
+    """Return a config of the same layers with few of them, and few tokens and steps.
+
+    All that changes no kernel is the same for every run, so that an outcome depends on the shape alone.
+    """
+    positions, model, data = config.data.sequence_length, ModelConfig(), config.data
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"num_layers": min(config.model.num_layers, _LAYERS)}),
-            "data": config.data.model_copy(
-                update={"batch_size": max(1, min(config.data.batch_size, _MAX_TOKENS // positions))}
+            "model": config.model.model_copy(
+                update={
+                    "num_layers": min(config.model.num_layers, _LAYERS),
+                    "quantization": quantization,
+                    "initialization": model.initialization,
+                    "init_std": model.init_std,
+                }
             ),
-            "schedule": config.schedule.model_copy(update={"warmup_steps": 0}),
-            "steps": _STEPS,
+            "data": data.model_copy(update={"batch_size": max(1, min(data.batch_size, _MAX_TOKENS // positions))}),
+            "optimizer": OptimizerConfig(name="adam", max_norm=0.05),
+            "schedule": ScheduleConfig(kind="constant", peak_learning_rate=1e-3, warmup_steps=0),
+            # one more, that a diverged run skips
+            "steps": STEPS + 1,
         }
     )
 
 
+def _vocabulary(size: int) -> int:
+    """Return a vocabulary that is not larger than needed and needs the same padding: kernels depend on it."""
+    return size if size <= _MAX_VOCABULARY else -(-_MAX_VOCABULARY // 64) * 64 - -size % 64
+
+
+def _runs(count: int) -> int:
+    """Return the number of runs of a check: the next power of two has kernels of the same blocks."""
+    return min(1 << (count - 1).bit_length(), _MAX_RUNS)
+
+
 def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[str, str | None]:
     """Return of every part what is wrong with it, from the cache or by checking; None: it agrees."""
-    known = {check.part: _read(_record(check, device)) for check in checks}
+    known = {check.part: _unsaved.get(_digest(check, device)) or _read(check, device) for check in checks}
     missing = [check for check in checks if known[check.part] is None]
     if missing:
         log(f"checking fast kernels on {device_name(device)}, once for this shape and these versions")
@@ -152,36 +156,54 @@ def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[s
             known[check.part] = {"problem": problem}
             if problem is not None and problem.startswith(_PASSING):
                 continue
-            with contextlib.suppress(OSError, BitnetctlError):
+            content = {"problem": problem, **_identity(check, device)}
+            if problem is not None and problem.startswith(_MENDABLE):
+                _unsaved[_digest(check, device)] = content
+                continue
+            try:
                 record = _record(check, device)
                 record.parent.mkdir(parents=True, exist_ok=True)
-                content = {"problem": problem, **_identity(check, device)}
                 write_atomic(record, json.dumps(content, indent=1).encode())
+            except (OSError, BitnetctlError):
+                _unsaved[_digest(check, device)] = content
     return {part: outcome["problem"] for part, outcome in known.items() if outcome is not None}
 
 
 def _record(check: Check, device: torch.device) -> Path:
     """Return the file of a check's outcome."""
-    digest = hashlib.sha256(json.dumps(_identity(check, device), sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "checks" / f"{check.part}-{digest[:16]}.json"
+    return cache_folder() / "checks" / f"{check.part}-{_digest(check, device)[:16]}.json"
+
+
+def _digest(check: Check, device: torch.device) -> str:
+    return hashlib.sha256(json.dumps(_identity(check, device), sort_keys=True).encode()).hexdigest()
 
 
 def _identity(check: Check, device: torch.device) -> dict[str, Any]:
     """Return all that an outcome depends on."""
     data, model = check.config.data, check.config.model
     return {
+        "part": check.part,
         "device": device_name(device),
         "driver": driver_version(),
         "torch": torch.__version__,
-        "triton": metadata.version("triton"),
+        "triton": _triton_version(),
         "code": _code_digest(),
-        "model": model.model_dump(mode="json", exclude={"num_layers", "quantization", "initialization", "init_std"}),
+        "model": model.model_dump(mode="json", exclude={"num_layers", "initialization", "init_std"}),
         "tokens": [data.batch_size, data.sequence_length],
         "vocabulary": check.vocab_size,
         "precision": check.precision,
         "interpolates": check.interpolates,
         "runs": check.runs,
+        "kernels": list(check.kernels),
     }
+
+
+@functools.cache
+def _triton_version() -> str:
+    """Return the version of Triton, which nightly builds of torch have under another name than `triton`."""
+    import triton
+
+    return str(triton.__version__)
 
 
 @functools.cache
@@ -195,12 +217,12 @@ def _code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(record: Path) -> dict[str, Any] | None:
+def _read(check: Check, device: torch.device) -> dict[str, Any] | None:
     """Return a kept outcome; None where there is none that can be read."""
     try:
-        content = json.loads(record.read_bytes())
+        content = json.loads(_record(check, device).read_bytes())
         return content if content["problem"] is None or isinstance(content["problem"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, BitnetctlError):
         return None
 
 
@@ -216,19 +238,24 @@ def _in_a_process(checks: Sequence[Check], device: torch.device) -> list[str | N
             timeout=_SECONDS,
             check=False,
         )
-        lines, ended = done.stdout, f"the check ended with {done.returncode}: {one_line(done.stderr[-200:])}"
+        lines, ended = done.stdout, None
+        if done.returncode != 0:
+            ended = f"the check ended with {done.returncode}: {one_line(done.stderr[-200:])}"
     except subprocess.TimeoutExpired as expired:
         lines, ended = _text(expired.stdout), _TOO_LONG
-    if not lines.startswith(_READY):
+    # libraries may print, too
+    answers = [line for line in lines.splitlines() if line.startswith(_ANSWER)]
+    if not answers:
         # a GPU may be reserved for a single process: this one
-        return [run_check(check, device) for check in checks]
-    problems: list[str | None] = [json.loads(line)["problem"] for line in lines.splitlines()[1:]]
-    # the one that was at work; those after it may be right, and are checked again
-    if len(problems) < len(checks):
+        here = [run_check(check, device) for check in checks]
+        release_unused(device)
+        return here
+    problems: list[str | None] = [json.loads(answer.removeprefix(_ANSWER))["problem"] for answer in answers[1:]]
+    # the one that was at work; it ends by itself where the GPU is lost to it
+    if len(problems) < len(checks) and ended is not None:
         problems.append(ended)
-        if len(problems) < len(checks):
-            problems += _in_a_process(checks[len(problems) :], device)
-    return problems
+    # those after it may be right, and are checked again
+    return problems if len(problems) == len(checks) else problems + _in_a_process(checks[len(problems) :], device)
 
 
 def _text(output: bytes | str | None) -> str:
@@ -246,119 +273,21 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.zeros(1, device=device)
-    print(_READY, flush=True)  # noqa: T201
+    print(_ANSWER, flush=True)  # noqa: T201
     for fields in job["checks"]:
         check = Check(**{**fields, "config": parse_config(fields["config"])})
-        print(json.dumps({"problem": run_check(check, device)}), flush=True)  # noqa: T201
+        print(_ANSWER + json.dumps({"problem": run_check(check, device)}), flush=True)  # noqa: T201
+        if not _is_usable(device):
+            # no check of another kernel can tell anything now
+            return
 
 
-def run_check(check: Check, device: torch.device) -> str | None:
-    """Train a few steps both ways; return what does not agree, None if all does."""
-    tolerance = TOLERANCES[check.part]
+def _is_usable(device: torch.device) -> bool:
+    """Whether a GPU still computes for this process: not after an illegal memory access."""
     try:
-        if check.part == "probe":
-            return _probe_problem(check, device, tolerance.loss)
-        plain, fast = (_pack(check, device, is_fast=is_fast) for is_fast in (False, True))
-        before = {key: packed.clone() for key, packed in plain.model.packed.items()}
-        plain.step(1)
-        fast.step(1)
-        problem = _disagreement(plain, fast, tolerance)
-        if problem is not None or tolerance.change is None:
-            return problem
-        for step in range(2, _STEPS + 1):
-            plain.step(step)
-            fast.step(step)
-        for key, weight in plain.model.packed.items():
-            difference = _relative(fast.model.packed[key] - before[key], weight - before[key])
-            if not difference <= tolerance.change:
-                return f"the updates of {key} differ by {difference:.2g} (at most {tolerance.change:g})"
-    except Exception as error:
-        return f"{type(error).__name__}: {one_line(error, 160)}"
-    return None
-
-
-def _probe_problem(check: Check, device: torch.device, tolerance: float) -> str | None:
-    """Compare the sums over random predictions, among them equal ones."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape = check.runs, _PROBED, check.vocab_size
-    dtype = torch.float32 if check.precision == "fp32" else torch.bfloat16
-    logits_RNV = (4 * torch.randn(shape, generator=generator, device=device)).round_(decimals=1).to(dtype)
-    targets_N = torch.arange(_PROBED, device=device)
-    plain, fast = (PredictionSums(check.runs, check.vocab_size, device, fused=fused) for fused in (False, True))
-    for sums in (plain, fast):
-        sums.add(logits_RNV, targets_N)
-    if not torch.equal(plain.counts_RV, fast.counts_RV):
-        return "the largest logits differ"
-    for name in ("loss_R", "entropy_R", "softmax_RV"):
-        if not (difference := _relative(getattr(fast, name), getattr(plain, name))) <= tolerance:
-            return f"the sums of {name.partition('_')[0]} differ by {difference:.2g} (at most {tolerance:g})"
-    return None
-
-
-def _pack(check: Check, device: torch.device, *, is_fast: bool) -> CapturedPack:
-    """Return runs that differ in all that a pack may: seed, optimizer, clipping, exempt parameters, λ."""
-    config = check.config
-    second = config.model_copy(
-        update={
-            "seed": config.seed + 1,
-            "optimizer": config.optimizer.model_copy(
-                update={"name": "adamw", "max_norm": 0.05, "exempt": ("norms", "embeddings")}
-            ),
-        }
-    )
-    if check.interpolates:
-        second = second.model_copy(update={"model": second.model.model_copy(update={"quantization": 0.5})})
-    configs = [config if run % 2 == 0 else second for run in range(check.runs)]
-    execution = Execution(engine="graph", precision=check.precision)
-    if is_fast:
-        is_part = check.part != "compile"
-        execution = replace(
-            execution,
-            engine="fused" if is_part else "compile",
-            kernels=frozenset[Part](part for part in PARTS if part == check.part),
-        )
-    pack = captured_pack(configs, [Composition() for _ in configs], _tokens(check), device, execution)
-    # nothing is captured: each step is compared
-    pack.graphs = None
-    return pack
-
-
-def _tokens(check: Check) -> TokenData:
-    """Return random tokens, among them many of a kind."""
-    data = check.config.data
-    count = 2 * _STEPS * data.batch_size * data.sequence_length + 1
-    tokens_N = np.random.default_rng(0).zipf(1.3, count) % check.vocab_size
-    return TokenData(
-        train_N=tokens_N.astype(np.uint32),
-        held_out_N=tokens_N[:1].astype(np.uint32),
-        vocab_size=check.vocab_size,
-        fingerprint="",
-        tokenizer_fingerprint="",
-        source="random",
-        tokenizer="none",
-        tokenizer_path=Path(),
-        end_of_text=None,
-    )
-
-
-def _disagreement(plain: Pack, fast: Pack, tolerance: Tolerance) -> str | None:
-    """Compare loss, gradient norm and gradients of a step from equal weights."""
-    if not (plain.loss_R > 0).all():
-        return "the plain operations compute nothing either"
-    for name, ours, theirs in (("loss", fast.loss_R, plain.loss_R), ("norm", fast.grad_norm_R, plain.grad_norm_R)):
-        limit = tolerance.loss if name == "loss" else tolerance.gradient
-        if not (difference := ((ours - theirs).abs() / theirs.abs()).max().item()) <= limit:
-            return f"the {name} differs by {difference:.2g} (at most {limit:g})"
-    # stock optimizers clip gradients in place, so where only one pack has them its updates are compared
-    for key, gradient in plain.model.gradients.items() if tolerance.change is None else ():
-        if not (difference := _relative(fast.model.gradients[key], gradient)) <= tolerance.gradient:
-            return f"the gradient of {key} differs by {difference:.2g} (at most {tolerance.gradient:g})"
-    return None
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """Return the difference of two tensors in Frobenius norm, relative to the second."""
-    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+        return float(torch.ones(2, device=device).sum()) == 2.0
+    except RuntimeError:
+        return False
 
 
 if __name__ == "__main__":

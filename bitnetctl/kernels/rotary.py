@@ -123,8 +123,11 @@ def rotate_backward(
     """Return the gradient of qkv [R, N, O], in the dtype of `grad_q`.
 
     `grad_q` [R·B, A, T, D] and `grad_k` [R·B, G, T, D] are gradients of rotated heads, `grad_v` [R·B, G, T, D] of
-    values. Features are contiguous, other strides free; the tables are contiguous and fp32.
+    values. Other strides are free; the tables are contiguous and fp32. Raises ValueError where features are not
+    contiguous.
     """
+    if any(grad.stride(-1) != 1 for grad in (grad_q, grad_k, grad_v)):
+        raise ValueError("the last dimension of a gradient is not contiguous")
     batch, heads, positions, size = grad_q.shape
     kv_heads, tokens = grad_k.shape[1], batch * positions
     out_heads = heads + 2 * kv_heads

@@ -232,9 +232,9 @@ class FusedLayer(Layer):
         self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
     ) -> tuple[Tensor, LayerGradients]:
         grads = LayerGradients()
-        grad_qkv_RNO = rotate_backward(
-            grad_heads[0], grad_heads[1], grad_heads[2], self._cos_TD, self._sin_TD, grad_RNH.shape[0]
-        )
+        # SDPA's math backend, which a GPU takes for fp32 heads of 2, 6, 10 …, leaves the keys' transposed
+        grad_query, grad_key, grad_value = (_with_contiguous_rows(grad) for grad in grad_heads)
+        grad_qkv_RNO = rotate_backward(grad_query, grad_key, grad_value, self._cos_TD, self._sin_TD, grad_RNH.shape[0])
         grad_RNH = self._fused_backward(
             "qkv", grad_qkv_RNO, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH
         )
@@ -285,3 +285,7 @@ class FusedLayer(Layer):
             [weights.partial_sums[key] for key in norms],
             **result,
         )
+
+
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

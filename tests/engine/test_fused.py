@@ -7,6 +7,7 @@ import pytest
 import torch
 from configs import TinyConfig
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from bitnetctl.config import RunConfig, parse_arm
 from bitnetctl.data import TokenData
@@ -111,6 +112,17 @@ def test_other_shapes_of_the_model(shape: dict[str, Any], small_config: TinyConf
     assert_trains_alike(host, fused, range(1, 3))
 
 
+def test_attention_of_plain_operations_leaves_transposed_gradients(
+    small_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what a GPU takes for fp32 heads of a size that is no multiple of 4
+    monkeypatch.setattr("bitnetctl.model.layer._SDPA_BACKENDS", [SDPBackend.MATH])
+    for module in ("model.layer", "engine.pack"):
+        monkeypatch.setattr(f"bitnetctl.{module}.is_attention_plain", lambda *_: False)
+    host, fused = both([small_config(model__hidden_size=12)], tiny_tokens)
+    assert_trains_alike(host, fused, range(1, 3))
+
+
 def test_bf16_differs_by_its_rounding(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
     host, fused = both([small_config(seed=seed) for seed in range(2)], tiny_tokens, precision="bf16")
     assert_trains_alike(host, fused, range(1, 4), 2e-2)
@@ -198,6 +210,12 @@ def test_a_resumed_pack_goes_on_bit_for_bit(small_config: TinyConfig, tiny_token
         undisturbed.step(step)
         resumed.step(step)
     assert_same_bits(undisturbed, resumed)
+
+
+def test_an_evaluation_before_the_first_step(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    host, fused = both([small_config(seed=seed) for seed in range(2)], tiny_tokens)
+    tokens_RBT = torch.arange(16).view(2, 1, 8)
+    torch.testing.assert_close(fused.model.forward(tokens_RBT, [1.0] * 2), host.model.forward(tokens_RBT, [1.0] * 2))
 
 
 def test_one_graph_serves_every_weight_decay(small_config: TinyConfig, tiny_tokens: TokenData) -> None:

@@ -95,3 +95,11 @@ def test_what_is_not_finite_stays_in_its_head() -> None:
     grad_RNO = rotate_backward(q, k, v, cos_TD, sin_TD, RUNS)
     assert torch.equal(grad_RNO.isfinite(), finite)
     assert grad_RNO[1, 7, -1] == math.inf
+
+
+def test_features_that_are_not_contiguous_are_refused() -> None:
+    cos_TD, sin_TD = tables(5, 8)
+    query, key, value = (random(RUNS * ROWS, HEADS, 5, 8, dtype=torch.float32) for _ in range(3))
+    transposed = key.mT.contiguous().mT
+    with pytest.raises(ValueError, match="not contiguous"):
+        rotate_backward(query, transposed, value, cos_TD, sin_TD, RUNS)
