@@ -5,6 +5,7 @@ Here a check that fails stops nothing; training leaves such a part to the plain 
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks.gpu_parts.commands import TINY
 from benchmarks.gpu_parts.report import NotMeasuredError, Options, Report
@@ -17,6 +18,7 @@ from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import PARTS, supported_parts
 
 _HIDDEN = (256, 512)
+_RUNS = (1, 16)
 _PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32", "int8")
 
 
@@ -29,6 +31,7 @@ def run(report: Report, options: Options) -> None:
         start = time.perf_counter()
         problem = run_check(check, device)
         row = {"part": check.part, "precision": check.precision, "hidden": check.config.model.hidden_size}
+        row |= {"runs": check.runs}
         row |= {"interpolates": check.interpolates, "seconds": time.perf_counter() - start, "problem": problem or ""}
         report.row("checks", row)
         if problem is not None:
@@ -43,18 +46,25 @@ def checks(quick: bool, *, has_bf16: bool) -> Iterator[Check]:
             if precision != "fp32" and not has_bf16:
                 continue
             parts = supported_parts(config.model, precision)
-            for part in (part for part in PARTS if part in parts):
-                for interpolates in (False, True) if part in ("weights", "layers") else (False,):
-                    yield _check(part, config, precision, interpolates=interpolates)
+            # 16 runs in the precision that they have by default
+            for runs in (2,) if quick else _RUNS if precision == "bf16" else _RUNS[:1]:
+                shape = Check(
+                    part="together",
+                    config=config,
+                    vocab_size=min(VOCABULARIES["origin"], selfcheck._MAX_VOCABULARY),
+                    precision=precision,
+                    interpolates=False,
+                    runs=runs,
+                    kernels=[part for part in PARTS if part in parts],
+                )
+                for part in (*shape.kernels, "together"):
+                    for interpolates in (False, True) if part in ("weights", "layers") else (False,):
+                        yield replace(shape, part=part, interpolates=interpolates)
     if not quick:
-        yield _check("compile", _config(_HIDDEN[0], quick), "bf16" if has_bf16 else "fp32", interpolates=False)
+        precision = "bf16" if has_bf16 else "fp32"
+        yield replace(shape, part="compile", config=_config(_HIDDEN[0], quick), precision=precision, kernels=(), runs=1)
 
 
 def _config(hidden: int, quick: bool) -> RunConfig:
     tiny = [f"{name}={value}" for name, value in TINY.items()] if quick else []
     return selfcheck._small(build_config("origin", overrides=[*tiny, f"model.hidden_size={32 if quick else hidden}"]))
-
-
-def _check(part: str, config: RunConfig, precision: Precision, *, interpolates: bool) -> Check:
-    vocab_size = min(VOCABULARIES["origin"], selfcheck._MAX_VOCABULARY)
-    return Check(part=part, config=config, vocab_size=vocab_size, precision=precision, interpolates=interpolates)
