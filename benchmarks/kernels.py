@@ -47,7 +47,11 @@ from bitnetctl.plugins.composition import Composition
 
 
 class Access(NamedTuple):
-    """Arguments that a function of ours does not just read once; `few`: some rows; `unless` it is given: read twice."""
+    """How a function of ours uses its arguments, each read once unless named here.
+
+    `updated` and `read_twice` count twice, the latter only where the argument `unless` is None; `written` count once, as
+    those that are read; of `few` some rows only, which count nothing.
+    """
 
     updated: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
@@ -188,13 +192,13 @@ def _pack(
 def _without_graphs() -> Iterator[None]:
     """Let packs run their steps uncaptured, and keep no cached constant without data."""
     kept = cuda_graph.GraphCache
-    functional._cached_constant.cache_clear()
+    functional.cached_constant.cache_clear()
     cuda_graph.GraphCache = lambda device: None  # type: ignore[assignment,misc,return-value]
     try:
         yield
     finally:
         cuda_graph.GraphCache = kept  # type: ignore[misc]
-        functional._cached_constant.cache_clear()
+        functional.cached_constant.cache_clear()
 
 
 @contextlib.contextmanager

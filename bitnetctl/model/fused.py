@@ -20,9 +20,9 @@ from bitnetctl.kernels.norm import norm_quantize, norm_quantize_backward, token_
 from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
 from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
-from bitnetctl.model.matmul import Matmul, Operand, Quantization
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
 from bitnetctl.model.packed import TABLES, Normalize, PackedModel
-from bitnetctl.model.parts import PARTS, Part
+from bitnetctl.model.parts import Part
 
 _Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -35,8 +35,18 @@ class FusedModel(PackedModel):
     `head_copy_RVH`, the head in the dtype of the precision, and `absolute_sums_RT`, where there is one.
     """
 
-    def __init__(self, *args: Any, parts: Collection[Part] = PARTS, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        configs: Sequence[ModelConfig],
+        vocab_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+        parts: Collection[Part],
+    ) -> None:
+        super().__init__(configs, vocab_size, seeds, device, precision=precision, compiled=compiled)
         self.parts = frozenset(parts)
         config, runs = self.config, self.num_runs
         self.matmul.casts_sums = "gradients" in parts and self.device.type == "cuda"
