@@ -47,13 +47,10 @@ from bitnetctl.plugins.composition import Composition
 
 
 class Access(NamedTuple):
-    """How a function of ours uses its arguments, each read once unless named here.
-
-    `updated` and `read_twice` count twice, the latter only where the argument `unless` is None; `written` count once, as
-    those that are read; of `few` some rows only, which count nothing.
-    """
+    """Arguments that do not count once: `updated` twice, `read_twice` too where `unless` is None, `few` not at all."""
 
     updated: tuple[str, ...] = ()
+    # counted once, as what is read is
     written: tuple[str, ...] = ()
     read_twice: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
@@ -69,7 +66,7 @@ ACCESS = {
     "embedding.add_rows_": Access(few=("table_RVH",)),
     "embedding.embedding_rows": Access(few=("slots_RV",)),
     "finish.finish_step": Access(few=("rates_SR", "decays_SR", "steps_S", "metrics_S3R")),
-    "norm.norm_quantize_backward": Access(written=("partials_KRPF",)),
+    "norm.norm_quantize_backward": Access(written=("partials_KRPF", "copy_RNF")),
     "probe.add_predictions": Access(updated=("softmax_RV", "counts_RV"), read_twice=("logits_RNV",)),
     "rotary.rotate_": Access(updated=("qkv_RNO",)),
     "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",), unless="sums_RT"),

@@ -1,4 +1,4 @@
-"""Checks, on this very device, that what is faster computes what the plain operations compute, before `auto` takes it.
+"""Checks, on this very device, that a fast path computes what the plain operations compute, before a run takes it.
 
 A small pack, with the layers' shapes of the runs to be trained, is trained with each part of the own kernels alone,
 with all of them together, or compiled, and with the plain operations; see `agreement`. The outcome is kept in the cache
