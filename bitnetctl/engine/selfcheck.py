@@ -81,7 +81,7 @@ def proven(
     )
     if execution.engine == "compile":
         problem = _outcomes([check], device, log)["compile"]
-        _say({"compile": problem}, device, log)
+        _log_problems({"compile": problem}, device, log)
         return execution if problem is None else replace(execution, engine="graph")
     agreeing = _agreeing(execution.kernels, replace(check, runs=_runs(len(configs))), device, log)
     if agreeing:
@@ -98,11 +98,11 @@ def _agreeing(kernels: frozenset[Part], shape: Check, device: torch.device, log:
     agreeing = [part for part in parts if problems[part] is None]
     if agreeing and agreeing != parts:
         problems |= _outcomes([replace(together, kernels=agreeing)], device, log)
-    _say({part: problem for part, problem in problems.items() if agreeing or part != "together"}, device, log)
+    _log_problems({part: problem for part, problem in problems.items() if agreeing or part != "together"}, device, log)
     return frozenset(agreeing if problems["together"] is None else ())
 
 
-def _say(problems: Mapping[str, str | None], device: torch.device, log: Log) -> None:
+def _log_problems(problems: Mapping[str, str | None], device: torch.device, log: Log) -> None:
     """Log what is not used, and why."""
     names = {"compile": "compiled layers are", "together": "own kernels together are"}
     for part, problem in problems.items():
@@ -148,7 +148,7 @@ def _runs(count: int) -> int:
 
 def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[str, str | None]:
     """Return of every part what is wrong with it, from the cache or by checking; None: it agrees."""
-    known = {check.part: _unsaved.get(_digest(check, device)) or _read(check, device) for check in checks}
+    known = {check.part: _unsaved.get(_digest(check, device)) or _read_outcome(check, device) for check in checks}
     missing = [check for check in checks if known[check.part] is None]
     if missing:
         log(f"checking fast kernels on {device_name(device)}, once for this shape and these versions")
@@ -161,7 +161,7 @@ def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[s
                 _unsaved[_digest(check, device)] = content
                 continue
             try:
-                record = _record(check, device)
+                record = _outcome_path(check, device)
                 record.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(record, json.dumps(content, indent=1).encode())
             except (OSError, BitnetctlError):
@@ -169,7 +169,7 @@ def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[s
     return {part: outcome["problem"] for part, outcome in known.items() if outcome is not None}
 
 
-def _record(check: Check, device: torch.device) -> Path:
+def _outcome_path(check: Check, device: torch.device) -> Path:
     """Return the file of a check's outcome."""
     return cache_folder() / "checks" / f"{check.part}-{_digest(check, device)[:16]}.json"
 
@@ -217,10 +217,10 @@ def _code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(check: Check, device: torch.device) -> dict[str, Any] | None:
+def _read_outcome(check: Check, device: torch.device) -> dict[str, Any] | None:
     """Return a kept outcome; None where there is none that can be read."""
     try:
-        content = json.loads(_record(check, device).read_bytes())
+        content = json.loads(_outcome_path(check, device).read_bytes())
         return content if content["problem"] is None or isinstance(content["problem"], str) else None
     except (OSError, ValueError, KeyError, TypeError, BitnetctlError):
         return None
