@@ -130,17 +130,17 @@ class Floor:
             torch.bmm(grad, weight)
             torch.bmm(grad.mT, x)
 
-        plain = self._time(forward_backward)
+        plain = self.seconds_of(forward_backward)
         with arithmetic.fastest_blas(2**30):
-            return matmul.count * min(plain, self._time(forward_backward))
+            return matmul.count * min(plain, self.seconds_of(forward_backward))
 
     def _traffic_rate(self, footprint: int) -> float:
         """Return the bytes/s of reading two arrays that have `footprint` bytes together, and writing one of them."""
         count = max(1, footprint // 8)
         a, b = (torch.zeros(count, device=self._device) for _ in range(2))
-        return 12 * count / self._time(lambda: a.add_(b))
+        return 12 * count / self.seconds_of(lambda: a.add_(b))
 
-    def _time(self, work: Callable[[], object]) -> float:
+    def seconds_of(self, work: Callable[[], object]) -> float:
         """Return the shortest of five mean times of a call."""
         if self._device.type == "cuda":
             return self._mean(_captured(work)) / _CAPTURED

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"--parts {','.join(unknown)}: unknown; there are {', '.join(known)}")
     if arguments.list:
-        print(markdown_table([{**asdict(part), "about": part.about} for part in PARTS]))
+        print(markdown_table([asdict(part) for part in PARTS]))
         return 0
     options = Options(
         device=arguments.device,

@@ -47,9 +47,10 @@ from bitnetctl.plugins.composition import Composition
 
 
 class Access(NamedTuple):
-    """Arguments that a function of ours does not just read once; `few`: some rows; `unless` it is given: read twice."""
+    """Arguments that do not count once: `updated` twice, `read_twice` too where `unless` is None, `few` not at all."""
 
     updated: tuple[str, ...] = ()
+    # counted once, as what is read is
     written: tuple[str, ...] = ()
     read_twice: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ ACCESS = {
     "embedding.add_rows_": Access(few=("table_RVH",)),
     "embedding.embedding_rows": Access(few=("slots_RV",)),
     "finish.finish_step": Access(few=("rates_SR", "decays_SR", "steps_S", "metrics_S3R")),
-    "norm.norm_quantize_backward": Access(written=("partials_KRPF",)),
+    "norm.norm_quantize_backward": Access(written=("partials_KRPF", "copy_RNF")),
     "probe.add_predictions": Access(updated=("softmax_RV", "counts_RV"), read_twice=("logits_RNV",)),
     "rotary.rotate_": Access(updated=("qkv_RNO",)),
     "ternary.ternary_": Access(written=("out_RS",), read_twice=("flat_RS",), unless="sums_RT"),
@@ -188,13 +189,13 @@ def _pack(
 def _without_graphs() -> Iterator[None]:
     """Let packs run their steps uncaptured, and keep no cached constant without data."""
     kept = cuda_graph.GraphCache
-    functional._cached_constant.cache_clear()
+    functional.cached_constant.cache_clear()
     cuda_graph.GraphCache = lambda device: None  # type: ignore[assignment,misc,return-value]
     try:
         yield
     finally:
         cuda_graph.GraphCache = kept  # type: ignore[misc]
-        functional._cached_constant.cache_clear()
+        functional.cached_constant.cache_clear()
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from benchmarks.step import floor_ms
 from benchmarks.worker import Job, tokens_of
 from bitnetctl.model.parameters import num_parameters
 
-_VOCABULARY, _TINY_VOCABULARY = 50257, 512
-_LARGE = {
+VOCABULARY, TINY_VOCABULARY = 50257, 512
+LARGE = {
     "model.hidden_size": 1024,
     "model.num_layers": 12,
     "model.num_attention_heads": 16,
@@ -29,7 +29,7 @@ _LARGE = {
     "data.batch_size": 32,
     "data.sequence_length": 1024,
 }
-_TINY = {
+TINY = {
     "model.hidden_size": 64,
     "model.num_layers": 2,
     "model.num_attention_heads": 4,
@@ -55,9 +55,9 @@ def main() -> int:
     is_short = arguments.quick or arguments.tiny
     rounds = arguments.rounds or (1 if is_short else 7)
     steps = arguments.steps or (5 if is_short else 10)
-    fields = [f"{name}={value}" for name, value in (_TINY if arguments.tiny else _LARGE).items()]
-    vocab_size = _TINY_VOCABULARY if arguments.tiny else _VOCABULARY
-    jobs = _jobs(tuple(fields + arguments.set), vocab_size, arguments.device, compiled=not arguments.tiny)
+    fields = [f"{name}={value}" for name, value in (TINY if arguments.tiny else LARGE).items()]
+    vocab_size = TINY_VOCABULARY if arguments.tiny else VOCABULARY
+    jobs = large_jobs(tuple(fields + arguments.set), vocab_size, arguments.device, compiled=not arguments.tiny)
     racing = harness.one_by_one(jobs, rounds=rounds, steps=steps)
 
     *trained, floor = racing
@@ -93,7 +93,8 @@ def main() -> int:
     return int(any(one.failed for one in racing))
 
 
-def _jobs(overrides: tuple[str, ...], vocab_size: int, device: torch.device, *, compiled: bool) -> dict[str, Job]:
+def large_jobs(overrides: tuple[str, ...], vocab_size: int, device: torch.device, *, compiled: bool) -> dict[str, Job]:
+    """Return the contenders by name, the floor last."""
     common: dict[str, Any] = {
         "recipe": "b158",
         "overrides": overrides,

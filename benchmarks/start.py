@@ -99,7 +99,7 @@ def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contende
             choose(build_config("quick"), VOCABULARIES["quick"], device, engine)
         except ConfigError as error:
             note = str(error)
-        return harness.Contender(name, lambda steps: _first_row(folder, device, engine, compiler_cache()), note=note)
+        return harness.Contender(name, lambda steps: first_row(folder, device, engine, compiler_cache()), note=note)
 
     plain = {_TRAIN: "auto"} if device.type == "cpu" else {_TRAIN: "auto", _GRAPH: "graph"}
     compiled = {"compile": (_COMPILED_ANEW, _COMPILED)}
@@ -112,7 +112,7 @@ def trainings(folder: Path, device: torch.device) -> tuple[list[harness.Contende
     ]
 
 
-def _first_row(folder: Path, device: torch.device, engine: str, compiler_cache: Path) -> harness.Turn:
+def first_row(folder: Path, device: torch.device, engine: str, compiler_cache: Path) -> harness.Turn:
     """Start a training, wait for its first row and end it."""
     command = [str(harness.cli_path()), "train", "--recipe", "quick", "--device", str(device), "--engine", engine]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}

@@ -31,7 +31,7 @@ def run(report: Report, options: Options) -> None:
     report.values(runs=runs, parameters=parameters)
 
     def row(name: str, work: Callable[[], object], *, size: float = 0, flops: float = 0, calls: int = 1) -> None:
-        seconds = floor._time(work) / calls
+        seconds = floor.seconds_of(work) / calls
         rates = {"GB/s": size / seconds / 1e9 if size else None, "TFLOP/s": flops / seconds / 1e12 if flops else None}
         report.row("rates", {"what": name, "MB": size / 1e6 or None, "µs": 1e6 * seconds, **rates})
         release_unused(device)

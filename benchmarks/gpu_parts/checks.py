@@ -13,8 +13,8 @@ from benchmarks.gpu_parts.commands import TINY
 from benchmarks.gpu_parts.report import NotMeasuredError, Options, Report
 from benchmarks.step import VOCABULARIES
 from bitnetctl.config import RunConfig, build_config
-from bitnetctl.engine import selfcheck
 from bitnetctl.engine.agreement import Check, run_check
+from bitnetctl.engine.selfcheck import small_config, small_vocabulary
 from bitnetctl.hardware import has_bf16_matmul, resolve_device
 from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import PARTS, supported_parts
@@ -34,8 +34,8 @@ def run(report: Report, options: Options) -> None:
         start = time.perf_counter()
         problem = run_check(check, device)
         row = {"part": check.part, "precision": check.precision, "hidden": check.config.model.hidden_size}
-        row |= {"runs": check.runs}
-        row |= {"interpolates": check.interpolates, "seconds": time.perf_counter() - start, "problem": problem or ""}
+        row |= {"runs": check.runs, "interpolates": check.interpolates}
+        row |= {"seconds": time.perf_counter() - start, "problem": problem or ""}
         report.row("checks", row)
         if problem is not None:
             report.failed(f"{check.part}, {check.precision}, hidden {check.config.model.hidden_size}: {problem}")
@@ -54,7 +54,7 @@ def checks(quick: bool, *, has_bf16: bool) -> Iterator[Check]:
                 shape = Check(
                     part="together",
                     config=config,
-                    vocab_size=min(VOCABULARIES["origin"], selfcheck._MAX_VOCABULARY),
+                    vocab_size=small_vocabulary(VOCABULARIES["origin"]),
                     precision=precision,
                     interpolates=False,
                     runs=runs,
@@ -70,4 +70,4 @@ def checks(quick: bool, *, has_bf16: bool) -> Iterator[Check]:
 
 def _config(hidden: int, quick: bool) -> RunConfig:
     tiny = [f"{name}={value}" for name, value in TINY.items()] if quick else []
-    return selfcheck._small(build_config("origin", overrides=[*tiny, f"model.hidden_size={32 if quick else hidden}"]))
+    return small_config(build_config("origin", overrides=[*tiny, f"model.hidden_size={32 if quick else hidden}"]))

@@ -23,9 +23,9 @@ _ORDER = (
 def run(report: Report, options: Options) -> None:
     """Measure one contender after the other."""
     device = resolve_device(options.device)
-    fields = large._TINY if options.quick else large._LARGE
-    vocab_size = large._TINY_VOCABULARY if options.quick else large._VOCABULARY
-    jobs = large._jobs(
+    fields = large.TINY if options.quick else large.LARGE
+    vocab_size = large.TINY_VOCABULARY if options.quick else large.VOCABULARY
+    jobs = large.large_jobs(
         tuple(f"{name}={value}" for name, value in fields.items()), vocab_size, device, compiled=not options.quick
     )
     config = jobs["floor"].config

@@ -39,7 +39,7 @@ def run(report: Report, options: Options) -> None:
         row: dict[str, object] = {"engine": engine, "taken": f"{chosen.engine}, {chosen.precision}"}
         for name in ("caches empty, s", "caches filled, s"):
             kernels = folder / f"kernels-{engine}"
-            turn = start._first_row(folder, device, engine, kernels)
+            turn = start.first_row(folder, device, engine, kernels)
             row[name] = turn.get("seconds")
             if "error" in turn:
                 report.failed(f"{engine}: {turn['error']}")

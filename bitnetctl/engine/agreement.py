@@ -1,4 +1,4 @@
-"""What is faster, compared with the plain operations on a device: a few steps of a small pack, both ways.
+"""Fast paths compared with the plain operations on a device: one step of a small pack, or a few, both ways.
 
 A pack is trained with one part of the own kernels, with several of them together, or compiled.
 
@@ -26,7 +26,7 @@ from bitnetctl.model.parts import PARTS, Part
 from bitnetctl.plugins.composition import Composition
 
 STEPS = 3
-"""Steps that both ways are trained; the config of a check has one more, which a diverged run skips."""
+"""Steps of both packs where updates are compared, else one; a check's config has one more: a diverged run skips it."""
 # λ of even and odd runs: a λ below a half and one above are interpolated differently
 _LAMBDAS = ((1.0, 0.25), (1.0, 1.0), (0.0, 0.0))
 # what depends on λ, and is quickly checked at every pair of them
@@ -39,14 +39,15 @@ _PROBED = 70
 class Tolerance:
     """Largest differences: of a loss, relative; of gradients and of weights' changes, relative in Frobenius norm.
 
-    `change` is for the first step, `changes` for all: a last bit of a weight changes the code of an activation here and
-    there, and with it the sign of a few small gradients, which is all that Adam's first steps take of them.
+    `first_change` is for the first step, `total_change` for all; without them one step is trained. A last bit of a
+    weight changes the code of an activation here and there, and with it the sign of a few small gradients, which is all
+    that Adam's first steps take of them.
     """
 
     loss: float
     gradient: float
-    change: float | None = None
-    changes: float = 0.0
+    first_change: float | None = None
+    total_change: float = 0.0
 
 
 # sums in another order move a value across a rounding boundary now and then: one code in 127, or a ternary value
@@ -57,12 +58,12 @@ TOLERANCES: dict[str, Tolerance] = {
     "loss": Tolerance(loss=1e-5, gradient=1e-2),
     "probe": Tolerance(loss=1e-5, gradient=0.0),
     # the CPU adds squares one after the other
-    "update": Tolerance(loss=1e-3, gradient=1e-4, change=1e-3, changes=5e-2),
-    "together": Tolerance(loss=5e-3, gradient=5e-2, change=0.7, changes=0.7),
+    "update": Tolerance(loss=1e-3, gradient=1e-4, first_change=1e-3, total_change=5e-2),
+    "together": Tolerance(loss=5e-3, gradient=5e-2, first_change=0.7, total_change=0.7),
     "compile": Tolerance(loss=2e-3, gradient=3e-2),
 }
-# of ternary weights formed from sums that another kernel has left, which may move a few across a rounding boundary
-_KEPT = 1e-2
+# of ternary weights whose sums come from the update: another order moves a few across a rounding boundary
+_KEPT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Check:
 
 
 def run_check(check: Check, device: torch.device) -> str | None:
-    """Train a few steps both ways; return what does not agree, None if all does."""
+    """Train a step or a few both ways; return what does not agree, None if all does."""
     tolerance = TOLERANCES[check.part]
     try:
         if check.part == "probe":
@@ -114,14 +115,14 @@ def _training_problem(
     plain.step(1)
     fast.step(1)
     problem = _disagreement(plain, fast, tolerance)
-    if problem is not None or tolerance.change is None:
+    if problem is not None or tolerance.first_change is None:
         return problem
-    if (problem := _change_problem(plain, fast, before, tolerance.change)) is not None:
+    if (problem := _change_problem(plain, fast, before, tolerance.first_change)) is not None:
         return problem
     for step in range(2, STEPS + 1):
         plain.step(step)
         fast.step(step)
-    problem = _change_problem(plain, fast, before, tolerance.changes)
+    problem = _change_problem(plain, fast, before, tolerance.total_change)
     return problem or _diverged_problem(fast) or _kept_problem(plain, fast)
 
 
@@ -155,8 +156,10 @@ def _kept_problem(plain: CapturedPack, fast: CapturedPack) -> str | None:
     for key, layers in fast.model._quantized_matrices(quantization).items():
         pairs += [(key, ours.values, other.values) for ours, other in zip(layers, theirs[key], strict=True)]
     for key, ours_ROI, theirs_ROI in pairs:
-        if not (difference := _relative(ours_ROI.float(), theirs_ROI.float())) <= _KEPT:
-            return f"the quantized weights of {key} differ by {difference:.2g} (at most {_KEPT:g}) after updates"
+        if not (difference := _relative(ours_ROI.float(), theirs_ROI.float())) <= _KEPT_TOLERANCE:
+            return (
+                f"the quantized weights of {key} differ by {difference:.2g} (at most {_KEPT_TOLERANCE:g}) after updates"
+            )
     return None
 
 
@@ -226,7 +229,7 @@ def _disagreement(plain: Pack, fast: Pack, tolerance: Tolerance) -> str | None:
         if not (difference := ((ours - theirs).abs() / theirs.abs()).max().item()) <= limit:
             return f"the {name} differs by {difference:.2g} (at most {limit:g})"
     # stock optimizers clip gradients in place, so where only one pack has them its updates are compared
-    for key, gradient in plain.model.gradients.items() if tolerance.change is None else ():
+    for key, gradient in plain.model.gradients.items() if tolerance.first_change is None else ():
         if not (difference := _relative(fast.model.gradients[key], gradient)) <= tolerance.gradient:
             return f"the gradient of {key} differs by {difference:.2g} (at most {tolerance.gradient:g})"
     return None

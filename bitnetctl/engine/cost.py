@@ -23,7 +23,7 @@ def known_vocabulary(config: RunConfig) -> int:
 
 # per parameter: Adam reads weight, gradient and two moments, and writes all but the gradient, in fp32
 _OPTIMIZER_BYTES = 28
-# what a captured step of `origin` moves in all, counted from its operators: 64.8 with 16 runs
+# what a captured step of `origin` moves in all, about: counted from its operators (`python -m benchmarks.kernels`)
 _STEP_BYTES = {"eager": 64.8, "graph": 64.8, "compile": 54.0, "fused": 38.0}
 NODE_SECONDS = 2.2e-6
 """Time of a small kernel in a replayed CUDA graph."""

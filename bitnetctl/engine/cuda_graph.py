@@ -5,8 +5,8 @@ changes from step to step (batches, learning rates, quantization λ) is read fro
 a counter that is there too. The host fills the tables for the steps ahead, starts replays, and reads metrics only at
 log points. The text stays in the memory of the host.
 
-What capture makes constant (weight decay, and whether anything is quantized or interpolated) is the graph's key: a
-stage that changes it gets a graph of its own.
+What capture makes constant (whether anything is quantized or interpolated and, with stock optimizers, weight decay)
+is the graph's key: a stage that changes it gets a graph of its own.
 
 Shapes: R runs, B rows, T positions, S steps of a block.
 """
@@ -16,7 +16,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from bitnetctl.data import TokenData
 from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CaptureError
-from bitnetctl.model.matmul import Quantization
+from bitnetctl.model.matmul import Precision, Quantization
 from bitnetctl.plugins.composition import Composition
 
 # steps whose tables are filled at once: at most so many, and so many tokens
@@ -40,8 +40,13 @@ _MAX_GRAPHS = 8
 # keys that differ at so many steps are new at every step
 _MAX_KEYS = 64
 
-# nothing is quantized, some λ is not 1, weight decay of every run
-_Key = tuple[bool, bool, tuple[float, ...]]
+
+class StepKey(NamedTuple):
+    """What a captured step holds as constants: nothing is quantized, some λ is not 1, the weight decay of every run."""
+
+    off: bool
+    interpolates: bool
+    decays_R: tuple[float, ...]
 
 
 class CapturedPack(Pack):
@@ -53,15 +58,17 @@ class CapturedPack(Pack):
         compositions: Sequence[Composition],
         data: TokenData,
         device: torch.device,
-        **options: Any,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
         with _on(device):
-            super().__init__(configs, compositions, data, device, **options)
+            super().__init__(configs, compositions, data, device, precision=precision, compiled=compiled)
             self._make_tables(device)
         self.graphs = GraphCache(device) if device.type == "cuda" else None
         self._checks_on_device = True
         self._block_start, self._next_step = 0, 1
-        self._keys: list[_Key] = []
+        self._keys: list[StepKey] = []
 
     def _make_tables(self, device: torch.device) -> None:
         """Allocate the tables of a block of steps, its metrics and the counter."""
@@ -116,17 +123,16 @@ class CapturedPack(Pack):
         self._index_1.zero_()
         self._block_start = first
         self._keys = [
-            (set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, self._captured_decays(decays_R))
+            StepKey(set(lambdas_R) == {0.0}, set(lambdas_R) != {1.0}, self._captured_decays(decays_R))
             for lambdas_R, decays_R in zip(quant_lambdas, decays, strict=True)
         ]
 
     def _captured_decays(self, decays_R: tuple[float, ...]) -> tuple[float, ...]:
-        """Return what of the weight decays of a step its graph holds as constants: stock optimizers hold all."""
+        """Return those weight decays of a step that its graph holds as constants: all, with stock optimizers."""
         return decays_R
 
-    def _step_on_device(self, key: _Key) -> None:
+    def _step_on_device(self, key: StepKey) -> None:
         """Train the step at the counter and increment it, without a synchronization."""
-        decays = key[2]
         self._compute(self._at_index(self._rows_SRBT1), self._quantization(key))
         self._check_finite(self._at_index(self._steps_S))
         divisor_R = clip_divisor(self._metrics_3R[2], self._max_norm_R)
@@ -135,14 +141,14 @@ class CapturedPack(Pack):
             # a divisor, even of 1, makes the fused kernel write the gradients back
             divisor = None if replica.config.optimizer.max_norm is None else divisor_R[run]
             assert isinstance(replica.optimizer, RunOptimizer)
-            replica.optimizer.step(self._rates_R[run], decays[run], divisor=divisor, skip=self._skip_R[run])
+            replica.optimizer.step(self._rates_R[run], key.decays_R[run], divisor=divisor, skip=self._skip_R[run])
         self._block_metrics_S3R.index_copy_(0, self._index_1, self._metrics_3R.unsqueeze(0))
         self._index_1.add_(1)
 
-    def _quantization(self, key: _Key) -> Quantization:
-        off, interpolates, _ = key
+    def _quantization(self, key: StepKey) -> Quantization:
+        interpolates = key.interpolates and not key.off
         return Quantization(
-            off=off, quant_lambda_R=self._at_index(self._quant_lambdas_SR) if interpolates and not off else None
+            off=key.off, quant_lambda_R=self._at_index(self._quant_lambdas_SR) if interpolates else None
         )
 
     def _at_index(self, table: Tensor) -> Tensor:

@@ -7,19 +7,22 @@ Shapes: R runs, N tokens of a run, F flat parameters.
 """
 
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from bitnetctl.engine.cuda_graph import CapturedPack
+from bitnetctl.config import ModelConfig, RunConfig
+from bitnetctl.data import TokenData
+from bitnetctl.engine.cuda_graph import CapturedPack, StepKey
 from bitnetctl.engine.optim import RunMoments
 from bitnetctl.kernels.adam import adam_, adam_rows_, adam_tiles_, square_sums
 from bitnetctl.kernels.finish import finish_step, new_state
 from bitnetctl.model.fused import FusedModel
+from bitnetctl.model.matmul import Precision
 from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
 from bitnetctl.model.parts import Part
+from bitnetctl.plugins.composition import Composition
 
 
 class FusedPack(CapturedPack):
@@ -27,12 +30,31 @@ class FusedPack(CapturedPack):
 
     model: FusedModel
 
-    def __init__(self, *args: Any, parts: Collection[Part], **options: Any) -> None:
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        compositions: Sequence[Composition],
+        data: TokenData,
+        device: torch.device,
+        *,
+        precision: Precision = "fp32",
+        parts: Collection[Part],
+    ) -> None:
+        # the base makes the model and the tables, which depend on it
         self._parts = frozenset(parts)
-        super().__init__(*args, **options)
+        super().__init__(configs, compositions, data, device, precision=precision)
 
-    def _make_model(self, *args: Any, **options: Any) -> PackedModel:
-        return FusedModel(*args, parts=self._parts, **options)
+    def _make_model(
+        self,
+        configs: Sequence[ModelConfig],
+        vocab_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        *,
+        precision: Precision,
+        compiled: bool,
+    ) -> PackedModel:
+        return FusedModel(configs, vocab_size, seeds, device, precision=precision, compiled=compiled, parts=self._parts)
 
     def _make_tables(self, device: torch.device) -> None:
         super()._make_tables(device)
@@ -73,14 +95,14 @@ class FusedPack(CapturedPack):
         self._refresh_copies()
 
     def _refresh_copies(self) -> None:
-        """Make what the model keeps beside its weights equal to what an update of them would have left there."""
+        """Bring the copy of the head and the sums of magnitudes up to date with the weights."""
         self.model.refresh_head_copy()
         if self.model.absolute_sums_RT is not None:
-            # every coefficient is 1, and so is SKIP
+            # SKIP is 1: weights stay, only their magnitudes are summed
             skipping_RC = torch.ones_like(self._state.coefficients_FRC[0])
             self._update_flat("matrices", skipping_RC)
 
-    def _step_on_device(self, key: tuple[bool, bool, tuple[float, ...]]) -> None:
+    def _step_on_device(self, key: StepKey) -> None:
         if "update" not in self._parts:
             super()._step_on_device(key)
             return
@@ -118,7 +140,7 @@ class FusedPack(CapturedPack):
             self._update_flat(name, coefficients_RC)
 
     def _update_flat(self, name: str, coefficients_RC: Tensor) -> None:
-        """Update a flat parameter of all runs, and what of the model is kept up to date with it."""
+        """Update a flat parameter of all runs, with the copy of the head or the sums of magnitudes formed from it."""
         model, rows_RNH = self.model, self.model.embedding_rows_RNH
         weight_RS, grad_RS, size = model.flat_tables()[name]
         moments = self._exp_avg[name], self._exp_avg_sq[name]

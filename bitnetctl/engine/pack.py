@@ -7,13 +7,13 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import ModelConfig, RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
 from bitnetctl.engine.optim import RunMoments, RunOptimizer, clip_divisor
@@ -132,8 +132,17 @@ class Pack:
             with self.failing_alone(run):
                 replica.compute_schedules()
 
-    def _make_model(self, *args: Any, **options: Any) -> PackedModel:
-        return PackedModel(*args, **options)
+    def _make_model(
+        self,
+        configs: Sequence[ModelConfig],
+        vocab_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        *,
+        precision: Precision,
+        compiled: bool,
+    ) -> PackedModel:
+        return PackedModel(configs, vocab_size, seeds, device, precision=precision, compiled=compiled)
 
     @property
     def loss_R(self) -> Tensor:

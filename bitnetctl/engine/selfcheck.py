@@ -1,9 +1,9 @@
-"""Checks, on this very device, that what is faster computes what the plain operations compute, before `auto` takes it.
+"""Checks, on this very device, that a fast path computes what the plain operations compute, before a run takes it.
 
 A small pack, with the layers' shapes of the runs to be trained, is trained with each part of the own kernels alone,
 with all of them together, or compiled, and with the plain operations; see `agreement`. The outcome is kept in the cache
 for each device, driver, version of torch and Triton, code of the kernels and shape: a part that does not agree is left
-to the plain operations, and said.
+to the plain operations, and stderr names it.
 
 The checks run in a process of their own: a kernel that is wrong may make the GPU unusable for the one that started it.
 """
@@ -29,18 +29,18 @@ from bitnetctl.hardware import device_name, driver_version, release_unused
 from bitnetctl.model.parts import PARTS, Part
 
 Log = Callable[[str], None]
-_LAYERS = 2
+_MAX_LAYERS = 2
 # more than a block of the loss
 _MAX_VOCABULARY = 10_007
 _MAX_TOKENS = 4096
 # the number of runs decides how many tokens a block of the norms' backward takes, up to so many
 _MAX_RUNS = 16
-_SECONDS = 180
-_TOO_LONG = f"the check took more than {_SECONDS} s"
-# what may go well the next time
-_PASSING = ("OutOfMemoryError", _TOO_LONG)
-# what may be mended: a compiler or Python's header files are missing, the disk is full
-_MENDABLE = (
+_LIMIT_SECONDS = 180
+_TOO_LONG = f"the check took more than {_LIMIT_SECONDS} s"
+# problems that may be gone the next time: not kept
+_TRANSIENT = ("OutOfMemoryError", _TOO_LONG)
+# problems of the machine that its user may fix (no compiler, no Python headers, a full disk): kept for this process
+_FIXABLE = (
     "CalledProcessError",
     "FileNotFoundError",
     "OSError",
@@ -50,7 +50,7 @@ _MENDABLE = (
 # at the head of what the process answers: an empty line when it is ready, then one for each check
 _ANSWER = "bitnetctl-check "
 
-# outcomes that cannot be written or may be mended, by digest: for the next pack of this process
+# outcomes that cannot be written, or that its user may change, by digest: for the next pack of this process
 _unsaved: dict[str, dict[str, Any]] = {}
 
 
@@ -72,8 +72,8 @@ def proven(
     lambdas = {config.model.quantization for config in configs}
     check = Check(
         part="compile",
-        config=_small(configs[0], 0.0 if lambdas == {0.0} else 1.0),
-        vocab_size=_vocabulary(vocab_size),
+        config=small_config(configs[0], 0.0 if lambdas == {0.0} else 1.0),
+        vocab_size=small_vocabulary(vocab_size),
         precision=execution.precision,
         # λ of a step is a tensor where runs differ
         interpolates=interpolates or len(lambdas) > 1 or not lambdas <= {0.0, 1.0},
@@ -81,7 +81,7 @@ def proven(
     )
     if execution.engine == "compile":
         problem = _outcomes([check], device, log)["compile"]
-        _say({"compile": problem}, device, log)
+        _log_problems({"compile": problem}, device, log)
         return execution if problem is None else replace(execution, engine="graph")
     agreeing = _agreeing(execution.kernels, replace(check, runs=_runs(len(configs))), device, log)
     if agreeing:
@@ -98,11 +98,11 @@ def _agreeing(kernels: frozenset[Part], shape: Check, device: torch.device, log:
     agreeing = [part for part in parts if problems[part] is None]
     if agreeing and agreeing != parts:
         problems |= _outcomes([replace(together, kernels=agreeing)], device, log)
-    _say({part: problem for part, problem in problems.items() if agreeing or part != "together"}, device, log)
+    _log_problems({part: problem for part, problem in problems.items() if agreeing or part != "together"}, device, log)
     return frozenset(agreeing if problems["together"] is None else ())
 
 
-def _say(problems: Mapping[str, str | None], device: torch.device, log: Log) -> None:
+def _log_problems(problems: Mapping[str, str | None], device: torch.device, log: Log) -> None:
     """Log what is not used, and why."""
     names = {"compile": "compiled layers are", "together": "own kernels together are"}
     for part, problem in problems.items():
@@ -111,17 +111,17 @@ def _say(problems: Mapping[str, str | None], device: torch.device, log: Log) -> 
             log(f"{what} not used on {device_name(device)}: {problem}")
 
 
-def _small(config: RunConfig, quantization: float = 1.0) -> RunConfig:
-    """Return a config of the same layers with few of them, and few tokens and steps.
+def small_config(config: RunConfig, quantization: float = 1.0) -> RunConfig:
+    """Return the config of a check: the same layers, but few of them, and few tokens and steps.
 
-    All that changes no kernel is the same for every run, so that an outcome depends on the shape alone.
+    Fields that do not change a kernel are the same for every run, so that an outcome depends on the shape alone.
     """
     positions, model, data = config.data.sequence_length, ModelConfig(), config.data
     return config.model_copy(
         update={
             "model": config.model.model_copy(
                 update={
-                    "num_layers": min(config.model.num_layers, _LAYERS),
+                    "num_layers": min(config.model.num_layers, _MAX_LAYERS),
                     "quantization": quantization,
                     "initialization": model.initialization,
                     "init_std": model.init_std,
@@ -136,8 +136,8 @@ def _small(config: RunConfig, quantization: float = 1.0) -> RunConfig:
     )
 
 
-def _vocabulary(size: int) -> int:
-    """Return a vocabulary that is not larger than needed and needs the same padding: kernels depend on it."""
+def small_vocabulary(size: int) -> int:
+    """Return the vocabulary of a check: at most about 10,000, with the same padding, on which kernels depend."""
     return size if size <= _MAX_VOCABULARY else -(-_MAX_VOCABULARY // 64) * 64 - -size % 64
 
 
@@ -148,20 +148,20 @@ def _runs(count: int) -> int:
 
 def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[str, str | None]:
     """Return of every part what is wrong with it, from the cache or by checking; None: it agrees."""
-    known = {check.part: _unsaved.get(_digest(check, device)) or _read(check, device) for check in checks}
+    known = {check.part: _unsaved.get(_digest(check, device)) or _read_outcome(check, device) for check in checks}
     missing = [check for check in checks if known[check.part] is None]
     if missing:
         log(f"checking fast kernels on {device_name(device)}, once for this shape and these versions")
         for check, problem in zip(missing, _in_a_process(missing, device), strict=True):
             known[check.part] = {"problem": problem}
-            if problem is not None and problem.startswith(_PASSING):
+            if problem is not None and problem.startswith(_TRANSIENT):
                 continue
             content = {"problem": problem, **_identity(check, device)}
-            if problem is not None and problem.startswith(_MENDABLE):
+            if problem is not None and problem.startswith(_FIXABLE):
                 _unsaved[_digest(check, device)] = content
                 continue
             try:
-                record = _record(check, device)
+                record = _outcome_path(check, device)
                 record.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(record, json.dumps(content, indent=1).encode())
             except (OSError, BitnetctlError):
@@ -169,7 +169,7 @@ def _outcomes(checks: Sequence[Check], device: torch.device, log: Log) -> dict[s
     return {part: outcome["problem"] for part, outcome in known.items() if outcome is not None}
 
 
-def _record(check: Check, device: torch.device) -> Path:
+def _outcome_path(check: Check, device: torch.device) -> Path:
     """Return the file of a check's outcome."""
     return cache_folder() / "checks" / f"{check.part}-{_digest(check, device)[:16]}.json"
 
@@ -217,10 +217,10 @@ def _code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(check: Check, device: torch.device) -> dict[str, Any] | None:
+def _read_outcome(check: Check, device: torch.device) -> dict[str, Any] | None:
     """Return a kept outcome; None where there is none that can be read."""
     try:
-        content = json.loads(_record(check, device).read_bytes())
+        content = json.loads(_outcome_path(check, device).read_bytes())
         return content if content["problem"] is None or isinstance(content["problem"], str) else None
     except (OSError, ValueError, KeyError, TypeError, BitnetctlError):
         return None
@@ -235,7 +235,7 @@ def _in_a_process(checks: Sequence[Check], device: torch.device) -> list[str | N
             input=json.dumps(job),
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=_LIMIT_SECONDS,
             check=False,
         )
         lines, ended = done.stdout, None

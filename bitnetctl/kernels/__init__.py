@@ -6,6 +6,6 @@ Only modules of this folder import Triton, and they are imported where it is nee
 INT8_MAX = 127
 """Largest code of an activation."""
 SCALE_FLOOR = 1e-5
-"""What a mean or largest absolute value is taken for at least, where its reciprocal is a scale."""
+"""Lower bound of a mean or largest magnitude before its reciprocal becomes a quantization scale."""
 MAX_WIDTH = 8192
-"""Features of a token that the registers of 8 warps hold; above 4,096 they spill a little in backward of two norms."""
+"""Most features of a token: 8 warps hold them in registers; above 4,096 backward of two norms spills a few."""

@@ -18,11 +18,12 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a number as a cached scalar tensor: torch converts a plain number at every use."""
     if torch.compiler.is_compiling():
         return torch.full((), value, dtype=dtype, device=device)
-    return _cached_constant(value, dtype, device)
+    return cached_constant(value, dtype, device)
 
 
 @lru_cache(maxsize=64)
-def _cached_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def cached_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a number as a scalar tensor, the same one at every call; `cache_clear` forgets them all."""
     # it outlives the step that asks for it first
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=dtype, device=device)

@@ -8,7 +8,6 @@ Shapes: R runs, N tokens, H hidden, F features, V vocabulary, P blocks of tokens
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +15,13 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig
 from bitnetctl.kernels.cross_entropy import cross_entropy_
 from bitnetctl.kernels.embedding import MAX_TOKENS, add_rows_, embedding_rows
-from bitnetctl.kernels.norm import norm_quantize, norm_quantize_backward, token_blocks
+from bitnetctl.kernels.norm import Activation, norm_quantize, norm_quantize_backward, token_blocks
 from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
 from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
-from bitnetctl.model.matmul import Matmul, Operand, Quantization
+from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
 from bitnetctl.model.packed import TABLES, Normalize, PackedModel
-from bitnetctl.model.parts import PARTS, Part
+from bitnetctl.model.parts import Part
 
 _Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -35,8 +34,18 @@ class FusedModel(PackedModel):
     `head_copy_RVH`, the head in the dtype of the precision, and `absolute_sums_RT`, where there is one.
     """
 
-    def __init__(self, *args: Any, parts: Collection[Part] = PARTS, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        configs: Sequence[ModelConfig],
+        vocab_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+        parts: Collection[Part],
+    ) -> None:
+        super().__init__(configs, vocab_size, seeds, device, precision=precision, compiled=compiled)
         self.parts = frozenset(parts)
         config, runs = self.config, self.num_runs
         self.matmul.casts_sums = "gradients" in parts and self.device.type == "cuda"
@@ -224,9 +233,9 @@ class FusedLayer(Layer):
         grad_RNH = self._fused_backward(
             "gate_up", grad_RNF, saved, weights, grads, dtype=torch.float32, residual_RNF=grad_RNH, copy_RNF=low_RNH
         )
-        attention = low if self._on_gpu else torch.float32
+        attention_dtype = low if self._on_gpu else torch.float32
         grad_RNO = grad_RNH if low_RNH is None else low_RNH
-        return grad_RNH, self._fused_backward("o", grad_RNO, saved, weights, grads, dtype=attention), grads
+        return grad_RNH, self._fused_backward("o", grad_RNO, saved, weights, grads, dtype=attention_dtype), grads
 
     def _before_attention_backward(
         self, grad_RNH: Tensor, grad_heads: HeadGradients, saved: LayerActivations, weights: LayerWeights
@@ -247,7 +256,9 @@ class FusedLayer(Layer):
         weights: LayerWeights,
         quant: Quantization,
         saved: LayerActivations,
-        **source: Any,
+        *,
+        delta_RNF: Tensor | None = None,
+        activation: Activation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Normalize, quantize and multiply; return the product and the residual stream that was normalized."""
         normed = norm_quantize(
@@ -257,7 +268,8 @@ class FusedLayer(Layer):
             dtype=self._matmul.dtype,
             quantizes=not quant.off,
             quant_lambda_R=quant.quant_lambda_R,
-            **source,
+            delta_RNF=delta_RNF,
+            activation=activation,
         )
         saved.norms[matrix] = [(normed.stream_RNF, normed.inverse_KRN)]
         saved.inputs[matrix] = Operand(normed.values_RNF)
@@ -270,7 +282,11 @@ class FusedLayer(Layer):
         saved: LayerActivations,
         weights: LayerWeights,
         grads: LayerGradients,
-        **result: Any,
+        *,
+        dtype: torch.dtype,
+        activation: Activation | None = None,
+        residual_RNF: Tensor | None = None,
+        copy_RNF: Tensor | None = None,
     ) -> Tensor:
         """Return the gradient of the input of a matrix's norms; write those of its norms, add the matrix to `grads`."""
         grad_RNO = self._matmul.cast(grad_RNO)
@@ -283,7 +299,10 @@ class FusedLayer(Layer):
             list(norms.values()),
             inverse_KRN,
             [weights.partial_sums[key] for key in norms],
-            **result,
+            dtype=dtype,
+            activation=activation,
+            residual_RNF=residual_RNF,
+            copy_RNF=copy_RNF,
         )
 
 

@@ -1,4 +1,4 @@
-"""The parts of a training step that have own kernels. No Triton here: it is on few machines without a GPU."""
+"""The parts of a training step that have own kernels; imports no Triton, which few machines without a GPU have."""
 
 from typing import Literal, TypeAlias, get_args
 

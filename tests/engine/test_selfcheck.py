@@ -48,7 +48,7 @@ def small(tiny_config: TinyConfig) -> RunConfig:
 def check(small: RunConfig) -> Callable[..., Check]:
     def make(part: str, **fields: Any) -> Check:
         fields = {"precision": "fp32", "interpolates": False, **fields}
-        return Check(part=part, config=selfcheck._small(small), vocab_size=300, **fields)
+        return Check(part=part, config=selfcheck.small_config(small), vocab_size=300, **fields)
 
     return make
 
@@ -251,10 +251,10 @@ def test_an_outcome_is_for_the_runs_and_the_lambdas_that_it_was_made_for(
 
 @pytest.mark.parametrize("size", [50_257, 32_000, 50_304, 30_001])
 def test_a_smaller_vocabulary_needs_the_same_padding(size: int) -> None:
-    smaller = selfcheck._vocabulary(size)
+    smaller = selfcheck.small_vocabulary(size)
     assert smaller % 64 == size % 64
     assert 8192 < smaller < 10_049
-    assert selfcheck._vocabulary(300) == 300
+    assert selfcheck.small_vocabulary(300) == 300
 
 
 def test_a_cache_that_cannot_be_written_is_said_to_nobody_and_checks_are_made_once(
