@@ -1,8 +1,10 @@
 """The self-check of what is faster than torch's plain operations, on this card: each part of our own kernels, compiled.
 
-Here a check that fails stops nothing; training leaves such a part to the plain operations.
+Here a check that fails stops nothing; training leaves such a part to the plain operations. With TRITON_INTERPRET=1,
+`--device cpu --quick` runs them in Triton's interpreter, in fp32: it does not round to bf16 as a GPU does.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,9 +27,10 @@ _PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32", "int8")
 def run(report: Report, options: Options) -> None:
     """Run every check at the shapes of `origin`, and report each."""
     device = resolve_device(options.device)
-    if device.type != "cuda":
+    on_gpu = device.type == "cuda"
+    if not on_gpu and not (options.quick and os.environ.get("TRITON_INTERPRET") == "1"):
         raise NotMeasuredError("the checks are for a GPU")
-    for check in checks(options.quick, has_bf16=has_bf16_matmul(device)):
+    for check in checks(options.quick, has_bf16=on_gpu and has_bf16_matmul(device)):
         start = time.perf_counter()
         problem = run_check(check, device)
         row = {"part": check.part, "precision": check.precision, "hidden": check.config.model.hidden_size}

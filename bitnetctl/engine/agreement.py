@@ -57,7 +57,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "gradients": Tolerance(loss=1e-6, gradient=1e-2),
     "loss": Tolerance(loss=1e-5, gradient=1e-2),
     "probe": Tolerance(loss=1e-5, gradient=0.0),
-    "update": Tolerance(loss=1e-3, gradient=1e-5, first_change=1e-3, total_change=5e-2),
+    # the CPU adds squares one after the other
+    "update": Tolerance(loss=1e-3, gradient=1e-4, first_change=1e-3, total_change=5e-2),
     "together": Tolerance(loss=5e-3, gradient=5e-2, first_change=0.7, total_change=0.7),
     "compile": Tolerance(loss=2e-3, gradient=3e-2),
 }
@@ -190,13 +191,11 @@ def _pack(check: Check, lambdas: tuple[float, float], device: torch.device, *, i
         for run, each in enumerate([config, second] * check.runs)
     ][: check.runs]
     execution = Execution(engine="graph", precision=check.precision)
-    if is_fast:
-        is_part = check.part != "compile"
-        execution = replace(
-            execution,
-            engine="fused" if is_part else "compile",
-            kernels=frozenset[Part](part for part in PARTS if part in (check.part, *check.kernels)),
-        )
+    if is_fast and check.part == "compile":
+        execution = replace(execution, engine="compile")
+    elif is_fast:
+        kernels = check.kernels if check.part == "together" else [check.part]
+        execution = replace(execution, engine="fused", kernels=frozenset[Part](set(PARTS) & set(kernels)))
     pack = captured_pack(configs, [Composition() for _ in configs], _tokens(check), device, execution)
     # nothing is captured: each step is compared
     pack.graphs = None
