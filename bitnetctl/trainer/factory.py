@@ -166,7 +166,9 @@ class TrainerFactory:
         uncaptured = uncaptured_engine(engine)
         if not isinstance(pack, CapturedPack) or pack.graphs is None:
             return uncaptured
-        pack.graphs.on_error = functools.partial(self._correct_engine, acquired, uncaptured)
+        # own kernels go on without a graph, and so must a resumed run
+        without_graph = engine if engine == "fused" else uncaptured
+        pack.graphs.on_error = functools.partial(self._correct_engine, acquired, without_graph)
         return engine
 
     def _correct_engine(self, acquired: Sequence[RunArtifacts], engine: Engine, error: str) -> None:

