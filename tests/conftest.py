@@ -19,9 +19,9 @@ import torch
 if not torch.cuda.is_available():
     # before the import of Triton: its kernels then run in Python, on tensors of the CPU
     os.environ["TRITON_INTERPRET"] = "1"
-    from interpreted import round_to_bf16
+    import interpreted
 
-    round_to_bf16()
+    interpreted.mend()
 
 from distributions import HALVED, Distribution, forget_plugins
 from hypothesis import settings

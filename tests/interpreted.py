@@ -10,10 +10,26 @@ except ImportError:
     interpreter = None
 
 
-def round_to_bf16() -> None:
-    """Let the interpreter round fp32 to bf16, half to even, as a GPU does; it drops the digits."""
-    if interpreter is None:
-        return
+def mend() -> None:
+    """Mend the interpreter, if Triton is installed."""
+    if interpreter is not None:
+        _round_to_bf16()
+        _loop_up_to_a_number_in_memory()
+
+
+def _loop_up_to_a_number_in_memory() -> None:
+    """Let 3.6 convert an array of one number to an integer, which numpy 2.4 refuses."""
+    plain = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):  # type: ignore[no-untyped-def]
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+def _round_to_bf16() -> None:
+    """Round fp32 to bf16, half to even, as a GPU does; the interpreter drops the digits."""
     plain = interpreter.InterpreterBuilder.cast_impl
 
     def rounded(self, src, dst_type):  # type: ignore[no-untyped-def]
