@@ -252,8 +252,8 @@ def _in_a_process(checks: Sequence[Check], device: torch.device) -> list[str | N
         return here
     problems: list[str | None] = [json.loads(answer.removeprefix(_ANSWER))["problem"] for answer in answers[1:]]
     # the one that was at work; it ends by itself where the GPU is lost to it
-    if len(problems) < len(checks) and ended is not None:
-        problems.append(ended)
+    if len(problems) < len(checks) and (ended is not None or not problems):
+        problems.append(ended or "the check ended without an answer")
     # those after it may be right, and are checked again
     return problems if len(problems) == len(checks) else problems + _in_a_process(checks[len(problems) :], device)
 

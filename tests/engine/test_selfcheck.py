@@ -363,3 +363,12 @@ def test_what_may_be_mended_is_kept_for_this_process_only(
     card["loss"] = None
     assert prove(FUSED, small) == FUSED
     assert card["checked"] == str(CHECKS + 2)
+
+
+def test_a_process_that_answers_nothing_is_not_asked_for_ever(
+    check: Callable[..., Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = subprocess.CompletedProcess([], 0, f"{selfcheck._ANSWER}\n", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **options: ready)
+    problems = selfcheck._in_a_process([check("loss"), check("update")], CPU)
+    assert problems == ["the check ended without an answer"] * 2
