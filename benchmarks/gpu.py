@@ -54,7 +54,7 @@ PARTS = (
     Part("tests", 55, 120, "pytest -m gpu, the tests that compile last"),
     Part("text", 25, 75, "the text of the parts below, tokenized once"),
     Part("step", 140, 210, "time of a step and of its start, by engine; its kernels"),
-    Part("bandwidth", 15, 40, "what the card can do: memory, matmuls of the head, empty kernels"),
+    Part("bandwidth", 15, 40, "what the GPU can do: memory, matmuls of the head, empty kernels"),
     Part("verify", 60, 90, "bitnetctl verify, 2 x 4,000 steps, and what 20,000 would take"),
     Part("resume", 45, 90, "a run stopped at a checkpoint and resumed, against an undisturbed one"),
     Part("mixed", 45, 80, "a sweep of 16 runs with four arms: the engine of each"),

@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=12, metavar="N", help="operators in the second table")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="change the model or batch")
     arguments = parser.parse_args()
-    sizes = [int(size) for size in arguments.runs.split(",")]
+    sizes = [1] if arguments.quick else [int(size) for size in arguments.runs.split(",")]
     rows, operators, notes = table(arguments, arguments.engines.split(","), sizes)
     harness.report("operators by bytes a parameter", operators, {}, None)
     title, metadata = f"kernels: recipe {arguments.recipe}", {**harness.machine(arguments.device), **notes}

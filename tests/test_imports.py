@@ -61,7 +61,7 @@ INSIDE = {
         "batches probe",
         "__init__",
     ),
-    "kernels": ("__init__", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
+    "kernels": ("__init__ lerp", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
     "model": ("quantization functional parameters", "matmul", "parts", "layer", "packed", "fused", "__init__"),
     "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
     "analysis": (

@@ -1,4 +1,4 @@
-"""What the card can do: the traffic of Adam, additions, copies, the head's matmuls and softmax, empty kernels.
+"""What the GPU can do: the traffic of Adam, additions, copies, the head's matmuls and softmax, empty kernels.
 
 Every row is a CUDA graph of repeated calls (`benchmarks.floor`), at the sizes of 16 runs of `origin`, hidden 256.
 """

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitnetctl.kernels import INT8_MAX, SCALE_FLOOR
+from bitnetctl.kernels.lerp import lerp
 
 # one for each multiprocessor of an H100, about
 _BACKWARD_PROGRAMS = 128
@@ -88,13 +89,6 @@ def _int8(x):
 
 
 @triton.jit
-def _interpolated(start, end, weight):
-    """Return torch.lerp of the three: exactly `start` at weight 0 and `end` at 1."""
-    near_start = weight < 0.5
-    return tl.fma(tl.where(near_start, weight, weight - 1.0), end - start, tl.where(near_start, start, end))
-
-
-@triton.jit
 def _forward_kernel(
     x_ptr,
     delta_ptr,
@@ -141,7 +135,7 @@ def _forward_kernel(
         if lambda_ptr is None:
             y = _int8(y)
         else:
-            y = _interpolated(y, _int8(y), tl.load(lambda_ptr + run))
+            y = lerp(y, _int8(y), tl.load(lambda_ptr + run))
     tl.store(values_ptr + row * F + column, y, mask)
 
 

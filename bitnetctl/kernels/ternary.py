@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitnetctl.kernels import SCALE_FLOOR
+from bitnetctl.kernels.lerp import lerp
 
 # elements at once: eight 16-byte loads per thread
 _BLOCK, _WARPS = 4096, 4
@@ -150,7 +151,5 @@ def _ternary(
             code = tl.where(scaled > 0.5, 1.0, tl.where(scaled < -0.5, -1.0, 0.0))
             value = code * unit
         if INTERPOLATES:
-            # torch.lerp: exact at both ends
-            step = value - weight
-            value = tl.where(quant_lambda < 0.5, weight + quant_lambda * step, value - step * (1.0 - quant_lambda))
+            value = lerp(weight, value, quant_lambda)
         tl.store(out_ptr + offsets, value, offsets < length)
