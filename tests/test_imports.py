@@ -26,6 +26,7 @@ ORDER = (
     "model",
     "plugins analysis",
     "engine verdict",
+    "claims",
     "trainer report",
     "sweeps monitor testing",
     "api",
@@ -98,6 +99,7 @@ INSIDE = {
         "summary",
         "__init__",
     ),
+    "claims": ("claim", "__init__"),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts extend",
@@ -127,7 +129,9 @@ INSIDE = {
     ),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-JUDGING = {"analysis", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict"}
+JUDGING = {
+    *("analysis", "claims", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict")
+}
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
 

@@ -228,8 +228,13 @@ def parse_value(text: str) -> Any:
 
 def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first problem of a pydantic error as one line, with a suggestion for an unknown field."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
     location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        unknown = [".".join(map(str, one["loc"])) for one in errors if one["type"] == "extra_forbidden"]
+        misspelt = (path for path in unknown if did_you_mean(path, [location]))
+        return next((_unknown_field(path, model) for path in misspelt), f"{location}: field required")
     if first["type"] == "extra_forbidden":
         return _unknown_field(location, model)
     message = first["msg"].removeprefix("Value error, ")

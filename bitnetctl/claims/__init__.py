@@ -1,0 +1,9 @@
+"""Claims about training, each a file: what was said, the plan that tests it, the criteria, what each outcome means."""
+
+from bitnetctl.claims.claim import (
+    Claim as Claim,
+    Conclusions as Conclusions,
+    claim_names as claim_names,
+    load_claim as load_claim,
+    parse_claim as parse_claim,
+)
