@@ -50,17 +50,21 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
         return
     if plugin.intervention is None:
         raise ConfigError(plugin.error_message)
+    from bitnetctl.report.fitted import Column, FittedTable, rows_of
+
     console = stdout()
-    console.print(f"[bold]{name}[/]  {escape(inspect.getdoc(plugin.intervention) or '')}", highlight=False)
-    console.print(f"source   {escape(plugin.intervention.source)}", highlight=False)
-    console.print(f"from     {escape(f'{plugin.distribution} {plugin.version} ({plugin.target})')}", highlight=False)
+    console.print(f"[bold]{name}[/]  {escape(_paragraphs(plugin.intervention))}", highlight=False)
+    facts = (
+        ("source", plugin.intervention.source),
+        ("from", f"{plugin.distribution} {plugin.version} ({plugin.target})"),
+        ("changes", ", ".join(plugin.hooks)),
+    )
+    console.print(FittedTable((Column(""), Column("", note=True)), rows_of(facts), show_header=False))
     if plugin.source_sha256:
+        # on one line however narrow the terminal is, so that it can be copied
         console.print(f"sha256   {plugin.source_sha256}", highlight=False, soft_wrap=True)
-    console.print(f"changes  {', '.join(plugin.hooks)}", highlight=False)
     fields = plugin.intervention.Settings.model_fields
     if fields:
-        from bitnetctl.report.fitted import Column, FittedTable, rows_of
-
         cells = (
             (setting, "unset" if field.default is None else str(field.default), field.description or "")
             for setting, field in fields.items()
@@ -132,6 +136,12 @@ def _interventions(target: str) -> tuple[list[type[Intervention]], str]:
     if plugin.intervention is None:
         raise ConfigError(plugin.error_message)
     return [plugin.intervention], plugin.name
+
+
+def _paragraphs(intervention: type[Intervention]) -> str:
+    """Return the docstring with every paragraph on one line, for the terminal to wrap."""
+    doc = inspect.getdoc(intervention) or ""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
 
 
 def _describe(plugin: registry.Plugin) -> dict[str, Any]:

@@ -28,11 +28,16 @@ class ReducedLearningRate(Intervention):
         schedule = config.schedule
         if not self.settings.factor and not schedule.peak_learning_rate:
             raise ConfigError("reduced-lr: the recipe's peak learning rate is 0; give a factor")
-        factor = self.settings.factor or self.settings.peak / schedule.peak_learning_rate
-        scaled = schedule.model_copy(
-            update={
-                "peak_learning_rate": schedule.peak_learning_rate * factor,
-                "stage2_peak_learning_rate": schedule.stage2_peak_learning_rate * factor,
-            }
-        )
-        return config.model_copy(update={"schedule": scaled})
+        return scaled_rate(config, self.settings.factor or self.settings.peak / schedule.peak_learning_rate)
+
+
+def scaled_rate(config: RunConfig, factor: float) -> RunConfig:
+    """Return the config with every learning rate of its schedule times a factor."""
+    schedule = config.schedule
+    scaled = schedule.model_copy(
+        update={
+            "peak_learning_rate": schedule.peak_learning_rate * factor,
+            "stage2_peak_learning_rate": schedule.stage2_peak_learning_rate * factor,
+        }
+    )
+    return config.model_copy(update={"schedule": scaled})

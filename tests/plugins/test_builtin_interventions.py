@@ -20,9 +20,11 @@ from bitnetctl.testing import check_contract
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adaptive-clipping": [{}, {"clipping": 0.1}, {"clipping": 1e-4, "eps": 1.0}],
     "aggressive-clipping": [{}, {"max_norm": 1e-3}],
+    "decay-to-zero": [{}, {"initial": 0.3}, {"begin": 0.5, "end": 0.75}],
     "decoupled-decay": [{}, {"decayed": "all"}, {"decayed": "matrices"}],
     "fp-first": [{}, {"fraction": 0.5, "ramp": 0.0}, {"fraction": 0.0, "ramp": 1.0}, {"fraction": 1.0}],
     "full-precision": [{}],
+    "higher-rate": [{}, {"factor": 5.0}],
     "init-scale": [{}, {"std": 0.1}],
     "label-smoothing": [{}, {"epsilon": 0.0}, {"epsilon": 0.5}],
     "lr-drop": [{}, {"stage2_peak": 2e-4}],
@@ -36,6 +38,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"preset": "fix", "stage1": 0.3},
         {"stage1": 0.0, "stage2": 0.2, "boundary": 0.25},
     ],
+    "z-loss": [{}, {"coefficient": 1.0}],
 }
 CASES = [
     pytest.param(name, settings, id=str(InterventionSpec(name=name, settings=settings)))
@@ -115,6 +118,7 @@ def test_all_of_them_train_in_one_pack(tiny_config: TinyConfig, pack_arms: PackA
         ("decoupled-decay", "decoupled-decay:decayed=all", ("optimizer", "exempt")),
         ("reduced-lr:peak=1e-3", "reduced-lr:factor=0.5", ("schedule", "peak_learning_rate")),
         ("init-scale", "init-scale:std=0.5", ("model", "init_std")),
+        ("no-decay", "decay-to-zero:initial=0.2", ("schedule", "stage1_weight_decay")),
     ],
 )
 def test_order_matters_where_two_set_the_same_field(

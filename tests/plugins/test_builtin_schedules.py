@@ -38,6 +38,52 @@ def test_reduced_lr_of_a_recipe_with_learning_rate_zero(tiny_config: TinyConfig)
     assert compose("reduced-lr:factor=0.5").configure(config).schedule.peak_learning_rate == 0.0
 
 
+@pytest.mark.parametrize("kind", ["two-stage", "paper", "cosine", "constant"])
+@pytest.mark.parametrize(("arm", "factor"), [("higher-rate", 2.0), ("higher-rate:factor=3+reduced-lr:factor=0.5", 1.5)])
+def test_higher_rate_is_the_schedule_times_a_factor(
+    kind: str, arm: str, factor: float, tiny_config: TinyConfig, pack_arms: PackArms
+) -> None:
+    config = tiny_config(steps=40, schedule__kind=kind, schedule__warmup_steps=4)
+    higher, base = pack_arms(config, arm, "").replicas
+    steps = range(1, 41)
+    expected = [factor * base.learning_rate(step) for step in steps]
+    np.testing.assert_allclose([higher.learning_rate(step) for step in steps], expected, rtol=1e-12)
+    assert {higher.weight_decay(step) for step in steps} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("arm", "points"),
+    [
+        ("decay-to-zero", {1: 0.099, 25: 0.075, 50: 0.05, 51: 0.049, 99: 0.001, 100: 0.0}),
+        ("decay-to-zero:initial=0.4", {1: 0.396, 50: 0.2, 100: 0.0}),
+        ("decay-to-zero:begin=0.5", {1: 0.1, 50: 0.1, 51: 0.098, 75: 0.05, 100: 0.0}),
+        ("decay-to-zero:end=0.5", {1: 0.098, 25: 0.05, 50: 0.0, 51: 0.0, 100: 0.0}),
+        ("decay-to-zero:begin=0.5,end=0.5", {50: 0.1, 51: 0.0}),
+        ("wd-schedule:preset=before-fix,stage1=0.2+decay-to-zero", {50: 0.1, 51: 0.098, 100: 0.0}),
+        ("no-decay+decay-to-zero", {1: 0.0, 50: 0.0}),
+        ("decay-to-zero+no-decay", {1: 0.0, 50: 0.0}),
+    ],
+)
+def test_decay_to_zero_at_points_worked_out_by_hand(
+    arm: str, points: dict[int, float], tiny_config: TinyConfig, pack_arms: PackArms
+) -> None:
+    [replica] = pack_arms(tiny_config(steps=100), arm).replicas
+    assert {step: replica.weight_decay(step) for step in points} == pytest.approx(points, abs=1e-12)
+
+
+def test_decay_to_zero_is_as_much_decay_as_a_step_at_half(tiny_config: TinyConfig, pack_arms: PackArms) -> None:
+    falling, stepping = pack_arms(tiny_config(steps=400), "decay-to-zero", "").replicas
+    totals = [sum(map(replica.weight_decay, range(1, 401))) for replica in (falling, stepping)]
+    # a sum of 400 steps is half a step away from the area
+    assert totals == pytest.approx([20.0 - 0.05, 20.0], rel=1e-9)
+    assert [falling.learning_rate(step) for step in range(1, 401)] == list(map(stepping.learning_rate, range(1, 401)))
+
+
+def test_decay_to_zero_that_ends_before_it_begins() -> None:
+    with pytest.raises(ConfigError, match=r"end 0.25 is before begin 0.5"):
+        compose("decay-to-zero:begin=0.5,end=0.25")
+
+
 @pytest.mark.parametrize(
     ("arm", "decays"),
     [

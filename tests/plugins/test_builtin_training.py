@@ -62,6 +62,37 @@ def test_label_smoothing_is_its_formula(epsilon: float) -> None:
     np.testing.assert_allclose(logits_TV.grad.numpy(), (np.exp(log_p_TV) - mixed_TV) / 7, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("coefficient", [1e-4, 0.5])
+def test_z_loss_is_its_formula(coefficient: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_TV = (3 * torch.randn(7, 11, generator=generator, dtype=torch.float64)).requires_grad_()
+    targets_T = torch.randint(11, (7,), generator=generator)
+    objective = compose(f"z-loss:coefficient={coefficient}").training_loss(logits_TV, targets_T)
+    objective.backward()
+
+    total, gradient_TV = 0.0, np.zeros((7, 11))
+    for row, (scores, target) in enumerate(zip(logits_TV.detach().numpy(), targets_T.tolist(), strict=True)):
+        z = sum(math.exp(score) for score in scores)
+        total += (math.log(z) - scores[target] + coefficient * math.log(z) ** 2) / 7
+        for token, score in enumerate(scores):
+            p = math.exp(score) / z
+            gradient_TV[row, token] = (p - (token == target) + 2 * coefficient * math.log(z) * p) / 7
+    assert objective.item() == pytest.approx(total, rel=1e-12)
+    assert logits_TV.grad is not None
+    np.testing.assert_allclose(logits_TV.grad.numpy(), gradient_TV, rtol=1e-9, atol=1e-15)
+
+
+def test_z_loss_is_in_the_objective_and_not_in_the_loss(tiny_config: TinyConfig, pack_arms: PackArms) -> None:
+    both = pack_arms(tiny_config(), "", "z-loss:coefficient=0.5")
+    inputs_RBT, _ = batch(both, 1)
+    with torch.no_grad():
+        log_z_N = both.model.forward(inputs_RBT, [1.0, 1.0])[1].logsumexp(-1)
+    both.step(1)
+    assert both.loss_R[1].item() == pytest.approx(both.loss_R[0].item(), rel=1e-6)
+    extra = both.objective_R[1].item() - both.loss_R[1].item()
+    assert extra == pytest.approx(0.5 * log_z_N.square().mean().item(), rel=1e-5)
+
+
 def test_label_smoothing_does_not_change_the_measured_loss(tiny_config: TinyConfig, pack_arms: PackArms) -> None:
     both = pack_arms(tiny_config(), "", "label-smoothing:epsilon=0.5")
     inputs_RBT, targets_RN = batch(both, 1)
