@@ -88,6 +88,7 @@ INSIDE = {
     "verdict": (
         "options outcome",
         "rule limits",
+        "aggregate",
         "wording",
         "accounting checks",
         "criteria",

@@ -26,7 +26,7 @@ from benchmarks.calibration.draws import (
     exceeds,
 )
 from benchmarks.calibration.tables import Table, rates_text, worst_text
-from bitnetctl.verdict.checks.paired import Pairs, sign_test, student_test
+from bitnetctl.verdict.checks.pair_tests import Pairs, sign_test, student_test
 from bitnetctl.verdict.rule import PValues, Tally, all_of, at_least, failure_rate_test
 
 NOISES = (NORMAL, HEAVY, LEFT, RIGHT, COLLAPSING)
@@ -162,7 +162,7 @@ def _wins(improvements_SKN: Floats) -> Integers:
 
 
 def _pairs(improvements: list[float]) -> Pairs:
-    return Pairs(improvements=tuple(improvements), planned=len(improvements), failed=0, failed_against=0)
+    return Pairs(values=tuple(improvements), planned=len(improvements))
 
 
 def _combined(pairs: PValues, planned: int) -> PValues:

@@ -23,7 +23,10 @@ from bitnetctl.config import (
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import Check, MeasuredCheck
+from bitnetctl.verdict.checks.compared import ComparedCheck
 from bitnetctl.verdict.checks.completion import FinishedCheck, FiniteCheck
+from bitnetctl.verdict.checks.equivalent import EquivalentCheck
+from bitnetctl.verdict.checks.interaction import InteractionCheck
 from bitnetctl.verdict.checks.level import LevelCheck, ProbeCheck
 from bitnetctl.verdict.checks.paired import PairedCheck
 from bitnetctl.verdict.checks.trajectory import LastingCheck, RecoveryCheck, SteadyCheck
@@ -39,6 +42,8 @@ AnyCheck: TypeAlias = (
     | SteadyCheck
     | TwinCheck
     | PairedCheck
+    | EquivalentCheck
+    | InteractionCheck
 )
 CheckT = TypeVar("CheckT", bound=Check)
 KINDS: Mapping[str, type[AnyCheck]] = {cls.model_fields["kind"].default: cls for cls in get_args(AnyCheck)}
@@ -112,8 +117,8 @@ class Criteria(Frozen):
         for kind in ("finite", "finished"):
             if len(self.of_kind(KINDS[kind])) != 1:
                 raise ValueError(f"checks: exactly one of kind {kind!r} is needed, or a failed run could pass")
-        if not self.of_kind(LevelCheck) and not self.of_kind(PairedCheck):
-            raise ValueError("checks: at least one of kind 'level' or 'paired' is needed")
+        if not self.of_kind(LevelCheck) and not self.comparisons:
+            raise ValueError("checks: at least one of kind 'level', 'paired', 'equivalent' or 'interaction' is needed")
         over_seeds = next((check for check in self.checks if check.about_arm), None)
         if over_seeds is not None and self.seeds.rule != "rate":
             raise ValueError(f'checks: {over_seeds.label!r} is a statement over seeds and needs seeds.rule = "rate"')
@@ -138,9 +143,13 @@ class Criteria(Frozen):
         return self.of_kind(FinishedCheck)[0]
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """The arms that others are compared with; nothing is claimed about them."""
-        return tuple(dict.fromkeys(check.against for check in self.of_kind(PairedCheck)))
+    def comparisons(self) -> tuple[ComparedCheck, ...]:
+        """The checks that compare an arm with others."""
+        return tuple(check for check in self.checks if isinstance(check, ComparedCheck))
+
+    def is_reference(self, arm: str) -> bool:
+        """Whether an arm is one that others are compared with; nothing is claimed about it."""
+        return any(check.is_compared_with(arm) for check in self.comparisons)
 
     @property
     def measures(self) -> tuple[str, ...]:

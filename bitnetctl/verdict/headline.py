@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from bitnetctl.config import BASELINE
 from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
-from bitnetctl.verdict.checks.paired import PairedCheck
+from bitnetctl.verdict.checks.compared import ComparedCheck
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.facts import Facts
 from bitnetctl.verdict.judge import UNKNOWN_ARM
@@ -40,16 +40,15 @@ def _trained(facts: Facts) -> str:
 
 
 def _predicate(criteria: Sequence[Criteria], *, single: bool) -> str:
-    paired = [check for one in criteria for check in one.of_kind(PairedCheck)]
     if all(compares_only(one) for one in criteria):
-        claims = dict.fromkeys(f"a {check.better} {check.measure} than `{check.against}`" for check in paired)
-        return f"{'has' if single else 'have'} {listed(list(claims))}"
+        claims = dict.fromkeys(check.predicate(single=single) for one in criteria for check in one.comparisons)
+        return listed(list(claims))
     return f"{'does' if single else 'do'} not collapse"
 
 
 def compares_only(criteria: Criteria) -> bool:
     """Whether criteria say nothing about the runs of an arm by themselves."""
-    return all(check.about_completion or isinstance(check, PairedCheck) for check in criteria.checks)
+    return all(check.about_completion or isinstance(check, ComparedCheck) for check in criteria.checks)
 
 
 def _extent(facts: Facts, sizes: int) -> str:

@@ -1,5 +1,6 @@
 """Judge the runs of one arm, or of each arm, by criteria."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def judge_arms(
     for absent in inventory.absent if arms is None else ():
         if absent.arm is not None or not by_arm:
             by_arm.setdefault(absent.arm or UNKNOWN_ARM, [])
-    together = [arm for arm in dict.fromkeys([*by_arm, *inventory.arms]) if arm not in criteria.references]
+    together = [arm for arm in dict.fromkeys([*by_arm, *inventory.arms]) if not criteria.is_reference(arm)]
     context = _context(criteria, options, distinct, inventory)
     assessed = {
         arm: _assess(
@@ -82,7 +83,7 @@ def judge_arms(
     alpha = criteria.seeds.error_rate
     levels = _levels(assessed, alpha, len(together) if criteria.seeds.rule == "rate" else 0)
     compared = [run for one in assessed.values() for run in one.kept]
-    unequal = _unequal_arms([*compared, *(run for run in distinct if run.arm in criteria.references)])
+    unequal = _unequal_arms([*compared, *(run for run in distinct if run.arm and criteria.is_reference(run.arm))])
     judged = (arm for arm in (by_arm if arms is None else arms) if arm in assessed)
     return {
         arm: _verdict(
@@ -128,7 +129,7 @@ def _context(
         candidates=candidates,
         not_given=[*inventory.others, *(one for one in inventory.absent if one.state in ("left out", "unreadable"))],
         strict=options.strict,
-        check_twin=lambda twin: check_run(twin, criteria, alone),
+        check_twin=functools.cache(lambda twin: check_run(twin, criteria, alone)),
     )
 
 

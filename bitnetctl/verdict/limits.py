@@ -32,25 +32,25 @@ def value_at(run: Run, measure: str, index: int) -> float | None:
     return run.column(measure)[index]
 
 
-def last_values(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> list[float]:
-    """Return the known values in the `last` evaluations up to the end or the boundary, without the one at step 1.
+def last_values(run: Run, measure: str, last: int, stage: Literal["run", 1, 2] = "run") -> list[float]:
+    """Return the known values in the `last` evaluations of the run or of a stage, without the one at step 1.
 
     Fewer than `last` where some are unknown, there are not so many or the boundary is unknown.
     """
-    if at == "end":
-        until = run.final_step
-    elif run.boundary_interval is None:
-        return []
-    else:
-        # the last evaluation that certainly belongs to stage 1
-        until, _ = run.boundary_interval
-    indices = [index for index, step in enumerate(run.steps.tolist()) if 1 < step <= until][-last:]
+    after, until = 1, run.final_step
+    if stage != "run":
+        if run.boundary_interval is None:
+            return []
+        # only evaluations that certainly belong to the stage
+        low, high = run.boundary_interval
+        after, until = (1, low) if stage == 1 else (high, run.final_step)
+    indices = [index for index, step in enumerate(run.steps.tolist()) if after < step <= until][-last:]
     return [value for index in indices if (value := value_at(run, measure, index)) is not None]
 
 
-def last_median(run: Run, measure: str, last: int, at: Literal["end", "boundary"] = "end") -> float | None:
+def last_median(run: Run, measure: str, last: int, stage: Literal["run", 1, 2] = "run") -> float | None:
     """Return the median of `last_values`; None where fewer are known, and one that is not finite where there is one."""
-    known = last_values(run, measure, last, at)
+    known = last_values(run, measure, last, stage)
     if len(known) < last:
         return None
     broken = [value for value in known if not math.isfinite(value)]

@@ -5,8 +5,9 @@ Each statement about an arm has two p-values: `supporting` is that of the hypoth
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitnetctl.verdict.outcome import CheckResult, Outcome
 
@@ -61,8 +62,8 @@ class Levels:
 class Statement:
     """A statement about one arm at one size, over its seeds.
 
-    `describe` gives the reason for an outcome at given levels, `summarize` says it in a few words; the other fields are
-    those of a CheckResult.
+    `describe` gives the reason for an outcome at given levels, `summarize` says it in a few words, `statistics` gives
+    the figures behind it, None for none; the other fields are those of a CheckResult.
     """
 
     check: str
@@ -74,6 +75,7 @@ class Statement:
     refutes: str | None = None
     summarize: Callable[[Outcome], str] = lambda outcome: ""
     of: int | None = None
+    statistics: Callable[[Levels], Mapping[str, Any]] | None = None
 
     def outcome(self, levels: Levels) -> Outcome:
         """Compare both p-values with their levels."""

@@ -272,11 +272,13 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
     """Judge one size at its levels: those of the arm, that for refutation shared by its sizes."""
     over_seeds = list(assessment.findings)
     deciding: Statistics = {}
+    pairs: Statistics = {}
     if criteria.seeds.rule == "every":
         outcome = _by_every(assessment)
     else:
         each = levels.shared(len(assessment.statements))
         over_seeds += [statement.result(assessment.size, each) for statement in assessment.statements]
+        pairs = {one.check: one.statistics(each) for one in assessment.statements if one.statistics is not None}
         outcome = _by_rate(assessment, levels)
         deciding = _deciding_numbers(assessment, criteria.seeds.max_failure_rate, each)
     thresholds = [check for check in criteria.checks if isinstance(check, ThresholdCheck)]
@@ -302,6 +304,7 @@ def judge_size(assessment: SizeAssessment, criteria: Criteria, levels: Levels) -
             "p_of_refutation": assessment.p.refuting if assessment.statements else None,
             **deciding,
             "levels": described,
+            "pairs": pairs,
         },
         failure_rate=_failure_rate_text(tally, outcome, levels) if tally.total else None,
     )

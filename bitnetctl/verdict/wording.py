@@ -194,9 +194,9 @@ def mean_briefly(name: str, outcome: Outcome, mean: float | None, claims: tuple[
     return f"mean {name} {number_text(mean)}, not told from chance"
 
 
-def pairs_briefly(claim: str, outcome: Outcome, wins: int, planned: int) -> str:
-    """Say in how many pairs an arm wins, and that this decides nothing where it does not."""
-    text = f"{claim} in {wins} of {plural(planned, 'pair')}"
+def pairs_briefly(claim: str, outcome: Outcome, count: int, planned: int, unit: str = "pair") -> str:
+    """Say in how many pairs a claim holds, and that this decides nothing where it does not."""
+    text = f"{claim} in {count} of {plural(planned, unit)}"
     return f"{text}, not told from chance" if outcome is Outcome.INCONCLUSIVE else text
 
 

@@ -192,7 +192,7 @@ def test_an_invalid_file_gets_a_one_line_error(
         ({"checks": 3}, "checks: expected [[checks]] tables, got 3"),
         ({"checks": [3]}, "checks.1: expected a table, got 3"),
         ({"checks": [{"kind": 3}]}, "checks.1: kind: unknown 3; known: "),
-        ({"checks": [{"kind": "finite"}, {"kind": "finished"}]}, "checks: at least one of kind 'level' or 'paired' is"),
+        ({"checks": [{"kind": "finite"}, {"kind": "finished"}]}, "checks: at least one of kind 'level', 'paired', "),
     ],
 )
 def test_an_invalid_tree_gets_an_error(tree: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from synthetic import LEVELS, bare_run, healthy_run, quick, simple_run
 from bitnetctl.errors import ConfigError
 from bitnetctl.records import Run, load_run
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge, judge_arms, parse_criteria
-from bitnetctl.verdict.checks.paired import Pairs, sign_test, student_test
+from bitnetctl.verdict.checks.pair_tests import Pairs, sign_test, student_test
 from bitnetctl.verdict.rule import PValues
 
 SUPPORTED, REFUTED, INCONCLUSIVE, INVALID = Outcome
@@ -186,10 +186,8 @@ def test_runs_of_other_settings_are_not_compared(tmp_path: Path) -> None:
 def test_the_tests_by_hand() -> None:
     def pairs(*improvements: float, planned: int | None = None) -> Pairs:
         return Pairs(
-            improvements=improvements,
+            values=improvements,
             planned=len(improvements) if planned is None else planned,
-            failed=0,
-            failed_against=0,
         )
 
     def signs(*improvements: float, planned: int | None = None) -> list[float]:

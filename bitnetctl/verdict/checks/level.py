@@ -9,8 +9,10 @@ from pydantic import model_validator
 from bitnetctl.config import PositiveInt
 from bitnetctl.records import Run
 from bitnetctl.verdict import wording
+from bitnetctl.verdict.aggregate import Aggregate
+from bitnetctl.verdict.checks.aggregated import AggregatedCheck
 from bitnetctl.verdict.checks.base import Check, CheckContext, Finding, Seeds, ThresholdCheck, inconclusive
-from bitnetctl.verdict.limits import constant_value, last_median, last_values, limits
+from bitnetctl.verdict.limits import constant_value, limits
 from bitnetctl.verdict.outcome import Outcome, number_text
 from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, Statement, mean_test
 
@@ -39,8 +41,8 @@ class ProbeCheck(Check):
         return Finding(Outcome.SUPPORTED, ", ".join(sizes), brief="the probe is large enough")
 
 
-class LevelCheck(ThresholdCheck):
-    """A measure against two thresholds, at the end or at the end of stage 1 (`at = "boundary"`).
+class LevelCheck(AggregatedCheck, ThresholdCheck):
+    """A measure against two thresholds, at the end, at the end of stage 1 (`at = "boundary"`), or over the steps.
 
     A supporting threshold that cannot be reached makes the verdict invalid. With `claim = "mean"` the thresholds are
     not for each run but for the mean over seeds, which is tested for any noise within the range of the measure; `range`
@@ -62,9 +64,15 @@ class LevelCheck(ThresholdCheck):
                 raise ValueError(f"range: {self.range[0]:g} to {self.range[1]:g} must hold both thresholds inside")
         return self
 
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if self.at == "boundary" and (self.over != "end" or self.stage != "run"):
+            raise ValueError('at = "boundary" is the end of stage 1: give neither over nor stage')
+        return self
+
     @property
-    def short(self) -> str:
-        return self.name or (self.measure if self.at == "end" else f"{self.measure} at the boundary")
+    def aggregate(self) -> Aggregate:
+        return super().aggregate if self.at == "end" else Aggregate(last=self.last, stage=1)
 
     @property
     def about_arm(self) -> bool:
@@ -72,33 +80,31 @@ class LevelCheck(ThresholdCheck):
 
     def judge_setup(self, run: Run) -> Finding | None:
         """Judge whether the supporting threshold can be reached in this run; None where it can or that is unknown."""
-        possible = limits(run, self.measure)
+        possible = self.aggregate.limits(run, self.measure)
         if possible.undefined is not None:
             return Finding(Outcome.INVALID, possible.undefined, brief=f"{self.measure} has no scale on this probe")
         best = possible.high if self.higher_is_better else possible.low
         if best is not None and self.outcome(best) is not Outcome.SUPPORTED:
-            side = "most" if self.higher_is_better else "least"
-            reason = f"{self.measure} {self.supports} of at {side} {number_text(best)} ({possible.why}) cannot be met"
-            value = last_median(run, self.measure, self.last, self.at)
-            return Finding(Outcome.INVALID, reason, value, f"{self.measure} {self.supports} is out of reach")
+            side, name = "most" if self.higher_is_better else "least", self.aggregate.name(self.measure)
+            name = self.measure if self.over == "end" else name
+            reason = f"{name} {self.supports} of at {side} {number_text(best)} ({possible.why}) cannot be met"
+            return Finding(Outcome.INVALID, reason, self.value_of(run), f"{name} {self.supports} is out of reach")
         if possible.damaged is None:
             return None
         return inconclusive(possible.damaged, brief=f"{self.measure} is damaged")
 
     def judge(self, run: Run, context: CheckContext) -> Finding:
-        """Compare the median of the last evaluations with both thresholds, if they are for each run."""
-        value = last_median(run, self.measure, self.last, self.at)
-        name = self.measure if self.at == "end" else f"{self.measure} at the boundary"
+        """Compare the value of the run with both thresholds, if they are for each run."""
+        value, name = self.value_of(run), self.aggregate.name(self.measure)
         if value is None:
-            evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
-            return inconclusive(f"{name} is unknown{evaluations}", brief=f"{name} unknown")
+            return self._unknown(run, name)
         possible = limits(run, self.measure)
-        for one in last_values(run, self.measure, self.last, self.at):
+        for one in self.aggregate.evaluations(run, self.measure):
             slack = _TOLERANCE * max(1.0, abs(one))
             above = possible.high is not None and one > possible.high + slack
             below = possible.low is not None and one < possible.low - slack
             if math.isfinite(one) and (above or below):
-                reason = f"{name} {number_text(one)} is impossible: the file is damaged"
+                reason = f"{self.measure} {number_text(one)} is impossible: the file is damaged"
                 return inconclusive(reason, value, f"{self.measure} is damaged")
         low, high = self.range or (-math.inf, math.inf)
         if self.claim == "runs" or not math.isfinite(value):
@@ -108,6 +114,13 @@ class LevelCheck(ThresholdCheck):
             return Finding(Outcome.INVALID, f"{name} {number_text(value)} {outside}", value, f"{name} {outside}")
         reason = f"{name} {number_text(value)} is one value of the mean"
         return Finding(Outcome.SUPPORTED, reason, value, f"{name} known")
+
+    def _unknown(self, run: Run, name: str) -> Finding:
+        why = self.aggregate.why_unknown(run)
+        if why:
+            return inconclusive(f"{name} is unknown: {why}", brief=f"{name} unknown")
+        evaluations = f" in the last {self.last} evaluations" if self.last > 1 else ""
+        return inconclusive(f"{name} is unknown{evaluations}", brief=f"{name} unknown")
 
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
         """Test the mean over the planned seeds against both thresholds; an unknown value leaves it open."""
@@ -142,7 +155,7 @@ class LevelCheck(ThresholdCheck):
         """Return the values that none can pass, on the bad side of the supporting threshold and on the good side."""
         low, high = self.range or (None, None)
         if self.range is None:
-            possible = [limits(run, self.measure) for run in runs]
+            possible = [self.aggregate.limits(run, self.measure) for run in runs]
             lows, highs = [one.low for one in possible], [one.high for one in possible]
             low = min((value for value in lows if value is not None), default=None) if None not in lows else None
             high = max((value for value in highs if value is not None), default=None) if None not in highs else None
