@@ -85,7 +85,7 @@ def parse_claim(tree: Mapping[str, Any], *, name: str = "custom", source: str = 
         raise ConfigError(f"{source}: criteria: expected a table [criteria] as in a criteria file, {given}")
     parsed = parse_criteria(criteria, name=name, source=f"{source}: criteria")
     claim = validated(Claim, {**tree, "criteria": parsed, "name": name}, source)
-    if claim.arm in parsed.references:
+    if parsed.is_reference(claim.arm):
         raise ConfigError(
             f"{source}: arm: the criteria compare others with {claim.arm} and claim nothing about it; judge another arm"
         )

@@ -147,6 +147,11 @@ class Criteria(Frozen):
         """The checks that compare an arm with others."""
         return tuple(check for check in self.checks if isinstance(check, ComparedCheck))
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The arms that checks name to compare others with, without repeats."""
+        return tuple(dict.fromkeys(check.against for check in self.comparisons))
+
     def is_reference(self, arm: str) -> bool:
         """Whether an arm is one that others are compared with; nothing is claimed about it."""
         return any(check.is_compared_with(arm) for check in self.comparisons)
