@@ -87,6 +87,7 @@ def row_of(step: int, last: int, rng: random.Random) -> list[str]:
         "RandomPromptUnique": str(rng.randrange(3, 10)),
         "GradNorm": repr(rng.random()),
         "FlipRate": repr(0.01 * rng.random()),
+        "HeldOutBitsPerByte": repr(3.1 - 1.3 * done),
         "TokensPerSecond": "15000.0",
     }
     fixed = {"UniqueTargets": "1298", "ProbePositions": "8192", "UnigramLoss": "6.36", "BigramLoss": "4.03"}

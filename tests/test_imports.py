@@ -53,8 +53,8 @@ INSIDE = {
         "bundle __init__",
     ),
     "data": (
-        "listing bpe",
-        "inspection duplicates",
+        "listing bpe token_file",
+        "inspection duplicates token_bytes",
         "documents copies tokenizer",
         "sources",
         "split",

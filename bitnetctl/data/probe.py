@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitnetctl.data.sources import Progress, no_progress
 from bitnetctl.data.store import TokenData, Tokens, cache_folder
+from bitnetctl.data.token_bytes import UNKNOWN, Pieces
+from bitnetctl.data.tokenizer import load_tokenizer
 from bitnetctl.errors import DataError
 from bitnetctl.files import write_atomic
 
@@ -22,6 +24,8 @@ class ProbeData:
     """Rows of held-out tokens, and the scores of the n-gram predictors on them; losses in nats.
 
     `unique_targets` counts distinct targets, `bigram_unique` distinct arg-max predictions of the bigram predictor.
+    `target_bytes` are the UTF-8 bytes of the text that the targets stand for, special tokens for none; None where they
+    are unknown, and `no_bytes` says why.
     """
 
     inputs_PT: Int64s
@@ -30,6 +34,8 @@ class ProbeData:
     unigram_loss: float
     bigram_loss: float
     bigram_unique: int
+    target_bytes: int | None = None
+    no_bytes: str | None = None
 
 
 class NgramScores(BaseModel):
@@ -70,15 +76,38 @@ def probe_data(data: TokenData, *, positions: int, sequence_length: int, progres
             f"not {positions}; {remedy} more text or raise data.held_out_fraction"
         )
     starts_P = np.arange(rows, dtype=np.int64) * (len(held_out_N) - 1) // rows
-    windows_PT1 = held_out_N[starts_P[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
+    positions_PT1 = starts_P[:, None] + np.arange(sequence_length + 1)
+    windows_PT1 = held_out_N[positions_PT1].astype(np.int64)
     inputs_PT, targets_PT = windows_PT1[:, :-1].copy(), windows_PT1[:, 1:].copy()
     scores = _cached_scores(data, inputs_PT, targets_PT, progress)
+    target_bytes, no_bytes = _count_bytes(data, targets_PT, positions_PT1[:, 1:])
     return ProbeData(
         inputs_PT=inputs_PT,
         targets_PT=targets_PT,
         unique_targets=len(np.unique(targets_PT)),
+        target_bytes=target_bytes,
+        no_bytes=no_bytes,
         **scores.model_dump(),
     )
+
+
+def _count_bytes(data: TokenData, targets_PT: Int64s, positions_PT: Int64s) -> tuple[int | None, str | None]:
+    """Return the bytes of the targets, or None and why they are unknown."""
+    if data.held_out_bytes_N is not None:
+        bytes_PT = data.held_out_bytes_N[positions_PT]
+        if (bytes_PT != UNKNOWN).all():
+            return int(bytes_PT.sum(dtype=np.int64)), None
+        return None, "its tokens do not give the text of the probe back byte for byte"
+    try:
+        pieces = Pieces(load_tokenizer(data.tokenizer_path), data.end_of_text)
+    except DataError as error:
+        return None, str(error)
+    if not pieces.are_bytes:
+        folder = data.tokenizer_path.parent
+        return None, f"an older version made the token cache, or it is damaged; remove {folder}"
+    tokens, counts = np.unique(targets_PT, return_counts=True)
+    lengths_K = np.array([pieces.length(token) for token in tokens.tolist()], dtype=np.int64)
+    return int(lengths_K @ counts), None
 
 
 def score_ngrams(

@@ -2,12 +2,11 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,8 @@ from tokenizers import Tokenizer
 from bitnetctl.config import DataConfig, canonical_hash
 from bitnetctl.data.sources import Progress, ProgressMeter, counted, no_progress
 from bitnetctl.data.split import Block, SplitText
+from bitnetctl.data.token_bytes import Pieces, held_out_file, open_bytes
+from bitnetctl.data.token_file import CachedFile, TokenFile
 from bitnetctl.data.tokenizer import TokenizerSource, open_tokenizer, vocab_size
 from bitnetctl.errors import DataError, one_line
 from bitnetctl.files import (
@@ -45,7 +46,8 @@ _WAIT_SECONDS = 0.5
 class TokenData:
     """Training and held-out tokens, memory-mapped; `fingerprint` is a hash of tokens and tokenizer.
 
-    `counts` tells what of the text was not used and why, for the manifests of runs.
+    `counts` tells what of the text was not used and why, for the manifests of runs. `held_out_bytes_N` are the bytes of
+    text of each held-out token, -1 where unknown; None where they follow from the token, or an older cache has none.
     """
 
     train_N: Tokens
@@ -58,15 +60,7 @@ class TokenData:
     tokenizer_path: Path
     end_of_text: int | None
     counts: Mapping[str, Any] = field(default_factory=dict)
-
-
-class _File(BaseModel):
-    """Size and hash of a file of the cache."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
+    held_out_bytes_N: npt.NDArray[np.int16] | None = None
 
 
 class _Meta(BaseModel):
@@ -86,7 +80,7 @@ class _Meta(BaseModel):
     held_out_characters: int
     fingerprint: str
     tokenizer_fingerprint: str
-    files: dict[str, _File]
+    files: dict[str, CachedFile]
 
 
 class _DamagedError(Exception):
@@ -169,27 +163,6 @@ def _cached(
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
 
 
-class _TokenFile:
-    """Token ids in an open file, counted and hashed as they are appended."""
-
-    def __init__(self, file: BinaryIO, dtype: str) -> None:
-        self._dtype = np.dtype(dtype)
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.count = 0
-
-    def append(self, ids_N: npt.NDArray[np.int64]) -> None:
-        content = ids_N.astype(self._dtype).tobytes()
-        self._file.write(content)
-        self._hash.update(content)
-        self.count += len(ids_N)
-
-    def finish(self) -> _File:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return _File(bytes=self.count * self._dtype.itemsize, sha256=self._hash.hexdigest())
-
-
 @contextlib.contextmanager
 def _build_lock(folder: Path, progress: Progress) -> Iterator[None]:
     """Hold the lock of a folder of the cache, which only one process builds at a time.
@@ -224,13 +197,14 @@ def _build(
         end = tokenizer_source.end_of_text(tokenizer)
         content = tokenizer.to_str().encode()
         write_synced(temporary / "tokenizer.json", content)
-        tokenizer_file = _File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        tokenizer_file = CachedFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size(tokenizer) <= 1 << 16 else "<u4"
         with (
-            (temporary / "train.bin").open("xb") as train_file,
-            (temporary / "held_out.bin").open("xb") as held_out_file,
+            (temporary / "train.bin").open("xb") as train_content,
+            (temporary / "held_out.bin").open("xb") as held_out_content,
+            held_out_file(temporary, held_out_content, dtype, Pieces(tokenizer, end)) as held_out,
         ):
-            train, held_out = _TokenFile(train_file, dtype), _TokenFile(held_out_file, dtype)
+            train = TokenFile(train_content, dtype)
             meter = ProgressMeter(progress, "encoding text", text.characters)
             _encode(text.used_blocks(repeats), tokenizer, tokenizer_source.spec, end, (train, held_out), meter)
             _check_lengths(train.count, held_out.count, config, repeats.passages)
@@ -263,7 +237,7 @@ def _encode(
     tokenizer: Tokenizer,
     spec: str,
     end: int | None,
-    sides: tuple[_TokenFile, _TokenFile],
+    sides: tuple[TokenFile, TokenFile],
     meter: ProgressMeter,
 ) -> None:
     """Append the tokens of all blocks to the training or held-out side."""
@@ -276,14 +250,14 @@ def _encode(
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(f"tokenizer {spec}: cannot encode the text: {one_line(error)}") from error
-        for block, encoding in zip(group, encodings, strict=True):
+        for block, text, encoding in zip(group, texts, encodings, strict=True):
             if not previous.ends and not previous.left_out and _side(previous) != _side(block):
                 # the split cut the document here: the next text of this side does not continue it
                 sides[previous.held_out].append(end_N)
             ids_N = np.array(encoding.ids, dtype=np.int64)
             if ids_N.max(initial=0) >= size:
                 raise DataError(f"tokenizer {spec}: gives token {ids_N.max()} beyond its vocabulary of {size}")
-            sides[block.held_out].append(ids_N)
+            sides[block.held_out].append(ids_N, text)
             if block.ends and not block.left_out:
                 sides[block.held_out].append(end_N)
             meter.add(len(block.text))
@@ -331,7 +305,7 @@ def _check_lengths(train_tokens: int, held_out_tokens: int, config: DataConfig, 
         )
 
 
-def _fingerprint(files: dict[str, _File], dtype: str) -> str:
+def _fingerprint(files: dict[str, CachedFile], dtype: str) -> str:
     return canonical_hash({"dtype": dtype, "files": {name: file.sha256 for name, file in files.items()}})
 
 
@@ -387,6 +361,7 @@ def _open(folder: Path, meta: _Meta, config: DataConfig, counts: Mapping[str, An
             tokenizer_path=folder / "tokenizer.json",
             end_of_text=meta.end_of_text,
             counts=counts,
+            held_out_bytes_N=open_bytes(folder, meta.held_out_tokens),
         )
     except (OSError, ValueError) as error:
         raise _DamagedError(one_line(error)) from error

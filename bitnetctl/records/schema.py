@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Integers: TypeAlias = npt.NDArray[np.int64]
     Booleans: TypeAlias = npt.NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Row: TypeAlias = Mapping[str, float | int | None]
 """Values by column name; None is unknown, NaN and infinity are known."""
@@ -21,7 +21,7 @@ Row: TypeAlias = Mapping[str, float | int | None]
 
 @dataclass(frozen=True)
 class Column:
-    """Name, unit, type and meaning of one column, and the range that its finite values are in."""
+    """Name, unit, type and meaning of one column, the range of its finite values, and its first schema version."""
 
     name: str
     unit: str
@@ -29,6 +29,7 @@ class Column:
     description: str
     least: float = 0.0
     most: float = math.inf
+    since: int = 1
 
 
 COLUMNS = (
@@ -93,6 +94,15 @@ COLUMNS = (
         most=1.0,
     ),
     Column(
+        "HeldOutBitsPerByte",
+        "bits/byte",
+        "float",
+        "HeldOutLoss / ln 2 x probe positions / UTF-8 bytes of their true next tokens; comparable between tokenizers. "
+        "Special tokens, such as the end of a text, count no bytes, but their loss counts; unknown where the tokens "
+        "do not give the text back byte for byte",
+        since=2,
+    ),
+    Column(
         "TokensPerSecond",
         "tokens/s",
         "float",
@@ -101,4 +111,10 @@ COLUMNS = (
 )
 NAMES = tuple(column.name for column in COLUMNS)
 REQUIRED = NAMES[:5]
+NAMES_BY_VERSION = {
+    version: tuple(column.name for column in COLUMNS if column.since <= version)
+    for version in range(1, SCHEMA_VERSION + 1)
+}
+HEADERS = {(",".join(names) + "\n").encode(): names for names in NAMES_BY_VERSION.values()}
+"""Columns by the header line of each schema version, the newest last."""
 HEADER = (",".join(NAMES) + "\n").encode()

@@ -10,10 +10,15 @@ from pathlib import Path
 from bitnetctl.errors import RecordError, StorageError, cannot_read
 from bitnetctl.files import storage_errors, write_atomic
 from bitnetctl.records.encoding import plain_lines
-from bitnetctl.records.schema import HEADER, NAMES, REQUIRED, Row
+from bitnetctl.records.schema import HEADER, HEADERS, NAMES, REQUIRED, Row
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _LAST_ROW = re.compile(rb"(?:\A|\n)([0-9]{1,19}),[^\n]*\n\Z")
+
+
+def _header_of(content: bytes) -> bytes | None:
+    """Return the header of a schema version that a CSV begins with."""
+    return next((header for header in HEADERS if content.startswith(header)), None)
 
 
 class RecordWriter:
@@ -22,9 +27,9 @@ class RecordWriter:
     `kept` is the header and the rows of the checkpoint that the run resumes from; empty for a new run. The constructor
     reads an existing file, and `open` replaces it by `kept` if it differs, so that the file of a resumed run equals
     that of an uninterrupted run byte for byte. `last_step` is the step of the last row, None without rows; `had_rows`
-    is whether the existing file had any.
+    is whether the existing file had any. A run that an older version began keeps the columns of that version.
 
-    Raises RecordError where either has another header than this version writes, or `kept` ends within a row.
+    Raises RecordError where either has a header that no version writes, or `kept` ends within a row.
     """
 
     def __init__(self, path: Path | str, kept: bytes = b"") -> None:
@@ -33,15 +38,19 @@ class RecordWriter:
         self._torn = False
         self._kept = kept or HEADER
         content = self._old_content()
+        is_begun = any(header.startswith(content) for header in HEADERS)
         # another program may have changed its line ends
-        old = content if HEADER.startswith(content) else plain_lines(content)
-        if not old.startswith(HEADER) and not HEADER.startswith(old):
+        old = content if is_begun else plain_lines(content)
+        old_header = _header_of(old)
+        if old_header is None and not is_begun and not any(header.startswith(old) for header in HEADERS):
             raise RecordError(f"{self.path}:1: not a file that this version writes; move it away or rename the run")
-        rows = self._kept[len(HEADER) :]
+        header = _header_of(self._kept)
+        rows = self._kept[len(header or b"") :]
         last_row = _LAST_ROW.search(rows)
-        if not self._kept.startswith(HEADER) or (rows and last_row is None):
+        if header is None or (rows and last_row is None):
             raise RecordError(f"{self.path}: the rows of the checkpoint are not rows that this version writes")
-        self.had_rows = len(old) > len(HEADER)
+        self._names = HEADERS[header]
+        self.had_rows = old_header is not None and len(old) > len(old_header)
         self._is_kept = content == self._kept
         self._end = len(self._kept)
         self.last_step = int(last_row[1]) if last_row else None
@@ -125,7 +134,7 @@ class RecordWriter:
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise RecordError(f"{self.path}: a row without {', '.join(missing)}")
-        cells = [self._format_cell(name, row.get(name)) for name in NAMES]
+        cells = [self._format_cell(name, row.get(name)) for name in self._names]
         if not cells[0].isdecimal():
             raise RecordError(f"{self.path}: Step is {row['Step']!r}, not a whole number")
         step = int(cells[0])

@@ -30,12 +30,13 @@ class Probe:
         self._prompts_PT = torch.from_numpy(prompts).to(device)
 
     @torch.no_grad()
-    def measure(self, model: PackedModel, quant_lambdas: Sequence[float]) -> list[dict[str, float | int]]:
+    def measure(self, model: PackedModel, quant_lambdas: Sequence[float]) -> list[dict[str, float | int | None]]:
         """Return the probe's columns for every run.
 
         Held-out loss and context information are in nats; context information is H(mean softmax) − mean H(softmax),
         about 0 where the output ignores its context. Effective vocabulary is exp of the entropy of the arg-max
-        histogram. A run whose logits are not finite gets NaN in what depends on them.
+        histogram. Bits per byte are unknown without the probe's bytes. A run whose logits are not finite gets NaN in
+        what depends on them.
         """
         logits = model.prepared(quant_lambdas)
         sums = PredictionSums(model.num_runs, self._vocab_size, model.device, fused="probe" in model.parts)
@@ -59,7 +60,7 @@ class Probe:
             )
         ]
 
-    def _columns(self, counts_V: Tensor, loss: float, context: float, top_P: Tensor) -> dict[str, float | int]:
+    def _columns(self, counts_V: Tensor, loss: float, context: float, top_P: Tensor) -> dict[str, float | int | None]:
         """Return the columns of one run; `top_P` are arg-max tokens, -1 where a logit is not finite."""
         data, finite = self._data, math.isfinite(loss)
         fraction_V = counts_V.double() / counts_V.sum()
@@ -75,7 +76,13 @@ class Probe:
             "BigramLoss": data.bigram_loss,
             "BigramUnique": data.bigram_unique,
             "RandomPromptUnique": int(top_P.unique().numel()) if finite and bool((top_P >= 0).all()) else math.nan,
+            "HeldOutBitsPerByte": self._bits_per_byte(loss),
         }
+
+    def _bits_per_byte(self, loss: float) -> float | None:
+        """Return loss / ln 2 · tokens / bytes, which does not depend on the tokenizer; None without bytes."""
+        data = self._data
+        return loss / math.log(2) * data.targets_PT.size / data.target_bytes if data.target_bytes else None
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class TrainerFactory:
                 sequence_length=config.data.sequence_length,
                 progress=self.options.progress,
             )
+            if probe_data.no_bytes is not None:
+                self.options.log(f"tokenizer {tokens.tokenizer}: HeldOutBitsPerByte is unknown: {probe_data.no_bytes}")
             self._probes[key] = Probe(config.probe, probe_data, tokens.vocab_size, self.device)
         return tokens, self._probes[key]
 

@@ -73,6 +73,8 @@ def limits(run: Run, measure: str) -> Limits:
         return Limits(0, prompts, f"{prompts} prompts")
     if measure in ("Loss", "HeldOutLoss"):
         return Limits(low=0, why="a loss is never below 0")
+    if measure == "HeldOutBitsPerByte":
+        return Limits(low=0, why="bits per byte are never below 0")
     if positions is None:
         return Limits()
     probe = f"{number_text(positions)} probe positions"

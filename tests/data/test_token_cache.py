@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_clear_line(corpus: Path, token_cache: Path, monkeypa
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bitnetctl.data.store.os.fsync", full)
+    monkeypatch.setattr("bitnetctl.data.token_file.os.fsync", full)
     with pytest.raises(StorageError, match="cannot write: No space left on device"):
         data.prepare(data_config(corpus))
     assert not list(token_cache.iterdir())

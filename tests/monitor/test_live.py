@@ -168,7 +168,7 @@ def test_runs_of_other_processes_are_shown_with_their_values(tmp_path: Path) -> 
     # later: another has begun, and one has moved on
     leave(configs[7], tmp_path, "running", [1])
     with RunPaths(tmp_path, configs[4].run_name).csv.open("a", encoding="utf-8") as file:
-        file.write("300,6.5,9,0.1,0.1" + "," * 15 + "\n")
+        file.write("300,6.5,9,0.1,0.1" + "," * 16 + "\n")
     board.read_folder(1.0)
     assert board.runs[configs[4].run_name].step == 300
     assert board.counts()["elsewhere"] == 2

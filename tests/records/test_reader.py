@@ -277,16 +277,16 @@ def test_blocks_join_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read(csv_file(tmp_path, broken))
     for ends in (b"\n" * 150, b"\r\n" * 90):
         assert len(read(csv_file(tmp_path, content + ends), partial=False).frame) == 59
-    between = read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 15 + b"\n"))
+    between = read(csv_file(tmp_path, content + b"\n" * 150 + b"99,1,1,1,1" + b"," * 16 + b"\n"))
     assert between.notes == ("blank lines between rows left out",)
     assert len(between.frame) == 60
     with pytest.raises(RecordError, match=r":211: Step 9 after 59; steps must increase"):
-        read(csv_file(tmp_path, content + b"\n" * 150 + b"9,1,1,1,1" + b"," * 15 + b"\n"))
+        read(csv_file(tmp_path, content + b"\n" * 150 + b"9,1,1,1,1" + b"," * 16 + b"\n"))
 
 
 def test_a_long_file_is_read_in_linear_time(tmp_path: Path) -> None:
-    row = ",".join(["7.123456789012345"] * 19)
+    row = ",".join(["7.123456789012345"] * 20)
     path = csv_file(tmp_path, HEADER.decode() + "".join(f"{step},{row}\n" for step in range(1, 20_001)))
     records = read(path)
-    assert records.frame.shape == (20_000, 20)
+    assert records.frame.shape == (20_000, 21)
     assert records.value("TokensPerSecond", -1) == 7.123456789012345

@@ -17,7 +17,9 @@ from bitnetctl.errors import ExitCode, RecordError, StorageError
 from bitnetctl.records import NAMES, REQUIRED, RecordWriter, read
 from bitnetctl.records.schema import HEADER
 
-KEPT = HEADER + b"1,9.5,16,1e-05,0.1" + b"," * 15 + b"\n7,9.25,16,1e-05,0.1" + b"," * 15 + b"\n"
+KEPT = HEADER + b"1,9.5,16,1e-05,0.1" + b"," * 16 + b"\n7,9.25,16,1e-05,0.1" + b"," * 16 + b"\n"
+OLD_HEADER = HEADER.replace(b"HeldOutBitsPerByte,", b"")
+OLD_KEPT = OLD_HEADER + b"1,9.5,16,1e-05,0.1" + b"," * 15 + b"\n"
 
 numbers = st.one_of(st.none(), st.integers(0, 2**53), st.floats(), st.floats(0, 12))
 
@@ -41,7 +43,7 @@ def same(actual: float | None, expected: float | int | None) -> bool:
 def test_a_row_is_written_as_text_that_reads_back_exactly(tmp_path: Path) -> None:
     row = row_at(1, Loss=math.nan, HeldOutLoss=math.inf, TopShare=-math.inf, GradNorm=0.1, LR=np.float64(1e-05))
     content = write_rows(tmp_path / "x.csv", [row | {"UniquePredictions": np.int64(16)}])
-    assert content.decode().splitlines()[1] == "1,nan,16,1e-05,0.1,inf,,,-inf,,,,,,,,0.1,,,"
+    assert content.decode().splitlines()[1] == "1,nan,16,1e-05,0.1,inf,,,-inf,,,,,,,,0.1,,,,"
 
 
 @shared_folder
@@ -137,7 +139,7 @@ def test_a_header_torn_at_any_byte_is_rewritten(tmp_path: Path) -> None:
         assert write_rows(path, [row_at(8)], KEPT) == KEPT + write_rows(tmp_path / "y.csv", [row_at(8)])[len(HEADER) :]
 
 
-@pytest.mark.parametrize("last", [b"30,1.0\n", b"30" + b"," * 25 + b"\n", b"\0\0\0\0\n", b"30,x" + b"," * 18 + b"\n"])
+@pytest.mark.parametrize("last", [b"30,1.0\n", b"30" + b"," * 26 + b"\n", b"\0\0\0\0\n", b"30,x" + b"," * 19 + b"\n"])
 def test_a_damaged_last_row_is_cut(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "x.csv"
     intact = write_rows(path, [row_at(1)])
@@ -145,9 +147,33 @@ def test_a_damaged_last_row_is_cut(tmp_path: Path, last: bytes) -> None:
     assert write_rows(path, [], intact) == intact
 
 
-@pytest.mark.parametrize("rows", [b"", b"1,2\n2,3\n", b"0" + b"," * 19 + b"\n", b"\0"])
+@pytest.mark.parametrize("rows", [b"", b"1,2\n2,3\n", b"0" + b"," * 20 + b"\n", b"\0"])
 def test_a_new_run_starts_with_the_header_alone(tmp_path: Path, rows: bytes) -> None:
     path = csv_file(tmp_path, HEADER + rows)
+    assert write_rows(path, []) == HEADER
+
+
+@pytest.mark.parametrize("content", [None, OLD_KEPT, OLD_KEPT + b"2,9.0,", OLD_HEADER[:-9], HEADER, KEPT])
+def test_a_run_of_an_older_version_goes_on_with_its_columns(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.csv"
+    put(path, content)
+    written = write_rows(path, [row_at(8, FlipRate=0.5, HeldOutBitsPerByte=1.25, TokensPerSecond=7.0)], OLD_KEPT)
+    assert (
+        written
+        == OLD_KEPT
+        + write_rows(tmp_path / "y.csv", [row_at(8)]).splitlines()[1].replace(b"," * 16, b"," * 14)
+        + b"0.5,7.0\n"
+    )
+    records = read(path)
+    assert records.notes == records.extra == ()
+    assert not records.has_values("HeldOutBitsPerByte")
+
+
+@pytest.mark.parametrize("content", [OLD_HEADER, OLD_KEPT, OLD_KEPT.replace(b"\n", b"\r\n"), OLD_HEADER[:-9]])
+def test_a_run_that_starts_again_has_the_columns_of_this_version(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    assert RecordWriter(path).had_rows == (b"9.5" in content)
     assert write_rows(path, []) == HEADER
 
 

@@ -28,7 +28,7 @@ def build(*seeds: int) -> PackedModel:
     return PackedModel([config] * len(seeds), VOCAB, seeds, CPU)
 
 
-def probe_data() -> ProbeData:
+def probe_data(target_bytes: int | None = 400) -> ProbeData:
     windows = np.random.default_rng(0).integers(0, VOCAB // 2, (ROWS, LENGTH + 1))
     return ProbeData(
         inputs_PT=windows[:, :-1].copy(),
@@ -37,11 +37,28 @@ def probe_data() -> ProbeData:
         unigram_loss=3.5,
         bigram_loss=2.5,
         bigram_unique=17,
+        target_bytes=target_bytes,
     )
 
 
-def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, float | int]]:
+def measure(model: PackedModel, *quant_lambdas: float) -> list[dict[str, Any]]:
     return Probe(CONFIG, probe_data(), VOCAB, CPU).measure(model, quant_lambdas or [1.0] * model.num_runs)
+
+
+def test_bits_per_byte_follow_from_the_loss_and_the_bytes() -> None:
+    model = build(0)
+    with torch.no_grad():
+        model.packed["head"][0].zero_()
+    (row,) = measure(model)
+    # a uniform guess takes log2(V) bits for each of the 120 tokens
+    assert row["HeldOutBitsPerByte"] == pytest.approx(math.log2(VOCAB) * 120 / 400, rel=1e-6)
+    for unknown in (None, 0):
+        (row,) = Probe(CONFIG, probe_data(unknown), VOCAB, CPU).measure(model, [1.0])
+        assert row["HeldOutBitsPerByte"] is None
+    with torch.no_grad():
+        model.packed["final_norm"][0, 0] = math.nan
+    (row,) = measure(model)
+    assert math.isnan(row["HeldOutBitsPerByte"])
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
