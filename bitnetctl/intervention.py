@@ -1,7 +1,7 @@
 """The interface for plug-in authors: what an intervention can change in a run, and when each hook is called.
 
-An intervention is a subclass of `Intervention` with a `Settings` model and any of seven hooks. A hook that it does not
-override changes nothing. Hooks of one run are called
+An intervention is a subclass of `Intervention` with a `Settings` model and any of the hooks below. A hook that it does
+not override changes nothing. Hooks of one run are called
 
 1. before the model is built: `configure(config)` returns a changed config;
 2. for every step, counted from 1 to `steps`: `quantization`, `learning_rate` and `weight_decay` return the value of the
@@ -10,11 +10,16 @@ override changes nothing. Hooks of one run are called
 3. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy, and
    `additional_loss` a term that is added to it;
 4. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
-   `transform_gradients` changes the gradients in place.
+   `transform_gradients` changes the gradients in place;
+5. once, before the first step of a run or of its resumed part: `make_optimizer` returns the optimizer that is used
+   instead of the config's. Its `step` is called once a step, after clipping.
 
 Several interventions, `-i first+second`, apply in the order given: the second receives what the first returned. Only
-one of them may override `training_loss`, and only one `transform_gradients`; two raise a ConfigError. Any number may
-override `additional_loss`: their terms are added to the training loss or to the cross-entropy.
+one of them may override `training_loss`, one `transform_gradients`, and one `make_optimizer`; two raise a ConfigError.
+Any number may override `additional_loss`: their terms are added to the training loss or to the cross-entropy.
+
+With `data.gradient_accumulation` k, a step has k micro-batches: hooks of 3 are called for each of them, hooks of 4 and
+the optimizer once, with gradients that are averaged over all of them.
 
 Measurements are the same in every arm: the CSV column `Loss` is the mean cross-entropy, `GradNorm` is measured before
 `transform_gradients`, and the probe is the same. The value of `training_loss` with all terms is the column `Objective`.
@@ -29,16 +34,17 @@ run.json and by `bitnetctl interventions check`: torch's default dtype and devic
 precisions, denormals, autocast, grad mode and anomaly detection, the global generators, numpy's error state, warnings
 filters, signal handlers and timer, environment, working directory, umask, search path, recursion limit, garbage
 collection, the root logger, `sys.stdout` and `sys.stderr`. What is printed to stdout goes to stderr and is named in the
-same way; nothing ends the process. Hooks of 3 and 4 may draw from the global generators of torch, numpy and Python:
-before each call they are seeded from the run's seed and the step, so that a run draws the same numbers alone, in any
-pack and after a resume; afterwards they continue where they were.
+same way; nothing ends the process. Hooks of 3 to 5, and the step of an optimizer, may draw from the global generators
+of torch, numpy and Python: before each call they are seeded from the run's seed and the step, so that a run draws the
+same numbers alone, in any pack and after a resume; afterwards they continue where they were.
 
 A schedule value is a finite number, not negative but for `quantization`: of Python, of numpy, or in a tensor without
 dimensions. Anything else, an error in a hook, or a loss that is no scalar with a gradient ends the runs of this
 intervention with a message that names hook, file and line; other runs continue.
 
-On a GPU, steps are captured in CUDA graphs. `transform_gradients`, and a `training_loss` or `additional_loss` that is
-not `capturable`, work there too, but without graphs and therefore more slowly.
+On a GPU, steps are captured in CUDA graphs. `transform_gradients`, a `training_loss` or `additional_loss` that is
+not `capturable`, and an optimizer whose groups are not all `capturable`, work there too, but without graphs and
+therefore more slowly.
 
 Runs of one arm share name and settings, so a default that changes in a new version of a plug-in makes new runs: every
 setting, at its default or not, is part of the config hash of a run.
@@ -78,7 +84,7 @@ which also find a method with almost the name of a hook.
 A file needs no installation: `bitnetctl train -i halved_rate.py:factor=0.1`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -87,6 +93,7 @@ from bitnetctl.config import RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 
 API_VERSION = 1
@@ -162,6 +169,48 @@ class Intervention:
         """Change the `.grad` of the run's parameters in place.
 
         Names are as in Hugging Face `transformers`, such as `model.embed_tokens.weight`. Called under `no_grad`.
+        """
+        raise NotImplementedError("called only where it is overridden")
+
+    def make_optimizer(
+        self, parameters: "Mapping[str, Tensor]", config: RunConfig
+    ) -> "Optimizer | Sequence[Optimizer]":
+        """Return the `torch.optim.Optimizer` of the run, or several; each parameter is in one group of one of them.
+
+        `parameters` are the leaf tensors of the run, with `.grad`, by their names in `transformers`: 2-D matrices,
+        embeddings (`model.embed_tokens.weight`) and head (`lm_head.weight`, unless it is tied to them), and 1-D norms.
+        `config` is the run's, after `configure`. For example, momentum for the matrices and Adam for the rest:
+
+            def make_optimizer(self, parameters, config):
+                tables = ("model.embed_tokens.weight", "lm_head.weight")
+                matrices = [one for name, one in parameters.items() if one.dim() == 2 and name not in tables]
+                rest = [one for name, one in parameters.items() if one.dim() == 1 or name in tables]
+                sgd = torch.optim.SGD([{"params": matrices, "lr_factor": 20.0}], momentum=0.95)
+                return sgd, torch.optim.AdamW(rest, betas=config.optimizer.betas, capturable=True)
+
+        Called once, before the first step of a run or of its resumed part, when the weights are in place. Before each
+        step every group gets `lr` = scheduled learning rate x its `lr_factor` and `weight_decay` = scheduled weight
+        decay x its `weight_decay_factor`, both 1 unless the group states them; whatever else it was made with stays.
+        An `lr_factor` of 0 freezes a group. The config holds, too: groups are split where `optimizer.exempt` or
+        `optimizer.learning_rate_factors` treat their parameters differently, and `optimizer.max_norm` clips the
+        gradients before the step. Whether decay is coupled is up to the optimizer; `optimizer.name` is not used.
+
+        `step()` is called without a closure, once for each step, with grad mode off; it may change gradients, which
+        are written anew for every step. A run whose loss or gradient is not finite keeps weights and state.
+
+        Checkpoints hold the optimizer's `state`, tensors of any shape and plain numbers by parameter, and those plain
+        numbers and tensors in its groups that changed; a resumed run is given both before its next step. Anything else
+        that changes must not be kept in the optimizer, and raises a PluginError at the first checkpoint where it can
+        be seen. Tensors and numbers in the state must be finite, else the run counts as diverged.
+        `optimizer.reset_moments_every_steps` puts the state back to what it was when the optimizer was made.
+
+        The step is captured in a CUDA graph where every group is `capturable`, as in `torch.optim`: `lr` is then a
+        tensor on the GPU, tensors of the state are changed in place, and the host reads none of them and draws nothing.
+        On the CPU `capturable` is set to False. Otherwise the pack of the run is not captured; the log and run.json
+        (`not_captured`) say so.
+
+        A parameter left out, doubled or foreign, something that is no optimizer, and one whose `step` needs a closure
+        end the runs of this intervention with a PluginError; so does an error in `step`.
         """
         raise NotImplementedError("called only where it is overridden")
 

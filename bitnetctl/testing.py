@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load, save
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
@@ -36,8 +37,9 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     The rules: the class derives from `Intervention` and has a summary; every setting has a default and unknown ones are
     rejected; `configure` and the schedules are pure, and schedules are numbers, finite and not negative; losses are
     scalars with a gradient; training next to a baseline run gives finite values, does not change the baseline, and
-    gives the same values when repeated and for two runs in one pack; its state is JSON and can be restored; nothing
-    changes the process, see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
+    gives the same values when repeated and for two runs in one pack; its state is JSON and can be restored; with its
+    optimizer, a run that is resumed after two steps has the same third one, bit for bit; nothing changes the process,
+    see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
     error in a hook, and pydantic's ValidationError for invalid `settings`.
     """
     check_class(intervention)
@@ -152,3 +154,26 @@ def _check_training(compose: Callable[[], Composition]) -> None:
             msg=f"two runs with it in one pack give different {key}: keep state on self, not on the class",
         )
     compose().load_state_dict(first.replicas[0].composition.state_dict())
+    if first.replicas[0].composition.optimizer_plugin is not None:
+        _check_optimizer(compose, first)
+
+
+def _check_optimizer(compose: Callable[[], Composition], trained: Pack) -> None:
+    """The third step after a restart is that without one, and the steps change weights."""
+    config = trained.replicas[0].config
+    tokens, weights = tiny_tokens(config), trained.model.parameters(0)
+    fresh = Pack([config], [compose()], tokens, torch.device("cpu"))
+    moved = [name for name, weight in fresh.model.parameters(0).items() if not torch.equal(weight, weights[name])]
+    assert moved, "two steps of its optimizer change no weight"
+    # in the form in which a checkpoint holds it
+    saved = load(save({name: tensor.contiguous() for name, tensor in trained.optimizer_state(0).items()}))
+    fresh.model.load(0, {name: weight.detach().clone() for name, weight in weights.items()})
+    fresh.load_optimizer_state(0, saved)
+    fresh.replicas[0].composition.load_state_dict(trained.replicas[0].composition.state_dict())
+    fresh.make_optimizers()
+    for pack in (trained, fresh):
+        pack.step(3)
+    for name, weight in trained.model.parameters(0).items():
+        assert torch.equal(weight, fresh.model.parameters(0)[name]), (
+            f"a resumed run has other values of {name}: its optimizer keeps what changes outside of state and groups"
+        )

@@ -64,7 +64,14 @@ INSIDE = {
     ),
     "kernels": ("__init__ lerp", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
     "model": ("quantization functional parameters", "matmul", "parts", "layer", "packed", "fused", "__init__"),
-    "plugins": ("aspects blame", "torch_aspects", "isolation", "composition scaffold project", "registry", "__init__"),
+    "plugins": (
+        "aspects blame values",
+        "torch_aspects optimizers",
+        "isolation",
+        "composition scaffold project",
+        "registry",
+        "__init__",
+    ),
     "analysis": (
         "stats summary factors",
         "wording least_squares arms odd_cell",
@@ -77,6 +84,7 @@ INSIDE = {
     ),
     "engine": (
         "optim schedule cost predictions",
+        "plugin_optimizer",
         "pack",
         "cuda_graph",
         "fused",

@@ -20,6 +20,7 @@ from bitnetctl.config.schema import (
     Fraction as Fraction,
     Frozen as Frozen,
     InterventionSpec as InterventionSpec,
+    LearningRateFactors as LearningRateFactors,
     ModelConfig as ModelConfig,
     OptimizerConfig as OptimizerConfig,
     ParameterGroup as ParameterGroup,

@@ -110,12 +110,37 @@ class DataConfig(Frozen):
         "bpe:50257", min_length=1, description="bpe:SIZE | gpt2-files:DIR | file:tokenizer.json | hf:NAME"
     )
     order: Literal["sequential", "shuffled"] = "sequential"
-    batch_size: PositiveInt = Field(4, description="rows a step")
+    batch_size: PositiveInt = Field(4, description="rows of a batch")
     sequence_length: PositiveInt = Field(32, description="tokens a row")
+    gradient_accumulation: PositiveInt = Field(
+        1, description="micro-batches of batch_size rows whose gradients are averaged for a step"
+    )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of all micro-batches of a step."""
+        return self.gradient_accumulation * self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one run in a step."""
+        return self.rows_per_step * self.sequence_length
+
+
+class LearningRateFactors(Frozen):
+    """What the scheduled learning rate is multiplied by in a parameter group; matrices have the rate itself."""
+
+    embeddings: NonNegative = Field(1.0, description="of embeddings, also where the head is tied to them")
+    head: NonNegative = 1.0
+    norms: NonNegative = 1.0
 
 
 class OptimizerConfig(Frozen):
-    """A torch optimizer and clipping by the global gradient norm."""
+    """A torch optimizer and clipping by the global gradient norm.
+
+    Decoupled decay (adamw) shrinks weights by learning rate x weight decay a step, so a learning-rate factor scales
+    the decay of its group, too; coupled decay (adam) goes through the moments. A factor of 0 freezes the group.
+    """
 
     name: Literal["adam", "adamw"] = Field("adamw", description="adam: coupled L2 penalty; adamw: decoupled decay")
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
@@ -123,6 +148,7 @@ class OptimizerConfig(Frozen):
     max_norm: Positive | None = Field(1.0, description="largest global gradient norm; none: no clipping")
     exempt: tuple[ParameterGroup, ...] = Field((), description="parameter groups without weight decay")
     reset_moments_every_steps: PositiveInt | None = Field(None, description="interval at which both moments are zeroed")
+    learning_rate_factors: LearningRateFactors = LearningRateFactors()
 
 
 class ScheduleConfig(Frozen):

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
-from bitnetctl.engine.optim import RunOptimizer, clip_divisor
+from bitnetctl.engine.optim import RunMoments, clip_divisor
 from bitnetctl.engine.pack import Pack
+from bitnetctl.engine.plugin_optimizer import PluginOptimizer
 from bitnetctl.errors import CaptureError
 from bitnetctl.model.matmul import Precision, Quantization
 from bitnetctl.plugins.composition import Composition
@@ -50,7 +51,10 @@ class StepKey(NamedTuple):
 
 
 class CapturedPack(Pack):
-    """R runs of one shape in training, whose steps are replayed; without a GPU the same operations run uncaptured."""
+    """R runs of one shape in training, whose steps are replayed; without a GPU the same operations run uncaptured.
+
+    So they do where the optimizer of a plug-in cannot be captured; `not_captured` then says why.
+    """
 
     def __init__(
         self,
@@ -66,8 +70,9 @@ class CapturedPack(Pack):
             super().__init__(configs, compositions, data, device, precision=precision, compiled=compiled)
             self._make_tables(device)
         self.graphs = GraphCache(device) if device.type == "cuda" else None
+        self.not_captured: str | None = None
         self._checks_on_device = True
-        self._block_start, self._next_step = 0, 1
+        self._block_start, self._step, self._next_step = 0, 0, 1
         self._keys: list[StepKey] = []
 
     def _make_tables(self, device: torch.device) -> None:
@@ -89,14 +94,29 @@ class CapturedPack(Pack):
         norms = [replica.config.optimizer.max_norm for replica in self.replicas]
         self._max_norm_R = torch.tensor([torch.inf if norm is None else norm for norm in norms], device=device)
 
+    def make_optimizers(self) -> None:
+        """Make the optimizers of plug-ins, unless they are; an error of one ends its run."""
+        if self._has_optimizers:
+            return
+        super().make_optimizers()
+        own = [each.optimizer for _, each in self.alive if isinstance(each.optimizer, PluginOptimizer)]
+        reasons = [reason for reason in (each.not_capturable() for each in own) if reason is not None]
+        if reasons and self.graphs is not None:
+            self.graphs, self.not_captured = None, reasons[0]
+
     def step(self, step: int) -> None:
-        """Train one step; the host does not wait for the device."""
+        """Train one step; the host does not wait for the device, except for an optimizer that is not captured."""
+        self.make_optimizers()
+        self._step = step
         with _on(self.device):
+            for replica in self.replicas:
+                replica.composition.step = step
             if not self._keys or step != self._next_step or step - self._block_start >= len(self._keys):
                 self._fill(step)
-            for replica in self.replicas:
+            for run, replica in enumerate(self.replicas):
                 if replica.resets_moments(step):
-                    replica.optimizer.reset_moments()
+                    with self.failing_alone(run):
+                        replica.optimizer.reset_moments()
             key = self._keys[step - self._block_start]
             if self.graphs is None:
                 self._step_on_device(key)
@@ -140,8 +160,14 @@ class CapturedPack(Pack):
         for run, replica in enumerate(self.replicas):
             # a divisor, even of 1, makes the fused kernel write the gradients back
             divisor = None if replica.config.optimizer.max_norm is None else divisor_R[run]
-            assert isinstance(replica.optimizer, RunOptimizer)
-            replica.optimizer.step(self._rates_R[run], key.decays_R[run], divisor=divisor, skip=self._skip_R[run])
+            optimizer = replica.optimizer
+            assert not isinstance(optimizer, RunMoments)
+            if not isinstance(optimizer, PluginOptimizer):
+                optimizer.step(self._rates_R[run], key.decays_R[run], divisor=divisor, skip=self._skip_R[run])
+            elif replica.failure is None:
+                rate = self._rates_R[run] if optimizer.is_capturable else replica.learning_rate(self._step)
+                with self.failing_alone(run):
+                    optimizer.step(rate, key.decays_R[run], divisor=divisor, skip=self._skip_R[run])
         self._block_metrics_S3R.index_copy_(0, self._index_1, self._metrics_3R.unsqueeze(0))
         self._index_1.add_(1)
 

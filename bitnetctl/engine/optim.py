@@ -13,7 +13,7 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunOptimizer:
-    """The optimizer of one run: a decayed and an exempt parameter group over the run's flat parameters.
+    """The optimizer of one run, over its flat parameters: those that the config treats alike are updated together.
 
     `adam` couples the decay (L2 added to the gradient, Kingma & Ba 2015 with torch's `weight_decay`);
     `adamw` decouples it (Loshchilov & Hutter 2019). Both are torch's fused kernels and keep the state that
@@ -26,10 +26,13 @@ class RunOptimizer:
         flat_parameters: Mapping[str, Tensor],
         groups: Mapping[str, ParameterGroup | None],
     ) -> None:
-        decayed = {name: flat for name, flat in flat_parameters.items() if groups[name] not in config.exempt}
-        exempt = {name: flat for name, flat in flat_parameters.items() if groups[name] in config.exempt}
-        self._flat_parameters = decayed | exempt
-        self._groups = [(tuple(decayed), True), (tuple(exempt), False)]
+        by_treatment: dict[tuple[bool, float], list[str]] = {}
+        # the decayed ones first
+        for name in sorted(flat_parameters, key=lambda name: groups[name] in config.exempt):
+            treatment = (groups[name] not in config.exempt, learning_rate_factor(config, groups[name]))
+            by_treatment.setdefault(treatment, []).append(name)
+        self._groups = [(tuple(names), *treatment) for treatment, names in by_treatment.items()]
+        self._flat_parameters = {name: flat_parameters[name] for names, *_ in self._groups for name in names}
         self._kernel, self._betas, self._eps = _KERNELS[config.name], config.betas, config.eps
         # by flat parameter; empty before the first update
         self._state: dict[str, dict[str, Tensor]] = {}
@@ -43,7 +46,7 @@ class RunOptimizer:
         divisor: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> None:
-        """Update the flat parameters from their `.grad`; the exempt group is never decayed.
+        """Update the flat parameters from their `.grad`; exempt ones are never decayed.
 
         The fused kernel clips the gradients by dividing them by `divisor` (torch's `grad_scale`); where `skip`
         (`found_inf`) is 1.0 it leaves weights and moments unchanged, without a synchronization. On a GPU the learning
@@ -51,9 +54,7 @@ class RunOptimizer:
         """
         if not self._state:
             self._state = {name: _initial_state(flat) for name, flat in self._flat_parameters.items()}
-        for names, is_decayed in self._groups:
-            if not names:
-                continue
+        for names, is_decayed, factor in self._groups:
             states = [self._state[name] for name in names]
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
@@ -65,7 +66,7 @@ class RunOptimizer:
                 [],
                 steps,
                 amsgrad=False,
-                lr=learning_rate,
+                lr=learning_rate if factor == 1 else learning_rate * factor,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
                 weight_decay=weight_decay if is_decayed else 0.0,
@@ -105,6 +106,21 @@ class RunOptimizer:
             }
             for name, flat in self._flat_parameters.items()
         }
+
+
+def learning_rate_factor(config: OptimizerConfig, group: ParameterGroup | None) -> float:
+    """Return what the learning rate of a parameter group is multiplied by; 1 for matrices, which have no group."""
+    return 1.0 if group is None else float(getattr(config.learning_rate_factors, group))
+
+
+def require_alike(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors have the names, shapes and dtypes of the expected ones."""
+    for name in sorted(loaded.keys() ^ expected.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
+    for name, like in expected.items():
+        actual, wanted = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
+        if actual != wanted:
+            raise ValueError(f"{name} is {actual}, not {wanted}")
 
 
 def _initial_state(flat: Tensor) -> dict[str, Tensor]:

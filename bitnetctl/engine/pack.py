@@ -16,11 +16,13 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig, RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
-from bitnetctl.engine.optim import RunMoments, RunOptimizer, clip_divisor
+from bitnetctl.engine.optim import RunMoments, RunOptimizer, clip_divisor, require_alike
+from bitnetctl.engine.plugin_optimizer import PluginOptimizer
 from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.model.layer import is_attention_plain
 from bitnetctl.model.matmul import Precision, Quantization
 from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
+from bitnetctl.model.parameters import parameter_groups
 from bitnetctl.plugins.composition import Composition, Schedule
 
 # tokens of all runs whose rows are fetched together
@@ -38,7 +40,12 @@ class Replica:
         self.composition = composition
         composition.seed = config.seed
         self.flat_parameters = model.flat_parameters(run)
-        self.optimizer: RunOptimizer | RunMoments = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
+        self.optimizer: RunOptimizer | RunMoments | PluginOptimizer
+        if composition.optimizer_plugin is None:
+            self.optimizer = RunOptimizer(config.optimizer, self.flat_parameters, FLAT_GROUPS)
+        else:
+            groups = parameter_groups(model.parameter_specs)
+            self.optimizer = PluginOptimizer(config, composition, model.parameters(run), groups)
         self.diverged_at: int | None = None
         self.failure: PluginError | None = None
         self.halved_after: Sequence[int] = ()
@@ -112,6 +119,7 @@ class Pack:
             for run, (config, composition) in enumerate(zip(configs, compositions, strict=True))
         ]
         self.steps = configs[0].steps
+        self._has_optimizers = False
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         self._fetched_from, self._fetched_SRBT1 = 0, torch.empty(0)
         # rows: loss, objective, gradient norm
@@ -192,8 +200,36 @@ class Pack:
     @property
     def tokens_per_step(self) -> int:
         """Training tokens of one run in a step."""
-        data = self.replicas[0].config.data
-        return data.batch_size * data.sequence_length
+        return self.replicas[0].config.data.tokens_per_step
+
+    def make_optimizers(self) -> None:
+        """Make the optimizers of plug-ins, unless they are; an error of one ends its run.
+
+        Called once the weights are in place: an optimizer may copy them.
+        """
+        if self._has_optimizers:
+            return
+        for run, replica in self.alive:
+            if isinstance(replica.optimizer, PluginOptimizer):
+                with self.failing_alone(run):
+                    replica.optimizer.make()
+        self._has_optimizers = True
+
+    def optimizer_state(self, run: int) -> dict[str, Tensor]:
+        """Return the state of a run's optimizer by its names in checkpoints; raises PluginError if it has others."""
+        optimizer = self.replicas[run].optimizer
+        if isinstance(optimizer, PluginOptimizer):
+            return optimizer.checkpoint()
+        return self.model.by_spec(optimizer.state())
+
+    def load_optimizer_state(self, run: int, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `optimizer_state` returned; raises ValueError where it does not fit."""
+        optimizer = self.replicas[run].optimizer
+        if isinstance(optimizer, PluginOptimizer):
+            optimizer.load_state(tensors)
+            return
+        require_alike(tensors, self.model.by_spec(optimizer.state_like()))
+        optimizer.load_state(self.model.by_flat_parameter(tensors))
 
     def quant_lambdas(self, step: int) -> list[float]:
         """Return the quantization λ of every run at `step`."""
@@ -201,6 +237,7 @@ class Pack:
 
     def step(self, step: int) -> None:
         """Train one step; its metrics stay on the device until they are read."""
+        self.make_optimizers()
         for replica in self.replicas:
             replica.composition.step = step
         self._compute(self._rows(step), self.model.quantization(self.quant_lambdas(step)))
@@ -320,9 +357,10 @@ class Pack:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         max_norm = replica.config.optimizer.max_norm
         divisor = None if max_norm is None else clip_divisor(norm, max_norm)
-        if replica.resets_moments(step):
-            replica.optimizer.reset_moments()
         skip = self._skip_R[run] if self._checks_on_device else None
         rate, decay = replica.learning_rate(step), replica.weight_decay(step)
-        assert isinstance(replica.optimizer, RunOptimizer)
-        replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)
+        assert not isinstance(replica.optimizer, RunMoments)
+        with self.failing_alone(run):
+            if replica.resets_moments(step):
+                replica.optimizer.reset_moments()
+            replica.optimizer.step(rate, decay, divisor=divisor, skip=skip)

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -69,6 +69,22 @@ def _execution(engine: Engine, config: RunConfig, precision: Precision) -> Execu
 def without_kernels(execution: Execution, config: RunConfig, device: torch.device) -> Execution:
     """Return what `auto` takes on a GPU where no own kernel can be used."""
     return _execution(_plain_engine(config, device), config, execution.precision)
+
+
+def has_stock_update(config: RunConfig, composition: Composition) -> bool:
+    """Whether own kernels can update a run: not for a plug-in's optimizer, learning-rate factors or micro-batches."""
+    factors = config.optimizer.learning_rate_factors.model_dump().values()
+    has_one_rate = all(factor == 1 for factor in factors)
+    return composition.optimizer_plugin is None and has_one_rate and config.data.gradient_accumulation == 1
+
+
+def without_update_if_needed(
+    execution: Execution, configs: Sequence[RunConfig], compositions: Sequence[Composition]
+) -> Execution:
+    """Return how a pack is computed: its update without own kernels if these cannot update one of its runs."""
+    if all(map(has_stock_update, configs, compositions)):
+        return execution
+    return replace(execution, kernels=execution.kernels - {"update"})
 
 
 def _engine(requested: str, config: RunConfig, device: torch.device, precision: Precision) -> Engine:
@@ -165,6 +181,7 @@ def captured_pack(
 ) -> CapturedPack:
     """Return a pack whose step runs on the device, with own kernels where the execution names some."""
     precision = execution.precision
+    execution = without_update_if_needed(execution, configs, compositions)
     if execution.kernels:
         # with Triton, which few machines without a GPU have
         from bitnetctl.engine.fused import FusedPack

@@ -4,7 +4,7 @@ Shapes: L layers, O×I a matrix, F the width of a norm, V vocabulary, H hidden.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -74,6 +74,16 @@ def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, Parameter
         result["gate_up_norm"] = norm(f"{mlp}gate_up_norm", hidden)
     result["final_norm"] = single("model.norm.weight", "norms", hidden)
     return result
+
+
+def parameter_groups(specs: Mapping[str, ParameterSpec]) -> dict[str, ParameterGroup | None]:
+    """Return the parameter group of every named parameter; None for matrices."""
+    return {
+        name.format(layer=layer): spec.group
+        for spec in specs.values()
+        for layer in range(spec.shape[0] if spec.per_layer else 1)
+        for name, _ in spec.blocks
+    }
 
 
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:

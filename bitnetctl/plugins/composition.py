@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +13,13 @@ from bitnetctl.errors import ConfigError, PluginError, one_line
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.blame import blamed, errors_blamed
 from bitnetctl.plugins.isolation import isolated
+from bitnetctl.plugins.optimizers import checked_optimizers
+from bitnetctl.plugins.values import as_float, kind_of
 from bitnetctl.units import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 Schedule = Literal["quantization", "learning_rate", "weight_decay"]
 
@@ -29,23 +31,25 @@ HOOKS = (
     "training_loss",
     "additional_loss",
     "transform_gradients",
+    "make_optimizer",
 )
 
 
 class Composition:
-    """The interventions of one run; at most one overrides `training_loss`, at most one `transform_gradients`.
+    """The interventions of one run; only one may override `training_loss`, `transform_gradients` or `make_optimizer`.
 
-    `names` are those of the plug-ins for messages, by default the names of the classes. `seed` and `step` are those of
-    the run in training; global generators that a hook draws from depend on them only.
+    `names` are those of the plug-ins for messages, by default the names of the classes. `seed`, `step` and
+    `micro_batch` are those of the run in training; global generators that a hook draws from depend on them only.
     """
 
     def __init__(self, interventions: Sequence[Intervention] = (), names: Sequence[str] | None = None) -> None:
         self.interventions = tuple(interventions)
         self.names = tuple(names or (type(each).__name__ for each in self.interventions))
-        self.seed = self.step = 0
+        self.seed = self.step = self.micro_batch = 0
         self._loss = self._overriding("training_loss")
         self._terms = self._all_overriding("additional_loss")
         self._gradients = self._overriding("transform_gradients")
+        self._optimizer = self._overriding("make_optimizer")
         self._schedules = {
             hook: self._all_overriding(hook) for hook in ("quantization", "learning_rate", "weight_decay")
         }
@@ -57,7 +61,7 @@ class Composition:
             with self._in(index, "configure"):
                 changed = hook(config)
             if not isinstance(changed, RunConfig):
-                raise blamed(name, f"configure returned {_kind(changed)}, not a RunConfig", hook)
+                raise blamed(name, f"configure returned {kind_of(changed)}, not a RunConfig", hook)
             if changed is not config:
                 # model_copy validates nothing, and would lose a misspelt field in silence
                 try:
@@ -103,7 +107,7 @@ class Composition:
             value = function(base, step, steps)
         number = as_float(value)
         if number is None:
-            raise blamed(self.names[index], f"{hook} returned {_kind(value)} at step {step}, not a number", function)
+            raise blamed(self.names[index], f"{hook} returned {kind_of(value)} at step {step}, not a number", function)
         # λ is clamped
         if not math.isfinite(number) or (number < 0 and hook != "quantization"):
             problem = f"{hook} returned {number:g} at step {step}; it must be finite and not negative"
@@ -121,8 +125,16 @@ class Composition:
         return self._gradients is not None
 
     @property
+    def optimizer_plugin(self) -> str | None:
+        """The name of the intervention that makes the optimizer, None for the optimizer of the config."""
+        return None if self._optimizer is None else self.names[self._optimizer]
+
+    @property
     def capturable_step(self) -> bool:
-        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but capturable ones."""
+        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but capturable ones.
+
+        Whether an optimizer of its own can be captured is known once it is made.
+        """
         of_loss = [*self._terms, *([] if self._loss is None else [self._loss])]
         return self._gradients is None and all(type(self.interventions[index]).capturable for index in of_loss)
 
@@ -160,7 +172,7 @@ class Composition:
         with self._in(index, hook, draws=True):
             value = function(logits_TV, targets_T)
         if not isinstance(value, torch.Tensor):
-            raise blamed(name, f"{hook} returned {_kind(value)}, not a tensor", function)
+            raise blamed(name, f"{hook} returned {kind_of(value)}, not a tensor", function)
         if value.numel() != 1:
             raise blamed(name, f"{hook} returned a tensor of shape {tuple(value.shape)}, not a scalar", function)
         if not value.is_floating_point():
@@ -179,7 +191,7 @@ class Composition:
         with self._in(self._gradients, "transform_gradients", draws=True):
             returned: object = function(parameters)
         if returned is not None:
-            problem = f"transform_gradients returned {_kind(returned)}; it must change each .grad in place"
+            problem = f"transform_gradients returned {kind_of(returned)}; it must change each .grad in place"
             raise blamed(name, problem, function)
         for key, gradient in before.items():
             replaced = parameters[key].grad if key in parameters else None
@@ -195,6 +207,26 @@ class Composition:
             # the optimizer reads the memory of the first one
             gradient.copy_(replaced)
             parameters[key].grad = gradient
+
+    def make_optimizer(self, parameters: "Mapping[str, Tensor]", config: RunConfig) -> "list[Optimizer]":
+        """Return the optimizers of the intervention that overrides this hook; raises PluginError for unusable ones."""
+        assert self._optimizer is not None
+        name, function = self.names[self._optimizer], self.interventions[self._optimizer].make_optimizer
+        with self._in(self._optimizer, "make_optimizer", draws=True):
+            made = function(dict(parameters), config)
+        return checked_optimizers(made, parameters, name, function)
+
+    @contextlib.contextmanager
+    def in_optimizer(self, doing: str) -> Iterator[None]:
+        """Run code of an optimizer that `make_optimizer` returned as a hook is run; `doing`: such as `the step of`."""
+        assert self._optimizer is not None
+        with self._in(self._optimizer, "make_optimizer", draws=True, what=f"{doing} its optimizer"):
+            yield
+
+    def blamed_optimizer(self, problem: str) -> PluginError:
+        """Return the error for an optimizer that `make_optimizer` returned and that breaks a rule."""
+        assert self._optimizer is not None
+        return blamed(self.names[self._optimizer], problem, self.interventions[self._optimizer].make_optimizer)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the states in order; raises PluginError for one that does not survive a round trip through JSON."""
@@ -223,12 +255,17 @@ class Composition:
                 self.interventions[index].load_state_dict(state)
 
     @contextlib.contextmanager
-    def _in(self, index: int, hook: str, *, draws: bool = False) -> Iterator[None]:
-        """Run a hook isolated, with its errors blamed on it; one that `draws` has global generators of its own."""
-        seed = f"{self.seed} {self.step} {index} {hook}" if draws else None
+    def _in(self, index: int, hook: str, *, draws: bool = False, what: str | None = None) -> Iterator[None]:
+        """Run a hook, or `what` it made, isolated; its errors are blamed on it.
+
+        One that `draws` has global generators of its own.
+        """
+        what = hook if what is None else what
+        micro_batch = f" {self.micro_batch}" if self.micro_batch else ""
+        seed = f"{self.seed} {self.step} {index} {what}{micro_batch}" if draws else None
         with (
-            isolated(self.names[index], f"in {hook}", seed=seed, kind=type(self.interventions[index])),
-            errors_blamed(self.names[index], hook, getattr(self.interventions[index], hook)),
+            isolated(self.names[index], f"in {what}", seed=seed, kind=type(self.interventions[index])),
+            errors_blamed(self.names[index], what, getattr(self.interventions[index], hook)),
         ):
             yield
 
@@ -250,33 +287,11 @@ def overridden_hooks(intervention: type[Intervention]) -> list[str]:
     return [hook for hook in HOOKS if getattr(intervention, hook) is not getattr(Intervention, hook)]
 
 
-def as_float(value: object) -> float | None:
-    """Return a number of Python or numpy, or in a tensor without dimensions, as a float; None for anything else."""
-    item = getattr(value, "item", None)
-    if callable(item) and tuple(getattr(value, "shape", (None,))) == ():
-        value = item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except (OverflowError, ValueError):
-        return None
-
-
 def _tree(value: object) -> Any:
     """Return a config with all in it as dictionaries, fields that it does not have included."""
     if isinstance(value, BaseModel):
         return {name: _tree(each) for name, each in vars(value).items()}
     return tuple(map(_tree, value)) if isinstance(value, tuple | list) else value
-
-
-def _kind(value: object) -> str:
-    """Return what a value is, for a message: None, or its type with the shape of a tensor or array."""
-    if value is None:
-        return "None"
-    shape = getattr(value, "shape", None)
-    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
-    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}{of_shape}".removeprefix("builtins.")
 
 
 def _text(kind: tuple[Any, tuple[int, ...], Any]) -> str:

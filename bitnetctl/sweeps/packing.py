@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import LearningRateFactors, RunConfig
 from bitnetctl.engine.cost import bytes_per_replica, estimate, fixed_bytes, known_vocabulary
 from bitnetctl.engine.select import choose, make_pack, uncaptured_engine
 from bitnetctl.errors import ConfigError, PluginError
@@ -28,9 +28,13 @@ Shape = tuple[object, ...]
 def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
     """Return what must be equal for runs to train in one pack.
 
-    On a GPU also whether a step can be captured: one run whose step cannot would keep its pack from CUDA graphs.
+    On a GPU also whether a step can be captured: one run whose step cannot would keep its pack from CUDA graphs. For
+    the same reason, and since own kernels update all runs of a pack or none, which optimizer is used, and how.
     """
-    return (*run.effective.pack_key, device.type != "cpu" and run.capturable_step)
+    if device.type == "cpu":
+        return run.effective.pack_key
+    factors = run.effective.optimizer.learning_rate_factors
+    return (*run.effective.pack_key, run.capturable_step, run.optimizer_plugin, factors == LearningRateFactors())
 
 
 def largest_pack(device: torch.device, replica_bytes: int, workers: int = 1, *, once_bytes: int = 0) -> int:

@@ -13,7 +13,15 @@ from bitnetctl.allowance import usable_cpus
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
-from bitnetctl.engine.select import Engine, Execution, choose, choose_threads, make_pack, uncaptured_engine
+from bitnetctl.engine.select import (
+    Engine,
+    Execution,
+    choose,
+    choose_threads,
+    make_pack,
+    uncaptured_engine,
+    without_update_if_needed,
+)
 from bitnetctl.engine.selfcheck import proven
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
@@ -102,6 +110,8 @@ class TrainerFactory:
             if start.checkpoints:
                 self.options.progress(f"loading the checkpoint of step {start.step:,}", 0, None)
             codes = restore(pack, start.checkpoints, tokens.fingerprint) if start.checkpoints else None
+            # after the weights are restored, which an optimizer may copy
+            pack.make_optimizers()
             engine = self._actual_engine(pack, execution.engine, acquired)
             metadata = {
                 **environment(),
@@ -112,6 +122,7 @@ class TrainerFactory:
                 "threads": threads,
                 "data": data_metadata(tokens),
                 "pack": [artifacts.name for artifacts in acquired],
+                "not_captured": self._not_captured(pack, acquired),
             }
             for run, artifacts in enumerate(acquired):
                 self._begin(artifacts, start, run, pack.replicas[run].config, metadata)
@@ -142,6 +153,7 @@ class TrainerFactory:
             composition.configure(artifacts.run.config)
             for composition, artifacts in zip(compositions, acquired, strict=True)
         ]
+        execution = without_update_if_needed(execution, effective, compositions)
         # compiling takes longer than its check is worth to who asks for it
         requested = execution.engine == "compile" and self.options.engine == "compile"
         if not requested and all(composition.capturable_step for composition in compositions):
@@ -165,13 +177,21 @@ class TrainerFactory:
         """Return the engine that the pack runs with; it is corrected in run.json if a step cannot be captured."""
         if engine == "compile":
             self.options.log("compiling before the first step; what is compiled is kept for the next time")
-        uncaptured = uncaptured_engine(engine)
-        if not isinstance(pack, CapturedPack) or pack.graphs is None:
-            return uncaptured
+        if not isinstance(pack, CapturedPack):
+            return uncaptured_engine(engine)
         # own kernels go on without a graph, and so must a resumed run
-        without_graph = engine if engine == "fused" else uncaptured
+        without_graph = engine if engine == "fused" else uncaptured_engine(engine)
+        if pack.graphs is None:
+            return without_graph
         pack.graphs.on_error = functools.partial(self._correct_engine, acquired, without_graph)
         return engine
+
+    def _not_captured(self, pack: Pack, acquired: Sequence[RunArtifacts]) -> str | None:
+        """Return why a pack that could be captured is not, and log it."""
+        reason = pack.not_captured if isinstance(pack, CapturedPack) else None
+        if reason is not None:
+            self.options.log(f"{acquired[0].name}: its pack trains without a CUDA graph, which is slower: {reason}")
+        return reason
 
     def _correct_engine(self, acquired: Sequence[RunArtifacts], engine: Engine, error: str) -> None:
         self.options.log(f"{acquired[0].name}: its pack continues without a CUDA graph, which is slower: {error}")

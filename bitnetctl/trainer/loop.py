@@ -177,7 +177,7 @@ def _checkpoint(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Ch
         config_hash=artifacts.run.config_hash,
         data_fingerprint=trainer.data_fingerprint,
         model=weights,
-        optimizer=pack.model.by_spec(replica.optimizer.state()) if resumable else {},
+        optimizer=pack.optimizer_state(run) if resumable else {},
         codes=codes if resumable else {},
         interventions=replica.composition.state_dict(),
     )

@@ -17,9 +17,10 @@ class ResolvedRun:
     """A run with what is derived from its config, once: a sweep may have thousands of runs.
 
     `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
-    needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph. `planned`
-    goes into its manifest. `problem` is the error of a plug-in that keeps it from being trained. `other_settings` is
-    (name, text): a run that differs in the settings of its plug-ins only, and how, where this one is not there yet.
+    needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph;
+    `optimizer_plugin` is the intervention that makes its optimizer. `planned` goes into its manifest. `problem` is the
+    error of a plug-in that keeps it from being trained. `other_settings` is (name, text): a run that differs in the
+    settings of its plug-ins only, and how, where this one is not there yet.
     """
 
     config: RunConfig
@@ -27,6 +28,7 @@ class ResolvedRun:
     config_hash: str
     paths: RunPaths
     capturable_step: bool
+    optimizer_plugin: str | None
     planned: PlannedRuns
     problem: str | None = None
     other_settings: tuple[str, str] | None = None
@@ -59,9 +61,10 @@ def resolve(
     Raises ConfigError for interventions that cannot be used and for names that cannot be files; an error in the code
     of a plug-in is the run's `problem`.
     """
-    effective, capturable_step, problem = config, False, None
+    effective, capturable_step, optimizer_plugin, problem = config, False, None, None
     try:
         composition = registry.compose(config.interventions)
+        optimizer_plugin = composition.optimizer_plugin
         effective, capturable_step = composition.configure(config), composition.capturable_step
     except PluginError as error:
         problem = str(error)
@@ -72,6 +75,7 @@ def resolve(
         config_hash=found.config_hash,
         paths=found.paths,
         capturable_step=capturable_step,
+        optimizer_plugin=optimizer_plugin,
         planned=PlannedRuns(seeds=[config.seed], arms=[config.arm]),
         problem=problem,
         other_settings=(found.other, found.differing) if found.other and found.differing else None,

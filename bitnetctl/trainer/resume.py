@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.engine.optim import require_alike
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CheckpointError, ConfigError, RecordError, one_line
 from bitnetctl.records import Manifest, read_manifest
@@ -135,13 +136,12 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
         try:
             if state.step > pack.steps:
                 raise ValueError(f"that has {pack.steps} steps")
-            _require_alike(state.model, pack.model.parameters(run))
+            require_alike(state.model, pack.model.parameters(run))
             pack.model.load(run, state.model)
             # the last checkpoint of a run has no optimizer state
             if state.step not in without_optimizer:
-                _require_alike(state.codes, {key: code[run] for key, code in codes.items()})
-                _require_alike(state.optimizer, pack.model.by_spec(replica.optimizer.state_like()))
-                replica.optimizer.load_state(pack.model.by_flat_parameter(state.optimizer))
+                require_alike(state.codes, {key: code[run] for key, code in codes.items()})
+                pack.load_optimizer_state(run, state.optimizer)
             replica.composition.load_state_dict(state.interventions)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = one_line(error)
@@ -149,16 +149,6 @@ def restore(pack: Pack, saved: Sequence[Checkpoint], data_fingerprint: str) -> d
     if saved[0].step in without_optimizer:
         return codes
     return {key: torch.stack([state.codes[key] for state in saved]).to(pack.device) for key in codes}
-
-
-def _require_alike(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the tensors have the names, shapes and dtypes of the expected ones."""
-    for name in sorted(loaded.keys() ^ expected.keys()):
-        raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
-    for name, like in expected.items():
-        actual, wanted = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (loaded[name], like))
-        if actual != wanted:
-            raise ValueError(f"{name} is {actual}, not {wanted}")
 
 
 def refuse_other_config(previous: Manifest | None, effective: RunConfig) -> None:

@@ -79,12 +79,8 @@ def copied(pack: Pack, into: Pack) -> None:
     with torch.no_grad():
         for key, packed in pack.model.packed.items():
             into.model.packed[key].copy_(packed)
-    for source, target in zip(pack.replicas, into.replicas, strict=True):
-        state = pack.model.by_spec(source.optimizer.state())
-        assert {key: value.shape for key, value in state.items()} == {
-            key: value.shape for key, value in into.model.by_spec(target.optimizer.state_like()).items()
-        }
-        target.optimizer.load_state(into.model.by_flat_parameter({key: value.clone() for key, value in state.items()}))
+    for run in range(len(pack.replicas)):
+        into.load_optimizer_state(run, {key: value.clone() for key, value in pack.optimizer_state(run).items()})
 
 
 @pytest.mark.parametrize("part", [*PARTS, "all"])

@@ -15,7 +15,8 @@ from bitnetctl.data import TokenData
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ConfigError, ExitCode, PluginError
 from bitnetctl.intervention import Intervention
-from bitnetctl.plugins.composition import Composition, as_float
+from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.values import as_float
 
 HERE = re.escape(__file__)
 
