@@ -128,7 +128,7 @@ def build(job: Job, device: torch.device) -> Train:
 
 def zipf_tokens(vocab_size: int, config: RunConfig, count: int = 200_000) -> TokenData:
     """Return tokens distributed by Zipf's law; no text is needed to measure speed."""
-    needed = 4 * config.data.batch_size * config.data.sequence_length + 1
+    needed = 4 * config.data.tokens_per_step + 1
     ranks = np.random.default_rng(0).zipf(1.1, max(count, needed)) % vocab_size
     return TokenData(
         train_N=ranks.astype(np.uint32),
@@ -249,7 +249,7 @@ _KINDS: dict[str, Callable[[Job, torch.device], Train]] = {
 
 def tokens_of(config: RunConfig) -> int:
     """Return the tokens of one run in a step."""
-    return config.data.batch_size * config.data.sequence_length
+    return config.data.tokens_per_step
 
 
 def _keep_stdout() -> None:

@@ -73,7 +73,7 @@ def tiny_config() -> RunConfig:
 
 def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
     """Return random tokens, enough for `config`."""
-    needed = 4 * config.data.batch_size * config.data.sequence_length + 1
+    needed = 4 * config.data.tokens_per_step + 1
     tokens_N = np.random.default_rng(seed).integers(0, _VOCAB, max(4096, needed)).astype(np.uint16)
     return TokenData(
         train_N=tokens_N,

@@ -83,7 +83,7 @@ INSIDE = {
         "__init__",
     ),
     "engine": (
-        "optim schedule cost predictions",
+        "accumulation optim schedule cost predictions",
         "plugin_optimizer",
         "pack",
         "cuda_graph",

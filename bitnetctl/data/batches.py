@@ -14,14 +14,15 @@ class Batches:
 
     An epoch is all non-overlapping windows of `sequence_length` tokens, except those left over after the last batch.
     `sequential` takes them in the order of the text and ignores the seed; `shuffled` permutes them in every epoch
-    with `numpy.random.default_rng((seed, epoch))`. Raises DataError for less than one batch.
+    with `numpy.random.default_rng((seed, epoch))`. The micro-batches of a step are one batch here, in the order of its
+    rows. Raises DataError for less than one batch.
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
         require_batch(len(data.train_N), config)
         # indexing a numpy.memmap takes several times as long
         self._train_N: Tokens = data.train_N.view(np.ndarray)
-        self._rows = config.batch_size
+        self._rows = config.rows_per_step
         self._length = config.sequence_length
         self._seed = seed
         self._shuffled = config.order == "shuffled"

@@ -284,13 +284,15 @@ def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
 
 
 def require_batch(train_tokens: int, config: DataConfig) -> None:
-    """Raise DataError if the training tokens do not fill one batch."""
-    needed = config.batch_size * config.sequence_length + 1
+    """Raise DataError if the training tokens do not fill one batch, of all micro-batches of a step."""
+    needed = config.tokens_per_step + 1
     if train_tokens < needed:
+        micro_batches = config.gradient_accumulation
+        factor, field = (f"{micro_batches} x ", "data.gradient_accumulation, ") if micro_batches > 1 else ("", "")
         raise DataError(
             f"data source {config.source}: {train_tokens} training tokens are too few for one batch of "
-            f"{config.batch_size} x {config.sequence_length} tokens ({needed} with the last target); "
-            "give more text or lower data.batch_size or data.sequence_length"
+            f"{factor}{config.batch_size} x {config.sequence_length} tokens ({needed} with the last target); "
+            f"give more text or lower {field}data.batch_size or data.sequence_length"
         )
 
 

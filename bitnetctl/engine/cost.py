@@ -88,7 +88,7 @@ def _cpu_seconds(
     step_seconds = (
         runs * 6 * multiplied * tokens / flops_rate
         + runs * (_OPTIMIZER_BYTES * parameters + 8 * 4 * tokens * vocab_size) / bytes_rate
-        + config.model.num_layers * _LAYER_SECONDS * (1 + _FURTHER_RUN * (runs - 1))
+        + config.data.gradient_accumulation * config.model.num_layers * _LAYER_SECONDS * (1 + _FURTHER_RUN * (runs - 1))
     )
     probe_seconds = runs * config.probe.positions * (2 * multiplied / flops_rate + 8 * 4 * vocab_size / bytes_rate)
     return step_seconds, _evaluations(config) * probe_seconds
@@ -117,7 +117,7 @@ def _sizes(config: RunConfig, vocab_size: int) -> tuple[int, int, int]:
     model, data = config.model, config.data
     parameters = num_parameters(model, vocab_size)
     multiplied = parameters if model.tie_word_embeddings else parameters - vocab_size * model.hidden_size
-    return parameters, multiplied, data.batch_size * data.sequence_length
+    return parameters, multiplied, data.tokens_per_step
 
 
 def _evaluations(config: RunConfig) -> int:
@@ -128,7 +128,8 @@ def step_nodes(config: RunConfig, engine: str, runs: int = 1) -> int:
     """Return about how many kernels a step has on a GPU; an uncaptured one has those of `graph`."""
     outside, layer, two_norms, run = _NODES.get(engine, _NODES["graph"])
     per_layer = layer + (two_norms if config.model.inner_norms else 0)
-    return round(outside + config.model.num_layers * per_layer + (runs - 1) * run)
+    # all but the last few kernels, which update, are those of each micro-batch
+    return round(config.data.gradient_accumulation * (outside + config.model.num_layers * per_layer) + (runs - 1) * run)
 
 
 def pack_bytes(
@@ -148,18 +149,19 @@ def pack_bytes(
 def bytes_per_replica(config: RunConfig, vocab_size: int, precision: Precision = "fp32") -> int:
     """Return the bytes that each run adds to a pack.
 
-    They are weights, gradients and moments; quantized matrices, in training and for the probe; where the matmuls are
-    not fp32, the head cast for both and the product that becomes its gradient; logits, softmax and what is cast of
-    them; activations.
+    They are weights, gradients, two moments, and the sum of gradients over micro-batches; quantized matrices, in
+    training and for the probe; where the matmuls are not fp32, the head cast for both and the product that becomes its
+    gradient; logits, softmax and what is cast of them; activations. The optimizer of a plug-in may keep more or less.
     """
     model = config.model
-    parameters, _, tokens = _sizes(config, vocab_size)
+    parameters, tokens = num_parameters(model, vocab_size), config.data.batch_size * config.data.sequence_length
+    state = 20 if config.data.gradient_accumulation > 1 else 16
     matrices = sum(math.prod(spec.shape) for spec in parameter_specs(model, vocab_size).values() if spec.is_matrix)
     low = 4 if precision == "fp32" else 2
     heads = 0 if precision == "fp32" else 3 * low * vocab_size * model.hidden_size
     logits = (12 if precision == "fp32" else 8) * tokens * vocab_size
     activations = 4 * tokens * model.num_layers * _layer_values(config)
-    return 16 * parameters + 2 * low * matrices + heads + logits + activations
+    return state * parameters + 2 * low * matrices + heads + logits + activations
 
 
 def fixed_bytes(

@@ -78,10 +78,10 @@ class CapturedPack(Pack):
     def _make_tables(self, device: torch.device) -> None:
         """Allocate the tables of a block of steps, its metrics and the counter."""
         runs, batch = len(self.replicas), self.replicas[0].config.data
-        row_tokens = runs * batch.batch_size * (batch.sequence_length + 1)
+        row_tokens = runs * batch.rows_per_step * (batch.sequence_length + 1)
         self._block = block = max(1, min(_BLOCK, _BLOCK_TOKENS // row_tokens))
         self._rows_SRBT1 = torch.zeros(
-            block, runs, batch.batch_size, batch.sequence_length + 1, dtype=torch.long, device=device
+            block, runs, batch.rows_per_step, batch.sequence_length + 1, dtype=torch.long, device=device
         )
         self._rates_SR = torch.zeros(block, runs, device=device)
         self._decays_SR = torch.zeros(block, runs, device=device)

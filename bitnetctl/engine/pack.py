@@ -16,6 +16,7 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig, RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
+from bitnetctl.engine.accumulation import Accumulator
 from bitnetctl.engine.optim import RunMoments, RunOptimizer, clip_divisor, require_alike
 from bitnetctl.engine.plugin_optimizer import PluginOptimizer
 from bitnetctl.errors import ConfigError, PluginError
@@ -120,6 +121,11 @@ class Pack:
         ]
         self.steps = configs[0].steps
         self._has_optimizers = False
+        micro_batches = configs[0].data.gradient_accumulation
+        gradients = [flat.grad for each in self.replicas for flat in each.flat_parameters.values()]
+        self._accumulator = None
+        if micro_batches > 1:
+            self._accumulator = Accumulator([grad for grad in gradients if grad is not None], micro_batches)
         self._batches = [Batches(data, config.data, config.seed) for config in configs]
         self._fetched_from, self._fetched_SRBT1 = 0, torch.empty(0)
         # rows: loss, objective, gradient norm
@@ -267,10 +273,31 @@ class Pack:
     def _compute(self, rows_RBT1: Tensor, quantization: Quantization) -> None:
         """Compute the gradients and metrics of a batch."""
         with self._without_autograd():
-            loss_R, objectives = self._compute_gradients(rows_RBT1, quantization)
+            compute = self._compute_gradients if self._accumulator is None else self._accumulate_gradients
+            loss_R, objectives = compute(rows_RBT1, quantization)
             torch.stack((loss_R, loss_R, self.model.gradient_norms()), out=self._metrics_3R)
         for run, objective in objectives.items():
             self._metrics_3R[1, run] = objective
+
+    def _accumulate_gradients(
+        self, rows_RBT1: Tensor, quantization: Quantization
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """Compute gradients, losses and objectives as `_compute_gradients` does, averaged over the micro-batches."""
+        assert self._accumulator is not None
+        micro_batches = rows_RBT1.split(self.replicas[0].config.data.batch_size, dim=1)
+        losses, objectives = [], dict[int, list[Tensor]]()
+        for index, micro_RBT1 in enumerate(micro_batches):
+            for replica in self.replicas:
+                replica.composition.micro_batch = index
+            loss_R, of_micro_batch = self._compute_gradients(micro_RBT1, quantization)
+            self._accumulator.add(index)
+            losses.append(loss_R)
+            for run, objective in of_micro_batch.items():
+                objectives.setdefault(run, []).append(objective)
+        for replica in self.replicas:
+            replica.composition.micro_batch = 0
+        means = {run: torch.stack(values).mean() for run, values in objectives.items()}
+        return torch.stack(losses).mean(0), means
 
     def _compute_gradients(self, rows_RBT1: Tensor, quantization: Quantization) -> tuple[Tensor, Mapping[int, Tensor]]:
         """Compute the gradients of a batch; return every run's loss, and the objective of those that override it."""

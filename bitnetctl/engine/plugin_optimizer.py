@@ -148,6 +148,9 @@ class PluginOptimizer:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
         if divisor is not None:
+            if skip is not None:
+                # that of a diverged run is not finite, and its gradients are to show which was not
+                divisor = torch.where(skip > 0, 1.0, divisor)
             torch._foreach_div_(self._gradients, divisor)
         with self._composition.in_optimizer("the step of"):
             self._set_groups(learning_rate, weight_decay)

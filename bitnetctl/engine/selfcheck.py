@@ -127,7 +127,12 @@ def small_config(config: RunConfig, quantization: float = 1.0) -> RunConfig:
                     "init_std": model.init_std,
                 }
             ),
-            "data": data.model_copy(update={"batch_size": max(1, min(data.batch_size, _MAX_TOKENS // positions))}),
+            "data": data.model_copy(
+                update={
+                    "batch_size": max(1, min(data.batch_size, _MAX_TOKENS // positions)),
+                    "gradient_accumulation": 1,
+                }
+            ),
             "optimizer": OptimizerConfig(name="adam", max_norm=0.05),
             "schedule": ScheduleConfig(kind="constant", peak_learning_rate=1e-3, warmup_steps=0),
             # one more, that a diverged run skips

@@ -83,6 +83,12 @@ def copied(pack: Pack, into: Pack) -> None:
         into.load_optimizer_state(run, {key: value.clone() for key, value in pack.optimizer_state(run).items()})
 
 
+def test_micro_batches_train_as_the_plain_operations_do(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    configs = [small_config(seed=seed, data__gradient_accumulation=2, optimizer__max_norm=0.1) for seed in (0, 1)]
+    host, fused = both(configs, tiny_tokens, parts=set(PARTS) - {"update"})
+    assert_trains_alike(host, fused, range(1, 3))
+
+
 @pytest.mark.parametrize("part", [*PARTS, "all"])
 def test_every_part_alone_and_all_together_train_as_the_plain_operations(
     part: Any, small_config: TinyConfig, tiny_tokens: TokenData
