@@ -8,6 +8,7 @@ from typing import Any
 from bitnetctl.config import builtin_names, read_toml
 from bitnetctl.records import Run
 from bitnetctl.verdict.checks.base import Check
+from bitnetctl.verdict.checks.compared import ComparedCheck
 from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.options import JudgeOptions
@@ -151,6 +152,11 @@ class Facts:
         for result in verdict.results:
             if verdict.sizes.get(result.size, verdict.outcome) is outcome:
                 yield result
+
+
+def compares_only(criteria: Criteria) -> bool:
+    """Whether criteria say nothing about the runs of an arm by themselves."""
+    return all(check.about_completion or isinstance(check, ComparedCheck) for check in criteria.checks)
 
 
 def recipe_steps(name: str) -> int | None:

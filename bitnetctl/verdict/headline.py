@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from bitnetctl.config import BASELINE
 from bitnetctl.units import listed, plural, shortened
 from bitnetctl.verdict import wording
-from bitnetctl.verdict.checks.compared import ComparedCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import Facts
+from bitnetctl.verdict.facts import Facts, compares_only
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import Outcome, Verdict, strictest, unseen_measures
 from bitnetctl.verdict.reasons import is_rate, seeds_text, where
@@ -44,11 +43,6 @@ def _predicate(criteria: Sequence[Criteria], *, single: bool) -> str:
         claims = dict.fromkeys(check.predicate(single=single) for one in criteria for check in one.comparisons)
         return listed(list(claims))
     return f"{'does' if single else 'do'} not collapse"
-
-
-def compares_only(criteria: Criteria) -> bool:
-    """Whether criteria say nothing about the runs of an arm by themselves."""
-    return all(check.about_completion or isinstance(check, ComparedCheck) for check in criteria.checks)
 
 
 def _extent(facts: Facts, sizes: int) -> str:
@@ -101,14 +95,14 @@ def headline(facts: Facts, why: Sequence[str]) -> str:
         case Outcome.SUPPORTED:
             return _supported(facts, why)
         case Outcome.REFUTED:
-            return _refuted(facts) or (why[0] if why else "")
+            return _refuted(facts) or (f"{why[0]}{_confidence_of_pairs(facts)}" if why else "")
     return why[0] if why else "no run to judge"
 
 
 def _supported(facts: Facts, why: Sequence[str]) -> str:
     by_rate = [verdict for verdict in facts.decisive if facts.criteria_of(verdict).seeds.rule == "rate"]
     if why and all(compares_only(facts.criteria_of(verdict)) for verdict in facts.decisive):
-        return why[0]
+        return f"{why[0]}{_confidence_of_pairs(facts)}"
     if by_rate:
         limit = min(facts.criteria_of(verdict).seeds.max_failure_rate for verdict in by_rate)
         return f"fewer than {share(limit)} of all seeds fail{confidence(by_rate)}"
@@ -154,6 +148,13 @@ def confidence(verdicts: Iterable[Verdict]) -> str:
     """Return the least confidence that verdicts by a rate promise, less for every look; empty where none is left."""
     error = error_rate(verdicts)
     return f" (confidence {wording.percent(1 - error)})" if error < 1 else ""
+
+
+def _confidence_of_pairs(facts: Facts) -> str:
+    """Return the confidence of decisions by criteria that only compare; empty for others."""
+    if not all(compares_only(facts.criteria_of(verdict)) for verdict in facts.decisive):
+        return ""
+    return confidence(facts.decisive)
 
 
 def criteria_line(facts: Facts) -> str:

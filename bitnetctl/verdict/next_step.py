@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from bitnetctl.config import split_arm
 from bitnetctl.records import REQUIRED
 from bitnetctl.units import plural, shortened
-from bitnetctl.verdict.facts import Facts
+from bitnetctl.verdict.facts import Facts, compares_only
 from bitnetctl.verdict.judge import UNKNOWN_ARM
 from bitnetctl.verdict.outcome import CheckResult, Outcome, Verdict
+from bitnetctl.verdict.reasons import rate_is_open_at
 
 SUGGESTED = ("decoupled-decay", "no-decay", "reduced-lr", "wd-schedule")
 """Interventions against the collapse, the most effective first."""
@@ -25,6 +26,8 @@ def next_step(facts: Facts) -> str:
         case Outcome.REFUTED:
             if _only_crashed(facts):
                 return "find out why it crashed: --details shows the message; then train it again"
+            if all(compares_only(one) for one in facts.criteria):
+                return _repeated(facts) or "the claim fails at this size and length: test it at the ones that you need"
             return "; ".join(filter(None, (_repeated(facts), _other_arm(facts)))) or _cause(facts)
     return _decide(facts)
 
@@ -41,6 +44,9 @@ def _made_valid(facts: Facts) -> str:
         "provenance": "judge runs of one text and one set of settings only, or train all of them alike",
         "probe": "train with a larger probe (probe.positions), or on a text with more distinct tokens",
         "level": "take a probe or a measure that can reach the threshold",
+        **dict.fromkeys(
+            ("paired", "equivalent", "interaction"), "train the arms that are compared alike, evaluated at equal steps"
+        ),
         "twin": "make the reference run work first: the setup is at fault",
     }
     return "; ".join(text for kind, text in ways.items() if kind in kinds) or "look at every check with --details"
@@ -128,6 +134,8 @@ def _ways(facts: Facts) -> Iterator[str]:
             "run-seed3.csv, or give --distinct-seeds"
         )
     yield from _more_seeds(facts)
+    if any(one["pairs"] for verdict in facts.decisive for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE)):
+        yield "plan more seeds, before looking: `bitnetctl power` says how many"
     if any(result.supports is not None and result.value is not None for result in _open_results(facts)):
         yield "no threshold is passed in some runs: train longer, or judge by more seeds"
 
@@ -176,8 +184,10 @@ def _more_seeds(facts: Facts) -> Iterator[str]:
 
 def _seeds_for(verdict: Verdict, facts: Facts) -> int | None:
     """Return with how many seeds the rate could be decided in the direction in which it points."""
-    wanted = []
+    wanted, open_sizes = [], rate_is_open_at(verdict)
     for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE):
+        if one["size"] not in open_sizes:
+            continue
         fails = one["unhealthy"] > one["healthy"]
         number = one.get("seeds_to_refute" if fails else "seeds_to_support")
         if number is None:

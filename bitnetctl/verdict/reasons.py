@@ -144,6 +144,8 @@ def _rank(result: CheckResult, outcome: Outcome, completion: set[str]) -> int | 
 def _too_few(facts: Facts, verdict: Verdict, limit: float) -> str:
     """Say that the seeds do not decide a rate, and how many could; empty where planned ones are still to come."""
     sizes = [one for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE) if one["seeds"]]
+    open_sizes = rate_is_open_at(verdict)
+    sizes = [one for one in sizes if one["size"] in open_sizes]
     if not sizes or any(one["absent"] or one["unfinished"] for one in sizes):
         return ""
     failed = any(one["unhealthy"] or one["undecided"] for one in sizes)
@@ -190,6 +192,11 @@ def sizes_text(sizes: Iterable[int | None]) -> str:
 def is_rate(result: CheckResult) -> bool:
     """Whether a result is that of the failure rate over the seeds of a size."""
     return result.run is None and result.check == RATE
+
+
+def rate_is_open_at(verdict: Verdict) -> set[int | None]:
+    """Return the sizes at which the seeds do not decide the failure rate, whatever claims about pairs or means are."""
+    return {result.size for result in verdict.results if is_rate(result) and result.outcome is Outcome.INCONCLUSIVE}
 
 
 def seeds_text(counts: Sequence[int]) -> str:

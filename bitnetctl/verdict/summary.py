@@ -18,7 +18,7 @@ from bitnetctl.units import plural, shortened
 from bitnetctl.verdict import headline, wording
 from bitnetctl.verdict.checks.base import Check, ThresholdCheck
 from bitnetctl.verdict.criteria import Criteria
-from bitnetctl.verdict.facts import Facts, SizeOfArm
+from bitnetctl.verdict.facts import Facts, SizeOfArm, compares_only
 from bitnetctl.verdict.limits import last_median
 from bitnetctl.verdict.next_step import next_step
 from bitnetctl.verdict.options import JudgeOptions
@@ -101,8 +101,8 @@ class Summary(_Model):
 
     @property
     def further_reasons(self) -> tuple[Reason, ...]:
-        """The reasons without the one that is the headline of an open or invalid verdict."""
-        return tuple(reason for reason in self.why if reason.text() != self.headline)
+        """The reasons without the one with which the headline begins."""
+        return tuple(reason for reason in self.why if not self.headline.startswith(reason.text()))
 
     @property
     def last_line(self) -> str:
@@ -294,7 +294,13 @@ def _differences(facts: Facts, cell: SizeOfArm) -> Iterator[float]:
 
 
 def _effects(facts: Facts) -> Iterator[str]:
-    """Say how the deciding arms differ from the baseline in held-out loss; this describes and tests nothing."""
+    """Say how the deciding arms differ from the baseline in held-out loss; this describes and tests nothing.
+
+    Where the criteria only compare, say what is known of the median pair.
+    """
+    if all(compares_only(one) for one in facts.criteria):
+        yield from _medians(facts)
+        return
     for arm in facts.deciding:
         by_size = {
             size: [value for value in _differences(facts, (arm, size)) if math.isfinite(value)]
@@ -311,6 +317,21 @@ def _effects(facts: Facts) -> Iterator[str]:
         lower = sum(value < 0 for value in values)
         of_arm = f"{arm}: " if len(facts.deciding) > 1 else ""
         yield f"{of_arm}held-out loss {', '.join(means)} (lower in {lower} of {plural(len(values), 'pair')})"
+
+
+def _medians(facts: Facts) -> Iterator[str]:
+    """Yield what is known of the median pairs of every deciding arm, with its size where there are several."""
+    for arm in facts.deciding:
+        sizes = [one for verdict in facts.judged[arm].verdicts for one in verdict.statistics]
+        several = len({one["size"] for one in sizes}) > 1
+        texts = [
+            f"{wording.size_name(one['size'])} {pairs['text']}" if several else pairs["text"]
+            for one in sizes
+            for pairs in one["pairs"].values()
+            if pairs["text"]
+        ]
+        if texts:
+            yield f"{f'{arm}: ' if len(facts.deciding) > 1 else ''}{'; '.join(texts)}"
 
 
 def signed(value: float) -> str:

@@ -194,10 +194,21 @@ def mean_briefly(name: str, outcome: Outcome, mean: float | None, claims: tuple[
     return f"mean {name} {number_text(mean)}, not told from chance"
 
 
-def pairs_briefly(claim: str, outcome: Outcome, count: int, planned: int, unit: str = "pair") -> str:
+def pairs_briefly(
+    claim: str, outcome: Outcome, count: int, planned: int, unit: str = "pair", undecided: str = ""
+) -> str:
     """Say in how many pairs a claim holds, and that this decides nothing where it does not."""
     text = f"{claim} in {count} of {plural(planned, unit)}"
-    return f"{text}, not told from chance" if outcome is Outcome.INCONCLUSIVE else text
+    return f"{text}, {undecided or 'not told from chance'}" if outcome is Outcome.INCONCLUSIVE else text
+
+
+def median_known(what: str, side: str, limit: float | None, level: float) -> str:
+    """Say what is known of the median of the pairs: an order statistic, None where so few pairs have no such bound."""
+    if limit is None:
+        return f"{what}; too few pairs for a bound"
+    if not math.isfinite(limit):
+        return f"{what}; failed runs leave no bound"
+    return f"{what}, {side} {number_text(limit)} ({bound(level)})"
 
 
 def mean_of_repeats(label: str) -> str:

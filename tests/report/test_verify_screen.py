@@ -18,7 +18,7 @@ from bitnetctl.verdict import Summary
 GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
 SICK: dict[str, Any] = {"TopShare": 0.9, "ContextInformation": 0.05, "HeldOutLoss": 7.0}
 LONG = "wd-schedule:stage2=0.05+reduced-lr:peak=0.0004+label-smoothing:epsilon=0.15"
-PAIRED = """
+COMPARED = """
 [seeds]
 rule = "rate"
 [[checks]]
@@ -26,11 +26,13 @@ kind = "finite"
 [[checks]]
 kind = "finished"
 [[checks]]
-kind = "paired"
-measure = "HeldOutLoss"
-better = "lower"
-margin = 0.05
 """
+PAIRED = 'kind = "paired"\nmeasure = "HeldOutLoss"\nbetter = "lower"\nmargin = 0.05\n'
+EQUIVALENT = 'kind = "equivalent"\nmeasure = "HeldOutLoss"\nwithin = 0.05\n'
+INTERACTION = (
+    'kind = "interaction"\nmeasure = "UniquePredictions"\nover = "area"\nbetter = "higher"\n'
+    'modifier = "full-precision"\nmargin = 10\n'
+)
 
 
 def two_arms(folder: Path, seeds: int, *, sick: float = 0.0, arm: str = "no-decay") -> None:
@@ -107,10 +109,29 @@ def relapsed(folder: Path) -> list[str]:
     return ["--criteria", "origin"]
 
 
+def compared(folder: Path, check: str) -> list[str]:
+    (folder.parent / "mine.toml").write_text(COMPARED + check, encoding="utf-8")
+    return ["--criteria", str(folder.parent / "mine.toml")]
+
+
 def paired(folder: Path) -> list[str]:
     two_arms(folder, 6)
-    (folder.parent / "paired.toml").write_text(PAIRED, encoding="utf-8")
-    return ["--criteria", str(folder.parent / "paired.toml")]
+    return compared(folder, PAIRED)
+
+
+def equivalent(folder: Path) -> list[str]:
+    for seed, difference in enumerate((0.01, -0.02, 0.03, 0.12, -0.01, 0.0, -0.2, 0.02)):
+        for arm, loss in (("baseline", 4.9), ("label-smoothing", 4.9 + difference)):
+            healthy_run(folder, seed, arm=arm, HeldOutLoss=loss + seed / 1000)
+    return compared(folder, EQUIVALENT)
+
+
+def interaction(folder: Path) -> list[str]:
+    arms = {"baseline": 100, "higher-rate": 150, "full-precision": 300, "full-precision+higher-rate": 310}
+    for seed in range(7):
+        for arm, count in arms.items():
+            healthy_run(folder, seed, arm=arm, unique=[8000, *[count + seed * 2] * 10])
+    return compared(folder, INTERACTION)
 
 
 def many_arms(folder: Path) -> list[str]:
@@ -142,6 +163,8 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
         unknown_arm,
         relapsed,
         paired,
+        equivalent,
+        interaction,
         many_arms,
         long_arm,
     )

@@ -81,7 +81,9 @@ def test_criteria_that_only_compare_claim_no_absence_of_collapse(tmp_path: Path)
     summary = summary_of(runs, criteria=[paired])
     assert summary.outcome is Outcome.SUPPORTED
     assert summary.claim.startswith("h256 trained with `no-decay` has a lower HeldOutLoss than `baseline` (")
-    assert summary.headline == "HeldOutLoss lower than baseline in 6 of 6 pairs"
+    assert summary.headline == "HeldOutLoss lower than baseline in 6 of 6 pairs (confidence 95 %)"
+    assert summary.further_reasons == ()
+    assert summary.effect == ("HeldOutLoss: median improvement 0.5, at least 0.5 (one-sided 95 % bound)",)
     [row] = summary.rows
     [cell] = row.cells
     assert summary.columns[0].is_count

@@ -35,6 +35,8 @@ class ComparedCheck(AggregatedCheck):
 
     unit: ClassVar[str] = "pair"
     """What a seed with all of its runs is called."""
+    undecided: ClassVar[str] = "not told from chance"
+    """What is said of an open result."""
 
     against: Annotated[str, Field(min_length=1)] = BASELINE
     pairs: PositiveInt | None = None
@@ -103,9 +105,13 @@ class ComparedCheck(AggregatedCheck):
     def median_text(self, value: float) -> str:
         """Return the median of the pairs as text, such as `median improvement 0.3`."""
 
+    @abstractmethod
     def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return margin and bounds for the statistics of a verdict."""
-        return {}
+
+    @abstractmethod
+    def shown_bound(self, pairs: Pairs, levels: Levels, *, refuted: bool) -> tuple[str, float | None]:
+        """Return the bound of the median that bears out a decision, and its side, such as `at least`."""
 
     @property
     def condition(self) -> dict[str, Any]:
@@ -131,7 +137,7 @@ class ComparedCheck(AggregatedCheck):
 
         def summarize(outcome: Outcome) -> str:
             claim = f"{self.aggregate.name(self.measure)} {self.supports}"
-            return wording.pairs_briefly(claim, outcome, count, pairs.planned, self.unit)
+            return wording.pairs_briefly(claim, outcome, count, pairs.planned, self.unit, self.undecided)
 
         def statistics(levels: Levels) -> dict[str, Any]:
             return self._statistics(pairs, p, levels)
@@ -237,7 +243,15 @@ class ComparedCheck(AggregatedCheck):
             "level_of_refutation": levels.refuting,
             "p_of_support": p.supporting,
             "p_of_refutation": p.refuting,
+            "text": self._median_known(pairs, p, levels) if pairs.values else "",
         }
+
+    def _median_known(self, pairs: Pairs, p: PValues, levels: Levels) -> str:
+        """Say what is known of the median pair."""
+        refuted = p.refuting < levels.refuting
+        side, bound = self.shown_bound(pairs, levels, refuted=refuted)
+        text = f"{self.aggregate.name(self.measure)}: {self.median_text(median(pairs.values))}"
+        return wording.median_known(text, side, bound, levels.refuting if refuted else levels.supporting)
 
 
 def _evaluated_alike(run: Run, partner: Partner) -> Partner:

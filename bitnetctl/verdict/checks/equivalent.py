@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,7 +12,7 @@ from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.compared import ROUNDING, ComparedCheck, gain
 from bitnetctl.verdict.checks.pair_tests import (
     Pairs,
-    median_bound,
+    median_bounds,
     two_bets_on_mean,
     two_sign_tests,
     two_student_tests,
@@ -28,6 +28,8 @@ class EquivalentCheck(ComparedCheck):
     takes both, refutation either of the opposite ones at half of the level. Two failed runs are equal; one failed run
     is a difference beyond any amount.
     """
+
+    undecided: ClassVar[str] = "neither shown nor excluded"
 
     kind: Literal["equivalent"] = "equivalent"
     within: Positive
@@ -79,14 +81,21 @@ class EquivalentCheck(ComparedCheck):
 
     def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return `within`, one-sided bounds of the median difference, and the larger one of both in size."""
-        low, high = (median_bound(pairs, levels.supporting, side) for side in ("low", "high"))
-        bound = None if low is None or high is None else max(-low, high)
+        low, high = median_bounds(pairs, Levels(levels.supporting, levels.supporting))
         return {
             "within": self.within,
-            "bound_of_median": bound,
+            "bound_of_median": None if low is None or high is None else max(-low, high),
             "lower_bound_of_median": low,
             "upper_bound_of_median": high,
         }
+
+    def shown_bound(self, pairs: Pairs, levels: Levels, *, refuted: bool) -> tuple[str, float | None]:
+        """Return a bound of the size of the median difference: the largest, the least where the claim is refuted."""
+        level = levels.refuting / 2 if refuted else levels.supporting
+        low, high = median_bounds(pairs, Levels(level, level))
+        if low is None or high is None:
+            return "", None
+        return ("at least", max(low, -high)) if refuted else ("in size at most", max(-low, high))
 
     def median_text(self, value: float) -> str:
         """Return the median difference as text."""

@@ -51,8 +51,8 @@ class InteractionCheck(ImprovementCheck):
     def predicate(self, *, single: bool) -> str:
         """Say what is claimed of the runs of an arm."""
         name = self.aggregate.name(self.measure)
-        verb = "gains" if single else "gain"
-        return f"{verb} more over `{self.against}` in {name} than with `{self.modifier}` added to both"
+        verb, by_margin = "gains" if single else "gain", f",{self.by_margin}" if self.margin else ""
+        return f"{verb} more over `{self.against}` in {name} than with `{self.modifier}` added to both{by_margin}"
 
     def is_compared_with(self, arm: str) -> bool:
         """Whether an arm is `against` or has the modifier."""

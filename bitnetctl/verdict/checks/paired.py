@@ -56,7 +56,18 @@ class ImprovementCheck(ComparedCheck):
     def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return the margin, and bounds of the median of the values: above 0 where it is beyond the margin."""
         low, high = median_bounds(pairs, levels)
-        return {"better": self.better, "margin": self.margin, "bound_of_median": low, "upper_bound_of_median": high}
+        return {
+            "better": self.better,
+            "margin": self.margin,
+            "bound_of_median": low,
+            "upper_bound_of_median": high,
+        }
+
+    def shown_bound(self, pairs: Pairs, levels: Levels, *, refuted: bool) -> tuple[str, float | None]:
+        """Return the lower bound of the median improvement, the upper one where the claim is refuted."""
+        low, high = median_bounds(pairs, levels)
+        side, bound = ("at most", high) if refuted else ("at least", low)
+        return side, None if bound is None else bound + self.margin
 
     def shows(self, pairs: Pairs, outcome: Outcome, p: PValues, levels: Levels) -> str:
         """Say what is shown about the median or the mean pair."""
