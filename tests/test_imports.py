@@ -28,7 +28,8 @@ ORDER = (
     "engine verdict",
     "claims",
     "trainer report",
-    "sweeps monitor testing",
+    "sweeps monitor testing recorder",
+    "integrations",
     "api",
     "cli",
     "__main__",
@@ -126,6 +127,8 @@ INSIDE = {
         "overview",
         "__init__",
     ),
+    "recorder": ("probe", "measure files", "recorder", "__init__"),
+    "integrations": ("base", "transformers lightning", "__init__"),
     "sweeps": ("plan queue packing executors", "executor", "__init__"),
     "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command

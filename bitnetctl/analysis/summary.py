@@ -97,8 +97,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     steps = run.steps
     loss, unique, held_out = (run.finite(name) for name in ("Loss", "UniquePredictions", "HeldOutLoss"))
     unigram, bigram = (_last(run.finite(name)) for name in ("UnigramLoss", "BigramLoss"))
-    warmup_steps = run.effective.schedule.warmup_steps if run.effective is not None else 0
-    trained = steps > max(1, warmup_steps)
+    trained = steps > max(1, run.warmup_steps)
 
     boundary = run.boundary_step
     stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
@@ -106,7 +105,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     after = None if boundary is None else _first_index(steps > boundary)
     lowest = _lowest_index(unique, stage1)
 
-    collapse = _followed(run, warmup_steps)
+    collapse = _followed(run)
     collapsed_count = collapse.collapsed + _missed_evaluations(run)
     judged_count = collapsed_count + collapse.healthy
     manifest = run.manifest
@@ -153,9 +152,9 @@ def has_failed(run: Run) -> bool:
     return run.diverged_at is not None or status in ("diverged", "failed")
 
 
-def _followed(run: Run, warmup_steps: int) -> CollapseTracker:
+def _followed(run: Run) -> CollapseTracker:
     """Return what all evaluations of a run say."""
-    tracker = CollapseTracker(warmup_steps)
+    tracker = CollapseTracker(run.warmup_steps)
     for step, collapsed, healthy in zip(run.steps.tolist(), *map(list, classify(run.records)), strict=True):
         tracker.add(step, True if collapsed else False if healthy else None)
     if run.diverged_at is not None:

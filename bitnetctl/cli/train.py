@@ -156,7 +156,7 @@ def _other_length(run: ResolvedRun) -> str | None:
     config = run.config
     for folder in sorted(run.paths.runs_dir.glob(f"h{config.model.hidden_size}-*-s{config.seed}-*/")):
         with contextlib.suppress(BitnetctlError):
-            other = parse_config(manifest.config) if (manifest := read_manifest(folder)) else config
+            other = parse_config(manifest.requested()) if (manifest := read_manifest(folder)) else config
             if other.steps != config.steps and other.model_copy(update={"steps": config.steps}).hash == config.hash:
                 hint = f"; --extend {folder.name} would train that one on" if other.steps < config.steps else ""
                 return (

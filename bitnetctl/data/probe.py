@@ -75,8 +75,7 @@ def probe_data(data: TokenData, *, positions: int, sequence_length: int, progres
             f"{max(0, supported) * sequence_length} probe positions in rows of {sequence_length}, "
             f"not {positions}; {remedy} more text or raise data.held_out_fraction"
         )
-    starts_P = np.arange(rows, dtype=np.int64) * (len(held_out_N) - 1) // rows
-    positions_PT1 = starts_P[:, None] + np.arange(sequence_length + 1)
+    positions_PT1 = row_positions(rows, sequence_length, len(held_out_N))
     windows_PT1 = held_out_N[positions_PT1].astype(np.int64)
     inputs_PT, targets_PT = windows_PT1[:, :-1].copy(), windows_PT1[:, 1:].copy()
     scores = _cached_scores(data, inputs_PT, targets_PT, progress)
@@ -108,6 +107,12 @@ def _count_bytes(data: TokenData, targets_PT: Int64s, positions_PT: Int64s) -> t
     tokens, counts = np.unique(targets_PT, return_counts=True)
     lengths_K = np.array([pieces.length(token) for token in tokens.tolist()], dtype=np.int64)
     return int(lengths_K @ counts), None
+
+
+def row_positions(rows: int, sequence_length: int, tokens: int) -> Int64s:
+    """Return the positions [P, T + 1] of evenly spaced rows in a text, with the target of the last of each."""
+    starts_P = np.arange(rows, dtype=np.int64) * (tokens - 1) // rows
+    return starts_P[:, None] + np.arange(sequence_length + 1)
 
 
 def score_ngrams(

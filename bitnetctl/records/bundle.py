@@ -178,7 +178,7 @@ def _write_absent(bundle: zipfile.ZipFile, absent: AbsentRun, csv: Path, stem: s
     # the CSV is given when the bundle is read, so its manifest must be one that can be read
     with contextlib.suppress(ConfigError):
         manifest = read_manifest(folder)
-        if manifest is not None and parse_config(manifest.config):
+        if manifest is not None and (manifest.external or parse_config(manifest.requested())):
             never_evaluated = absent.state in ("failed", "unfinished") and manifest.steps_done == 0
             if csv.is_file() or never_evaluated:
                 bundle.writestr(f"runs/{stem}.csv", HEADER)

@@ -74,9 +74,13 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = (), unread: 
     """
     known = Known()
     for run in runs:
-        known.add(run.arm, run.size, run.planned_steps, run.config, seed=run.seed)
+        external = Identity.of_manifest(run.manifest) if run.external is not None else None
+        known.add(run.arm, run.size, run.planned_steps, run.config, seed=run.seed, external=external)
     for one in empty:
-        known.add(one.config.arm, one.config.model.hidden_size, one.config.steps, one.config)
+        identity = _identity_of(one)
+        if identity is not None:
+            external = identity if one.config is None else None
+            known.add(identity.arm, identity.size, identity.steps, one.config, external=external)
     for bad in unread:
         known.add(bad.arm, bad.size, bad.planned_steps, bad.config)
     given = [run.path for run in runs] + [one.path for one in empty] + [bad.path for bad in unread]
@@ -110,8 +114,12 @@ def take_inventory(runs: Sequence[Run], empty: Sequence[EmptyRun] = (), unread: 
 
 
 def _recorded_arm(manifest: Manifest | None) -> str | None:
-    identity = None if manifest is None else Identity.of_tree(manifest.config)
+    identity = Identity.of_manifest(manifest)
     return None if identity is None else identity.arm
+
+
+def _identity_of(one: EmptyRun) -> Identity | None:
+    return Identity.of_manifest(one.manifest) if one.config is None else Identity.of_config(one.config)
 
 
 def _count_unnamed(runs: Sequence[Run], found: Iterable[Sibling], unread: Iterable[UnreadRun]) -> int:
@@ -298,7 +306,9 @@ def _others(known: Known, siblings: Iterable[Sibling]) -> Iterator[AbsentRun]:
 def _add_never_started(absent: _Absent, known: Known, empty: Iterable[EmptyRun]) -> None:
     """Add the given runs of which there is no file."""
     for one in empty:
-        identity = Identity.of_config(one.config)
+        identity = _identity_of(one)
+        if identity is None:
+            continue
         group = known.groups[identity.arm, identity.size]
         if identity.seed not in group.seeds:
             absent.add(group, identity, "missing", "no file", f"seed {identity.seed}")

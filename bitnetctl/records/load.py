@@ -59,7 +59,7 @@ def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: s
         return _of_log(path, records, origin)
     config = _recorded(manifest, path) if manifest else None
     effective = _recorded(manifest, path, effective=True) if manifest else None
-    size, arm, seed, steps = _identity(path, config, records.title)
+    size, arm, seed, steps = _identity(path, config, records.title, manifest)
     return Run(
         path=path,
         name=manifest.run if manifest else path.stem,
@@ -216,10 +216,11 @@ def _with_arm_of(run: Run, config: RunConfig | None) -> Run:
 
 
 def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadRun:
+    manifest = None
     with contextlib.suppress(RecordError):
         manifest = read_manifest(path) if config is None else None
         config = config if manifest is None else _recorded(manifest, path)
-    size, arm, seed, steps = _identity(path, config, None)
+    size, arm, seed, steps = _identity(path, config, None, manifest)
     located = re.fullmatch(r":([0-9]+): (.*)", reason.removeprefix(str(path)))
     return UnreadRun(
         path=path,
@@ -234,20 +235,28 @@ def _unread(path: Path, reason: str, config: RunConfig | None = None) -> UnreadR
 
 
 def _identity(
-    path: Path, config: RunConfig | None, title: str | None
+    path: Path, config: RunConfig | None, title: str | None, manifest: Manifest | None
 ) -> tuple[int | None, str | None, int | None, int | None]:
-    """Return size, arm, seed and planned steps by the config, else by the name; size and seed by a title, too."""
+    """Return size, arm, seed and planned steps by the manifest, else by the name; size and seed by a title, too."""
     if config is not None:
         return config.model.hidden_size, config.arm, config.seed, config.steps
+    if manifest is not None and manifest.external is not None:
+        external = manifest.external
+        return external.size, external.arm, external.seed, external.steps
     named = parse_run_name(original_stem(path.stem))
     if named is not None:
         return named
     return size_hint(path.stem, title), None, seed_hint(path.stem, title), None
 
 
-def _recorded(manifest: Manifest, path: Path, *, effective: bool = False) -> RunConfig:
-    """Return the requested config of a manifest, or that after interventions, with every setting that it tells."""
+def _recorded(manifest: Manifest, path: Path, *, effective: bool = False) -> RunConfig | None:
+    """Return the requested config of a manifest, or that after interventions, with every setting that it tells.
+
+    Returns None for a run that another program trained.
+    """
     tree = manifest.effective_config if effective and manifest.effective_config else manifest.config
+    if tree is None:
+        return None
     return completed(_config(tree, path), [plugin.model_dump() for plugin in manifest.plugins])
 
 

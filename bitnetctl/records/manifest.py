@@ -3,13 +3,21 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError
 
 from bitnetctl.config import canonical_hash
-from bitnetctl.errors import RecordError, cannot_read, one_line
+from bitnetctl.errors import ConfigError, RecordError, cannot_read, one_line
 from bitnetctl.files import write_atomic
 from bitnetctl.records.naming import printable_name
 from bitnetctl.records.paths import MANIFEST_NAME
@@ -90,6 +98,19 @@ class PlannedRuns(_Document):
     arms: list[str] = Field(description="of every run of the command, in its order")
 
 
+class ExternalRun(_Document):
+    """What is known of a run that another program trained and this one measured; None is unknown."""
+
+    trainer: _Text | None = Field(None, description="program that trained it, with its version")
+    arm: _Text | None = None
+    size: _Count | None = Field(None, description="hidden size")
+    seed: _Count | None = None
+    steps: _Count | None = Field(None, description="planned steps")
+    boundary_step: _Count | None = Field(None, description="last step of stage 1")
+    warmup_steps: _Count = 0
+    settings: dict[str, Any] = Field(default_factory=dict, description="of the training, equal for seeds of one arm")
+
+
 class Session(_Provenance):
     """A part of the training of a run, within one process."""
 
@@ -106,9 +127,10 @@ class Manifest(_Provenance):
     schema_version: int = SCHEMA_VERSION
     run: str
     status: Status
-    config: dict[str, Any] = Field(description="the requested RunConfig")
-    config_hash: str
+    config: dict[str, Any] | None = Field(None, description="the requested RunConfig; of an external run none")
+    config_hash: str = Field(description="of the config, or of what is known of an external run")
     effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
+    external: ExternalRun | None = Field(None, description="of a run that another program trained")
     planned: PlannedRuns | None = Field(None, description="by the command that last started it; unknown in older files")
     created_at: _UtcTime
     updated_at: _UtcTime
@@ -122,6 +144,18 @@ class Manifest(_Provenance):
     elapsed_seconds: _Seconds = Field(0.0, description="wall-clock seconds over all sessions")
     csv_sha256: str | None = Field(None, description="of the rows of a run that ended, with LF at their ends")
     sha256: str | None = Field(None, description="of the rest of this file")
+
+    @model_validator(mode="after")
+    def _check_described(self) -> Self:
+        if (self.config is None) == (self.external is None):
+            raise ValueError("config: needed, unless external tells of a run that another program trained")
+        return self
+
+    def requested(self) -> dict[str, Any]:
+        """Return the requested config; raises ConfigError for a run that another program trained."""
+        if self.config is None:
+            raise ConfigError(f"run {self.run}: another program trained it, so it has no config")
+        return self.config
 
 
 def sessions_until(step: int, manifest: Manifest | None) -> list[Session]:

@@ -15,7 +15,7 @@ Cell: TypeAlias = tuple[str, int]
 class Group:
     """The given runs of one arm and size; `configs` has one config for every setting of theirs.
 
-    `interventions` is the `settings_key` of the arm, None where unknown.
+    `interventions` is the `settings_key` of the arm, None where unknown. `is_recorded`: a manifest tells of the arm.
     """
 
     arm: str
@@ -24,6 +24,7 @@ class Group:
     steps: set[int] = field(default_factory=set)
     configs: dict[str | None, RunConfig] = field(default_factory=dict)
     interventions: str | None = None
+    is_recorded: bool = False
 
 
 class Known:
@@ -35,9 +36,15 @@ class Known:
         self.settings: set[str | None] = set()
 
     def add(
-        self, arm: str | None, size: int | None, steps: int | None, config: RunConfig | None, seed: int | None = None
+        self,
+        arm: str | None,
+        size: int | None,
+        steps: int | None,
+        config: RunConfig | None,
+        seed: int | None = None,
+        external: Identity | None = None,
     ) -> None:
-        """Add a given run; one of unknown arm or size tells of no other."""
+        """Add a given run, `external` if another program trained it; one of unknown arm or size tells of no other."""
         if arm is not None:
             self.arms.setdefault(arm)
         if arm is None or size is None:
@@ -45,8 +52,12 @@ class Known:
         group = self.groups.setdefault((arm, size), Group(arm=arm, size=size))
         group.seeds |= set() if seed is None else {seed}
         group.steps |= set() if steps is None else {steps}
+        if external is not None:
+            group.is_recorded = True
+            self.settings.add(external.settings)
         if config is not None:
             identity = Identity.of_config(config)
+            group.is_recorded = True
             group.configs.setdefault(identity.settings, config)
             group.interventions = group.interventions or identity.interventions
             self.settings.add(identity.settings)
@@ -66,7 +77,7 @@ class Known:
             group
             for group in self.similar(identity)
             # an arm whose settings are known is another one
-            if identity.settings is None or not group.configs
+            if identity.settings is None or not group.is_recorded
         ]
         if len(similar) > 1:
             similar.sort(key=lambda group: not _would_be_named(group, identity, name))

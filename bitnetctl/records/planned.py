@@ -67,15 +67,15 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A run whose manifest tells of a plan; its config is parsed where it is needed only."""
+    """A run whose manifest tells of a plan; its config is parsed where it is needed only, an external run has none."""
 
     identity: Identity
     tree: dict[str, Any] | None = None
     known: RunConfig | None = None
 
     def config(self) -> RunConfig | None:
-        """Return the requested config, None where it is damaged."""
-        if self.known is None and self.tree is not None:
+        """Return the requested config, None where it is damaged or there is none."""
+        if self.known is None and self.tree is not None and self.tree.get("config") is not None:
             try:
                 return parse_config(self.tree["config"])
             except ConfigError:
@@ -91,10 +91,10 @@ def read_plans(
     seen: set[str] = set()
     given: list[Run | EmptyRun] = [*runs, *empty]
     for one in given:
-        if one.manifest is not None and one.config is not None:
+        identity = Identity.of_manifest(one.manifest) if one.config is None else Identity.of_config(one.config)
+        if one.manifest is not None and identity is not None:
             seen.add(os.path.realpath(one.path))
             tree = one.manifest.model_dump(mode="json", include=fields)
-            identity = Identity.of_config(one.config)
             yield Source(identity=identity, known=one.config), Plan.of_manifest(one.name, tree, identity.seed)
     for sibling in siblings:
         if sibling.tree is not None and sibling.identity is not None and not sibling.real_csvs & seen:

@@ -56,10 +56,10 @@ class _RunsByValue:
 def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings: bool = True) -> Differences:
     """Return what differs between runs that are compared, as far as their manifests tell.
 
-    Breaking: the text, the tokenizer, the code of a plug-in, and with `same_settings` the requested config apart from
-    `MAY_DIFFER`; with `same_arm` also the settings of the plug-ins and the effective config of the runs of one size and
-    length. Minor: precision, engine, torch, kind of device, in any session of a run. What is unknown differs from
-    nothing.
+    Breaking: the text, the tokenizer, the probe of runs that other programs trained, the code of a plug-in, and with
+    `same_settings` the requested config apart from `MAY_DIFFER`; with `same_arm` also the settings of the plug-ins, the
+    program that trained and its settings, and the effective config of the runs of one size and length. Minor:
+    precision, engine, torch, kind of device, in any session of a run. What is unknown differs from nothing.
     """
     breaking, effective, minor = _RunsByValue(), _RunsByValue(), _RunsByValue()
     for run in runs:
@@ -70,6 +70,7 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
         _add_requested(breaking, runs)
     if same_arm:
         _add_plugin_settings(breaking, runs)
+        _add_external(breaking, runs)
         _add_effective(effective, runs)
     texts = dict(breaking.differences())
     # a field that was requested differently is named once
@@ -79,8 +80,9 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
 
 
 def _add_breaking(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
-    for aspect, key in (("data fingerprint", "fingerprint"), ("tokenizer fingerprint", "tokenizer_fingerprint")):
+    for key in ("fingerprint", "tokenizer_fingerprint", "probe_fingerprint"):
         value = manifest.data.get(key)
+        aspect = "data fingerprint" if key == "fingerprint" else key.replace("_", " ")
         runs_of.add(aspect, value if isinstance(value, str) else None, run)
     for plugin in (plugin for session in _sessions(run, manifest) for plugin in session.plugins):
         runs_of.add(f"code of {plugin.name}", plugin.source_sha256, run)
@@ -98,6 +100,19 @@ def _add_plugin_settings(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
             for name in names[plugin.name]:
                 value = _text(plugin.settings[name]) if name in plugin.settings else "no such setting"
                 runs_of.add(f"{plugin.name}:{name}", value, run)
+
+
+def _add_external(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
+    """Note program and settings of the runs that another one trained, and their stages at one length."""
+    external = [(run, run.external) for run in runs if run.external is not None]
+    names = dict.fromkeys(name for _, one in external for name in one.settings)
+    for run, one in external:
+        runs_of.add("trainer", one.trainer, run)
+        for name in names:
+            runs_of.add(name, _text(one.settings[name]) if name in one.settings else "no such setting", run)
+        if one.steps is not None:
+            for aspect, step in (("boundary step", one.boundary_step), ("warm-up steps", one.warmup_steps)):
+                runs_of.add(f"{aspect} of {one.steps:,} steps", _text(step), run)
 
 
 def _add_minor(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitnetctl.config import RunConfig
-from bitnetctl.records.manifest import Manifest
+from bitnetctl.records.manifest import ExternalRun, Manifest
 from bitnetctl.records.metrics import roundest
 from bitnetctl.records.naming import printable_name
 from bitnetctl.records.reader import Records
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Run:
     """A run to be analysed or judged; None is unknown throughout.
 
-    `config` is the requested config, `effective` that after interventions; both come from the manifest. Without a
-    manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name, `size` and `seed` from the title too.
+    `config` is the requested config, `effective` that after interventions; both come from the manifest, that of an
+    external run has none. Without a manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name,
+    `size` and `seed` from the title too.
     """
 
     path: Path
@@ -60,6 +61,18 @@ class Run:
         return file if self.records.origin is None or self.name in (self.path.stem, file) else f"{file}: {self.name}"
 
     @property
+    def external(self) -> ExternalRun | None:
+        """What is known of a run that another program trained, None for any other."""
+        return None if self.manifest is None else self.manifest.external
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up, 0 where they are unknown."""
+        if self.effective is not None:
+            return self.effective.schedule.warmup_steps
+        return 0 if self.external is None else self.external.warmup_steps
+
+    @property
     def frame(self) -> "pd.DataFrame":
         """The rows as a pandas frame with the CSV's columns; `records.unknown` tells unknown cells from NaN."""
         return self.records.frame
@@ -73,11 +86,13 @@ class Run:
     def boundary_interval(self) -> tuple[int, int] | None:
         """The first and the last step that can be the last of stage 1; equal where it is known.
 
-        It is known from the config or, where WD is constant, as half of the planned steps. The WD column tells only
+        It is known from the manifest or, where WD is constant, as half of the planned steps. The WD column tells only
         that it lies between two logged steps.
         """
         if self.effective is not None:
             return self.effective.boundary_step, self.effective.boundary_step
+        if self.external is not None and self.external.boundary_step is not None:
+            return self.external.boundary_step, self.external.boundary_step
         decay, known = self.values("WD"), ~self.records.unknown["WD"]
         changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
         if len(changed):
@@ -159,13 +174,14 @@ class Run:
 class EmptyRun:
     """A run without an evaluation: its CSV has no rows or is missing, or it was planned and never started.
 
-    `config` is the requested config, from the manifest or from the command that planned the run.
+    `config` is the requested config, from the manifest or from the command that planned the run; None for a run that
+    another program trains, of which the manifest tells.
     """
 
     path: Path
     name: str
     manifest: Manifest | None
-    config: RunConfig
+    config: RunConfig | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
 from bitnetctl.records.find import is_litter, original_stem
-from bitnetctl.records.manifest import read_tree
+from bitnetctl.records.manifest import ExternalRun, Manifest, read_tree
 from bitnetctl.records.naming import parse_run_name
 from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
 from bitnetctl.records.provenance import MAY_DIFFER
@@ -62,6 +62,27 @@ class Identity:
             settings=_settings(tree),
             interventions=settings_key(tree["interventions"]),
         )
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest | None) -> "Identity | None":
+        """Return the identity that a manifest tells; None where it does not."""
+        if manifest is None:
+            return None
+        if manifest.external is not None:
+            return cls.of_external(manifest.external, manifest.data)
+        return None if manifest.config is None else cls.of_tree(manifest.config)
+
+    @classmethod
+    def of_external(cls, external: ExternalRun, data: Mapping[str, Any]) -> "Identity | None":
+        """Return the identity of a run that another program trained; None where a part of it is unknown.
+
+        Such runs belong together if they were measured on the same probe.
+        """
+        size, arm, seed, steps = external.size, external.arm, external.seed, external.steps
+        if size is None or arm is None or seed is None or steps is None:
+            return None
+        settings = json.dumps({"external": True, "probe": data.get("probe_fingerprint")})
+        return cls(size=size, arm=arm, seed=seed, steps=steps, settings=settings)
 
     @classmethod
     def of_tree(cls, tree: dict[str, Any], plugins: object = ()) -> "Identity | None":
@@ -176,13 +197,23 @@ def _sibling(name: str, folder: Path, csvs: Sequence[Path], *, has_folder: bool)
         return None
     identity = Identity.of_name(name)
     if tree is not None:
-        config = tree.get("config")
-        known = Identity.of_tree(config, tree.get("plugins")) if isinstance(config, dict) else None
-        if known is None:
+        try:
+            identity = _told(tree)
+        except ValueError:
             tree, is_damaged = None, True
-        else:
-            identity = known
     return Sibling(name=name, folder=folder, csvs=csvs, tree=tree, is_damaged=is_damaged, identity=identity)
+
+
+def _told(tree: dict[str, Any]) -> Identity | None:
+    """Return the identity in a manifest as JSON, None where it tells none; raises ValueError where it is damaged."""
+    if tree.get("external") is not None:
+        external, data = ExternalRun.model_validate(tree["external"]), tree.get("data")
+        return Identity.of_external(external, data if isinstance(data, dict) else {})
+    config = tree.get("config")
+    known = Identity.of_tree(config, tree.get("plugins")) if isinstance(config, dict) else None
+    if known is None:
+        raise ValueError("no config")
+    return known
 
 
 @functools.cache

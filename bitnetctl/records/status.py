@@ -58,7 +58,7 @@ def ended(paths: RunPaths, config_hash: str, config: RunConfig) -> Manifest | No
 def _differing(manifest: Manifest, config: RunConfig) -> str:
     """Return the fields in which a config differs from that of a manifest, or their hashes where it cannot be read."""
     try:
-        recorded = completed(parse_config(manifest.config), [one.model_dump() for one in manifest.plugins])
+        recorded = completed(parse_config(manifest.requested()), [one.model_dump() for one in manifest.plugins])
     except ConfigError:
         return f"config {manifest.config_hash[:12]}, not {config.hash[:12]}"
     return listed(differences(recorded, config) or [f"config {manifest.config_hash[:12]}"])

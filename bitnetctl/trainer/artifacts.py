@@ -17,6 +17,7 @@ from bitnetctl.records import (
     RecordWriter,
     Rollback,
     Row,
+    RunPaths,
     Session,
     Status,
     read_manifest,
@@ -52,19 +53,7 @@ class RunArtifacts:
 
         Raises RunBusyError if another process holds it, RunRefusedError if its files are another user's.
         """
-        with storage_errors(self.paths.folder):
-            make_folder(self.paths.folder)
-        if problem := unwritable_part(self.paths.folder):
-            raise RunRefusedError(problem)
-        with storage_errors(self.paths.lock):
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise RunBusyError(
-                    f"run {self.name} is being trained by another process; wait for it or stop it first"
-                ) from error
-            except PermissionError as error:
-                raise RunRefusedError(f"{self.paths.lock}: cannot lock: {blame(self.paths.lock)}") from error
+        lock_run(self.paths, self._lock)
 
     def begin(self, metadata: Mapping[str, Any], resumed: Checkpoint | None) -> None:
         """Open the CSV with the rows of the checkpoint, drop later checkpoints, write the manifest with `metadata`.
@@ -214,6 +203,23 @@ class RunArtifacts:
     def _write_manifest(self) -> None:
         assert self._manifest is not None
         write_manifest(self.paths.folder, self._manifest)
+
+
+def lock_run(paths: RunPaths, lock: Lock) -> None:
+    """Make the folder of a run and take its lock; raises as `RunArtifacts.acquire` does."""
+    with storage_errors(paths.folder):
+        make_folder(paths.folder)
+    if problem := unwritable_part(paths.folder):
+        raise RunRefusedError(problem)
+    with storage_errors(paths.lock):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunBusyError(
+                f"run {paths.name} is being trained by another process; wait for it or stop it first"
+            ) from error
+        except PermissionError as error:
+            raise RunRefusedError(f"{paths.lock}: cannot lock: {blame(paths.lock)}") from error
 
 
 def record_failure(run: ResolvedRun, message: str, *, is_fault_of_plugin: bool) -> None:

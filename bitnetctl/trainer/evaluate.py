@@ -4,7 +4,8 @@ Shapes: R runs, P probe rows, T positions of a row, N positions of a chunk, V vo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from bitnetctl.data import ProbeData
 from bitnetctl.engine.cost import probe_chunk_bytes
 from bitnetctl.engine.predictions import PredictionSums
 from bitnetctl.model.packed import PackedModel
+
+Logits: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps tokens [R, P, T] to logits [R, P·T, V]."""
 
 
 class Probe:
@@ -38,20 +42,28 @@ class Probe:
         histogram. Bits per byte are unknown without the probe's bytes. A run whose logits are not finite gets NaN in
         what depends on them.
         """
-        logits = model.prepared(quant_lambdas)
-        sums = PredictionSums(model.num_runs, self._vocab_size, model.device, fused="probe" in model.parts)
+        return self.measure_logits(model.prepared(quant_lambdas), model.num_runs, fused="probe" in model.parts)
+
+    @torch.no_grad()
+    def measure_logits(
+        self, logits: Logits, runs: int = 1, *, fused: bool = False, rows_per_chunk: int | None = None
+    ) -> list[dict[str, float | int | None]]:
+        """Return the columns as `measure` does for any model; `rows_per_chunk` are as many as fit if None."""
+        device = self._inputs_PT.device
+        sums = PredictionSums(runs, self._vocab_size, device, fused=fused)
         rows, positions = self._inputs_PT.shape
-        token_bytes = 4 * model.num_runs * self._vocab_size
-        rows_per_chunk = max(1, probe_chunk_bytes(model.device) // (positions * token_bytes))
+        if rows_per_chunk is None:
+            token_bytes = 4 * runs * self._vocab_size
+            rows_per_chunk = max(1, probe_chunk_bytes(device) // (positions * token_bytes))
         chunks = zip(self._inputs_PT.split(rows_per_chunk), self._targets_PT.split(rows_per_chunk), strict=True)
         for inputs_PT, targets_PT in chunks:
             # not kept in a variable: the logits of two chunks would be in memory at once
-            sums.add(logits(inputs_PT.expand(model.num_runs, -1, -1)), targets_PT.flatten())
+            sums.add(logits(inputs_PT.expand(runs, -1, -1)), targets_PT.flatten())
         total = rows * positions
         context_R = _entropy(sums.softmax_RV / total) - sums.entropy_R / total
         loss_R = sums.loss_R / total
-        prompt_logits = logits(self._prompts_PT.expand(model.num_runs, -1, -1))
-        last_RPV = prompt_logits.view(model.num_runs, *self._prompts_PT.shape, -1)[:, :, -1]
+        prompt_logits = logits(self._prompts_PT.expand(runs, -1, -1))
+        last_RPV = prompt_logits.view(runs, *self._prompts_PT.shape, -1)[:, :, -1]
         top_RP = last_RPV.argmax(-1).masked_fill(~last_RPV.isfinite().all(-1), -1)
         return [
             self._columns(counts_V, float(loss), float(context), top_P)

@@ -21,8 +21,8 @@ def source_paths(text: str, runs_dir: Path) -> RunPaths:
 def extended_config(source: RunPaths, steps: int) -> RunConfig:
     """Return the config of a finished run with more steps; raises ConfigError where it cannot be extended."""
     manifest = _finished(source)
-    continues = f"{manifest.config_hash[:12]}@{manifest.steps_done}"
-    return parse_config({**manifest.config, "steps": steps, "continues": continues}, source=f"--extend {source.name}")
+    longer = {"steps": steps, "continues": f"{manifest.config_hash[:12]}@{manifest.steps_done}"}
+    return parse_config({**manifest.requested(), **longer}, source=f"--extend {source.name}")
 
 
 def begin_extension(run: ResolvedRun, source: RunPaths) -> None:

@@ -98,7 +98,7 @@ def _difference(folder: Path, artifacts: RunArtifacts) -> str:
     with contextlib.suppress(RecordError, ConfigError):
         manifest = read_manifest(folder)
         if manifest is not None:
-            return listed(differences(parse_config(manifest.config), artifacts.run.config)) or "the hash differs"
+            return listed(differences(parse_config(manifest.requested()), artifacts.run.config)) or "the hash differs"
     return "there is no run.json that tells which"
 
 

@@ -199,7 +199,7 @@ def test_the_manifest_names_the_plugins(
     source = tmp_path / "site" / "made_up_counting.py"
     assert manifest.plugins[0].module == "made_up_counting"
     assert manifest.plugins[0].source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert manifest.config["interventions"] == [
+    assert manifest.requested()["interventions"] == [
         {"name": "counting", "settings": {}, "defaults": {"factor": 0.0}, "file": None},
         {"name": "reduced-lr", "settings": {"peak": 1e-3}, "defaults": {"factor": None}, "file": None},
     ]

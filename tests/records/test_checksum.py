@@ -68,7 +68,7 @@ def test_the_same_rows_however_they_are_written(path: Path, kind: str) -> None:
     assert run.records.torn is None
     manifest = read_manifest(path)
     assert manifest is not None
-    assert ended(RunPaths(path.parent, RUN), manifest.config_hash, parse_config(manifest.config)) is not None
+    assert ended(RunPaths(path.parent, RUN), manifest.config_hash, parse_config(manifest.requested())) is not None
 
 
 EDITED: dict[str, Callable[[bytes], bytes]] = {

@@ -308,7 +308,7 @@ def test_runs_that_a_command_planned_and_never_started(tmp_path: Path) -> None:
     empty_run(tmp_path, configs[2], "running")
     loaded = load_planned(configs, tmp_path)
     runs, empty = loaded.runs, loaded.empty
-    assert ([run.seed for run in runs], [one.config.seed for one in empty]) == ([0], [1, 2, 3])
+    assert ([run.seed for run in runs], [one.config and one.config.seed for one in empty]) == ([0], [1, 2, 3])
     found = take_inventory(runs, empty)
     assert [(one.seed, one.state) for one in found.absent] == [(1, "failed"), (2, "unfinished"), (3, "missing")]
     assert found.absent[2].reason == "no file"

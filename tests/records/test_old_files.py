@@ -82,7 +82,7 @@ def test_the_manifests_are_read(old: Old) -> None:
 def test_a_config_has_the_hash_it_had(old: Old) -> None:
     for name, expected in old.expected["hashes"].items():
         manifest = old.manifest(RunPaths(old.folder / "runs", name))
-        config = parse_config(manifest.config)
+        config = parse_config(manifest.requested())
         assert config.hash == manifest.config_hash == expected
         assert config.run_name == name
         # settings left at their default still have the default, so that the run is found by them under its old name
@@ -109,7 +109,7 @@ def test_the_checkpoint_holds_what_was_saved(old: Old) -> None:
 def resume(old: Old, *paths: RunPaths) -> list[Event]:
     """Train the stopped runs, as one pack, to their end and return the events."""
     paths = paths or (old.stopped,)
-    configs = [parse_config(old.manifest(of_run).config) for of_run in paths]
+    configs = [parse_config(old.manifest(of_run).requested()) for of_run in paths]
     steps: list[str] = []
     options = TrainOptions(runs_dir=old.folder / "runs", device="cpu", progress=lambda what, *_: steps.append(what))
     with open_trainer(configs, options, names=[of_run.name for of_run in paths]) as session:
@@ -125,7 +125,7 @@ def assert_resumed(old: Old, paths: RunPaths, before: bytes) -> None:
     assert read(paths.csv).frame["Step"].tolist() == [1, 3, 6, 9, 12]
     manifest = old.manifest(paths)
     assert (manifest.status, manifest.steps_done) == ("finished", 12)
-    assert resolve(parse_config(manifest.config), old.folder / "runs").ended() is not None
+    assert resolve(parse_config(manifest.requested()), old.folder / "runs").ended() is not None
 
 
 def test_a_stopped_run_resumes(old: Old) -> None:
@@ -165,7 +165,7 @@ def test_a_run_that_was_rolled_back_keeps_its_lower_rate(old: Old) -> None:
 
 
 def test_a_finished_run_has_ended(old: Old) -> None:
-    config = parse_config(old.manifest(old.finished).config)
+    config = parse_config(old.manifest(old.finished).requested())
     assert resolve(config, old.folder / "runs").ended() == old.manifest(old.finished)
 
 
