@@ -17,7 +17,7 @@ from bitnetctl.config import ProbeConfig, canonical_hash
 from bitnetctl.config.load import validated
 from bitnetctl.data import ProbeData, TokenData, probe_data
 from bitnetctl.data.probe import row_starts, score_ngrams
-from bitnetctl.errors import DataError
+from bitnetctl.errors import ConfigError, DataError
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[Any] | Any
 """Token ids [N] as a list, an array (memory-mapped, too) or a tensor."""
@@ -57,6 +57,8 @@ class HeldOutProbe:
         that is not positive.
         """
         prompts = _probe_config(positions, random_prompts, random_prompt_tokens, prompt_seed)
+        if sequence_length < 1:
+            raise ConfigError(f"probe: sequence_length is {sequence_length}; give the tokens of a row")
         train_N = _checked(train_tokens, vocab_size, "training")
         held_out_N = _checked(held_out_tokens, vocab_size, "held-out")
         rows = -(-positions // sequence_length)
@@ -160,12 +162,12 @@ def _checked(tokens: TokenIds, vocab_size: int, what: str) -> npt.NDArray[Any]:
     """Return token ids as an array [N]; raises DataError for anything else."""
     # a tensor may be on a GPU
     array_N = np.asarray(tokens.cpu() if hasattr(tokens, "cpu") else tokens)
+    if not array_N.size:
+        raise DataError(f"probe: there are no {what} tokens")
     if array_N.ndim != 1 or not np.issubdtype(array_N.dtype, np.integer):
         raise DataError(
             f"probe: the {what} tokens are of shape {array_N.shape} and type {array_N.dtype}, not whole numbers [N]"
         )
-    if not len(array_N):
-        raise DataError(f"probe: there are no {what} tokens")
     least, most = int(array_N.min()), int(array_N.max())
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most

@@ -1,5 +1,6 @@
 """The recorder: one row for each evaluation of a training of any program, and a warning where it collapses."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -261,6 +262,10 @@ def _check(csv: Path, external: ExternalRun, resume_step: int | None) -> None:
         raise ConfigError(f"{csv}: resume_step is {resume_step}; give the step of the checkpoint")
     if external.arm is not None and not (external.arm.strip() and external.arm.isprintable()):
         raise ConfigError(f"{csv}: arm {external.arm!r} is not a name; give a few words on one line")
+    try:
+        json.dumps(external.settings, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{csv}: settings hold what JSON cannot: {one_line(error)}") from error
 
 
 def _number(value: Number) -> float | None:
@@ -279,9 +284,7 @@ def _code(name: str, code: Tensor) -> Tensor:
     """Return ternary weights as int8 [1, …]; raises ConfigError for other values."""
     small = code.detach().to(torch.int8)
     if bool((small != code).any()) or bool((small.abs() > 1).any()):
-        raise ConfigError(
-            f"recorder: ternary_codes {name!r} has other values than -1, 0 and 1; give codes, not weights"
-        )
+        raise ConfigError(f"recorder: ternary_codes {name!r} has other values than -1, 0 and 1: weights, not codes")
     return small.unsqueeze(0)
 
 
