@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from bitnetctl.config import ProbeConfig, canonical_hash
 from bitnetctl.config.load import validated
 from bitnetctl.data import ProbeData, TokenData, probe_data
-from bitnetctl.data.probe import row_starts, score_ngrams
+from bitnetctl.data.probe import row_positions, score_ngrams
+from bitnetctl.data.token_bytes import UNKNOWN, Pieces
 from bitnetctl.errors import ConfigError, DataError
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[Any] | Any
@@ -43,6 +44,7 @@ class HeldOutProbe:
         held_out_tokens: TokenIds,
         *,
         vocab_size: int,
+        held_out_bytes: TokenIds | None = None,
         positions: int = 8192,
         sequence_length: int = 64,
         random_prompts: int = 20,
@@ -53,6 +55,8 @@ class HeldOutProbe:
 
         `positions` is rounded up to whole rows of `sequence_length`, which the model must be able to take. The unigram
         and the bigram predictor are counted on `train_tokens`, a part of the training text if it is a long one.
+        `held_out_bytes` [N] are the UTF-8 bytes of text that each held-out token stands for, -1 where they are unknown;
+        with them bits per byte are known.
         Raises DataError for tokens that are none of the vocabulary, and for too few of them; ConfigError for a number
         that is not positive.
         """
@@ -68,12 +72,16 @@ class HeldOutProbe:
                 f"probe: {len(held_out_N):,} held-out tokens support at most {max(0, supported) * sequence_length:,} "
                 f"positions in rows of {sequence_length}, not {positions:,}; give more text, or lower positions"
             )
-        windows_PT1 = held_out_N[row_starts(rows, len(held_out_N))[:, None] + np.arange(sequence_length + 1)]
+        positions_PT1 = row_positions(rows, sequence_length, len(held_out_N))
+        windows_PT1 = held_out_N[positions_PT1]
         inputs_PT, targets_PT = (part.astype(np.int64) for part in (windows_PT1[:, :-1], windows_PT1[:, 1:]))
         scores = score_ngrams(train_N, inputs_PT, targets_PT, vocab_size=vocab_size)
-        unique_targets = len(np.unique(targets_PT))
         data = ProbeData(
-            inputs_PT=inputs_PT, targets_PT=targets_PT, unique_targets=unique_targets, **scores.model_dump()
+            inputs_PT=inputs_PT,
+            targets_PT=targets_PT,
+            unique_targets=len(np.unique(targets_PT)),
+            target_bytes=_target_bytes(held_out_bytes, len(held_out_N), positions_PT1[:, 1:]),
+            **scores.model_dump(),
         )
         details = {"reference_tokens": len(train_N), "held_out_tokens": len(held_out_N)}
         return cls(data=data, vocab_size=vocab_size, prompts=prompts, details=details)
@@ -100,8 +108,10 @@ class HeldOutProbe:
             if fast is None:
                 raise DataError("probe: give vocab_size, which a function that encodes text does not tell")
             vocab_size = fast.get_vocab_size()
-        train, held_out = (_encoded(text, encode, end_of_text) for text in (train_text, held_out_text))
-        probe = cls.from_tokens(train, held_out, vocab_size=vocab_size, **settings)
+        pieces = None if fast is None else Pieces(fast, end_of_text)
+        train, _ = _encoded(train_text, encode, end_of_text, None)
+        held_out, held_out_bytes = _encoded(held_out_text, encode, end_of_text, pieces)
+        probe = cls.from_tokens(train, held_out, vocab_size=vocab_size, held_out_bytes=held_out_bytes, **settings)
         if fast is None:
             return probe
         details = {**probe.details, "tokenizer_fingerprint": hashlib.sha256(fast.to_str().encode()).hexdigest()}
@@ -148,6 +158,17 @@ class HeldOutProbe:
         return {**self.details, "vocab_size": self.vocab_size, **measured}
 
 
+def _target_bytes(held_out_bytes: TokenIds | None, tokens: int, positions_PT: npt.NDArray[np.int64]) -> int | None:
+    """Return the bytes of the targets, None where they are not known of all."""
+    if held_out_bytes is None:
+        return None
+    bytes_N = np.asarray(held_out_bytes)
+    if bytes_N.shape != (tokens,):
+        raise DataError(f"probe: held_out_bytes are of shape {bytes_N.shape}, not ({tokens},): one for each token")
+    bytes_PT = bytes_N[positions_PT]
+    return None if (bytes_PT == UNKNOWN).any() else int(bytes_PT.sum(dtype=np.int64))
+
+
 def _probe_config(positions: int, random_prompts: int, random_prompt_tokens: int, seed: int) -> ProbeConfig:
     tree = {
         "positions": positions,
@@ -185,8 +206,15 @@ def _unlimited(tokenizer: Any) -> Tokenizer | None:
     return copy
 
 
-def _encoded(text: str | Iterable[str], encode: Encode, end_of_text: int | None) -> npt.NDArray[np.int64]:
+def _encoded(
+    text: str | Iterable[str], encode: Encode, end_of_text: int | None, pieces: Pieces | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Return the token ids [N] of documents and, with `pieces`, the bytes of each."""
     end = [] if end_of_text is None else [end_of_text]
-    documents = [text] if isinstance(text, str) else text
-    parts = [np.array([*encode(document), *end], dtype=np.int64) for document in documents]
-    return np.concatenate([np.empty(0, np.int64), *parts])
+    ids, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for document in [text] if isinstance(text, str) else text:
+        ids_N = np.array([*encode(document)], dtype=np.int64)
+        ids += [ids_N, np.array(end, dtype=np.int64)]
+        if pieces is not None:
+            sizes += [pieces.lengths(ids_N, document), np.zeros(len(end), dtype=np.int64)]
+    return np.concatenate(ids), None if pieces is None else np.concatenate(sizes)

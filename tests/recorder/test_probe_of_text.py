@@ -27,6 +27,10 @@ def test_a_tokenizer_and_a_function_give_the_same_probe(tokenizer: Tokenizer, ti
         train, held_out, lambda one: tokenizer.encode(one).ids, vocab_size=300, **SIZES
     )
     assert by_function.fingerprint == probe.fingerprint
+    assert by_function.data.target_bytes is None
+    # whole rows of another text: their bytes are those of what they decode to, the first token of a row left out
+    decoded = [tokenizer.decode(row) for row in probe.data.targets_PT.tolist()]
+    assert probe.data.target_bytes == sum(len(one.encode()) for one in decoded)
     assert "tokenizer_fingerprint" not in by_function.metadata()
     assert len(probe.metadata()["tokenizer_fingerprint"]) == 64
 
@@ -47,6 +51,8 @@ def test_an_end_of_text_follows_every_document(tokenizer: Tokenizer, tiny_text: 
     expected = HeldOutProbe.from_tokens(ids, ids, vocab_size=300, **SIZES)
     assert probe.fingerprint == expected.fingerprint
     assert 256 in probe.data.targets_PT
+    decoded = [tokenizer.decode([one for one in row if one != 256]) for row in probe.data.targets_PT.tolist()]
+    assert probe.data.target_bytes == sum(len(one.encode()) for one in decoded)
 
 
 def test_a_function_needs_a_vocabulary() -> None:
