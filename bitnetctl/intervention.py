@@ -7,19 +7,25 @@ not override changes nothing. Hooks of one run are called
 2. for every step, counted from 1 to `steps`: `quantization`, `learning_rate` and `weight_decay` return the value of the
    step, given the value so far. They must be pure functions of arguments and settings: all values are computed before
    the first step;
-3. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy, and
+3. in the forward pass: `quantize_weights` returns codes and scale of the weights instead of round(w / mean |w|), once
+   for each projection, and `quantize_activations` those of the input of each matrix instead of int8 by the largest
+   value of a token. They are pure functions, called for all runs and layers at once: runs whose quantizers differ train
+   in packs of their own. The engine multiplies by codes · scale, passes the gradient straight through, and interpolates
+   with the strength λ;
+4. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy, and
    `additional_loss` a term that is added to it;
-4. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
+5. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
    `transform_gradients` changes the gradients in place;
-5. once, before the first step of a run or of its resumed part: `make_optimizer` returns the optimizer that is used
+6. once, before the first step of a run or of its resumed part: `make_optimizer` returns the optimizer that is used
    instead of the config's. Its `step` is called once a step, after clipping.
 
 Several interventions, `-i first+second`, apply in the order given: the second receives what the first returned. Only
-one of them may override `training_loss`, one `transform_gradients`, and one `make_optimizer`; two raise a ConfigError.
-Any number may override `additional_loss`: their terms are added to the training loss or to the cross-entropy.
+one of them may override each of `training_loss`, `transform_gradients`, `make_optimizer`, `quantize_weights` and
+`quantize_activations`; two raise a ConfigError. Any number may override `additional_loss`: their terms are added to the
+training loss or to the cross-entropy.
 
-With `data.gradient_accumulation` k, a step has k micro-batches: hooks of 3 are called for each of them, hooks of 4 and
-the optimizer once, with gradients that are averaged over all of them.
+With `data.gradient_accumulation` k, a step has k micro-batches: hooks of 3 and 4 are called for each of them, hooks of
+5 and the optimizer once, with gradients that are averaged over all of them.
 
 Measurements are the same in every arm: the CSV column `Loss` is the mean cross-entropy, `GradNorm` is measured before
 `transform_gradients`, and the probe is the same. The value of `training_loss` with all terms is the column `Objective`.
@@ -34,17 +40,18 @@ run.json and by `bitnetctl interventions check`: torch's default dtype and devic
 precisions, denormals, autocast, grad mode and anomaly detection, the global generators, numpy's error state, warnings
 filters, signal handlers and timer, environment, working directory, umask, search path, recursion limit, garbage
 collection, the root logger, `sys.stdout` and `sys.stderr`. What is printed to stdout goes to stderr and is named in the
-same way; nothing ends the process. Hooks of 3 to 5, and the step of an optimizer, may draw from the global generators
+same way; nothing ends the process. Hooks of 4 to 6, and the step of an optimizer, may draw from the global generators
 of torch, numpy and Python: before each call they are seeded from the run's seed and the step, so that a run draws the
 same numbers alone, in any pack and after a resume; afterwards they continue where they were.
 
 A schedule value is a finite number, not negative but for `quantization`: of Python, of numpy, or in a tensor without
-dimensions. Anything else, an error in a hook, or a loss that is no scalar with a gradient ends the runs of this
-intervention with a message that names hook, file and line; other runs continue.
+dimensions. Anything else, an error in a hook, a loss that is no scalar with a gradient, or what is not codes and a
+scale ends the runs of this intervention with a message that names hook, file and line; other runs continue.
 
-On a GPU, steps are captured in CUDA graphs. `transform_gradients`, a `training_loss` or `additional_loss` that is
-not `capturable`, and an optimizer whose groups are not all `capturable`, work there too, but without graphs and
-therefore more slowly.
+On a GPU, steps are captured in CUDA graphs. `transform_gradients`, a loss or quantizer that is not `capturable`, and
+an optimizer whose groups are not all `capturable`, work there too, but without graphs and therefore more slowly. Own
+kernels, compiled layers and int8 matmuls compute the built-in quantizers only: where a run has another, the rest of its
+step is as fast as before, and `--precision int8` is refused.
 
 Runs of one arm share name and settings, so a default that changes in a new version of a plug-in makes new runs: every
 setting, at its default or not, is part of the config hash of a run.
@@ -119,9 +126,8 @@ class Intervention:
     source: ClassVar[str] = ""
     """Where the idea comes from: a paper and section, or a document."""
     capturable: ClassVar[bool] = False
-    """Whether `training_loss` and `additional_loss` may be captured in a CUDA graph and replayed: they must depend only
-    on their arguments and on constants, draw nothing, and never read a tensor's value on the host (`.item()`,
-    `if loss > 1`)."""
+    """Whether losses and quantizers may be captured in a CUDA graph and replayed: they must depend only on their
+    arguments and on constants, draw nothing, and never read a tensor's value on the host (`.item()`, `if loss > 1`)."""
 
     class Settings(InterventionSettings):
         """No settings."""
@@ -149,6 +155,25 @@ class Intervention:
     def weight_decay(self, base: float, step: int, steps: int) -> float:
         """Return the weight decay of `step`, for all parameters that `optimizer.exempt` does not list."""
         return base
+
+    def quantize_weights(self, weight_LOI: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return codes -1, 0 and 1, of the shape of the weights, and a scale; the quantized weights are codes · scale.
+
+        `weight_LOI` are L matrices of O outputs × I inputs, of the layers of all runs of a pack: a projection, or where
+        `model.scale_group` is "fused" the matrix of several. Each must be quantized by itself. The scale is finite:
+        [L, 1, 1] for a matrix, [L, O, 1] for each row, [L, O, G] for each of G equal groups of inputs of a row.
+        A pure function, called under `no_grad`; embeddings and head are not quantized.
+        """
+        raise NotImplementedError("called only where it is overridden")
+
+    def quantize_activations(self, x_NI: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return codes, whole numbers from -128 to 127 of the shape of the activations, and a scale, as for weights.
+
+        `x_NI` are the normalized inputs of a matrix, of N tokens of all runs of a pack; each must be quantized by
+        itself. The scale is finite: [N, 1] for a token, [N, G] for each of G equal groups of its features.
+        A pure function, called under `no_grad`.
+        """
+        raise NotImplementedError("called only where it is overridden")
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Return the scalar objective of a batch in nats, differentiable with respect to the logits.

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.engine.pack import Pack
 from bitnetctl.intervention import Intervention
+from bitnetctl.model.packed import PackedModel
 from bitnetctl.plugins.blame import errors_blamed
 from bitnetctl.plugins.composition import HOOKS, Composition, Schedule
 from bitnetctl.plugins.isolation import forget_intrusions, intrusions_of, isolated
@@ -37,7 +39,8 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     The rules: the class derives from `Intervention` and has a summary; every setting has a default and unknown ones are
     rejected; `configure` and the schedules are pure, and schedules are numbers, finite and not negative; losses are
     scalars with a gradient; training next to a baseline run gives finite values, does not change the baseline, and
-    gives the same values when repeated and for two runs in one pack; its state is JSON and can be restored; with its
+    gives the same values when repeated and for two runs in one pack; quantizers are pure, take each matrix and token by
+    itself, and leave a run with λ 0 beside them in full precision; its state is JSON and can be restored; with its
     optimizer, a run that is resumed after two steps has the same third one, bit for bit; nothing changes the process,
     see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
     error in a hook, and pydantic's ValidationError for invalid `settings`.
@@ -55,6 +58,7 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     _check_settings(intervention, settings or {})
     _check_schedules(compose)
     _check_training(compose)
+    _check_quantizers(compose)
     changes = intrusions_of(name)
     assert not changes, "it " + "; it ".join(changes)
 
@@ -64,7 +68,7 @@ def tiny_config() -> RunConfig:
     return RunConfig.model_validate(
         {
             "steps": _STEPS,
-            "model": {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "model": {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
             "data": {"batch_size": 2, "sequence_length": 8},
             "schedule": {"warmup_steps": 4},
         }
@@ -91,7 +95,7 @@ def tiny_tokens(config: RunConfig, seed: int = 0) -> TokenData:
 def _train(composition: Composition, beside: Composition) -> Pack:
     """Train two steps, in one pack with another run if the shapes allow that."""
     config, other = composition.configure(tiny_config()), beside.configure(tiny_config())
-    same_shape = config.pack_key == other.pack_key
+    same_shape = config.pack_key == other.pack_key and composition.quantizer_key == beside.quantizer_key
     configs, compositions = ([config, other], [composition, beside]) if same_shape else ([config], [composition])
     pack = Pack(configs, compositions, tiny_tokens(config), torch.device("cpu"))
     for step in (1, 2):
@@ -177,3 +181,46 @@ def _check_optimizer(compose: Callable[[], Composition], trained: Pack) -> None:
         assert torch.equal(weight, fresh.model.parameters(0)[name]), (
             f"a resumed run has other values of {name}: its optimizer keeps what changes outside of state and groups"
         )
+
+
+def _check_quantizers(compose: Callable[[], Composition]) -> None:
+    config, generator = tiny_config().model, torch.Generator().manual_seed(0)
+    quantizers = compose().quantizers()
+    samples = {
+        "quantize_weights": (quantizers.weights, (3, config.num_attention_heads, config.hidden_size)),
+        "quantize_activations": (quantizers.activations, (5, config.intermediate_size)),
+    }
+    for hook, (quantize, shape) in samples.items():
+        if quantize is None:
+            continue
+        x = torch.randn(shape, generator=generator)
+        codes, scale = quantize(x)
+        again, scale_again = quantize(x)
+        assert torch.equal(codes, again), f"{hook} is not a pure function"
+        assert torch.equal(scale, scale_again), f"{hook} is not a pure function"
+        for index in range(len(x)):
+            alone, scale_alone = quantize(x[index : index + 1].clone())
+            message = f"{hook} does not take each index of the first dimension by itself"
+            torch.testing.assert_close(
+                alone * _per_input(scale_alone, x), (codes * _per_input(scale, x))[[index]], msg=message
+            )
+    if quantizers.weights is not None or quantizers.activations is not None:
+        _check_full_precision(compose)
+
+
+def _per_input(scale: Tensor, x: Tensor) -> Tensor:
+    """Return a scale repeated for each input of its group."""
+    return scale.repeat_interleave(x.shape[-1] // scale.shape[-1], dim=-1)
+
+
+def _check_full_precision(compose: Callable[[], Composition]) -> None:
+    """A run with λ 0 must not see the quantizers, even in a pack with one that does."""
+    config = tiny_config()
+    tokens_RBT = torch.arange(2 * config.data.sequence_length).view(2, 1, -1)
+    logits = []
+    for composition, other in ((compose(), 0.5), (Composition(), 0.0)):
+        model = PackedModel(
+            [config.model] * 2, _VOCAB, [0, 1], torch.device("cpu"), quantizers=composition.quantizers()
+        )
+        logits.append(model.forward(tokens_RBT, [0.0, other])[0])
+    assert torch.equal(*logits), "a run with λ 0 is not in full precision beside one that is quantized"

@@ -34,6 +34,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "model.init_std": POSITIVE,
     "model.rms_norm_eps": POSITIVE,
     "model.rope_theta": POSITIVE,
+    "model.logit_soft_cap": st.none() | POSITIVE,
     "data.source": st.text(min_size=1),
     "data.held_out_source": st.none() | st.text(),
     "data.held_out_fraction": st.floats(0.01, 0.99),

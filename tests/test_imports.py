@@ -64,11 +64,11 @@ INSIDE = {
         "__init__",
     ),
     "kernels": ("__init__ lerp", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
-    "model": ("quantization functional parameters", "matmul", "parts", "layer", "packed", "fused", "__init__"),
+    "model": ("quantization functional parameters", "matmul storage", "parts", "layer", "packed", "fused", "__init__"),
     "plugins": (
         "aspects blame values",
         "torch_aspects optimizers",
-        "isolation",
+        "isolation quantizer",
         "composition scaffold project",
         "registry",
         "__init__",

@@ -182,7 +182,7 @@ def _dry_run(run: ResolvedRun, device_name: str, as_json: bool) -> int:
 
     device = resolve_device(device_name)
     vocab_size = known_vocabulary(run.effective)
-    execution = choose(run.effective, vocab_size, device)
+    execution = choose(run.effective, vocab_size, device, custom=run.custom_quantizers)
     engine = execution.engine if run.capturable_step else uncaptured_engine(execution.engine)
     cost = estimate(run.effective, vocab_size, device, 1, execution.precision, engine)
     if as_json:

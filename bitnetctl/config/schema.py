@@ -60,6 +60,9 @@ class ModelConfig(Frozen):
     init_std: Positive = 0.02
     rms_norm_eps: Positive = 1e-5
     rope_theta: Positive = 10_000.0
+    logit_soft_cap: Positive | None = Field(
+        None, description="c of logits c·tanh(x / c), as in Gemma 2 (arXiv 2408.00118); none: not capped"
+    )
 
     @property
     def intermediate_size(self) -> int:

@@ -159,7 +159,8 @@ def bytes_per_replica(config: RunConfig, vocab_size: int, precision: Precision =
     matrices = sum(math.prod(spec.shape) for spec in parameter_specs(model, vocab_size).values() if spec.is_matrix)
     low = 4 if precision == "fp32" else 2
     heads = 0 if precision == "fp32" else 3 * low * vocab_size * model.hidden_size
-    logits = (12 if precision == "fp32" else 8) * tokens * vocab_size
+    # capped logits are fp32 in every precision
+    logits = (12 if precision == "fp32" or model.logit_soft_cap is not None else 8) * tokens * vocab_size
     activations = 4 * tokens * model.num_layers * _layer_values(config)
     return state * parameters + 2 * low * matrices + heads + logits + activations
 

@@ -6,13 +6,14 @@ device, so learning rate, weight decay, clipping and a run's divergence change n
 Shapes: R runs, N tokens of a run, F flat parameters.
 """
 
+import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from bitnetctl.config import ModelConfig, RunConfig
+from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.engine.cuda_graph import CapturedPack, StepKey
 from bitnetctl.engine.optim import RunMoments
@@ -20,8 +21,9 @@ from bitnetctl.kernels.adam import adam_, adam_rows_, adam_tiles_, square_sums
 from bitnetctl.kernels.finish import finish_step, new_state
 from bitnetctl.model.fused import FusedModel
 from bitnetctl.model.matmul import Precision
-from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
+from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.parts import Part
+from bitnetctl.model.storage import FLAT_GROUPS
 from bitnetctl.plugins.composition import Composition
 
 
@@ -44,17 +46,8 @@ class FusedPack(CapturedPack):
         self._parts = frozenset(parts)
         super().__init__(configs, compositions, data, device, precision=precision)
 
-    def _make_model(
-        self,
-        configs: Sequence[ModelConfig],
-        vocab_size: int,
-        seeds: Sequence[int],
-        device: torch.device,
-        *,
-        precision: Precision,
-        compiled: bool,
-    ) -> PackedModel:
-        return FusedModel(configs, vocab_size, seeds, device, precision=precision, compiled=compiled, parts=self._parts)
+    def _model_kind(self) -> Callable[..., PackedModel]:
+        return functools.partial(FusedModel, parts=self._parts)
 
     def _make_tables(self, device: torch.device) -> None:
         super()._make_tables(device)

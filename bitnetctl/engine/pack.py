@@ -6,14 +6,14 @@ Shapes: R runs, B rows, T positions, N = B·T tokens, H hidden, V vocabulary.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitnetctl.config import ModelConfig, RunConfig
+from bitnetctl.config import RunConfig
 from bitnetctl.data import Batches, TokenData
 from bitnetctl.engine import schedule
 from bitnetctl.engine.accumulation import Accumulator
@@ -22,8 +22,10 @@ from bitnetctl.engine.plugin_optimizer import PluginOptimizer
 from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.model.layer import is_attention_plain
 from bitnetctl.model.matmul import Precision, Quantization
-from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
+from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.parameters import parameter_groups
+from bitnetctl.model.quantization import BUILT_IN
+from bitnetctl.model.storage import FLAT_GROUPS
 from bitnetctl.plugins.composition import Composition, Schedule
 
 # tokens of all runs whose rows are fetched together
@@ -106,14 +108,19 @@ class Pack:
     ) -> None:
         if len({config.pack_key for config in configs}) != 1:
             raise ConfigError("runs of different shape cannot train in one pack")
+        if len({composition.quantizer_key for composition in compositions}) != 1:
+            raise ConfigError("runs with different quantizers cannot train in one pack")
+        # pure functions, so those of one run serve them all
+        quantizers = compositions[0].quantizers()
         self.device = device
-        self.model = self._make_model(
+        self.model = self._model_kind()(
             [config.model for config in configs],
             data.vocab_size,
             [config.seed for config in configs],
             device,
             precision=precision,
             compiled=compiled,
+            quantizers=quantizers,
         )
         self.replicas = [
             Replica(config, composition, self.model, run)
@@ -137,6 +144,7 @@ class Pack:
         needs_autograd = (
             compiled
             or any(each.overrides_loss for each in compositions)
+            or quantizers != BUILT_IN
             or not is_attention_plain(configs[0].model, configs[0].data.sequence_length, device)
         )
         # each operation takes a tenth less without what autograd does for it even under `no_grad`
@@ -146,17 +154,8 @@ class Pack:
             with self.failing_alone(run):
                 replica.compute_schedules()
 
-    def _make_model(
-        self,
-        configs: Sequence[ModelConfig],
-        vocab_size: int,
-        seeds: Sequence[int],
-        device: torch.device,
-        *,
-        precision: Precision,
-        compiled: bool,
-    ) -> PackedModel:
-        return PackedModel(configs, vocab_size, seeds, device, precision=precision, compiled=compiled)
+    def _model_kind(self) -> Callable[..., PackedModel]:
+        return PackedModel
 
     @property
     def loss_R(self) -> Tensor:

@@ -21,7 +21,7 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.hardware import has_bf16_matmul
 from bitnetctl.model.matmul import Precision, int8_sum_is_exact
 from bitnetctl.model.parameters import num_parameters, parameter_specs
-from bitnetctl.model.parts import Part, supported_parts
+from bitnetctl.model.parts import Part, Quantized, supported_parts
 from bitnetctl.plugins.composition import Composition
 
 Engine: TypeAlias = Literal["eager", "graph", "compile", "fused"]
@@ -49,26 +49,37 @@ class Execution:
 
 
 def choose(
-    config: RunConfig, vocab_size: int, device: torch.device, engine: str = "auto", precision: str = "auto"
+    config: RunConfig,
+    vocab_size: int,
+    device: torch.device,
+    engine: str = "auto",
+    precision: str = "auto",
+    *,
+    custom: frozenset[Quantized] = frozenset(),
 ) -> Execution:
     """Return engine and precision for a run's effective config; raises ConfigError for what the device cannot do.
+
+    `custom` is what its interventions quantize, which has neither own kernels nor int8 matmuls.
 
     `auto` is, on the CPU, eager, in bf16 from 2 M parameters on if the CPU has bf16 matmuls. On a GPU it is bf16 if the
     GPU has it, in a CUDA graph: of own kernels if Triton and a C compiler are there and the layers have kernels, else
     of compiled layers if that saves more time than it takes. `proven` checks what is not plain before it is taken.
     """
     chosen = _precision(precision, config, vocab_size, device)
-    return _execution(_engine(engine, config, device, chosen), config, chosen)
-
-
-def _execution(engine: Engine, config: RunConfig, precision: Precision) -> Execution:
-    kernels = supported_parts(config.model, precision) if engine == "fused" else frozenset[Part]()
-    return Execution(engine=engine, precision=precision, kernels=kernels)
+    if chosen == "int8" and custom:
+        raise ConfigError(
+            "--precision int8: an intervention has a quantizer of its own, which needs matmuls in bf16; "
+            "take --precision bf16 or auto"
+        )
+    parts = supported_parts(config.model, chosen, custom)
+    chosen_engine = _engine(engine, config, device, parts, custom)
+    kernels = parts if chosen_engine == "fused" else frozenset[Part]()
+    return Execution(engine=chosen_engine, precision=chosen, kernels=kernels)
 
 
 def without_kernels(execution: Execution, config: RunConfig, device: torch.device) -> Execution:
     """Return what `auto` takes on a GPU where no own kernel can be used."""
-    return _execution(_plain_engine(config, device), config, execution.precision)
+    return replace(execution, engine=_plain_engine(config, device), kernels=frozenset())
 
 
 def has_stock_update(config: RunConfig, composition: Composition) -> bool:
@@ -87,13 +98,18 @@ def without_update_if_needed(
     return replace(execution, kernels=execution.kernels - {"update"})
 
 
-def _engine(requested: str, config: RunConfig, device: torch.device, precision: Precision) -> Engine:
+def _engine(
+    requested: str, config: RunConfig, device: torch.device, parts: frozenset[Part], custom: frozenset[Quantized]
+) -> Engine:
     missing = _missing_to_compile(device)
     match requested:
         case "auto" if device.type == "cpu":
             return "eager"
         case "auto":
-            fused = missing is None and "layers" in supported_parts(config.model, precision)
+            if "activations" in custom:
+                # nor are its layers compiled
+                return "graph"
+            fused = missing is None and "layers" in parts
             return "fused" if fused else _plain_engine(config, device)
         case "graph" | "fused" if device.type == "cpu":
             raise ConfigError(f"--engine {requested} captures CUDA kernels; on the CPU take eager or compile")

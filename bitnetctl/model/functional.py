@@ -154,6 +154,16 @@ def cross_entropy(logits_RNV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tenso
     return loss_RN, p_RNV
 
 
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Return cap · tanh(logits / cap), in fp32 or wider, in place where they are that (Gemma 2, arXiv 2408.00118)."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(cap).tanh_().mul_(cap)
+
+
+def soft_cap_backward_(grad: Tensor, capped: Tensor, cap: float) -> Tensor:
+    """Multiply the gradient of capped logits y by dy/dx = 1 − (y / cap)², in place."""
+    return grad.mul_(1 - (capped / cap).square_())
+
+
 def normalize(x_RNF: Tensor, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Apply RMSNorms in sequence; return the result and, of each, (normed, 1 / RMS) for backward."""
     saved = []

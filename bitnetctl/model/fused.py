@@ -20,8 +20,10 @@ from bitnetctl.kernels.rotary import rotate_, rotate_backward
 from bitnetctl.kernels.ternary import TernaryTiles, ternary_
 from bitnetctl.model.layer import HeadGradients, Layer, LayerActivations, LayerGradients, LayerWeights
 from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
-from bitnetctl.model.packed import TABLES, Normalize, PackedModel
+from bitnetctl.model.packed import Normalize, PackedModel
 from bitnetctl.model.parts import Part
+from bitnetctl.model.quantization import BUILT_IN, Quantizers
+from bitnetctl.model.storage import TABLES
 
 _Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -43,9 +45,14 @@ class FusedModel(PackedModel):
         *,
         precision: Precision = "fp32",
         compiled: bool = False,
+        quantizers: Quantizers = BUILT_IN,
         parts: Collection[Part],
     ) -> None:
-        super().__init__(configs, vocab_size, seeds, device, precision=precision, compiled=compiled)
+        super().__init__(
+            configs, vocab_size, seeds, device, precision=precision, compiled=compiled, quantizers=quantizers
+        )
+        if ("weights" in parts and quantizers.weights) or ("layers" in parts and quantizers.activations):
+            raise ValueError("custom quantizers have no own kernels")
         self.parts = frozenset(parts)
         config, runs = self.config, self.num_runs
         self.matmul.casts_sums = "gradients" in parts and self.device.type == "cuda"

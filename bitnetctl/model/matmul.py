@@ -22,6 +22,10 @@ from torch import Tensor
 from bitnetctl.hardware import mkldnn_fp32_precision, onednn_keeps_fp32
 from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.quantization import (
+    BUILT_IN,
+    Quantizers,
+    custom_activations,
+    custom_weights_,
     int8_activations,
     int8_scale,
     ternary_codes,
@@ -53,9 +57,15 @@ class Quantization:
 
 
 class Matmul:
-    """Multiplies activations [R, N, I] by matrices [R, O, I] in one precision."""
+    """Multiplies activations [R, N, I] by matrices [R, O, I] in one precision.
 
-    def __init__(self, precision: Precision, device: torch.device) -> None:
+    Raises ValueError for custom quantizers in int8, whose sums need one scale for each row.
+    """
+
+    def __init__(self, precision: Precision, device: torch.device, quantizers: Quantizers = BUILT_IN) -> None:
+        if precision == "int8" and quantizers != BUILT_IN:
+            raise ValueError("custom quantizers have no int8 matmuls")
+        self.quantizers = quantizers
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._int8 = precision == "int8"
         # whether the sums of a bf16 matmul are written as fp32 without a copy, which a GPU can do
@@ -101,6 +111,8 @@ class Matmul:
         packed_LROI = torch.empty(layers, runs, height, width, dtype=dtype, device=weight_RLOI.device)
         if quant.off:
             packed_LROI.transpose(0, 1).copy_(weight_RLOI)
+        elif (quantize := self.quantizers.weights) is not None:
+            custom_weights_(packed_LROI.transpose(0, 1), weight_RLOI, segments, quantize, quant.quant_lambda_R)
         else:
             ternary_weights(weight_RLOI, segments, quant.quant_lambda_R, out=packed_LROI.transpose(0, 1))
         return [Operand(values) for values in packed_LROI.unbind(0)]
@@ -109,6 +121,8 @@ class Matmul:
         """Return the quantized operand of a matrix's input."""
         if quant.off:
             return Operand(self.cast(x_RNI))
+        if self.quantizers.activations is not None:
+            return Operand(self.cast(custom_activations(x_RNI, self.quantizers.activations, quant.quant_lambda_R)))
         if self._int8 and quant.quant_lambda_R is None:
             scale_RN1 = int8_scale(x_RNI)
             return Operand((x_RNI * scale_RN1).round_().to(torch.int8), scale_RN1.reciprocal_())

@@ -15,21 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitnetctl.config import ModelConfig, ParameterGroup
+from bitnetctl.config import ModelConfig
 from bitnetctl.model import functional
 from bitnetctl.model.layer import Layer, LayerActivations, LayerWeights, compile_if
 from bitnetctl.model.matmul import Matmul, Operand, Precision, Quantization
-from bitnetctl.model.parameters import num_parameters, parameter_specs
 from bitnetctl.model.parts import Part
-from bitnetctl.model.quantization import ternary_codes
+from bitnetctl.model.quantization import BUILT_IN, Quantizers, custom_codes, ternary_codes, ternary_scale
+from bitnetctl.model.storage import PackedParameters
 
-# flat parameters: the few large tensors that the optimizer updates, one for each group of weight decay
-_FLAT: dict[ParameterGroup | None, str] = {"embeddings": "embed", "head": "head", None: "matrices", "norms": "norms"}
-FLAT_GROUPS = {flat: group for group, flat in _FLAT.items()}
-# those with a row for each token of the vocabulary, which may be padded
-TABLES = ("embed", "head")
-# matmuls on a GPU are faster in such multiples; the padding rows are never seen from outside
-_VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 # tokens, over all runs, whose logits are in a GPU's memory at once
 _GPU_CHUNK = 4096
 
@@ -51,13 +44,10 @@ class SavedActivations:
     layers: list[LayerActivations]
 
 
-class PackedModel:
-    """The weights of R runs of one shape, their forward pass and their gradients.
+class PackedModel(PackedParameters):
+    """The weights of R runs of one shape, their forward pass and their gradients; `parts` have own kernels.
 
-    `packed[name]` and `gradients[name]` have shape [R, *parameter_specs[name].shape] and are views of the flat
-    parameters and their gradients; `num_parameters` counts those of one run, `parts` have own kernels. Run r is
-    initialised from `seeds[r]` alone, so it has the same weights in every pack. A training step is
-    `forward_for_backward`, then `head_loss`, then `backward`.
+    A training step is `forward_for_backward`, then `head_loss`, then `backward`.
     """
 
     def __init__(
@@ -69,36 +59,18 @@ class PackedModel:
         *,
         precision: Precision = "fp32",
         compiled: bool = False,
+        quantizers: Quantizers = BUILT_IN,
     ) -> None:
+        super().__init__(configs, vocab_size, seeds, device)
         self.parts: frozenset[Part] = frozenset()
-        self.config = configs[0]
-        self.num_runs = len(configs)
-        self.num_parameters = num_parameters(self.config, vocab_size)
-        self.vocab_size = vocab_size
-        self.device = device
-        self.matmul = Matmul(precision, device)
-        self.parameter_specs = parameter_specs(self.config, vocab_size)
-        self._matrices = [key for key, spec in self.parameter_specs.items() if spec.is_matrix]
-        multiple = _VOCABULARY_MULTIPLE[device.type]
-        self._padded_vocab = -(-vocab_size // multiple) * multiple
+        self.matmul = Matmul(precision, device, quantizers)
         self.compiled = compiled
-        self._quantize = compile_if(compiled, self._quantized_matrices)
+        # what a plug-in computes cannot be traced
+        self._compiles_layers = compiled and quantizers.activations is None
+        self._quantize = compile_if(compiled and quantizers.weights is None, self._quantized_matrices)
         self._normalize = compile_if(compiled, functional.normalize)
         self._normalize_backward = compile_if(compiled, functional.normalize_backward)
         self._cross_entropy = compile_if(compiled, functional.cross_entropy)
-        self._flat = self._allocate()
-        self._flat_gradients = {key: torch.zeros_like(flat) for key, flat in self._flat.items()}
-        self.packed = self._spec_views(self._flat)
-        self.gradients = self._spec_views(self._flat_gradients)
-        drawn: dict[tuple[object, ...], int] = {}
-        for run, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
-            source = drawn.setdefault((config.initialization, config.init_std, seed), run)
-            if source == run:
-                self._initialize(run, config, seed)
-            else:
-                # the arms of a seed start from equal weights, and drawing is slow
-                for flat in self._flat.values():
-                    flat[run] = flat[source]
         # views of every layer, made once: weights [R, 1, F] of the norms, gradients of the matrices
         norms = [key for key, spec in self.parameter_specs.items() if spec.group == "norms" and spec.per_layer]
         layers = range(self.config.num_layers)
@@ -107,76 +79,6 @@ class PackedModel:
         self._final_norm = [self.packed["final_norm"].unsqueeze(1)]
         self._layers: dict[tuple[int, bool], Layer] = {}
         self._offsets_R1 = torch.arange(self.num_runs, device=device).unsqueeze(-1) * self._padded_vocab
-
-    def _allocate(self) -> dict[str, Tensor]:
-        """Return the flat parameters of all runs [R, size], zero."""
-        sizes: dict[str, int] = {}
-        for spec in self.parameter_specs.values():
-            name = _FLAT[spec.group]
-            rows = self._padded_vocab if name in TABLES else spec.shape[0]
-            sizes[name] = sizes.get(name, 0) + rows * math.prod(spec.shape[1:])
-        return {name: torch.zeros(self.num_runs, size, device=self.device) for name, size in sizes.items()}
-
-    def _spec_views(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the packed tensors as views [..., *shape] of flat ones [..., size]."""
-        views, starts = {}, dict.fromkeys(flat, 0)
-        for key, spec in self.parameter_specs.items():
-            name, size = _FLAT[spec.group], math.prod(spec.shape)
-            views[key] = flat[name][..., starts[name] : starts[name] + size].unflatten(-1, spec.shape)
-            starts[name] += size
-        return views
-
-    def flat_parameters(self, run: int) -> dict[str, Tensor]:
-        """Return the flat parameters of a run with their `.grad`: what its optimizer updates, in the pack's memory.
-
-        Few and large, since Adam works element by element and each tensor costs host time.
-        """
-        parameters = {}
-        for name, flat in self._flat.items():
-            size = self.vocab_size * self.config.hidden_size if name in TABLES else flat.shape[1]
-            parameters[name] = flat[run, :size].requires_grad_()
-            parameters[name].grad = self._flat_gradients[name][run, :size]
-        return parameters
-
-    def gradient_norms(self) -> Tensor:
-        """Return the global norm of every run's gradients: [R]."""
-        norms_R = [torch.linalg.vector_norm(gradient, dim=1) for gradient in self._flat_gradients.values()]
-        norm_R: Tensor = torch.linalg.vector_norm(torch.stack(norms_R), dim=0)
-        return norm_R
-
-    def by_spec(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return an optimizer's tensors, `flat parameter/key`, as `parameter spec/key`: their names in checkpoints."""
-        result: dict[str, Tensor] = {}
-        for key in dict.fromkeys(path.partition("/")[2] for path in state):
-            tensors = {name: state[f"{name}/{key}"] for name in self._flat}
-            is_scalar = all(tensor.dim() == 0 for tensor in tensors.values())
-            views = {} if is_scalar else self._spec_views(tensors)
-            for spec_name, spec in self.parameter_specs.items():
-                tensor = tensors[_FLAT[spec.group]].clone() if is_scalar else views[spec_name].contiguous()
-                result[f"{spec_name}/{key}"] = tensor
-        return result
-
-    def by_flat_parameter(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return an optimizer's tensors, `parameter spec/key`, as `flat parameter/key`: the inverse of `by_spec`."""
-        result = {}
-        for key in dict.fromkeys(path.partition("/")[2] for path in state):
-            parts: dict[str, list[Tensor]] = {name: [] for name in self._flat}
-            for spec_name, spec in self.parameter_specs.items():
-                parts[_FLAT[spec.group]].append(state[f"{spec_name}/{key}"])
-            for name, tensors in parts.items():
-                whole = tensors[0] if tensors[0].dim() == 0 else torch.cat([tensor.flatten() for tensor in tensors])
-                result[f"{name}/{key}"] = whole
-        return result
-
-    def parameters(self, run: int) -> dict[str, Tensor]:
-        """Return the parameters of a run by their names in `transformers`: views of its weights, with `.grad`."""
-        parameters: dict[str, Tensor] = {}
-        for key, spec in self.parameter_specs.items():
-            gradients = spec.parameters(self.gradients[key][run])
-            for (name, view), (_, gradient) in zip(spec.parameters(self.packed[key][run]), gradients, strict=True):
-                parameters[name] = view.detach().requires_grad_()
-                parameters[name].grad = gradient
-        return parameters
 
     def segments(self, key: str) -> list[int]:
         """Return the numbers of rows of a matrix that share a ternary scale, as `ternary_scale` takes them."""
@@ -187,7 +89,39 @@ class PackedModel:
 
     def ternary_codes(self) -> dict[str, Tensor]:
         """Return the ternary values of every matrix as int8 [R, L, O, I]."""
+        if self.matmul.quantizers.weights is not None:
+            return {key: self._codes_and_scale(key)[0] for key in self._matrices}
         return {key: ternary_codes(self.packed[key], self.segments(key)) for key in self._matrices}
+
+    def quantized(self, run: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return int8 codes [O, I] and scale of a run's matrices by their names in `transformers`.
+
+        The scale is [O, groups of inputs]. Codes · scale are the weights that the forward pass multiplies at λ 1,
+        before they are cast to its precision.
+        """
+        result = {}
+        for key in self._matrices:
+            codes_RLOI, scale_RLOG = self._codes_and_scale(key)
+            names = self.parameter_specs[key].parameters(codes_RLOI[run])
+            scales = self.parameter_specs[key].parameters(scale_RLOG[run])
+            for (name, codes_OI), (_, scale_OG) in zip(names, scales, strict=True):
+                result[name] = codes_OI, scale_OG
+        return result
+
+    @torch.no_grad()
+    def _codes_and_scale(self, key: str) -> tuple[Tensor, Tensor]:
+        """Return the codes of a matrix as int8 [R, L, O, I] and their scale [R, L, O, groups of inputs]."""
+        weight_RLOI, segments = self.packed[key], self.segments(key)
+        quantizers = self.matmul.quantizers
+        if quantizers.weights is None:
+            return ternary_codes(weight_RLOI, segments), ternary_scale(weight_RLOI, segments).reciprocal_()
+        parts = list(custom_codes(weight_RLOI, segments, quantizers.codes or quantizers.weights))
+        groups = math.lcm(*(scale.shape[-1] for _, _, scale in parts))
+        scales_RLOG = [
+            scale.repeat_interleave(groups // scale.shape[-1], dim=-1).expand(-1, -1, codes_RLOI.shape[2], -1)
+            for _, codes_RLOI, scale in parts
+        ]
+        return torch.cat([codes_RLOI.to(torch.int8) for _, codes_RLOI, _ in parts], 2), torch.cat(scales_RLOG, 2)
 
     def forward(self, tokens_RBT: Tensor, quant_lambdas: Sequence[float]) -> Tensor:
         """Return logits [R, N, V] of token ids [R, B, T]; `quant_lambdas` are the quantization λ of the runs."""
@@ -208,7 +142,9 @@ class PackedModel:
     def logits(self, hidden_RNH: Tensor, head_RVH: Tensor | None = None) -> Tensor:
         """Return the logits [R, N, V] of the head, cast already or by default as it is now."""
         head_RVH = self._head_operand() if head_RVH is None else head_RVH
-        return self.matmul.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
+        logits_RNV = self.matmul.bmm(self.matmul.cast(hidden_RNH), head_RVH.mT)[..., : self.vocab_size]
+        cap = self.config.logit_soft_cap
+        return logits_RNV if cap is None else functional.soft_cap(logits_RNV, cap)
 
     @torch.no_grad()
     def head_loss(
@@ -217,10 +153,10 @@ class PackedModel:
         """Return every run's mean cross-entropy [R] and its gradient w.r.t. `hidden_RNH`; write the head's gradient.
 
         Many tokens are taken in chunks, so that not all logits are in memory at once. `override(logits_RNV,
-        grad_RNV)` may replace the gradient of a run in place by N times that of another objective; it gets all
-        tokens at once.
+        grad_RNV)`, of capped logits, may replace the gradient of a run in place by N times that of another objective;
+        it gets all tokens at once.
         """
-        matmul, tokens = self.matmul, hidden_RNH.shape[1]
+        matmul, tokens, cap = self.matmul, hidden_RNH.shape[1], self.config.logit_soft_cap
         head_RVH, head_gradient_RVH = self._head_operand(), self._head(self._flat_gradients)
         # every chunk reads and writes the whole gradient of the head, so few large chunks are faster
         chunk = max(self.config.hidden_size, _GPU_CHUNK // self.num_runs if self.device.type == "cuda" else 128)
@@ -231,10 +167,17 @@ class PackedModel:
             part = slice(start, start + chunk)
             x_RNH = matmul.cast(hidden_RNH[:, part])
             logits_RNV = matmul.bmm(x_RNH, head_RVH.mT)
-            loss_RN, grad_RNV = self._token_losses(logits_RNV, targets_RN[:, part], in_place=override is None)
+            if cap is not None:
+                logits_RNV = functional.soft_cap(logits_RNV, cap)
+            is_read = override is not None or cap is not None
+            loss_RN, grad_RNV = self._token_losses(logits_RNV, targets_RN[:, part], in_place=not is_read)
             losses.append(loss_RN)
+            # without the padding, whose logits are -inf
+            logits_RNV, unpadded_RNV = logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size]
             if override is not None:
-                override(logits_RNV[..., : self.vocab_size], grad_RNV[..., : self.vocab_size])
+                override(logits_RNV, unpadded_RNV)
+            if cap is not None:
+                functional.soft_cap_backward_(unpadded_RNV, logits_RNV, cap)
             grad_RNV = matmul.cast(grad_RNV)
             # the mean's 1 / N is applied to the narrow side of each matmul, not to the logits
             grads.append(self._scaled_gradient(matmul.bmm(grad_RNV, head_RVH), tokens))
@@ -355,7 +298,7 @@ class PackedModel:
 
     def _layer_blas(self, tokens_RN: Tensor) -> contextlib.AbstractContextManager[None]:
         """Return the BLAS context of compiled layers, chosen by the largest matmul in them; others choose for each."""
-        if not self.compiled:
+        if not self._compiles_layers:
             return contextlib.nullcontext()
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
@@ -364,7 +307,7 @@ class PackedModel:
         """Return the layer for rows of `positions` tokens, and the last norm."""
         # evaluation has other shapes and takes little time: it is not worth compiling
         if for_backward:
-            return self._layer(positions, compiled=self.compiled), self._normalize
+            return self._layer(positions, compiled=self._compiles_layers), self._normalize
         return self._layer(positions, compiled=False), functional.normalize
 
     def _layer(self, positions: int, *, compiled: bool) -> Layer:
@@ -372,27 +315,3 @@ class PackedModel:
         if key not in self._layers:
             self._layers[key] = Layer(self.config, self.matmul, positions, self.device, compiled=compiled)
         return self._layers[key]
-
-    def _initialize(self, run: int, config: ModelConfig, seed: int) -> None:
-        """Draw the weights of a run from `seed`."""
-        generator = torch.Generator().manual_seed(seed)
-        for key, spec in self.parameter_specs.items():
-            target = self.packed[key][run]
-            if spec.group == "norms":
-                target.fill_(1.0)
-                continue
-            values = torch.empty(spec.shape)
-            if config.initialization == "normal":
-                values.normal_(0.0, config.init_std, generator=generator)
-            elif spec.group == "embeddings":
-                values.normal_(0.0, 1.0, generator=generator)
-            else:
-                bound = spec.shape[-1] ** -0.5
-                values.uniform_(-bound, bound, generator=generator)
-            target.copy_(values)
-
-    def load(self, run: int, weights: Mapping[str, Tensor]) -> None:
-        """Copy named weights into one run; raises KeyError for a missing name."""
-        with torch.no_grad():
-            for name, parameter in self.parameters(run).items():
-                parameter.copy_(weights[name])

@@ -7,12 +7,76 @@ Shapes: R runs, L layers, O outputs, I inputs of a matrix; activations have any 
 Source: "The Era of 1-bit LLMs" (arXiv 2402.17764) section 2 and its "Training Tips, Code and FAQ".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from bitnetctl.kernels import INT8_MAX, SCALE_FLOOR
+
+Quantize: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizers:
+    """Custom quantizers; None where the built-in one is used.
+
+    `weights` maps matrices [M, O, I] to codes of that shape and a scale [M, 1 or O, groups of inputs], `activations`
+    tokens [N, I] to codes and a scale [N, groups], each matrix and token by itself. A quantized value is codes · scale.
+    `codes` does what `weights` does, outside of training steps: it may take the time to check every value.
+    """
+
+    weights: Quantize | None = None
+    codes: Quantize | None = None
+    activations: Quantize | None = None
+
+
+BUILT_IN = Quantizers()
+"""The quantizers of BitNet b1.58."""
+
+
+def dequantized(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return codes · scale; a last dimension of `scale` that divides that of the codes is one scale for each group."""
+    groups = scale.shape[-1]
+    if groups in (1, codes.shape[-1]):
+        return codes * scale
+    values: Tensor = codes.unflatten(-1, (groups, -1)) * scale.unsqueeze(-1)
+    return values.flatten(-2)
+
+
+def custom_codes(
+    weight_RLOI: Tensor, segments: Sequence[int], quantize: Quantize
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield rows, codes and scale of each segment of a matrix: one call of the quantizer for all runs and layers."""
+    start = 0
+    for height in segments:
+        rows = slice(start, start + height)
+        codes, scale = quantize(weight_RLOI[:, :, rows].flatten(0, 1))
+        yield rows, codes.unflatten(0, weight_RLOI.shape[:2]), scale.unflatten(0, weight_RLOI.shape[:2])
+        start += height
+
+
+def custom_weights_(
+    out_RLOI: Tensor,
+    weight_RLOI: Tensor,
+    segments: Sequence[int],
+    quantize: Quantize,
+    quant_lambda_R: Tensor | None = None,
+) -> None:
+    """Write the values of a custom quantizer into `out_RLOI`; `quant_lambda_R` as in `ternary_weights`."""
+    for rows, codes, scale in custom_codes(weight_RLOI, segments, quantize):
+        values = dequantized(codes, scale)
+        if quant_lambda_R is not None:
+            values = torch.lerp(weight_RLOI[:, :, rows], values, quant_lambda_R.view(-1, 1, 1, 1))
+        out_RLOI[:, :, rows].copy_(values)
+
+
+def custom_activations(x_RNI: Tensor, quantize: Quantize, quant_lambda_R: Tensor | None = None) -> Tensor:
+    """Return the values of a custom quantizer, one call for all runs; `quant_lambda_R` as in `ternary_weights`."""
+    values = dequantized(*quantize(x_RNI.flatten(0, 1))).view(x_RNI.shape)
+    return values if quant_lambda_R is None else torch.lerp(x_RNI, values, quant_lambda_R.view(-1, 1, 1))
 
 
 def ternary_scale(weight_RLOI: Tensor, segments: Sequence[int], scratch: Tensor | None = None) -> Tensor:

@@ -1,10 +1,11 @@
 """The interventions of one run, applied in order, each isolated from the rest of the process."""
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
@@ -14,6 +15,7 @@ from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.blame import blamed, errors_blamed
 from bitnetctl.plugins.isolation import isolated
 from bitnetctl.plugins.optimizers import checked_optimizers
+from bitnetctl.plugins.quantizer import QUANTIZER_HOOKS, Quantizer, QuantizerHook
 from bitnetctl.plugins.values import as_float, kind_of
 from bitnetctl.units import listed
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from bitnetctl.model.parts import Quantized
+    from bitnetctl.model.quantization import Quantizers
+
+QuantizerKey: TypeAlias = tuple[tuple[str, str, str, str], ...]
 Schedule = Literal["quantization", "learning_rate", "weight_decay"]
 
 HOOKS = (
@@ -32,11 +38,13 @@ HOOKS = (
     "additional_loss",
     "transform_gradients",
     "make_optimizer",
+    "quantize_weights",
+    "quantize_activations",
 )
 
 
 class Composition:
-    """The interventions of one run; only one may override `training_loss`, `transform_gradients` or `make_optimizer`.
+    """The interventions of one run; at most one overrides each hook but those of schedules, terms and `configure`.
 
     `names` are those of the plug-ins for messages, by default the names of the classes. `seed`, `step` and
     `micro_batch` are those of the run in training; global generators that a hook draws from depend on them only.
@@ -50,6 +58,8 @@ class Composition:
         self._terms = self._all_overriding("additional_loss")
         self._gradients = self._overriding("transform_gradients")
         self._optimizer = self._overriding("make_optimizer")
+        overriding = {hook: self._overriding(hook) for hook in QUANTIZER_HOOKS}
+        self._quantizers = {hook: index for hook, index in overriding.items() if index is not None}
         self._schedules = {
             hook: self._all_overriding(hook) for hook in ("quantization", "learning_rate", "weight_decay")
         }
@@ -131,12 +141,39 @@ class Composition:
 
     @property
     def capturable_step(self) -> bool:
-        """Whether a step can be captured as a CUDA graph: no gradient hook, and no loss hook but capturable ones.
+        """Whether a step can be captured as a CUDA graph: no gradient hook, and other hooks of a step capturable.
 
         Whether an optimizer of its own can be captured is known once it is made.
         """
-        of_loss = [*self._terms, *([] if self._loss is None else [self._loss])]
-        return self._gradients is None and all(type(self.interventions[index]).capturable for index in of_loss)
+        of_step = [*self._terms, *([] if self._loss is None else [self._loss]), *self._quantizers.values()]
+        return self._gradients is None and all(type(self.interventions[index]).capturable for index in of_step)
+
+    @property
+    def quantizer_key(self) -> QuantizerKey:
+        """What must be equal for runs to share quantizers: hook, plug-in, class and settings of each that is custom."""
+        return tuple(self._identity(hook, index) for hook, index in self._quantizers.items())
+
+    def _identity(self, hook: str, index: int) -> tuple[str, str, str, str]:
+        intervention = self.interventions[index]
+        kind, name = type(intervention), self.names[index]
+        with errors_blamed(name, "the JSON of its Settings"):
+            settings = json.dumps(intervention.settings.model_dump(mode="json"), sort_keys=True)
+        return hook, name, f"{kind.__module__}.{kind.__qualname__}", settings
+
+    def quantizers(self) -> "Quantizers":
+        """Return the hooks that quantize, with checked results; those that no intervention overrides are None."""
+        from bitnetctl.model.quantization import Quantizers
+
+        weights, activations = (self._quantizer(hook) for hook in QUANTIZER_HOOKS)
+        return Quantizers(weights=weights, codes=None if weights is None else weights.checked, activations=activations)
+
+    def _quantizer(self, hook: QuantizerHook) -> Quantizer | None:
+        index = self._quantizers.get(hook)
+        if index is None:
+            return None
+        isolated_call = functools.partial(self._in, index, hook)
+        function = getattr(self.interventions[index], hook)
+        return Quantizer(plugin=self.names[index], hook=hook, function=function, isolated=isolated_call)
 
     def training_loss(self, logits_TV: "Tensor", targets_T: "Tensor") -> "Tensor":
         """Return the objective, of shape (): the overridden training loss or the cross-entropy, and all terms."""
@@ -280,6 +317,12 @@ class Composition:
             hint = "; a term that is added to the loss belongs in additional_loss" if hook == "training_loss" else ""
             raise ConfigError(f"{names} both override {hook}; only one intervention of a run may do so{hint}")
         return overriding[0] if overriding else None
+
+
+def custom_quantizers(key: QuantizerKey) -> "frozenset[Quantized]":
+    """Return what the interventions of a run quantize in a way of their own, from its `quantizer_key`."""
+    names: dict[str, Quantized] = {"quantize_weights": "weights", "quantize_activations": "activations"}
+    return frozenset(names[hook] for hook, *_ in key)
 
 
 def overridden_hooks(intervention: type[Intervention]) -> list[str]:

@@ -115,10 +115,11 @@ class _Sweep:
         # a single run is not measured: it would be tried in any case
         if fair <= 1:
             return 1
-        key = run.effective.pack_key
+        key = (run.effective.pack_key, run.quantizer_key)
         if key not in self._largest_packs:
             self._options.progress("measuring the memory of a run", 0, None)
-            alike = [run, *(each for each in self._candidates if each.effective.pack_key == key)]
+            keys = ((each.effective.pack_key, each.quantizer_key) for each in self._candidates)
+            alike = [run, *(each for each, other in zip(self._candidates, keys, strict=True) if other == key)]
             self._largest_packs[key] = measured_largest_pack(self._factory, most_demanding(alike), self._workers)
             if self._largest_packs[key] == 1:
                 self._options.log("free memory is enough for one run at a time only")

@@ -14,7 +14,7 @@ from bitnetctl.engine.select import choose, make_pack, uncaptured_engine
 from bitnetctl.errors import ConfigError, PluginError
 from bitnetctl.hardware import memory_available, memory_in_use, release_unused
 from bitnetctl.plugins import registry
-from bitnetctl.plugins.composition import Composition
+from bitnetctl.plugins.composition import Composition, custom_quantizers
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.resolved import ResolvedRun
 
@@ -28,13 +28,15 @@ Shape = tuple[object, ...]
 def shape_of(run: ResolvedRun, device: torch.device) -> Shape:
     """Return what must be equal for runs to train in one pack.
 
-    On a GPU also whether a step can be captured: one run whose step cannot would keep its pack from CUDA graphs. For
-    the same reason, and since own kernels update all runs of a pack or none, which optimizer is used, and how.
+    A pack has one quantizer. On a GPU also whether a step can be captured counts: one run whose step cannot would keep
+    its pack from CUDA graphs. For the same reason, and since own kernels update all runs of a pack or none, which
+    optimizer is used, and how.
     """
+    shape = (*run.effective.pack_key, run.quantizer_key)
     if device.type == "cpu":
-        return run.effective.pack_key
+        return shape
     factors = run.effective.optimizer.learning_rate_factors
-    return (*run.effective.pack_key, run.capturable_step, run.optimizer_plugin, factors == LearningRateFactors())
+    return (*shape, run.capturable_step, run.optimizer_plugin, factors == LearningRateFactors())
 
 
 def largest_pack(device: torch.device, replica_bytes: int, workers: int = 1, *, once_bytes: int = 0) -> int:
@@ -74,7 +76,8 @@ def _bytes_in_training(factory: TrainerFactory, effective: RunConfig, compositio
     device = factory.device
     tokens, probe = factory.prepare(effective)
     # not captured or compiled, which would take memory of its own: a graph's is what such a step takes
-    execution = replace(factory.execution(effective), engine="eager", kernels=frozenset())
+    custom = custom_quantizers(composition.quantizer_key)
+    execution = replace(factory.execution(effective, custom=custom), engine="eager", kernels=frozenset())
     replica_bytes = bytes_per_replica(effective, tokens.vocab_size, execution.precision)
     release_unused(device)
     before = memory_in_use(device)
@@ -133,7 +136,7 @@ def _cost(
     runs: Sequence[ResolvedRun], device: torch.device, pack_size: int | None, vocab_size: int, workers: int
 ) -> ShapeCost:
     effective = runs[0].effective
-    execution = choose(effective, vocab_size, device)
+    execution = choose(effective, vocab_size, device, custom=runs[0].custom_quantizers)
     replica_bytes = bytes_per_replica(effective, vocab_size, execution.precision)
     once_bytes = fixed_bytes(effective, vocab_size, device, _LARGEST_PACK[device.type], execution.precision)
     fits = largest_pack(device, replica_bytes, workers, once_bytes=once_bytes)

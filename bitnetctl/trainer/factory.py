@@ -27,6 +27,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedE
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
 from bitnetctl.model.parameters import num_parameters
+from bitnetctl.model.parts import Quantized
 from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest
 from bitnetctl.trainer import checkpoint, loop
@@ -78,8 +79,13 @@ class TrainerFactory:
             self._probes[key] = Probe(config.probe, probe_data, tokens.vocab_size, self.device)
         return tokens, self._probes[key]
 
-    def execution(self, config: RunConfig, previous: Manifest | None = None) -> Execution:
-        """Return engine and precision for an effective config: as requested, else as in the previous session."""
+    def execution(
+        self, config: RunConfig, previous: Manifest | None = None, *, custom: frozenset[Quantized] = frozenset()
+    ) -> Execution:
+        """Return engine and precision for an effective config: as requested, else as in the previous session.
+
+        `custom` is what its interventions quantize.
+        """
         options, vocab_size = self.options, self.prepare(config)[0].vocab_size
         engine, precision = options.engine, options.precision
         if previous is not None:
@@ -88,8 +94,8 @@ class TrainerFactory:
         # this device may not have the engine or precision of the previous session
         for choice in ((engine, precision), (options.engine, precision)):
             with contextlib.suppress(ConfigError):
-                return choose(config, vocab_size, self.device, *choice)
-        return choose(config, vocab_size, self.device, options.engine, options.precision)
+                return choose(config, vocab_size, self.device, *choice, custom=custom)
+        return choose(config, vocab_size, self.device, options.engine, options.precision, custom=custom)
 
     @contextlib.contextmanager
     def open(self, acquired: Sequence[RunArtifacts]) -> Iterator[Trainer]:
@@ -99,7 +105,8 @@ class TrainerFactory:
                 stack.callback(artifacts.release)
             tokens, probe = self.prepare(acquired[0].run.effective)
             start = resume_point(acquired, self.options.resume, self.options.log)
-            execution = self.execution(acquired[0].run.effective, start.previous)
+            first = acquired[0].run
+            execution = self.execution(first.effective, start.previous, custom=first.custom_quantizers)
             self.options.progress(f"building {plural(len(acquired), 'model')}", 0, None)
             pack, execution = self._make_pack(acquired, tokens, execution)
             for replica, manifest in zip(pack.replicas, start.manifests, strict=bool(start.manifests)):

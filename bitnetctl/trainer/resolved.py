@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, PluginError, RecordError
 from bitnetctl.plugins import registry
+from bitnetctl.plugins.composition import QuantizerKey, custom_quantizers
 from bitnetctl.records import Manifest, PlannedRuns, RunPaths
 from bitnetctl.records.recorded import RunsFolder
 from bitnetctl.records.status import ended
+
+if TYPE_CHECKING:
+    from bitnetctl.model.parts import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +23,10 @@ class ResolvedRun:
 
     `config` is the run as requested, `effective` after its interventions. `capturable_step` says whether no hook
     needs the host between the forward pass and the update, so that a step can be captured as a CUDA graph;
-    `optimizer_plugin` is the intervention that makes its optimizer. `planned` goes into its manifest. `problem` is the
-    error of a plug-in that keeps it from being trained. `other_settings` is (name, text): a run that differs in the
-    settings of its plug-ins only, and how, where this one is not there yet.
+    `optimizer_plugin` is the intervention that makes its optimizer; runs of one pack have the same `quantizer_key`.
+    `planned` goes into its manifest. `problem` is the error of a plug-in that keeps it from being trained.
+    `other_settings` is (name, text): a run that differs in the settings of its plug-ins only, and how, where this one
+    is not there yet.
     """
 
     config: RunConfig
@@ -32,6 +38,12 @@ class ResolvedRun:
     planned: PlannedRuns
     problem: str | None = None
     other_settings: tuple[str, str] | None = None
+    quantizer_key: QuantizerKey = ()
+
+    @property
+    def custom_quantizers(self) -> "frozenset[Quantized]":
+        """What its interventions quantize in a way of their own."""
+        return custom_quantizers(self.quantizer_key)
 
     @property
     def name(self) -> str:
@@ -62,10 +74,12 @@ def resolve(
     of a plug-in is the run's `problem`.
     """
     effective, capturable_step, optimizer_plugin, problem = config, False, None, None
+    quantizer_key: QuantizerKey = ()
     try:
         composition = registry.compose(config.interventions)
         optimizer_plugin = composition.optimizer_plugin
         effective, capturable_step = composition.configure(config), composition.capturable_step
+        quantizer_key = composition.quantizer_key
     except PluginError as error:
         problem = str(error)
     found = (folder or RunsFolder(runs_dir)).find(config, name)
@@ -79,6 +93,7 @@ def resolve(
         planned=PlannedRuns(seeds=[config.seed], arms=[config.arm]),
         problem=problem,
         other_settings=(found.other, found.differing) if found.other and found.differing else None,
+        quantizer_key=quantizer_key,
     )
 
 

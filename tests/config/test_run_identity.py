@@ -58,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "model.init_std": 0.02,
     "model.rms_norm_eps": 1e-5,
     "model.rope_theta": 10_000.0,
+    "model.logit_soft_cap": None,
     "data.source": "stdlib",
     "data.held_out_source": None,
     "data.held_out_fraction": 0.1,

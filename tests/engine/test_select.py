@@ -110,7 +110,7 @@ def test_layers_without_kernels_are_compiled_where_it_pays(
     ],
 )
 def test_what_the_device_cannot_do_is_refused(
-    bf16: Any, requested: dict[str, str], device: torch.device, has_bf16: bool, message: str
+    bf16: Any, requested: dict[str, Any], device: torch.device, has_bf16: bool, message: str
 ) -> None:
     bf16(has_bf16)
     with pytest.raises(ConfigError, match=message):
@@ -361,11 +361,11 @@ def test_matmuls_are_those_of_double_precision(precision: Precision, tolerance: 
 def test_a_padded_vocabulary_is_never_seen(
     tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitnetctl.model import packed
+    from bitnetctl.model import packed, storage
 
     config = tiny_config().model
     plain = packed.PackedModel([config, config], 300, [0, 1], CPU)
-    monkeypatch.setitem(packed._VOCABULARY_MULTIPLE, "cpu", 64)
+    monkeypatch.setitem(storage._VOCABULARY_MULTIPLE, "cpu", 64)
     padded = packed.PackedModel([config, config], 300, [0, 1], CPU)
     tokens_RBT = torch.randint(300, (2, 2, 9), generator=torch.Generator().manual_seed(0))
     inputs, targets = tokens_RBT[..., :-1], tokens_RBT[..., 1:].flatten(1)

@@ -13,8 +13,9 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig
 from bitnetctl.model import functional
 from bitnetctl.model.layer import rotary_tables
-from bitnetctl.model.packed import FLAT_GROUPS, PackedModel
+from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.parameters import num_parameters
+from bitnetctl.model.storage import FLAT_GROUPS
 
 CPU = torch.device("cpu")
 VOCAB = 101

@@ -371,7 +371,7 @@ def test_list(tmp_path: Path) -> None:
     assert header.split() == ["name", "from", "what", "it", "does"]
     names = [line.split()[0] for line in lines]
     assert names == sorted(each.name for each in registry.discover())
-    assert len(names) == 14
+    assert {"sound", "unwell", "reduced-lr"} < set(names)
     rows = dict(zip(names, lines, strict=True))
     assert rows["sound"].split(maxsplit=3)[1:3] == ["sound", "2.5"]
     assert "broken: RuntimeError: so broken [red]" in rows["unwell"]
@@ -386,7 +386,7 @@ def test_list_as_json(tmp_path: Path) -> None:
     assert done.code == 0
     assert done.err == ""
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(done.out)}
-    assert len(rows) == 14
+    assert rows.keys() == {each.name for each in registry.discover()}
     assert rows["sound"] == {
         "name": "sound",
         "distribution": "sound",

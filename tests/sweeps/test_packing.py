@@ -48,7 +48,7 @@ class FakeGpu:
     def prepare(self, config: object) -> tuple[Any, Any]:
         return SimpleNamespace(vocab_size=7), SimpleNamespace(measure=lambda model, lambdas: self.done.append("probe"))
 
-    def execution(self, config: object) -> Execution:
+    def execution(self, config: object, *, custom: object) -> Execution:
         return Execution(engine="graph", precision="bf16")
 
     def _pack(
