@@ -109,7 +109,7 @@ INSIDE = {
         "summary",
         "__init__",
     ),
-    "claims": ("claim", "__init__"),
+    "claims": ("claim looks", "judged", "__init__"),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts extend",
@@ -136,13 +136,27 @@ INSIDE = {
         "options",
         "training requested inputs",
         "judging",
+        "claiming",
         "config interventions library analyze train sweep verify",
         "__init__",
     ),
 }
 RANKS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 JUDGING = {
-    *("analysis", "claims", "config", "errors", "files", "monitor", "records", "report", "streams", "units", "verdict")
+    *(
+        "analysis",
+        "claims",
+        "config",
+        "errors",
+        "files",
+        "locks",
+        "monitor",
+        "records",
+        "report",
+        "streams",
+        "units",
+        "verdict",
+    )
 }
 TRAINER_LIBRARIES = {"torch", "safetensors", "tokenizers"}
 
@@ -241,7 +255,8 @@ def test_imports_inside_a_folder_point_downwards(folder: str) -> None:
 
 def test_commands_that_judge_reach_the_trainer_through_what_trains_only() -> None:
     assert units("bitnetctl.cli.analyze") <= JUDGING | {"api"}
-    assert units("bitnetctl.cli.verify") <= JUDGING | {"api", "sweeps", "trainer", "plugins", "signals"}
+    for module in ("verify", "claiming"):
+        assert units(f"bitnetctl.cli.{module}") <= JUDGING | {"api", "sweeps", "trainer", "plugins", "signals"}
 
 
 def test_the_order_is_that_of_the_design() -> None:

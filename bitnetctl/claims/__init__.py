@@ -7,3 +7,9 @@ from bitnetctl.claims.claim import (
     load_claim as load_claim,
     parse_claim as parse_claim,
 )
+from bitnetctl.claims.judged import (
+    JudgedClaim as JudgedClaim,
+    Scale as Scale,
+    design_hash as design_hash,
+)
+from bitnetctl.claims.looks import Looks as Looks, looks_file as looks_file, read_looks as read_looks

@@ -44,8 +44,9 @@ app.add_typer(interventions.app, name="interventions")
 app.add_typer(library.recipes, name="recipes")
 app.add_typer(library.plans, name="plans")
 app.add_typer(library.criteria, name="criteria")
+app.add_typer(library.claims, name="claims")
 app.add_typer(config.app, name="config")
-_GROUPS = ("config", "criteria", "interventions", "plans", "recipes")
+_GROUPS = ("claims", "config", "criteria", "interventions", "plans", "recipes")
 _TRAINING = ("train", "sweep")
 _SECONDS_FOR_THREADS = 2.0
 

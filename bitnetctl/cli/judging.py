@@ -1,21 +1,41 @@
 """Judge runs, print the verdicts and write them to files, as `verify` does."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.inputs import print_unread, refuse_overwriting
 from bitnetctl.cli.options import print_json, print_message, stdout
-from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.config import RunConfig
+from bitnetctl.errors import ConfigError, ExitCode, StorageError
 from bitnetctl.files import write_atomic
 from bitnetctl.records import Run
 from bitnetctl.records.bundle import write_bundle
-from bitnetctl.records.inventory import Inventory
-from bitnetctl.records.run import UnreadRun
+from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.run import EmptyRun, UnreadRun
 
 if TYPE_CHECKING:
+    from bitnetctl.claims import JudgedClaim
     from bitnetctl.verdict import Combined, Criteria, JudgeOptions, Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What was asked for of the runs to judge, None for what was not, and how strictly they are judged."""
+
+    recipe: str | None = None
+    sizes: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    steps: int | None = None
+    overrides: tuple[str, ...] = ()
+    strict: bool = False
+    distinct_seeds: bool = False
+
+    def plan_fields(self) -> dict[str, Any]:
+        """Return the fields of a plan that were asked for."""
+        fields = {name: getattr(self, name) for name in ("recipe", "sizes", "seeds", "steps", "overrides")}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +65,14 @@ def judge_and_show(
     outputs: Outputs,
     requested_arms: Sequence[str],
     arms: Sequence[str] | None = None,
+    claim: "JudgedClaim | None" = None,
 ) -> int:
     """Judge `arms` (None: all that the runs have), print and write the verdicts; return the exit code.
 
-    It is that of the strictest verdict on `requested_arms`, without any on all arms; where a file cannot be read, that
-    of a usage error instead of support. Raises ConfigError where there is no arm to judge, StorageError for a file that
-    cannot be written.
+    With a `claim` that has a file the verdict is told as one on it, and the look is kept. The exit code is that of the
+    strictest verdict on `requested_arms`, without any on all arms; where a file cannot be read, that of a usage error
+    instead of support. Raises ConfigError where there is no arm to judge, StorageError for a file that cannot be
+    written.
     """
     from bitnetctl.verdict import summarize
 
@@ -60,7 +82,12 @@ def judge_and_show(
     if not deciding:
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     summary = summarize(judged, deciding, criteria, runs, options, requested=bool(requested_arms))
+    if claim is not None:
+        summary = claim.told(summary)
     tree = _json(judged, summary, options, unread)
+    if claim is not None:
+        tree["claim"] = claim.to_json(summary.outcome)
+        _keep_look(claim, summary)
     _write(outputs, runs, inventory, criteria, judged, summary, tree)
     if outputs.as_json:
         print_json(tree)
@@ -72,6 +99,38 @@ def judge_and_show(
     # every file may matter where all is said to be well
     code = summary.outcome.exit_code
     return ExitCode.USAGE if unread and code == ExitCode.SUPPORTED else code
+
+
+def planned_inventory(
+    runs: Sequence[Run], empty: Sequence[EmptyRun], unread: Sequence[UnreadRun], configs: Sequence[RunConfig]
+) -> Inventory:
+    """Return what belongs to the runs of a plan."""
+    inventory = take_inventory(runs, empty, unread)
+    # the plan says which length is meant: a trial of another one is no seed of it
+    lengths = {config.steps for config in configs}
+    absent = tuple(one for one in inventory.absent if one.planned_steps is None or one.planned_steps in lengths)
+    return replace(inventory, absent=absent)
+
+
+def options_of_plan(configs: Sequence[RunConfig], request: PlanRequest) -> "JudgeOptions":
+    """Return the options by which the runs of a plan are judged: all of its sizes and seeds have to be there."""
+    from bitnetctl.verdict import JudgeOptions
+
+    return JudgeOptions(
+        sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
+        seeds=list(dict.fromkeys(config.seed for config in configs)),
+        requested_steps=configs[0].steps,
+        strict=request.strict,
+        distinct_seeds=request.distinct_seeds,
+    )
+
+
+def _keep_look(claim: "JudgedClaim", summary: "Summary") -> None:
+    """Keep the look at a claim; a verdict does not fail where that cannot be written."""
+    try:
+        claim.keep_look(summary.outcome)
+    except StorageError as error:
+        print_message(f"this look is not kept: {error}")
 
 
 def _judge(

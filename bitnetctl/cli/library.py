@@ -1,4 +1,4 @@
-"""`bitnetctl recipes`, `plans` and `criteria`: list and show what is built in, and write a file to change."""
+"""`bitnetctl recipes`, `plans`, `criteria` and `claims`: list and show what is built in, and write a file to change."""
 
 import itertools
 import os
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bitnetctl.cli import options
+from bitnetctl.cli.claiming import ClaimTest
 from bitnetctl.cli.options import print_json, print_lines, stdout
 from bitnetctl.config import build_config, builtin_names, read_toml
 from bitnetctl.config.load import toml_text
@@ -131,4 +132,15 @@ criteria = make_app(
         command="bitnetctl verify --criteria {file}",
     ),
     "List, show and start criteria: what verify judges runs by.",
+)
+claims = make_app(
+    Library(
+        kind="claim",
+        package="bitnetctl.claims",
+        folder="builtin",
+        check=lambda name: ClaimTest(asked=name).configs,
+        start=lambda name, text: text,
+        command="bitnetctl verify --claim {file} --dry-run",
+    ),
+    "List, show and start claims: a plan, criteria, and what each outcome means.",
 )

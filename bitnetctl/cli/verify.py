@@ -1,8 +1,8 @@
 """`bitnetctl verify`: train what is missing, then judge."""
 
-import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,9 @@ import typer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bitnetctl.cli import judging, options
-from bitnetctl.cli.inputs import given_runs
+from bitnetctl.cli.claiming import ClaimTest, refuse_beside_claim
+from bitnetctl.cli.inputs import Given, given_runs
+from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import parse_pack, print_message
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
 from bitnetctl.cli.training import show_plan, train_missing
@@ -42,7 +44,7 @@ def verify(
     ] = None,
     sizes: options.Sizes = None,
     steps: options.Steps = None,
-    recipe: options.Recipe = "origin",
+    recipe: options.OptionalRecipe = None,
     arms: options.Arm = None,
     seeds: options.Seeds = None,
     seed: options.EachSeed = None,
@@ -55,6 +57,15 @@ def verify(
             metavar="NAME|FILE",
             parser=options.user_text,
             help="Built in or FILE.toml; unset: all built in.",
+        ),
+    ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            "--claim",
+            metavar="NAME|FILE",
+            parser=options.user_text,
+            help="Built in or FILE.toml: train its plan, judge its arm; --recipe replaces recipe, sizes, steps.",
         ),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
@@ -94,66 +105,45 @@ def verify(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> int:
-    """Train what is missing, then judge the claim that this setup does not collapse."""
-    from bitnetctl.verdict import JudgeOptions, criteria_names, load_criteria
-
-    chosen_criteria = [load_criteria(name) for name in criteria or criteria_names()]
-    judge_and_show = functools.partial(
-        judging.judge_and_show,
-        criteria=chosen_criteria,
-        outputs=judging.Outputs(report=report, bundle=bundle, junit=junit, html=html, details=details, as_json=as_json),
-    )
-    arm = options.chosen_arm(arms)
+    """Train what is missing, then judge the claim that this setup does not collapse, or a claim that has a file."""
+    outputs = judging.Outputs(report=report, bundle=bundle, junit=junit, html=html, details=details, as_json=as_json)
     requested_sizes = options.chosen_sizes(sizes)
     requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
-        if len(paths) == 1:
-            stored = _bundle_options(Path(paths[0]))
-            requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
-            requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
-            steps = stored.steps if steps is None else steps
-            strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
+        stored = _bundle_options(Path(paths[0])) if len(paths) == 1 else _BundleOptions()
+        requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
+        requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
+        steps = stored.steps if steps is None else steps
+        strict, distinct_seeds = strict or stored.strict, distinct_seeds or stored.distinct_seeds
+    request = PlanRequest(
+        recipe=recipe,
+        sizes=requested_sizes,
+        seeds=requested_seeds,
+        steps=steps,
+        overrides=tuple(overrides or ()),
+        strict=strict,
+        distinct_seeds=distinct_seeds,
+    )
+    subject: _SetUp | ClaimTest
+    if claim is None:
+        arm = options.chosen_arm(arms)
+        subject = _SetUp(request=request, arm=arm, baseline=not no_baseline, criteria_names=criteria or ())
+    else:
+        refuse_beside_claim(arms, criteria, no_baseline=no_baseline)
+        subject = ClaimTest(request=request, asked=claim)
+    if paths:
         with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
-            loaded = given.loaded
-            inventory = take_inventory(loaded.runs, loaded.empty, loaded.unread)
-            requested_arms = [find_arm(arm, loaded.runs, inventory)] if arm else []
-            return judge_and_show(
-                loaded.runs,
-                inventory,
-                loaded.unread,
-                requested_arms=requested_arms,
-                options=JudgeOptions(
-                    sizes=requested_sizes,
-                    seeds=requested_seeds,
-                    requested_steps=steps,
-                    strict=strict,
-                    distinct_seeds=distinct_seeds,
-                ),
-            )
-
+            return subject.judge_given(given, outputs)
     if columns:
         raise ConfigError("--map names the columns of given logs: give these, too")
-    fields = {
-        "recipe": recipe,
-        "steps": steps,
-        "overrides": overrides or (),
-        "arms": (arm,),
-        "baseline": not no_baseline,
-        "sizes": requested_sizes,
-        "seeds": requested_seeds,
-    }
-    with runs_of_arm_hinted(arm, runs_dir):
-        configs = make_plan({name: value for name, value in fields.items() if value is not None}, "verify").configs()
-    # the requested arm last
-    configs.sort(key=lambda config: config.arm != BASELINE)
-    planned = resolve_all(configs, runs_dir)
+    planned = resolve_all(subject.planned_configs(runs_dir), runs_dir)
     pack_size = parse_pack(pack)
     if dry_run:
         code = show_plan(planned, device, pack_size, as_json)
-        _note_too_few_seeds(planned, chosen_criteria)
+        subject.note_too_few_seeds(planned)
         return code
     if not no_train:
-        _note_too_few_seeds(planned, chosen_criteria)
+        subject.note_too_few_seeds(planned)
         with StopRequest() as stop:
             if train_missing(
                 planned,
@@ -168,39 +158,92 @@ def verify(
                 keep_weights=False,
             ):
                 return ExitCode.STOPPED
-    runs, inventory, unread = _trained_runs(configs, runs_dir)
-    code = judge_and_show(
-        runs,
-        inventory,
-        unread,
-        arms=list(dict.fromkeys(config.arm for config in configs)),
-        requested_arms=[configs[-1].arm],
-        options=JudgeOptions(
-            sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
-            seeds=list(dict.fromkeys(config.seed for config in configs)),
-            requested_steps=configs[0].steps,
-            strict=strict,
-            distinct_seeds=distinct_seeds,
-        ),
-    )
+    code = subject.judge_trained(planned, runs_dir, outputs)
     if not no_train:
-        refuse_faults_of_plugins(planned, configs[-1].arm)
+        refuse_faults_of_plugins(planned, subject.arm_of(planned))
     return code
 
 
-def _note_too_few_seeds(planned: Sequence[ResolvedRun], criteria: "Sequence[Criteria]") -> None:
-    """Say of runs to be trained which criteria cannot support by so few seeds, whatever comes out."""
-    from bitnetctl.verdict.rule import fewest_seeds
+@dataclass(frozen=True, kw_only=True)
+class _SetUp:
+    """The claim that a set-up does not collapse: an arm, beside the baseline, by criteria."""
 
-    seeds, arms = len({run.config.seed for run in planned}), len({run.config.arm for run in planned})
-    # a claim about a mean or pairs has bounds of its own
-    by_rate = [one for one in criteria if one.seeds.rule == "rate" and not any(c.about_arm for c in one.checks)]
-    needed = {one.name: fewest_seeds(one.seeds.max_failure_rate, one.seeds.error_rate / arms) for one in by_rate}
-    too_few = {name: least for name, least in needed.items() if seeds < least}
-    # the files of thousands of runs are looked at only where there is something to say
-    if too_few and not all(run.has_ended() for run in planned):
-        for name, least in too_few.items():
-            print_message(f"{plural(seeds, 'seed')} cannot support by {name}; {least} could: --seeds {least}")
+    request: PlanRequest
+    arm: str
+    baseline: bool
+    criteria_names: Sequence[str]
+
+    @cached_property
+    def criteria(self) -> "list[Criteria]":
+        """The criteria by which is judged; raises ConfigError."""
+        from bitnetctl.verdict import criteria_names, load_criteria
+
+        return [load_criteria(name) for name in self.criteria_names or criteria_names()]
+
+    def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
+        """Judge given runs, print and write the verdict; return the exit code."""
+        from bitnetctl.verdict import JudgeOptions
+
+        criteria, loaded = self.criteria, given.loaded
+        inventory = take_inventory(loaded.runs, loaded.empty, loaded.unread)
+        return judging.judge_and_show(
+            loaded.runs,
+            inventory,
+            loaded.unread,
+            criteria=criteria,
+            outputs=outputs,
+            requested_arms=[find_arm(self.arm, loaded.runs, inventory)] if self.arm else [],
+            options=JudgeOptions(
+                sizes=self.request.sizes,
+                seeds=self.request.seeds,
+                requested_steps=self.request.steps,
+                strict=self.request.strict,
+                distinct_seeds=self.request.distinct_seeds,
+            ),
+        )
+
+    def planned_configs(self, runs_dir: Path) -> list[RunConfig]:
+        """Return the runs to train, those of the requested arm last; raises ConfigError."""
+        self.criteria  # noqa: B018 - a mistake is told before anything is trained
+        fields = {"arms": (self.arm,), "baseline": self.baseline, **self.request.plan_fields()}
+        with runs_of_arm_hinted(self.arm, runs_dir):
+            configs = make_plan(fields, "verify").configs()
+        return sorted(configs, key=lambda config: config.arm != BASELINE)
+
+    def arm_of(self, planned: Sequence[ResolvedRun]) -> str:
+        """Return the label of the requested arm."""
+        return planned[-1].config.arm
+
+    def judge_trained(self, planned: Sequence[ResolvedRun], runs_dir: Path, outputs: judging.Outputs) -> int:
+        """Judge the planned runs, print and write the verdict; return the exit code."""
+        configs = [run.config for run in planned]
+        runs, inventory, unread = _trained_runs(configs, runs_dir)
+        return judging.judge_and_show(
+            runs,
+            inventory,
+            unread,
+            criteria=self.criteria,
+            outputs=outputs,
+            arms=list(dict.fromkeys(config.arm for config in configs)),
+            requested_arms=[self.arm_of(planned)],
+            options=judging.options_of_plan(configs, self.request),
+        )
+
+    def note_too_few_seeds(self, planned: Sequence[ResolvedRun]) -> None:
+        """Say of runs to be trained which criteria cannot support by so few seeds, whatever comes out."""
+        from bitnetctl.verdict.rule import fewest_seeds
+
+        seeds, arms = len({run.config.seed for run in planned}), len({run.config.arm for run in planned})
+        # a claim about a mean or pairs has bounds of its own
+        by_rate = [
+            one for one in self.criteria if one.seeds.rule == "rate" and not any(c.about_arm for c in one.checks)
+        ]
+        needed = {one.name: fewest_seeds(one.seeds.max_failure_rate, one.seeds.error_rate / arms) for one in by_rate}
+        too_few = {name: least for name, least in needed.items() if seeds < least}
+        # the files of thousands of runs are looked at only where there is something to say
+        if too_few and not all(run.has_ended() for run in planned):
+            for name, least in too_few.items():
+                print_message(f"{plural(seeds, 'seed')} cannot support by {name}; {least} could: --seeds {least}")
 
 
 def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Run], Inventory, Sequence[UnreadRun]]:
@@ -214,11 +257,7 @@ def _trained_runs(configs: Sequence[RunConfig], runs_dir: Path) -> tuple[list[Ru
     names = {config.run_name for config in configs}
     of_twins = load_planned([twin for twin in twins if twin.run_name not in names], runs_dir)
     runs, unread = loaded.runs + of_twins.runs, loaded.unread + of_twins.unread
-    inventory = take_inventory(runs, loaded.empty, unread)
-    # the plan says which length is meant: a trial of another one is no seed of it
-    lengths = {config.steps for config in configs}
-    absent = tuple(one for one in inventory.absent if one.planned_steps is None or one.planned_steps in lengths)
-    return runs, replace(inventory, absent=absent), unread
+    return runs, judging.planned_inventory(runs, loaded.empty, unread, configs), unread
 
 
 class _BundleOptions(BaseModel):

@@ -23,8 +23,9 @@ def other_arms(summary: Summary, most: int | None = None) -> str:
 
 
 def paragraphs(summary: Summary) -> list[tuple[str, Sequence[str]]]:
-    """Return what stands below the table, by name: why, effect, notes, next step."""
+    """Return what stands below the table, by name: what follows, why, effect, notes, next step."""
     return [
+        *((name, [text]) for name, text in (("so", summary.conclusion), ("scale", summary.scale)) if text),
         ("why", [reason.text() for reason in summary.further_reasons]),
         ("effect", summary.effect),
         ("note", summary.notes),

@@ -77,6 +77,8 @@ def _lines(summary: Summary, width: int, room: _Room) -> Iterator[Text]:
     yield from _labelled("CLAIM", summary.claim, width, few)
     yield from _labelled("VERDICT", _verdict(summary), width, few)
     yield from _labelled("", _beside(summary), width, one)
+    yield from _labelled("so", summary.conclusion, width, few)
+    yield from _labelled("scale", summary.scale, width, few)
     yield from _labelled("horizon", summary.horizon, width, one)
     yield from [Text()] * (room.blanks > 0)
     yield from _table(summary, room.rows, None if width >= _WIDE else _FEW_MEASURES).lines(width)

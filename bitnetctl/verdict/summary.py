@@ -79,7 +79,7 @@ class SummaryRow(_Model):
 class Summary(_Model):
     """What was judged and what came out; `why`, `effect` and `notes` begin with the most important.
 
-    `all_notes` is the number of notes beside the verdicts.
+    `all_notes` is the number of notes beside the verdicts. `conclusion` and `scale` are those of a claim with a file.
     """
 
     claim: str
@@ -98,6 +98,8 @@ class Summary(_Model):
     notes: tuple[str, ...]
     all_notes: int
     next: str
+    conclusion: str = ""
+    scale: str = ""
 
     @property
     def further_reasons(self) -> tuple[Reason, ...]:

@@ -9,7 +9,7 @@ from calling import call
 from bitnetctl.config import build_config
 from bitnetctl.errors import ExitCode
 
-KINDS = {"recipes": "quick", "plans": "root-cause", "criteria": "sound"}
+KINDS = {"recipes": "quick", "plans": "root-cause", "criteria": "sound", "claims": "coupled-decay-cause"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

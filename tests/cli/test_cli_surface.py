@@ -57,7 +57,7 @@ OPTIONS = {
     "--no-baseline --pack --keep-weights --no-keep-weights --configs --runs-dir --device --engine --precision "
     "--eval-every --checkpoint-every --on-divergence --requeue --dry-run --quiet -q --json",
     "verify": "paths --size --sizes --steps --recipe -r --intervention -i --seeds --seed --set --no-baseline "
-    "--criteria --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
+    "--criteria --claim --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
     "--bundle --junit --html --details --requeue --dry-run --decimal --map --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
     "interventions": "",
@@ -65,10 +65,10 @@ OPTIONS = {
     "interventions show": "name --json",
     "interventions new": "name --path",
     "interventions check": "path --settings",
-    **{f"{kind} list": "--json" for kind in ("recipes", "plans", "criteria")},
-    **{f"{kind} show": "name --json" for kind in ("recipes", "plans", "criteria")},
-    **{f"{kind} new": "file --from" for kind in ("recipes", "plans", "criteria")},
-    **dict.fromkeys(("recipes", "plans", "criteria"), ""),
+    **{f"{kind} list": "--json" for kind in ("recipes", "plans", "criteria", "claims")},
+    **{f"{kind} show": "name --json" for kind in ("recipes", "plans", "criteria", "claims")},
+    **{f"{kind} new": "file --from" for kind in ("recipes", "plans", "criteria", "claims")},
+    **dict.fromkeys(("recipes", "plans", "criteria", "claims"), ""),
     "config": "",
     "config show": f"{CONFIG_OPTIONS} --json",
     "config schema": "",

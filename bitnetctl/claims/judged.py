@@ -1,0 +1,136 @@
+"""A claim beside the verdict on it: what follows, at which scale, how often it was looked at."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitnetctl.claims.claim import Claim
+from bitnetctl.claims.looks import Look, Looks, add_look, early_text, otherwise_text
+from bitnetctl.config import RunConfig, canonical_hash
+from bitnetctl.units import plural, shortened
+from bitnetctl.verdict import Outcome, Summary
+
+_MOST_SIZES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Where a claim is tested; what is not known is empty or None. `steps` are the lengths, one as a rule."""
+
+    recipe: str | None
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, configs: Iterable[RunConfig]) -> "Scale":
+        """Return the scale of runs."""
+        configs = list(configs)
+        recipes = {config.recipe for config in configs}
+        return cls(
+            recipe=recipes.pop() if len(recipes) == 1 else None,
+            sizes=tuple(sorted({config.model.hidden_size for config in configs})),
+            steps=tuple(sorted({config.steps for config in configs})),
+        )
+
+    def __str__(self) -> str:
+        sizes = shortened([f"h{size}" for size in self.sizes], _MOST_SIZES)
+        steps = " to ".join(f"{steps:,}" for steps in dict.fromkeys((*self.steps[:1], *self.steps[-1:])))
+        return ", ".join(filter(None, (self.recipe, sizes, f"{steps} steps" if steps else "")))
+
+
+def design_hash(configs: Iterable[RunConfig]) -> str:
+    """Return a hash of what runs are planned to be, their seeds apart."""
+    return canonical_hash(sorted({config.model_copy(update={"seed": 0}).hash for config in configs}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedClaim:
+    """A claim and what is known of its test beside the verdict.
+
+    `asked` is the name or file by which it was asked for, `arm` the judged arm as runs have it, `judged_at` the scale
+    of these runs, `own` that of the claim's plan. `seeds` are those planned, `present` those whose runs have all ended.
+    `looks` are those before this one, kept in `file`; None where none are kept.
+    """
+
+    claim: Claim
+    asked: str
+    arm: str
+    judged_at: Scale
+    own: Scale
+    design: str
+    seeds: tuple[int, ...]
+    present: tuple[int, ...]
+    looks: Looks
+    file: Path | None
+
+    @property
+    def scale(self) -> str:
+        """Where the claim is judged, and where it was made unless that is the same."""
+        judged = f"judged at {self.judged_at}, {plural(len(self.seeds), 'seed')}"
+        made = self.claim.scale or str(self.own)
+        return judged if made == str(self.judged_at) else f"claimed at {made}; {judged}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What earlier looks do to the error rate."""
+        early = self.looks.early(self.claim.hash, self.design)
+        others = self.looks.otherwise(self.claim.hash, self.design)
+        return list(filter(None, (early_text(early, len(self.seeds)), otherwise_text(others))))
+
+    def told(self, summary: Summary) -> Summary:
+        """Return the summary of the verdict as one of this claim."""
+        return summary.model_copy(
+            update={
+                "claim": self.claim.title,
+                "conclusion": self.claim.conclusions.of(summary.outcome),
+                "scale": self.scale,
+                "notes": (*self.notes, *summary.notes),
+                "next": self._next(summary),
+            }
+        )
+
+    def _next(self, summary: Summary) -> str:
+        """Return what to do next; the summary knows it where runs are missing or the verdict is invalid."""
+        if summary.outcome is Outcome.INCONCLUSIVE and self.present == self.seeds:
+            return f"how many seeds could tell: bitnetctl power --claim {self.asked}; fix their number before looking"
+        if summary.outcome not in (Outcome.SUPPORTED, Outcome.REFUTED):
+            return summary.next
+        if self.judged_at != self.own:
+            return f"before relying on it: at the claim's own scale ({self.own}), and on other data"
+        return "before relying on it: larger models, other data"
+
+    def keep_look(self, outcome: Outcome) -> None:
+        """Keep this look beside the runs; raises StorageError."""
+        if self.file is not None:
+            look = Look.now(
+                claim=self.claim.hash,
+                design=self.design,
+                seeds_planned=self.seeds,
+                seeds_present=self.present,
+                outcome=outcome.value,
+            )
+            add_look(self.file, look)
+
+    def to_json(self, outcome: Outcome) -> dict[str, Any]:
+        """Return what `verify --json` has of the claim."""
+        return {
+            "name": self.claim.name,
+            "hash": self.claim.hash,
+            "title": self.claim.title,
+            "source": self.claim.source,
+            "claimed": self.claim.claimed,
+            "arm": self.arm,
+            "conclusion": self.claim.conclusions.of(outcome),
+            "limits": self.claim.limits,
+            "scale": {
+                "claimed": self.claim.scale or str(self.own),
+                "judged": str(self.judged_at),
+                "recipe": self.judged_at.recipe,
+                "sizes": self.judged_at.sizes,
+                "steps": self.judged_at.steps,
+                "seeds": self.seeds,
+            },
+            "looks": [look.model_dump(mode="json") for look in self.looks.at(self.design)],
+            "notes": self.notes,
+        }

@@ -1,0 +1,349 @@
+"""Test a claim that has a file: the runs of its plan, and the verdict on its arm by its criteria."""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnetctl.cli import judging
+from bitnetctl.cli.inputs import Given
+from bitnetctl.cli.judging import PlanRequest
+from bitnetctl.cli.options import print_message
+from bitnetctl.config import RunConfig, canonical_hash, parse_arm
+from bitnetctl.errors import ConfigError
+from bitnetctl.plugins import registry
+from bitnetctl.records import Run
+from bitnetctl.records.find import is_bundle_folder
+from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.load import LoadedSet, load_planned
+from bitnetctl.records.run import EmptyRun
+from bitnetctl.sweeps.plan import Plan, make_plan
+from bitnetctl.trainer.resolved import ResolvedRun
+from bitnetctl.units import listed, plural
+
+if TYPE_CHECKING:
+    from bitnetctl.claims import Claim, JudgedClaim, Scale
+    from bitnetctl.verdict import JudgeOptions
+
+_Cell = tuple[str, int | None, int | None]
+"""Arm, size and seed."""
+
+
+def refuse_beside_claim(arms: Sequence[str] | None, criteria: Sequence[str] | None, *, no_baseline: bool) -> None:
+    """Raise ConfigError for options that a claim's file decides."""
+    given = [name for name, value in (("-i", arms), ("--criteria", criteria), ("--no-baseline", no_baseline)) if value]
+    if given:
+        raise ConfigError(
+            f"{listed(given)} beside --claim: arms and criteria are the claim's; to change them, start a file of your "
+            "own: bitnetctl claims new FILE.toml --from NAME"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimTest:
+    """A claim as it was asked for, by name or file, with changes to its plan."""
+
+    asked: str
+    request: PlanRequest = field(default_factory=PlanRequest)
+
+    @cached_property
+    def claim(self) -> "Claim":
+        """The claim; raises ConfigError."""
+        from bitnetctl.claims import load_claim
+
+        return load_claim(self.asked)
+
+    @cached_property
+    def plan_recipe(self) -> str:
+        """The recipe of the claim's own plan; raises ConfigError."""
+        return self._plan({}).recipe
+
+    @cached_property
+    def own_configs(self) -> list[RunConfig]:
+        """The runs of the claim's own plan; raises ConfigError."""
+        return self._plan({}).configs()
+
+    @cached_property
+    def configs(self) -> list[RunConfig]:
+        """The runs of the plan as asked for: another recipe drops its sizes and steps. Raises ConfigError."""
+        return self.at(self.request.recipe, sizes=self.request.sizes, steps=self.request.steps)
+
+    def at(
+        self, recipe: str | None, *, sizes: tuple[int, ...] | None = None, steps: int | None = None
+    ) -> list[RunConfig]:
+        """Return the runs of the plan at another scale; raises ConfigError."""
+        changes = {"recipe": recipe, "sizes": sizes, "steps": steps, "seeds": self.request.seeds}
+        given = {name: value for name, value in changes.items() if value is not None}
+        if recipe not in (None, self.plan_recipe):
+            given = {"sizes": (), "steps": "none", **given}
+        configs = self._plan(given).configs()
+        self._check_arms({config.arm for config in configs})
+        return configs
+
+    @cached_property
+    def arm(self) -> str:
+        """The label of the judged arm, as runs have it."""
+        specs = parse_arm(self.claim.arm)
+        return registry.normalize_if_usable(RunConfig(interventions=specs)).arm
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """The labels of the arms of the plan."""
+        return list(dict.fromkeys(config.arm for config in self.own_configs))
+
+    def _plan(self, changes: Mapping[str, Any]) -> Plan:
+        source = f"claim {self.asked}: plan"
+        plan = make_plan({**self.claim.plan, **changes}, source)
+        if plan.grid:
+            raise ConfigError(f"{source}: grid: gives runs of one arm that differ; take arms, factors or overrides")
+        return plan.model_copy(update={"overrides": (*plan.overrides, *self.request.overrides)})
+
+    def _check_arms(self, planned: set[str]) -> None:
+        wanted = {"arm": self.arm, **{f"criteria: against {one}": one for one in self.claim.criteria.references}}
+        for place, arm in wanted.items():
+            if arm not in planned:
+                these = ", ".join(sorted(planned))
+                raise ConfigError(f"claim {self.asked}: {place}: {arm} is no arm of the plan; these are: {these}")
+
+    def planned_configs(self, runs_dir: Path) -> list[RunConfig]:
+        """Return the runs to train; raises ConfigError."""
+        return self.configs
+
+    def arm_of(self, planned: Sequence[ResolvedRun]) -> str:
+        """Return the label of the judged arm."""
+        return self.arm
+
+    def note_too_few_seeds(self, planned: Sequence[ResolvedRun]) -> None:
+        """Say of runs to be trained that so few seeds cannot support the claim, whatever comes out."""
+        from bitnetctl.verdict.rule import fewest_seeds
+
+        rule = self.claim.criteria.seeds
+        seeds = len({run.config.seed for run in planned})
+        arms = len(set(self.arms) - set(self.claim.criteria.references))
+        # a sign test of pairs has the same floor as a failure rate of a half
+        least = fewest_seeds(min(rule.max_failure_rate, 0.5), rule.error_rate / arms) if rule.rule == "rate" else 0
+        if seeds < least and not all(run.has_ended() for run in planned):
+            print_message(f"{plural(seeds, 'seed')} cannot support {self.claim.name}; {least} could: --seeds {least}")
+
+    def judge_trained(self, planned: Sequence[ResolvedRun], runs_dir: Path, outputs: judging.Outputs) -> int:
+        """Judge the planned runs, print and write the verdict; return the exit code."""
+        from bitnetctl.claims import Scale, design_hash, looks_file
+
+        configs = [run.config for run in planned]
+        loaded = load_planned(configs, runs_dir)
+        return self._judge(
+            loaded,
+            judging.planned_inventory(loaded.runs, loaded.empty, loaded.unread, configs),
+            judging.options_of_plan(configs, self.request),
+            outputs,
+            scale=Scale.of(configs),
+            design=design_hash(configs),
+            file=looks_file(runs_dir, self.claim.name),
+        )
+
+    def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
+        """Judge the claim's runs among given ones, print and write the verdict; return the exit code."""
+        from bitnetctl.claims import looks_file
+        from bitnetctl.verdict import JudgeOptions
+
+        of_claim = _runs_of_claim(self, given.loaded)
+        runs, empty = of_claim.runs, of_claim.empty
+        if not runs and not empty:
+            raise ConfigError(
+                f"claim {self.asked}: none of these runs is of its arms: {', '.join(self.arms)}; leave out the paths "
+                "to train them"
+            )
+        known = _configs(runs, empty)
+        options = JudgeOptions(
+            sizes=self.request.sizes,
+            seeds=self.request.seeds,
+            requested_steps=self.request.steps,
+            strict=self.request.strict,
+            distinct_seeds=self.request.distinct_seeds,
+        )
+        is_known = len(known) == len(runs) + len(empty)
+        folder = _runs_folder(given, runs) if is_known else None
+        return self._judge(
+            of_claim,
+            take_inventory(runs, empty, of_claim.unread),
+            options,
+            outputs,
+            scale=_scale_of_runs(runs, known if is_known else ()),
+            design=_design_of_runs(runs, known if is_known else ()),
+            file=None if folder is None else looks_file(folder, self.claim.name),
+        )
+
+    def _judge(
+        self,
+        loaded: LoadedSet,
+        inventory: Inventory,
+        options: "JudgeOptions",
+        outputs: judging.Outputs,
+        *,
+        scale: "Scale",
+        design: str,
+        file: Path | None,
+    ) -> int:
+        from bitnetctl.claims import JudgedClaim, Looks, Scale, read_looks
+
+        arms = {self.arm, *self.claim.criteria.references}
+        seeds = _planned_seeds(self.arm, loaded, inventory, options)
+        judged = JudgedClaim(
+            claim=self.claim,
+            asked=self.asked,
+            arm=self.arm,
+            judged_at=scale,
+            own=Scale.of(self.own_configs),
+            design=design,
+            seeds=seeds,
+            present=_present_seeds(seeds, arms, scale.sizes, loaded.runs, inventory),
+            looks=Looks() if file is None else read_looks(file),
+            file=file,
+        )
+        return judging.judge_and_show(
+            loaded.runs,
+            _of_claim(inventory, judged, self.arms),
+            loaded.unread,
+            criteria=[self.claim.criteria],
+            options=options,
+            outputs=outputs,
+            requested_arms=[self.arm],
+            arms=[self.arm],
+            claim=judged,
+        )
+
+
+def _of_claim(inventory: Inventory, judged: "JudgedClaim", arms: Sequence[str]) -> Inventory:
+    """Return what belongs to the runs of a claim: it is a family of its own, whatever else lies beside them.
+
+    The numbers of seeds planned over time are also those at which the claim was looked at.
+    """
+    kept = set(arms)
+    plans = {cell: numbers for cell, numbers in inventory.plans.items() if cell[0] in kept}
+    looked = judged.looks.planned(judged.design, judged.seeds)
+    for size in judged.judged_at.sizes:
+        cell = (judged.arm, size)
+        plans[cell] = tuple(sorted({*plans.get(cell, ()), *looked}))
+    return replace(
+        inventory,
+        arms=tuple(arm for arm in inventory.arms if arm in kept),
+        absent=tuple(one for one in inventory.absent if one.arm in kept or one.arm is None),
+        others=tuple(one for one in inventory.others if one.arm in kept),
+        plans=plans,
+    )
+
+
+def _planned_seeds(arm: str, loaded: LoadedSet, inventory: Inventory, options: "JudgeOptions") -> tuple[int, ...]:
+    """Return the seeds that were asked for, else those of the judged arm that are given or known to be planned."""
+    if options.seeds is not None:
+        return tuple(sorted(options.seeds))
+    given = [run.seed for run in loaded.runs if run.arm == arm]
+    absent = [one.seed for one in inventory.absent if one.arm == arm]
+    return tuple(sorted({seed for seed in (*given, *absent) if seed is not None}))
+
+
+def _present_seeds(
+    seeds: Iterable[int], arms: Iterable[str], sizes: Sequence[int], runs: Iterable[Run], inventory: Inventory
+) -> tuple[int, ...]:
+    """Return the seeds of which every run that is judged or compared with has ended, at every size."""
+    ended: set[_Cell] = {
+        (run.arm, run.size, run.seed)
+        for run in runs
+        if run.arm is not None and (run.is_complete or run.diverged_at is not None or _has_failed(run))
+    }
+    ended |= {(one.arm, one.size, one.seed) for one in inventory.absent if one.arm and one.state == "failed"}
+    cells = [(arm, size) for arm in arms for size in sizes]
+    return tuple(seed for seed in seeds if all((*cell, seed) in ended for cell in cells))
+
+
+def _has_failed(run: Run) -> bool:
+    return run.manifest is not None and run.manifest.status in ("failed", "diverged")
+
+
+# runs that are given
+
+
+def _runs_of_claim(test: ClaimTest, loaded: LoadedSet) -> LoadedSet:
+    """Return the given runs that are of the plan at some scale or, where none is, those of its arms.
+
+    Raises ConfigError where they are of several recipes or lengths.
+    """
+    arms = set(test.arms)
+    unread = [one for one in loaded.unread if one.arm in arms or one.arm is None]
+    given = _configs(loaded.runs, loaded.empty)
+    planned = _planned_hashes(test, given)
+    runs = [run for run in loaded.runs if run.config is not None and _but_for_seed(run.config) in planned]
+    empty = [one for one in loaded.empty if _but_for_seed(one.config) in planned]
+    if not runs and not empty:
+        runs = [run for run in loaded.runs if run.arm in arms]
+        empty = [one for one in loaded.empty if one.config.arm in arms]
+    _refuse_several(runs, empty)
+    return LoadedSet(runs=runs, empty=empty, unread=unread)
+
+
+def _configs(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> list[RunConfig]:
+    """Return the configs of runs, as far as they are known."""
+    return [*(run.config for run in runs if run.config is not None), *(one.config for one in empty)]
+
+
+def _but_for_seed(config: RunConfig) -> str:
+    return config.model_copy(update={"seed": 0}).hash
+
+
+def _planned_hashes(test: ClaimTest, given: Iterable[RunConfig]) -> set[str]:
+    """Return the hashes, seeds apart, of the plan's runs at the scales of given runs that were asked for."""
+    request = test.request
+    recipes = {Path(name).stem: name for name in (request.recipe, test.plan_recipe) if name is not None}
+    scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
+    hashes: set[str] = set()
+    for label, size, steps in scales:
+        is_asked = (
+            (request.recipe is None or label == Path(request.recipe).stem)
+            and (request.sizes is None or size in request.sizes)
+            and request.steps in (None, steps)
+        )
+        # a recipe that is a file elsewhere
+        with contextlib.suppress(ConfigError):
+            if is_asked:
+                configs = test.at(recipes.get(label, label), sizes=(size,), steps=steps)
+                hashes |= set(map(_but_for_seed, configs))
+    return hashes
+
+
+def _refuse_several(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> None:
+    configs = _configs(runs, empty)
+    recipes = sorted({config.recipe for config in configs})
+    if len(recipes) > 1:
+        raise ConfigError(f"these runs are of {len(recipes)} recipes; judge one: --recipe {' or '.join(recipes)}")
+    lengths = sorted({config.steps for config in configs})
+    if len(lengths) > 1:
+        choices = " or ".join(map(str, lengths))
+        raise ConfigError(f"these runs are of {len(lengths)} lengths; judge one: --steps {choices}")
+
+
+def _runs_folder(given: Given, runs: Sequence[Run]) -> Path | None:
+    """Return the one folder of runs that have manifests, None where that is a bundle or there are several."""
+    folders = {run.path.parent for run in runs}
+    is_packed = any(file.suffix.lower() == ".zip" for file in given.files)
+    folder = folders.pop() if len(folders) == 1 else None
+    return None if folder is None or is_packed or is_bundle_folder(folder.parent) else folder
+
+
+def _scale_of_runs(runs: Sequence[Run], known: Sequence[RunConfig]) -> "Scale":
+    from bitnetctl.claims import Scale
+
+    if known:
+        return Scale.of(known)
+    sizes = {run.size for run in runs if run.size is not None}
+    steps = {run.planned_steps or run.final_step for run in runs}
+    return Scale(recipe=None, sizes=tuple(sorted(sizes)), steps=tuple(sorted(steps)))
+
+
+def _design_of_runs(runs: Sequence[Run], known: Sequence[RunConfig]) -> str:
+    from bitnetctl.claims import design_hash
+
+    if known:
+        return design_hash(known)
+    return canonical_hash(sorted({f"{run.arm} {run.size} {run.planned_steps}" for run in runs}))
