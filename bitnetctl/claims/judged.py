@@ -1,15 +1,17 @@
 """A claim beside the verdict on it: what follows, at which scale, how often it was looked at."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bitnetctl.claims.claim import Claim
 from bitnetctl.claims.looks import Look, Looks, add_look, early_text, otherwise_text
 from bitnetctl.config import RunConfig, canonical_hash
 from bitnetctl.units import plural, shortened
-from bitnetctl.verdict import Outcome, Summary
+from bitnetctl.verdict import Outcome, Summary, Verdict
 
 _MOST_SIZES = 3
 
@@ -78,13 +80,15 @@ class JudgedClaim:
         others = self.looks.otherwise(self.claim.hash, self.design)
         return list(filter(None, (early_text(early, len(self.seeds)), otherwise_text(others))))
 
-    def told(self, summary: Summary) -> Summary:
-        """Return the summary of the verdict as one of this claim."""
+    def told(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
+        """Return the summary of the verdicts on the arm as one of this claim."""
+        differences = [text for verdict in verdicts for text in difference_texts(verdict)]
         return summary.model_copy(
             update={
                 "claim": self.claim.title,
                 "conclusion": self.claim.conclusions.of(summary.outcome),
                 "scale": self.scale,
+                "effect": ("; ".join(differences),) if differences else summary.effect,
                 "notes": (*self.notes, *summary.notes),
                 "next": self._next(summary),
             }
@@ -134,3 +138,38 @@ class JudgedClaim:
             "looks": [look.model_dump(mode="json") for look in self.looks.at(self.design)],
             "notes": self.notes,
         }
+
+
+def difference_texts(verdict: Verdict) -> Iterator[str]:
+    """Say by how much the arm differs from those it is compared with, in the median pair of every size."""
+    for one in verdict.statistics:
+        size = "" if one["size"] is None or len(verdict.statistics) == 1 else f" at h{one['size']}"
+        for compared in one.get("pairs", {}).values():
+            text = _difference(compared)
+            if text:
+                yield f"{text}{size}"
+
+
+def _difference(compared: Mapping[str, Any]) -> str:
+    """Return the median difference with its bounds, and what it has to exceed; empty where no pair could be formed."""
+    margin = compared.get("margin", 0.0)
+    values = [value + margin for value in compared["values"].values()]
+    if not values or math.isnan(median(values)):
+        return ""
+    low = compared.get("lower_bound_of_median", compared["bound_of_median"])
+    bounds = [None if bound is None else bound + margin for bound in (low, compared["upper_bound_of_median"])]
+    known = [
+        f"at {side} {_number(bound)}"
+        for side, bound in zip(("least", "most"), bounds, strict=True)
+        if bound is not None
+    ]
+    bounded = f" ({', '.join(known)})" if known else ""
+    middle = _number(median(values))
+    if "within" in compared:
+        return f"median difference {middle}{bounded}, limit {_number(compared['within'])}"
+    what, unit = ("gain larger", "seed") if "modifier" in compared else (compared["better"], "pair")
+    return f"{what} by {middle} in the median {unit}{bounded}, margin {_number(margin)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")

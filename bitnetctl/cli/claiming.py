@@ -79,7 +79,7 @@ class ClaimTest:
         if recipe not in (None, self.plan_recipe):
             given = {"sizes": (), "steps": "none", **given}
         configs = self._plan(given).configs()
-        self._check_arms({config.arm for config in configs})
+        self._check_arms(list(dict.fromkeys(config.arm for config in configs)))
         return configs
 
     @cached_property
@@ -100,12 +100,18 @@ class ClaimTest:
             raise ConfigError(f"{source}: grid: gives runs of one arm that differ; take arms, factors or overrides")
         return plan.model_copy(update={"overrides": (*plan.overrides, *self.request.overrides)})
 
-    def _check_arms(self, planned: set[str]) -> None:
-        wanted = {"arm": self.arm, **{f"criteria: against {one}": one for one in self.claim.criteria.references}}
-        for place, arm in wanted.items():
-            if arm not in planned:
-                these = ", ".join(sorted(planned))
-                raise ConfigError(f"claim {self.asked}: {place}: {arm} is no arm of the plan; these are: {these}")
+    def _check_arms(self, planned: Sequence[str]) -> None:
+        compared = [
+            (f"criteria: {check.label}", is_partner)
+            for check in self.claim.criteria.comparisons
+            for is_partner in check.partner_arms(self.arm)
+        ]
+        for place, is_wanted in (("arm", self.arm.__eq__), *compared):
+            if not any(map(is_wanted, planned)):
+                what = (
+                    f"{self.arm} is no arm of the plan" if place == "arm" else "the plan lacks an arm to compare with"
+                )
+                raise ConfigError(f"claim {self.asked}: {place}: {what}; its arms are: {', '.join(planned)}")
 
     def planned_configs(self, runs_dir: Path) -> list[RunConfig]:
         """Return the runs to train; raises ConfigError."""
@@ -121,7 +127,7 @@ class ClaimTest:
 
         rule = self.claim.criteria.seeds
         seeds = len({run.config.seed for run in planned})
-        arms = len(set(self.arms) - set(self.claim.criteria.references))
+        arms = sum(not self.claim.criteria.is_reference(arm) for arm in self.arms)
         # a sign test of pairs has the same floor as a failure rate of a half
         least = fewest_seeds(min(rule.max_failure_rate, 0.5), rule.error_rate / arms) if rule.rule == "rate" else 0
         if seeds < least and not all(run.has_ended() for run in planned):
@@ -188,7 +194,7 @@ class ClaimTest:
     ) -> int:
         from bitnetctl.claims import JudgedClaim, Looks, Scale, read_looks
 
-        arms = {self.arm, *self.claim.criteria.references}
+        arms = [arm for arm in self.arms if arm == self.arm or self.claim.criteria.is_reference(arm)]
         seeds = _planned_seeds(self.arm, loaded, inventory, options)
         judged = JudgedClaim(
             claim=self.claim,

@@ -83,7 +83,7 @@ def judge_and_show(
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     summary = summarize(judged, deciding, criteria, runs, options, requested=bool(requested_arms))
     if claim is not None:
-        summary = claim.told(summary)
+        summary = claim.told(summary, judged[claim.arm].verdicts)
     tree = _json(judged, summary, options, unread)
     if claim is not None:
         tree["claim"] = claim.to_json(summary.outcome)
