@@ -113,6 +113,10 @@ class ClaimTest:
                 )
                 raise ConfigError(f"claim {self.asked}: {place}: {what}; its arms are: {', '.join(planned)}")
 
+    def read_files(self) -> None:
+        """Read the claim and check its plan; raises ConfigError, before runs are read or trained."""
+        self.configs  # noqa: B018 - cached
+
     def planned_configs(self, runs_dir: Path) -> list[RunConfig]:
         """Return the runs to train; raises ConfigError."""
         return self.configs

@@ -131,6 +131,7 @@ def verify(
     else:
         refuse_beside_claim(arms, criteria, no_baseline=no_baseline)
         subject = ClaimTest(request=request, asked=claim)
+    subject.read_files()
     if paths:
         with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
             return subject.judge_given(given, outputs)
@@ -180,6 +181,10 @@ class _SetUp:
 
         return [load_criteria(name) for name in self.criteria_names or criteria_names()]
 
+    def read_files(self) -> None:
+        """Read the criteria; raises ConfigError, before runs are read or trained."""
+        self.criteria  # noqa: B018 - cached
+
     def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
         """Judge given runs, print and write the verdict; return the exit code."""
         from bitnetctl.verdict import JudgeOptions
@@ -204,7 +209,6 @@ class _SetUp:
 
     def planned_configs(self, runs_dir: Path) -> list[RunConfig]:
         """Return the runs to train, those of the requested arm last; raises ConfigError."""
-        self.criteria  # noqa: B018 - a mistake is told before anything is trained
         fields = {"arms": (self.arm,), "baseline": self.baseline, **self.request.plan_fields()}
         with runs_of_arm_hinted(self.arm, runs_dir):
             configs = make_plan(fields, "verify").configs()
