@@ -1,5 +1,6 @@
 """Every built-in intervention: one table of settings, the contract, training in packs, and their order in an arm."""
 
+import importlib.util
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from bitnetctl.testing import check_contract
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adaptive-clipping": [{}, {"clipping": 0.1}, {"clipping": 1e-4, "eps": 1.0}],
     "aggressive-clipping": [{}, {"max_norm": 1e-3}],
+    "batch-growth": [
+        {},
+        {"start": 0.0, "factor": 1},
+        {"start": 0.0, "factor": 2, "learning_rate": "linear"},
+        {"start": 0.0, "factor": 2, "learning_rate": "sqrt"},
+    ],
     "decay-to-zero": [{}, {"initial": 0.3}, {"begin": 0.5, "end": 0.75}],
     "decoupled-decay": [{}, {"decayed": "all"}, {"decayed": "matrices"}],
     "fp-first": [{}, {"fraction": 0.5, "ramp": 0.0}, {"fraction": 0.0, "ramp": 1.0}, {"fraction": 1.0}],
@@ -28,11 +35,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "higher-rate": [{}, {"factor": 5.0}],
     "init-scale": [{}, {"std": 0.1}],
     "label-smoothing": [{}, {"epsilon": 0.0}, {"epsilon": 0.5}],
+    "lion": [{}, {"beta1": 0.95, "beta2": 0.98}, {"lr_factor": 0.1, "weight_decay_factor": 1.0}],
     "lr-drop": [{}, {"stage2_peak": 2e-4}],
     "median-scale": [{}],
     "momentum-reset": [{}, {"every": 1}],
+    "muon": [{}, {"momentum": 0.9, "nesterov": False, "ns_steps": 3}, {"adjust_lr": "original", "lr_factor": 10.0}],
     "no-decay": [{}],
     "reduced-lr": [{}, {"peak": 1e-4}, {"factor": 0.1}, {"peak": 1.0, "factor": 2.0}],
+    "stable-spam": [{}, {"gamma1": 0.8, "gamma2": 0.99, "gamma3": 0.9, "reset_every": 2}],
     "wd-schedule": [
         {},
         {"preset": "stage1-only"},
@@ -44,8 +54,16 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 }
 # their runs train in packs of their own: tests/plugins/test_builtin_quantizers.py
 OWN_QUANTIZER = {"group-scale", "median-scale"}
+# name → the package of an extra that it needs
+NEEDED = {"stable-spam": "pytorch_optimizer"}
+MISSING = {name: package for name, package in NEEDED.items() if importlib.util.find_spec(package) is None}
 CASES = [
-    pytest.param(name, settings, id=str(InterventionSpec(name=name, settings=settings)))
+    pytest.param(
+        name,
+        settings,
+        id=str(InterventionSpec(name=name, settings=settings)),
+        marks=pytest.mark.skipif(name in MISSING, reason=f"needs {MISSING.get(name)}"),
+    )
     for name, entries in SETTINGS.items()
     for settings in entries
 ]
@@ -106,12 +124,8 @@ def test_it_trains_in_a_pack_with_a_baseline(
 
 
 def test_all_of_them_train_in_one_pack(tiny_config: TinyConfig, pack_arms: PackArms) -> None:
-    arms = [
-        str(InterventionSpec(name=name, settings=settings))
-        for name, all_ in SETTINGS.items()
-        for settings in all_
-        if name not in OWN_QUANTIZER
-    ]
+    packed = {name: entries for name, entries in SETTINGS.items() if name not in OWN_QUANTIZER | MISSING.keys()}
+    arms = [str(InterventionSpec(name=name, settings=settings)) for name, all_ in packed.items() for settings in all_]
     together = pack_arms(tiny_config(), "", *arms)
     for step in (1, 2, 3):
         together.step(step)
@@ -157,6 +171,10 @@ def test_order_does_not_matter_where_they_set_different_fields(tiny_config: Tiny
     [
         ("label-smoothing+reduced-lr+label-smoothing:epsilon=0.2", "training_loss"),
         ("adaptive-clipping+adaptive-clipping", "transform_gradients"),
+        ("batch-growth+adaptive-clipping", "transform_gradients"),
+        ("muon+lion", "make_optimizer"),
+        ("batch-growth+muon", "make_optimizer"),
+        ("stable-spam+decoupled-decay+batch-growth", "make_optimizer"),
     ],
 )
 def test_only_one_may_override_a_hook(arm: str, hook: str) -> None:
