@@ -119,10 +119,10 @@ INSIDE = {
     ),
     "report": (
         "escape",
-        "fold columns",
-        "fitted head",
+        "fold columns seed_plot",
+        "fitted head claim",
         "html trajectory markdown plots summary_csv junit",
-        "screen",
+        "screen claim_text",
         "terminal verification",
         "overview",
         "__init__",

@@ -88,7 +88,7 @@ def judge_and_show(
     if claim is not None:
         tree["claim"] = claim.to_json(summary.outcome)
         _keep_look(claim, summary)
-    _write(outputs, runs, inventory, criteria, judged, summary, tree)
+    _write(outputs, runs, inventory, criteria, judged, summary, tree, claim)
     if outputs.as_json:
         print_json(tree)
     else:
@@ -163,13 +163,15 @@ def _write(
     judged: "Mapping[str, Combined]",
     summary: "Summary",
     tree: dict[str, Any],
+    claim: "JudgedClaim | None",
 ) -> None:
     """Write the files that are asked for; `tree` is the JSON of the verdicts."""
     from bitnetctl import api
-    from bitnetctl.report import html_page, junit_xml, verification_report
+    from bitnetctl.report import claim_page, html_page, junit_xml, verification_report
 
+    page = None if claim is None else claim_page(claim, judged[claim.arm].verdicts[0], summary, runs)
     if outputs.report is not None:
-        write_atomic(outputs.report, verification_report(runs, judged, summary).encode())
+        write_atomic(outputs.report, verification_report(runs, judged, summary, page).encode())
     if outputs.junit is not None:
         verdicts = [verdict for combined in judged.values() for verdict in combined.verdicts]
         write_atomic(outputs.junit, junit_xml(verdicts).encode())
@@ -177,7 +179,7 @@ def _write(
         described = [(one.name, one.model_dump_json(indent=2)) for one in criteria]
         write_bundle(outputs.bundle, runs, described, tree, inventory=inventory)
     if outputs.html is not None:
-        write_atomic(outputs.html, html_page(api.analyze(runs), tree["verdicts"], [summary]).encode())
+        write_atomic(outputs.html, html_page(api.analyze(runs), tree["verdicts"], [summary], page).encode())
 
 
 def _json(

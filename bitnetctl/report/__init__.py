@@ -1,5 +1,6 @@
 """Verdicts and analyses as terminal tables and plots, Markdown, JUnit XML, CSV and one HTML page; no torch here."""
 
+from bitnetctl.report.claim import ClaimPage as ClaimPage, claim_page as claim_page
 from bitnetctl.report.html.page import html_page as html_page
 from bitnetctl.report.junit import junit_xml as junit_xml
 from bitnetctl.report.markdown import markdown_report as markdown_report

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.records import Run
+from bitnetctl.report.claim import ClaimPage
+from bitnetctl.report.claim_text import claim_lines
 from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.report.markdown import markdown_table
@@ -11,9 +13,13 @@ from bitnetctl.units import UNKNOWN
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Summary, Verdict, wording
 
 
-def verification_report(runs: Sequence[Run], judged: Mapping[str, Combined], summary: Summary) -> str:
-    """Return Markdown: the summary, hardware, versions, duration, metrics at the milestones, status, every verdict."""
-    lines = ["# Verification report", "", *_head(summary), *_provenance(runs)]
+def verification_report(
+    runs: Sequence[Run], judged: Mapping[str, Combined], summary: Summary, claim: ClaimPage | None = None
+) -> str:
+    """Return Markdown: a claim that has a file, the summary, hardware, versions, duration, metrics, every verdict."""
+    title = markdown_text(claim.title) if claim else "Verification report"
+    lines = [f"# {title}", "", *(claim_lines(claim) if claim else [])]
+    lines += [*(["## The verdict in numbers", ""] if claim else []), *_head(summary), *_provenance(runs)]
     for arm, combined in judged.items():
         lines += [f"## Arm {markdown_line(arm)}: {combined.outcome.value}", ""]
         lines += _trajectories([run for run in runs if (run.arm or UNKNOWN_ARM) == arm])

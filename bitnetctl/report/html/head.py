@@ -1,5 +1,7 @@
 """The head of the page: the verdict in a few lines, with a row for each arm and size."""
 
+from collections.abc import Collection
+
 from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.verdict import Summary
@@ -8,19 +10,30 @@ from bitnetctl.verdict import Summary
 def summary_section(summary: Summary) -> str:
     """Return claim, verdict, table, reasons and the next step as one section."""
     outcome = summary.outcome.value
-    terms = "".join(
-        f"<dt>{name}</dt>{''.join(f'<dd>{html_text(text)}</dd>' for text in texts)}"
-        for name, texts in paragraphs(summary)
-        if texts
-    )
     beside = [other_arms(summary), summary.criteria, f"horizon: {summary.horizon}" if summary.horizon else ""]
     return (
         f'<section id="summary" class="card {outcome}"><p class="claim"><b>Claim</b> {html_text(summary.claim)}</p>'
         f'<h2><span class="badge">{outcome}</span>{html_text(for_arms(summary))}</h2>'
         f"<p>{html_text(summary.headline)}</p>"
         f"{''.join(f'<p class=hint>{html_text(text)}</p>' for text in beside if text)}"
-        f"{_table(summary)}<dl>{terms}</dl></section>"
+        f"{_table(summary)}{_terms(summary)}</section>"
     )
+
+
+def summary_details(summary: Summary) -> str:
+    """Return table, reasons and notes of a verdict whose claim and conclusion stand above."""
+    told = {"so", "scale", "next"}
+    body = f"<p>{html_text(summary.criteria)}</p>{_table(summary)}{_terms(summary, told)}"
+    return f'<section id="summary" class="details"><h2>The verdict in numbers</h2>{body}</section>'
+
+
+def _terms(summary: Summary, left_out: Collection[str] = ()) -> str:
+    terms = "".join(
+        f"<dt>{name}</dt>{''.join(f'<dd>{html_text(text)}</dd>' for text in texts)}"
+        for name, texts in paragraphs(summary)
+        if texts and name not in left_out
+    )
+    return f"<dl>{terms}</dl>"
 
 
 def _table(summary: Summary) -> str:

@@ -16,6 +16,7 @@ from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
 from bitnetctl.config.load import flatten
 from bitnetctl.records import Run
+from bitnetctl.report.claim import ClaimPage
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
@@ -28,8 +29,9 @@ from bitnetctl.report.columns import (
     run_rows,
 )
 from bitnetctl.report.escape import html_cell, html_text
+from bitnetctl.report.html.claim import claim_sections
 from bitnetctl.report.html.curves import embed, page_data
-from bitnetctl.report.html.head import summary_section
+from bitnetctl.report.html.head import summary_details, summary_section
 from bitnetctl.report.html.panels import panels_section
 from bitnetctl.units import UNKNOWN, plural
 from bitnetctl.verdict import Summary
@@ -41,8 +43,16 @@ _MARK = re.compile(r"@@([A-Z_]+)@@")
 _LONGEST_VALUE = 400
 
 
-def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = (), summaries: Sequence[Summary] = ()) -> str:
-    """Return the page, which opens with the summaries of verdicts; `verdicts` are from `Verdict.to_json`."""
+def html_page(
+    study: Study,
+    verdicts: Sequence[Mapping[str, Any]] = (),
+    summaries: Sequence[Summary] = (),
+    claim: ClaimPage | None = None,
+) -> str:
+    """Return the page, which opens with a claim, then the summaries of verdicts.
+
+    `verdicts` are from `Verdict.to_json`; with a claim the summary is that of the verdict on it.
+    """
     style, script = _file("page.css"), _file("page.js")
     runs = plural(len(study.runs), "run")
     rows = run_rows(study.summaries)
@@ -52,9 +62,10 @@ def html_page(study: Study, verdicts: Sequence[Mapping[str, Any]] = (), summarie
         "SCRIPT": script,
         "SCRIPT_HASH": _hash(script),
         "TITLE": ", ".join([*(summary.outcome.value for summary in summaries), runs]),
-        "KIND": "verdict" if summaries else "analysis",
-        "COUNTS": f"{runs}, {plural(len(study.arms), 'arm')}",
-        "SUMMARY": "".join(map(summary_section, summaries)),
+        "HEADING": html_text(claim.title) if claim else f"bitnetctl {'verdict' if summaries else 'analysis'}",
+        "COUNTS": f"{'a claim tested by bitnetctl: ' * bool(claim)}{runs}, {plural(len(study.arms), 'arm')}",
+        "CLAIM": claim_sections(claim) if claim else "",
+        "SUMMARY": "".join(map(summary_details if claim else summary_section, summaries)),
         "PANELS": panels_section(study),
         "FINDINGS": _findings(study),
         "VERDICTS": _verdicts(verdicts),
