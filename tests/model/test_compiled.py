@@ -43,7 +43,9 @@ for name, changes, precision, arm in json.loads(sys.argv[2]):
     results[name], graphs = [], 0
     torch._dynamo.reset()
     for is_compiled in (False, True):
-        arms = [compose(parse_arm(arm)), compose(())]
+        first = compose(parse_arm(arm))
+        # a pack has one quantizer
+        arms = [first, compose(parse_arm(arm) if first.quantizer_key else ())]
         pack = Pack(
             [config] * 2, arms, tiny_tokens(config), torch.device("cpu"), precision=precision, compiled=is_compiled
         )
@@ -54,6 +56,16 @@ for name, changes, precision, arm in json.loads(sys.argv[2]):
 json.dump(results, sys.stdout)
 """
 
+FOUR_BITS = """
+from bitnetctl.intervention import Intervention
+
+class FourBits(Intervention):
+    summary = "activations of 4 bits"
+
+    def quantize_activations(self, x_NI):
+        scale = x_NI.abs().amax(-1, keepdim=True).clamp(min=1e-5) / 7
+        return (x_NI / scale).round(), scale
+"""
 WIDE = {"model": {"hidden_size": 64}, "data": {"batch_size": 4}}
 VARIANTS = [
     ("short rows", {}, "fp32", ""),
@@ -64,11 +76,14 @@ VARIANTS = [
     ("full precision", {"model": {"quantization": 0.0}}, "fp32", ""),
     ("blended", {"model": {"quantization": 0.5}}, "fp32", ""),
     ("overridden loss", {}, "fp32", "label-smoothing"),
+    ("own weights", {}, "fp32", "median-scale"),
 ]
 # graphs: layer forward and backward, weight quantization, cross-entropy, last norm forward and backward
 WHOLE = 6
 # attention is not compiled, so a layer has two graphs each way
 SPLIT = {"long rows": 8, "silu": 8}
+# nor is a plug-in
+OWN = {"own weights": WHOLE - 1, "own activations": WHOLE - 2}
 
 
 def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
@@ -88,10 +103,13 @@ def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_function_is_one_graph_and_computes_the_same(tmp_path: Path) -> None:
-    for name, (plain, fast, graphs) in compiled("traced", VARIANTS, tmp_path).items():
+    plugin = tmp_path / "four_bits.py"
+    plugin.write_text(FOUR_BITS)
+    variants = [*VARIANTS, ("own activations", {}, "fp32", str(plugin))]
+    for name, (plain, fast, graphs) in compiled("traced", variants, tmp_path).items():
         # compiled code adds in another order, and in bf16 the last bit of a sum may flip a rounding
         assert fast == pytest.approx(plain, rel=1e-3 if name in ("bf16", "int8") else 1e-5), name
-        assert graphs == SPLIT.get(name, WHOLE), name
+        assert graphs == (SPLIT | OWN).get(name, WHOLE), name
 
 
 @pytest.mark.slow

@@ -113,9 +113,51 @@ class Unrestorable(Sound):
         raise KeyError("steps")
 
 
+Quantized = tuple[Tensor, Tensor]
+
+
+class Median(Sound):
+    """A sound quantizer of weights and activations."""
+
+    def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+        scale = weight_LOI.abs().flatten(1).median(1).values.clamp(min=1e-5).view(-1, 1, 1)
+        return (weight_LOI / scale).round().clamp(-1, 1), scale
+
+    def quantize_activations(self, x_NI: Tensor) -> Quantized:
+        scale = x_NI.abs().amax(-1, keepdim=True).clamp(min=1e-5) / 7
+        return (x_NI / scale).round(), scale
+
+
+class Drawing(Median):
+    def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+        noise = torch.rand(weight_LOI.shape, generator=self.generator) - 0.5
+        return (weight_LOI * 10 + noise).round().clamp(-1, 1), weight_LOI[:, :1, :1].abs() + 0.1
+
+    generator = torch.Generator()
+
+
+class Mixing(Median):
+    def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+        scale = weight_LOI.abs().mean().expand(len(weight_LOI), 1, 1)
+        return (weight_LOI / scale).round().clamp(-1, 1), scale
+
+
+class MixingTokens(Median):
+    def quantize_activations(self, x_NI: Tensor) -> Quantized:
+        scale = x_NI.abs().max().expand(len(x_NI), 1) / 7
+        return (x_NI / scale).round(), scale
+
+
+class Unclamped(Median):
+    def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+        _, scale = super().quantize_weights(weight_LOI)
+        return weight_LOI / scale, scale
+
+
 def test_a_sound_intervention_passes() -> None:
     check_contract(Sound)
     check_contract(Sound, {"factor": 2.0})
+    check_contract(Median)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +177,10 @@ def test_a_sound_intervention_passes() -> None:
         (Overreaching, "it changed .* of the baseline run in the same pack"),
         (Unsaveable, "state_dict returned .*, which is not made of finite JSON values"),
         (Unrestorable, "steps"),
+        (Drawing, "quantize_weights is not a pure function|gives different results"),
+        (Mixing, "quantize_weights does not take each index of the first dimension by itself"),
+        (MixingTokens, "quantize_activations does not take each index of the first dimension by itself"),
+        (Unclamped, "quantize_weights returned codes other than -1, 0 and 1"),
         (Intervention, "is not a subclass"),
     ],
 )
