@@ -101,7 +101,7 @@ INSIDE = {
         "wording",
         "accounting checks",
         "criteria",
-        "seeds",
+        "seeds power",
         "judge",
         "facts",
         "reasons",
@@ -137,7 +137,7 @@ INSIDE = {
         "training requested inputs",
         "judging",
         "claiming",
-        "config interventions library analyze train sweep verify",
+        "config interventions library analyze power train sweep verify",
         "__init__",
     ),
 }

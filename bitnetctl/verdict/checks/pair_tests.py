@@ -6,7 +6,7 @@ Order statistics and signs take infinite values, which stand for failed runs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from bitnetctl.verdict.rule import UNDECIDABLE, Levels, PValues, at_least, mean_test
 
@@ -106,14 +106,15 @@ def two_student_tests(pairs: Pairs, within: float) -> PValues:
 
 def _student_p(values: Sequence[float]) -> float:
     """Return the p-value of a mean of at most 0."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    count = len(values)
+    # of equal values the spread is unknown, not 0
+    if count < 2 or not all(map(math.isfinite, values)) or min(values) == max(values):
         return 1.0
     from scipy.special import stdtr
 
-    spread = stdev(values)
-    if spread == 0:
-        return 1.0
-    return float(stdtr(len(values) - 1, -fmean(values) / (spread / math.sqrt(len(values)))))
+    mean = fmean(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return float(stdtr(count - 1, -mean / (spread / math.sqrt(count))))
 
 
 def bet_on_mean(pairs: Pairs, limits: tuple[float, float]) -> PValues:
