@@ -285,17 +285,26 @@ def _runs_of_claim(test: ClaimTest, loaded: LoadedSet) -> LoadedSet:
     given = _configs(loaded.runs, loaded.empty)
     planned = _planned_hashes(test, given)
     runs = [run for run in loaded.runs if run.config is not None and _but_for_seed(run.config) in planned]
-    empty = [one for one in loaded.empty if _but_for_seed(one.config) in planned]
+    empty = [one for one in loaded.empty if one.config is not None and _but_for_seed(one.config) in planned]
     if not runs and not empty:
         runs = [run for run in loaded.runs if run.arm in arms]
-        empty = [one for one in loaded.empty if one.config.arm in arms]
+        empty = [one for one in loaded.empty if _arm_of(one) in arms]
     _refuse_several(runs, empty)
     return LoadedSet(runs=runs, empty=empty, unread=unread)
 
 
 def _configs(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> list[RunConfig]:
     """Return the configs of runs, as far as they are known."""
-    return [*(run.config for run in runs if run.config is not None), *(one.config for one in empty)]
+    configs = [*(run.config for run in runs), *(one.config for one in empty)]
+    return [config for config in configs if config is not None]
+
+
+def _arm_of(one: EmptyRun) -> str | None:
+    """Return the arm of a run without rows, which another program may train."""
+    if one.config is not None:
+        return one.config.arm
+    external = one.manifest.external if one.manifest is not None else None
+    return None if external is None else external.arm
 
 
 def _but_for_seed(config: RunConfig) -> str:
