@@ -1,5 +1,6 @@
 """Claim files: fields, hashes, mistakes; every built-in one."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,11 @@ def test_a_built_in_claim_says_all_that_it_can(name: str) -> None:
     texts = [claim.title, claim.claimed, claim.source, *claim.limits, *claim.conclusions.model_dump().values()]
     assert all(len(text) > 20 and "\n" not in text for text in texts)
     assert len(set(texts)) == len(texts)
+
+
+def test_the_example_of_the_documentation_is_a_claim() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    claim = parse_claim(tomllib.loads(example))
+    documented = set(re.findall(r"^\| `\[?(\w+)\]?` \|", text, re.MULTILINE))
+    assert documented == Claim.model_fields.keys() - {"name"} == claim.model_fields_set - {"name"}

@@ -1,0 +1,94 @@
+"""Looks at a claim: what is kept, and what is counted of it."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bitnetctl.claims.looks import Look, Looks, add_look, early_text, looks_file, otherwise_text, read_looks
+from bitnetctl.errors import StorageError
+
+
+def look(present: Sequence[int], planned: Sequence[int] = range(6), *, claim: str = "a", design: str = "d") -> Look:
+    return Look.now(claim=claim, design=design, seeds_planned=planned, seeds_present=present, outcome="inconclusive")
+
+
+def test_a_look_is_read_back(tmp_path: Path) -> None:
+    path = looks_file(tmp_path, "mine")
+    assert path == tmp_path / "claims" / "mine.json"
+    assert read_looks(path) == Looks()
+    first, second = look([2, 0]), look(range(6))
+    add_look(path, first)
+    add_look(path, second)
+    assert read_looks(path).looks == (first, second)
+    assert first.seeds_present == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["a b/c", "ü", "." * 300, "x" * 300, ""])
+def test_any_name_of_a_claim_has_a_file(tmp_path: Path, name: str) -> None:
+    path = looks_file(tmp_path, name)
+    add_look(path, look([]))
+    assert path.parent == tmp_path / "claims"
+    assert len(read_looks(path).looks) == 1
+
+
+def test_looks_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    path = looks_file(tmp_path, "mine")
+    threads = [threading.Thread(target=add_look, args=(path, look([seed]))) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.seeds_present for one in read_looks(path).looks) == [(seed,) for seed in range(6)]
+
+
+def test_what_a_later_version_adds_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    text = Looks(looks=(look([0]),)).model_dump_json().replace('"time"', '"weather":"fair","time"')
+    path.write_text(text, encoding="utf-8")
+    assert read_looks(path).looks[0].seeds_present == (0,)
+
+
+def test_damage_is_refused_where_a_look_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(StorageError, match="is damaged; remove it"):
+        add_look(path, look([]))
+    assert path.read_text(encoding="utf-8") == "[]"
+
+
+def test_early_looks_are_those_before_all_seeds_were_there() -> None:
+    early, later, whole = look([0]), look([0, 1]), look(range(6))
+    for looks, count in (
+        ((), 0),
+        ((whole, whole), 0),
+        ((early,), 1),
+        ((early, early, later, whole), 2),
+        ((early, later, early), 3),
+        ((look([0], claim="b"), look([0], design="e")), 0),
+        # all seeds that were planned then
+        ((look([0, 1], [0, 1]),), 0),
+    ):
+        assert Looks(looks=looks).early("a", "d") == count
+
+
+def test_seeds_planned_over_time_grow_with_every_plan_that_adds_some() -> None:
+    looks = Looks(looks=(look([], [0, 1]), look([], [1, 0]), look([], [0, 5]), look([], range(9), design="e")))
+    assert looks.planned("d", range(6)) == (2, 3, 6)
+    assert looks.planned("d", [0, 1, 5]) == (2, 3)
+    assert Looks().planned("d", range(6)) == (6,)
+
+
+def test_other_versions_of_a_claim_are_counted_once() -> None:
+    looks = Looks(
+        looks=(look([], claim="a"), look([], claim="b"), look([], claim="b"), look([], claim="c", design="e"))
+    )
+    assert looks.otherwise("a", "d") == 1
+    assert looks.otherwise("x", "d") == 2
+
+
+def test_the_sentences() -> None:
+    assert early_text(0, 6) == otherwise_text(0) == ""
+    assert early_text(1, 6).startswith("looked at 1 time before its 6 seeds were there: ")
+    assert otherwise_text(2).startswith("judged before by 2 other versions of its plan or criteria")
