@@ -1,7 +1,7 @@
 """The optimizer of a run that a plug-in makes: any `torch.optim.Optimizer` over the run's named parameters."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,29 @@ class _Treatment:
     is_decayed: bool
 
 
+class _Snapshot:
+    """The values of tensors, to be put back without a synchronization; few kernels, however many tensors there are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            self._by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        self._flat = {dtype: _flattened(each) for dtype, each in self._by_dtype.items()}
+
+    def put_back(self, condition: Tensor) -> None:
+        """Put the values back where `condition`, a boolean without dimensions, is true."""
+        for dtype, tensors in self._by_dtype.items():
+            flat = _flattened(tensors)
+            # by selection, as NaN times 0 is NaN
+            torch.where(condition, self._flat[dtype], flat, out=flat)
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)])
+
+
+def _flattened(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
 class PluginOptimizer:
     """The optimizers that a plug-in makes for one run; the interface is that of `RunOptimizer`.
 
@@ -58,6 +81,7 @@ class PluginOptimizer:
         self._initial_states: list[dict[Any, Any]] = []
         self._initial_groups: list[dict[str, Any]] = []
         self._rates: list[Tensor] = []
+        self._has_stepped = False
         self.is_capturable = False
 
     def make(self) -> None:
@@ -82,6 +106,9 @@ class PluginOptimizer:
         if self.is_capturable:
             # captured kernels read the rates from this memory
             self._rates = [torch.zeros((), device=device) for _ in groups]
+            for each in optimizers:
+                # torch would warn of the steps before the capture
+                each._warned_capturable_if_run_uncaptured = True
         self._optimizers = optimizers
 
     def not_capturable(self) -> str | None:
@@ -136,13 +163,14 @@ class PluginOptimizer:
         synchronization if the optimizer is capturable, but for the first step, which makes the state.
         """
         self.make()
-        is_first = not any(each.state for each in self._optimizers)
-        if skip is not None and (is_first or not self.is_capturable):
+        makes_state = not self._has_stepped and not any(each.state for each in self._optimizers)
+        if skip is not None and (makes_state or not self.is_capturable):
             if skip.item():
                 return
             skip = None
-        before = {} if skip is None else self._held_tensors()
-        copies = [tensor.clone() for tensor in before.values()]
+        before = {} if skip is None else dict(self._values())
+        tensors = [*self._parameters.values(), *(value for value in before.values() if isinstance(value, Tensor))]
+        snapshot = None if skip is None else _Snapshot(tensors)
         for parameter, gradient in zip(self._parameters.values(), self._gradients, strict=True):
             # the optimizer may have dropped or replaced it
             if parameter.grad is not gradient:
@@ -156,11 +184,10 @@ class PluginOptimizer:
             self._set_groups(learning_rate, weight_decay)
             for optimizer in self._optimizers:
                 optimizer.step()
-        if skip is not None:
+        self._has_stepped = True
+        if skip is not None and snapshot is not None:
             self._require_kept(before)
-            is_skipped = skip > 0
-            for tensor, copied in zip(before.values(), copies, strict=True):
-                tensor.copy_(torch.where(is_skipped, copied, tensor))
+            snapshot.put_back(skip > 0)
 
     def _set_groups(self, learning_rate: float | Tensor, weight_decay: float) -> None:
         """Set learning rate and weight decay of every group."""
@@ -175,16 +202,12 @@ class PluginOptimizer:
             decay = weight_decay * factor_of(group, "weight_decay_factor")
             group["weight_decay"] = decay if treatment.is_decayed else 0.0
 
-    def _held_tensors(self) -> dict[str, Tensor]:
-        """Return weights and state by name, to put back what they were where a step is skipped."""
-        held = {path: value for path, value in self._values() if isinstance(value, Tensor)}
-        return {**self._parameters, **held}
-
-    def _require_kept(self, before: Mapping[str, Tensor]) -> None:
-        """Raise PluginError where a capturable step made a tensor anew, or changed a number: a graph keeps the old."""
-        for path, tensor in self._held_tensors().items():
-            if before.get(path) is not tensor:
-                problem = f"its optimizer is capturable, but makes {path} anew; it must change it in place"
+    def _require_kept(self, before: Mapping[str, object]) -> None:
+        """Raise PluginError where a capturable step made a tensor anew or changed a number: replays would not."""
+        for path, value in self._values():
+            is_kept = value is before.get(path) if isinstance(value, Tensor) else _is_same(value, before.get(path))
+            if not is_kept:
+                problem = f"its optimizer is capturable, but makes {path} anew; it must be a tensor changed in place"
                 raise self._composition.blamed_optimizer(problem)
 
     def reset_moments(self) -> None:
@@ -242,6 +265,8 @@ class PluginOptimizer:
                 if owner not in holders or not rest:
                     raise ValueError(f"{path} is unknown")
                 entry, group, parameter = holders[owner]
+                if rest.rpartition(":")[2] in _TYPES and tensor.dim():
+                    raise ValueError(f"{path} is no number")
                 key, value = _decoded(rest, tensor)
                 entry[key] = _placed(key, value, group, parameter) if isinstance(value, Tensor) else value
 
@@ -276,9 +301,8 @@ def _copied(value: Any) -> Any:
 
 
 def _is_same(value: object, other: object) -> bool:
-    if isinstance(value, Tensor) or isinstance(other, Tensor):
-        return isinstance(value, Tensor) and isinstance(other, Tensor) and torch.equal(value, other)
-    return type(value) is type(other) and bool(value == other)
+    """Whether two values are equal; tensors are not compared, which a GPU would have to be waited for."""
+    return type(value) is type(other) and not isinstance(value, Tensor) and bool(value == other)
 
 
 def _encoded(path: str, value: object) -> tuple[str, Tensor] | None:
@@ -298,7 +322,7 @@ def _encoded(path: str, value: object) -> tuple[str, Tensor] | None:
 
 
 def _decoded(name: str, tensor: Tensor) -> tuple[str, Tensor | bool | int | float | None]:
-    """Return key and value; raises ValueError where a number has dimensions."""
+    """Return key and value of what `_encoded` made."""
     key, _, kind = name.rpartition(":")
     if key and kind == "None":
         return key, None

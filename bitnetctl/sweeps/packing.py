@@ -95,12 +95,18 @@ def _bytes_in_training(factory: TrainerFactory, effective: RunConfig, compositio
 
 
 def most_demanding(runs: Sequence[ResolvedRun]) -> RunConfig:
-    """Return the effective config of the run to be measured for a shape: the first with a loss hook, if any."""
-    for run in runs:
-        with contextlib.suppress(PluginError, ConfigError):
-            if registry.compose(run.effective.interventions).overrides_loss:
-                return run.effective
-    return runs[0].effective
+    """Return the effective config of the run to be measured for a shape.
+
+    That is the first with a loss hook and an optimizer of its own, or with one of them, or the first of all.
+    """
+    return max(runs, key=lambda run: _hooks_with_memory(run.effective)).effective
+
+
+def _hooks_with_memory(effective: RunConfig) -> int:
+    with contextlib.suppress(PluginError, ConfigError):
+        composition = registry.compose(effective.interventions)
+        return composition.overrides_loss + (composition.optimizer_plugin is not None)
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from bitnetctl.config import RunConfig, build_config
 from bitnetctl.engine import cost
 from bitnetctl.engine.cost import bytes_per_replica, estimate, gpu_seconds, pack_bytes, probe_chunk_bytes, step_nodes
 from bitnetctl.model.matmul import Precision
+from bitnetctl.model.parameters import num_parameters
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 VOCAB = 50257
@@ -115,6 +116,24 @@ def test_memory_is_what_captured_packs_reserved(
 
 def test_memory_on_the_cpu_is_that_of_the_runs() -> None:
     assert pack_bytes(origin(), VOCAB, CPU, 3) == 3 * bytes_per_replica(origin(), VOCAB)
+
+
+def test_micro_batches_take_time_but_the_memory_of_one() -> None:
+    def accumulating(micro_batches: int, rows: int) -> RunConfig:
+        config = origin()
+        data = config.data.model_copy(update={"batch_size": rows, "gradient_accumulation": micro_batches})
+        return config.model_copy(update={"data": data})
+
+    whole, split, small = accumulating(1, 64), accumulating(8, 8), accumulating(1, 8)
+    rates = (1e14, 2.6e12)
+    seconds = [gpu_seconds(config, VOCAB, 1, rates, "graph")[0] for config in (whole, split, small)]
+    assert seconds[1] > seconds[0]
+    assert seconds[1] < 8.1 * seconds[2]
+    assert step_nodes(split, "graph") == 8 * step_nodes(small, "graph")
+    # and the sums of the gradients
+    parameters = num_parameters(small.model, VOCAB)
+    assert bytes_per_replica(split, VOCAB) == bytes_per_replica(small, VOCAB) + 4 * parameters
+    assert bytes_per_replica(split, VOCAB) < bytes_per_replica(whole, VOCAB)
 
 
 @pytest.mark.usefixtures("h100")

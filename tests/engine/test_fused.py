@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from configs import TinyConfig
+from optimizers import adamw, own
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
@@ -86,6 +87,18 @@ def copied(pack: Pack, into: Pack) -> None:
 def test_micro_batches_train_as_the_plain_operations_do(small_config: TinyConfig, tiny_tokens: TokenData) -> None:
     configs = [small_config(seed=seed, data__gradient_accumulation=2, optimizer__max_norm=0.1) for seed in (0, 1)]
     host, fused = both(configs, tiny_tokens, parts=set(PARTS) - {"update"})
+    assert_trains_alike(host, fused, range(1, 3))
+
+
+def test_the_optimizer_of_a_plug_in_updates_what_own_kernels_compute(
+    small_config: TinyConfig, tiny_tokens: TokenData
+) -> None:
+    from bitnetctl.engine.fused import FusedPack
+
+    config = small_config(optimizer__max_norm=0.1, optimizer__learning_rate_factors__embeddings=0.5)
+    compositions = [own(adamw) for _ in range(2)]
+    host = Pack([config], compositions[:1], tiny_tokens, CPU)
+    fused = FusedPack([config], compositions[1:], tiny_tokens, CPU, parts=set(PARTS) - {"update"})
     assert_trains_alike(host, fused, range(1, 3))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnetctl.config import OptimizerConfig, ParameterGroup
+from bitnetctl.config import LearningRateFactors, OptimizerConfig, ParameterGroup
 from bitnetctl.engine.optim import RunOptimizer, clip_divisor
 
 GROUPS: dict[str, ParameterGroup | None] = {"embed": "embeddings", "qkv": None, "head": "head", "final_norm": "norms"}
@@ -48,6 +48,38 @@ def test_five_steps_are_those_of_torch(
         theirs.step()
         for flat in SHAPES:
             torch.testing.assert_close(flat_parameters[flat], copies[flat], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize("exempt", [(), ("norms",)])
+def test_each_group_has_its_learning_rate(
+    name: str, reference: type[torch.optim.Adam] | type[torch.optim.AdamW], exempt: tuple[str, ...]
+) -> None:
+    factors = {"embeddings": 0.25, "head": 1.0, "norms": 3.0}
+    flat_parameters, copies = random_parameters(), random_parameters()
+    chosen = OptimizerConfig.model_validate({**config(name, *exempt).model_dump(), "learning_rate_factors": factors})
+    ours = RunOptimizer(chosen, flat_parameters, GROUPS)
+    theirs = reference([{"params": [copy]} for copy in copies.values()], betas=(0.8, 0.95), eps=1e-2)
+    for step, (learning_rate, weight_decay) in enumerate(STEPS):
+        set_gradients(flat_parameters, 10 + step)
+        set_gradients(copies, 10 + step)
+        # as a tensor, as captured steps have it
+        ours.step(learning_rate if step % 2 else torch.tensor(learning_rate), weight_decay)
+        for flat, group in zip(SHAPES, theirs.param_groups, strict=True):
+            factor = factors.get(GROUPS[flat] or "", 1.0)
+            group.update(lr=learning_rate * factor, weight_decay=0.0 if GROUPS[flat] in exempt else weight_decay)
+        theirs.step()
+        for flat in SHAPES:
+            torch.testing.assert_close(flat_parameters[flat], copies[flat], rtol=1e-5, atol=1e-7)
+
+
+def test_a_factor_of_zero_freezes_a_group() -> None:
+    flat_parameters, before = random_parameters(), random_parameters()
+    chosen = config("adamw").model_copy(update={"learning_rate_factors": LearningRateFactors(norms=0.0)})
+    set_gradients(flat_parameters, 1)
+    RunOptimizer(chosen, flat_parameters, GROUPS).step(0.1, 0.5)
+    assert torch.equal(flat_parameters["final_norm"], before["final_norm"])
+    assert not torch.equal(flat_parameters["head"], before["head"])
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

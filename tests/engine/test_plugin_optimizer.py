@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from configs import TinyConfig
+from optimizers import Lion, Make, Own, adamw, own
 from packs import weights
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,69 +20,10 @@ from bitnetctl.engine.cuda_graph import CapturedPack
 from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.plugin_optimizer import PluginOptimizer
 from bitnetctl.errors import ConfigError, PluginError
-from bitnetctl.intervention import Intervention
 from bitnetctl.plugins.composition import Composition
 
 CPU = torch.device("cpu")
-Make = Callable[[Mapping[str, Tensor], RunConfig], Optimizer | Sequence[Optimizer]]
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-class Own(Intervention):
-    """The optimizer that a function makes."""
-
-    def __init__(self, make: Make) -> None:
-        super().__init__(self.Settings())
-        self.make = make
-        self.made = 0
-
-    def make_optimizer(self, parameters: Mapping[str, Tensor], config: RunConfig) -> Optimizer | Sequence[Optimizer]:
-        self.made += 1
-        return self.make(parameters, config)
-
-
-class Counting(Optimizer):
-    """Signed steps of a size that depends on numbers of Python, in the state of a parameter and in its group."""
-
-    def __init__(self, params: Any) -> None:
-        super().__init__(params, {"lr": 1.0, "shrinking": 1.0, "is_late": False})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group["shrinking"] *= 0.7
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                state["count"] = state.get("count", 0) + 1
-                state["nothing"] = None
-                group["is_late"] = state["count"] > 2
-                size = group["lr"] * group["shrinking"] / state["count"] * (0.1 if group["is_late"] else 1.0)
-                parameter.sub_(parameter.grad.sign(), alpha=size)
-
-
-class Lion(Optimizer):
-    """A captured optimizer must read the rate as a tensor; this one does."""
-
-    def __init__(self, params: Any, *, capturable: bool = True) -> None:
-        super().__init__(params, {"lr": 1.0, "weight_decay": 0.0, "capturable": capturable})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["average"] = torch.zeros_like(parameter, requires_grad=False)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_((state["average"] * 0.9 + parameter.grad * 0.1).sign() * group["lr"])
-                state["average"].mul_(0.99).add_(parameter.grad, alpha=0.01)
-
-
-def adamw(parameters: Mapping[str, Tensor], config: RunConfig) -> Optimizer:
-    optimizer = config.optimizer
-    return torch.optim.AdamW(parameters.values(), betas=optimizer.betas, eps=optimizer.eps)
-
-
-def own(make: Make) -> Composition:
-    return Composition([Own(make)], ["own"])
 
 
 def built(
@@ -225,7 +167,7 @@ def refusal(make: Make, config: RunConfig, tokens: TokenData) -> str:
     with pytest.raises(PluginError) as caught:
         pack.step(1)
     message = str(caught.value)
-    assert re.match(r"own: .* \(.*test_plugin_optimizer\.py:\d+\)$", message), message
+    assert re.match(r"own: .* \(.*optimizers?\.py:\d+\)$", message), message
     return message
 
 
@@ -437,3 +379,18 @@ def test_what_keeps_a_step_from_capture_is_named(
     )
     resetting = built(tiny_config(optimizer__reset_moments_every_steps=3), tiny_tokens, lion)
     assert "reset_moments_every_steps makes anew" in str(optimizer_of(resetting).not_capturable())
+
+
+def test_a_capturable_optimizer_that_counts_on_the_host_is_refused(
+    tiny_config: TinyConfig, tiny_tokens: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(Lion):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            self.param_groups[0]["steps"] = self.param_groups[0].get("steps", 0) + 1
+
+    monkeypatch.setattr(plugin_optimizer, "_CAPTURABLE_DEVICES", ("cpu",))
+    pack = built(tiny_config(), tiny_tokens, own(lambda parameters, _: Counted(parameters.values())), CapturedPack)
+    pack.step(1)
+    with pytest.raises(PluginError, match=r"is capturable, but makes groups\.0/steps anew"):
+        pack.step(2)

@@ -103,6 +103,64 @@ class Overreaching(Sound):
         whole.mul_(1.5)
 
 
+class Momentum(Sound):
+    """Brings an optimizer of its own."""
+
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
+
+    def make_optimizer(self, parameters: Mapping[str, Tensor], config: RunConfig) -> torch.optim.Optimizer:
+        return self.optimizer(parameters.values())  # type: ignore[call-arg]
+
+
+class Forgetful(Momentum):
+    """The size of its steps depends on an attribute, which no checkpoint holds."""
+
+    class Fading(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.steps += 1
+            for group in self.param_groups:
+                group["lr"] /= self.steps
+            super().step()
+
+    optimizer = Fading
+
+
+class Still(Momentum):
+    class Frozen(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            pass
+
+    optimizer = Frozen
+
+
+class Listing(Momentum):
+    class Listed(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            self.state[self.param_groups[0]["params"][0]]["history"] = []
+
+    optimizer = Listed
+
+
+class Closing(Momentum):
+    optimizer = torch.optim.LBFGS
+
+
+class Trespassing(Momentum):
+    """Its optimizer writes to the parameters of other runs."""
+
+    class Wide(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            weight = self.param_groups[0]["params"][-1]
+            whole = torch.tensor([], dtype=weight.dtype).set_(weight.untyped_storage())
+            whole.mul_(1.5)
+
+    optimizer = Wide
+
+
 class Unsaveable(Sound):
     def state_dict(self) -> dict[str, Any]:
         return {"sizes": (1, 2)}
@@ -160,6 +218,10 @@ def test_a_sound_intervention_passes() -> None:
     check_contract(Median)
 
 
+def test_an_optimizer_of_torch_passes() -> None:
+    check_contract(Momentum)
+
+
 @pytest.mark.parametrize(
     ("kind", "finding"),
     [
@@ -175,6 +237,11 @@ def test_a_sound_intervention_passes() -> None:
         (Diverging, "give values that are not finite"),
         (Random, "gives different results"),
         (Overreaching, "it changed .* of the baseline run in the same pack"),
+        (Forgetful, "its optimizer keeps what changes outside of state and groups"),
+        (Still, "two steps of its optimizer change no weight"),
+        (Listing, "checkpoints cannot hold .*/history of its optimizer, a list"),
+        (Closing, "requires a closure"),
+        (Trespassing, "it changed .* of the baseline run in the same pack"),
         (Unsaveable, "state_dict returned .*, which is not made of finite JSON values"),
         (Unrestorable, "steps"),
         (Drawing, "quantize_weights is not a pure function|gives different results"),

@@ -13,7 +13,7 @@ from bitnetctl.engine.select import Execution
 from bitnetctl.errors import PluginError
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.sweeps import packing
-from bitnetctl.sweeps.packing import largest_pack, measured_largest_pack
+from bitnetctl.sweeps.packing import largest_pack, measured_largest_pack, shape_of
 from bitnetctl.trainer.factory import TrainerFactory
 from bitnetctl.trainer.options import TrainOptions
 
@@ -29,6 +29,22 @@ def test_room_is_left_for_what_a_pack_needs_once(
 ) -> None:
     monkeypatch.setattr(packing, "memory_available", lambda device: 1000)
     assert largest_pack(device, 100, workers, once_bytes=once_bytes) == runs
+
+
+def test_on_a_gpu_runs_with_other_updates_are_in_packs_of_their_own(tiny_config: TinyConfig) -> None:
+    factor = tiny_config(optimizer__learning_rate_factors__head=0.5)
+    kinds = [(tiny_config(), None), (tiny_config(), "muon"), (tiny_config(), "lion"), (factor, None)]
+    runs: list[Any] = [
+        SimpleNamespace(effective=config, capturable_step=True, optimizer_plugin=plugin)
+        for config, plugin in [*kinds, *kinds]
+    ]
+    shapes = [shape_of(run, GPU) for run in runs]
+    assert shapes[:4] == shapes[4:]
+    assert len(set(shapes)) == 4
+    # the CPU steps each run by itself
+    assert len({shape_of(run, CPU) for run in runs}) == 1
+    accumulated = SimpleNamespace(effective=tiny_config(data__gradient_accumulation=2))
+    assert shape_of(accumulated, CPU) != shape_of(runs[0], CPU)  # type: ignore[arg-type]
 
 
 class FakeGpu:
