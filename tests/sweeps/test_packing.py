@@ -35,7 +35,7 @@ def test_on_a_gpu_runs_with_other_updates_are_in_packs_of_their_own(tiny_config:
     factor = tiny_config(optimizer__learning_rate_factors__head=0.5)
     kinds = [(tiny_config(), None), (tiny_config(), "muon"), (tiny_config(), "lion"), (factor, None)]
     runs: list[Any] = [
-        SimpleNamespace(effective=config, capturable_step=True, optimizer_plugin=plugin)
+        SimpleNamespace(effective=config, capturable_step=True, optimizer_plugin=plugin, quantizer_key=())
         for config, plugin in [*kinds, *kinds]
     ]
     shapes = [shape_of(run, GPU) for run in runs]
@@ -43,7 +43,7 @@ def test_on_a_gpu_runs_with_other_updates_are_in_packs_of_their_own(tiny_config:
     assert len(set(shapes)) == 4
     # the CPU steps each run by itself
     assert len({shape_of(run, CPU) for run in runs}) == 1
-    accumulated = SimpleNamespace(effective=tiny_config(data__gradient_accumulation=2))
+    accumulated = SimpleNamespace(effective=tiny_config(data__gradient_accumulation=2), quantizer_key=())
     assert shape_of(accumulated, CPU) != shape_of(runs[0], CPU)  # type: ignore[arg-type]
 
 
