@@ -40,7 +40,7 @@ class Muon(Intervention):
             ),
         ] = "match_rms_adamw"
         lr_factor: Annotated[
-            float, Field(ge=0, description="learning rate of the matrices / scheduled learning rate")
+            float, Field(ge=0, description="learning rate of the matrices / scheduled one; scales their decay, too")
         ] = 1.0
 
     settings: Settings

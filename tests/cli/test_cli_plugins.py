@@ -280,6 +280,21 @@ def test_a_name_in_another_style_gets_a_suggestion(name: str, hint: str, options
     assert f"did you mean '{hint}'?" in done.error
 
 
+def test_show_fits_its_text_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paragraphs of the docstring and the source are wrapped at the width, not at the line ends of the code."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("interventions", "show", "muon").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("muon  Step the matrices")
+    [source] = [index for index, line in enumerate(lines) if line.startswith("source   Jordan et al. 2024")]
+    assert lines[source + 1].startswith(" " * 9 + "Muon is Scalable")
+    monkeypatch.setenv("COLUMNS", "500")
+    lines = call("interventions", "show", "muon").out.splitlines()
+    assert lines[1] == ""
+    assert lines[2].startswith("Both decays are decoupled")
+    assert lines[2].endswith("that of decoupling, too.")
+
+
 def test_check_takes_a_name(versions: Versions) -> None:
     assert call("interventions", "check", "no-decay") == Done(0, "NoDecay: keeps the contract\n", "")
     versions.install("1", NO_RETURN)
