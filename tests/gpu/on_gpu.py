@@ -13,6 +13,7 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.engine.select import Execution, make_pack
 from bitnetctl.model.matmul import Precision
 from bitnetctl.model.parts import Part, supported_parts
+from bitnetctl.plugins.composition import custom_quantizers
 from bitnetctl.plugins.registry import compose
 
 GPU = torch.device("cuda", 0)
@@ -32,7 +33,8 @@ def build(
     """Return a pack with all kernels that an engine has, checked or not."""
     compositions = [compose(parse_arm(arm)) for arm in arms or [""] * len(configs)]
     effective = [each.configure(config) for each, config in zip(compositions, configs, strict=True)]
-    kernels = supported_parts(effective[0].model, precision) if engine == "fused" else frozenset[Part]()
+    custom = custom_quantizers(compositions[0].quantizer_key)
+    kernels = supported_parts(effective[0].model, precision, custom) if engine == "fused" else frozenset[Part]()
     execution = Execution(engine=engine, precision=precision, kernels=kernels)  # type: ignore[arg-type]
     return make_pack(effective, compositions, tokens, GPU, execution)
 

@@ -92,6 +92,20 @@ def test_interventions_are_captured(tiny_config: TinyConfig, tiny_tokens: TokenD
 
 
 @pytest.mark.parametrize("engine", CAPTURED)
+@pytest.mark.parametrize("arm", ["median-scale", "group-scale:size=8+fp-first:fraction=0.25,ramp=0.25"])
+def test_own_quantizers_are_captured(tiny_config: TinyConfig, tiny_tokens: TokenData, arm: str, engine: str) -> None:
+    configs = [tiny_config(seed=seed, steps=40) for seed in range(2)]
+    ours, host, plain = (
+        build(each, configs, tiny_tokens, arms, precision="fp32")
+        for each, arms in ((engine, [arm, arm]), ("eager", [arm, arm]), (engine, ["", ""]))
+    )
+    losses = [train(pack, range(1, 41)) for pack in (ours, host, plain)]
+    captured(ours)
+    assert_close(losses[0], losses[1], relative=5e-3 if engine == "graph" else 2e-2)
+    assert not torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("engine", CAPTURED)
 def test_weight_decay_changes_at_its_stage(tiny_config: TinyConfig, tiny_tokens: TokenData, engine: str) -> None:
     def decayed(stage2: float, kind: str) -> dict[str, torch.Tensor]:
         decay = {"schedule__stage1_weight_decay": 5.0, "schedule__stage2_weight_decay": stage2}
