@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from bitnetctl.report.claim import ClaimPage, Terms
-from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
+from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text, printable
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.seed_plot import Axis, SeedPlot, SeedRow
 
@@ -85,7 +85,8 @@ def _line(name: str, label: int, marks: dict[int, str], plot: SeedPlot, axis: Ax
         cells[_place(axis, 0.0)] = "│"
     for place, mark in marks.items():
         cells[place] = mark
-    return f"{name:<{label}}{''.join(cells)}  {beside}".rstrip()
+    # a new line in a name would end the block
+    return printable(f"{name:<{label}}{''.join(cells)}  {beside}".rstrip())
 
 
 def _marks(row: SeedRow, axis: Axis) -> dict[int, str]:

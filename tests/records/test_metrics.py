@@ -112,6 +112,8 @@ def test_limits_are_those_of_the_formulas(tmp_path: Path) -> None:
     assert limits(run, "Skill").high == 6 / (6 - 4)
     assert limits(run, "DiversityRatio").high == 4096 / 300
     assert limits(run, "Coverage").high == 4096 / 900
+    for measure in ("Loss", "HeldOutLoss", "HeldOutBitsPerByte"):
+        assert (limits(run, measure).low, limits(run, measure).high) == (0, None)
 
 
 @given(rows=NUMBERS)

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,9 @@ VERSIONS = sorted(path.name for path in FIXTURES.glob("schema-*"))
 class Old:
     """A copy of the files of one version, with the values that they must give."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: int) -> None:
         self.folder = folder
+        self.version = version
         self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
         self.finished, self.stopped = (
             RunPaths(folder / "runs", self.expected[name]) for name in ("finished", "stopped")
@@ -54,7 +56,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    return Old(folder)
+    return Old(folder, int(request.param.removeprefix("schema-")))
 
 
 def test_every_version_has_its_files() -> None:
@@ -68,6 +70,15 @@ def test_the_rows_are_read(old: Old) -> None:
         assert records.notes == ()
         assert records.extra == ()
         assert records.frame["Loss"].tolist() == old.expected["losses"][paths.name]
+
+
+def test_bits_per_byte_are_known_since_version_2(old: Old) -> None:
+    records = read(old.finished.csv)
+    assert records.has_values("HeldOutBitsPerByte") == (old.version >= 2)
+    if old.version >= 2:
+        # every token of this tokenizer is one byte, and no text ends within the probe
+        expected = records.frame["HeldOutLoss"] / math.log(2)
+        assert records.frame["HeldOutBitsPerByte"].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 
 def test_the_manifests_are_read(old: Old) -> None:

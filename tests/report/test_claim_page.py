@@ -154,6 +154,7 @@ def test_the_page_says_what_was_claimed_tested_and_concluded(supported: Written)
     done = supported
     assert done.code == ExitCode.SUPPORTED
     assert "<h1>AdamW cures it</h1>" in done.html
+    assert "<title>bitnetctl: supported, AdamW cures it</title>" in done.html
     order = [
         'id="verdict"',
         'id="said"',

@@ -56,12 +56,13 @@ def html_page(
     style, script = _file("page.css"), _file("page.js")
     runs = plural(len(study.runs), "run")
     rows = run_rows(study.summaries)
+    outcomes = [summary.outcome.value for summary in summaries]
     parts = {
         "STYLE": style,
         "STYLE_HASH": _hash(style),
         "SCRIPT": script,
         "SCRIPT_HASH": _hash(script),
-        "TITLE": ", ".join([*(summary.outcome.value for summary in summaries), runs]),
+        "TITLE": ", ".join([*outcomes, html_text(claim.title) if claim else runs]),
         "HEADING": html_text(claim.title) if claim else f"bitnetctl {'verdict' if summaries else 'analysis'}",
         "COUNTS": f"{'a claim tested by bitnetctl: ' * bool(claim)}{runs}, {plural(len(study.arms), 'arm')}",
         "CLAIM": claim_sections(claim) if claim else "",
