@@ -43,12 +43,14 @@ def _terms(terms: Terms) -> list[str]:
 def _plot(plot: SeedPlot) -> Iterator[str]:
     yield f"### {markdown_text(plot.title)}: {plot.outcome.value}"
     yield ""
-    yield f"{markdown_text(plot.what)} ({plot.unit})"
+    yield markdown_text(plot.caption)
     yield ""
     yield from ("```text", *text_plot(plot), "```", "")
     for text in (plot.sentence, plot.bounds):
         if text:
             yield from (markdown_line(text), "")
+    if plot.is_told_by_dots:
+        return
     difference = "difference" if plot.columns else "value"
     heads = ["seed", difference, "as claimed", *map(markdown_cell, plot.columns), "note"]
     yield from markdown_table(heads, [_cells(plot, row) for row in plot.rows])

@@ -13,11 +13,12 @@ from bitnetctl.verdict.checks.base import ThresholdCheck
 from bitnetctl.verdict.checks.compared import ComparedCheck
 from bitnetctl.verdict.checks.equivalent import EquivalentCheck
 from bitnetctl.verdict.checks.interaction import InteractionCheck
+from bitnetctl.verdict.checks.level import LevelCheck
 from bitnetctl.verdict.checks.paired import ImprovementCheck
 from bitnetctl.verdict.outcome import CheckResult, number_text
 
 _MISSING, _UNFINISHED = "missing", "unfinished"
-_UNITS = {column.name: column.unit for column in COLUMNS}
+_UNITS = {column.name: column.unit for column in COLUMNS if column.unit != "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class SeedRow:
 class SeedPlot:
     """A check over the seeds of one size.
 
-    `columns` name the runs of a seed, `what` is what is compared, `left` and `right` say what it means to lie there.
+    `columns` name the runs of a seed where several are compared, else there are none. `what` is what is compared,
+    `left` and `right` say what it means to lie there.
     `lines` are labelled places on the axis, `claimed` is the region that is claimed, to infinity on an open side.
     `lower` and `upper` are one-sided bounds of the median, `bounds` is their text.
     """
@@ -75,6 +77,16 @@ class SeedPlot:
         if row.low is None or row.high is None:
             return UNKNOWN
         return " to ".join(self.number(value) for value in dict.fromkeys((row.low, row.high)))
+
+    @property
+    def caption(self) -> str:
+        """What is compared, with its unit."""
+        return f"{self.what} ({self.unit})" if self.unit else self.what
+
+    @property
+    def is_told_by_dots(self) -> bool:
+        """Whether a table would only repeat the numbers beside the dots."""
+        return not self.columns and not any(row.note for row in self.rows)
 
     @property
     def count(self) -> str:
@@ -149,7 +161,7 @@ def _at(size: int | None) -> str:
 
 
 def _unit(check: Any) -> str:
-    return "share of the steps" if check.over == "share" else _UNITS.get(check.measure, "1")
+    return "" if getattr(check, "over", "end") == "share" else _UNITS.get(check.measure, "")
 
 
 def _of_pairs(
@@ -317,8 +329,8 @@ def _of_values(
         title=f"{check.label}{_at(size)}",
         outcome=over_seeds.outcome if over_seeds else _strictest(of_runs),
         columns=(),
-        what=check.short,
-        unit=_UNITS.get(check.measure, "1"),
+        what=check.aggregate.name(check.measure) if isinstance(check, LevelCheck) else check.short,
+        unit=_unit(check),
         left=better[0],
         right=better[1],
         rows=tuple(rows),

@@ -300,6 +300,7 @@ def test_levels_are_drawn_with_their_thresholds(tmp_path: Path) -> None:
     done = written(tmp_path, {ARM: BETTER}, check)
     (figure,) = done.figures
     assert 'class="zero"' not in figure
+    assert "<table>" not in figure
     assert "supported 4.8<" in figure
     assert "refuted 4.85<" in figure
     losses = [BASE + seed / 100 - gain for seed, gain in enumerate(BETTER)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from bitnetctl.report.claim import ClaimPage, Terms
 from bitnetctl.report.escape import html_cell, html_text
-from bitnetctl.report.html.dots import dots_figure
+from bitnetctl.report.html.dots import MOST_NUMBERS, dots_figure
 from bitnetctl.report.seed_plot import SeedPlot
 
 _KEY = (
@@ -54,10 +54,12 @@ def _figure(plot: SeedPlot, number: int) -> str:
     outcome = plot.outcome.value
     caption = (
         f'<figcaption>{html_text(plot.title)} <span class="badge {outcome}">{outcome}</span>'
-        f'<span class="hint">{html_text(plot.what)} ({html_text(plot.unit)})</span></figcaption>'
+        f'<span class="hint">{html_text(plot.caption)}</span></figcaption>'
     )
     below = "".join(f"<p>{html_text(_sentence(text))}</p>" for text in (plot.sentence, plot.bounds) if text)
-    return f"<figure>{caption}{dots_figure(plot, number)}{below}{_table(plot)}</figure>"
+    # many seeds are drawn without their numbers
+    table = "" if plot.is_told_by_dots and len(plot.rows) <= MOST_NUMBERS else _table(plot)
+    return f"<figure>{caption}{dots_figure(plot, number)}{below}{table}</figure>"
 
 
 def _sentence(text: str) -> str:

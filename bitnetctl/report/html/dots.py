@@ -8,8 +8,10 @@ from bitnetctl.report.seed_plot import Axis, SeedPlot, SeedRow
 _LEFT, _RIGHT = 15.0, 96.0
 """The ends of the axis in percent of the width; seeds are named to the left."""
 _ROW, _TOP, _MIDDLE, _BOTTOM = 22, 40, 34, 44
-_NARROW_ROW, _MOST_WIDE = 9, 40
+_NARROW_ROW = 9
 """Height of a row where there are more seeds than can be named one by one."""
+MOST_NUMBERS = 40
+"""Most seeds that have a number beside their dot."""
 _NEAR = 0.3
 """Share of the axis that the name of a line may take."""
 _DIAMOND = "M0-7L7 0L0 7L-7 0Z"
@@ -19,7 +21,7 @@ _CROSS = "M-5-5L5 5M-5 5L5-5"
 def dots_figure(plot: SeedPlot, number: int) -> str:
     """Return one dot a seed, 0, margin or band, the median and its bounds; `number` makes its ids unique."""
     axis = Axis.of(plot)
-    row = _ROW if len(plot.rows) <= _MOST_WIDE else _NARROW_ROW
+    row = _ROW if len(plot.rows) <= MOST_NUMBERS else _NARROW_ROW
     end = _TOP + row * len(plot.rows)
     height = end + (_MIDDLE if plot.middle is not None else 0) + _BOTTOM
     ids = f"plot-{number}-title plot-{number}-desc"
