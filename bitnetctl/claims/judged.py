@@ -1,7 +1,7 @@
 """A claim beside the verdict on it: what follows, at which scale, how often it was looked at."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -88,6 +88,8 @@ class JudgedClaim:
                 "claim": self.claim.title,
                 "conclusion": self.claim.conclusions.of(summary.outcome),
                 "scale": self.scale,
+                # the scale has the steps; what criteria ask for is not in it
+                "horizon": summary.horizon if self.claim.criteria.finished.min_steps else "",
                 "effect": ("; ".join(differences),) if differences else summary.effect,
                 "notes": (*self.notes, *summary.notes),
                 "next": self._next(summary),
@@ -156,19 +158,26 @@ def _difference(compared: Mapping[str, Any]) -> str:
     values = [value + margin for value in compared["values"].values()]
     if not values or math.isnan(median(values)):
         return ""
+    middle = median(values)
     low = compared.get("lower_bound_of_median", compared["bound_of_median"])
     bounds = [None if bound is None else bound + margin for bound in (low, compared["upper_bound_of_median"])]
-    known = [
-        f"at {side} {_number(bound)}"
-        for side, bound in zip(("least", "most"), bounds, strict=True)
-        if bound is not None
-    ]
-    bounded = f" ({', '.join(known)})" if known else ""
-    middle = _number(median(values))
     if "within" in compared:
-        return f"median difference {middle}{bounded}, limit {_number(compared['within'])}"
-    what, unit = ("gain larger", "seed") if "modifier" in compared else (compared["better"], "pair")
-    return f"{what} by {middle} in the median {unit}{bounded}, margin {_number(margin)}"
+        return f"median difference {_number(middle)}{_bounded(bounds)}, limit {_number(compared['within'])}"
+    what, unit = compared["better"], "pair"
+    if "modifier" in compared:
+        what, unit = "gain larger", "seed"
+    if middle < 0:
+        # said the other way round
+        what = {"lower": "higher", "higher": "lower"}.get(what, "gain smaller")
+        middle, bounds = -middle, [None if bound is None else -bound for bound in reversed(bounds)]
+    return f"{what} by {_number(middle)} in the median {unit}{_bounded(bounds)}, margin {_number(margin)}"
+
+
+def _bounded(bounds: Sequence[float | None]) -> str:
+    """Return the bounds of a median, as far as there are some."""
+    sides = zip(("least", "most"), bounds, strict=True)
+    known = [f"at {side} {_number(bound)}" for side, bound in sides if bound is not None]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _number(value: float) -> str:

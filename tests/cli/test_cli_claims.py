@@ -67,6 +67,7 @@ def test_a_verdict_is_told_with_what_follows(
     assert "scale    claimed at hidden 1024, 1B tokens; judged at quick, h64, 1,000 steps, 6" in lines
     assert lines[-1] == f"verdict: {code.name.lower()}"
     assert len(lines) <= 20
+    assert not any(line.startswith("horizon") for line in lines)
     tree = judge("--json").json
     assert tree["verdict"] == code.name.lower()
     assert tree["decided_by"] == ["no-decay"]
