@@ -123,7 +123,7 @@ def _problems(
     if probes > 1:
         notes.append(wording.several_probes(probes))
     if without_config and without_config < len(runs):
-        notes.append(wording.without_manifest(without_config, len(runs)))
+        notes.append(wording.without_config(without_config, len(runs)))
     seen: dict[tuple[object, ...], str] = {}
     for summary in summaries:
         key = (summary.arm, summary.size, summary.seed, summary.planned_steps)

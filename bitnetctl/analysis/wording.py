@@ -321,8 +321,8 @@ def several_probes(probes: int) -> str:
     )
 
 
-def without_manifest(count: int, runs: int) -> str:
-    return f"{count} of {runs} runs have no manifest and are left out of the factors"
+def without_config(count: int, runs: int) -> str:
+    return f"{count} of {runs} runs have no config and are left out of the factors"
 
 
 def repeated(run: str, other: str) -> str:

@@ -197,7 +197,7 @@ def test_nothing_is_said_to_explain_cause_or_prove() -> None:
         wording.unfinished(1, 4),
         wording.failed_runs(1, 4),
         wording.several_probes(2),
-        wording.without_manifest(1, 3),
+        wording.without_config(1, 3),
         wording.repeated("x", "y"),
     ],
 )

@@ -309,7 +309,7 @@ def test_copies_and_other_probes_are_noted(tmp_path: Path) -> None:
     notes = "\n".join(study(load_runs(paths)).notes)
     assert "again repeats h64-1000-baseline-s0-" in notes
     assert "2 different probes" in notes
-    assert "1 of 3 runs have no manifest" in notes
+    assert "1 of 3 runs have no config" in notes
 
 
 def test_arms_of_unequal_provenance_are_not_compared(tmp_path: Path) -> None:

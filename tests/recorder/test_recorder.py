@@ -18,15 +18,7 @@ from bitnetctl.recorder import HealthChange, HeldOutProbe, Recorder
 from bitnetctl.records import NAMES, read_manifest
 from bitnetctl.records.collapse import Health
 from bitnetctl.records.load import load_run
-
-VOCAB = 61
-Model = Callable[[Tensor], Tensor]
-
-
-def make_probe(seed: int = 0) -> HeldOutProbe:
-    generator = np.random.default_rng(seed)
-    train, held_out = generator.integers(0, VOCAB, 3000), generator.integers(0, 40, 400)
-    return HeldOutProbe.from_tokens(train, held_out, vocab_size=VOCAB, positions=96, sequence_length=12)
+from runs import VOCAB, Model, make_probe
 
 
 def healthy(x: Tensor) -> Tensor:
