@@ -269,7 +269,7 @@ def _check(csv: Path, external: ExternalRun, resume_step: int | None) -> None:
 
 
 def _number(value: Number) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _is_diverged(row: Row) -> bool:

@@ -56,7 +56,7 @@ def test_a_row_has_what_was_given_and_measured() -> None:
         first = recording.record(
             1,
             healthy,
-            loss=torch.tensor(3.5),
+            loss=torch.tensor(3.5, requires_grad=True),
             learning_rate=np.float32(0.5),
             weight_decay=0,
             gradient_norm=2.0,
