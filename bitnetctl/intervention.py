@@ -9,9 +9,9 @@ not override changes nothing. Hooks of one run are called
    the first step;
 3. in the forward pass: `quantize_weights` returns codes and scale of the weights instead of round(w / mean |w|), once
    for each projection, and `quantize_activations` those of the input of each matrix instead of int8 by the largest
-   value of a token. They are pure functions, called for all runs and layers at once: runs whose quantizers differ train
-   in packs of their own. The engine multiplies by codes · scale, passes the gradient straight through, and interpolates
-   with the strength λ;
+   value of a token. They are pure functions, called on the instance of one run for all runs and layers at once: runs
+   whose quantizers differ train in packs of their own. The engine multiplies by codes · scale, passes the gradient
+   straight through, and interpolates with the strength λ;
 4. after the forward pass: `training_loss` returns the objective instead of the mean cross-entropy, and
    `additional_loss` a term that is added to it;
 5. after the backward pass, once the gradient norm is measured, and before clipping and the optimizer:
@@ -50,8 +50,8 @@ scale ends the runs of this intervention with a message that names hook, file an
 
 On a GPU, steps are captured in CUDA graphs. `transform_gradients`, a loss or quantizer that is not `capturable`, and
 an optimizer whose groups are not all `capturable`, work there too, but without graphs and therefore more slowly. Own
-kernels, compiled layers and int8 matmuls compute the built-in quantizers only: where a run has another, the rest of its
-step is as fast as before, and `--precision int8` is refused.
+kernels, compiled functions and int8 matmuls compute the built-in quantizers only: with another one for weights the rest
+of a step keeps its kernels, with one for activations layers have none, and `--precision int8` is refused.
 
 Runs of one arm share name and settings, so a default that changes in a new version of a plug-in makes new runs: every
 setting, at its default or not, is part of the config hash of a run.

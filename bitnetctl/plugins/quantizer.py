@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 QuantizerHook = Literal["quantize_weights", "quantize_activations"]
 QUANTIZER_HOOKS: tuple[QuantizerHook, ...] = ("quantize_weights", "quantize_activations")
 
+# weights and activations up to which codes and scale must be right
+_LARGEST = 1e30
 # smallest and largest code, and what the message calls them
 _CODES = {
     "quantize_weights": (-1, 1, "codes other than -1, 0 and 1"),
@@ -55,9 +57,9 @@ class Quantizer:
         codes, scale = self._call(x)
         if not before.equal(x) and not x.isnan().any():
             self._fail("changed its argument in place; it must return new tensors")
-        # a run may have diverged
-        finite = x.isfinite().flatten(1).all(1)
-        codes_seen, scale_seen = codes[finite], scale[finite]
+        # of a run that diverged, or is about to, a sum may overflow
+        is_sound = (x.abs() < _LARGEST).flatten(1).all(1)
+        codes_seen, scale_seen = codes[is_sound], scale[is_sound]
         if not scale_seen.isfinite().all():
             self._fail("returned a scale that is not finite")
         least, most, text = _CODES[self.hook]

@@ -196,6 +196,7 @@ def test_a_run_that_diverged_is_not_blamed_on_the_quantizer(tiny_config: TinyCon
     pack = Pack([tiny_config()] * 2, [of(Mean, FourBits), of(Mean, FourBits)], tiny_tokens, CPU)
     pack.model.packed["o"][0] = torch.nan
     pack.model.packed["qkv"][0] = torch.inf
+    pack.model.packed["down"][0] = 3e38
     pack.step(1)
     pack.model.ternary_codes()
     assert [replica.diverged_at for replica in pack.replicas] == [1, None]
