@@ -39,9 +39,9 @@ def settings_of(optimizer: Any) -> dict[str, Any]:
     return {"optimizer": type(optimizer).__name__, **{f"optimizer.{name}": v for name, v in known.items()}}
 
 
-def plain_settings(source: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return attributes as values that JSON can hold; one that is not there is left out."""
-    return {name: _plain(getattr(source, name)) for name in names if hasattr(source, name)}
+def plain_settings(source: Any, prefix: str, names: Iterable[str]) -> dict[str, Any]:
+    """Return attributes as values that JSON can hold, by prefix and name; one that is not there is left out."""
+    return {f"{prefix}.{name}": _plain(getattr(source, name)) for name in names if hasattr(source, name)}
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float | None:

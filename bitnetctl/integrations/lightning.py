@@ -29,23 +29,22 @@ from bitnetctl.recorder.recorder import TernaryCodes
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
+_SETTINGS = ("accumulate_grad_batches", "precision", "gradient_clip_val")
 
 
 def _libraries() -> list[Any]:
     """Return the packages whose callbacks this is one of: those that are imported, else the first that is installed."""
-    names = [name for name in _PACKAGES if name in sys.modules]
-    for name in names or _PACKAGES:
+    loaded = [module for name in _PACKAGES if (module := sys.modules.get(name)) is not None]
+    if loaded:
+        return loaded
+    for name in _PACKAGES:
         try:
-            module = importlib.import_module(name)
+            return [importlib.import_module(name)]
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+            # one that is installed and broken says so itself
+            if (error.name or "").partition(".")[0] != name.partition(".")[0]:
                 raise
-            continue
-        if not names:
-            return [module]
-    if not names:
-        raise ImportError("bitnetctl.integrations.lightning needs lightning: pip install 'bitnetctl[lightning]'")
-    return [sys.modules[name] for name in names]
+    raise ImportError("bitnetctl.integrations.lightning needs lightning: pip install 'bitnetctl[lightning]'")
 
 
 _LIBRARIES = _libraries()
@@ -101,7 +100,7 @@ class CollapseCallback(_Callback):
             "size": getattr(getattr(pl_module, "config", None), "hidden_size", None),
             "settings": {
                 **settings_of(next(iter(trainer.optimizers), None)),
-                **plain_settings(trainer, ("accumulate_grad_batches", "precision", "gradient_clip_val")),
+                **plain_settings(trainer, "trainer", _SETTINGS),
             },
         }
         self._done = trainer.global_step

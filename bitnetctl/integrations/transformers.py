@@ -82,7 +82,7 @@ class CollapseCallback(TrainerCallback):
             "seed": args.seed,
             "size": getattr(getattr(kwargs["model"], "config", None), "hidden_size", None),
             "warmup_steps": args.get_warmup_steps(state.max_steps),
-            "settings": {**settings_of(kwargs.get("optimizer")), **plain_settings(args, _SETTINGS)},
+            "settings": {**settings_of(kwargs.get("optimizer")), **plain_settings(args, "arguments", _SETTINGS)},
         }
         self._recording.begin(state.max_steps, state.global_step, writes=state.is_world_process_zero, told=told)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
-from bitnetctl.records.manifest import Manifest, Session
+from bitnetctl.records.manifest import ExternalRun, Manifest, Session
 from bitnetctl.records.run import Run
 from bitnetctl.units import listed, plural, shortened
 
@@ -59,7 +59,8 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     Breaking: the text, the tokenizer, the probe of runs that other programs trained, the code of a plug-in, and with
     `same_settings` the requested config apart from `MAY_DIFFER`; with `same_arm` also the settings of the plug-ins, the
     program that trained and its settings, and the effective config of the runs of one size and length. Minor:
-    precision, engine, torch, kind of device, in any session of a run. What is unknown differs from nothing.
+    version of that program, precision, engine, torch, kind of device, in any session of a run. What is unknown differs
+    from nothing.
     """
     breaking, effective, minor = _RunsByValue(), _RunsByValue(), _RunsByValue()
     for run in runs:
@@ -105,17 +106,27 @@ def _add_plugin_settings(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
 def _add_external(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
     """Note program and settings of the runs that another one trained, and their stages at one length."""
     external = [(run, run.external) for run in runs if run.external is not None]
+    programs = {_program(one) for _, one in external}
     names = dict.fromkeys(name for _, one in external for name in one.settings)
+    # other programs have other settings
+    shared = [name for name in names if len(programs) == 1 or all(name in one.settings for _, one in external)]
     for run, one in external:
-        runs_of.add("trainer", one.trainer, run)
-        for name in names:
+        runs_of.add("trainer", _program(one), run)
+        for name in shared:
             runs_of.add(name, _text(one.settings[name]) if name in one.settings else "no such setting", run)
         if one.steps is not None:
             for aspect, step in (("boundary step", one.boundary_step), ("warm-up steps", one.warmup_steps)):
                 runs_of.add(f"{aspect} of {one.steps:,} steps", _text(step), run)
 
 
+def _program(external: ExternalRun) -> str | None:
+    """Return the program that trained a run, without its version."""
+    return None if external.trainer is None else external.trainer.partition(" ")[0]
+
+
 def _add_minor(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
+    if manifest.external is not None:
+        runs_of.add("version of the trainer", manifest.external.trainer, run)
     for session in _sessions(run, manifest):
         runs_of.add("precision", session.precision, run)
         runs_of.add("engine", session.engine, run)

@@ -94,8 +94,8 @@ def ternary_codes(module: nn.Module) -> dict[str, Tensor]:
     return {name: part.codes() for name, part in module.named_modules() if isinstance(part, BitLinear)}
 
 
-def train(arm: str, seed: int, out: Path, *, steps: int, hidden: int, recipe: str, positions: int) -> None:
-    """Train one model of the arm on the recipe's text."""
+def train(arm: str, seed: int, out: Path, *, seeds: int, steps: int, hidden: int, recipe: str, positions: int) -> None:
+    """Train one model of the arm on the recipe's text; `seeds` are planned."""
     text = prepare(load_recipe(recipe).data)
     probe = HeldOutProbe.from_data(text, positions=positions, sequence_length=LENGTH)
     pl.seed_everything(seed, verbose=False)
@@ -107,7 +107,8 @@ def train(arm: str, seed: int, out: Path, *, steps: int, hidden: int, recipe: st
         arm=arm,
         size=hidden,
         warmup_steps=50,
-        planned_arms=list(OPTIMIZERS),
+        planned_seeds=range(seeds),
+        planned_arms=OPTIMIZERS,
         ternary_codes=ternary_codes,
     )
     trainer = pl.Trainer(
@@ -141,6 +142,7 @@ def main() -> None:
                 arm,
                 seed,
                 options.out,
+                seeds=options.seeds,
                 steps=options.steps,
                 hidden=options.hidden,
                 recipe=options.recipe,

@@ -38,8 +38,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
 
-def train(arm: str, seed: int, out: Path, *, steps: int, hidden: int, recipe: str, positions: int) -> None:
-    """Train one model of the arm on the recipe's text."""
+def train(arm: str, seed: int, out: Path, *, seeds: int, steps: int, hidden: int, recipe: str, positions: int) -> None:
+    """Train one model of the arm on the recipe's text; `seeds` are planned."""
     text = prepare(load_recipe(recipe).data)
     probe = HeldOutProbe.from_data(text, positions=positions, sequence_length=LENGTH)
     torch.manual_seed(seed)
@@ -56,7 +56,12 @@ def train(arm: str, seed: int, out: Path, *, steps: int, hidden: int, recipe: st
     optimizer = OPTIMIZERS[arm](model.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
     callback = CollapseCallback(
-        out / f"{arm}-s{seed}.csv", probe=probe, arm=arm, warmup_steps=50, planned_arms=list(OPTIMIZERS)
+        out / f"{arm}-s{seed}.csv",
+        probe=probe,
+        arm=arm,
+        warmup_steps=50,
+        planned_seeds=range(seeds),
+        planned_arms=OPTIMIZERS,
     )
     with tempfile.TemporaryDirectory() as folder, callback:
         arguments = TrainingArguments(
@@ -91,6 +96,7 @@ def main() -> None:
                 arm,
                 seed,
                 options.out,
+                seeds=options.seeds,
                 steps=options.steps,
                 hidden=options.hidden,
                 recipe=options.recipe,

@@ -124,7 +124,7 @@ def test_accumulated_batches_are_one_step(pl: Any) -> None:
     run = recorded()
     assert run.steps.tolist() == [1, 2, 3]
     assert run.row(0)["Loss"] != recorded("runs/one.csv").row(0)["Loss"]
-    assert manifest()["external"]["settings"]["accumulate_grad_batches"] == 3
+    assert manifest()["external"]["settings"]["trainer.accumulate_grad_batches"] == 3
 
 
 def test_epochs_tell_the_planned_steps(pl: Any) -> None:

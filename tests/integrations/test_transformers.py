@@ -79,7 +79,7 @@ def test_rows_hold_what_the_training_did() -> None:
     assert tree["external"]["trainer"] == f"transformers {transformers.__version__}"
     settings = tree["external"]["settings"]
     assert (settings["optimizer"], settings["optimizer.weight_decay"]) == ("Adam", 0.1)
-    assert settings["per_device_train_batch_size"] == 2
+    assert settings["arguments.per_device_train_batch_size"] == 2
     assert one.recorder is not None
     assert one.recorder.last_step == STEPS
 
@@ -98,7 +98,7 @@ def test_a_twentieth_of_the_steps_is_the_default() -> None:
 def test_accumulated_batches_are_one_step() -> None:
     train(callback(eval_every_steps=1), gradient_accumulation_steps=3, max_steps=3)
     assert recorded().steps.tolist() == [1, 2, 3]
-    assert manifest()["external"]["settings"]["gradient_accumulation_steps"] == 3
+    assert manifest()["external"]["settings"]["arguments.gradient_accumulation_steps"] == 3
 
 
 def test_a_training_goes_on_from_its_checkpoint() -> None:

@@ -107,7 +107,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "probe": ({"probe": make_probe(1)}, "probe fingerprint"),
     "setting": ({"settings": {"lr": 0.2}}, "lr 0.1 (seeds 0, 1) and 0.2 (seed 2)"),
     "no setting": ({"settings": {}}, "lr 0.1 (seeds 0, 1) and no such setting (seed 2)"),
-    "trainer": ({"trainer": "other 2"}, "trainer loop 1 (seeds 0, 1) and other 2 (seed 2)"),
+    "trainer": ({"trainer": "other 2", "settings": {"rate": 1}}, "trainer loop (seeds 0, 1) and other (seed 2)"),
     "boundary": ({"boundary_step": 3}, "boundary step of 8 steps 4 (seeds 0, 1) and 3 (seed 2)"),
     "warm-up": ({"warmup_steps": 1}, "warm-up steps of 8 steps 0 (seeds 0, 1) and 1 (seed 2)"),
 }
@@ -125,6 +125,14 @@ def test_what_differs_between_seeds_breaks_the_comparison(tmp_path: Path, aspect
     assert found.startswith(text)
     # arms may differ in what they are; the probe may not
     assert len(provenance_differences(load_runs(tmp_path), same_arm=False).breaking) == (aspect == "probe")
+
+
+def test_another_version_of_the_trainer_is_noted(tmp_path: Path) -> None:
+    write(tmp_path, "muon", [0, 1], healthy, trainer="loop 1")
+    write(tmp_path, "muon", [2], healthy, trainer="loop 2")
+    found = provenance_differences(load_runs(tmp_path), same_arm=True)
+    assert found.breaking == ()
+    assert found.minor == ("version of the trainer loop 1 (seeds 0, 1) and loop 2 (seed 2)",)
 
 
 def test_other_probes_are_not_compared(tmp_path: Path, criteria: str) -> None:

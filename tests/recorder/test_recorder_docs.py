@@ -56,7 +56,7 @@ def example(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def train(example: Any, recipe: str) -> None:
     for arm in example.OPTIMIZERS:
-        example.train(arm, 1, Path("runs"), steps=4, hidden=16, recipe=recipe, positions=128)
+        example.train(arm, 1, Path("runs"), seeds=2, steps=4, hidden=16, recipe=recipe, positions=128)
     runs = load_runs("runs")
     assert {(run.arm, run.seed, run.size, run.planned_steps) for run in runs} == {
         ("adamw", 1, 16, 4),
