@@ -21,7 +21,7 @@ def matrices_and_rest(parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], l
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon with one Newton-Schulz iteration for all matrices of a shape, which is a sixth of the time."""
+    """torch's Muon with one Newton-Schulz iteration for all matrices of a shape, which takes a quarter of the time."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
