@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("fresh_registry")
 
 def test_discovery_is_sorted_and_mixes_built_ins_and_others(distribution: Distribution) -> None:
     ours = built_ins()
-    assert len(ours) == 12
+    assert {"adaptive-clipping", "z-loss"} <= ours
     distribution("zebra")
     distribution("aardvark", version="3.4")
     registrations = registry.discover()
