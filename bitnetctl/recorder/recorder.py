@@ -99,6 +99,8 @@ class Recorder:
             "settings": dict(settings or {}),
         }
         external = validated(ExternalRun, tree, str(csv))
+        if rows_per_chunk is not None and rows_per_chunk < 1:
+            raise ConfigError(f"{csv}: rows_per_chunk is {rows_per_chunk}; give a number of rows, or None")
         _check(csv, external, resume_step)
         seeds = sorted(set([] if seed is None else [seed]) | set(planned_seeds or ()))
         arms = list(dict.fromkeys([*([] if arm is None else [arm]), *(planned_arms or ())]))

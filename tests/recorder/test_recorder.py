@@ -271,6 +271,7 @@ def test_two_recorders_do_not_write_one_run() -> None:
         ({"path": "runs/a b.csv"}, "not usable"),
         ({"vocab_size": 60}, "vocab_size is 60, that of the probe 61"),
         ({"steps": 0}, "steps is 0"),
+        ({"rows_per_chunk": 0}, "rows_per_chunk is 0"),
         ({"steps": -1}, "steps"),
         ({"boundary_step": 7}, "boundary_step 7 is after the last of 6 steps"),
         ({"resume_step": -1}, "resume_step is -1"),
