@@ -99,6 +99,8 @@ class JudgedClaim:
     def _next(self, summary: Summary) -> str:
         """Return what to do next; the summary knows it where runs are missing or the verdict is invalid."""
         if summary.outcome is Outcome.INCONCLUSIVE and self.present == self.seeds:
+            if _is_between_thresholds(summary):
+                return f"runs lie between two thresholds: train longer; the claim's own scale is {self.own}"
             return f"how many seeds could tell: bitnetctl power --claim {self.asked}; fix their number before looking"
         if summary.outcome not in (Outcome.SUPPORTED, Outcome.REFUTED):
             return summary.next
@@ -140,6 +142,15 @@ class JudgedClaim:
             "looks": [look.model_dump(mode="json") for look in self.looks.at(self.design)],
             "notes": self.notes,
         }
+
+
+def _is_between_thresholds(summary: Summary) -> bool:
+    """Whether a value of runs is open, which further seeds would not change."""
+    return any(
+        cell is not None and cell.undecided and not column.is_count
+        for row in summary.rows
+        for column, cell in zip(summary.columns, row.cells, strict=True)
+    )
 
 
 def difference_texts(verdict: Verdict) -> Iterator[str]:

@@ -121,6 +121,15 @@ def test_too_few_seeds_leave_it_open_and_say_how_many_to_plan(
     assert "so       The decay may matter or not." in done.out
 
 
+def test_values_between_two_thresholds_ask_for_longer_runs(judge: Callable[..., Done], runs: Path, claim: Path) -> None:
+    level = '{ kind = "level", measure = "HeldOutLoss", supported_below = 4.0, refuted_above = 6.0 }'
+    write_claim(claim, **{'{ kind = "finished" },': f'{{ kind = "finished" }},\n  {level},'})
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    done = judge("--json")
+    assert judged(done) == (ExitCode.INCONCLUSIVE, "inconclusive")
+    assert done.json["summary"]["next"].startswith("runs lie between two thresholds: train longer")
+
+
 # runs that belong to the claim
 
 
