@@ -74,6 +74,7 @@ class PluginOptimizer:
         self._composition = composition
         self._parameters = dict(parameters)
         self._gradients = [_gradient_of(parameter) for parameter in self._parameters.values()]
+        self._memory = [parameter.data_ptr() for parameter in self._parameters.values()]
         self._groups = dict(groups)
         self._optimizers: list[Optimizer] = []
         self._treatments: list[_Treatment] = []
@@ -96,12 +97,12 @@ class PluginOptimizer:
             for group in groups:
                 if device.type not in _CAPTURABLE_DEVICES and group.get("capturable"):
                     group["capturable"] = False
-            self._initial_states = [_copied(dict(each.state)) for each in optimizers]
+            resets = self._config.optimizer.reset_moments_every_steps is not None
+            self._initial_states = [_copied(dict(each.state)) if resets else {} for each in optimizers]
             self._initial_groups = [
                 {key: _copied(value) for key, value in group.items() if key not in _NOT_SAVED} for group in groups
             ]
         # a reset makes the state anew, and a graph holds where it was
-        resets = self._config.optimizer.reset_moments_every_steps is not None
         self.is_capturable = all(group.get("capturable") for group in groups) and not resets
         if self.is_capturable:
             # captured kernels read the rates from this memory
@@ -185,6 +186,7 @@ class PluginOptimizer:
             for optimizer in self._optimizers:
                 optimizer.step()
         self._has_stepped = True
+        self._require_in_place()
         if skip is not None and snapshot is not None:
             self._require_kept(before)
             snapshot.put_back(skip > 0)
@@ -201,6 +203,14 @@ class PluginOptimizer:
                 group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
             decay = weight_decay * factor_of(group, "weight_decay_factor")
             group["weight_decay"] = decay if treatment.is_decayed else 0.0
+
+    def _require_in_place(self) -> None:
+        """Raise PluginError where the optimizer gave a parameter other memory, which the model would not see."""
+        for (name, parameter), pointer in zip(self._parameters.items(), self._memory, strict=True):
+            if parameter.data_ptr() != pointer:
+                raise self._composition.blamed_optimizer(
+                    f"its optimizer replaces {name} instead of changing it in place"
+                )
 
     def _require_kept(self, before: Mapping[str, object]) -> None:
         """Raise PluginError where a capturable step made a tensor anew or changed a number: replays would not."""

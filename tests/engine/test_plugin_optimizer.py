@@ -252,6 +252,27 @@ def test_an_error_in_a_step_ends_its_run_only(
     assert_same_bits(pack, without, 1, 1)
 
 
+def test_a_parameter_that_is_replaced_is_refused(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    class Replacing(Lion):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            parameter = self.param_groups[0]["params"][3]
+            parameter.data = parameter.data - 0.1
+
+    message = refusal(lambda parameters, _: Replacing(parameters.values()), tiny_config(), tiny_tokens)
+    assert re.search(r"its optimizer replaces model\.layers\.\d.* instead of changing it in place", message)
+
+
+def test_gradients_that_the_optimizer_drops_are_there_again(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
+    class Dropping(Lion):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            self.zero_grad()
+
+    config = tiny_config()
+    dropping = train(built(config, tiny_tokens, own(lambda parameters, _: Dropping(parameters.values()))))
+    assert_same_bits(dropping, train(built(config, tiny_tokens, own(lambda parameters, _: Lion(parameters.values())))))
+
+
 def test_the_process_is_not_changed_by_a_step(tiny_config: TinyConfig, tiny_tokens: TokenData) -> None:
     class Drawing(Lion):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
