@@ -59,6 +59,11 @@ def test_every_part_agrees_here(part: str, interpolates: bool, check: Callable[.
     assert run_check(check(part, interpolates=interpolates), CPU) is None
 
 
+def test_a_check_does_not_depend_on_what_changes_no_kernel(tiny_config: TinyConfig) -> None:
+    other = tiny_config(data__gradient_accumulation=4, optimizer__learning_rate_factors__head=0.5, seed=0)
+    assert selfcheck.small_config(other) == selfcheck.small_config(tiny_config(seed=0))
+
+
 def test_bf16_agrees_within_its_tolerance(check: Callable[..., Check]) -> None:
     assert [run_check(check(part, precision="bf16"), CPU) for part in ("layers", "loss")] == [None, None]
 

@@ -22,11 +22,9 @@ from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import RunPaths
 from bitnetctl.trainer import checkpoint, factory
-from bitnetctl.trainer.events import Failed
+from bitnetctl.trainer.events import Failed, RolledBack, Saved
 from bitnetctl.trainer.extend import begin_extension, extended_config
 from bitnetctl.trainer.resolved import resolve
-
-Arms = Callable[..., None]
 
 
 class Averaging(Lion):
@@ -233,3 +231,18 @@ def test_a_run_that_cannot_be_captured_says_so(
     assert manifest("a").not_captured == "sgd: SGD is not capturable"
     assert manifest("a").engine == "eager"
     assert "a: its pack trains without a CUDA graph, which is slower: sgd: SGD is not capturable" in lines
+
+
+def test_a_state_that_is_not_finite_is_rolled_back(train: Train, tiny_config: TinyConfig) -> None:
+    def spoil(trainer: Any, event: object) -> None:
+        if isinstance(event, Saved) and event.step == 8:
+            trainer.pack.replicas[0].optimizer.state()["model.norm.weight/average"][1] = torch.nan
+
+    config = with_optimizer(tiny_config(), "lion")
+    events = train(config, names=["a"], watch=spoil, on_divergence="rollback", checkpoint_every=4)
+    assert [event.step for event in events if isinstance(event, RolledBack)] == [8]
+    (rollback,) = manifest("a").rollbacks
+    # the sign of NaN is 0 in torch: the weights stay finite
+    assert rollback.tensor == "the moment model.norm.weight/average"
+    assert start_of(train(config, names=["a"])) == 8
+    assert manifest("a").status == "finished"
