@@ -1,6 +1,7 @@
 """Every example of docs/interventions.md keeps the contract, and there is one for every hook."""
 
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,9 @@ def test_every_hook_is_in_the_table_and_in_an_example() -> None:
 def test_links_within_the_page_lead_to_sections() -> None:
     sections = {line.removeprefix("## ").lower() for line in PAGE.splitlines() if line.startswith("## ")}
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= sections
+
+
+def test_the_template_of_a_plug_in_names_every_hook() -> None:
+    template = (resources.files("bitnetctl.plugins") / "template" / "module.py.in").read_text(encoding="utf-8")
+    for hook in (*HOOKS, "state_dict", "load_state_dict"):
+        assert f"def {hook}(self" in template, hook
