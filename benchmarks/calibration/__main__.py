@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.calibration import effects, factors, judge, means, metrics, paired, plans, rates, shapes
+from benchmarks.calibration import compared, effects, factors, judge, means, metrics, paired, plans, rates, shapes
 
 PARTS = {
     "rates": rates,
     "plans": plans,
     "means": means,
     "paired": paired,
+    "compared": compared,
     "judge": judge,
     "shapes": shapes,
     "effects": effects,
