@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.calibration import counts, draws, effects, judge, means, paired, plans, rates
+from benchmarks.calibration import compared, counts, curves, draws, effects, judge, means, paired, plans, rates
 from benchmarks.calibration.__main__ import PARTS, main
 from benchmarks.calibration.tables import Table, rate_text
 from bitnetctl.verdict import parse_criteria
+from bitnetctl.verdict.checks.pair_tests import Pairs, sign_test, two_sign_tests
 from bitnetctl.verdict.rule import PValues, Tally, failure_rate_test, holm_levels
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
-    "statistics.md": ("rates", "plans", "means", "paired"),
+    "statistics.md": ("rates", "plans", "means", "paired", "compared"),
     "statistics-analysis.md": ("effects", "factors", "metrics"),
 }
 SOME = 4_000
@@ -27,10 +28,11 @@ SOME = 4_000
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget the tabulated p-values before and after."""
-    for table in (counts.p_by_count, paired.p_by_wins):
+    tabulated = (counts.p_by_count, paired.p_by_wins, compared.p_by_counts, compared._p_of_signs, curves._weights)
+    for table in tabulated:
         table.cache_clear()
     yield
-    for table in (counts.p_by_count, paired.p_by_wins):
+    for table in tabulated:
         table.cache_clear()
 
 
@@ -138,7 +140,61 @@ def test_a_gate_that_counts_one_pair_too_many_is_noticed(monkeypatch: pytest.Mon
 def test_a_judge_that_decides_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "decisions", lambda supporting, refuting: np.zeros(supporting.shape, dtype=np.int64))
     table = judge.judge_table(judge.Fleet(tmp_path), 3)
-    assert {fault.split(",")[0] for fault in table.faults} == {"failure rate", "level", "paired"}
+    assert {fault.split(",")[0] for fault in table.faults} == {
+        "failure rate",
+        "level",
+        "paired",
+        "equivalent",
+        "interaction",
+    }
+
+
+@pytest.mark.usefixtures("fresh")
+def test_opposite_tests_that_do_not_share_the_level_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences of which half are far above and half far below break each of them."""
+
+    def unshared(pairs: Pairs, within: float) -> PValues:
+        p = two_sign_tests(pairs, within)
+        return PValues(p.supporting, p.refuting / 2)
+
+    monkeypatch.setattr(compared, "two_sign_tests", unshared)
+    faults = compared.equivalent_table(SOME, 200).faults
+    assert {fault.split(",")[0] for fault in faults} == {"half and half"}
+
+
+@pytest.mark.usefixtures("fresh")
+def test_one_test_of_equivalence_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_sided(pairs: Pairs, within: float) -> PValues:
+        return PValues(
+            sign_test(Pairs(values=tuple(within - value for value in pairs.values), planned=pairs.planned)).supporting,
+            1.0,
+        )
+
+    monkeypatch.setattr(compared, "two_sign_tests", one_sided)
+    assert compared.equivalent_table(SOME, 200).faults
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_gate_of_interactions_that_counts_one_seed_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        compared, "sign_test", lambda pairs: PValues(0.5 ** (pairs.wins + 1), 0.5 ** (pairs.losses + 1))
+    )
+    monkeypatch.setattr(compared, "COMPARED", 0)
+    assert compared.interaction_table(SOME, 200).faults
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_time_average_that_is_weighed_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    even = np.full(curves.EVALUATIONS, 1 / curves.EVALUATIONS)
+    monkeypatch.setattr(curves, "_weights", lambda: even)
+    with pytest.raises(AssertionError, match="over='area'"):
+        curves.areas(curves.counts(np.random.default_rng(0), (2, 5)))
+
+
+def test_bets_that_ignore_a_side_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared, "two_bets_on_mean", lambda pairs, limits, within: PValues(0.0, 1.0))
+    with pytest.raises(AssertionError, match="p of"):
+        compared.mean_table(SOME)
 
 
 def test_support_that_an_arm_without_failures_loses_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +268,17 @@ def test_rates_as_text(rate: float, text: str) -> None:
 # the pages
 
 
-@pytest.mark.parametrize("table", [plans.seeds_table(), plans.efficient_table(), means.fewest_table()])
+@pytest.mark.parametrize(
+    "table",
+    [
+        plans.seeds_table(),
+        plans.efficient_table(),
+        means.fewest_table(),
+        compared.equivalent_power_table(),
+        compared.interaction_power_table(),
+    ],
+    ids=lambda table: table.title,
+)
 def test_exact_tables_stand_in_the_page_as_they_are_printed(table: Table) -> None:
     assert table.markdown() in (DOCS / "statistics.md").read_text(encoding="utf-8")
 

@@ -201,7 +201,8 @@ def mean_table(draws: int) -> Table:
     return Table(
         f'False support of `equivalent` with `claim = "mean"`, the mean difference at the limit ({draws:,} draws)',
         "Cells: bets within a range of four times the limit / Student's tests without a range, each with both sign "
-        "tests; the larger of both sides. Bets hold for any noise within the range, Student's for nearly normal differences only.",
+        "tests; the larger of both sides. Bets hold for any noise within the range, Student's for nearly normal "
+        "differences only.",
         ["differences", *(f"{pairs} pairs" for pairs in PAIRS)],
         rows,
         faults,

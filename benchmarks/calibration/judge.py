@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks.calibration.compared import signs, two_sided
 from benchmarks.calibration.counts import LIMIT, p_by_count
 from benchmarks.calibration.draws import Floats, Integers, decisions
 from benchmarks.calibration.means import betting_p
@@ -27,6 +28,8 @@ JUDGINGS, QUICK_JUDGINGS = 120, 3
 CODES = {Outcome.SUPPORTED: 1, Outcome.REFUTED: -1, Outcome.INCONCLUSIVE: 0}
 BELOW, ABOVE = 0.25, 0.5
 MEAN_BELOW, MEAN_ABOVE = 0.6, 0.65
+WITHIN = 0.2
+MODIFIER = "full-precision"
 _POSITIONS = 8192
 _CHECKS = ({"kind": "finite", "columns": ["Loss"]}, {"kind": "finished"})
 
@@ -49,8 +52,8 @@ class Fleet:
         self._template = load_run(path)
         self._made = 0
 
-    def run(self, arm: str, seed: int, **columns: float) -> Run:
-        """Return a run that is the same at every evaluation."""
+    def run(self, arm: str, seed: int, **columns: float | Sequence[float]) -> Run:
+        """Return a run with these values, of every evaluation or of each."""
         # a loss of its own tells it from all others
         self._made += 1
         records = self._template.records
@@ -107,11 +110,18 @@ def _cases() -> list[Case]:
     level = {"kind": "level", "measure": "TopShare", "supported_below": BELOW, "refuted_above": ABOVE}
     mean = level | {"claim": "mean", "supported_below": MEAN_BELOW, "refuted_above": MEAN_ABOVE}
     pairs = {"kind": "paired", "measure": "HeldOutLoss", "against": BASELINE, "better": "lower", "margin": 0.1}
+    equal = {"kind": "equivalent", "measure": "HeldOutLoss", "against": BASELINE, "within": WITHIN}
+    gains = pairs | {"kind": "interaction", "modifier": MODIFIER, "margin": 0.0}
+    shares = equal | {"measure": "TopShare", "over": "share", "below": 0.5}
     kinds = (
         ("failure rate", level, _failure_rates),
         ('level, claim = "mean"', mean, _means),
         ('paired, claim = "median"', pairs, functools.partial(_pairs, _by_sign)),
         ('paired, claim = "mean"', pairs | {"claim": "mean"}, functools.partial(_pairs, both_gates)),
+        ('paired, over = "area"', pairs | {"over": "area"}, functools.partial(_pairs, _by_sign)),
+        ("equivalent", equal, _equivalents),
+        ('equivalent, over = "share"', shares, _equal_shares),
+        ("interaction", gains, _interactions),
     )
     return [Case(name, _criteria(check), seeds, judge) for seeds in (6, 8, 16) for name, check, judge in kinds]
 
@@ -162,12 +172,66 @@ def _pairs(
     theirs_N = 5 + 0.3 * generator.standard_normal(case.seeds)
     effects = generator.choice([-0.2, 0.1, 0.3, 0.5], (len(ARMS), 1))
     ours_KN = theirs_N - effects + 0.1 * generator.standard_normal((len(ARMS), case.seeds))
+    rising = bool(case.criteria.comparisons[0].over == "area")
+    runs = [
+        # with a time average of the loss: it weighs 3/4 at step 1,000 and 1/4 at step 2,000
+        fleet.run(arm, seed, HeldOutLoss=[9.0, loss - 0.5, loss + 1.5] if rising else loss)
+        for arm, losses in zip((BASELINE, *ARMS), [theirs_N.tolist(), *ours_KN.tolist()], strict=True)
+        for seed, loss in enumerate(losses)
+    ]
+    return _outcomes(case, runs, np.stack(test((theirs_N - ours_KN - 0.1)[:, None, :]), axis=2)[:, 0])
+
+
+def _equivalents(fleet: Fleet, case: Case, generator: np.random.Generator) -> Outcomes:
+    """Arms that differ by less than the limit, by as much, or by more, to both sides."""
+    theirs_N = 5 + 0.3 * generator.standard_normal(case.seeds)
+    effects = generator.choice([0.0, 0.05, WITHIN, -0.5, 0.5], (len(ARMS), 1))
+    ours_KN = theirs_N + effects + 0.08 * generator.standard_normal((len(ARMS), case.seeds))
     runs = [
         fleet.run(arm, seed, HeldOutLoss=loss)
         for arm, losses in zip((BASELINE, *ARMS), [theirs_N.tolist(), *ours_KN.tolist()], strict=True)
         for seed, loss in enumerate(losses)
     ]
-    return _outcomes(case, runs, np.stack(test((theirs_N - ours_KN - 0.1)[:, None, :]), axis=2)[:, 0])
+    return _outcomes(case, runs, _beside_a_failure_rate(two_sided(ours_KN - theirs_N, WITHIN), case.seeds))
+
+
+def _equal_shares(fleet: Fleet, case: Case, generator: np.random.Generator) -> Outcomes:
+    """Runs that are healthy never, up to step 1,000, after it, or always: shares of 0, 3/4, 1/4 and 1."""
+    chances = generator.choice([0.05, 0.5, 0.95], (len(ARMS) + 1, 1, 1))
+    healthy_KNE = generator.random((len(ARMS) + 1, case.seeds, 2)) < chances
+    shares_KN = healthy_KNE @ np.array([0.75, 0.25])
+    runs = [
+        fleet.run(arm, seed, TopShare=[0.01, *(0.1 if healthy else 0.9 for healthy in of_run)])
+        for arm, of_arm in zip((BASELINE, *ARMS), healthy_KNE.tolist(), strict=True)
+        for seed, of_run in enumerate(of_arm)
+    ]
+    return _outcomes(case, runs, _beside_a_failure_rate(two_sided(shares_KN[1:] - shares_KN[0], WITHIN), case.seeds))
+
+
+def _interactions(fleet: Fleet, case: Case, generator: np.random.Generator) -> Outcomes:
+    """Gains that are larger, equal or smaller with the modifier; only the arms without it get a verdict."""
+    arms = (BASELINE, *ARMS)
+    losses_KN, modified_KN = 5 + 0.1 * generator.standard_normal((2, len(arms), case.seeds))
+    losses_KN[1:] -= generator.choice([-0.4, 0.0, 0.4], (len(ARMS), 1))
+    runs = [
+        fleet.run(arm, seed, HeldOutLoss=loss)
+        for arm, of_arm in [
+            *zip(arms, losses_KN.tolist(), strict=True),
+            *zip((MODIFIER, *(f"{MODIFIER}+{arm}" for arm in ARMS)), modified_KN.tolist(), strict=True),
+        ]
+        for seed, loss in enumerate(of_arm)
+    ]
+    values_KN = (losses_KN[0] - losses_KN[1:]) - (modified_KN[0] - modified_KN[1:])
+    return _outcomes(case, runs, _beside_a_failure_rate(signs(values_KN), case.seeds))
+
+
+def _beside_a_failure_rate(p: tuple[Floats, Floats], seeds: int) -> Floats:
+    """Return the p-values (arms × 2) of a statement beside that of seeds of which none failed."""
+    supporting, refuting = p
+    clean_supporting, clean_refuting = (of_count[0] for of_count in p_by_count(seeds, LIMIT))
+    return np.stack(
+        [np.maximum(supporting, clean_supporting), np.minimum(1.0, 2 * np.minimum(refuting, clean_refuting))], axis=1
+    )
 
 
 def _by_sign(improvements_SKN: Floats) -> tuple[Floats, Floats]:

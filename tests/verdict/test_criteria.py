@@ -1,5 +1,7 @@
 """Criteria as data: what a file may declare, and the errors for an invalid one."""
 
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,13 @@ def test_the_rule_of_the_first_version_is_judged_with_an_error_rate(
     assert by_old.outcome is by_new.outcome is Outcome.INCONCLUSIVE
     [note] = set(by_old.notes) - set(by_new.notes)
     assert note == 'seeds.rule = "share" controlled no error rate and is judged as "rate" with max_failure_rate = 0.25'
+
+
+def test_the_checks_that_the_page_shows_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    rule = first[: first.index("[[checks]]")]
+    completion = first[len(rule) : first.rindex("[[checks]]")]
+    assert parse_criteria(tomllib.loads(first)).checks[-1].kind == "level"
+    kinds = [check.kind for text in others for check in parse_criteria(tomllib.loads(rule + completion + text)).checks]
+    assert [kind for kind in kinds if kind not in ("finite", "finished")] == ["equivalent", "interaction", "level"]

@@ -1,5 +1,6 @@
 """Base class of the checks that state what of a run is compared: its end, its time average, or a share of its steps."""
 
+from functools import cached_property
 from typing import Self
 
 from pydantic import model_validator
@@ -34,7 +35,7 @@ class AggregatedCheck(MeasuredCheck):
             raise ValueError('last is for over = "end"')
         return self
 
-    @property
+    @cached_property
     def aggregate(self) -> Aggregate:
         """How the evaluations of a run become one value."""
         return Aggregate(over=self.over, last=self.last, stage=self.stage, above=self.above, below=self.below)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -70,7 +71,7 @@ class LevelCheck(AggregatedCheck, ThresholdCheck):
             raise ValueError('at = "boundary" is the end of stage 1: give neither over nor stage')
         return self
 
-    @property
+    @cached_property
     def aggregate(self) -> Aggregate:
         return super().aggregate if self.at == "end" else Aggregate(last=self.last, stage=1)
 
