@@ -130,8 +130,8 @@ def equivalent_table(draws: int, some: int) -> Table:
             errors = []
             for spread in SPREADS:
                 centred_SN = spread * draw(generator, (count, pairs))
-                for side in (1, -1):
-                    p = two_sided(side * (1.0 + centred_SN), 1.0)
+                for limit in (1.0, -1.0):
+                    p = two_sided(limit + centred_SN, 1.0)
                     errors.append([float((one < ALPHA).mean()) for one in p])
             cells.append(worst_text(errors))
             faults += [f"{name}, {pairs} pairs: {one}" for one in errors if any(exceeds(rate, count) for rate in one)]
@@ -190,7 +190,7 @@ def mean_table(draws: int) -> Table:
                 centred_SN = np.where(generator.random((draws, pairs)) < 0.05, -9.5, 0.5) * 0.4
             else:
                 centred_SN = 0.2 * noise.centred(generator, (draws, pairs), "mean")
-            sides = (1.0 + centred_SN, -1.0 - centred_SN)
+            sides = (1.0 + centred_SN, -1.0 + centred_SN)
             bets.append(max(map(_by_bets, sides)))
             students.append(max(map(_by_student, sides)))
         if noise is NORMAL and any(exceeds(rate, draws) for rate in (*bets, *students)):

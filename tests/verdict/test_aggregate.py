@@ -242,3 +242,24 @@ def test_runs_that_were_evaluated_at_other_steps_are_not_compared_over_the_steps
     verdict = judge_arms(runs, criteria(check | OVER["area"]))["cure"]
     assert verdict.outcome is INVALID
     assert "evaluated at other steps (21 evaluations and 11 up to step 20,000)" in " ".join(verdict.reasons)
+
+
+def test_pairs_that_are_lost_say_why_their_value_is_unknown(tmp_path: Path) -> None:
+    runs = []
+    for seed in range(6):
+        runs.append(pair(tmp_path, "baseline", seed, [8000, *[100] * 10]))
+        runs.append(pair(tmp_path, "cure", seed, [8000, *[200] * 10]))
+    check = {"kind": "paired", "measure": "UniquePredictions", "better": "higher", "over": "area", "stage": 2}
+    verdict = judge_arms(runs, criteria(check))["cure"]
+    (reason,) = (one.reason for one in verdict.results if one.check.startswith("paired"))
+    assert reason == (
+        "UniquePredictions averaged over stage 2: none of 6 planned pairs with baseline could be formed: stage 1 ends "
+        "somewhere in steps 10,000 to 11,999 (cure, seed 0)"
+    )
+    run = healthy_run(tmp_path / "other", 0, HeldOutLoss=[4.7] * 5 + [None] + [4.7] * 5)
+    others = [run, *(healthy_run(tmp_path / "other", seed, arm="cure", HeldOutLoss=4.5) for seed in range(6))]
+    others += [healthy_run(tmp_path / "other", seed) for seed in range(1, 6)]
+    of_loss = check | {"measure": "HeldOutLoss", "better": "lower", "stage": "run"}
+    some = judge_arms(others, criteria(of_loss))["cure"]
+    (reason,) = (one.reason for one in some.results if one.check.startswith("paired"))
+    assert "of which 5 could be formed (HeldOutLoss has unknown cells (baseline, seed 0))" in reason

@@ -161,6 +161,7 @@ class ComparedCheck(AggregatedCheck):
         """
         by_seed: dict[int | None, list[tuple[float, float]]] = {}
         failed: dict[int, set[int | None]] = {}
+        unknown = ""
         for one in seeds.checked:
             wanted = self.partner_arms(one.run.arm or "")
             # a repetition of the partner that was left out could tell otherwise
@@ -172,6 +173,7 @@ class ComparedCheck(AggregatedCheck):
                 checked = [one, *(context.check_twin(partner.run) for partner in partners)]
                 known = [value for run in checked if (value := self._value(run)) is not None]
                 if len(known) < len(checked):
+                    unknown = unknown or next(filter(None, map(self._why_unknown, checked)), "")
                     continue
                 for index, value in enumerate(known):
                     failed.setdefault(index, set()).update([one.run.seed] if value == -math.inf else [])
@@ -182,6 +184,7 @@ class ComparedCheck(AggregatedCheck):
             seeds=tuple(by_seed),
             planned=self.pairs if self.pairs is not None else seeds.planned,
             failed=tuple(len(failed[index]) for index in sorted(failed)),
+            unknown=unknown,
         )
 
     def _partners(self, run: Run, context: CheckContext) -> list[list[Partner]]:
@@ -203,15 +206,24 @@ class ComparedCheck(AggregatedCheck):
             return -math.inf
         return value if self.higher_is_better else -value
 
+    def _why_unknown(self, checked: CheckedRun) -> str:
+        """Return why a finished run has no value; empty where it has one or is not finished."""
+        if {result.outcome for result in checked.completion} != {Outcome.SUPPORTED}:
+            return ""
+        run = checked.run
+        why = self.aggregate.why_unknown(run) or f"{self.measure} has unknown cells"
+        return "" if self.value_of(run) is not None else f"{why} ({run.arm}, seed {run.seed})"
+
     def _sentence(self, pairs: Pairs, outcome: Outcome, p: PValues, levels: Levels) -> str:
         """Say in how many pairs the claim holds, what that shows, and which runs failed."""
         name, formed = self.aggregate.name(self.measure), len(pairs.values)
         planned = plural(pairs.planned, f"planned {self.unit}")
         if not formed:
-            return f"{name}: none of {planned} with {self.against} could be formed: {self._needs()}"
+            return f"{name}: none of {planned} with {self.against} could be formed: {pairs.unknown or self._needs()}"
         text = f"{name} is {self.supports} in {self.count(pairs)} of {planned}"
         if formed != pairs.planned:
             text += f", of which {formed} could be formed" if formed < pairs.planned else f"; {formed} were trained"
+            text += f" ({pairs.unknown})" if pairs.unknown else ""
         middle = median(pairs.values)
         if pairs.values == pairs.greatest and not math.isnan(middle):
             text += f", {self.median_text(middle)}"

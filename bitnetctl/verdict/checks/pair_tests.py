@@ -17,7 +17,8 @@ class Pairs:
 
     The values of `paired` and `interaction` are improvements beyond the margin, those of `equivalent` differences. One
     is infinite where a run failed. Where a seed was repeated, or its value cannot be told, `values` has the least that
-    it can be and `of_repeats` the greatest. `failed` counts the seeds with a failed run, by the arms compared.
+    it can be and `of_repeats` the greatest. `failed` counts the seeds with a failed run, by the arms compared;
+    `unknown` is why a finished run has no value, where that loses a pair.
     """
 
     values: tuple[float, ...]
@@ -25,6 +26,7 @@ class Pairs:
     of_repeats: tuple[float, ...] = ()
     seeds: tuple[int | None, ...] = ()
     failed: tuple[int, ...] = ()
+    unknown: str = ""
 
     @property
     def greatest(self) -> tuple[float, ...]:
