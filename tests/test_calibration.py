@@ -151,7 +151,7 @@ def test_a_judge_that_decides_otherwise_is_noticed(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("fresh")
 def test_opposite_tests_that_do_not_share_the_level_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Differences of which half are far above and half far below break each of them."""
+    """Differences of which half are far above and half far below break each of them; so do wide clusters."""
 
     def unshared(pairs: Pairs, within: float) -> PValues:
         p = two_sign_tests(pairs, within)
@@ -159,7 +159,9 @@ def test_opposite_tests_that_do_not_share_the_level_are_noticed(monkeypatch: pyt
 
     monkeypatch.setattr(compared, "two_sign_tests", unshared)
     faults = compared.equivalent_table(SOME, 200).faults
-    assert {fault.split(",")[0] for fault in faults} == {"half and half"}
+    broken = {fault.split(",")[0] for fault in faults}
+    assert "half and half" in broken
+    assert broken <= {"half and half", "two clusters"}
 
 
 @pytest.mark.usefixtures("fresh")
