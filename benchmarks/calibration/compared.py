@@ -146,7 +146,7 @@ def equivalent_table(draws: int, some: int) -> Table:
     rows.append(["half far above, half far below", *cells])
     return Table(
         "Wrong verdicts of `equivalent`, the median difference at the limit "
-        f"({draws:,} draws; {some:,} over the steps)",
+        f"({draws:,} draws, {some:,} of runs over the steps)",
         f"Cells: supported / refuted, the largest of differences that vary by {', '.join(map(str, SPREADS))} times the "
         "limit, to either side. Of differences that are half far above and half far below, the median may be anywhere "
         "between: without the factor of two, refutation would err twice as often.",
@@ -169,7 +169,7 @@ def interaction_table(draws: int, some: int) -> Table:
         rows.append([name, *cells])
     return Table(
         "Wrong verdicts of `interaction`, the median difference of the gains at the margin "
-        f"({draws:,} draws; {some:,} over the steps)",
+        f"({draws:,} draws, {some:,} of runs over the steps)",
         f"Cells: supported / refuted. Four runs a seed; the arm is {WIDER:g} times as noisy as the others. Where runs "
         "fail all arms are alike; over the steps the arms with the modifier are half as volatile.",
         ["noise of the runs", *(f"{pairs} seeds" for pairs in PAIRS)],
