@@ -28,6 +28,7 @@ SHARED_DEFAULTS = {
     "model.quantization",
     "model.rms_norm_eps",
     "model.rope_theta",
+    "model.logit_soft_cap",
     "data.held_out_source",
     "data.held_out_fraction",
     "data.text_field",

@@ -299,7 +299,7 @@ def test_the_manifest_names_the_engine_that_ran(
 
     monkeypatch.setattr(factory, "make_pack", make)
     chosen = Execution(engine=engine, precision="fp32")
-    monkeypatch.setattr(factory.TrainerFactory, "execution", lambda factory, config, before=None: chosen)
+    monkeypatch.setattr(factory.TrainerFactory, "execution", lambda factory, config, before=None, **named: chosen)
     configs, engines, messages = grid(2), [], list[str]()
 
     def look(event: Event) -> bool:
