@@ -101,7 +101,7 @@ class JudgedClaim:
         if summary.outcome is Outcome.INCONCLUSIVE and self.present == self.seeds:
             if _is_between_thresholds(summary):
                 return f"runs lie between two thresholds: train longer; the claim's own scale is {self.own}"
-            return f"how many seeds could tell: bitnetctl power --claim {self.asked}; fix their number before looking"
+            return f"seeds that could tell: bitnetctl power --claim {self.asked} --effect 1; fix their number first"
         if summary.outcome not in (Outcome.SUPPORTED, Outcome.REFUTED):
             return summary.next
         if self.judged_at != self.own:
