@@ -163,7 +163,7 @@ def _check_training(compose: Callable[[], Composition]) -> None:
 
 
 def _check_optimizer(compose: Callable[[], Composition], config: RunConfig) -> None:
-    """The third step after a restart is that without one, and the steps change weights."""
+    """Check that a resumed run has the same third step, and that steps change weights."""
     # alone: in a pack of another size the last bits of gradients differ
     trained, fresh = (Pack([config], [compose()], tiny_tokens(config), torch.device("cpu")) for _ in range(2))
     for step in (1, 2):
@@ -216,7 +216,7 @@ def _per_input(scale: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_full_precision(compose: Callable[[], Composition]) -> None:
-    """A run with λ 0 must not see the quantizers, even in a pack with one that does."""
+    """Check that a run with λ 0 is in full precision, beside another one whose weights are quantized."""
     config = tiny_config()
     tokens_RBT = torch.arange(2 * config.data.sequence_length).view(2, 1, -1)
     logits = []

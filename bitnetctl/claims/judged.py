@@ -50,16 +50,16 @@ def design_hash(configs: Iterable[RunConfig]) -> str:
 class JudgedClaim:
     """A claim and what is known of its test beside the verdict.
 
-    `asked` is the name or file by which it was asked for, `arm` the judged arm as runs have it, `judged_at` the scale
-    of these runs, `own` that of the claim's plan. `seeds` are those planned, `present` those whose runs have all ended.
+    `name_or_file` is how it was requested, `arm` the judged arm as runs have it, `judged_at` the scale of these runs,
+    `plan_scale` that of the claim's plan. `seeds` are those planned, `present` those whose runs have all ended.
     `looks` are those before this one, kept in `file`; None where none are kept.
     """
 
     claim: Claim
-    asked: str
+    name_or_file: str
     arm: str
     judged_at: Scale
-    own: Scale
+    plan_scale: Scale
     design: str
     seeds: tuple[int, ...]
     present: tuple[int, ...]
@@ -67,11 +67,15 @@ class JudgedClaim:
     file: Path | None
 
     @property
+    def claimed_at(self) -> str:
+        """Where the claim was made, without its own text the scale of its plan."""
+        return self.claim.scale or str(self.plan_scale)
+
+    @property
     def scale(self) -> str:
         """Where the claim is judged, and where it was made unless that is the same."""
         judged = f"judged at {self.judged_at}, {plural(len(self.seeds), 'seed')}"
-        made = self.claim.scale or str(self.own)
-        return judged if made == str(self.judged_at) else f"claimed at {made}; {judged}"
+        return judged if self.claimed_at == str(self.judged_at) else f"claimed at {self.claimed_at}; {judged}"
 
     @property
     def notes(self) -> list[str]:
@@ -80,8 +84,8 @@ class JudgedClaim:
         others = self.looks.otherwise(self.claim.hash, self.design)
         return list(filter(None, (early_text(early, len(self.seeds)), otherwise_text(others))))
 
-    def told(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
-        """Return the summary of the verdicts on the arm as one of this claim."""
+    def complete(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
+        """Return the summary of the verdicts on the arm, completed with what is known of the claim."""
         differences = [text for verdict in verdicts for text in difference_texts(verdict)]
         return summary.model_copy(
             update={
@@ -100,12 +104,14 @@ class JudgedClaim:
         """Return what to do next; the summary knows it where runs are missing or the verdict is invalid."""
         if summary.outcome is Outcome.INCONCLUSIVE and self.present == self.seeds:
             if _is_between_thresholds(summary):
-                return f"runs lie between two thresholds: train longer; the claim's own scale is {self.own}"
-            return f"seeds that could tell: bitnetctl power --claim {self.asked} --effect 1; fix their number first"
+                return f"runs lie between two thresholds: train longer; the claim's own scale is {self.plan_scale}"
+            return (
+                f"seeds that could tell: bitnetctl power --claim {self.name_or_file} --effect 1; fix their number first"
+            )
         if summary.outcome not in (Outcome.SUPPORTED, Outcome.REFUTED):
             return summary.next
-        if self.judged_at != self.own:
-            return f"before relying on it: at the claim's own scale ({self.own}), and on other data"
+        if self.judged_at != self.plan_scale:
+            return f"before relying on it: at the claim's own scale ({self.plan_scale}), and on other data"
         return "before relying on it: larger models, other data"
 
     def keep_look(self, outcome: Outcome) -> None:
@@ -132,7 +138,7 @@ class JudgedClaim:
             "conclusion": self.claim.conclusions.of(outcome),
             "limits": self.claim.limits,
             "scale": {
-                "claimed": self.claim.scale or str(self.own),
+                "claimed": self.claimed_at,
                 "judged": str(self.judged_at),
                 "recipe": self.judged_at.recipe,
                 "sizes": self.judged_at.sizes,

@@ -43,9 +43,9 @@ def refuse_beside_claim(arms: Sequence[str] | None, criteria: Sequence[str] | No
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimTest:
-    """A claim as it was asked for, by name or file, with changes to its plan."""
+    """A requested claim, by name or file, with changes to its plan."""
 
-    asked: str
+    name_or_file: str
     request: PlanRequest = field(default_factory=PlanRequest)
 
     @cached_property
@@ -53,7 +53,7 @@ class ClaimTest:
         """The claim; raises ConfigError."""
         from bitnetctl.claims import load_claim
 
-        return load_claim(self.asked)
+        return load_claim(self.name_or_file)
 
     @cached_property
     def plan_recipe(self) -> str:
@@ -94,7 +94,7 @@ class ClaimTest:
         return list(dict.fromkeys(config.arm for config in self.own_configs))
 
     def _plan(self, changes: Mapping[str, Any]) -> Plan:
-        source = f"claim {self.asked}: plan"
+        source = f"claim {self.name_or_file}: plan"
         plan = make_plan({**self.claim.plan, **changes}, source)
         if plan.grid:
             raise ConfigError(f"{source}: grid: gives runs of one arm that differ; take arms, factors or overrides")
@@ -111,7 +111,7 @@ class ClaimTest:
                 what = (
                     f"{self.arm} is no arm of the plan" if place == "arm" else "the plan lacks an arm to compare with"
                 )
-                raise ConfigError(f"claim {self.asked}: {place}: {what}; its arms are: {', '.join(planned)}")
+                raise ConfigError(f"claim {self.name_or_file}: {place}: {what}; its arms are: {', '.join(planned)}")
 
     def read_files(self) -> None:
         """Read the claim and check its plan; raises ConfigError, before runs are read or trained."""
@@ -162,8 +162,8 @@ class ClaimTest:
         runs, empty = of_claim.runs, of_claim.empty
         if not runs and not empty:
             raise ConfigError(
-                f"claim {self.asked}: none of these runs is of its arms: {', '.join(self.arms)}; leave out the paths "
-                "to train them"
+                f"claim {self.name_or_file}: none of these runs is of its arms: {', '.join(self.arms)}; leave out the "
+                "paths to train them"
             )
         known = _configs(runs, empty)
         options = JudgeOptions(
@@ -202,10 +202,10 @@ class ClaimTest:
         seeds = _planned_seeds(self.arm, loaded, inventory, options)
         judged = JudgedClaim(
             claim=self.claim,
-            asked=self.asked,
+            name_or_file=self.name_or_file,
             arm=self.arm,
             judged_at=scale,
-            own=Scale.of(self.own_configs),
+            plan_scale=Scale.of(self.own_configs),
             design=design,
             seeds=seeds,
             present=_present_seeds(seeds, arms, scale.sizes, loaded.runs, inventory),
@@ -318,14 +318,14 @@ def _planned_hashes(test: ClaimTest, given: Iterable[RunConfig]) -> set[str]:
     scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
     hashes: set[str] = set()
     for label, size, steps in scales:
-        is_asked = (
+        is_requested = (
             (request.recipe is None or label == Path(request.recipe).stem)
             and (request.sizes is None or size in request.sizes)
             and request.steps in (None, steps)
         )
         # a recipe that is a file elsewhere
         with contextlib.suppress(ConfigError):
-            if is_asked:
+            if is_requested:
                 configs = test.at(recipes.get(label, label), sizes=(size,), steps=steps)
                 hashes |= set(map(_but_for_seed, configs))
     return hashes

@@ -54,12 +54,12 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
 
     console = stdout()
     console.print(f"[bold]{name}[/]  {escape(_paragraphs(plugin.intervention))}", highlight=False)
-    facts = (
+    described = (
         ("source", plugin.intervention.source),
         ("from", f"{plugin.distribution} {plugin.version} ({plugin.target})"),
         ("changes", ", ".join(plugin.hooks)),
     )
-    console.print(FittedTable((Column(""), Column("", note=True)), rows_of(facts), show_header=False))
+    console.print(FittedTable((Column(""), Column("", note=True)), rows_of(described), show_header=False))
     if plugin.source_sha256:
         # on one line however narrow the terminal is, so that it can be copied
         console.print(f"sha256   {plugin.source_sha256}", highlight=False, soft_wrap=True)

@@ -69,7 +69,7 @@ def judge_and_show(
 ) -> int:
     """Judge `arms` (None: all that the runs have), print and write the verdicts; return the exit code.
 
-    With a `claim` that has a file the verdict is told as one on it, and the look is kept. The exit code is that of the
+    With a `claim` that has a file the summary is one of the claim, and the look is kept. The exit code is that of the
     strictest verdict on `requested_arms`, without any on all arms; where a file cannot be read, that of a usage error
     instead of support. Raises ConfigError where there is no arm to judge, StorageError for a file that cannot be
     written.
@@ -83,7 +83,7 @@ def judge_and_show(
         raise ConfigError("no arm to judge: these criteria compare arms with one another, and there is no other one")
     summary = summarize(judged, deciding, criteria, runs, options, requested=bool(requested_arms))
     if claim is not None:
-        summary = claim.told(summary, judged[claim.arm].verdicts)
+        summary = claim.complete(summary, judged[claim.arm].verdicts)
     tree = _json(judged, summary, options, unread)
     if claim is not None:
         tree["claim"] = claim.to_json(summary.outcome)

@@ -138,7 +138,7 @@ claims = make_app(
         kind="claim",
         package="bitnetctl.claims",
         folder="builtin",
-        check=lambda name: ClaimTest(asked=name).configs,
+        check=lambda name: ClaimTest(name_or_file=name).configs,
         start=lambda name, text: text,
         command="bitnetctl verify --claim {file} --dry-run",
     ),

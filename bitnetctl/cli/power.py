@@ -61,15 +61,15 @@ def power(
         raise ConfigError(f"--power {wanted:g}: give a probability between 0 and 1")
     if sd is not None and sd <= 0:
         raise ConfigError(f"--sd {sd:g}: give a standard deviation above 0")
-    asked = _question(claim, criteria, arms)
-    checks = asked.criteria.comparisons
+    question = _question(claim, criteria, arms)
+    checks = question.criteria.comparisons
     if not checks:
         raise ConfigError(
-            f"{asked.source} compares no arms; docs/statistics.md says how many seeds a failure rate or a mean needs"
+            f"{question.source} compares no arms; docs/statistics.md says how many seeds a failure rate or a mean needs"
         )
     if effect is None and any(check.kind != "equivalent" for check in checks):
         raise ConfigError("give --effect, in standard deviations of the pairs beyond the margin, or with --sd in units")
-    document = _document(asked, Effect(effect=effect or 0.0, sd=sd), wanted)
+    document = _document(question, Effect(effect=effect or 0.0, sd=sd), wanted)
     if as_json:
         print_json(document)
     else:
@@ -98,15 +98,15 @@ def _question(claim: str | None, criteria: str | None, arms: int | None) -> _Que
     )
 
 
-def _document(asked: _Question, effect: "Effect", wanted: float) -> dict[str, Any]:
+def _document(question: _Question, effect: "Effect", wanted: float) -> dict[str, Any]:
     from dataclasses import replace
 
     from bitnetctl.verdict.power import power as power_of, seeds_needed, worth_planning
 
-    checks, rule, arms = asked.criteria.comparisons, asked.criteria.seeds, asked.arms
+    checks, rule, arms = question.criteria.comparisons, question.criteria.seeds, question.arms
     heavy = replace(effect, noise="heavy")
     needed, needed_heavy = (seeds_needed(checks, one, rule, wanted=wanted, arms=arms) for one in (effect, heavy))
-    numbers = {number for number in (needed, needed_heavy, asked.planned) if number is not None}
+    numbers = {number for number in (needed, needed_heavy, question.planned) if number is not None}
     numbers.update(worth_planning(checks, effect, rule, arms=arms, up_to=max(numbers, default=20)))
     rows = []
     for seeds in sorted(numbers):
@@ -120,30 +120,30 @@ def _document(asked: _Question, effect: "Effect", wanted: float) -> dict[str, An
             }
         )
     return {
-        "source": asked.source,
+        "source": question.source,
         "checks": [check.label for check in checks],
         "effect": effect.effect,
         "sd": effect.sd,
         "wanted_power": wanted,
         "error_rate": rule.error_rate,
         "arms": arms,
-        "seeds_planned": asked.planned,
+        "seeds_planned": question.planned,
         "seeds_needed": needed,
         "seeds_needed_heavy_tails": needed_heavy,
         "rows": rows,
-        "assumed": _assumed(asked, effect),
+        "assumed": _assumed(question, effect),
     }
 
 
-def _assumed(asked: _Question, effect: "Effect") -> str:
-    rule, comparisons = asked.criteria.seeds, asked.criteria.comparisons
+def _assumed(question: _Question, effect: "Effect") -> str:
+    rule, comparisons = question.criteria.seeds, question.criteria.comparisons
     known = f"{effect.effect:g} sd beyond the margin" if effect.sd is None else f"{effect.effect:g}, sd {effect.sd:g}"
     gains = ", of differences of gains," * any(check.kind == "interaction" for check in comparisons)
-    others = any(check.about_arm for check in asked.criteria.checks if check not in comparisons)
+    others = any(check.about_arm for check in question.criteria.checks if check not in comparisons)
     return (
         f"a true effect{gains} of {known}; normal noise, or Student's t with 3 degrees of freedom and the same "
         "quartiles (heavy tails); every run ends healthy, where the claim needs a failure rate below "
-        f"{rule.max_failure_rate:.0%}; {plural(asked.arms, 'arm')} at one size, error rate {rule.error_rate:g}"
+        f"{rule.max_failure_rate:.0%}; {plural(question.arms, 'arm')} at one size, error rate {rule.error_rate:g}"
         + "; claims about the mean of a level hold"
         * others
     )

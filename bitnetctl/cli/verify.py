@@ -130,7 +130,7 @@ def verify(
         subject = _SetUp(request=request, arm=arm, baseline=not no_baseline, criteria_names=criteria or ())
     else:
         refuse_beside_claim(arms, criteria, no_baseline=no_baseline)
-        subject = ClaimTest(request=request, asked=claim)
+        subject = ClaimTest(request=request, name_or_file=claim)
     subject.read_files()
     if paths:
         with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:

@@ -46,7 +46,7 @@ class FusedPack(CapturedPack):
         self._parts = frozenset(parts)
         super().__init__(configs, compositions, data, device, precision=precision)
 
-    def _model_kind(self) -> Callable[..., PackedModel]:
+    def _model_factory(self) -> Callable[..., PackedModel]:
         return functools.partial(FusedModel, parts=self._parts)
 
     def _make_tables(self, device: torch.device) -> None:

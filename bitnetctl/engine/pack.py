@@ -113,7 +113,7 @@ class Pack:
         # pure functions, so those of one run serve them all
         quantizers = compositions[0].quantizers()
         self.device = device
-        self.model = self._model_kind()(
+        self.model = self._model_factory()(
             [config.model for config in configs],
             data.vocab_size,
             [config.seed for config in configs],
@@ -154,7 +154,7 @@ class Pack:
             with self.failing_alone(run):
                 replica.compute_schedules()
 
-    def _model_kind(self) -> Callable[..., PackedModel]:
+    def _model_factory(self) -> Callable[..., PackedModel]:
         return PackedModel
 
     @property

@@ -1,4 +1,4 @@
-"""What the callbacks share: when to measure, what an optimizer tells, and the recorder."""
+"""What the callbacks share: when to measure, the settings of an optimizer, and the recorder."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -55,8 +55,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float | None:
 class Recording:
     """When a training is measured: at step 1, at every `eval_every_steps`-th and at the last.
 
-    By default these are a twentieth of the steps. `settings` are those of `Recorder`; they go before what the training
-    tells. The recorder is made where the training begins, in the process that writes.
+    By default these are a twentieth of the steps. `settings` are those of `Recorder`; they take precedence over
+    what the trainer reports. The recorder is made where the training begins, in the process that writes.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Recording:
         self._ternary_codes = ternary_codes
         self.recorder: Recorder | None = None
 
-    def begin(self, steps: int | None, done: int, *, writes: bool, told: Mapping[str, Any]) -> None:
-        """Begin a training of `steps` steps, of which `done` were done before; `told` is what it tells of the run."""
+    def begin(self, steps: int | None, done: int, *, writes: bool, reported: Mapping[str, Any]) -> None:
+        """Begin a training of `steps` steps, `done` of which were done before; `reported` comes from the trainer."""
         self._steps = steps or 0
         self._every = self._requested or max(1, self._steps // 20)
         if not writes:
             return
-        settings = {"steps": steps, "resume_step": done or None, **told, **self._settings}
-        settings["settings"] = {**told.get("settings", {}), **self._settings.get("settings", {})}
+        settings = {"steps": steps, "resume_step": done or None, **reported, **self._settings}
+        settings["settings"] = {**reported.get("settings", {}), **self._settings.get("settings", {})}
         self.recorder = Recorder(self._path, probe=self._probe, **settings)
 
     def is_due(self, step: int) -> bool:

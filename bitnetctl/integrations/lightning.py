@@ -94,7 +94,7 @@ class CollapseCallback(_Callback):
             raise ConfigError("CollapseCallback: parameters that are sharded over processes cannot be measured")
         planned = trainer.estimated_stepping_batches
         seed = os.environ.get("PL_GLOBAL_SEED", "")
-        told = {
+        reported = {
             "trainer": f"{_LIBRARIES[0].__name__} {_LIBRARIES[0].__version__}",
             "seed": int(seed) if seed.isdecimal() else None,
             "size": getattr(getattr(pl_module, "config", None), "hidden_size", None),
@@ -105,7 +105,7 @@ class CollapseCallback(_Callback):
         }
         self._done = trainer.global_step
         steps = planned if isinstance(planned, int) else None
-        self._recording.begin(steps, self._done, writes=trainer.is_global_zero, told=told)
+        self._recording.begin(steps, self._done, writes=trainer.is_global_zero, reported=reported)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the rates and the gradients that the step is done with."""

@@ -77,14 +77,14 @@ class CollapseCallback(TrainerCallback):
         """Open the files of the run."""
         if _is_sharded(args):
             raise ConfigError("CollapseCallback: parameters that are sharded over processes cannot be measured")
-        told = {
+        reported = {
             "trainer": f"transformers {transformers.__version__}",
             "seed": args.seed,
             "size": getattr(getattr(kwargs["model"], "config", None), "hidden_size", None),
             "warmup_steps": args.get_warmup_steps(state.max_steps),
             "settings": {**settings_of(kwargs.get("optimizer")), **plain_settings(args, "arguments", _SETTINGS)},
         }
-        self._recording.begin(state.max_steps, state.global_step, writes=state.is_world_process_zero, told=told)
+        self._recording.begin(state.max_steps, state.global_step, writes=state.is_world_process_zero, reported=reported)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

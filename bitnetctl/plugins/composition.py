@@ -44,7 +44,9 @@ HOOKS = (
 
 
 class Composition:
-    """The interventions of one run; at most one overrides each hook but those of schedules, terms and `configure`.
+    """The interventions of one run.
+
+    Any number may override `configure`, a schedule and `additional_loss`, at most one each other hook.
 
     `names` are those of the plug-ins for messages, by default the names of the classes. `seed`, `step` and
     `micro_batch` are those of the run in training; global generators that a hook draws from depend on them only.

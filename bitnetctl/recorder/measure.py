@@ -51,7 +51,7 @@ class CallableProbe:
             probe = self._probe
             self._probes[sums_device] = Probe(probe.prompts, probe.data, probe.vocab_size, sums_device)
         logits = _logits(model, self._probe.vocab_size, device, sums_device)
-        with undisturbed(module or module_of(model)):
+        with evaluating(module or module_of(model)):
             (columns,) = self._probes[sums_device].measure_logits(logits, rows_per_chunk=self._rows_per_chunk)
         return {**columns}
 
@@ -65,7 +65,7 @@ def module_of(model: object) -> nn.Module | None:
 
 
 @contextlib.contextmanager
-def undisturbed(module: nn.Module | None) -> Iterator[None]:
+def evaluating(module: nn.Module | None) -> Iterator[None]:
     """Evaluate without gradients, a module in eval mode; restore the modes of all its parts and every random state."""
     modes = [] if module is None else [(part, part.training) for part in module.modules()]
     tensors = () if module is None else module.parameters()
@@ -91,7 +91,7 @@ def _logits(model: Model, vocab_size: int, device: torch.device, sums_device: to
 
     def logits(tokens_RPT: Tensor) -> Tensor:
         tokens_PT = tokens_RPT[0].to(device)
-        logits_PTV = _found_in(model(tokens_PT))
+        logits_PTV = _logits_in(model(tokens_PT))
         shape = tuple(logits_PTV.shape)
         if shape[:2] != tuple(tokens_PT.shape) or len(shape) != 3 or shape[2] < vocab_size:
             rows, positions = tokens_PT.shape
@@ -104,14 +104,15 @@ def _logits(model: Model, vocab_size: int, device: torch.device, sums_device: to
     return logits
 
 
-def _found_in(output: Any) -> Tensor:
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None:
-        found = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        what = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+def _logits_in(output: Any) -> Tensor:
+    """Return the logits of what a model returned; raises ConfigError where there are none."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if logits is None:
+        logits = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        what = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ConfigError(
             f"recorder: the model returned {what}; it must return logits as a tensor of floating-point numbers, a "
             "tuple that begins with it, or an object with .logits"
         )
-    return found
+    return logits

@@ -198,13 +198,13 @@ def _sibling(name: str, folder: Path, csvs: Sequence[Path], *, has_folder: bool)
     identity = Identity.of_name(name)
     if tree is not None:
         try:
-            identity = _told(tree)
+            identity = _identity_in(tree)
         except ValueError:
             tree, is_damaged = None, True
     return Sibling(name=name, folder=folder, csvs=csvs, tree=tree, is_damaged=is_damaged, identity=identity)
 
 
-def _told(tree: dict[str, Any]) -> Identity | None:
+def _identity_in(tree: dict[str, Any]) -> Identity | None:
     """Return the identity in a manifest as JSON, None where it tells none; raises ValueError where it is damaged."""
     if tree.get("external") is not None:
         external, data = ExternalRun.model_validate(tree["external"]), tree.get("data")

@@ -36,7 +36,7 @@ class ClaimPage:
     said: Terms
     design: Terms
     plots: tuple[SeedPlot, ...]
-    unsaid: tuple[str, ...]
+    limits: tuple[str, ...]
     looks: tuple[str, ...]
     next: str
 
@@ -44,7 +44,6 @@ class ClaimPage:
 def claim_page(claim: JudgedClaim, verdict: Verdict, summary: Summary, runs: Sequence[Run]) -> ClaimPage:
     """Return the page of a claim from the verdict on its arm and the runs that were judged or compared with."""
     plots = seed_plots(claim.claim.criteria, verdict, runs, claim.seeds)
-    made = claim.claim.scale or str(claim.own)
     return ClaimPage(
         title=claim.claim.title,
         outcome=summary.outcome,
@@ -54,12 +53,12 @@ def claim_page(claim: JudgedClaim, verdict: Verdict, summary: Summary, runs: Seq
         said=_terms(
             ("claimed", [claim.claim.claimed]),
             ("source", [claim.claim.source]),
-            ("made at", [made]),
+            ("made at", [claim.claimed_at]),
             ("judged at", [_judged_at(claim, runs)]),
         ),
         design=_terms(*_design(claim, verdict, runs, plots)),
         plots=plots,
-        unsaid=(*claim.claim.limits, *_limits(claim, summary, runs, plots)),
+        limits=(*claim.claim.limits, *_limits(claim, summary, runs, plots)),
         looks=tuple(_looks(claim)),
         next=summary.next,
     )

@@ -26,7 +26,7 @@ def claim_lines(page: ClaimPage) -> list[str]:
         *(["## Seed by seed", "", f"{KEY}.", ""] if page.plots else []),
         *(line for plot in page.plots for line in _plot(plot)),
         *_section("How it was tested", _terms(page.design)),
-        *_section("What this does not say", map(markdown_text, page.unsaid)),
+        *_section("What this does not say", map(markdown_text, page.limits)),
         *_section("Looks before this one", map(markdown_text, page.looks)),
     ]
 
@@ -49,7 +49,7 @@ def _plot(plot: SeedPlot) -> Iterator[str]:
     for text in (plot.sentence, plot.bounds):
         if text:
             yield from (markdown_line(text), "")
-    if plot.is_told_by_dots:
+    if plot.is_shown_by_dots:
         return
     difference = "difference" if plot.columns else "value"
     heads = ["seed", difference, "as claimed", *map(markdown_cell, plot.columns), "note"]
@@ -58,8 +58,8 @@ def _plot(plot: SeedPlot) -> Iterator[str]:
 
 def _cells(plot: SeedPlot, row: SeedRow) -> list[str]:
     # a difference is no formula
-    told = [markdown_cell(row.seed), plot.text(row), "yes" if row.holds else "no"]
-    return [*told, *map(markdown_cell, (*row.values, row.note))]
+    compared = [markdown_cell(row.seed), plot.text(row), "yes" if row.holds else "no"]
+    return [*compared, *map(markdown_cell, (*row.values, row.note))]
 
 
 def text_plot(plot: SeedPlot) -> list[str]:

@@ -84,7 +84,7 @@ class SeedPlot:
         return f"{self.what} ({self.unit})" if self.unit else self.what
 
     @property
-    def is_told_by_dots(self) -> bool:
+    def is_shown_by_dots(self) -> bool:
         """Whether a table would only repeat the numbers beside the dots."""
         return not self.columns and not any(row.note for row in self.rows)
 
@@ -181,7 +181,8 @@ def _of_pairs(
     by_seed = {seed: (low + margin, high + margin) for seed, (low, high) in zip(pairs["values"], known, strict=True)}
     names = [*dict.fromkeys([*map(str, seeds), *by_seed])]
     rows = [_row_of_pair(check, seed, arms, by_seed.get(seed), runs, margin) for seed in names]
-    told = [low for low, high in by_seed.values() if low == high]
+    certain = [low for low, high in by_seed.values() if low == high]
+    middle = median(certain) if certain and len(certain) == len(by_seed) else math.nan
     lower, upper = _bounds(pairs, margin)
     left, right = _sides(check)
     lines, claimed = _region(check, margin)
@@ -196,7 +197,7 @@ def _of_pairs(
         rows=tuple(rows),
         lines=lines,
         claimed=claimed,
-        middle=median(told) if told and len(told) == len(by_seed) and not math.isnan(median(told)) else None,
+        middle=None if math.isnan(middle) else middle,
         lower=lower,
         upper=upper,
         bounds=_bounds_text(pairs, margin, is_complete=len(by_seed) == pairs["planned"]),

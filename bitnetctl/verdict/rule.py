@@ -63,7 +63,7 @@ class Statement:
     """A statement about one arm at one size, over its seeds.
 
     `describe` gives the reason for an outcome at given levels, `summarize` says it in a few words, `statistics` gives
-    the figures behind it, None for none; the other fields are those of a CheckResult.
+    the numbers behind it, None for none; the other fields are those of a CheckResult.
     """
 
     check: str

@@ -332,7 +332,7 @@ def test_given_runs_that_are_not_those_of_one_test_are_refused(
 
 def test_another_recipe_drops_sizes_and_steps(claim: Path) -> None:
     def configs(**asked: object) -> set[tuple[str, int, int, int]]:
-        test = ClaimTest(asked=str(claim), request=PlanRequest(**asked))  # type: ignore[arg-type]
+        test = ClaimTest(name_or_file=str(claim), request=PlanRequest(**asked))  # type: ignore[arg-type]
         return {(one.recipe, one.model.hidden_size, one.steps, one.eval_every_steps) for one in test.configs}
 
     assert configs() == {("quick", 64, 1000, 100)}
@@ -384,7 +384,7 @@ def test_mistakes_in_the_plan_name_file_and_field(
 
 @pytest.mark.parametrize("name", claim_names())
 def test_a_built_in_claim_is_a_matter_of_minutes_at_quick_scale(name: str) -> None:
-    own, small = (ClaimTest(asked=name, request=PlanRequest(recipe=recipe)) for recipe in (None, "quick"))
+    own, small = (ClaimTest(name_or_file=name, request=PlanRequest(recipe=recipe)) for recipe in (None, "quick"))
     assert {config.seed for config in own.configs} == set(range(6))
     assert len(small.configs) <= 24
     assert {(one.recipe, one.steps, one.model.hidden_size) for one in small.configs} == {("quick", 2000, 64)}

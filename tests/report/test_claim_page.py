@@ -160,7 +160,7 @@ def test_the_page_says_what_was_claimed_tested_and_concluded(supported: Written)
         'id="said"',
         'id="seeds"',
         'id="design"',
-        'id="unsaid"',
+        'id="limits"',
         'id="looks"',
         'id="summary"',
         'id="panels"',

@@ -24,7 +24,7 @@ def claim_sections(page: ClaimPage) -> str:
             _verdict(page),
             _section("said", "What was said", _list_of_terms(page.said)),
             f'<div class="beside">{_plots(page)}{design}</div>',
-            _section("unsaid", "What this does not say", _list(page.unsaid)),
+            _section("limits", "What this does not say", _list(page.limits)),
             _section("looks", "Looks before this one", _list(page.looks)),
         )
     )
@@ -58,7 +58,7 @@ def _figure(plot: SeedPlot, number: int) -> str:
     )
     below = "".join(f"<p>{html_text(_sentence(text))}</p>" for text in (plot.sentence, plot.bounds) if text)
     # many seeds are drawn without their numbers
-    table = "" if plot.is_told_by_dots and len(plot.rows) <= MOST_NUMBERS else _table(plot)
+    table = "" if plot.is_shown_by_dots and len(plot.rows) <= MOST_NUMBERS else _table(plot)
     return f"<figure>{caption}{dots_figure(plot, number)}{below}{table}</figure>"
 
 

@@ -22,8 +22,8 @@ def summary_section(summary: Summary) -> str:
 
 def summary_details(summary: Summary) -> str:
     """Return table, reasons and notes of a verdict whose claim and conclusion stand above."""
-    told = {"so", "scale", "next"}
-    body = f"<p>{html_text(summary.criteria)}</p>{_table(summary)}{_terms(summary, told)}"
+    shown_above = {"so", "scale", "next"}
+    body = f"<p>{html_text(summary.criteria)}</p>{_table(summary)}{_terms(summary, shown_above)}"
     return f'<section id="summary" class="details"><h2>The verdict in numbers</h2>{body}</section>'
 
 

@@ -106,7 +106,7 @@ class ComparedCheck(AggregatedCheck):
         """Return the median of the pairs as text, such as `median improvement 0.3`."""
 
     @abstractmethod
-    def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
+    def margin_and_bounds(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return margin and bounds for the statistics of a verdict."""
 
     @abstractmethod
@@ -250,7 +250,7 @@ class ComparedCheck(AggregatedCheck):
             "count": self.count(pairs),
             "values": values,
             "greatest": greatest,
-            **self.figures(pairs, levels),
+            **self.margin_and_bounds(pairs, levels),
             "level_of_support": levels.supporting,
             "level_of_refutation": levels.refuting,
             "p_of_support": p.supporting,

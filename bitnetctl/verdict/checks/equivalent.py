@@ -79,7 +79,7 @@ class EquivalentCheck(ComparedCheck):
         """Return how many pairs differ by less than `within`."""
         return pairs.inside(self.within)
 
-    def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
+    def margin_and_bounds(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return `within`, one-sided bounds of the median difference, and the larger one of both in size."""
         low, high = median_bounds(pairs, Levels(levels.supporting, levels.supporting))
         return {

@@ -79,9 +79,9 @@ class InteractionCheck(ImprovementCheck):
         """Return the median difference of the gains as text."""
         return f"median difference of the gains {number_text(value + self.margin)}"
 
-    def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
+    def margin_and_bounds(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return modifier, margin and bounds."""
-        return {"modifier": self.modifier, **super().figures(pairs, levels)}
+        return {"modifier": self.modifier, **super().margin_and_bounds(pairs, levels)}
 
     def _needs(self) -> str:
         return f"a seed takes four finished runs of equal size and steps, two of them with {self.modifier}"

@@ -53,7 +53,7 @@ class ImprovementCheck(ComparedCheck):
         """Return in how many pairs the improvement is above the margin."""
         return pairs.wins
 
-    def figures(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
+    def margin_and_bounds(self, pairs: Pairs, levels: Levels) -> dict[str, Any]:
         """Return the margin, and bounds of the median of the values: above 0 where it is beyond the margin."""
         low, high = median_bounds(pairs, levels)
         return {
