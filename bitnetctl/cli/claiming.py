@@ -156,7 +156,6 @@ class ClaimTest:
     def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
         """Judge the claim's runs among given ones, print and write the verdict; return the exit code."""
         from bitnetctl.claims import looks_file
-        from bitnetctl.verdict import JudgeOptions
 
         of_claim = _runs_of_claim(self, given.loaded)
         runs, empty = of_claim.runs, of_claim.empty
@@ -166,19 +165,12 @@ class ClaimTest:
                 "paths to train them"
             )
         known = _configs(runs, empty)
-        options = JudgeOptions(
-            sizes=self.request.sizes,
-            seeds=self.request.seeds,
-            requested_steps=self.request.steps,
-            strict=self.request.strict,
-            distinct_seeds=self.request.distinct_seeds,
-        )
         is_known = len(known) == len(runs) + len(empty)
         folder = _runs_folder(given, runs) if is_known else None
         return self._judge(
             of_claim,
             take_inventory(runs, empty, of_claim.unread),
-            options,
+            judging.options_of_given(self.request),
             outputs,
             scale=_scale_of_runs(runs, known if is_known else ()),
             design=_design_of_runs(runs, known if is_known else ()),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What was asked for of the runs to judge, None for what was not, and how strictly they are judged."""
+    """What was requested of the runs to judge, None for what was not, and how strictly they are judged."""
 
     recipe: str | None = None
     sizes: tuple[int, ...] | None = None
@@ -33,7 +33,7 @@ class PlanRequest:
     distinct_seeds: bool = False
 
     def plan_fields(self) -> dict[str, Any]:
-        """Return the fields of a plan that were asked for."""
+        """Return the fields of a plan that were requested."""
         fields = {name: getattr(self, name) for name in ("recipe", "sizes", "seeds", "steps", "overrides")}
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -120,6 +120,19 @@ def options_of_plan(configs: Sequence[RunConfig], request: PlanRequest) -> "Judg
         sizes=list(dict.fromkeys(config.model.hidden_size for config in configs)),
         seeds=list(dict.fromkeys(config.seed for config in configs)),
         requested_steps=configs[0].steps,
+        strict=request.strict,
+        distinct_seeds=request.distinct_seeds,
+    )
+
+
+def options_of_given(request: PlanRequest) -> "JudgeOptions":
+    """Return the options by which given runs are judged: all sizes and seeds among them unless some were requested."""
+    from bitnetctl.verdict import JudgeOptions
+
+    return JudgeOptions(
+        sizes=request.sizes,
+        seeds=request.seeds,
+        requested_steps=request.steps,
         strict=request.strict,
         distinct_seeds=request.distinct_seeds,
     )

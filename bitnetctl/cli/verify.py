@@ -187,8 +187,6 @@ class _SetUp:
 
     def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
         """Judge given runs, print and write the verdict; return the exit code."""
-        from bitnetctl.verdict import JudgeOptions
-
         criteria, loaded = self.criteria, given.loaded
         inventory = take_inventory(loaded.runs, loaded.empty, loaded.unread)
         return judging.judge_and_show(
@@ -198,13 +196,7 @@ class _SetUp:
             criteria=criteria,
             outputs=outputs,
             requested_arms=[find_arm(self.arm, loaded.runs, inventory)] if self.arm else [],
-            options=JudgeOptions(
-                sizes=self.request.sizes,
-                seeds=self.request.seeds,
-                requested_steps=self.request.steps,
-                strict=self.request.strict,
-                distinct_seeds=self.request.distinct_seeds,
-            ),
+            options=judging.options_of_given(self.request),
         )
 
     def planned_configs(self, runs_dir: Path) -> list[RunConfig]:

@@ -5,9 +5,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import BASELINE, PositiveInt, join_arm, split_arm
 from bitnetctl.records import Run
@@ -55,9 +55,25 @@ class ComparedCheck(AggregatedCheck):
     def _check_arm(cls, value: str) -> str:
         return join_arm(split_arm(value))
 
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range is not None:
+            if self.claim != "mean":
+                raise ValueError('range is for claim = "mean"')
+            low, high = self.range
+            if not (math.isfinite(low + high) and all(low < limit < high for limit in self.thresholds)):
+                limits = " and ".join(f"{limit:g}" for limit in self.thresholds)
+                raise ValueError(f"range: {low:g} to {high:g} must hold {limits} inside")
+        return self
+
     @property
     def about_arm(self) -> bool:
         return True
+
+    @property
+    @abstractmethod
+    def thresholds(self) -> tuple[float, ...]:
+        """The values of a pair that support and refutation turn on; a `range` must hold them inside."""
 
     @property
     def higher_is_better(self) -> bool:

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import Any, ClassVar, Literal
 
 from bitnetctl.config import Positive
 from bitnetctl.verdict import wording
@@ -34,15 +32,9 @@ class EquivalentCheck(ComparedCheck):
     kind: Literal["equivalent"] = "equivalent"
     within: Positive
 
-    @model_validator(mode="after")
-    def _check_range(self) -> Self:
-        if self.range is not None:
-            if self.claim != "mean":
-                raise ValueError('range is for claim = "mean"')
-            low, high = self.range
-            if not (math.isfinite(low + high) and low < -self.within and self.within < high):
-                raise ValueError(f"range: {low:g} to {high:g} must hold -{self.within:g} and {self.within:g} inside")
-        return self
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return -self.within, self.within
 
     @property
     def supports(self) -> str:

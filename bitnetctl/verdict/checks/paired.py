@@ -3,9 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, Literal, Self
-
-from pydantic import model_validator
+from typing import Any, Literal
 
 from bitnetctl.config.schema import NonNegative
 from bitnetctl.verdict import wording
@@ -21,15 +19,9 @@ class ImprovementCheck(ComparedCheck):
     better: Literal["higher", "lower"]
     margin: NonNegative = 0.0
 
-    @model_validator(mode="after")
-    def _check_range(self) -> Self:
-        if self.range is not None:
-            if self.claim != "mean":
-                raise ValueError('range is for claim = "mean"')
-            low, high = self.range
-            if not (math.isfinite(low + high) and low < self.margin < high):
-                raise ValueError(f"range: {low:g} to {high:g} must hold the margin {self.margin:g} inside")
-        return self
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return (self.margin,)
 
     @property
     def higher_is_better(self) -> bool:
