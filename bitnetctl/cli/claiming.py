@@ -16,7 +16,7 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
 from bitnetctl.records.find import is_bundle_folder
-from bitnetctl.records.inventory import Inventory, take_inventory
+from bitnetctl.records.inventory import AbsentRun, Inventory, take_inventory
 from bitnetctl.records.load import LoadedSet, load_planned
 from bitnetctl.records.run import EmptyRun
 from bitnetctl.sweeps.plan import Plan, make_plan
@@ -206,7 +206,7 @@ class ClaimTest:
         )
         return judging.judge_and_show(
             loaded.runs,
-            _of_claim(inventory, judged, self.arms),
+            _of_claim(_with_earlier(inventory, judged, loaded), judged, self.arms),
             loaded.unread,
             criteria=[self.claim.criteria],
             options=options,
@@ -235,6 +235,28 @@ def _of_claim(inventory: Inventory, judged: "JudgedClaim", arms: Sequence[str]) 
         others=tuple(one for one in inventory.others if one.arm in kept),
         plans=plans,
     )
+
+
+def _with_earlier(inventory: Inventory, judged: "JudgedClaim", loaded: LoadedSet) -> Inventory:
+    """Return the inventory with the seeds that were there at an earlier look and of which nothing is left."""
+    here = {(run.size, run.seed) for run in loaded.runs if run.arm == judged.arm}
+    here |= {(one.size, one.seed) for one in (*inventory.absent, *inventory.others) if one.arm == judged.arm}
+    seen = {seed for look in judged.looks.at(judged.design) for seed in look.seeds_present}
+    gone = tuple(
+        AbsentRun(
+            run=f"seed {seed}",
+            arm=judged.arm,
+            size=size,
+            seed=seed,
+            planned_steps=None,
+            state="missing",
+            reason=f"was there at an earlier look, kept in {judged.file}",
+        )
+        for size in judged.judged_at.sizes
+        for seed in sorted(seen.difference(judged.seeds))
+        if (size, seed) not in here
+    )
+    return replace(inventory, absent=(*inventory.absent, *gone))
 
 
 def _planned_seeds(arm: str, loaded: LoadedSet, inventory: Inventory, options: "JudgeOptions") -> tuple[int, ...]:

@@ -76,7 +76,8 @@ def judge_and_show(
     """
     from bitnetctl.verdict import summarize
 
-    refuse_overwriting(outputs.files, [run.path for run in runs])
+    claim_files = [] if claim is None else [path for path in (Path(claim.name_or_file), claim.file) if path is not None]
+    refuse_overwriting(outputs.files, [*(run.path for run in runs), *claim_files])
     judged = _judge(runs, inventory, criteria, options, arms, requested_arms)
     deciding = [arm for arm in requested_arms or judged if arm in judged]
     if not deciding:

@@ -1,5 +1,6 @@
 """`bitnetctl power`: how many seeds a claim about pairs of runs needs."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,8 @@ def power(
     ] = None,
     wanted: Annotated[float, typer.Option("--power", metavar="P", help="Wanted probability of support.")] = 0.8,
     arms: Annotated[
-        int | None, typer.Option("--arms", min=1, help="Arms that share the error rate; unset: the claim's, else 1.")
+        int | None,
+        typer.Option("--arms", min=1, max=100_000, help="Arms that share the error rate; unset: the claim's, else 1."),
     ] = None,
     as_json: options.Json = False,
 ) -> int:
@@ -59,8 +61,10 @@ def power(
 
     if not 0 < wanted < 1:
         raise ConfigError(f"--power {wanted:g}: give a probability between 0 and 1")
-    if sd is not None and sd <= 0:
+    if sd is not None and not 0 < sd < math.inf:
         raise ConfigError(f"--sd {sd:g}: give a standard deviation above 0")
+    if effect is not None and not math.isfinite(effect):
+        raise ConfigError(f"--effect {effect:g}: give a finite number")
     question = _question(claim, criteria, arms)
     checks = question.criteria.comparisons
     if not checks:

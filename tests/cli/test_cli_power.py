@@ -98,6 +98,11 @@ def test_a_simulated_power_says_so(tmp_path: Path) -> None:
         (["--criteria", "{paired}"], "give --effect"),
         (["--criteria", "{paired}", "--effect", "1", "--power", "1"], "--power 1: give a probability between 0 and 1"),
         (["--criteria", "{paired}", "--effect", "1", "--sd", "0"], "--sd 0: give a standard deviation above 0"),
+        (["--criteria", "{paired}", "--effect", "1", "--sd", "inf"], "--sd inf: give a standard deviation above 0"),
+        (["--criteria", "{paired}", "--effect", "1", "--sd", "nan"], "--sd nan: give a standard deviation above 0"),
+        (["--criteria", "{paired}", "--effect", "nan"], "--effect nan: give a finite number"),
+        (["--criteria", "{paired}", "--effect", "inf"], "--effect inf: give a finite number"),
+        (["--criteria", "{paired}", "--effect", "1", "--arms", "1" + "0" * 400], "--arms"),
         (["--criteria", "{equivalent}"], "so give the standard deviation of the pairs in it (--sd)"),
     ],
 )

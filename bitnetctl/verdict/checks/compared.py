@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bitnetctl.config import BASELINE, PositiveInt, join_arm, split_arm
 from bitnetctl.records import Run
+from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.units import plural
 from bitnetctl.verdict import wording
 from bitnetctl.verdict.checks.aggregated import AggregatedCheck
@@ -135,11 +136,16 @@ class ComparedCheck(AggregatedCheck):
 
     def judge(self, run: Run, context: CheckContext) -> Finding | None:
         """Report a partner that cannot be compared; a missing one is not the run's fault, but loses the pair."""
-        for partners in self._partners(run, context):
+        found = self._partners(run, context)
+        for partners in found:
             if partners and partners[0].unequal is not None:
                 name = partners[0].run.arm
                 reason = f"cannot be compared with {name}: {partners[0].unequal}"
                 return Finding(Outcome.INVALID, reason, brief=f"not trained like {name}")
+        apart = [_apart(partners, context) for partners in itertools.product(*found)]
+        if apart and all(apart):
+            reason = f"the runs that it is compared with differ: {apart[0]}"
+            return Finding(Outcome.INVALID, reason, brief="compared with runs that differ")
         return None
 
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement:
@@ -184,7 +190,7 @@ class ComparedCheck(AggregatedCheck):
             if any(other.arm and is_one(other.arm) for other in context.not_given_beside(one.run) for is_one in wanted):
                 continue
             for partners in itertools.product(*self._partners(one.run, context)):
-                if any(partner.unequal is not None for partner in partners):
+                if any(partner.unequal is not None for partner in partners) or _apart(partners, context):
                     continue
                 checked = [one, *(context.check_twin(partner.run) for partner in partners)]
                 known = [value for run in checked if (value := self._value(run)) is not None]
@@ -204,8 +210,12 @@ class ComparedCheck(AggregatedCheck):
         )
 
     def _partners(self, run: Run, context: CheckContext) -> list[list[Partner]]:
-        """Return the partners of a run, of each arm that it is compared with; unequal if evaluated at other steps."""
+        """Return the partners of a run, of each arm that it is compared with; unequal if trained for longer.
+
+        So are, with `over`, those that were evaluated at other steps.
+        """
         found = [find_partners(run, context, is_one) for is_one in self.partner_arms(run.arm or "")]
+        found = [[one if one.unequal else _as_long(run, one, context) for one in partners] for partners in found]
         if self.over == "end":
             return found
         return [[one if one.unequal else _evaluated_alike(run, one) for one in partners] for partners in found]
@@ -280,6 +290,23 @@ class ComparedCheck(AggregatedCheck):
         side, bound = self.shown_bound(pairs, levels, refuted=refuted)
         text = f"{self.aggregate.name(self.measure)}: {self.median_text(median(pairs.values))}"
         return wording.median_known(text, side, bound, levels.refuting if refuted else levels.supporting)
+
+
+def _apart(partners: Sequence[Partner], context: CheckContext) -> str:
+    """Return what forbids to compare partners with one another; a run whose own provenance is unknown hides it."""
+    if len(partners) < 2:
+        return ""
+    differences = provenance_differences([partner.run for partner in partners], same_arm=False)
+    return "; ".join(differences.breaking + (differences.minor if context.strict else ()))
+
+
+def _as_long(run: Run, partner: Partner, context: CheckContext) -> Partner:
+    """Return the partner, as unequal where both have all of their steps, and one has more."""
+    steps = run.planned_steps or context.requested_steps
+    ends = run.final_step, partner.run.final_step
+    if steps is None or min(ends) < steps or ends[0] == ends[1]:
+        return partner
+    return Partner(run=partner.run, unequal=f"trained for {ends[0]:,} and {ends[1]:,} steps")
 
 
 def _evaluated_alike(run: Run, partner: Partner) -> Partner:

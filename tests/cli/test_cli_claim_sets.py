@@ -1,0 +1,86 @@
+"""Which sets of runs a claim is judged by: none that was trained for other steps, is mixed, or has lost seeds."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from calling import Done, call, judged
+from claim_files import write_arms, write_claim
+from synthetic import quick, simple_run, write_run
+
+from bitnetctl.errors import ExitCode
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+PAIRED = '{ kind = "paired", measure = "HeldOutLoss", better = "lower", margin = 0.1 }'
+INTERACTION = PAIRED.replace('"paired"', '"interaction", modifier = "full-precision"')
+ARMS = {"": 5.0, "no-decay": 4.5, "full-precision": 4.0, "no-decay+full-precision": 3.9}
+
+
+def judge(claim: Path, runs: Path, *more: str | Path) -> Done:
+    return call("verify", "--claim", claim, "--runs-dir", runs, "--no-train", "--json", *more)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("check", [PAIRED, PAIRED.replace("margin = 0.1", 'over = "area"')])
+def test_runs_that_were_trained_for_longer_are_not_compared(tmp_path: Path, runs: Path, check: str) -> None:
+    claim = write_claim(tmp_path / "mine.toml", **{PAIRED: check})
+    write_arms(runs, {"": 5.0})
+    for seed in range(6):
+        longer = simple_run(runs, quick("no-decay", seed=seed, steps=1500), loss=4.5)
+        rows = longer.read_text(encoding="utf-8")
+        shutil.rmtree(longer.with_suffix(""))
+        longer.unlink()
+        # a manifest of 1,000 steps beside 1,500 steps of rows
+        write_run(runs, quick("no-decay", seed=seed), []).write_text(rows, encoding="utf-8")
+    done = judge(claim, runs)
+    assert judged(done) == (ExitCode.INVALID, "invalid")
+    assert "cannot be compared with baseline: trained for 1,500 and 1,000 steps" in str(done.json["verdicts"])
+
+
+def test_runs_of_different_data_are_told_where_those_of_the_arm_are_unknown(tmp_path: Path, runs: Path) -> None:
+    arms = 'arms = ["no-decay", "full-precision", "no-decay+full-precision"]'
+    claim = write_claim(tmp_path / "mine.toml", **{PAIRED: INTERACTION, 'arms = ["no-decay"]': arms})
+    write_arms(runs, {"no-decay": ARMS["no-decay"]})
+    for arm in ("", "full-precision"):
+        write_arms(runs, {arm: ARMS[arm]}, data={"fingerprint": "one"})
+    last = "no-decay+full-precision"
+    for fingerprint, outcome in (("one", "supported"), ("other", "invalid")):
+        write_arms(runs, {last: ARMS[last]}, data={"fingerprint": fingerprint})
+        done = judge(claim, runs)
+        assert done.json["verdict"] == outcome
+    assert "the runs that it is compared with differ: data fingerprint" in str(done.json["verdicts"])
+
+
+def test_seeds_that_were_deleted_after_a_look_are_missing(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    assert judge(claim, runs).json["verdict"] == "supported"
+    write_arms(runs, {"": 5.0, "no-decay": 9.0}, (6, 7))
+    assert judge(claim, runs, "--seeds", "8").json["verdict"] == "inconclusive"
+    for path in [*runs.glob("*-s6-*"), *runs.glob("*-s7-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for done in (judge(claim, runs), call("verify", runs, "--claim", claim, "--json")):
+        assert done.json["verdict"] == "inconclusive"
+        gone = [one for one in done.json["verdicts"][0]["planned"]["runs"] if one["seed"] in (6, 7)]
+        assert [one["seed"] for one in gone] == [6, 7]
+        assert all("was there at an earlier look" in one["reason"] for one in gone)
+
+
+@pytest.mark.parametrize("option", ["--html", "--report", "--junit", "--bundle"])
+def test_the_claim_and_its_looks_are_not_written_over(tmp_path: Path, runs: Path, option: str) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    judge(claim, runs)
+    for path in (claim, runs / "claims" / "mine.json"):
+        before = path.read_bytes()
+        done = judge(claim, runs, option, path)
+        assert done.code == ExitCode.USAGE
+        assert "is one of the files given" in done.error
+        assert path.read_bytes() == before
