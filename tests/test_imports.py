@@ -36,7 +36,7 @@ ORDER = (
 )
 # the same inside of each folder
 INSIDE = {
-    "config": ("schema numbers", "load", "__init__"),
+    "config": ("schema numbers", "load", "arms", "__init__"),
     "records": (
         "schema paths naming encoding foreign one_run",
         "manifest cells metrics",

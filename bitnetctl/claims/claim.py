@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, field_validator
 
-from bitnetctl.config import Frozen, builtin_names, canonical_hash, join_arm, read_toml, split_arm, validated
+from bitnetctl.config import Frozen, builtin_names, canonical_arm, canonical_hash, read_toml, validated
 from bitnetctl.errors import ConfigError
 from bitnetctl.verdict import Criteria, Outcome, parse_criteria
 
@@ -55,7 +55,7 @@ class Claim(Frozen):
     @field_validator("arm")
     @classmethod
     def _check_arm(cls, value: str) -> str:
-        return join_arm(split_arm(value))
+        return canonical_arm(value)
 
     @property
     def hash(self) -> str:

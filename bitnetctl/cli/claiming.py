@@ -11,7 +11,7 @@ from bitnetctl.cli import judging
 from bitnetctl.cli.inputs import Given
 from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import print_message
-from bitnetctl.config import RunConfig, canonical_hash, parse_arm
+from bitnetctl.config import RunConfig, canonical_arm, canonical_hash, parse_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
@@ -318,7 +318,7 @@ def _arm_of(one: EmptyRun) -> str | None:
     if one.config is not None:
         return one.config.arm
     external = one.manifest.external if one.manifest is not None else None
-    return None if external is None else external.arm
+    return None if external is None or external.arm is None else canonical_arm(external.arm)
 
 
 def _but_for_seed(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.config import join_arm, split_arm
+from bitnetctl.config import canonical_arm
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.units import plural
@@ -92,7 +92,7 @@ def _question(claim: str | None, criteria: str | None, arms: int | None) -> _Que
 
     loaded = load_claim(str(claim))
     plan = make_plan(loaded.plan, f"claim {claim}: plan")
-    judged = {join_arm(split_arm(arm)) for arm in plan.all_arms()}
+    judged = {canonical_arm(arm) for arm in plan.all_arms()}
     judged = {arm for arm in judged if not loaded.criteria.is_reference(arm)}
     return _Question(
         source=f"claim {claim}",

@@ -1,5 +1,11 @@
 """The config of a run: its classes, and how it is read."""
 
+from bitnetctl.config.arms import (
+    canonical_arm as canonical_arm,
+    kebab_case as kebab_case,
+    parse_arm as parse_arm,
+    split_arm as split_arm,
+)
 from bitnetctl.config.load import (
     build_config as build_config,
     builtin_names as builtin_names,
@@ -7,11 +13,9 @@ from bitnetctl.config.load import (
     field_paths as field_paths,
     hint_at as hint_at,
     load_recipe as load_recipe,
-    parse_arm as parse_arm,
     parse_config as parse_config,
     parse_value as parse_value,
     read_toml as read_toml,
-    split_arm as split_arm,
     validated as validated,
 )
 from bitnetctl.config.schema import (

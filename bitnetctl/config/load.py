@@ -4,7 +4,6 @@ import codecs
 import difflib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import resources
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from bitnetctl.config.schema import BASELINE, InterventionSpec, RunConfig
+from bitnetctl.config.schema import InterventionSpec, RunConfig
 from bitnetctl.errors import ConfigError, cannot_read
 from bitnetctl.files import expand_user
 
@@ -162,56 +161,6 @@ def validated(model: type[Model], tree: object, source: str) -> Model:
         return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {validation_line(error, model)}") from error
-
-
-def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
-    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention. Raises ConfigError."""
-    return tuple(map(_parse_intervention, split_arm(text)))
-
-
-def split_arm(text: str) -> list[str]:
-    """Split `a:x=1,y=2+b` into the texts of its interventions; `baseline` or an empty text has none."""
-    if text.strip() in ("", BASELINE):
-        return []
-    # a plus sign in front of a letter or a path joins interventions; one in `1e+3` does not
-    return [part.strip() for part in re.split(r"\+(?=\s*(?:[A-Za-z~/]|\.{1,2}/))", text)]
-
-
-# FILE.py, FILE.py:Class, FILE.py:key=value and FILE.py:Class:key=value
-_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>.+))?", re.DOTALL)
-
-
-def _parse_intervention(text: str) -> InterventionSpec:
-    in_file = _FILE.fullmatch(text)
-    if in_file is not None:
-        path = os.path.abspath(expand_user(in_file["file"]))  # noqa: PTH100 - Path.resolve would follow links
-        kind = in_file["kind"]
-        tree: dict[str, Any] = {
-            "name": kebab_case(kind or Path(path).stem) or "file",
-            "file": f"{path}:{kind}" if kind else path,
-        }
-        rest = in_file["settings"]
-    else:
-        name, colon, rest = text.partition(":")
-        rest = rest if colon else None
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name.strip()):
-            likely = kebab_case(name)
-            hint = f"did you mean {likely!r}?" if likely else "take one of `bitnetctl interventions list`, or a FILE.py"
-            raise ConfigError(f"intervention {text!r}: names have lower case and hyphens; {hint}")
-        tree = {"name": name.strip()}
-    settings: dict[str, Any] = {}
-    for pair in rest.split(",") if rest is not None else ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"intervention {text!r}: expected NAME:key=value,key=value")
-        settings[key.strip()] = parse_value(value)
-    return validated(InterventionSpec, {**tree, "settings": settings}, f"intervention {text!r}")
-
-
-def kebab_case(text: str) -> str:
-    """Return the name of an intervention for that of a class or file: `halved-rate` for `HalvedRate`; may be empty."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", text.strip())
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:64]
 
 
 def parse_value(text: str) -> Any:

@@ -215,7 +215,7 @@ class InterventionSpec(Frozen):
         return {**(self.defaults or {}), **self.settings}
 
     def __str__(self) -> str:
-        settings = ",".join(f"{key}={value_text(value)}" for key, value in self.settings.items())
+        settings = ",".join(f"{key}={value_text(value)}" for key, value in sorted(self.settings.items()))
         return f"{self.name}:{settings}" if settings else self.name
 
 

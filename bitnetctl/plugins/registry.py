@@ -17,8 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig, hint_at, validated
-from bitnetctl.config.load import kebab_case
+from bitnetctl.config import InterventionSpec, RunConfig, hint_at, kebab_case, validated
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
 from bitnetctl.plugins.blame import described, errors_blamed, location

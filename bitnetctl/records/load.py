@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.config import RunConfig, canonical_arm, parse_config
 from bitnetctl.errors import ConfigError, RecordError
 from bitnetctl.records.checksum import check_csv
 from bitnetctl.records.logs import Format, group_logs, mapped_columns, read_log
@@ -242,7 +242,8 @@ def _identity(
         return config.model.hidden_size, config.arm, config.seed, config.steps
     if manifest is not None and manifest.external is not None:
         external = manifest.external
-        return external.size, external.arm, external.seed, external.steps
+        arm = None if external.arm is None else canonical_arm(external.arm)
+        return external.size, arm, external.seed, external.steps
     named = parse_run_name(original_stem(path.stem))
     if named is not None:
         return named

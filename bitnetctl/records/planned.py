@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitnetctl.config import BASELINE, RunConfig, join_arm, parse_arm, parse_config
+from bitnetctl.config import BASELINE, RunConfig, canonical_arm, join_arm, parse_arm, parse_config
 from bitnetctl.config.numbers import parse_seeds
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.membership import Cell, Group, Known
@@ -44,7 +44,8 @@ class Plan:
         similar: dict[str, None] = {}
         if isinstance(planned, dict):
             seeds = frozenset(one for one in _items(planned.get("seeds")) if type(one) is int)
-            arms = tuple(_texts(planned.get("arms")))
+            # earlier versions wrote settings in the order in which they were typed
+            arms = tuple(dict.fromkeys(map(canonical_arm, _texts(planned.get("arms")))))
         else:
             for session in sessions:
                 of_command, typed = _of_command(list(_texts(session.get("command"))), seed)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from bitnetctl.config import InterventionSpec, RunConfig
+from bitnetctl.config import InterventionSpec, RunConfig, canonical_arm
 from bitnetctl.config.load import flatten
 from bitnetctl.errors import RecordError
 from bitnetctl.records.find import is_litter, original_stem
@@ -82,7 +82,7 @@ class Identity:
         if size is None or arm is None or seed is None or steps is None:
             return None
         settings = json.dumps({"external": True, "probe": data.get("probe_fingerprint")})
-        return cls(size=size, arm=arm, seed=seed, steps=steps, settings=settings)
+        return cls(size=size, arm=canonical_arm(arm), seed=seed, steps=steps, settings=settings)
 
     @classmethod
     def of_tree(cls, tree: dict[str, Any], plugins: object = ()) -> "Identity | None":

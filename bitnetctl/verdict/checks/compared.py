@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import BASELINE, PositiveInt, join_arm, split_arm
+from bitnetctl.config import BASELINE, PositiveInt, canonical_arm
 from bitnetctl.records import Run
 from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.units import plural
@@ -54,7 +54,7 @@ class ComparedCheck(AggregatedCheck):
     @field_validator("against")
     @classmethod
     def _check_arm(cls, value: str) -> str:
-        return join_arm(split_arm(value))
+        return canonical_arm(value)
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import join_arm, split_arm
+from bitnetctl.config import canonical_arm, split_arm
 from bitnetctl.units import listed
 from bitnetctl.verdict.checks.compared import beyond, gain
 from bitnetctl.verdict.checks.pair_tests import Pairs
@@ -33,7 +33,7 @@ class InteractionCheck(ImprovementCheck):
     @field_validator("modifier")
     @classmethod
     def _check_modifier(cls, value: str) -> str:
-        return join_arm(split_arm(value))
+        return canonical_arm(value)
 
     @model_validator(mode="after")
     def _check_arms(self) -> Self:
