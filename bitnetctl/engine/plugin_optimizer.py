@@ -205,7 +205,10 @@ class PluginOptimizer:
             group["weight_decay"] = decay if treatment.is_decayed else 0.0
 
     def _require_in_place(self) -> None:
-        """Raise PluginError where the optimizer gave a parameter other memory, which the model would not see."""
+        """Raise PluginError where a parameter has other memory, which the model would not see, or groups were added."""
+        made, groups = len(self._treatments), len(self._all_groups())
+        if made != groups:
+            raise self._composition.blamed_optimizer(f"its optimizer made {groups} groups of {made} in its step")
         for (name, parameter), pointer in zip(self._parameters.items(), self._memory, strict=True):
             if parameter.data_ptr() != pointer:
                 raise self._composition.blamed_optimizer(
@@ -326,7 +329,7 @@ def _encoded(path: str, value: object) -> tuple[str, Tensor] | None:
     if type(value) in _DTYPES:
         try:
             return f":{type(value).__name__}", torch.tensor(value, dtype=_DTYPES[type(value)])
-        except (OverflowError, RuntimeError):
+        except (OverflowError, RuntimeError, ValueError):
             return None
     return None
 

@@ -57,6 +57,22 @@ class Holding(Lion):
         next(iter(self.state.values()))["history"] = [1, 2]
 
 
+class Counted(Lion):
+    """Keep a number that no integer of a tensor can hold."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        next(iter(self.state.values()))["seen"] = 10**30
+
+
+class Splitting(Lion):
+    """Add a group in the step."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        self.param_groups.append({**self.param_groups[0], "params": []})
+
+
 class Wrapping(Lion):
     """Add to what `state_dict` returns."""
 
@@ -85,6 +101,8 @@ OPTIMIZERS: dict[str, Any] = {
     "lion": one(Lion),
     "averaging": one(Averaging),
     "holding": one(Holding),
+    "counted": one(Counted),
+    "splitting": one(Splitting),
     "wrapping": one(Wrapping),
     "adamw": adamw,
 }
@@ -107,7 +125,7 @@ def with_optimizer(config: RunConfig, name: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("kind", [Pack, CapturedPack])
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"holding", "wrapping"}))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"holding", "counted", "splitting", "wrapping"}))
 def test_a_stop_changes_nothing(
     train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch, name: str, kind: type[Pack]
 ) -> None:
@@ -161,6 +179,8 @@ def test_a_checkpoint_holds_numbers_with_their_types(train: Train, tiny_config: 
     ("name", "problem"),
     [
         ("holding", "checkpoints cannot hold model.*/history of its optimizer, a list: only tensors and plain numbers"),
+        ("counted", "checkpoints cannot hold model.*/seen of its optimizer, a int: only tensors and plain numbers"),
+        ("splitting", "its optimizer made 2 groups of 1 in its step"),
         ("wrapping", "checkpoints cannot hold what Wrapping adds to its state_dict"),
     ],
 )
