@@ -26,12 +26,12 @@ class RunOptimizer:
         flat_parameters: Mapping[str, Tensor],
         groups: Mapping[str, ParameterGroup | None],
     ) -> None:
-        by_treatment: dict[tuple[bool, float], list[str]] = {}
+        by_settings: dict[tuple[bool, float], list[str]] = {}
         # the decayed ones first
         for name in sorted(flat_parameters, key=lambda name: groups[name] in config.exempt):
-            treatment = (groups[name] not in config.exempt, learning_rate_factor(config, groups[name]))
-            by_treatment.setdefault(treatment, []).append(name)
-        self._groups = [(tuple(names), *treatment) for treatment, names in by_treatment.items()]
+            settings = (groups[name] not in config.exempt, learning_rate_factor(config, groups[name]))
+            by_settings.setdefault(settings, []).append(name)
+        self._groups = [(tuple(names), *settings) for settings, names in by_settings.items()]
         self._flat_parameters = {name: flat_parameters[name] for names, *_ in self._groups for name in names}
         self._kernel, self._betas, self._eps = _KERNELS[config.name], config.betas, config.eps
         # by flat parameter; empty before the first update

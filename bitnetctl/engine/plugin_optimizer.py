@@ -26,8 +26,8 @@ _TYPES = {kind.__name__: kind for kind in _DTYPES}
 
 
 @dataclass(frozen=True)
-class _Treatment:
-    """How the config treats the parameters of a group."""
+class _GroupSettings:
+    """What the config sets for the parameters of a group."""
 
     learning_rate_factor: float
     is_decayed: bool
@@ -77,7 +77,7 @@ class PluginOptimizer:
         self._memory = [parameter.data_ptr() for parameter in self._parameters.values()]
         self._groups = dict(groups)
         self._optimizers: list[Optimizer] = []
-        self._treatments: list[_Treatment] = []
+        self._group_settings: list[_GroupSettings] = []
         # as they were made: what a reset goes back to, and what need not be saved
         self._initial_states: list[dict[Any, Any]] = []
         self._initial_groups: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ class PluginOptimizer:
         optimizers = self._composition.make_optimizer(self._parameters, self._config)
         device = next(iter(self._parameters.values())).device
         with self._composition.in_optimizer("the groups of"):
-            self._treatments = [treatment for each in optimizers for treatment in self._split_groups(each)]
+            self._group_settings = [settings for each in optimizers for settings in self._split_groups(each)]
             groups = [group for each in optimizers for group in each.param_groups]
             for group in groups:
                 if device.type not in _CAPTURABLE_DEVICES and group.get("capturable"):
@@ -127,27 +127,27 @@ class PluginOptimizer:
             return f"{plugin}: a graph holds the state of its optimizer, which reset_moments_every_steps makes anew"
         return f"{plugin}: {listed(list(dict.fromkeys(names)))} is not capturable"
 
-    def _split_groups(self, optimizer: Optimizer) -> list[_Treatment]:
-        """Split groups whose parameters the config treats differently; return the treatment of each group."""
+    def _split_groups(self, optimizer: Optimizer) -> list[_GroupSettings]:
+        """Split groups whose parameters the config treats differently; return the settings of each group."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
-        split, treatments = [], []
+        split, all_settings = [], []
         for group in optimizer.param_groups:
-            of_group = [self._treatment(names[id(parameter)]) for parameter in group["params"]]
-            for treatment in dict.fromkeys(of_group):
-                chosen = [index for index, each in enumerate(of_group) if each == treatment]
+            of_group = [self._settings_of(names[id(parameter)]) for parameter in group["params"]]
+            for settings in dict.fromkeys(of_group):
+                chosen = [index for index, each in enumerate(of_group) if each == settings]
                 part = {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
                 for key in ("params", "param_names"):
                     if key in group:
                         part[key] = [group[key][index] for index in chosen]
                 split.append(group if len(chosen) == len(of_group) else part)
-                treatments.append(treatment)
+                all_settings.append(settings)
         # an optimizer may hold the list itself
         optimizer.param_groups[:] = split
-        return treatments
+        return all_settings
 
-    def _treatment(self, name: str) -> _Treatment:
+    def _settings_of(self, name: str) -> _GroupSettings:
         group, optimizer = self._groups[name], self._config.optimizer
-        return _Treatment(learning_rate_factor(optimizer, group), group is None or group not in optimizer.exempt)
+        return _GroupSettings(learning_rate_factor(optimizer, group), group is None or group not in optimizer.exempt)
 
     @torch.no_grad()
     def step(
@@ -193,8 +193,8 @@ class PluginOptimizer:
 
     def _set_groups(self, learning_rate: float | Tensor, weight_decay: float) -> None:
         """Set learning rate and weight decay of every group."""
-        for index, (group, treatment) in enumerate(zip(self._all_groups(), self._treatments, strict=True)):
-            factor = treatment.learning_rate_factor * factor_of(group, "lr_factor")
+        for index, (group, settings) in enumerate(zip(self._all_groups(), self._group_settings, strict=True)):
+            factor = settings.learning_rate_factor * factor_of(group, "lr_factor")
             rate = learning_rate if factor == 1 else learning_rate * factor
             if not self.is_capturable:
                 group["lr"] = float(rate)
@@ -202,11 +202,11 @@ class PluginOptimizer:
                 group["lr"] = self._rates[index]
                 group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
             decay = weight_decay * factor_of(group, "weight_decay_factor")
-            group["weight_decay"] = decay if treatment.is_decayed else 0.0
+            group["weight_decay"] = decay if settings.is_decayed else 0.0
 
     def _require_in_place(self) -> None:
         """Raise PluginError where a parameter has other memory, which the model would not see, or groups were added."""
-        made, groups = len(self._treatments), len(self._all_groups())
+        made, groups = len(self._group_settings), len(self._all_groups())
         if made != groups:
             raise self._composition.blamed_optimizer(f"its optimizer made {groups} groups of {made} in its step")
         for (name, parameter), pointer in zip(self._parameters.items(), self._memory, strict=True):

@@ -100,7 +100,7 @@ class HeldOutProbe:
         """Make a probe of texts, given as one string or as documents, each of which `end_of_text` follows.
 
         `tokenizer` is one of `tokenizers`, a fast one of `transformers`, or a function from a text to its token ids,
-        which needs `vocab_size`. `settings` are those of `from_tokens`, which tells the errors, too.
+        which needs `vocab_size`. `settings` and errors are those of `from_tokens`.
         """
         fast = _unlimited(getattr(tokenizer, "backend_tokenizer", tokenizer))
         encode: Any = tokenizer if fast is None else lambda text: fast.encode(text, add_special_tokens=False).ids

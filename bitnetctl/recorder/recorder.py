@@ -16,13 +16,15 @@ from bitnetctl.hardware import device_name
 from bitnetctl.recorder.files import RecordedFiles
 from bitnetctl.recorder.measure import CallableProbe, Model
 from bitnetctl.recorder.probe import HeldOutProbe
-from bitnetctl.records import PlannedRuns, Row, finite_value, read
+from bitnetctl.records import PlannedRuns, Row, Status, finite_value, read
 from bitnetctl.records.collapse import CollapseTracker, Health, classify, collapse_reason
 from bitnetctl.records.manifest import ExternalRun
 from bitnetctl.records.schema import NAMES
 from bitnetctl.trainer.evaluate import ternary_health
 
 _log = logging.getLogger("bitnetctl")
+# a run has diverged where one of them is not finite
+_FINITE = ("Loss", "HeldOutLoss", "UniquePredictions")
 
 Number: TypeAlias = SupportsFloat | None
 """A number, a tensor of one, or None where it is unknown."""
@@ -201,7 +203,7 @@ class Recorder:
         else:
             self.fail(error)
 
-    def _end(self, status: Any, message: str | None = None) -> None:
+    def _end(self, status: Status, message: str | None = None) -> None:
         if not self._is_open:
             return
         self._is_open = False
@@ -277,9 +279,6 @@ def _number(value: Number) -> float | None:
 def _is_diverged(row: Row) -> bool:
     """Whether a loss, or the count of predictions, is not finite."""
     return any(row.get(name) is not None and finite_value(row, name) is None for name in _FINITE)
-
-
-_FINITE = ("Loss", "HeldOutLoss", "UniquePredictions")
 
 
 def _code(name: str, code: Tensor) -> Tensor:

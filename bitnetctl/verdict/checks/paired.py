@@ -72,7 +72,7 @@ class ImprovementCheck(ComparedCheck):
         if outcome is Outcome.SUPPORTED:
             return f"{text}: so is the {what} ({wording.p_text(p.supporting)}, below {levels.supporting:.3g})"
         if outcome is Outcome.REFUTED:
-            lost = f"it is not in {pairs.losses}"
+            lost = f"not so in {pairs.losses}"
             return f"{text}: the {what} is not ({wording.p_text(p.refuting)}, below {levels.refuting:.3g}; {lost})"
         both = f"{wording.p_text(p.supporting)} for the claim, {wording.p_text(p.refuting)} against it"
         return f"{text}: not told from chance ({both})"
