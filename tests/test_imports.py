@@ -101,7 +101,7 @@ INSIDE = {
         "wording",
         "accounting checks",
         "criteria",
-        "seeds power",
+        "seeds power decidable",
         "judge",
         "facts",
         "reasons",

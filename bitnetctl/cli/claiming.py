@@ -127,14 +127,13 @@ class ClaimTest:
 
     def note_too_few_seeds(self, planned: Sequence[ResolvedRun]) -> None:
         """Say of runs to be trained that so few seeds cannot support the claim, whatever comes out."""
-        from bitnetctl.verdict.rule import fewest_seeds
+        from bitnetctl.verdict.decidable import fewest_to_decide
 
         rule = self.claim.criteria.seeds
         seeds = len({run.config.seed for run in planned})
         arms = sum(not self.claim.criteria.is_reference(arm) for arm in self.arms)
-        # a sign test of pairs has the same floor as a failure rate of a half
-        least = fewest_seeds(min(rule.max_failure_rate, 0.5), rule.error_rate / arms) if rule.rule == "rate" else 0
-        if seeds < least and not all(run.has_ended() for run in planned):
+        least, _ = fewest_to_decide(self.claim.criteria, rule.error_rate / arms) if rule.rule == "rate" else (0, 0)
+        if least is not None and seeds < least and not all(run.has_ended() for run in planned):
             print_message(f"{plural(seeds, 'seed')} cannot support {self.claim.name}; {least} could: --seeds {least}")
 
     def judge_trained(self, planned: Sequence[ResolvedRun], runs_dir: Path, outputs: judging.Outputs) -> int:

@@ -59,7 +59,7 @@ def claim_page(claim: JudgedClaim, verdict: Verdict, summary: Summary, runs: Seq
         design=_terms(*_design(claim, verdict, runs, plots)),
         plots=plots,
         limits=(*claim.claim.limits, *_limits(claim, summary, runs, plots)),
-        looks=tuple(_looks(claim)),
+        looks=tuple(_looks(claim, verdict)),
         next=summary.next,
     )
 
@@ -88,7 +88,7 @@ def _error_text(verdict: Verdict) -> str:
     error, looks = error_rate([verdict]), int(verdict.rule.get("looks", 1))
     if error >= 1:
         return f"No error rate is left after {plural(looks, 'planned number')} of seeds."
-    adds_up = f", added up over {looks} planned numbers of seeds" if looks > 1 else ""
+    adds_up = f", added up over {looks} planned numbers of seeds ({_numbers_text(verdict)})" if looks > 1 else ""
     return (
         f"Error rate: a claim that does not hold is called supported with a probability of at most "
         f"{wording.percent(error)}, and one that holds is called refuted with at most as much{adds_up}."
@@ -160,7 +160,17 @@ def _rule_text(verdict: Verdict) -> str:
     if rule.get("rule") != "rate":
         return f"every seed, at least {rule.get('min_seeds', 1)}"
     failures = f"fewer than {wording.percent(rule['max_failure_rate'])} of all seeds fail"
-    return f"{failures}, confidence {wording.percent(rule['confidence'])}"
+    confidence, looks = wording.percent(rule["confidence"]), int(rule.get("looks", 1))
+    if looks == 1:
+        return f"{failures}, confidence {confidence}"
+    error = error_rate([verdict])
+    left = "none is left" if error >= 1 else wording.percent(1 - error)
+    return f"{failures}, confidence {left}: {confidence} for each of {looks} planned numbers of seeds"
+
+
+def _numbers_text(verdict: Verdict) -> str:
+    """Return the planned numbers of seeds that count as looks, such as `6, then 9`."""
+    return ", then ".join(map(str, verdict.rule["planned_numbers"]))
 
 
 def _limits(claim: JudgedClaim, summary: Summary, runs: Sequence[Run], plots: Sequence[SeedPlot]) -> Iterator[str]:
@@ -177,11 +187,16 @@ def _limits(claim: JudgedClaim, summary: Summary, runs: Sequence[Run], plots: Se
         yield "why: a difference between arms names no cause beyond what differs between them"
 
 
-def _looks(claim: JudgedClaim) -> Iterator[str]:
+def _looks(claim: JudgedClaim, verdict: Verdict) -> Iterator[str]:
     """Yield how often the claim was looked at before, and what that does to the error rate."""
     looks = claim.looks.at(claim.design)
     if not looks:
-        yield "not looked at before" if claim.file is not None else "earlier looks are not known: none are kept here"
+        yield "not judged before" if claim.file is not None else "earlier looks are not known: none are kept here"
+    if verdict.rule.get("looks", 1) > 1:
+        yield (
+            f"planned with {_numbers_text(verdict)} seeds, by a sweep in the folder or for a look: the runs of each "
+            "plan could be looked at before the next one, so that each of these numbers counts as a look"
+        )
     if len(looks) > _MOST_LOOKS:
         yield f"… {plural(len(looks) - _MOST_LOOKS, 'earlier look')}"
     for look in looks[-_MOST_LOOKS:]:

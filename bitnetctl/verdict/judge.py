@@ -11,7 +11,7 @@ from bitnetctl.records.distinct import Double, distinct_runs
 from bitnetctl.records.inventory import Inventory
 from bitnetctl.records.provenance import provenance_differences
 from bitnetctl.units import shortened
-from bitnetctl.verdict import wording
+from bitnetctl.verdict import decidable, wording
 from bitnetctl.verdict.accounting import STATES, Account, take_account
 from bitnetctl.verdict.checks.base import CheckContext
 from bitnetctl.verdict.checks.completion import torn_end
@@ -19,7 +19,7 @@ from bitnetctl.verdict.criteria import Criteria
 from bitnetctl.verdict.limits import limits
 from bitnetctl.verdict.options import JudgeOptions
 from bitnetctl.verdict.outcome import CheckedRun, CheckResult, Outcome, RunVerdict, Verdict, strictest
-from bitnetctl.verdict.rule import Levels, fewest_seeds, holm_levels
+from bitnetctl.verdict.rule import Levels, holm_levels
 from bitnetctl.verdict.seeds import SizeAssessment, SizeJudgement, assess_size, judge_size
 
 UNKNOWN_ARM = "unknown"
@@ -217,7 +217,8 @@ def _verdict(
     alpha = criteria.seeds.error_rate
     by_rate = criteria.seeds.rule == "rate"
     planned = assessment.account.to_json()
-    looks = _looks(assessment.account, criteria)
+    looks = decidable.looks(assessment.account, criteria)
+    counted = max((numbers for _, numbers in looks), key=len, default=())
     notes = [
         *map(wording.not_judged, planned["runs"]),
         *(note for size in judged for note in size.notes),
@@ -245,20 +246,11 @@ def _verdict(
         rule={
             **criteria.seeds.model_dump(mode="json"),
             "arms": arms,
-            "looks": max((len(numbers) for _, numbers in looks), default=1),
+            "looks": len(counted) or 1,
+            "planned_numbers": counted,
         },
         statistics=tuple(size.statistics for size in judged),
     )
-
-
-def _looks(account: Account, criteria: Criteria) -> list[tuple[int | None, tuple[int, ...]]]:
-    """Return the planned numbers of seeds over time at which a look could have decided, by size."""
-    if criteria.seeds.rule != "rate":
-        return []
-    # a claim over seeds may be decided by any number of them, and with fewer arms the level was a larger one
-    about_seeds = any(check.about_arm for check in criteria.checks)
-    least = 1 if about_seeds else fewest_seeds(criteria.seeds.max_failure_rate, criteria.seeds.error_rate)
-    return [(size, able) for size, numbers in account.looks if (able := tuple(n for n in numbers if n >= least))]
 
 
 def _failure_rate(outcome: Outcome, judged: Sequence[SizeJudgement], *, by_rate: bool) -> str:

@@ -146,9 +146,10 @@ def healthy_needed(total: int, max_rate: float, level: float) -> int | None:
     return next(enough, None)
 
 
-def fewest_seeds(max_rate: float, level: float) -> int:
-    """Return the least number of seeds that can decide: all healthy for support, or all failed for refutation."""
-    possible = (count for count in range(1, _MOST_SEEDS) if min(1 - max_rate, max_rate) ** count < level)
+def fewest_seeds(max_rate: float, level: float, *, failing: bool = True) -> int:
+    """Return the least number of seeds that can decide: all healthy for support, or with `failing` all failed."""
+    chance = min(1 - max_rate, max_rate) if failing else 1 - max_rate
+    possible = (count for count in range(1, _MOST_SEEDS) if chance**count < level)
     return next(possible, _MOST_SEEDS)
 
 

@@ -1,12 +1,14 @@
 """`bitnetctl verify --claim`: runs of a claim's plan, its verdict, its looks."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from calling import Done, call, judged, names_in, smallest_run
 from claim_files import write_arms, write_claim
+from sets import plan
 from synthetic import empty_run, quick, simple_run
 
 from bitnetctl.claims import claim_names
@@ -221,6 +223,24 @@ def test_more_seeds_after_a_look_raise_the_error_rate(judge: Callable[..., Done]
     tree = judge("--seeds", "9", "--json").json
     assert tree["verdicts"][0]["rule"]["looks"] == 2
     assert "the number of seeds grew 1 time: error rate up to 10 %" in tree["summary"]["notes"]
+
+
+@pytest.mark.parametrize(("few", "numbers"), [(2, [6]), (4, [6]), (5, [5, 6])])
+def test_a_sweep_of_fewer_seeds_counts_where_these_could_have_decided(
+    judge: Callable[..., Done], runs: Path, few: int, numbers: list[int]
+) -> None:
+    losses = {"": 5.0, "no-decay": 4.5}
+    write_arms(runs, losses, range(few), planned=plan(few, "baseline", "no-decay"))
+    write_arms(runs, losses, range(few, 6), planned=plan(6, "baseline", "no-decay"))
+    page = runs.parent / "page.md"
+    rule = judge("--json", "--report", str(page)).json["verdicts"][0]["rule"]
+    looks = len(numbers)
+    assert (rule["looks"], rule["planned_numbers"]) == (looks, numbers)
+    text = page.read_text(encoding="utf-8")
+    # in the head, under "How it was tested" and in the table of verdicts
+    assert set(re.findall(r"confidence (\d+) %", text)) == {"95" if looks == 1 else "90"}
+    assert ("- planned with 5, then 6 seeds, by a sweep in the folder or for a look" in text) == (looks > 1)
+    assert "- not judged before" in text
 
 
 def test_a_claim_that_was_changed_after_a_look_is_told(judge: Callable[..., Done], runs: Path, claim: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_page_says_what_was_claimed_tested_and_concluded(supported: Written)
         "measure HeldOutLoss: lower by more than 0.1 test exact sign test of the median",
         "What this does not say that it is a good setting what happens at another scale than quick, h64, 1,000 steps",
         f"claim {done.tree['claim']['hash'][:16]} criteria {done.tree['verdicts'][0]['criteria']['hash'][:16]}",
-        "not looked at before",
+        "not judged before",
     ):
         assert text in done.text
         assert all(word in done.markdown for word in re.findall(r"[A-Za-z]{4,}", text.partition(" made at")[0])[:6])

@@ -152,6 +152,10 @@ class Check(Frozen):
         """Whether it makes a statement over seeds."""
         return False
 
+    def can_decide(self, seeds: int, level: float) -> tuple[bool, bool]:
+        """Whether so many seeds could support, and refute, the statement at a level; True where that is not known."""
+        return True, True
+
     def judge_seeds(self, seeds: Seeds, context: CheckContext) -> Statement | None:
         """Judge an arm at one size over its seeds; called where `about_arm`."""
         return None

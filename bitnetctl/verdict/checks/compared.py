@@ -19,7 +19,7 @@ from bitnetctl.verdict.checks.base import CheckContext, Finding, Seeds
 from bitnetctl.verdict.checks.pair_tests import Pairs
 from bitnetctl.verdict.checks.pairs import Partner, find_partners
 from bitnetctl.verdict.outcome import CheckedRun, Outcome
-from bitnetctl.verdict.rule import Levels, PValues, Statement
+from bitnetctl.verdict.rule import Levels, PValues, Statement, at_least
 
 ROUNDING = 1e-9
 """Relative rounding error: a pair that is as near to the margin is equal to it."""
@@ -36,6 +36,8 @@ class ComparedCheck(AggregatedCheck):
 
     unit: ClassVar[str] = "pair"
     """What a seed with all of its runs is called."""
+    sides: ClassVar[int] = 1
+    """Number of one-sided tests of which either refutes."""
     undecided: ClassVar[str] = "not told from chance"
     """What is said of an open result."""
 
@@ -174,6 +176,11 @@ class ComparedCheck(AggregatedCheck):
             statistics=statistics,
             **self.condition,
         )
+
+    def can_decide(self, seeds: int, level: float) -> tuple[bool, bool]:
+        """Whether so many pairs could support, and refute: a test of the mean needs the sign test, too."""
+        least = at_least(seeds, max(seeds, self.pairs or 0), 0.5)
+        return self.pairs in (None, seeds) and least < level, least * self.sides < level
 
     def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
         """Compare every seed with its partners; an unfinished or unknown run loses its pair.

@@ -27,6 +27,7 @@ class EquivalentCheck(ComparedCheck):
     is a difference beyond any amount.
     """
 
+    sides: ClassVar[int] = 2
     undecided: ClassVar[str] = "neither shown nor excluded"
 
     kind: Literal["equivalent"] = "equivalent"
