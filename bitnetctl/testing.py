@@ -6,7 +6,6 @@ def test_contract() -> None:
     check_contract(MyIntervention, {"peak": 1e-4})
 """
 
-import difflib
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,9 +24,9 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.intervention import Intervention
 from bitnetctl.model.packed import PackedModel
 from bitnetctl.plugins.blame import errors_blamed
-from bitnetctl.plugins.composition import HOOKS, Composition, Schedule
+from bitnetctl.plugins.checked_class import check_class
+from bitnetctl.plugins.composition import Composition, Schedule
 from bitnetctl.plugins.isolation import forget_intrusions, intrusions_of, isolated
-from bitnetctl.plugins.registry import check_class
 
 _STEPS = 40
 _VOCAB = 64
@@ -54,7 +53,6 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
         with isolated(name, "in __init__"), errors_blamed(name, "__init__", intervention.__init__):
             return Composition([intervention(checked)])
 
-    _check_names(intervention)
     _check_settings(intervention, settings or {})
     _check_schedules(compose)
     _check_training(compose)
@@ -101,14 +99,6 @@ def _train(composition: Composition, beside: Composition) -> Pack:
     for step in (1, 2):
         pack.step(step)
     return pack
-
-
-def _check_names(intervention: type[Intervention]) -> None:
-    """A method whose name is almost that of a hook is never called."""
-    for name, value in vars(intervention).items():
-        close = [] if name in HOOKS or name.startswith("_") else difflib.get_close_matches(name, HOOKS, 1, cutoff=0.91)
-        if close and callable(value):
-            raise AssertionError(f"{name} is no hook and is never called; did you mean {close[0]}?")
 
 
 def _check_settings(intervention: type[Intervention], settings: Mapping[str, Any]) -> None:

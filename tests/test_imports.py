@@ -70,6 +70,7 @@ INSIDE = {
         "torch_aspects optimizers",
         "isolation quantizer",
         "composition scaffold project",
+        "checked_class",
         "registry",
         "__init__",
     ),

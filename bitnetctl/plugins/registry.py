@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from bitnetctl.config import InterventionSpec, RunConfig, hint_at, kebab_case, validated
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
-from bitnetctl.intervention import API_VERSION, Intervention, InterventionSettings
+from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins.blame import described, errors_blamed, location
+from bitnetctl.plugins.checked_class import check_class
 from bitnetctl.plugins.composition import Composition, overridden_hooks
 from bitnetctl.plugins.isolation import intrusions_of, isolated
 from bitnetctl.plugins.project import intervention_classes
@@ -242,28 +243,12 @@ def _source_hash(module: str) -> str | None:
         return None
 
 
-def check_class(candidate: Any) -> type[Intervention]:
-    """Return `candidate` if it is an intervention class of this API; raises ConfigError that says what is wrong."""
-    if not (isinstance(candidate, type) and issubclass(candidate, Intervention)) or candidate is Intervention:
-        raise ConfigError(f"{candidate!r} is not a subclass of bitnetctl.intervention.Intervention")
-    if candidate.api_version != API_VERSION:
-        raise ConfigError(f"made for intervention API {candidate.api_version}; this bitnetctl has {API_VERSION}")
-    settings = getattr(candidate, "Settings", None)
-    if not (isinstance(settings, type) and issubclass(settings, InterventionSettings)):
-        raise ConfigError("its Settings is not a subclass of bitnetctl.intervention.InterventionSettings")
-    required = [name for name, field in settings.model_fields.items() if field.is_required()]
-    if required:
-        raise ConfigError(f"its settings have no default: {', '.join(required)}")
-    if not candidate.summary:
-        raise ConfigError("it has no summary")
-    return candidate
-
-
 def normalize(config: RunConfig) -> RunConfig:
     """Return the config with its interventions validated and every setting known, those at their default apart.
 
     So `reduced-lr` and `reduced-lr:peak=5e-4` are the same run. Raises ConfigError.
     """
+    refuse_shared_names(config.interventions)
     return config.model_copy(update={"interventions": tuple(map(_normalized_spec, config.interventions))})
 
 
@@ -276,6 +261,28 @@ def normalize_if_usable(config: RunConfig) -> RunConfig:
         return normalize(config)
     except PluginError:
         return config
+
+
+def refuse_shared_names(specs: Iterable[InterventionSpec]) -> None:
+    """Raise ConfigError where two interventions of one name have other code: their runs could not be told apart."""
+    seen: dict[str, tuple[tuple[str | None, str], str]] = {}
+    for requested, file in dict.fromkeys((spec.name, spec.file) for spec in specs):
+        name, code, source = _code_of(requested, file)
+        other_code, other = seen.setdefault(name, (code, source))
+        if code != other_code:
+            raise ConfigError(f"{source}: its intervention has the name of {name!r} of {other}; rename the class")
+
+
+def _code_of(name: str, file: str | None) -> tuple[str, tuple[str | None, str], str]:
+    """Return the name that runs show, what tells the code from other code, and the source for messages."""
+    try:
+        plugin = load(name) if file is None else load_file(file)
+    except PluginError:
+        # it cannot be imported
+        return name, (file, name), file or name
+    is_usable = plugin.intervention is not None
+    code = plugin.source_sha256, plugin.target.rpartition(":")[2]
+    return plugin.name if is_usable else name, code, plugin.distribution
 
 
 def _normalized_spec(spec: InterventionSpec) -> InterventionSpec:

@@ -102,6 +102,7 @@ def resolve_all(configs: Sequence[RunConfig], runs_dir: Path) -> list[ResolvedRu
 
     Raises ConfigError as `resolve` does.
     """
+    registry.refuse_shared_names(spec for config in configs for spec in config.interventions)
     arms = list(dict.fromkeys(config.arm for config in configs))
     # the hash leaves out the recipe, a label without effect
     but_for_seed = [config.model_copy(update={"seed": 0}).hash for config in configs]
