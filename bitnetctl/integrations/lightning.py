@@ -59,7 +59,7 @@ class CollapseCallback(_Callback):
     default the module is called. `ternary_codes` is a function of the module.
 
     Steps are those of the optimizer. The row's `loss` is what `training_step` returned, a mean over the batches of one
-    step. A training that is resumed from a checkpoint goes on with the rows up to it. Of several processes the first
+    step. A training that is resumed from a checkpoint keeps the rows up to it. Of several processes the first
     measures and writes. An error ends the run as failed.
 
     Raises ConfigError for sharded parameters (FSDP, DeepSpeed ZeRO-3), and as `Recorder` does.

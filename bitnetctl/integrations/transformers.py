@@ -36,7 +36,7 @@ class CollapseCallback(TrainerCallback):
     called. `ternary_codes` is a function of the model.
 
     At a measured step the trainer is asked to log: its `loss`, a mean over the steps since it logged before, is the
-    row's. The rates are those of the step. A training that is resumed from a checkpoint goes on with the rows up to it.
+    row's. The rates are those of the step. A training that is resumed from a checkpoint keeps the rows up to it.
     Of several processes the first measures and writes. As a context manager around `train()`, it notes an error.
 
     Raises ConfigError for sharded parameters (FSDP, DeepSpeed ZeRO-3), and as `Recorder` does.

@@ -38,7 +38,7 @@ _STEP = re.compile(rb"([0-9]{1,19}),")
 class RecordedFiles:
     """The one writer of a run's files, from its making to `close`.
 
-    `resume_step` is the step of the checkpoint that the training goes on from: rows after it are cut. None is a new
+    `resume_step` is the step of the checkpoint from which the training continues: rows after it are cut. None is a new
     run, which may have no rows yet. Raises ConfigError where the files are those of another run, RunBusyError where
     another process writes them, RecordError where they are damaged.
     """
@@ -115,8 +115,8 @@ class RecordedFiles:
         csv = self.paths.csv
         if resume_step is None and (self._writer.had_rows or (previous is not None and previous.steps_done)):
             raise ConfigError(
-                f"{csv}: has rows of a run; give resume_step, the step of the checkpoint that it goes on from, or take "
-                f"another path, or remove {csv.name} and {self.paths.folder}"
+                f"{csv}: has rows of a run; give resume_step, the step of the checkpoint that it continues from, or "
+                f"take another path, or remove {csv.name} and {self.paths.folder}"
             )
         if previous is None:
             if self._writer.had_rows:

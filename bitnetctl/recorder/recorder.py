@@ -54,7 +54,7 @@ class Recorder:
     planned ones, `boundary_step` the last of stage 1. With `planned_seeds` and `planned_arms` a seed that never comes
     to be is counted as missing. `vocab_size` is that of the probe; a model may have more columns, which are cut.
 
-    `resume_step` is the step of the checkpoint that a training goes on from: rows after it are cut. Without it, a CSV
+    `resume_step` is the step of the checkpoint from which a training continues; later rows are cut. Without it, a CSV
     that has rows is refused. `trainer` names the program with its version. `device` is where the tokens are given, by
     default where the module is; `rows_per_chunk` rows of the probe are evaluated at once.
 
@@ -157,7 +157,7 @@ class Recorder:
         Raises ConfigError for logits of another shape, RecordError for a step that does not increase.
         """
         if not self._is_open:
-            raise ConfigError(f"{self.name}: the recorder is closed; make another, with resume_step to go on")
+            raise ConfigError(f"{self.name}: the recorder is closed; make another, with resume_step to continue")
         row: dict[str, float | int | None] = {
             "Step": step,
             "Loss": _number(loss),

@@ -300,7 +300,7 @@ class ComparedCheck(AggregatedCheck):
 
 
 def _apart(partners: Sequence[Partner], context: CheckContext) -> str:
-    """Return what forbids to compare partners with one another; a run whose own provenance is unknown hides it."""
+    """Return why partners cannot be compared with one another; a run of unknown provenance does not show it."""
     if len(partners) < 2:
         return ""
     differences = provenance_differences([partner.run for partner in partners], same_arm=False)
