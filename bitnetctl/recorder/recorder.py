@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -104,9 +105,7 @@ class Recorder:
         if rows_per_chunk is not None and rows_per_chunk < 1:
             raise ConfigError(f"{csv}: rows_per_chunk is {rows_per_chunk}; give a number of rows, or None")
         _check(csv, external, resume_step)
-        seeds = sorted(set([] if seed is None else [seed]) | set(planned_seeds or ()))
-        arms = list(dict.fromkeys([*([] if arm is None else [arm]), *(planned_arms or ())]))
-        planned = PlannedRuns(seeds=seeds, arms=arms)
+        planned = _planned(csv, external, planned_seeds, planned_arms)
         self._external, self._on_warning = external, on_warning
         self._meter = CallableProbe(probe, device, rows_per_chunk)
         self._codes: TernaryCodes | None = None
@@ -272,6 +271,23 @@ def _check(csv: Path, external: ExternalRun, resume_step: int | None) -> None:
         raise ConfigError(f"{csv}: settings hold what JSON cannot: {one_line(error)}") from error
 
 
+def _planned(
+    csv: Path, external: ExternalRun, seeds: Iterable[int] | None, arms: Iterable[str] | None
+) -> PlannedRuns:
+    """Return what was planned, the run itself included; raises ConfigError for what are no seeds and no arms."""
+    if isinstance(arms, str):
+        raise ConfigError(f"{csv}: planned_arms is {arms!r}; give a list of arms")
+    try:
+        every_seed = [operator.index(seed) for seed in seeds or ()]
+    except TypeError as error:
+        raise ConfigError(f"{csv}: planned_seeds: {error}; give a list of whole numbers") from error
+    if min(every_seed, default=0) < 0:
+        raise ConfigError(f"{csv}: planned_seeds has {min(every_seed)}; seeds begin at 0")
+    own_seed, own_arm = ([] if one is None else [one] for one in (external.seed, external.arm))
+    tree = {"seeds": sorted({*own_seed, *every_seed}), "arms": list(dict.fromkeys([*own_arm, *(arms or ())]))}
+    return validated(PlannedRuns, tree, f"{csv}: planned")
+
+
 def _number(value: Number) -> float | None:
     return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
 
@@ -283,6 +299,8 @@ def _is_diverged(row: Row) -> bool:
 
 def _code(name: str, code: Tensor) -> Tensor:
     """Return ternary weights as int8 [1, …]; raises ConfigError for other values."""
+    if not isinstance(code, Tensor) or not code.numel():
+        raise ConfigError(f"recorder: ternary_codes {name!r} is no tensor with values")
     small = code.detach().to(torch.int8)
     if bool((small != code).any()) or bool((small.abs() > 1).any()):
         raise ConfigError(f"recorder: ternary_codes {name!r} has other values than -1, 0 and 1: weights, not codes")
