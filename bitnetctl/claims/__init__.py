@@ -10,6 +10,7 @@ from bitnetctl.claims.claim import (
 from bitnetctl.claims.judged import (
     JudgedClaim as JudgedClaim,
     Scale as Scale,
+    departures as departures,
     design_hash as design_hash,
 )
 from bitnetctl.claims.looks import Looks as Looks, looks_file as looks_file, read_looks as read_looks

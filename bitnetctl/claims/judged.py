@@ -10,10 +10,13 @@ from typing import Any
 from bitnetctl.claims.claim import Claim
 from bitnetctl.claims.looks import Look, Looks, add_look, early_text, otherwise_text
 from bitnetctl.config import RunConfig, canonical_hash
+from bitnetctl.config.load import flatten
+from bitnetctl.records.provenance import MAY_DIFFER
 from bitnetctl.units import plural, shortened
 from bitnetctl.verdict import Outcome, Summary, Verdict
 
 _MOST_SIZES = 3
+_MOST_FIELDS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,34 @@ def design_hash(configs: Iterable[RunConfig]) -> str:
     return canonical_hash(sorted({config.model_copy(update={"seed": 0}).hash for config in configs}))
 
 
+def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tuple[str, ...]:
+    """Say in which fields given runs differ from those planned for their arm, size and length.
+
+    Of an arm, size or length that is not planned nothing is said.
+    """
+    plans = {_cell(config): config for config in planned}
+    differing: dict[str, None] = {}
+    for config in given:
+        if (plan := plans.get(_cell(config))) is not None:
+            wanted = dict(flatten(plan.model_dump(mode="json")))
+            for name, value in flatten(config.model_dump(mode="json")):
+                if name not in MAY_DIFFER and value != wanted[name]:
+                    differing[f"{name} {value}, planned {wanted[name]}"] = None
+    return (f"not the claim's plan: {shortened(list(differing), _MOST_FIELDS)}",) if differing else ()
+
+
+def _cell(config: RunConfig) -> tuple[str, str, int, int]:
+    return config.recipe, config.arm, config.model.hidden_size, config.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgedClaim:
     """A claim and what is known of its test beside the verdict.
 
     `name_or_file` is how it was requested, `arm` the judged arm as runs have it, `judged_at` the scale of these runs,
     `plan_scale` that of the claim's plan. `seeds` are those planned, `present` those whose runs have all ended.
-    `looks` are those before this one, kept in `file`; None where none are kept.
+    `looks` are those before this one, kept in `file`; None where none are kept. `departures` say in what given runs
+    are other than the plan's.
     """
 
     claim: Claim
@@ -65,6 +89,7 @@ class JudgedClaim:
     present: tuple[int, ...]
     looks: Looks
     file: Path | None
+    departures: tuple[str, ...] = ()
 
     @property
     def claimed_at(self) -> str:
@@ -79,10 +104,10 @@ class JudgedClaim:
 
     @property
     def notes(self) -> list[str]:
-        """What earlier looks do to the error rate."""
+        """In what the runs are not the plan's, and what earlier looks do to the error rate."""
         early = self.looks.early(self.claim.hash, self.design)
         others = self.looks.otherwise(self.claim.hash, self.design)
-        return list(filter(None, (early_text(early, len(self.seeds)), otherwise_text(others))))
+        return [*self.departures, *filter(None, (early_text(early, len(self.seeds)), otherwise_text(others)))]
 
     def complete(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
         """Return the summary of the verdicts on the arm, completed with what is known of the claim."""

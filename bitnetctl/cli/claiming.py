@@ -154,7 +154,7 @@ class ClaimTest:
 
     def judge_given(self, given: Given, outputs: judging.Outputs) -> int:
         """Judge the claim's runs among given ones, print and write the verdict; return the exit code."""
-        from bitnetctl.claims import looks_file
+        from bitnetctl.claims import departures, looks_file
 
         of_claim = _runs_of_claim(self, given.loaded)
         runs, empty = of_claim.runs, of_claim.empty
@@ -174,6 +174,7 @@ class ClaimTest:
             scale=_scale_of_runs(runs, known if is_known else ()),
             design=_design_of_runs(runs, known if is_known else ()),
             file=None if folder is None else looks_file(folder, self.claim.name),
+            differing=departures(known, _planned_like(self, known)),
         )
 
     def _judge(
@@ -186,6 +187,7 @@ class ClaimTest:
         scale: "Scale",
         design: str,
         file: Path | None,
+        differing: tuple[str, ...] = (),
     ) -> int:
         from bitnetctl.claims import JudgedClaim, Looks, Scale, read_looks
 
@@ -202,6 +204,7 @@ class ClaimTest:
             present=_present_seeds(seeds, arms, scale.sizes, loaded.runs, inventory),
             looks=Looks() if file is None else read_looks(file),
             file=file,
+            departures=differing,
         )
         return judging.judge_and_show(
             loaded.runs,
@@ -296,7 +299,7 @@ def _runs_of_claim(test: ClaimTest, loaded: LoadedSet) -> LoadedSet:
     arms = set(test.arms)
     unread = [one for one in loaded.unread if one.arm in arms or one.arm is None]
     given = _configs(loaded.runs, loaded.empty)
-    planned = _planned_hashes(test, given)
+    planned = set(map(_but_for_seed, _planned_like(test, given)))
     runs = [run for run in loaded.runs if run.config is not None and _but_for_seed(run.config) in planned]
     empty = [one for one in loaded.empty if one.config is not None and _but_for_seed(one.config) in planned]
     if not runs and not empty:
@@ -324,12 +327,12 @@ def _but_for_seed(config: RunConfig) -> str:
     return config.model_copy(update={"seed": 0}).hash
 
 
-def _planned_hashes(test: ClaimTest, given: Iterable[RunConfig]) -> set[str]:
-    """Return the hashes, seeds apart, of the plan's runs at the scales of given runs that were asked for."""
+def _planned_like(test: ClaimTest, given: Iterable[RunConfig]) -> list[RunConfig]:
+    """Return the plan's runs at the scales of given runs that were asked for."""
     request = test.request
     recipes = {Path(name).stem: name for name in (request.recipe, test.plan_recipe) if name is not None}
     scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
-    hashes: set[str] = set()
+    planned: list[RunConfig] = []
     for label, size, steps in scales:
         is_requested = (
             (request.recipe is None or label == Path(request.recipe).stem)
@@ -339,9 +342,8 @@ def _planned_hashes(test: ClaimTest, given: Iterable[RunConfig]) -> set[str]:
         # a recipe that is a file elsewhere
         with contextlib.suppress(ConfigError):
             if is_requested:
-                configs = test.at(recipes.get(label, label), sizes=(size,), steps=steps)
-                hashes |= set(map(_but_for_seed, configs))
-    return hashes
+                planned += test.at(recipes.get(label, label), sizes=(size,), steps=steps)
+    return planned
 
 
 def _refuse_several(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> None:

@@ -271,9 +271,7 @@ def _check(csv: Path, external: ExternalRun, resume_step: int | None) -> None:
         raise ConfigError(f"{csv}: settings hold what JSON cannot: {one_line(error)}") from error
 
 
-def _planned(
-    csv: Path, external: ExternalRun, seeds: Iterable[int] | None, arms: Iterable[str] | None
-) -> PlannedRuns:
+def _planned(csv: Path, external: ExternalRun, seeds: Iterable[int] | None, arms: Iterable[str] | None) -> PlannedRuns:
     """Return what was planned, the run itself included; raises ConfigError for what are no seeds and no arms."""
     if isinstance(arms, str):
         raise ConfigError(f"{csv}: planned_arms is {arms!r}; give a list of arms")

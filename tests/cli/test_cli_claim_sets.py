@@ -84,3 +84,27 @@ def test_the_claim_and_its_looks_are_not_written_over(tmp_path: Path, runs: Path
         assert done.code == ExitCode.USAGE
         assert "is one of the files given" in done.error
         assert path.read_bytes() == before
+
+
+def test_given_runs_of_other_settings_than_the_plan_are_told(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    for seed in range(6):
+        for arm in ("", "no-decay"):
+            config = quick(arm, seed=seed, optimizer__name="adamw", optimizer__eps=1e-6)
+            simple_run(runs, config, loss=ARMS[arm])
+    tree = call("verify", runs, "--claim", claim, "--json").json
+    note = "not the claim's plan: optimizer.name adamw, planned adam, optimizer.eps 1e-06, planned 1e-08"
+    assert tree["verdict"] == "supported"
+    assert tree["claim"]["notes"] == [note]
+    assert note in tree["summary"]["notes"]
+    # with them as a part of the plan they are those of the plan, at any scale
+    changed = write_claim(
+        tmp_path / "changed.toml",
+        **{'=100"]': '=100", "optimizer.name=adamw", "optimizer.eps=1e-6", "schedule.warmup_steps=100"]'},
+    )
+    assert call("verify", runs, "--claim", changed, "--json").json["claim"]["notes"] == []
+    for seed in range(6):
+        for arm in ("", "no-decay"):
+            simple_run(runs, quick(arm, seed=seed, size=32, steps=500), loss=ARMS[arm])
+    other_scale = call("verify", runs, "--claim", claim, "--sizes", "32", "--json").json
+    assert (other_scale["verdict"], other_scale["claim"]["notes"]) == ("supported", [])
