@@ -50,12 +50,14 @@ def design_hash(configs: Iterable[RunConfig]) -> str:
 
 
 def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tuple[str, ...]:
-    """Say in which fields given runs differ from those planned for their arm, size and length.
+    """Say in which fields given runs differ from those planned for their arm, size and length, and which seeds lack.
 
     Of an arm, size or length that is not planned nothing is said.
     """
+    given, planned = list(given), list(planned)
     plans = {_cell(config): config for config in planned}
-    differing: dict[str, None] = {}
+    lacking = sorted({config.seed for config in planned} - {config.seed for config in given})
+    differing = dict.fromkeys([f"without seeds {shortened(list(map(str, lacking)), _MOST_FIELDS)}"] if lacking else [])
     for config in given:
         if (plan := plans.get(_cell(config))) is not None:
             wanted = dict(flatten(plan.model_dump(mode="json")))

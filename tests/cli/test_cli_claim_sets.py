@@ -108,3 +108,14 @@ def test_given_runs_of_other_settings_than_the_plan_are_told(tmp_path: Path, run
             simple_run(runs, quick(arm, seed=seed, size=32, steps=500), loss=ARMS[arm])
     other_scale = call("verify", runs, "--claim", claim, "--sizes", "32", "--json").json
     assert (other_scale["verdict"], other_scale["claim"]["notes"]) == ("supported", [])
+
+
+def test_given_runs_of_other_seeds_than_the_plan_are_told(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    write_arms(runs, {"": 5.0, "no-decay": 4.5}, (0, 3, 5, 8, 9, 11))
+    notes = call("verify", runs, "--claim", claim, "--json").json["claim"]["notes"]
+    assert notes == ["not the claim's plan: without seeds 1, 2, 4"]
+    chosen = call("verify", runs, "--claim", claim, "--seeds", "0,3,5,8,9,11", "--json").json["claim"]
+    assert chosen["notes"] == []
+    write_arms(runs, {"": 5.0, "no-decay": 4.5}, (1, 2, 4))
+    assert not any("plan:" in note for note in call("verify", runs, "--claim", claim, "--json").json["claim"]["notes"])
