@@ -307,6 +307,8 @@ def test_steps_increase() -> None:
     [
         ({"up": torch.tensor([0.5])}, "'up' has other values than -1, 0 and 1"),
         ({"up": torch.tensor([2])}, "weights, not codes"),
+        ({"up": torch.zeros(0)}, "'up' is no tensor with values"),
+        ({"up": [1, 0]}, "'up' is no tensor with values"),
         ({"down": torch.tensor([1])}, "other ternary weights than"),
     ],
 )
