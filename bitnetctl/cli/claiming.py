@@ -11,7 +11,7 @@ from bitnetctl.cli import judging
 from bitnetctl.cli.inputs import Given
 from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import print_message
-from bitnetctl.config import RunConfig, canonical_arm, canonical_hash, parse_arm
+from bitnetctl.config import RunConfig, canonical_arm, canonical_hash, folder_of, parse_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
@@ -19,7 +19,7 @@ from bitnetctl.records.find import is_bundle_folder
 from bitnetctl.records.inventory import AbsentRun, Inventory, take_inventory
 from bitnetctl.records.load import LoadedSet, load_planned
 from bitnetctl.records.run import EmptyRun
-from bitnetctl.sweeps.plan import Plan, make_plan
+from bitnetctl.sweeps.plan import Plan, in_field, make_plan
 from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.units import listed, plural
 
@@ -58,12 +58,15 @@ class ClaimTest:
     @cached_property
     def plan_recipe(self) -> str:
         """The recipe of the claim's own plan; raises ConfigError."""
-        return self._plan({}).recipe
+        return self._plan({}, overrides=()).recipe
 
     @cached_property
     def own_configs(self) -> list[RunConfig]:
         """The runs of the claim's own plan; raises ConfigError."""
-        return self._plan({}).configs()
+        plan = self._plan({}, overrides=())
+        plan.check(f"{self._source}.", self._folder)
+        with in_field(self._source):
+            return plan.configs(self._folder)
 
     @cached_property
     def configs(self) -> list[RunConfig]:
@@ -78,27 +81,42 @@ class ClaimTest:
         given = {name: value for name, value in changes.items() if value is not None}
         if recipe not in (None, self.plan_recipe):
             given = {"sizes": (), "steps": "none", **given}
-        configs = self._plan(given).configs()
+        # the claim's own mistakes are told by its file and field
+        self.own_configs  # noqa: B018 - cached
+        configs = self._plan(given, overrides=self.request.overrides).configs(self._folder)
         self._check_arms(list(dict.fromkeys(config.arm for config in configs)))
         return configs
 
     @cached_property
     def arm(self) -> str:
         """The label of the judged arm, as runs have it."""
-        specs = parse_arm(self.claim.arm)
-        return registry.normalize_if_usable(RunConfig(interventions=specs)).arm
+        if self.claim.arm in self.arms:
+            return self.claim.arm
+        with in_field(f"claim {self.name_or_file}: arm"):
+            specs = parse_arm(self.claim.arm, self._folder)
+            return registry.normalize_if_usable(RunConfig(interventions=specs)).arm
 
     @cached_property
     def arms(self) -> list[str]:
         """The labels of the arms of the plan."""
         return list(dict.fromkeys(config.arm for config in self.own_configs))
 
-    def _plan(self, changes: Mapping[str, Any]) -> Plan:
-        source = f"claim {self.name_or_file}: plan"
-        plan = make_plan({**self.claim.plan, **changes}, source)
+    @property
+    def _source(self) -> str:
+        return f"claim {self.name_or_file}: plan"
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where arms that are files are looked for."""
+        return folder_of(self.name_or_file)
+
+    def _plan(self, changes: Mapping[str, Any], *, overrides: Sequence[str]) -> Plan:
+        plan = make_plan({**self.claim.plan, **changes}, self._source)
         if plan.grid:
-            raise ConfigError(f"{source}: grid: gives runs of one arm that differ; take arms, factors or overrides")
-        return plan.model_copy(update={"overrides": (*plan.overrides, *self.request.overrides)})
+            raise ConfigError(
+                f"{self._source}: grid: gives runs of one arm that differ; take arms, factors or overrides"
+            )
+        return plan.model_copy(update={"overrides": (*plan.overrides, *overrides)})
 
     def _check_arms(self, planned: Sequence[str]) -> None:
         compared = [

@@ -16,7 +16,7 @@ from bitnetctl.config import build_config, builtin_names, read_toml
 from bitnetctl.config.load import toml_text
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.files import write_atomic
-from bitnetctl.sweeps.plan import load_plan
+from bitnetctl.sweeps.plan import plan_configs
 
 _NAME = typer.Argument(parser=options.user_text, metavar="NAME|FILE", help="Built in, or FILE.toml.")
 
@@ -116,7 +116,7 @@ plans = make_app(
         kind="plan",
         package="bitnetctl.sweeps",
         folder="plans",
-        check=lambda name: load_plan(name, {}).configs(),
+        check=lambda name: plan_configs(name, {}),
         start=lambda name, text: text,
         command="bitnetctl sweep --plan {file} --dry-run",
     ),

@@ -73,6 +73,11 @@ def power(
         )
     if effect is None and any(check.kind != "equivalent" for check in checks):
         raise ConfigError("give --effect, in standard deviations of the pairs beyond the margin, or with --sd in units")
+    if effect is not None and effect < 0 and any(check.kind != "equivalent" for check in checks):
+        raise ConfigError(
+            f"--effect {effect:g}: a negative effect is one against the claim, which cannot support it; give the size "
+            "of the effect in the claimed direction"
+        )
     document = _document(question, Effect(effect=effect or 0.0, sd=sd), wanted)
     if as_json:
         print_json(document)

@@ -15,7 +15,7 @@ from bitnetctl.errors import ConfigError, ExitCode, RecordError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import load_plan, make_plan, parse_grid, varied_fields
+from bitnetctl.sweeps.plan import make_plan, parse_grid, plan_configs, varied_fields
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 
 
@@ -151,7 +151,7 @@ def _plan_configs(plan: str | None, arms: Sequence[str] | None, *, baseline: boo
         changes |= {"arms": tuple(arms), "factors": {}, "baseline": True}
     if not baseline:
         changes["baseline"] = False
-    configs = (load_plan(plan, changes) if plan is not None else make_plan(changes)).configs()
+    configs = plan_configs(plan, changes) if plan is not None else make_plan(changes).configs()
     if not configs:
         raise ConfigError("the sweep has no runs; give an arm with -i, or leave out --no-baseline")
     return configs

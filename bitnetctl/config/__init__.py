@@ -7,10 +7,12 @@ from bitnetctl.config.arms import (
     split_arm as split_arm,
 )
 from bitnetctl.config.load import (
+    apply_override as apply_override,
     build_config as build_config,
     builtin_names as builtin_names,
     did_you_mean as did_you_mean,
     field_paths as field_paths,
+    folder_of as folder_of,
     hint_at as hint_at,
     load_recipe as load_recipe,
     parse_config as parse_config,

@@ -11,9 +11,12 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.files import expand_user
 
 
-def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
-    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention. Raises ConfigError."""
-    return tuple(map(_parse_intervention, split_arm(text)))
+def parse_arm(text: str, folder: Path | None = None) -> tuple[InterventionSpec, ...]:
+    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention.
+
+    A FILE.py is relative to `folder`, unset to the working directory. Raises ConfigError.
+    """
+    return tuple(_parse_intervention(part, folder) for part in split_arm(text))
 
 
 def split_arm(text: str) -> list[str]:
@@ -41,10 +44,10 @@ def _sorted_settings(intervention: str) -> str:
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>.+))?", re.DOTALL)
 
 
-def _parse_intervention(text: str) -> InterventionSpec:
+def _parse_intervention(text: str, folder: Path | None) -> InterventionSpec:
     in_file = _FILE.fullmatch(text)
     if in_file is not None:
-        path = os.path.abspath(expand_user(in_file["file"]))  # noqa: PTH100 - Path.resolve would follow links
+        path = os.path.abspath(Path(folder or "", expand_user(in_file["file"])))  # noqa: PTH100 - Path.resolve would follow links
         kind = in_file["kind"]
         tree: dict[str, Any] = {
             "name": kebab_case(kind or Path(path).stem) or "file",

@@ -95,6 +95,11 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
         raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
 
 
+def folder_of(name: str) -> Path | None:
+    """Return the folder of a `FILE.toml`, None for the name of a built-in file."""
+    return Path(name).parent if name.endswith(".toml") else None
+
+
 def toml_text(name: str, kind: str, package: str, folder: str) -> str:
     """Return the text of the file that `read_toml` reads; raises ConfigError."""
     known = builtin_names(package, folder)
@@ -102,9 +107,9 @@ def toml_text(name: str, kind: str, package: str, folder: str) -> str:
         return _read_text(Path(name), f"{kind} file {name}")
     if name in known:
         return (resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8")
-    raise ConfigError(
-        f"unknown {kind} {name!r}{did_you_mean(name, known)}; built in: {', '.join(known)}; or give a FILE.toml"
-    )
+    hint = did_you_mean(name, known)
+    built_in = f"{hint} Built in:" if hint else "; built in:"
+    raise ConfigError(f"unknown {kind} {name!r}{built_in} {', '.join(known)}; or give a FILE.toml")
 
 
 def _read_text(path: Path, source: str) -> str:
@@ -140,7 +145,7 @@ def build_config(
     """
     tree = load_recipe(recipe)
     for text in overrides:
-        _apply_override(tree, text)
+        apply_override(tree, text)
     named = {"model.hidden_size": size, "probe.eval_every_steps": eval_every_steps, "steps": steps, "seed": seed}
     for path, value in named.items():
         if value is not None:
@@ -240,22 +245,25 @@ def field_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[st
     return paths
 
 
-def _apply_override(tree: dict[str, Any], text: str) -> None:
+def apply_override(tree: dict[str, Any], text: str, source: str = "--set") -> None:
+    """Set the field of a tree that a text `section.field=value` names; raises ConfigError that begins with `source`."""
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals:
-        raise ConfigError(f"--set {text!r}: expected section.field=value")
+        raise ConfigError(f"{source} {text!r}: expected section.field=value")
     if path not in field_paths():
-        raise ConfigError(f"--set {text!r}: {_unknown_field(path, RunConfig)}")
+        raise ConfigError(f"{source} {text!r}: {_unknown_field(path, RunConfig)}")
     if path == "interventions":
-        raise ConfigError(f"--set {text!r}: interventions are given with -i, such as -i reduced-lr+no-decay")
+        raise ConfigError(f"{source} {text!r}: interventions are given with -i, such as -i reduced-lr+no-decay")
     parsed = parse_value(value)
     if isinstance(parsed, str):
         kinds = set(_types_in(_annotation(RunConfig, path.split("."))))
         if tuple in map(get_origin, kinds):
             parsed = [item.strip() for item in parsed.split(",") if item.strip()]
         elif "," in parsed and str not in kinds:
-            raise ConfigError(f"--set {text!r}: expected one value; to train with each: bitnetctl sweep --grid {text}")
+            raise ConfigError(
+                f"{source} {text!r}: expected one value; to train with each: bitnetctl sweep --grid {text}"
+            )
     _set(tree, path, parsed)
 
 

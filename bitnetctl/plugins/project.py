@@ -47,6 +47,8 @@ def _import(name: str, file: Path) -> ModuleType:
 
 def _targets(path: Path) -> list[str]:
     """Return the targets of a project's entry points, such as `module:Class`."""
+    if path.suffix == ".py":
+        raise ConfigError(f"{path}: no such file")
     project = path / "pyproject.toml"
     try:
         tree = tomllib.loads(project.read_text(encoding="utf-8-sig"))

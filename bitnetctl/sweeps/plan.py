@@ -1,15 +1,29 @@
 """Grids and named plans: from arms, sizes and seeds to the configs of runs. No torch here."""
 
+import contextlib
 import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bitnetctl.config import BASELINE, Frozen, RunConfig, build_config, parse_arm, parse_value, read_toml, validated
+from bitnetctl.config import (
+    BASELINE,
+    Frozen,
+    RunConfig,
+    apply_override,
+    build_config,
+    folder_of,
+    load_recipe,
+    parse_arm,
+    parse_value,
+    read_toml,
+    validated,
+)
 from bitnetctl.config.load import flatten
 from bitnetctl.config.numbers import MAX_RUNS
 from bitnetctl.config.schema import value_text
@@ -84,10 +98,11 @@ class Plan(Frozen):
             texts.insert(0, "")
         return texts
 
-    def configs(self) -> list[RunConfig]:
+    def configs(self, folder: Path | None = None) -> list[RunConfig]:
         """Return a config for every size, arm and seed, without duplicates.
 
-        An arm whose plug-in is at fault is among them, as it was asked for; raises ConfigError for anything else.
+        An arm that is a FILE.py is relative to `folder`. One whose plug-in is at fault is among them, as it was asked
+        for; raises ConfigError for anything else.
         """
         arms, sizes = self.all_arms(), self.sizes or (None,)
         points = self.points()
@@ -103,13 +118,42 @@ class Plan(Frozen):
                     size=size,
                     steps=self.steps,
                     overrides=(*self.overrides, *point),
-                    interventions=parse_arm(arm),
+                    interventions=parse_arm(arm, folder),
                 )
             )
             for seed in self.seeds:
                 config = base.model_copy(update={"seed": seed})
                 configs.setdefault(config.hash, config)
         return list(configs.values())
+
+    def check(self, source: str, folder: Path | None = None) -> None:
+        """Raise ConfigError that begins with `source` and the field: recipe, overrides, arms or factors."""
+        with in_field(f"{source}recipe"):
+            tree = load_recipe(self.recipe)
+        for text in self.overrides:
+            apply_override(tree, text, f"{source}overrides:")
+        levels = [level for factor in self.factors.values() for level in factor.values()]
+        for field, arms in (("arms", self.arms), ("factors", levels)):
+            for arm in arms:
+                with in_field(f"{source}{field}"):
+                    registry.normalize_if_usable(RunConfig(interventions=parse_arm(arm, folder)))
+
+
+@contextlib.contextmanager
+def in_field(field: str) -> Iterator[None]:
+    """Name a field in front of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise type(error)(f"{field}: {error}") from error
+
+
+def plan_configs(name: str, changes: Mapping[str, Any]) -> list[RunConfig]:
+    """Return the runs of a plan as `load_plan` reads it, whose FILE.py are relative to its file; raises ConfigError."""
+    # arms of the command line are relative to the working directory
+    folder = None if "arms" in changes else folder_of(name)
+    load_plan(name, {}).check(f"plan {name}: ", folder_of(name))
+    return load_plan(name, changes).configs(folder)
 
 
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:

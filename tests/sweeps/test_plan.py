@@ -198,7 +198,7 @@ def test_a_plan_with_impossible_runs_is_refused(tree: dict[str, Any], part: str)
 
 def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
     for name, part in {
-        "root-casue": "unknown plan 'root-casue'; did you mean 'root-cause'?; built in: aggressive-clipping, ",
+        "root-casue": "unknown plan 'root-casue'; did you mean 'root-cause'? Built in: aggressive-clipping, ",
         "xyzzy": "unknown plan 'xyzzy'; built in: aggressive-clipping, ",
         "": "unknown plan ''",
         "../plans/scaling": "unknown plan",

@@ -1,0 +1,108 @@
+"""Arms of a claim's file: those that are files beside it, and mistakes told by the file and its field."""
+
+import re
+from pathlib import Path
+
+import pytest
+from calling import call
+from claim_files import write_claim
+from synthetic import simple_run
+
+from bitnetctl.cli.claiming import ClaimTest
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.sweeps.plan import plan_configs
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+PLUGIN = """
+from bitnetctl.intervention import Intervention
+
+
+class HalvedRate(Intervention):
+    summary = "half the rate"
+"""
+PLAN_ARMS = 'arms = ["no-decay"]'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a plus sign in its name and a plug-in, which is not the working directory."""
+    folder = tmp_path / "a+b"
+    (folder / "arms").mkdir(parents=True)
+    (folder / "arms" / "mine.py").write_text(PLUGIN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def at(folder: Path, arm: str, arms: str) -> ClaimTest:
+    changes = {'arm = "no-decay"': f'arm = "{arm}"', PLAN_ARMS: f"arms = [{arms}]"}
+    return ClaimTest(name_or_file=str(write_claim(folder / "mine.toml", **changes)))
+
+
+@pytest.mark.parametrize("arm", ["arms/mine.py", "./arms/mine.py:HalvedRate", "halved-rate"])
+def test_an_arm_is_a_file_beside_the_claim_or_its_label(folder: Path, arm: str) -> None:
+    test = at(folder, arm, '"arms/mine.py"')
+    assert test.arms == ["baseline", "halved-rate"]
+    assert test.arm == "halved-rate"
+    (spec,) = test.configs[-1].interventions
+    assert spec.file == f"{folder / 'arms' / 'mine.py'}:HalvedRate"
+
+
+def test_the_runs_of_such_an_arm_are_judged(folder: Path) -> None:
+    test = at(folder, "halved-rate", '"arms/mine.py"')
+    runs = folder / "runs"
+    runs.mkdir()
+    for config in test.configs:
+        simple_run(runs, config, loss=(5.0 if config.arm == "baseline" else 4.5) + config.seed / 1000)
+    done = call("verify", "--claim", folder / "mine.toml", "--runs-dir", runs, "--no-train", "--json")
+    assert (done.code, done.json["claim"]["arm"]) == (ExitCode.SUPPORTED, "halved-rate")
+
+
+def test_an_arm_of_a_plan_file_is_a_file_beside_it_and_one_that_is_typed_is_not(folder: Path) -> None:
+    plan = folder / "plan.toml"
+    plan.write_text('recipe = "quick"\narms = ["arms/mine.py"]\n[factors.f]\noff = ""\non = "arms/mine.py"\n')
+    assert [config.arm for config in plan_configs(str(plan), {})] == ["halved-rate", "baseline"]
+    typed = {"arms": ("arms/mine.py",), "factors": {}}
+    with pytest.raises(ConfigError, match=re.escape(f"{folder.parent}/arms/mine.py: no such file")):
+        plan_configs(str(plan), typed)
+    moved = plan.rename(folder.parent / "plan.toml")
+    with pytest.raises(ConfigError, match=re.escape(f"plan {moved}: arms: {folder.parent}/arms/mine.py: no such file")):
+        plan_configs(str(moved), {})
+
+
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "arms": (PLAN_ARMS, 'arms = ["row-scal"]', "plan.arms: unknown intervention 'row-scal'; did you mean"),
+    "no file": (PLAN_ARMS, 'arms = ["no.py"]', "plan.arms: {folder}/no.py: no such file"),
+    "settings": (
+        PLAN_ARMS,
+        'arms = ["group-scale:siz=64"]',
+        "plan.arms: intervention group-scale: unknown field",
+    ),
+    "recipe": (
+        'recipe = "quick"',
+        'recipe = "quik"',
+        "plan.recipe: unknown recipe 'quik'; did you mean 'quick'? Built",
+    ),
+    "override": ('["probe', '["prob', "plan.overrides: 'prob.eval_every_steps=100': unknown field"),
+    "value": ("=100", "=-1", "plan: recipe quick: probe.eval_every_steps: input should be"),
+    "arm": ('arm = "no-decay"', 'arm = "no-deca"', "arm: unknown intervention 'no-deca'; did you mean 'no-decay'?"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_names_file_and_field(folder: Path, kind: str) -> None:
+    old, new, message = MISTAKES[kind]
+    file = write_claim(folder / "mine.toml", **{old: new})
+    done = call("verify", "--claim", file, "--dry-run")
+    assert done.code == ExitCode.USAGE
+    assert done.err.startswith(f"error: claim {file}: {message.format(folder=folder)}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_mistake_of_the_command_line_is_told_as_one(folder: Path) -> None:
+    file = write_claim(folder / "mine.toml")
+    done = call("verify", "--claim", file, "--dry-run", "--set", "prob.positions=3")
+    assert done.err.startswith("error: --set 'prob.positions=3': unknown field")
+    assert call("verify", "--claim", file, "--dry-run", "--recipe", "quik").err.startswith(
+        "error: unknown recipe 'quik'"
+    )
