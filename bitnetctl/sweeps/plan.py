@@ -109,7 +109,7 @@ class Plan(Frozen):
         if len(arms) * len(sizes) * len(points) * len(self.seeds) > MAX_RUNS:
             raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
         # those of one name and other code have one hash
-        registry.refuse_shared_names(spec for arm in arms for spec in parse_arm(arm))
+        registry.refuse_shared_names(spec for arm in arms for spec in parse_arm(arm, folder))
         configs: dict[str, RunConfig] = {}
         for size, point, arm in itertools.product(sizes, points, arms):
             base = registry.normalize_if_usable(
