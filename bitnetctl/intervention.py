@@ -87,7 +87,8 @@ and in the pyproject.toml of its package
 
 after which `bitnetctl train -i halved-rate:factor=0.1` uses it. `bitnetctl interventions new halved-rate` writes such a
 project with a test, and `bitnetctl interventions check` runs the tests of `bitnetctl.testing.check_contract` on it,
-which also find a method with almost the name of a hook.
+among them that an optimizer follows the learning rate. A class with a public method of almost the name of a hook, such
+as `quantise_weights`, is refused, since nothing would call it: start the name of a helper with an underscore.
 A file needs no installation: `bitnetctl train -i halved_rate.py:factor=0.1`.
 """
 
@@ -216,6 +217,7 @@ class Intervention:
         Called once, before the first step of a run or of its resumed part, when the weights are in place. Before each
         step every group gets `lr` = scheduled learning rate x its `lr_factor` and `weight_decay` = scheduled weight
         decay x its `weight_decay_factor`, both 1 unless the group states them; whatever else it was made with stays.
+        Its step must read them from the group at each call.
         An `lr_factor` of 0 freezes a group. The config holds, too: groups are split where `optimizer.exempt` or
         `optimizer.learning_rate_factors` treat their parameters differently, and `optimizer.max_norm` clips the
         gradients before the step. Whether decay is coupled is up to the optimizer; `optimizer.name` is not used.
@@ -234,8 +236,9 @@ class Intervention:
         On the CPU `capturable` is set to False. Otherwise the pack of the run is not captured; the log and run.json
         (`not_captured`) say so.
 
-        A parameter left out, doubled or foreign, something that is no optimizer, and one whose `step` needs a closure
-        end the runs of this intervention with a PluginError; so does an error in `step`.
+        A parameter left out, doubled or foreign, a key that is almost that of a factor, something that is no optimizer,
+        and one whose `step` needs a closure end the runs of this intervention with a PluginError; so does an error in
+        `step`.
         """
         raise NotImplementedError("called only where it is overridden")
 

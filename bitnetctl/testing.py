@@ -39,10 +39,10 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
     rejected; `configure` and the schedules are pure, and schedules are numbers, finite and not negative; losses are
     scalars with a gradient; training next to a baseline run gives finite values, does not change the baseline, and
     gives the same values when repeated and for two runs in one pack; quantizers are pure, take each matrix and token by
-    itself, and leave a run with λ 0 beside them in full precision; its state is JSON and can be restored; with its
-    optimizer, a run that is resumed after two steps has the same third one, bit for bit; nothing changes the process,
-    see `bitnetctl.intervention`. Raises AssertionError, PluginError (a ConfigError) for an
-    error in a hook, and pydantic's ValidationError for invalid `settings`.
+    itself, and leave a run with λ 0 beside them in full precision; its state is JSON and can be restored; its optimizer
+    uses the learning rate that is set in each group, and a run that is resumed after two steps has the same third one,
+    bit for bit; nothing changes the process, see `bitnetctl.intervention`. Raises AssertionError, PluginError (a
+    ConfigError) for an error in a hook, and pydantic's ValidationError for invalid `settings`.
     """
     check_class(intervention)
     name = intervention.__name__
@@ -55,8 +55,9 @@ def check_contract(intervention: type[Intervention], settings: Mapping[str, Any]
 
     _check_settings(intervention, settings or {})
     _check_schedules(compose)
+    # before training, where what a quantizer breaks shows only in its effects
+    _check_quantizers(compose, name)
     _check_training(compose)
-    _check_quantizers(compose)
     changes = intrusions_of(name)
     assert not changes, "it " + "; it ".join(changes)
 
@@ -145,7 +146,8 @@ def _check_training(compose: Callable[[], Composition]) -> None:
         torch.testing.assert_close(
             together[-1].flat_parameters[key],
             flat,
-            msg=f"two runs with it in one pack give different {key}: keep state on self, not on the class",
+            msg=f"two runs with it in one pack give different {key}: it has state on its class, not on self, or draws "
+            "numbers of a generator of its own",
         )
     compose().load_state_dict(first.replicas[0].composition.state_dict())
     if first.replicas[0].composition.optimizer_plugin is not None:
@@ -153,14 +155,23 @@ def _check_training(compose: Callable[[], Composition]) -> None:
 
 
 def _check_optimizer(compose: Callable[[], Composition], config: RunConfig) -> None:
-    """Check that a resumed run has the same third step, and that steps change weights."""
+    """Check that steps change weights, by the rate of each group, and that a resumed run has the same third one."""
     # alone: in a pack of another size the last bits of gradients differ
-    trained, fresh = (Pack([config], [compose()], tiny_tokens(config), torch.device("cpu")) for _ in range(2))
-    for step in (1, 2):
-        trained.step(step)
-    weights = trained.model.parameters(0)
-    moved = [name for name, weight in fresh.model.parameters(0).items() if not torch.equal(weight, weights[name])]
-    assert moved, "two steps of its optimizer change no weight"
+    trained, slow, fresh = (Pack([config], [compose()], tiny_tokens(config), torch.device("cpu")) for _ in range(3))
+    slow.replicas[0].halved_after = [0] * 4
+    initial, weights, slower = (pack.model.parameters(0) for pack in (fresh, trained, slow))
+    for pack in (trained, slow):
+        pack.step(1)
+    # of equal gradients; later ones depend on the weights
+    moved = [name for name in weights if not torch.equal(initial[name], weights[name])]
+    unread = [name for name in moved if torch.equal(weights[name], slower[name])]
+    assert not unread, (
+        f"its optimizer moves {', '.join(unread[:2])} as far at a sixteenth of the learning rate: its step must use "
+        "the lr of each group, which is set before it"
+    )
+    trained.step(2)
+    is_still = all(torch.equal(initial[name], weight) for name, weight in weights.items())
+    assert not is_still, "two steps of its optimizer change no weight"
     # in the form in which a checkpoint holds it
     saved = load(save({name: tensor.contiguous() for name, tensor in trained.optimizer_state(0).items()}))
     fresh.model.load(0, {name: weight.detach().clone() for name, weight in weights.items()})
@@ -175,7 +186,7 @@ def _check_optimizer(compose: Callable[[], Composition], config: RunConfig) -> N
         )
 
 
-def _check_quantizers(compose: Callable[[], Composition]) -> None:
+def _check_quantizers(compose: Callable[[], Composition], name: str) -> None:
     config, generator = tiny_config().model, torch.Generator().manual_seed(0)
     quantizers = compose().quantizers()
     samples = {
@@ -188,8 +199,11 @@ def _check_quantizers(compose: Callable[[], Composition]) -> None:
         x = torch.randn(shape, generator=generator)
         codes, scale = quantize(x)
         again, scale_again = quantize(x)
-        assert torch.equal(codes, again), f"{hook} is not a pure function"
-        assert torch.equal(scale, scale_again), f"{hook} is not a pure function"
+        is_pure = torch.equal(codes, again) and torch.equal(scale, scale_again)
+        assert is_pure, f"{hook} is not a pure function: it draws numbers or keeps state"
+        # the generator is put back, so that each call draws the same
+        drawn = [each for each in intrusions_of(name) if each.startswith(("drew", "seeded"))]
+        assert not drawn, f"{hook} is not a pure function: it {'; it '.join(drawn)}"
         for index in range(len(x)):
             alone, scale_alone = quantize(x[index : index + 1].clone())
             message = f"{hook} does not take each index of the first dimension by itself"

@@ -116,7 +116,10 @@ def check(
         except Exception as error:
             broken += 1
             where = None if isinstance(error, BitnetctlError | AssertionError) else location(error)
-            problem = one_line(error, 2000) + (f" ({where})" if where else "")
+            # its name is in front of the line already
+            problem = one_line(error, 2000).removeprefix(f"{intervention.__name__}: ") + (
+                f" ({where})" if where else ""
+            )
             print_lines(f"{intervention.__name__}: broken: {problem}")
         else:
             print_lines(f"{intervention.__name__}: keeps the contract")

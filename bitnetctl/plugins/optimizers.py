@@ -1,5 +1,6 @@
 """What `make_optimizer` of a plug-in may return."""
 
+import difflib
 import inspect
 import math
 from collections import Counter
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 FACTORS = ("lr_factor", "weight_decay_factor")
+# as similar as a factor with one or two wrong letters; weight_decay itself is less
+_SIMILAR = 0.85
 
 
 def checked_optimizers(
@@ -78,6 +81,10 @@ def _factor_problem(groups: Sequence[Mapping[str, Any]]) -> str | None:
         for group in groups:
             for name in FACTORS:
                 factor_of(group, name)
+            for key in group.keys() - set(FACTORS):
+                close = difflib.get_close_matches(str(key).lower(), FACTORS, 1, cutoff=_SIMILAR)
+                if close:
+                    return f"{key} of a group is never read; did you mean {close[0]}?"
     except ValueError as error:
         return str(error)
     return None

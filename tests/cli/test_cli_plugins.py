@@ -300,7 +300,7 @@ def test_check_takes_a_name(versions: Versions) -> None:
     versions.install("1", NO_RETURN)
     done = call("interventions", "check", "half-rate")
     assert done.code == ExitCode.USAGE
-    assert "Halved: broken: Halved: learning_rate returned None at step 1, not a number" in done.out
+    assert "Halved: broken: learning_rate returned None at step 1, not a number" in done.out
 
 
 READS_ENVIRONMENT = """

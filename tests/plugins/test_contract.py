@@ -135,6 +135,26 @@ class Still(Momentum):
     optimizer = Frozen
 
 
+class OwnRate(Momentum):
+    """Its second group has the rate that it was made with."""
+
+    class Constant(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                if group["params"][0].dim() == 1:
+                    group["lr"] = 0.1
+            super().step()
+
+    def make_optimizer(self, parameters: Mapping[str, Tensor], config: RunConfig) -> torch.optim.Optimizer:
+        norms = [one for one in parameters.values() if one.dim() == 1]
+        return self.Constant([{"params": [one for one in parameters.values() if one.dim() > 1]}, {"params": norms}])
+
+
+class MisspeltFactor(Momentum):
+    def make_optimizer(self, parameters: Mapping[str, Tensor], config: RunConfig) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": list(parameters.values()), "lr_factr": 2.0}])
+
+
 class Listing(Momentum):
     class Listed(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -194,6 +214,12 @@ class Drawing(Median):
     generator = torch.Generator()
 
 
+class DrawingGlobally(Median):
+    def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+        noise = torch.rand(weight_LOI.shape) - 0.5
+        return (weight_LOI * 10 + noise).round().clamp(-1, 1), weight_LOI[:, :1, :1].abs() + 0.1
+
+
 class Mixing(Median):
     def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
         scale = weight_LOI.abs().mean().expand(len(weight_LOI), 1, 1)
@@ -239,12 +265,15 @@ def test_an_optimizer_of_torch_passes() -> None:
         (Overreaching, "it changed .* of the baseline run in the same pack"),
         (Forgetful, "its optimizer keeps what changes outside of state and groups"),
         (Still, "two steps of its optimizer change no weight"),
+        (OwnRate, "moves .*norm.* as far at a sixteenth of the learning rate: its step must use the lr of each group"),
+        (MisspeltFactor, "make_optimizer: lr_factr of a group is never read; did you mean lr_factor?"),
         (Listing, "checkpoints cannot hold .*/history of its optimizer, a list"),
         (Closing, "requires a closure"),
         (Trespassing, "it changed .* of the baseline run in the same pack"),
         (Unsaveable, "state_dict returned .*, which is not made of finite JSON values"),
         (Unrestorable, "steps"),
-        (Drawing, "quantize_weights is not a pure function|gives different results"),
+        (Drawing, "quantize_weights is not a pure function: it draws numbers or keeps state"),
+        (DrawingGlobally, "not a pure function: it drew from or seeded torch's global generator in quantize_weights"),
         (Mixing, "quantize_weights does not take each index of the first dimension by itself"),
         (MixingTokens, "quantize_activations does not take each index of the first dimension by itself"),
         (Unclamped, "quantize_weights returned codes other than -1, 0 and 1"),
@@ -261,6 +290,20 @@ def test_a_name_that_only_resembles_a_hook_is_no_finding() -> None:
         def learning_rate_at(self, fraction: float) -> float:
             return fraction
 
+        def _learning_rates(self) -> float:
+            return 1.0
+
+    class Plural(Median):
+        """The hook is there; what is almost called like it is a helper."""
+
+        def quantize_weight(self, weight_OI: Tensor) -> Quantized:
+            codes_1OI, scale_1OI = self.quantize_weights(weight_OI[None])
+            return codes_1OI[0], scale_1OI[0]
+
+        def quantize_weights(self, weight_LOI: Tensor) -> Quantized:
+            return super().quantize_weights(weight_LOI)
+
+    check_contract(Plural)
     check_contract(Helped)
 
 
