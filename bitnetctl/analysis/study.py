@@ -13,7 +13,7 @@ from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.findings import Finding, find
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
-from bitnetctl.records.provenance import provenance_differences
+from bitnetctl.records.provenance import code_differences, provenance_differences
 from bitnetctl.records.run import Run
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
@@ -122,6 +122,10 @@ def _problems(
     probes = len({probe_key(run) for run in runs})
     if probes > 1:
         notes.append(wording.several_probes(probes))
+    by_arm: dict[str, list[Run]] = {}
+    for run, summary in zip(runs, summaries, strict=True):
+        by_arm.setdefault(summary.arm, []).append(run)
+    notes += [wording.several_codes(arm, text) for arm, of_arm in by_arm.items() for text in code_differences(of_arm)]
     if without_config and without_config < len(runs):
         notes.append(wording.without_config(without_config, len(runs)))
     seen: dict[tuple[object, ...], str] = {}

@@ -321,6 +321,10 @@ def several_probes(probes: int) -> str:
     )
 
 
+def several_codes(arm: str, difference: str) -> str:
+    return f"{arm}: its runs are not of one plug-in, though they count as seeds of one arm: {difference}"
+
+
 def without_config(count: int, runs: int) -> str:
     return f"{count} of {runs} runs have no config and are left out of the factors"
 

@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, stdout
+from bitnetctl.config import InterventionSpec, RunConfig, parse_arm
+from bitnetctl.config.schema import value_text
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, one_line
 from bitnetctl.intervention import Intervention
 from bitnetctl.plugins import registry
@@ -42,21 +44,36 @@ def list_all(as_json: options.Json = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], as_json: options.Json = False) -> None:
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            parser=options.user_text,
+            metavar="NAME|FILE.py",
+            help="An intervention, with settings too: NAME:key=value or FILE.py:key=value.",
+        ),
+    ],
+    as_json: options.Json = False,
+) -> None:
     """Show what an intervention does, its settings and where it comes from."""
-    plugin = registry.load(name)
+    spec = _one_spec(name)
+    plugin = registry.load_spec(spec)
+    if spec.settings:
+        # refuses those that it does not take
+        registry.normalize(RunConfig(interventions=(spec,)))
+    given = {"given": spec.settings} if spec.settings else {}
     if as_json:
-        print_json(_describe(plugin))
+        print_json(_describe(plugin) | given)
         return
     if plugin.intervention is None:
         raise ConfigError(plugin.error_message)
     from bitnetctl.report.fitted import Column, FittedTable, rows_of
 
     console = stdout()
-    console.print(f"[bold]{name}[/]  {escape(_paragraphs(plugin.intervention))}", highlight=False)
+    console.print(f"[bold]{plugin.name}[/]  {escape(_paragraphs(plugin.intervention))}", highlight=False)
     described = (
         ("source", plugin.intervention.source),
-        ("from", f"{plugin.distribution} {plugin.version} ({plugin.target})"),
+        ("from", f"{plugin.distribution} {plugin.version} ({plugin.target})".replace("  ", " ")),
         ("changes", ", ".join(plugin.hooks)),
     )
     console.print(FittedTable((Column(""), Column("", note=True)), rows_of(described), show_header=False))
@@ -66,10 +83,20 @@ def show(name: Annotated[str, typer.Argument(help="Name of an intervention.")], 
     fields = plugin.intervention.Settings.model_fields
     if fields:
         cells = (
-            (setting, "unset" if field.default is None else str(field.default), field.description or "")
+            (
+                setting,
+                *([value_text(spec.settings[setting]) if setting in spec.settings else ""] if given else []),
+                "unset" if field.default is None else str(field.default),
+                field.description or "",
+            )
             for setting, field in fields.items()
         )
-        columns = (Column("setting"), Column("default"), Column("meaning", note=True))
+        columns = (
+            Column("setting"),
+            *([Column("given")] if given else []),
+            Column("default"),
+            Column("meaning", note=True),
+        )
         console.print(FittedTable(columns, rows_of(cells)))
 
 
@@ -82,6 +109,10 @@ def new(
     ] = Path(),
 ) -> None:
     """Write a ready plug-in project with a passing test."""
+    taken = next((each for each in registry.discover() if each.name == name), None)
+    if taken is not None:
+        source = f"{taken.distribution} {taken.version}"
+        raise ConfigError(f"intervention name {name!r} is taken by {source}; choose another")
     folder = write_project(name, path)
     print_lines(folder, f"next: pip install -e {folder} && bitnetctl interventions show {name}")
 
@@ -91,22 +122,21 @@ def check(
     path: Annotated[
         str,
         typer.Argument(
-            parser=options.user_text, metavar="NAME|PATH", help="An intervention, a plug-in project, or a FILE.py."
+            parser=options.user_text,
+            metavar="NAME|PATH",
+            help="An intervention, a plug-in project, or a FILE.py; with settings NAME:key=value or FILE.py:key=value.",
         ),
     ],
-    settings: Annotated[str, typer.Option("--settings", help="Settings as JSON.")] = "{}",
+    settings: Annotated[str | None, typer.Option("--settings", help="Settings as JSON.")] = None,
 ) -> int:
     """Test interventions against the contract: settings, pure schedules, two training steps beside a baseline."""
     from bitnetctl.testing import check_contract
 
-    try:
-        values = json.loads(settings)
-    except ValueError as error:
-        raise ConfigError(f"--settings {settings!r}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--settings {settings!r}: expected a JSON object")
+    interventions, name, given = _interventions(path)
+    if given and settings is not None:
+        raise ConfigError(f"settings are given in {path} and by --settings; take one of them")
+    values = given if settings is None else _parse_settings(settings)
     broken = 0
-    interventions, name = _interventions(path)
     for intervention in interventions:
         try:
             check_contract(intervention, values)
@@ -126,19 +156,44 @@ def check(
     return ExitCode.USAGE if broken else ExitCode.SUPPORTED
 
 
-def _interventions(target: str) -> tuple[list[type[Intervention]], str]:
-    """Return the interventions of a file or project, or the one of a name, and the name for what its import changes.
+def _parse_settings(settings: str) -> dict[str, Any]:
+    """Return the settings of a JSON object; raises ConfigError."""
+    try:
+        values = json.loads(settings)
+    except ValueError as error:
+        raise ConfigError(f"--settings {settings!r}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--settings {settings!r}: expected a JSON object")
+    return values
 
-    Raises ConfigError.
+
+def _interventions(target: str) -> tuple[list[type[Intervention]], str, dict[str, Any]]:
+    """Return the interventions of a file or project, or the one of a name, and the settings in the target.
+
+    The second value is the name for what their import changes. Raises ConfigError.
     """
     # a name is never a path, unless something of that name lies in this folder
-    if os.path.exists(target) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", target):  # noqa: PTH110 - Path raises
+    is_there = os.path.exists(target)  # noqa: PTH110 - Path raises
+    if is_there or not re.fullmatch(r"[a-z0-9][a-z0-9-]*(:.*)?|.+\.py(:.+)?", target, re.DOTALL):
         path = Path(target)
-        return intervention_classes(path), path.stem
-    plugin = registry.load(target)
+        return intervention_classes(path), path.stem, {}
+    spec = _one_spec(target)
+    file = None if spec.file is None else Path(spec.file)
+    if file is not None and file.suffix == ".py":
+        # all classes in it
+        return intervention_classes(file), file.stem, dict(spec.settings)
+    plugin = registry.load_spec(spec)
     if plugin.intervention is None:
         raise ConfigError(plugin.error_message)
-    return [plugin.intervention], plugin.name
+    return [plugin.intervention], plugin.name if file is None else file.stem, dict(spec.settings)
+
+
+def _one_spec(text: str) -> InterventionSpec:
+    """Return the one intervention that a text names as `-i` does; raises ConfigError."""
+    specs = parse_arm(text)
+    if len(specs) != 1:
+        raise ConfigError(f"{text!r} is not one intervention: take NAME or FILE.py, with settings NAME:key=value")
+    return specs[0]
 
 
 def _paragraphs(intervention: type[Intervention]) -> str:

@@ -80,11 +80,27 @@ def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings
     return Differences(breaking=tuple(texts.values()), minor=tuple(text for _, text in minor.differences()))
 
 
+def code_differences(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the plug-ins of which runs were trained with different code, as texts; what is unknown differs from none.
+
+    Plug-ins that only some of the runs have differ from nothing either.
+    """
+    found = _RunsByValue()
+    for run in runs:
+        if run.manifest is not None:
+            _add_code(found, run, run.manifest)
+    return tuple(text for _, text in found.differences())
+
+
 def _add_breaking(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
     for key in ("fingerprint", "tokenizer_fingerprint", "probe_fingerprint"):
         value = manifest.data.get(key)
         aspect = "data fingerprint" if key == "fingerprint" else key.replace("_", " ")
         runs_of.add(aspect, value if isinstance(value, str) else None, run)
+    _add_code(runs_of, run, manifest)
+
+
+def _add_code(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
     for plugin in (plugin for session in _sessions(run, manifest) for plugin in session.plugins):
         runs_of.add(f"code of {plugin.name}", plugin.source_sha256, run)
 

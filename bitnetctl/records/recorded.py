@@ -167,7 +167,8 @@ class RunsFolder:
             texts = differences(recorded, config)
             if not texts:
                 return FoundRun(paths=RunPaths(self._runs_dir, candidate), config_hash=config_hash)
-            if differing is None and not _differ_elsewhere(recorded, config):
+            # with other settings given, it is another arm that was meant
+            if differing is None and recorded.arm == config.arm and not _differ_elsewhere(recorded, config):
                 differing, other = listed(texts), candidate
         return FoundRun(paths=paths, config_hash=config.hash, differing=differing, other=other)
 

@@ -16,6 +16,7 @@ from distributions import forget_plugins
 
 from bitnetctl.errors import ConfigError, ExitCode, StorageError
 from bitnetctl.plugins import registry
+from bitnetctl.plugins.composition import HOOKS
 from bitnetctl.plugins.scaffold import write_project
 
 pytestmark = pytest.mark.usefixtures("fresh_registry")
@@ -136,6 +137,32 @@ def test_a_project_is_clean(arguments: tuple[str, ...], written: Path) -> None:
     ruff = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--no-cache", "--line-length", "120"]
     done = subprocess.run([*ruff, "."], cwd=written, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def in_comments(text: str) -> tuple[str, dict[str, str]]:
+    """Return the module without its hooks in comments, and the code of each by name."""
+    head, _, tail = text.partition("    # The other hooks")
+    lines = [line.removeprefix("    #").removeprefix(" ") for line in tail.splitlines()]
+    starts = [index for index, line in enumerate(lines) if line.startswith("def ")]
+    bodies = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    code = ["\n".join(body).rstrip() + "\n" for body in bodies]
+    return head.rstrip() + "\n", {one.removeprefix("def ").partition("(")[0]: one for one in code}
+
+
+def test_a_hook_can_be_taken_out_of_its_comment(written: Path, tmp_path: Path) -> None:
+    [module] = written.glob("*.py")
+    head, hooks = in_comments(module.read_text(encoding="utf-8"))
+    assert {*hooks, "learning_rate"} == {*HOOKS, "state_dict", "load_state_dict"}
+    added = {name: "\n" + textwrap.indent(hook, "    ") for name, hook in hooks.items()}
+    for name, code in {**added, "all": "".join(added.values())}.items():
+        file = tmp_path / f"with_{name}.py"
+        file.write_text(head + code, encoding="utf-8")
+        done = call("check", file)
+        assert done == Done(0, "TwiceAsSlow2: keeps the contract\n", ""), name
+    for command in (["format", "--check"], ["check", "--select", "E,F,W,UP,B,I"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", "."]
+        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_a_written_plugin_can_be_installed_and_used(written: Path) -> None:
