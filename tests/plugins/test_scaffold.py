@@ -161,8 +161,8 @@ def test_a_hook_can_be_taken_out_of_its_comment(written: Path, tmp_path: Path) -
         assert done == Done(0, "TwiceAsSlow2: keeps the contract\n", ""), name
     for command in (["format", "--check"], ["check", "--select", "E,F,W,UP,B,I"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", "."]
-        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+        linted = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert linted.returncode == 0, linted.stdout
 
 
 def test_a_written_plugin_can_be_installed_and_used(written: Path) -> None:
