@@ -25,6 +25,7 @@ class _Question:
     source: str
     criteria: "Criteria"
     arms: int
+    sizes: int = 1
     planned: int | None = None
 
 
@@ -103,6 +104,7 @@ def _question(claim: str | None, criteria: str | None, arms: int | None) -> _Que
         source=f"claim {claim}",
         criteria=loaded.criteria,
         arms=arms or max(1, len(judged)),
+        sizes=max(1, len(plan.sizes)),
         planned=len(plan.seeds),
     )
 
@@ -112,14 +114,17 @@ def _document(question: _Question, effect: "Effect", wanted: float) -> dict[str,
 
     from bitnetctl.verdict.power import power as power_of, seeds_needed, worth_planning
 
-    checks, rule, arms = question.criteria.comparisons, question.criteria.seeds, question.arms
+    checks, rule, arms, sizes = question.criteria.comparisons, question.criteria.seeds, question.arms, question.sizes
     heavy = replace(effect, noise="heavy")
-    needed, needed_heavy = (seeds_needed(checks, one, rule, wanted=wanted, arms=arms) for one in (effect, heavy))
+    needed, needed_heavy = (
+        seeds_needed(checks, one, rule, wanted=wanted, arms=arms, sizes=sizes) for one in (effect, heavy)
+    )
     numbers = {number for number in (needed, needed_heavy, question.planned) if number is not None}
-    numbers.update(worth_planning(checks, effect, rule, arms=arms, up_to=max(numbers, default=20)))
+    up_to = max(numbers, default=20)
+    numbers.update(worth_planning(checks, effect, rule, arms=arms, sizes=sizes, up_to=up_to))
     rows = []
     for seeds in sorted(numbers):
-        normal, tails = (power_of(checks, seeds, one, rule, arms=arms) for one in (effect, heavy))
+        normal, tails = (power_of(checks, seeds, one, rule, arms=arms, sizes=sizes) for one in (effect, heavy))
         rows.append(
             {
                 "seeds": seeds,
@@ -136,6 +141,7 @@ def _document(question: _Question, effect: "Effect", wanted: float) -> dict[str,
         "wanted_power": wanted,
         "error_rate": rule.error_rate,
         "arms": arms,
+        "sizes": sizes,
         "seeds_planned": question.planned,
         "seeds_needed": needed,
         "seeds_needed_heavy_tails": needed_heavy,
@@ -152,10 +158,13 @@ def _assumed(question: _Question, effect: "Effect") -> str:
     return (
         f"a true effect{gains} of {known}; normal noise, or Student's t with 3 degrees of freedom and the same "
         "quartiles (heavy tails); every run ends healthy, where the claim needs a failure rate below "
-        f"{rule.max_failure_rate:.0%}; {plural(question.arms, 'arm')} at one size, error rate {rule.error_rate:g}"
-        + "; claims about the mean of a level hold"
-        * others
+        f"{rule.max_failure_rate:.0%}; {plural(question.arms, 'arm')} at {_sizes(question.sizes)}, error "
+        f"rate {rule.error_rate:g}" + "; claims about the mean of a level hold" * others
     )
+
+
+def _sizes(count: int) -> str:
+    return "one size" if count == 1 else f"{count} sizes, each of which has to be supported"
 
 
 def _show(document: dict[str, Any]) -> None:

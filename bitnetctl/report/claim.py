@@ -181,6 +181,8 @@ def _limits(claim: JudgedClaim, summary: Summary, runs: Sequence[Run], plots: Se
     yield "what happens with other settings: all but those of the arm are the recipe's, tuned for neither side"
     tested = "the median" if any(plot.columns for plot in plots) else "the rate of failures"
     yield f"that it is so for every seed: {tested} is tested, by {plural(len(claim.seeds), 'seed')}"
+    if any(isinstance(check, EquivalentCheck) for check in claim.claim.criteria.checks):
+        yield "that no seed differs by more: the median pair is tested, and nearly half of the pairs may lie beyond it"
     if summary.outcome is Outcome.INCONCLUSIVE:
         yield "that there is no difference: a test that does not decide is no evidence of equality"
     if summary.outcome in (Outcome.SUPPORTED, Outcome.REFUTED) and any(plot.columns for plot in plots):

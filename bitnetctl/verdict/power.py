@@ -53,23 +53,30 @@ class Power:
 
 
 def power(
-    checks: Sequence[ComparedCheck], seeds: int, effect: Effect, rule: SeedRule, *, arms: int = 1, draws: int = DRAWS
+    checks: Sequence[ComparedCheck],
+    seeds: int,
+    effect: Effect,
+    rule: SeedRule,
+    *,
+    arms: int = 1,
+    sizes: int = 1,
+    draws: int = DRAWS,
 ) -> Power:
-    """Return the probability that so many planned seeds support every check and the failure rate.
+    """Return the probability that so many planned seeds support every check and the failure rate at every size.
 
     The arm is judged at its own level, the error rate over the number of `arms`; beside arms that are decided it is a
-    larger one. Of several checks it is the least probability, however they depend on each other (Bonferroni). Raises
-    ConfigError where the effect says too little.
+    larger one. Of several checks and `sizes`, with the same effect at each, it is the least probability, however they
+    depend on each other (Bonferroni). Raises ConfigError where the effect says too little.
     """
     level = rule.error_rate / arms
     # all healthy
     if (1 - rule.max_failure_rate) ** seeds >= level:
         return Power(0.0)
     each = [_power(check, seeds, level, effect, draws) for check in checks]
-    if len(each) == 1:
+    if len(each) * sizes == 1:
         return each[0]
-    lacking = sum(1 - one.value for one in each)
-    return Power(max(0.0, 1 - lacking), math.sqrt(sum(one.standard_error**2 for one in each)))
+    lacking = sizes * sum(1 - one.value for one in each)
+    return Power(max(0.0, 1 - lacking), sizes * math.sqrt(sum(one.standard_error**2 for one in each)))
 
 
 def seeds_needed(
@@ -79,6 +86,7 @@ def seeds_needed(
     *,
     wanted: float = 0.8,
     arms: int = 1,
+    sizes: int = 1,
     draws: int = DRAWS,
 ) -> int | None:
     """Return the least number of seeds with the wanted power; None where none up to 2,000 has it.
@@ -88,7 +96,7 @@ def seeds_needed(
     medians = [check.model_copy(update={"claim": "median", "range": None}) for check in checks]
 
     def has_power(of: Sequence[ComparedCheck], seeds: int) -> bool:
-        return power(of, seeds, effect, rule, arms=arms, draws=draws).value >= wanted
+        return power(of, seeds, effect, rule, arms=arms, sizes=sizes, draws=draws).value >= wanted
 
     # a claim about the mean needs the one about the median, too
     first = next((seeds for seeds in range(1, MOST_SEEDS + 1) if has_power(medians, seeds)), None)
@@ -103,13 +111,20 @@ def seeds_needed(
 
 
 def worth_planning(
-    checks: Sequence[ComparedCheck], effect: Effect, rule: SeedRule, *, arms: int = 1, up_to: int, most: int = 10
+    checks: Sequence[ComparedCheck],
+    effect: Effect,
+    rule: SeedRule,
+    *,
+    arms: int = 1,
+    sizes: int = 1,
+    up_to: int,
+    most: int = 10,
 ) -> list[int]:
     """Return numbers of seeds with more power by signs than any smaller one, at most so many, up to a number."""
     medians = [check.model_copy(update={"claim": "median", "range": None}) for check in checks]
     worth, best = [], 0.0
     for seeds in range(1, up_to + 1):
-        value = power(medians, seeds, effect, rule, arms=arms).value
+        value = power(medians, seeds, effect, rule, arms=arms, sizes=sizes).value
         if value > best:
             worth.append(seeds)
             best = value

@@ -82,6 +82,12 @@ def test_a_claim_brings_its_arms_and_its_planned_seeds() -> None:
     assert "planned" in call("power", "--claim", "coupled-decay-cause", "--effect", "2").out
 
 
+def test_a_claim_brings_its_sizes() -> None:
+    done = call("power", "--claim", "decay-zero-cures", "--effect", "2", "--json").json
+    assert done["sizes"] == 4
+    assert "at 4 sizes, each of which has to be supported" in done["assumed"]
+
+
 def test_a_simulated_power_says_so(tmp_path: Path) -> None:
     path = tmp_path / "mean.toml"
     path.write_text(CRITERIA + 'kind = "paired"\nbetter = "lower"\nclaim = "mean"\n', encoding="utf-8")

@@ -128,6 +128,17 @@ def test_several_claims_have_at_least_the_power_that_is_said() -> None:
     assert power(both.comparisons, 11, effect, both.seeds).value == pytest.approx(max(0.0, sum(each) - 1))
 
 
+def test_every_size_has_to_be_supported() -> None:
+    both = criteria(PAIRED)
+    effect = Effect(effect=2.0)
+    one, four = (power(both.comparisons, 9, effect, both.seeds, sizes=sizes).value for sizes in (1, 4))
+    assert four == pytest.approx(1 - 4 * (1 - one))
+    assert 0 < four < one**4 < one
+    needed = [seeds_needed(both.comparisons, effect, both.seeds, sizes=sizes) for sizes in (1, 4)]
+    assert None not in needed
+    assert needed[0] < needed[1]
+
+
 def test_numbers_worth_planning_have_more_power_than_any_smaller_one() -> None:
     chosen = criteria(PAIRED)
     assert worth_planning(chosen.comparisons, Effect(effect=1.0), chosen.seeds, up_to=13) == [5, 8, 11, 13]
