@@ -91,6 +91,29 @@ def test_failures_are_said_apart(tmp_path: Path) -> None:
     assert own.outcome is INCONCLUSIVE
 
 
+def runs_that_end(folder: Path, status: str, arm: str, other: str) -> list[Run]:
+    """Write six pairs of which the runs of `arm` have ended so before their last step, and those of `other` well."""
+    runs = []
+    for seed in range(6):
+        ended = simple_run(folder, quick(arm, seed=seed), loss=4.0, status=status, diverged_at=900)
+        ended.write_text("".join(ended.read_text().splitlines(keepends=True)[:-2]))
+        runs += [load_run(ended), load_run(simple_run(folder, quick(other, seed=seed), loss=4.0))]
+    return runs
+
+
+def test_a_crash_of_the_arm_compared_with_is_no_win(tmp_path: Path) -> None:
+    crashed = judged(runs_that_end(tmp_path, "failed", "", "no-decay"), "no-decay")
+    assert crashed.outcome is INCONCLUSIVE
+    assert "none of 6 planned pairs" in claim(crashed)
+    assert "baseline, seed 0, crashed, which is no win of another arm" in claim(crashed)
+    # one that diverges has failed by what was tested
+    diverged = judged(runs_that_end(tmp_path / "diverged", "diverged", "", "no-decay"), "no-decay")
+    assert diverged.outcome is SUPPORTED
+    # and a crash of the arm itself counts against it
+    own = judged(runs_that_end(tmp_path / "own", "failed", "no-decay", ""), "no-decay")
+    assert own.outcome is REFUTED
+
+
 def test_the_arm_compared_with_gets_no_verdict(tmp_path: Path) -> None:
     runs = pairs_of(tmp_path, [0.3] * 5)
     assert list(judge_arms(runs, criteria())) == ["cure"]

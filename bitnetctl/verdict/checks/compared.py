@@ -185,8 +185,9 @@ class ComparedCheck(AggregatedCheck):
     def form_pairs(self, seeds: Seeds, context: CheckContext) -> Pairs:
         """Compare every seed with its partners; an unfinished or unknown run loses its pair.
 
-        A seed is one pair, whatever was repeated: support takes the least value, refutation the greatest. One whose
-        partner was repeated and left out is lost.
+        So does a partner that crashed: its error, such as a lack of memory, is no win of the arm; one that diverged has
+        failed. A seed is one pair, whatever was repeated: support takes the least value, refutation the greatest. One
+        whose partner was repeated and left out is lost.
         """
         by_seed: dict[int | None, list[tuple[float, float]]] = {}
         failed: dict[int, set[int | None]] = {}
@@ -201,8 +202,9 @@ class ComparedCheck(AggregatedCheck):
                     continue
                 checked = [one, *(context.check_twin(partner.run) for partner in partners)]
                 known = [value for run in checked if (value := self._value(run)) is not None]
-                if len(known) < len(checked):
-                    unknown = unknown or next(filter(None, map(self._why_unknown, checked)), "")
+                crashed = next(filter(None, (_crash(partner.run) for partner in partners)), "")
+                if crashed or len(known) < len(checked):
+                    unknown = unknown or crashed or next(filter(None, map(self._why_unknown, checked)), "")
                     continue
                 for index, value in enumerate(known):
                     failed.setdefault(index, set()).update([one.run.seed] if value == -math.inf else [])
@@ -297,6 +299,13 @@ class ComparedCheck(AggregatedCheck):
         side, bound = self.shown_bound(pairs, levels, refuted=refuted)
         text = f"{self.aggregate.name(self.measure)}: {self.median_text(median(pairs.values))}"
         return wording.median_known(text, side, bound, levels.refuting if refuted else levels.supporting)
+
+
+def _crash(run: Run) -> str:
+    """Return what is said of a run that an error ended; empty for any other, as one that diverged."""
+    if run.manifest is None or run.manifest.status != "failed":
+        return ""
+    return f"{run.arm}, seed {run.seed}, crashed, which is no win of another arm"
 
 
 def _apart(partners: Sequence[Partner], context: CheckContext) -> str:
