@@ -210,10 +210,12 @@ def _difference(compared: Mapping[str, Any]) -> str:
     what, unit = compared["better"], "pair"
     if "modifier" in compared:
         what, unit = "gain larger", "seed"
-    if middle < 0:
-        # said the other way round
-        what = {"lower": "higher", "higher": "lower"}.get(what, "gain smaller")
-        middle, bounds = -middle, [None if bound is None else -bound for bound in reversed(bounds)]
+    if min([middle, *(bound for bound in bounds if bound is not None)]) < 0:
+        sign = -1 if what == "lower" else 1
+        ends = [None if bound is None else sign * bound for bound in bounds[::sign]]
+        name = "gain " * ("modifier" in compared)
+        claimed = f"{'a larger one' if name else what} was claimed, margin {_number(margin)}"
+        return f"{name}{_signed(sign * middle)} in the median {unit}{_between(ends)}; {claimed}"
     return f"{what} by {_number(middle)} in the median {unit}{_bounded(bounds)}, margin {_number(margin)}"
 
 
@@ -222,6 +224,19 @@ def _bounded(bounds: Sequence[float | None]) -> str:
     sides = zip(("least", "most"), bounds, strict=True)
     known = [f"at {side} {_number(bound)}" for side, bound in sides if bound is not None]
     return f" ({', '.join(known)})" if known else ""
+
+
+def _between(ends: Sequence[float | None]) -> str:
+    """Return the bounds of a median with their signs, as far as there are some."""
+    low, high = ends
+    if low is not None and high is not None:
+        return f", between {_signed(low)} and {_signed(high)}"
+    known = [f"at {side} {_signed(end)}" for side, end in zip(("least", "most"), ends, strict=True) if end is not None]
+    return "".join(f", {text}" for text in known)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}".replace("-", "−") if value else "0"
 
 
 def _number(value: float) -> str:

@@ -158,7 +158,10 @@ def _too_few(facts: Facts, verdict: Verdict, limit: float) -> str:
         return f"{text}: {max(support)} needed"
     wanted = [
         f"{max(numbers)} {what}"
-        for numbers, what in ((refute, "could refute"), (support, "could support"))
+        for numbers, what in (
+            (refute, "could refute if all further ones fail"),
+            (support, "could support if none of them does"),
+        )
         if None not in numbers
     ]
     return f"{text}: {', '.join(wanted)}" if wanted else text

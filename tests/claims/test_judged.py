@@ -33,15 +33,23 @@ def paired(*values: float, low: float | None = None, high: float | None = None, 
         ),
         (
             paired(-0.3, -0.2, -0.12, margin=0.1, low=-0.3, high=-0.12),
-            "higher by 0.1 in the median pair (at least 0.02, at most 0.2), margin 0.1",
+            "+0.1 in the median pair, between +0.02 and +0.2; lower was claimed, margin 0.1",
         ),
         (
             paired(0.5, margin=0.0, better="higher", low=0.5),
             "higher by 0.5 in the median pair (at least 0.5), margin 0",
         ),
-        (paired(-0.5, margin=0.0, better="higher"), "lower by 0.5 in the median pair, margin 0"),
+        (paired(-0.5, margin=0.0, better="higher"), "−0.5 in the median pair; higher was claimed, margin 0"),
+        (
+            paired(-0.006, low=-0.0144, high=0.0004, margin=0.0),
+            "+0.006 in the median pair, between −0.0004 and +0.0144; lower was claimed, margin 0",
+        ),
+        (
+            paired(0.5, low=-0.1, margin=0.0, better="higher"),
+            "+0.5 in the median pair, at least −0.1; higher was claimed, margin 0",
+        ),
         (paired(0.5, margin=0.1, modifier="m"), "gain larger by 0.6 in the median seed, margin 0.1"),
-        (paired(-0.5, margin=0.1, modifier="m"), "gain smaller by 0.4 in the median seed, margin 0.1"),
+        (paired(-0.5, margin=0.1, modifier="m"), "gain −0.4 in the median seed; a larger one was claimed, margin 0.1"),
         (
             paired(-0.02, 0.01, -0.01, within=0.1, low=0.02, lower_bound_of_median=-0.02, high=0.01),
             "median difference −0.01 (at least −0.02, at most 0.01), limit 0.1",

@@ -416,3 +416,12 @@ def test_runs_without_manifests_have_a_page_too(tmp_path: Path) -> None:
     text = html.read_text(encoding="utf-8")
     assert len(dots(text)) == 6
     assert "what happens on another text</li>" in text
+
+
+def test_a_value_beside_its_dot_does_not_lie_on_the_line_of_zero(tmp_path: Path) -> None:
+    done = written(tmp_path, {ARM: (-0.02, 0.02, 0.3, 0.3, -0.4, 0.3)})
+    (figure,) = done.figures
+    sides = re.findall(r'<text x="[\d.]+%" y="[\d.]+" class="(start|end)" dx="-?11">([^<]*)<', figure)
+    assert sides[0] == ("end", "−0.02")
+    assert sides[2][0] == "end"
+    assert sides[4] == ("start", "−0.4")

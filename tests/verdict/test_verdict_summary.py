@@ -146,9 +146,15 @@ def test_a_refuted_size_among_others_is_named(tmp_path: Path) -> None:
         (
             0,
             3,
-            "3 seeds, all failed, cannot decide at a failure rate of 50 %: 5 could refute, 13 could support",
+            "3 seeds, all failed, cannot decide at a failure rate of 50 %: "
+            "5 could refute if all further ones fail, 13 could support if none of them does",
         ),
-        (5, 1, "6 seeds, 1 failed, cannot decide at a failure rate of 50 %: 18 could refute, 8 could support"),
+        (
+            5,
+            1,
+            "6 seeds, 1 failed, cannot decide at a failure rate of 50 %: "
+            "18 could refute if all further ones fail, 8 could support if none of them does",
+        ),
     ],
 )
 def test_too_few_seeds_say_how_many_are_needed(tmp_path: Path, healthy: int, failed: int, text: str) -> None:

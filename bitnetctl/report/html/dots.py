@@ -14,6 +14,8 @@ MOST_NUMBERS = 40
 """Most seeds that have a number beside their dot."""
 _NEAR = 0.3
 """Share of the axis that the name of a line may take."""
+_LABEL = 0.12
+"""Share of the axis that the value beside a dot takes."""
 _DIAMOND = "M0-7L7 0L0 7L-7 0Z"
 _CROSS = "M-5-5L5 5M-5 5L5-5"
 
@@ -92,7 +94,11 @@ def _seed(plot: SeedPlot, row: SeedRow, axis: Axis, index: int, height: float) -
 def _value(plot: SeedPlot, row: SeedRow, axis: Axis, y: float) -> str:
     """Return the value beside its dot."""
     place = row.high if row.high is not None else 0.0
-    is_right = axis.share(place) > 0.8
+    share = axis.share(place)
+    lines = [axis.share(line) for line in (*([0.0] if plot.columns else []), *(line for _, line in plot.lines))]
+    right, left = (any(low < line < low + _LABEL for line in lines) for low in (share, share - _LABEL))
+    # a value on a line is hard to read
+    is_right = share > 0.8 or (share > 0.15 and right and not left)
     if is_right:
         place = row.low if row.low is not None else place
     side = 'class="end" dx="-11"' if is_right else 'class="start" dx="11"'
