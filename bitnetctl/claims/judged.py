@@ -8,7 +8,15 @@ from statistics import median
 from typing import Any
 
 from bitnetctl.claims.claim import Claim
-from bitnetctl.claims.looks import Look, Looks, add_look, early_text, otherwise_text
+from bitnetctl.claims.looks import (
+    Look,
+    Looks,
+    add_look,
+    count_elsewhere,
+    early_text,
+    elsewhere_text,
+    otherwise_text,
+)
 from bitnetctl.config import RunConfig, canonical_hash
 from bitnetctl.config.load import flatten
 from bitnetctl.records.provenance import MAY_DIFFER
@@ -109,7 +117,9 @@ class JudgedClaim:
         """In what the runs are not the plan's, and what earlier looks do to the error rate."""
         early = self.looks.early(self.claim.hash, self.design)
         others = self.looks.otherwise(self.claim.hash, self.design)
-        return [*self.departures, *filter(None, (early_text(early, len(self.seeds)), otherwise_text(others)))]
+        elsewhere = 0 if self.file is None else count_elsewhere(self.file, self._look(""))
+        texts = early_text(early, len(self.seeds)), otherwise_text(others), elsewhere_text(elsewhere)
+        return [*self.departures, *filter(None, texts)]
 
     def complete(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
         """Return the summary of the verdicts on the arm, completed with what is known of the claim."""
@@ -144,14 +154,17 @@ class JudgedClaim:
     def keep_look(self, outcome: Outcome) -> None:
         """Keep this look beside the runs; raises StorageError."""
         if self.file is not None:
-            look = Look.now(
-                claim=self.claim.hash,
-                design=self.design,
-                seeds_planned=self.seeds,
-                seeds_present=self.present,
-                outcome=outcome.value,
-            )
-            add_look(self.file, look)
+            add_look(self.file, self._look(outcome.value))
+
+    def _look(self, outcome: str) -> Look:
+        return Look.now(
+            claim=self.claim.hash,
+            arm=self.arm,
+            design=self.design,
+            seeds_planned=self.seeds,
+            seeds_present=self.present,
+            outcome=outcome,
+        )
 
     def to_json(self, outcome: Outcome) -> dict[str, Any]:
         """Return what `verify --json` has of the claim."""

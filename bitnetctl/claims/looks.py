@@ -1,6 +1,7 @@
 """How often a claim was looked at: every judgement of it in a folder of runs, kept beside them."""
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,13 +31,14 @@ class _Model(BaseModel):
 class Look(_Model):
     """One judgement of a claim.
 
-    `claim` is the hash of the claim, `design` that of the runs that were planned, seeds apart. `seeds_present` are
-    those of the planned seeds whose runs have all ended.
+    `claim` is the hash of the claim, `arm` the judged arm, `design` the hash of the planned runs, seeds apart.
+    `seeds_present` are those of the planned seeds whose runs have all ended.
     """
 
     time: str
     version: str
     claim: str
+    arm: str = ""
     design: str
     seeds_planned: tuple[int, ...]
     seeds_present: tuple[int, ...]
@@ -44,13 +46,21 @@ class Look(_Model):
 
     @classmethod
     def now(
-        cls, *, claim: str, design: str, seeds_planned: Sequence[int], seeds_present: Sequence[int], outcome: str
+        cls,
+        *,
+        claim: str,
+        arm: str,
+        design: str,
+        seeds_planned: Sequence[int],
+        seeds_present: Sequence[int],
+        outcome: str,
     ) -> Self:
         """Return a look at this time, by this version."""
         return cls(
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
             claim=claim,
+            arm=arm,
             design=design,
             seeds_planned=tuple(sorted(seeds_planned)),
             seeds_present=tuple(sorted(seeds_present)),
@@ -93,7 +103,10 @@ class Looks(_Model):
 
 def looks_file(runs_dir: Path, claim: str) -> Path:
     """Return where the looks at a claim, by its name, are kept."""
-    return runs_dir / LOOKS_FOLDER / f"{_NOT_IN_NAMES.sub('-', claim)[:100] or 'claim'}.json"
+    name = _NOT_IN_NAMES.sub("-", claim)[:100] or "claim"
+    # claims whose names differ in other characters only have files of their own
+    suffix = "" if name == claim else f"-{hashlib.sha256(claim.encode()).hexdigest()[:8]}"
+    return runs_dir / LOOKS_FOLDER / f"{name}{suffix}.json"
 
 
 def read_looks(path: Path) -> Looks:
@@ -102,6 +115,13 @@ def read_looks(path: Path) -> Looks:
         return _read(path)
     except (OSError, ValueError):
         return Looks()
+
+
+def count_elsewhere(path: Path, look: Look) -> int:
+    """Count the other claims, kept in other files of the folder, by which the arm of a look was judged on its runs."""
+    others = (one for one in path.parent.glob("*.json") if one != path)
+    looks = (each for one in others for each in read_looks(one).at(look.design))
+    return len({each.claim for each in looks if each.arm == look.arm} - {look.claim})
 
 
 def _read(path: Path) -> Looks:
@@ -144,3 +164,13 @@ def otherwise_text(count: int) -> str:
     if not count:
         return ""
     return f"judged before by {plural(count, 'other version')} of its plan or criteria: no error rate is promised"
+
+
+def elsewhere_text(count: int) -> str:
+    """Say that other claims about the arm were judged on the same runs; empty without any."""
+    if not count:
+        return ""
+    return (
+        f"{plural(count, 'other claim')} about this arm judged on the same runs: each has an error rate of its own, so "
+        "report all of them"
+    )

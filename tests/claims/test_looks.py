@@ -6,12 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from bitnetctl.claims.looks import Look, Looks, add_look, early_text, looks_file, otherwise_text, read_looks
+from bitnetctl.claims.looks import (
+    Look,
+    Looks,
+    add_look,
+    count_elsewhere,
+    early_text,
+    looks_file,
+    otherwise_text,
+    read_looks,
+)
 from bitnetctl.errors import StorageError
 
 
-def look(present: Sequence[int], planned: Sequence[int] = range(6), *, claim: str = "a", design: str = "d") -> Look:
-    return Look.now(claim=claim, design=design, seeds_planned=planned, seeds_present=present, outcome="inconclusive")
+def look(
+    present: Sequence[int],
+    planned: Sequence[int] = range(6),
+    *,
+    claim: str = "a",
+    arm: str = "cure",
+    design: str = "d",
+) -> Look:
+    return Look.now(
+        claim=claim, arm=arm, design=design, seeds_planned=planned, seeds_present=present, outcome="inconclusive"
+    )
 
 
 def test_a_look_is_read_back(tmp_path: Path) -> None:
@@ -31,6 +49,27 @@ def test_any_name_of_a_claim_has_a_file(tmp_path: Path, name: str) -> None:
     add_look(path, look([]))
     assert path.parent == tmp_path / "claims"
     assert len(read_looks(path).looks) == 1
+
+
+def test_names_that_files_cannot_have_do_not_meet(tmp_path: Path) -> None:
+    names = ["ü", "é", "a b", "a/b", "a-b", "", "x" * 101, "x" * 102]
+    assert len({looks_file(tmp_path, name) for name in names}) == len(names)
+
+
+def test_other_claims_about_an_arm_on_the_same_runs_are_counted(tmp_path: Path) -> None:
+    mine = looks_file(tmp_path, "mine")
+    add_look(mine, look([], claim="before"))
+    for name, one in (
+        ("renamed", look([], claim="b")),
+        ("renamed", look([], claim="b")),
+        ("copy", look([], claim="a")),
+        ("other-arm", look([], claim="c", arm="placebo")),
+        ("other-runs", look([], claim="d", design="e")),
+    ):
+        add_look(looks_file(tmp_path, name), one)
+    looks_file(tmp_path, "damaged").write_text("[]")
+    assert count_elsewhere(mine, look([])) == 1
+    assert count_elsewhere(looks_file(tmp_path, "new"), look([], claim="new")) == 3
 
 
 def test_looks_of_several_processes_are_all_kept(tmp_path: Path) -> None:
