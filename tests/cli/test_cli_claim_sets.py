@@ -8,6 +8,7 @@ from calling import Done, call, judged
 from claim_files import write_arms, write_claim
 from synthetic import quick, simple_run, write_run
 
+from bitnetctl.claims.looks import elsewhere_text
 from bitnetctl.errors import ExitCode
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -102,7 +103,7 @@ def test_given_runs_of_other_settings_than_the_plan_are_told(tmp_path: Path, run
         tmp_path / "changed.toml",
         **{'=100"]': '=100", "optimizer.name=adamw", "optimizer.eps=1e-6", "schedule.warmup_steps=100"]'},
     )
-    assert call("verify", runs, "--claim", changed, "--json").json["claim"]["notes"] == []
+    assert call("verify", runs, "--claim", changed, "--json").json["claim"]["notes"] == [elsewhere_text(1)]
     for seed in range(6):
         for arm in ("", "no-decay"):
             simple_run(runs, quick(arm, seed=seed, size=32, steps=500), loss=ARMS[arm])
