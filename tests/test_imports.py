@@ -136,7 +136,7 @@ INSIDE = {
     "cli": (
         "options",
         "training requested inputs",
-        "judging",
+        "judging claim_runs",
         "claiming",
         "config interventions library analyze power train sweep verify",
         "__init__",

@@ -13,4 +13,9 @@ from bitnetctl.claims.judged import (
     departures as departures,
     design_hash as design_hash,
 )
-from bitnetctl.claims.looks import Looks as Looks, looks_file as looks_file, read_looks as read_looks
+from bitnetctl.claims.looks import (
+    Looks as Looks,
+    count_elsewhere as count_elsewhere,
+    looks_file as looks_file,
+    read_looks as read_looks,
+)

@@ -12,7 +12,6 @@ from bitnetctl.claims.looks import (
     Look,
     Looks,
     add_look,
-    count_elsewhere,
     early_text,
     elsewhere_text,
     otherwise_text,
@@ -85,8 +84,8 @@ class JudgedClaim:
 
     `name_or_file` is how it was requested, `arm` the judged arm as runs have it, `judged_at` the scale of these runs,
     `plan_scale` that of the claim's plan. `seeds` are those planned, `present` those whose runs have all ended.
-    `looks` are those before this one, kept in `file`; None where none are kept. `departures` say in what given runs
-    are other than the plan's.
+    `looks` are those before this one, kept in `file`; None where none are kept. `elsewhere` counts the other claims
+    about the arm that were judged on its runs. `departures` say in what given runs are other than the plan's.
     """
 
     claim: Claim
@@ -99,6 +98,7 @@ class JudgedClaim:
     present: tuple[int, ...]
     looks: Looks
     file: Path | None
+    elsewhere: int = 0
     departures: tuple[str, ...] = ()
 
     @property
@@ -117,8 +117,7 @@ class JudgedClaim:
         """In what the runs are not the plan's, and what earlier looks do to the error rate."""
         early = self.looks.early(self.claim.hash, self.design)
         others = self.looks.otherwise(self.claim.hash, self.design)
-        elsewhere = 0 if self.file is None else count_elsewhere(self.file, self._look(""))
-        texts = early_text(early, len(self.seeds)), otherwise_text(others), elsewhere_text(elsewhere)
+        texts = early_text(early, len(self.seeds)), otherwise_text(others), elsewhere_text(self.elsewhere)
         return [*self.departures, *filter(None, texts)]
 
     def complete(self, summary: Summary, verdicts: Iterable[Verdict]) -> Summary:
@@ -154,17 +153,15 @@ class JudgedClaim:
     def keep_look(self, outcome: Outcome) -> None:
         """Keep this look beside the runs; raises StorageError."""
         if self.file is not None:
-            add_look(self.file, self._look(outcome.value))
-
-    def _look(self, outcome: str) -> Look:
-        return Look.now(
-            claim=self.claim.hash,
-            arm=self.arm,
-            design=self.design,
-            seeds_planned=self.seeds,
-            seeds_present=self.present,
-            outcome=outcome,
-        )
+            look = Look.now(
+                claim=self.claim.hash,
+                arm=self.arm,
+                design=self.design,
+                seeds_planned=self.seeds,
+                seeds_present=self.present,
+                outcome=outcome.value,
+            )
+            add_look(self.file, look)
 
     def to_json(self, outcome: Outcome) -> dict[str, Any]:
         """Return what `verify --json` has of the claim."""

@@ -117,11 +117,11 @@ def read_looks(path: Path) -> Looks:
         return Looks()
 
 
-def count_elsewhere(path: Path, look: Look) -> int:
-    """Count the other claims, kept in other files of the folder, by which the arm of a look was judged on its runs."""
+def count_elsewhere(path: Path, *, claim: str, arm: str, design: str) -> int:
+    """Count the other claims, kept in other files of the folder, by which an arm was judged on the same runs."""
     others = (one for one in path.parent.glob("*.json") if one != path)
-    looks = (each for one in others for each in read_looks(one).at(look.design))
-    return len({each.claim for each in looks if each.arm == look.arm} - {look.claim})
+    looks = (look for one in others for look in read_looks(one).at(design))
+    return len({look.claim for look in looks if look.arm == arm} - {claim})
 
 
 def _read(path: Path) -> Looks:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli import judging
+from bitnetctl.cli.claim_runs import configs_of, design_of_runs, runs_folder, runs_of_claim, scale_of_runs
 from bitnetctl.cli.inputs import Given
 from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import print_message
-from bitnetctl.config import RunConfig, canonical_arm, canonical_hash, folder_of, parse_arm
+from bitnetctl.config import RunConfig, folder_of, parse_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
-from bitnetctl.records.find import is_bundle_folder
 from bitnetctl.records.inventory import AbsentRun, Inventory, take_inventory
 from bitnetctl.records.load import LoadedSet, load_planned
-from bitnetctl.records.run import EmptyRun
 from bitnetctl.sweeps.plan import Plan, in_field, make_plan
 from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.units import listed, plural
@@ -81,11 +80,29 @@ class ClaimTest:
         given = {name: value for name, value in changes.items() if value is not None}
         if recipe not in (None, self.plan_recipe):
             given = {"sizes": (), "steps": "none", **given}
-        # the claim's own mistakes are told by its file and field
+        # mistakes of the claim itself are named by its file and field
         self.own_configs  # noqa: B018 - cached
         configs = self._plan(given, overrides=self.request.overrides).configs(self._folder)
         self._check_arms(list(dict.fromkeys(config.arm for config in configs)))
         return configs
+
+    def planned_like(self, given: Iterable[RunConfig]) -> list[RunConfig]:
+        """Return the plan's runs at the scales of given runs that were requested; raises ConfigError."""
+        request = self.request
+        recipes = {Path(name).stem: name for name in (request.recipe, self.plan_recipe) if name is not None}
+        scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
+        planned: list[RunConfig] = []
+        for label, size, steps in scales:
+            is_requested = (
+                (request.recipe is None or label == Path(request.recipe).stem)
+                and (request.sizes is None or size in request.sizes)
+                and request.steps in (None, steps)
+            )
+            # a recipe that is a file elsewhere
+            with contextlib.suppress(ConfigError):
+                if is_requested:
+                    planned += self.at(recipes.get(label, label), sizes=(size,), steps=steps)
+        return planned
 
     @cached_property
     def arm(self) -> str:
@@ -174,25 +191,26 @@ class ClaimTest:
         """Judge the claim's runs among given ones, print and write the verdict; return the exit code."""
         from bitnetctl.claims import departures, looks_file
 
-        of_claim = _runs_of_claim(self, given.loaded)
+        every = configs_of(given.loaded.runs, given.loaded.empty)
+        of_claim = runs_of_claim(given.loaded, self.planned_like(every), self.arms)
         runs, empty = of_claim.runs, of_claim.empty
         if not runs and not empty:
             raise ConfigError(
                 f"claim {self.name_or_file}: none of these runs is of its arms: {', '.join(self.arms)}; leave out the "
                 "paths to train them"
             )
-        known = _configs(runs, empty)
+        known = configs_of(runs, empty)
         is_known = len(known) == len(runs) + len(empty)
-        folder = _runs_folder(given, runs) if is_known else None
+        folder = runs_folder(given, runs) if is_known else None
         return self._judge(
             of_claim,
             take_inventory(runs, empty, of_claim.unread),
             judging.options_of_given(self.request),
             outputs,
-            scale=_scale_of_runs(runs, known if is_known else ()),
-            design=_design_of_runs(runs, known if is_known else ()),
+            scale=scale_of_runs(runs, known if is_known else ()),
+            design=design_of_runs(runs, known if is_known else ()),
             file=None if folder is None else looks_file(folder, self.claim.name),
-            differing=departures(known, _planned_like(self, known)),
+            differing=departures(known, self.planned_like(known)),
         )
 
     def _judge(
@@ -207,10 +225,14 @@ class ClaimTest:
         file: Path | None,
         differing: tuple[str, ...] = (),
     ) -> int:
-        from bitnetctl.claims import JudgedClaim, Looks, Scale, read_looks
+        from bitnetctl.claims import JudgedClaim, Looks, Scale, count_elsewhere, read_looks
 
         arms = [arm for arm in self.arms if arm == self.arm or self.claim.criteria.is_reference(arm)]
         seeds = _planned_seeds(self.arm, loaded, inventory, options)
+        looks, elsewhere = Looks(), 0
+        if file is not None:
+            looks = read_looks(file)
+            elsewhere = count_elsewhere(file, claim=self.claim.hash, arm=self.arm, design=design)
         judged = JudgedClaim(
             claim=self.claim,
             name_or_file=self.name_or_file,
@@ -220,8 +242,9 @@ class ClaimTest:
             design=design,
             seeds=seeds,
             present=_present_seeds(seeds, arms, scale.sizes, loaded.runs, inventory),
-            looks=Looks() if file is None else read_looks(file),
+            looks=looks,
             file=file,
+            elsewhere=elsewhere,
             departures=differing,
         )
         return judging.judge_and_show(
@@ -304,98 +327,3 @@ def _present_seeds(
 
 def _has_failed(run: Run) -> bool:
     return run.manifest is not None and run.manifest.status in ("failed", "diverged")
-
-
-# runs that are given
-
-
-def _runs_of_claim(test: ClaimTest, loaded: LoadedSet) -> LoadedSet:
-    """Return the given runs that are of the plan at some scale or, where none is, those of its arms.
-
-    Raises ConfigError where they are of several recipes or lengths.
-    """
-    arms = set(test.arms)
-    unread = [one for one in loaded.unread if one.arm in arms or one.arm is None]
-    given = _configs(loaded.runs, loaded.empty)
-    planned = set(map(_but_for_seed, _planned_like(test, given)))
-    runs = [run for run in loaded.runs if run.config is not None and _but_for_seed(run.config) in planned]
-    empty = [one for one in loaded.empty if one.config is not None and _but_for_seed(one.config) in planned]
-    if not runs and not empty:
-        runs = [run for run in loaded.runs if run.arm in arms]
-        empty = [one for one in loaded.empty if _arm_of(one) in arms]
-    _refuse_several(runs, empty)
-    return LoadedSet(runs=runs, empty=empty, unread=unread)
-
-
-def _configs(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> list[RunConfig]:
-    """Return the configs of runs, as far as they are known."""
-    configs = [*(run.config for run in runs), *(one.config for one in empty)]
-    return [config for config in configs if config is not None]
-
-
-def _arm_of(one: EmptyRun) -> str | None:
-    """Return the arm of a run without rows, which another program may train."""
-    if one.config is not None:
-        return one.config.arm
-    external = one.manifest.external if one.manifest is not None else None
-    return None if external is None or external.arm is None else canonical_arm(external.arm)
-
-
-def _but_for_seed(config: RunConfig) -> str:
-    return config.model_copy(update={"seed": 0}).hash
-
-
-def _planned_like(test: ClaimTest, given: Iterable[RunConfig]) -> list[RunConfig]:
-    """Return the plan's runs at the scales of given runs that were asked for."""
-    request = test.request
-    recipes = {Path(name).stem: name for name in (request.recipe, test.plan_recipe) if name is not None}
-    scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
-    planned: list[RunConfig] = []
-    for label, size, steps in scales:
-        is_requested = (
-            (request.recipe is None or label == Path(request.recipe).stem)
-            and (request.sizes is None or size in request.sizes)
-            and request.steps in (None, steps)
-        )
-        # a recipe that is a file elsewhere
-        with contextlib.suppress(ConfigError):
-            if is_requested:
-                planned += test.at(recipes.get(label, label), sizes=(size,), steps=steps)
-    return planned
-
-
-def _refuse_several(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> None:
-    configs = _configs(runs, empty)
-    recipes = sorted({config.recipe for config in configs})
-    if len(recipes) > 1:
-        raise ConfigError(f"these runs are of {len(recipes)} recipes; judge one: --recipe {' or '.join(recipes)}")
-    lengths = sorted({config.steps for config in configs})
-    if len(lengths) > 1:
-        choices = " or ".join(map(str, lengths))
-        raise ConfigError(f"these runs are of {len(lengths)} lengths; judge one: --steps {choices}")
-
-
-def _runs_folder(given: Given, runs: Sequence[Run]) -> Path | None:
-    """Return the one folder of runs that have manifests, None where that is a bundle or there are several."""
-    folders = {run.path.parent for run in runs}
-    is_packed = any(file.suffix.lower() == ".zip" for file in given.files)
-    folder = folders.pop() if len(folders) == 1 else None
-    return None if folder is None or is_packed or is_bundle_folder(folder.parent) else folder
-
-
-def _scale_of_runs(runs: Sequence[Run], known: Sequence[RunConfig]) -> "Scale":
-    from bitnetctl.claims import Scale
-
-    if known:
-        return Scale.of(known)
-    sizes = {run.size for run in runs if run.size is not None}
-    steps = {run.planned_steps or run.final_step for run in runs}
-    return Scale(recipe=None, sizes=tuple(sorted(sizes)), steps=tuple(sorted(steps)))
-
-
-def _design_of_runs(runs: Sequence[Run], known: Sequence[RunConfig]) -> str:
-    from bitnetctl.claims import design_hash
-
-    if known:
-        return design_hash(known)
-    return canonical_hash(sorted({f"{run.arm} {run.size} {run.planned_steps}" for run in runs}))

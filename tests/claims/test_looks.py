@@ -68,8 +68,8 @@ def test_other_claims_about_an_arm_on_the_same_runs_are_counted(tmp_path: Path) 
     ):
         add_look(looks_file(tmp_path, name), one)
     looks_file(tmp_path, "damaged").write_text("[]")
-    assert count_elsewhere(mine, look([])) == 1
-    assert count_elsewhere(looks_file(tmp_path, "new"), look([], claim="new")) == 3
+    assert count_elsewhere(mine, claim="a", arm="cure", design="d") == 1
+    assert count_elsewhere(looks_file(tmp_path, "new"), claim="new", arm="cure", design="d") == 3
 
 
 def test_looks_of_several_processes_are_all_kept(tmp_path: Path) -> None:
