@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch.utils._triton import has_triton
 
-from bitnetctl.config import RunConfig
+from bitnetctl.config import LearningRateFactors, RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.engine.cost import NODE_SECONDS, step_nodes
 from bitnetctl.engine.cuda_graph import CapturedPack
@@ -84,8 +84,7 @@ def without_kernels(execution: Execution, config: RunConfig, device: torch.devic
 
 def has_stock_update(config: RunConfig, composition: Composition) -> bool:
     """Whether own kernels can update a run: not for a plug-in's optimizer, learning-rate factors or micro-batches."""
-    factors = config.optimizer.learning_rate_factors.model_dump().values()
-    has_one_rate = all(factor == 1 for factor in factors)
+    has_one_rate = config.optimizer.learning_rate_factors == LearningRateFactors()
     return composition.optimizer_plugin is None and has_one_rate and config.data.gradient_accumulation == 1
 
 
