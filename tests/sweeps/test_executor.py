@@ -255,11 +255,15 @@ def test_each_seed_of_a_pack_is_the_run_alone(sweep: Sweep, tiny_config: TinyCon
     assert_same(configs, DOUBLE)
 
 
-def test_each_seed_of_a_pack_is_the_run_alone_in_single_precision(sweep: Sweep, tiny_config: TinyConfig) -> None:
+def test_each_seed_of_a_pack_is_the_run_alone_in_single_precision(
+    sweep: Sweep, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # chosen by timing, and sums depend on the number of threads in the last bit
+    monkeypatch.setattr(factory, "choose_threads", lambda pack, limit: 1)
     configs = [tiny_config(seed=seed) for seed in range(4)]
     pack_and_solo(sweep, configs)
-    # counts change by one where two logits are close
-    counts = {"UniquePredictions", "RandomPromptUnique"}
+    # what is counted over predictions changes by one of them where two logits are close
+    counts = {"UniquePredictions", "RandomPromptUnique", "TopShare", "EffectiveVocab"}
     for config in configs:
         worst = largest_difference(config, RUNS, UNDISTURBED)
         assert all(worst[name] <= (0.1 if name in counts else SINGLE) for name in COMPARED), worst
