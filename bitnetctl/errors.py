@@ -77,6 +77,12 @@ class CheckpointError(BitnetctlError):
     exit_code = ExitCode.USAGE
 
 
+class ExportError(BitnetctlError):
+    """An exported file is not the model of the run: its self-check failed, and it was not kept."""
+
+    exit_code = ExitCode.INVALID
+
+
 class StorageError(BitnetctlError):
     """A write or a file lock failed; what was saved before is intact.
 

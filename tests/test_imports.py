@@ -27,6 +27,7 @@ ORDER = (
     "plugins analysis",
     "engine verdict",
     "claims",
+    "formats",
     "trainer report",
     "sweeps monitor testing recorder",
     "integrations",
@@ -111,6 +112,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
+    "formats": ("exported gates", "__init__"),
     "trainer": (
         "options resolved events checkpoint evaluate provenance",
         "artifacts extend",
