@@ -18,7 +18,7 @@ ROOT = Path(bitnetctl.__file__).parent
 # a module, or the modules of a folder, may import what stands in a line above it
 ORDER = (
     "bitnetctl",
-    "allowance errors signals streams units",
+    "allowance errors escape signals streams units",
     "files hardware",
     "config",
     "locks",
@@ -121,7 +121,6 @@ INSIDE = {
         "__init__",
     ),
     "report": (
-        "escape",
         "fold columns seed_plot",
         "fitted head claim",
         "html trajectory markdown plots summary_csv junit",
@@ -151,6 +150,7 @@ JUDGING = {
         "claims",
         "config",
         "errors",
+        "escape",
         "files",
         "locks",
         "monitor",

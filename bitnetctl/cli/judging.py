@@ -220,7 +220,7 @@ def _json(
 
 def _show(runs: Sequence[Run], judged: "Mapping[str, Combined]", summary: "Summary", *, details: bool) -> None:
     from bitnetctl import report
-    from bitnetctl.report.escape import printable
+    from bitnetctl.escape import printable
 
     console = stdout()
     for line in report.summary_lines(summary, console.width, whole=details):
@@ -233,7 +233,7 @@ def _show(runs: Sequence[Run], judged: "Mapping[str, Combined]", summary: "Summa
 def _show_details(runs: Sequence[Run], judged: "Mapping[str, Combined]") -> None:
     """Print the trajectory of every run, every check and every note."""
     from bitnetctl import report
-    from bitnetctl.report.escape import printable
+    from bitnetctl.escape import printable
     from bitnetctl.verdict import UNKNOWN_ARM
 
     console = stdout()

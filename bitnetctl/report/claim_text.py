@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable, Iterator
 
+from bitnetctl.escape import markdown_cell, markdown_line, markdown_text, printable
 from bitnetctl.report.claim import ClaimPage, Terms
-from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text, printable
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.seed_plot import Axis, SeedPlot, SeedRow
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.cells import cell_len
 from rich.text import Text
 
-from bitnetctl.report.escape import printable
+from bitnetctl.escape import printable
 
 # where a line may end, the best places first: after a blank, but not in `p < 0.05` or `45 %`; before the + of an
 # intervention, not that of 1e+3; after punctuation that is not part of a number; after hyphens and inside CamelCase

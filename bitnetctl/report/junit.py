@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from bitnetctl.report.escape import escape_formula
+from bitnetctl.escape import escape_formula
 from bitnetctl.verdict import Outcome, Verdict
 
 _ELEMENTS = {Outcome.REFUTED: "failure", Outcome.INVALID: "error", Outcome.INCONCLUSIVE: "skipped"}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
+from bitnetctl.escape import markdown_cell, markdown_text
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
@@ -14,7 +15,6 @@ from bitnetctl.report.columns import (
     factor_cells,
     run_rows,
 )
-from bitnetctl.report.escape import markdown_cell, markdown_text
 from bitnetctl.units import plural
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from bitnetctl.report.escape import printable
+from bitnetctl.escape import printable
 from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
 from bitnetctl.report.head import for_arms, head_columns, other_arms

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
-from bitnetctl.report.escape import escape_formula, printable
+from bitnetctl.escape import escape_formula, printable
 
 
 def summaries_csv(study: Study) -> str:

@@ -12,6 +12,7 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect
 from bitnetctl.analysis.stats import is_significant
+from bitnetctl.escape import printable
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
     COLLAPSE,
@@ -23,7 +24,6 @@ from bitnetctl.report.columns import (
     p_cells,
     pairs_text,
 )
-from bitnetctl.report.escape import printable
 from bitnetctl.report.fitted import Cell, Column, FittedTable, Row, Span, rows_of
 from bitnetctl.report.screen import OUTCOME_STYLES
 from bitnetctl.report.trajectory import MILESTONES, seed_cell, trajectory_rows

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from bitnetctl.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.records import Run
 from bitnetctl.report.claim import ClaimPage
 from bitnetctl.report.claim_text import claim_lines
-from bitnetctl.report.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.report.markdown import markdown_table
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows

@@ -11,8 +11,8 @@ from synthetic import CURED, bare_run, curve, origin_run, write_csv
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
 from bitnetctl.errors import ExitCode
+from bitnetctl.escape import escape_formula
 from bitnetctl.report import junit_xml, markdown_report
-from bitnetctl.report.escape import escape_formula
 from bitnetctl.verdict import judge, load_criteria
 
 FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "-2x", "＝1+1", "+", "-")

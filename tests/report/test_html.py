@@ -15,10 +15,10 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
+from bitnetctl.escape import html_text
 from bitnetctl.records import Manifest, write_manifest
 from bitnetctl.report import html_page
 from bitnetctl.report.columns import MOST_POINTS
-from bitnetctl.report.escape import html_text
 from bitnetctl.report.html.curves import embed, page_data
 
 

@@ -14,8 +14,8 @@ from bitnetctl import report
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.api import load_runs
+from bitnetctl.escape import markdown_text, printable
 from bitnetctl.report.columns import arm_rows, p_cell, run_rows, signed
-from bitnetctl.report.escape import markdown_text, printable
 from bitnetctl.report.plots import curves
 from bitnetctl.report.terminal import key_value_table
 from bitnetctl.units import format_value

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from bitnetctl.escape import html_cell, html_text
 from bitnetctl.report.claim import ClaimPage, Terms
-from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.dots import MOST_NUMBERS, dots_figure
 from bitnetctl.report.seed_plot import SeedPlot
 

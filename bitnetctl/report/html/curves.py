@@ -7,10 +7,10 @@ from typing import Any
 
 from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
+from bitnetctl.escape import printable
 from bitnetctl.records import COLUMNS, Run
 from bitnetctl.records.metrics import skill
 from bitnetctl.report.columns import MOST_POINTS, kept_indices, reference_losses
-from bitnetctl.report.escape import printable
 
 _FIRST = ("HeldOutLoss", "UniquePredictions", "Loss", "Skill")
 """Metrics at the head of the page's menu."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bitnetctl.report.escape import html_text
+from bitnetctl.escape import html_text
 from bitnetctl.report.seed_plot import Axis, SeedPlot, SeedRow
 
 _LEFT, _RIGHT = 15.0, 96.0

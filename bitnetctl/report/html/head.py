@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from bitnetctl.report.escape import html_cell, html_text
+from bitnetctl.escape import html_cell, html_text
 from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
 from bitnetctl.verdict import Summary
 

@@ -15,6 +15,7 @@ from bitnetctl import __version__
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
 from bitnetctl.config.load import flatten
+from bitnetctl.escape import html_cell, html_text
 from bitnetctl.records import Run
 from bitnetctl.report.claim import ClaimPage
 from bitnetctl.report.columns import (
@@ -28,7 +29,6 @@ from bitnetctl.report.columns import (
     hidden_text,
     run_rows,
 )
-from bitnetctl.report.escape import html_cell, html_text
 from bitnetctl.report.html.claim import claim_sections
 from bitnetctl.report.html.curves import embed, page_data
 from bitnetctl.report.html.head import summary_details, summary_section

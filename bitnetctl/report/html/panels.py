@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bitnetctl.analysis.study import Study
+from bitnetctl.escape import html_text
 from bitnetctl.records import Run
 from bitnetctl.report.columns import hidden_text, kept_indices, loss_measure, reference_losses, tick_label
-from bitnetctl.report.escape import html_text
 from bitnetctl.units import plural
 
 MOST_PANELS = 24
