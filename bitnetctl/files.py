@@ -241,6 +241,14 @@ def write_atomic(path: Path, content: bytes) -> None:
             write_synced(temporary, content)
 
 
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Replace the file `path` unless it holds `content` already; raises StorageError."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_atomic(path, content)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that takes the place of `path` at the end of the block.

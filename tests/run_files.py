@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.records import Manifest, read_manifest
-from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Started
 
 Train = Callable[..., list[Event]]

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from bitnetctl import cli
+from bitnetctl import checkpoint, cli
 from bitnetctl.data import store
 from bitnetctl.engine.pack import Pack
 from bitnetctl.plugins import registry
-from bitnetctl.trainer import checkpoint, factory, loop
+from bitnetctl.trainer import factory, loop
 from bitnetctl.trainer.evaluate import Probe
 
 # moment: owner of a function, its name, and the call that begins with the action

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.records import read_manifest, write_manifest
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Event
 
 if TYPE_CHECKING:

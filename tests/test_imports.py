@@ -23,10 +23,11 @@ ORDER = (
     "config",
     "locks",
     "records intervention data kernels",
-    "model",
+    "model checkpoint",
     "plugins analysis",
     "engine verdict",
     "claims",
+    "inference",
     "formats",
     "trainer report",
     "sweeps monitor testing recorder",
@@ -112,9 +113,10 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
+    "inference": ("trained", "__init__"),
     "formats": ("exported gates", "__init__"),
     "trainer": (
-        "options resolved events checkpoint evaluate provenance",
+        "options resolved events evaluate provenance",
         "artifacts extend",
         "loop resume",
         "factory",
@@ -291,7 +293,7 @@ def test_the_judging_side_knows_nothing_of_the_trainer() -> None:
 
 
 def test_folders_of_the_trainer_load_nothing_by_themselves() -> None:
-    for folder in ("engine", "model", "monitor", "plugins", "sweeps", "trainer"):
+    for folder in ("engine", "inference", "model", "monitor", "plugins", "sweeps", "trainer"):
         assert (ROOT / folder / "__init__.py").read_bytes() == b""
 
 

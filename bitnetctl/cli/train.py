@@ -68,9 +68,9 @@ def train(
 
         source = None
         if extend is not None:
-            from bitnetctl.trainer.extend import extended_config, source_paths
+            from bitnetctl.trainer.extend import extended_config
 
-            source = source_paths(extend, runs_dir)
+            source = RunPaths.of(extend, runs_dir)
             config = extended_config(source, _steps_to(context, source, steps))
         else:
             config = registry.normalize(

@@ -11,6 +11,7 @@ from bitnetctl.data.store import (
     TokenData as TokenData,
     Tokens as Tokens,
     cache_folder as cache_folder,
+    cached_tokenizer as cached_tokenizer,
     prepare as prepare,
 )
 from bitnetctl.data.tokenizer import load_tokenizer as load_tokenizer, vocab_size_of as vocab_size_of

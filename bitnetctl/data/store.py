@@ -62,6 +62,33 @@ class TokenData:
     counts: Mapping[str, Any] = field(default_factory=dict)
     held_out_bytes_N: npt.NDArray[np.int16] | None = None
 
+    def tokenizer_content(self) -> bytes:
+        """Return the content of tokenizer.json, whose SHA-256 is `tokenizer_fingerprint`; raises DataError."""
+        content = _read_tokenizer(self.tokenizer_path, self.tokenizer_fingerprint)
+        if content is None:
+            raise DataError(f"{self.tokenizer_path}: the token cache was damaged or emptied; try again")
+        return content
+
+
+def cached_tokenizer(fingerprint: str) -> bytes | None:
+    """Return the content of the tokenizer.json of this fingerprint in the cache, None where it has none."""
+    for meta in sorted((cache_folder() / "tokens").glob("*/meta.json")):
+        with contextlib.suppress(OSError):
+            # without its checks: text and tokens do not matter here
+            if fingerprint.encode() in meta.read_bytes():
+                content = _read_tokenizer(meta.with_name("tokenizer.json"), fingerprint)
+                if content is not None:
+                    return content
+    return None
+
+
+def _read_tokenizer(path: Path, fingerprint: str) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == fingerprint else None
+
 
 class _Meta(BaseModel):
     """Contents of meta.json."""

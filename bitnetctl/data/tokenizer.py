@@ -82,11 +82,24 @@ class TokenizerSource:
         That is the one its settings name, else one with a usual name, else the one it puts behind every text itself,
         else a special token whose name says so.
         """
-        names = _END_NAMES if self.end is None else (self.end, *_END_NAMES)
-        ids = map(tokenizer.token_to_id, names)
-        known = next((token_id for token_id in ids if token_id is not None), None)
-        known = _appended(tokenizer) if known is None else known
-        return _named(tokenizer) if known is None else known
+        return end_of_text(tokenizer, self.end)
+
+
+def end_of_text(tokenizer: Tokenizer, named: str | None = None) -> int | None:
+    """Return the id of the token that follows a document, as `TokenizerSource.end_of_text`; `named` by its settings."""
+    names = _END_NAMES if named is None else (named, *_END_NAMES)
+    ids = map(tokenizer.token_to_id, names)
+    known = next((token_id for token_id in ids if token_id is not None), None)
+    known = _appended(tokenizer) if known is None else known
+    return _named(tokenizer) if known is None else known
+
+
+def loaded_tokenizer(spec: str) -> bytes:
+    """Return the tokenizer of a spec that is not trained, as the content of a tokenizer.json; raises DataError."""
+    loaded = open_tokenizer(spec).loaded
+    if loaded is None:
+        raise DataError(f"tokenizer {spec}: is trained on a text")
+    return loaded.to_str().encode()
 
 
 def open_tokenizer(spec: str) -> TokenizerSource:

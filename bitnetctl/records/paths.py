@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from bitnetctl.errors import ConfigError, one_line
-from bitnetctl.files import safe_name
+from bitnetctl.files import expand_user, safe_name
 
 MANIFEST_NAME = "run.json"
 LOCK_NAME = "run.lock"
+TOKENIZER_NAME = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,17 @@ class RunPaths:
         if self.name.lower().endswith(".csv"):
             raise ConfigError(f"run name {self.name!r} ends in .csv: its folder would have the name of a CSV")
         runs_dir = _resolve(self.runs_dir)
-        for path in (self.csv, self.folder, self.manifest, self.checkpoints, self.lock):
+        for path in (self.csv, self.folder, self.manifest, self.checkpoints, self.lock, self.tokenizer):
             if not _resolve(path).is_relative_to(runs_dir):
                 raise ConfigError(f"{path}: leads out of {self.runs_dir} through a link")
+
+    @classmethod
+    def of(cls, text: str, runs_dir: Path) -> Self:
+        """Return the paths of a run given by its name in `runs_dir`, or by its folder or CSV; raises ConfigError."""
+        path = Path(expand_user(text))
+        if path.suffix.lower() == ".csv":
+            path = path.with_suffix("")
+        return cls(runs_dir if path.parent == Path() and not path.is_dir() else path.parent, path.name)
 
     @property
     def csv(self) -> Path:
@@ -48,6 +58,11 @@ class RunPaths:
     def checkpoints(self) -> Path:
         """The folder `runs/<name>/checkpoints`."""
         return self.folder / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """`runs/<name>/tokenizer.json`, written where the run keeps its weights."""
+        return self.folder / TOKENIZER_NAME
 
     @property
     def lock(self) -> Path:

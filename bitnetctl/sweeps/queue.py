@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import RecordError, RunBusyError, RunRefusedError
 from bitnetctl.files import make_folder, storage_errors
 from bitnetctl.locks import Lock
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.resolved import ResolvedRun
 

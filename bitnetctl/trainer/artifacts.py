@@ -8,8 +8,10 @@ from typing import Any
 
 from filelock import Timeout
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.errors import PluginError, RecordError, RunBusyError, RunRefusedError, one_line
-from bitnetctl.files import blame, make_folder, remove_leftovers, storage_errors, unwritable_part
+from bitnetctl.files import blame, make_folder, remove_leftovers, storage_errors, unwritable_part, write_if_changed
 from bitnetctl.locks import Lock
 from bitnetctl.plugins.isolation import intrusions_of
 from bitnetctl.records import (
@@ -26,8 +28,6 @@ from bitnetctl.records import (
 )
 from bitnetctl.records.checksum import csv_checksum
 from bitnetctl.records.manifest import sessions_until
-from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.resolved import ResolvedRun
 
 
@@ -55,14 +55,15 @@ class RunArtifacts:
         """
         lock_run(self.paths, self._lock)
 
-    def begin(self, metadata: Mapping[str, Any], resumed: Checkpoint | None) -> None:
+    def begin(self, metadata: Mapping[str, Any], resumed: Checkpoint | None, tokenizer: bytes | None = None) -> None:
         """Open the CSV with the rows of the checkpoint, drop later checkpoints, write the manifest with `metadata`.
 
+        `tokenizer` is the content of the tokenizer.json that is kept with the weights, None where these are not kept.
         Raises RecordError, before anything is changed, where a row of the checkpoint is missing, and for a CSV with
         rows whose manifest is gone.
         """
         resume_step = resumed.step if resumed else 0
-        for path in (self.paths.csv, self.paths.manifest):
+        for path in (self.paths.csv, self.paths.manifest, self.paths.tokenizer):
             remove_leftovers(path)
         previous = read_manifest(self.paths.folder)
         writer = RecordWriter(self.paths.csv, resumed.records if resumed else b"")
@@ -82,6 +83,8 @@ class RunArtifacts:
         self._manifest = self._new_manifest(previous, resume_step, {**metadata, "sessions": sessions})
         # checkpoints first: each needs the rows before it
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
+        if tokenizer is not None:
+            write_if_changed(self.paths.tokenizer, tokenizer)
         writer.open()
         self._writer = writer
         self._write_manifest()

@@ -1,21 +1,12 @@
 """Extend a finished run: a new run that starts with its rows and weights and trains to a later step."""
 
 from dataclasses import replace
-from pathlib import Path
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.records import Manifest, RunPaths, read_manifest
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.resolved import ResolvedRun
-
-
-def source_paths(text: str, runs_dir: Path) -> RunPaths:
-    """Return the paths of a run given by its name in `runs_dir`, or by its folder or CSV; raises ConfigError."""
-    path = Path(text)
-    if path.suffix.lower() == ".csv":
-        path = path.with_suffix("")
-    return RunPaths(runs_dir if path.parent == Path() and not path.is_dir() else path.parent, path.name)
 
 
 def extended_config(source: RunPaths, steps: int) -> RunConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bitnetctl import data
+from bitnetctl import checkpoint, data
 from bitnetctl.allowance import usable_cpus
 from bitnetctl.config import DataConfig, ProbeConfig, RunConfig
 from bitnetctl.engine.cuda_graph import CapturedPack
@@ -30,7 +30,7 @@ from bitnetctl.model.parameters import num_parameters
 from bitnetctl.model.parts import Quantized
 from bitnetctl.plugins import registry
 from bitnetctl.records import Manifest
-from bitnetctl.trainer import checkpoint, loop
+from bitnetctl.trainer import loop
 from bitnetctl.trainer.artifacts import RunArtifacts, failure_message, record_failure
 from bitnetctl.trainer.evaluate import Probe
 from bitnetctl.trainer.events import Event, Stopped
@@ -131,8 +131,9 @@ class TrainerFactory:
                 "pack": [artifacts.name for artifacts in acquired],
                 "not_captured": self._not_captured(pack, acquired),
             }
+            tokenizer = tokens.tokenizer_content() if self.options.keep_weights else None
             for run, artifacts in enumerate(acquired):
-                self._begin(artifacts, start, run, pack.replicas[run].config, metadata)
+                self._begin(artifacts, start, run, pack.replicas[run].config, metadata, tokenizer)
                 pack.replicas[run].halved_after = [rollback.resumed_from for rollback in artifacts.rollbacks]
             yield Trainer(
                 pack=pack,
@@ -206,7 +207,13 @@ class TrainerFactory:
             artifacts.correct(engine=engine, not_captured=error)
 
     def _begin(
-        self, artifacts: RunArtifacts, start: ResumePoint, run: int, effective: RunConfig, metadata: dict[str, object]
+        self,
+        artifacts: RunArtifacts,
+        start: ResumePoint,
+        run: int,
+        effective: RunConfig,
+        metadata: dict[str, object],
+        tokenizer: bytes | None,
     ) -> None:
         """Open the files of a run; log what differs from the previous session."""
         metadata = {
@@ -224,7 +231,7 @@ class TrainerFactory:
             self.options.log(
                 f"{artifacts.name}: its CSV is missing; restored from the checkpoint of step {resumed.step}"
             )
-        artifacts.begin(metadata, resumed)
+        artifacts.begin(metadata, resumed, tokenizer)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.engine.pack import Pack
 from bitnetctl.hardware import memory_in_use
 from bitnetctl.records import Row
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts, failure_message
-from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 from bitnetctl.trainer.events import (
     Diverged,
@@ -180,6 +180,7 @@ def _checkpoint(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Ch
         optimizer=pack.optimizer_state(run) if resumable else {},
         codes=codes if resumable else {},
         interventions=replica.composition.state_dict(),
+        quantization=float(replica.quant_lambda(step)),
     )
 
 

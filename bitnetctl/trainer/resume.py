@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig, parse_config
 from bitnetctl.engine.optim import require_alike
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import CheckpointError, ConfigError, RecordError, one_line
 from bitnetctl.records import Manifest, read_manifest
 from bitnetctl.records.recorded import differences
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
-from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.options import Log, Resume
 from bitnetctl.units import listed
 

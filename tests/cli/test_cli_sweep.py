@@ -13,13 +13,12 @@ from calling import KERNEL_CACHES, Done, call
 from run_files import manifest
 from sweeping import pick
 
-from bitnetctl import data
+from bitnetctl import checkpoint, data
 from bitnetctl.config import RunConfig
 from bitnetctl.engine.cost import bytes_per_replica
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import NAMES, PlannedRuns, RunPaths, read
 from bitnetctl.sweeps import packing
-from bitnetctl.trainer import checkpoint
 
 RUNS = Path("runs")
 Sweep = Callable[..., Done]

@@ -13,10 +13,10 @@ from calling import Done
 from run_files import csv_without_speed, manifest
 from sweeping import pick
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import ExitCode
 from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.sweeps.executors import local
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Evaluated, Event
 
 RUNS = Path("runs")

@@ -16,10 +16,10 @@ import pytest
 from calling import smallest_run
 from run_files import csv_without_speed
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read_manifest
 from bitnetctl.signals import StopRequest
-from bitnetctl.trainer import checkpoint
 
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 

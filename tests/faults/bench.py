@@ -16,12 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from bitnetctl import cli
+from bitnetctl import checkpoint, cli
 from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.hardware import onednn_keeps_fp32
 from bitnetctl.plugins import registry
 from bitnetctl.records import Rollback, read_manifest
-from bitnetctl.trainer import checkpoint
 
 from .hook import NONE, Call, Fault, Hook
 

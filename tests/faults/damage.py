@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import CheckpointError
-from bitnetctl.trainer import checkpoint
 
 from .bench import RUN, STEPS, Bench, Ended, Tally, Truth, each, files_below, resumes
 from .hook import NONE, Fault, Mode

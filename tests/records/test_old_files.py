@@ -16,12 +16,13 @@ import torch
 from calling import call
 from training import open_trainer
 
+from bitnetctl import checkpoint
 from bitnetctl.config import canonical_hash, parse_config
 from bitnetctl.errors import CheckpointError, ExitCode
 from bitnetctl.plugins import registry
 from bitnetctl.records import SCHEMA_VERSION, Manifest, PluginInfo, RunPaths, load_run, read, read_manifest
 from bitnetctl.records.recorded import RunsFolder
-from bitnetctl.trainer import checkpoint, loop
+from bitnetctl.trainer import loop
 from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve

@@ -23,6 +23,7 @@ from sweeping import (
     row_steps,
 )
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.engine.cuda_graph import CapturedPack
@@ -31,7 +32,7 @@ from bitnetctl.engine.select import Engine, Execution
 from bitnetctl.errors import ConfigError, DataError
 from bitnetctl.records import RunPaths, read
 from bitnetctl.sweeps import executor, packing
-from bitnetctl.trainer import checkpoint, factory
+from bitnetctl.trainer import factory
 from bitnetctl.trainer.events import Diverged, Event, Failed, Finished, Planned, Started, Stopped
 
 # packs

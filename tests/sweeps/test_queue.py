@@ -12,11 +12,11 @@ from configs import TinyConfig
 from filelock import FileLock, Timeout
 from training import resolved
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, StorageError
 from bitnetctl.records import Manifest, RunPaths, Status, utc_now, write_manifest
 from bitnetctl.sweeps.queue import RunQueue
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.resolved import ResolvedRun
 

@@ -23,10 +23,10 @@ from sweeping import (
     starts,
 )
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import CaptureError, StorageError
 from bitnetctl.records import RunPaths, read
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Failed, Finished, Planned, Saved, Started, Stopped
 

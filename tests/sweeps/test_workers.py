@@ -16,9 +16,9 @@ import pytest
 from calling import smallest_run
 from run_files import csv_without_speed, manifest
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import RunPaths, read
-from bitnetctl.trainer import checkpoint
 
 SEEDS, STEPS = 4, 12
 RUNS = Path("runs")

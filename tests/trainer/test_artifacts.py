@@ -11,10 +11,10 @@ from configs import TinyConfig
 from run_files import Train, csv_without_speed
 from training import sweep_runs
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import CheckpointError, ExitCode, RecordError, StorageError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.schema import HEADER
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Event, Failed, Saved, Started
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from training import sweep_runs, train_runs
 
+from bitnetctl import checkpoint
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import ExitCode
 from bitnetctl.intervention import Intervention, InterventionSettings
@@ -25,7 +26,6 @@ from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import load_run
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Event, Saved
 from bitnetctl.trainer.loop import MAX_ROLLBACKS, Trainer
 from bitnetctl.trainer.options import TrainOptions

@@ -9,11 +9,11 @@ from calling import call, training
 from configs import TinyConfig
 from run_files import RUNS, Train, assert_equal, csv_without_speed, saved
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode
 from bitnetctl.records import RunPaths, read, read_manifest
-from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.extend import begin_extension, extended_config, source_paths
+from bitnetctl.trainer.extend import begin_extension, extended_config
 from bitnetctl.trainer.resolved import resolve
 
 SOURCE = RunPaths(RUNS, "a")
@@ -111,7 +111,7 @@ def test_moments_are_missing_at_the_start_only(train: Train, finished: RunConfig
     ],
 )
 def test_a_run_is_named_by_name_folder_or_csv(text: str, expected: tuple[str, str]) -> None:
-    paths = source_paths(text, Path("runs"))
+    paths = RunPaths.of(text, Path("runs"))
     assert (str(paths.runs_dir), paths.name) == expected
 
 

@@ -15,14 +15,14 @@ from run_files import Train, csv_without_speed, manifest
 from torch import Tensor
 from training import train_runs
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.engine import select
 from bitnetctl.errors import CheckpointError, ConfigError, ExitCode, RunEndedError
 from bitnetctl.plugins import registry
 from bitnetctl.records import PluginInfo, write_manifest
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.artifacts import RunArtifacts
-from bitnetctl.trainer.checkpoint import Checkpoint
 from bitnetctl.trainer.events import Event, Finished, Started
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions

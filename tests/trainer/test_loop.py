@@ -14,6 +14,7 @@ from configs import TinyConfig
 from run_files import Train, csv_without_speed, manifest
 from training import open_trainer, train_runs
 
+from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
 from bitnetctl.data import TokenData
 from bitnetctl.engine import schedule
@@ -21,7 +22,6 @@ from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import RunBusyError, StoppedBySignal
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import NAMES, RunPaths, write_manifest
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Diverged, Evaluated, Event, Finished, Progress, Saved, Started, Stopped
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions

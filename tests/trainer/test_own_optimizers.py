@@ -13,6 +13,7 @@ from run_files import RUNS, UNDISTURBED, Train, assert_same_state, assert_undist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bitnetctl import checkpoint
 from bitnetctl.config import InterventionSpec, RunConfig
 from bitnetctl.engine import plugin_optimizer
 from bitnetctl.engine.cuda_graph import CapturedPack
@@ -21,7 +22,7 @@ from bitnetctl.errors import CheckpointError
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import RunPaths
-from bitnetctl.trainer import checkpoint, factory
+from bitnetctl.trainer import factory
 from bitnetctl.trainer.events import Failed, RolledBack, Saved
 from bitnetctl.trainer.extend import begin_extension, extended_config
 from bitnetctl.trainer.resolved import resolve

@@ -22,13 +22,13 @@ from run_files import (
 from torch import Tensor
 from training import open_trainer
 
+from bitnetctl import checkpoint
 from bitnetctl.config import InterventionSpec
 from bitnetctl.errors import CheckpointError, ConfigError, RunEndedError
 from bitnetctl.intervention import Intervention, InterventionSettings
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import read
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Stopped
 from bitnetctl.trainer.options import TrainOptions
 

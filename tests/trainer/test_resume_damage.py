@@ -20,10 +20,10 @@ from run_files import (
 )
 from training import sweep_runs
 
+from bitnetctl import checkpoint
 from bitnetctl.errors import CheckpointError, RecordError, StorageError
 from bitnetctl.records import RecordWriter, read_manifest, write_manifest
 from bitnetctl.records.schema import HEADER
-from bitnetctl.trainer import checkpoint
 from bitnetctl.trainer.events import Event, Failed, Finished, Saved, Started
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from bitnetctl import checkpoint
+from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError, ExitCode, StorageError
-from bitnetctl.trainer import checkpoint
-from bitnetctl.trainer.checkpoint import Checkpoint
 
 
 def state(step: int, **fields: Any) -> Checkpoint:

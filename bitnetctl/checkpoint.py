@@ -4,7 +4,7 @@
                               optimizer.safetensors  moments, `parameter/key`
                               codes.safetensors      ternary values at the last evaluation, for the flip rate
                               records.csv            the run's rows up to here
-                              state.json             step, hashes, states of interventions, SHA-256 of the other files
+                              state.json             step, λ, hashes, states of interventions, SHA-256 of other files
 
 The checkpoint of a finished run holds model, records and state only.
 """
@@ -15,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ _FILES = {_RECORDS, *(f"{name}.safetensors" for name in _TENSOR_FILES)}
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The whole state of a run after `step`: tensors by name, `records` the content of its CSV."""
+    """The whole state of a run after `step`: tensors by name, `records` the content of its CSV.
+
+    `quantization` is λ at `step`; None where it is not known, in an older file.
+    """
 
     step: int
     config_hash: str
@@ -51,6 +54,17 @@ class Checkpoint:
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     interventions: list[dict[str, Any]] = field(default_factory=list)
     records: bytes = b""
+    quantization: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights of a run after `step`, by their names in `transformers`, and λ there, None in an older checkpoint."""
+
+    step: int
+    config_hash: str
+    model: Mapping[str, Tensor]
+    quantization: float | None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -104,8 +118,8 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Return `state.json` of a checkpoint whose files match their checksums; raises CheckpointError."""
+def verify(path: Path, only: Collection[str] = _FILES) -> dict[str, Any]:
+    """Return `state.json` of a checkpoint whose files, `only` these, match their checksums; raises CheckpointError."""
     _require_plain(path, "state.json")
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -123,6 +137,8 @@ def verify(path: Path) -> dict[str, Any]:
     if named and int(named[1]) != state.get("step"):
         raise CheckpointError(f"checkpoint {path}: is of step {state.get('step')}; rename it back")
     for name, expected in sums.items():
+        if name not in only:
+            continue
         _require_plain(path, name)
         try:
             with (path / name).open("rb") as file:
@@ -156,10 +172,29 @@ def load(path: Path, csv: Path | None = None) -> Checkpoint:
             data_fingerprint=state["data_fingerprint"],
             interventions=state["interventions"],
             records=records,
+            quantization=state.get("quantization"),
             **tensors,
         )
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
+
+
+def load_weights(path: Path) -> Weights:
+    """Read the weights of a checkpoint, whatever became of its other files and of the CSV; raises CheckpointError."""
+    name = "model.safetensors"
+    state = verify(path, {name})
+    if not _has_valid_fields(state):
+        raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged")
+    if name not in state["sha256"]:
+        raise CheckpointError(f"checkpoint {path}: has no weights")
+    try:
+        tensors = load_file(path / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
+    _check_finite(path, {"model": tensors})
+    return Weights(
+        step=state["step"], config_hash=state["config_hash"], model=tensors, quantization=state.get("quantization")
+    )
 
 
 def _require_plain(path: Path, name: str) -> None:
@@ -201,6 +236,9 @@ def _drop_if_possible(path: Path) -> None:
 
 
 def _has_valid_fields(state: Mapping[str, Any]) -> bool:
+    quantization = state.get("quantization")
+    if quantization is not None and not (isinstance(quantization, float) and 0.0 <= quantization <= 1.0):
+        return False
     match state:
         case {"step": int(step), "config_hash": str(), "data_fingerprint": str(), "interventions": list(states)}:
             return step >= 1 and all(isinstance(one, dict) for one in states)
@@ -241,6 +279,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "interventions": checkpoint.interventions,
         "sha256": sums,
     }
+    if checkpoint.quantization is not None:
+        state["quantization"] = checkpoint.quantization
     sealed = {**state, "state_sha256": canonical_hash(state)}
     write_synced(folder / "state.json", json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode())
     sync_folder(folder)
