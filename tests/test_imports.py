@@ -66,7 +66,15 @@ INSIDE = {
         "__init__",
     ),
     "kernels": ("__init__ lerp", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
-    "model": ("quantization functional parameters", "matmul storage", "parts", "layer", "packed", "fused", "__init__"),
+    "model": (
+        "quantization functional parameters",
+        "matmul storage",
+        "parts",
+        "layer",
+        "packed",
+        "fused cached",
+        "__init__",
+    ),
     "plugins": (
         "aspects blame values",
         "torch_aspects optimizers",
@@ -113,7 +121,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("trained", "__init__"),
+    "inference": ("sampling decoding trained", "generation", "__init__"),
     "formats": ("exported gates", "__init__"),
     "trainer": (
         "options resolved events evaluate provenance",

@@ -101,9 +101,9 @@ class FusedModel(PackedModel):
         )
         return self._ternary_layers
 
-    def _arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
+    def arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
         if "layers" not in self.parts:
-            return super()._arithmetic(positions, for_backward=for_backward)
+            return super().arithmetic(positions, for_backward=for_backward)
         if positions not in self._fused_layers:
             self._fused_layers[positions] = FusedLayer(self.config, self.matmul, positions, self.device)
         return self._fused_layers[positions], self._final_norm_fused
@@ -142,7 +142,7 @@ class FusedModel(PackedModel):
         return norm_quantize_backward(
             grad_RNH,
             x_RNH,
-            self._final_norm,
+            self.final_norm,
             inverse_1RN,
             [sums_RPH],
             dtype=torch.float32,

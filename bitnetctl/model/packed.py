@@ -76,7 +76,7 @@ class PackedModel(PackedParameters):
         layers = range(self.config.num_layers)
         self._norm_layers = [{key: self.packed[key][:, layer].unsqueeze(1) for key in norms} for layer in layers]
         self._gradient_layers = [{key: self.gradients[key][:, layer] for key in self._matrices} for layer in layers]
-        self._final_norm = [self.packed["final_norm"].unsqueeze(1)]
+        self.final_norm = [self.packed["final_norm"].unsqueeze(1)]
         self._layers: dict[tuple[int, bool], Layer] = {}
         self._offsets_R1 = torch.arange(self.num_runs, device=device).unsqueeze(-1) * self._padded_vocab
 
@@ -128,12 +128,11 @@ class PackedModel(PackedParameters):
         return self.prepared(quant_lambdas)(tokens_RBT)
 
     @torch.no_grad()
-    def prepared(self, quant_lambdas: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    def prepared(self, quant_lambdas: Sequence[float]) -> "PreparedModel":
         """Return `forward` with the weights quantized and cast once, for many passes; updates may not reach it."""
         quant = self.quantization(quant_lambdas)
         weights = PackedModel._layer_weights(self, self._quantized_matrices(quant), 0)
-        head_RVH = self._head_operand()
-        return lambda tokens_RBT: self.logits(self._hidden(tokens_RBT, quant, weights).hidden_RNH, head_RVH)
+        return PreparedModel(model=self, quant=quant, weights=weights, head_RVH=self._head_operand())
 
     def forward_for_backward(self, tokens_RBT: Tensor, quantization: Quantization) -> SavedActivations:
         """Run up to the head and save the activations for backward."""
@@ -220,11 +219,9 @@ class PackedModel(PackedParameters):
         self, tokens_RBT: Tensor, quant: Quantization, weights: list[LayerWeights] | None = None
     ) -> SavedActivations:
         """Run up to the head; activations are saved for backward unless `weights` are prepared ones."""
-        runs, _, positions = tokens_RBT.shape
-        tokens_RN = tokens_RBT.reshape(runs, -1) + self._offsets_R1
-        x_RNH = F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
+        tokens_RN, x_RNH = self.embedded(tokens_RBT)
         for_backward = weights is None
-        layer, normalize = self._arithmetic(positions, for_backward=for_backward)
+        layer, normalize = self.arithmetic(tokens_RBT.shape[-1], for_backward=for_backward)
         with self._layer_blas(tokens_RN):
             if weights is None:
                 weights = self._layer_weights(self._quantize(quant), tokens_RN.shape[1])
@@ -233,7 +230,7 @@ class PackedModel(PackedParameters):
                 x_RNH, activations = layer.forward(x_RNH, layer_weights, quant)
                 if for_backward:
                     layers.append(activations)
-        hidden_RNH, final_norm = normalize(x_RNH, self._final_norm, self.config.rms_norm_eps)
+        hidden_RNH, final_norm = normalize(x_RNH, self.final_norm, self.config.rms_norm_eps)
         return SavedActivations(
             tokens_RN=tokens_RN,
             layer=layer,
@@ -242,6 +239,11 @@ class PackedModel(PackedParameters):
             weights=weights,
             layers=layers,
         )
+
+    def embedded(self, tokens_RBT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows [R, N] of the embeddings of all runs, concatenated, that tokens index, and these rows."""
+        tokens_RN = tokens_RBT.flatten(1) + self._offsets_R1
+        return tokens_RN, F.embedding(tokens_RN, self._flat["embed"].view(-1, self.config.hidden_size))
 
     def _layer_weights(self, matrices: Mapping[str, list[Operand]], tokens: int) -> list[LayerWeights]:
         """Return the weights of every layer, as it takes them for `tokens` tokens of a run."""
@@ -275,7 +277,7 @@ class PackedModel(PackedParameters):
 
     def _final_norm_backward(self, grad_RNH: Tensor, saved: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the gradient of the residual stream; write that of the last norm."""
-        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, saved, self._final_norm)
+        grad_RNH, (final_RH,) = self._normalize_backward(grad_RNH, saved, self.final_norm)
         self.gradients["final_norm"].copy_(final_RH)
         return grad_RNH
 
@@ -303,7 +305,7 @@ class PackedModel(PackedParameters):
         largest = max(math.prod(self.parameter_specs[key].shape[1:]) for key in self._matrices)
         return self.matmul.fastest_blas(tokens_RN.numel() * largest)
 
-    def _arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
+    def arithmetic(self, positions: int, *, for_backward: bool) -> tuple[Layer, Normalize]:
         """Return the layer for rows of `positions` tokens, and the last norm."""
         # evaluation has other shapes and takes little time: it is not worth compiling
         if for_backward:
@@ -315,3 +317,21 @@ class PackedModel(PackedParameters):
         if key not in self._layers:
             self._layers[key] = Layer(self.config, self.matmul, positions, self.device, compiled=compiled)
         return self._layers[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedModel:
+    """The forward pass of a model whose weights are quantized and cast already; `weights` by layer."""
+
+    model: PackedModel
+    quant: Quantization
+    weights: list[LayerWeights]
+    head_RVH: Tensor
+
+    def __call__(self, tokens_RBT: Tensor) -> Tensor:
+        """Return logits [R, N, V] of token ids [R, B, T]."""
+        return self.logits(self.model._hidden(tokens_RBT, self.quant, self.weights).hidden_RNH)
+
+    def logits(self, hidden_RNH: Tensor) -> Tensor:
+        """Return the logits [R, N, V] of the head."""
+        return self.model.logits(hidden_RNH, self.head_RVH)

@@ -1,0 +1,98 @@
+"""The forward pass over rows that grow by a token at a time: keys and values of their earlier positions are kept.
+
+Shapes: R runs, B rows, T positions of a row, C positions that the cache has room for, H hidden, V vocabulary, L layers,
+A query heads, G key/value heads, D head size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitnetctl.config import ModelConfig
+from bitnetctl.model import functional
+from bitnetctl.model.layer import Layer, LayerWeights, rotary_tables
+from bitnetctl.model.matmul import Matmul, Quantization
+from bitnetctl.model.packed import PreparedModel
+
+
+class CachedForward:
+    """Logits of a model for `rows` rows of each run that start with a prompt and grow to at most `capacity` positions.
+
+    `length` is the number of positions that they have now.
+    """
+
+    def __init__(self, prepared: PreparedModel, rows: int, capacity: int) -> None:
+        model = prepared.model
+        self.rows, self.length = rows, 0
+        self._prepared, self._capacity = prepared, capacity
+        self._layer = _NextPosition(model.config, model.matmul, capacity, model.device)
+        # by layer keys and values [R, B, G, C, D], in the dtype that attention has
+        self._cache: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def start(self, tokens_RBT: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return logits [R, B, V] after the last token of the prompts of `rows`, whose cache is written anew.
+
+        One prompt [R, 1, T] may stand for all rows.
+        """
+        prepared, model = self._prepared, self._prepared.model
+        self.length = tokens_RBT.shape[-1]
+        _, x_RNH = model.embedded(tokens_RBT)
+        layer, normalize = model.arithmetic(self.length, for_backward=False)
+        for index, weights in enumerate(prepared.weights):
+            x_RNH, saved = layer.forward(x_RNH, weights, prepared.quant)
+            self._keep(index, saved.attention[1:3], rows)
+        last_RBH = x_RNH.unflatten(1, (-1, self.length))[:, :, -1].contiguous()
+        hidden_RBH, _ = normalize(last_RBH, model.final_norm, model.config.rms_norm_eps)
+        return prepared.logits(hidden_RBH)
+
+    @torch.inference_mode()
+    def step(self, tokens_RB: Tensor) -> Tensor:
+        """Return logits [R, B, V] after one more token of every row."""
+        prepared, model = self._prepared, self._prepared.model
+        _, x_RBH = model.embedded(tokens_RB.unsqueeze(-1))
+        self._layer.move_to(self.length)
+        for weights, cache in zip(prepared.weights, self._cache, strict=True):
+            x_RBH = self._layer.append(x_RBH, weights, prepared.quant, *cache)
+        self.length += 1
+        hidden_RBH, _ = functional.normalize(x_RBH, model.final_norm, model.config.rms_norm_eps)
+        return prepared.logits(hidden_RBH)
+
+    def _keep(self, index: int, keys_and_values: Sequence[Tensor], rows: slice) -> None:
+        """Copy the keys and values of prompts into the cache of a layer."""
+        config, runs = self._prepared.model.config, self._prepared.model.num_runs
+        heads, width = config.num_key_value_heads, config.head_size
+        keys, values = (new.reshape(runs, -1, heads, self.length, width) for new in keys_and_values)
+        if index == len(self._cache):
+            shape = (runs, self.rows, heads, self._capacity, width)
+            self._cache.append((keys.new_zeros(shape), values.new_zeros(shape)))
+        for cached, new in zip(self._cache[index], (keys, values), strict=True):
+            cached[:, rows, :, : self.length] = new
+
+
+class _NextPosition(Layer):
+    """The arithmetic of a layer for one more position of every row."""
+
+    def __init__(self, config: ModelConfig, matmul: Matmul, capacity: int, device: torch.device) -> None:
+        super().__init__(config, matmul, 1, device)
+        self._tables_CD = [table.to(device) for table in rotary_tables(config, capacity)]
+        self._position = 0
+        # a query may attend to all that is cached
+        self._nothing_masked = self._tables_CD[0].new_zeros(1, 1)
+
+    def move_to(self, position: int) -> None:
+        """Let `append` take tokens of this position."""
+        self._position = position
+        self._cos_TD, self._sin_TD = (table_CD[position : position + 1] for table_CD in self._tables_CD)
+
+    def append(self, x_RBH: Tensor, weights: LayerWeights, quant: Quantization, keys: Tensor, values: Tensor) -> Tensor:
+        """Return the residual stream after the layer; write keys and values [R, B, G, C, D] of its position."""
+        (query, key, value), _ = self._before_attention(x_RBH, weights, quant)
+        # the queries of a group are rows over the same keys
+        query = query.reshape(-1, self._heads // self._kv_heads, self._config.head_size)
+        k, v = (cached.flatten(0, 2)[:, : self._position + 1] for cached in (keys, values))
+        k[:, -1:], v[:, -1:] = key.reshape(k[:, -1:].shape), value.reshape(k[:, -1:].shape)
+        out, _ = functional.attend(query, k, v, self._nothing_masked.to(query.dtype))
+        x_RBH, _ = self._after_attention(x_RBH, out.view(*x_RBH.shape[:2], -1), weights, quant)
+        return x_RBH
