@@ -122,7 +122,7 @@ INSIDE = {
     ),
     "claims": ("claim looks", "judged", "__init__"),
     "inference": ("sampling decoding trained", "generation", "__init__"),
-    "formats": ("exported gates", "__init__"),
+    "formats": ("exported gates hf_files hf_layout", "hf_reload", "hf_card hf_check", "hf", "__init__"),
     "trainer": (
         "options resolved events evaluate provenance",
         "artifacts extend",
@@ -149,7 +149,7 @@ INSIDE = {
         "training requested inputs",
         "judging claim_runs",
         "claiming",
-        "config interventions library analyze power train sweep verify",
+        "config export interventions library analyze power train sweep verify",
         "__init__",
     ),
 }
@@ -301,7 +301,7 @@ def test_the_judging_side_knows_nothing_of_the_trainer() -> None:
 
 
 def test_folders_of_the_trainer_load_nothing_by_themselves() -> None:
-    for folder in ("engine", "inference", "model", "monitor", "plugins", "sweeps", "trainer"):
+    for folder in ("engine", "formats", "inference", "model", "monitor", "plugins", "sweeps", "trainer"):
         assert (ROOT / folder / "__init__.py").read_bytes() == b""
 
 

@@ -11,6 +11,7 @@ from bitnetctl.data.store import (
     TokenData as TokenData,
     Tokens as Tokens,
     cache_folder as cache_folder,
+    cached_held_out as cached_held_out,
     cached_tokenizer as cached_tokenizer,
     prepare as prepare,
 )

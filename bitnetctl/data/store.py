@@ -90,6 +90,17 @@ def _read_tokenizer(path: Path, fingerprint: str) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest() == fingerprint else None
 
 
+def cached_held_out(fingerprint: str) -> Tokens | None:
+    """Return the held-out tokens of the text with this fingerprint, memory-mapped; None where the cache has none."""
+    for meta_path in sorted((cache_folder() / "tokens").glob("*/meta.json")):
+        with contextlib.suppress(OSError, ValueError, _DamagedError):
+            if fingerprint.encode() in meta_path.read_bytes():
+                meta = _read_meta(meta_path.parent)
+                if meta.fingerprint == fingerprint:
+                    return np.memmap(meta_path.with_name("held_out.bin"), dtype=meta.dtype, mode="r")
+    return None
+
+
 class _Meta(BaseModel):
     """Contents of meta.json."""
 

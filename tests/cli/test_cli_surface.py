@@ -60,6 +60,7 @@ OPTIONS = {
     "--criteria --claim --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
     "--bundle --junit --html --details --requeue --dry-run --decimal --map --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
+    "export": "run target --to --form --masters --step --check --no-check --force --runs-dir --json",
     "power": "--claim --criteria --effect --sd --power --arms --json",
     "interventions": "",
     "interventions list": "--json",

@@ -1,14 +1,30 @@
 """The gates of exports: what agrees, and what does not."""
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from bitnetctl.config import ModelConfig
+from bitnetctl.data import ProbeData, TokenData
 from bitnetctl.errors import ExportError
 from bitnetctl.formats import gates
-from bitnetctl.formats.gates import Agreement, Gate, compare, require_agreement, require_equal
+from bitnetctl.formats.gates import (
+    Agreement,
+    Gate,
+    check_rows,
+    compare,
+    compare_rows,
+    require_agreement,
+    require_equal,
+)
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.model.packed import PackedModel
 
 
 def logits(seed: int, rows: int = 7, vocab_size: int = 11) -> Tensor:
@@ -101,8 +117,8 @@ def test_equal_codes_and_scales() -> None:
         (quantized(q=(quantized()["q"][0], torch.full((2, 1), 0.2))), "q: scale 0.2, not 0.3"),
         (quantized(q=(quantized()["q"][0], torch.tensor([[0.3], [math.nan]]))), "q: scale nan, not 0.3"),
         (quantized(q=(quantized()["q"][0][:1], torch.full((1, 1), 0.3))), r"q: shape \(1, 3\), not \(2, 3\)"),
-        (quantized(v=quantized()["q"]), "v: only in"),
-        ({"q": quantized()["q"]}, "k: missing in"),
+        (quantized(v=quantized()["q"]), "v: codes of no matrix of the run"),
+        ({"q": quantized()["q"]}, "k: codes missing"),
     ],
 )
 def test_other_codes_and_scales(theirs: dict[str, tuple[Tensor, Tensor]], message: str) -> None:
@@ -115,6 +131,72 @@ def test_scales_within_a_tolerance() -> None:
     assert require_equal(quantized(), near, tolerance=2.5e-4).endswith("scales within 2.0e-04 (at most 0.00025)")
     with pytest.raises(ExportError, match="k: scale"):
         require_equal(quantized(), near, tolerance=1e-4)
+
+
+def test_codes_at_the_threshold_may_differ_where_the_other_program_makes_them() -> None:
+    masters_OI = torch.tensor([[0.3, 0.15 * (1 + 1e-7), -0.2], [0.1, 0.4, 0.3]])
+    ours = {"q": (torch.tensor([[1, 1, -1], [0, 1, 1]], dtype=torch.int8), torch.full((2, 1), 0.3))}
+    codes_OI, scale_O1 = ours["q"]
+    other_OI = codes_OI.clone()
+    other_OI[0, 1] = 0
+    line = require_equal(ours, {"q": (other_OI, scale_O1)}, tolerance=1e-5, masters={"q": masters_OI})
+    assert line.startswith("codes of 1 matrices identical but for 1 at the threshold")
+    with pytest.raises(ExportError, match="q: 1 of 6 codes"):
+        require_equal(ours, {"q": (other_OI, scale_O1)}, tolerance=1e-5)
+    other_OI[0, 0] = 0
+    with pytest.raises(ExportError, match="q: 1 of 6 codes"):
+        require_equal(ours, {"q": (other_OI, scale_O1)}, tolerance=1e-5, masters={"q": masters_OI})
+
+
+def test_rows_are_compared_as_a_whole() -> None:
+    whole = compare(logits(0, 12), logits(1, 12))
+    by_row = compare_rows(logits(0, 12).split([5, 7]), logits(1, 12).split([5, 7]))
+    assert by_row.kl == pytest.approx(whole.kl, rel=1e-12)
+    assert by_row.argmax_equal == pytest.approx(whole.argmax_equal)
+    assert (by_row.max_abs, by_row.positions) == (whole.max_abs, 12)
+    broken = logits(1, 12)
+    broken[0] = math.nan
+    assert math.isnan(compare_rows(logits(0, 12).split(6), broken.split(6)).max_abs)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What rows are made for: a context of 16 tokens."""
+
+    data: dict[str, str]
+    model: PackedModel
+    context_length: int = 16
+    quant_lambda: float = 1.0
+
+    @property
+    def manifest(self) -> SimpleNamespace:
+        return SimpleNamespace(data=self.data)
+
+
+def rows(fingerprint: str, positions: int, seed: int = 0) -> Tensor:
+    config = ModelConfig(hidden_size=16, num_layers=1)
+    packed = PackedModel([config], 300, [seed], torch.device("cpu"))
+    return check_rows(cast(TrainedRun, Model({"fingerprint": fingerprint}, packed)), positions)
+
+
+def test_rows_are_held_out_text_where_the_cache_has_it(tiny_tokens: TokenData, tiny_probe: ProbeData) -> None:
+    rows_PT = rows(tiny_tokens.fingerprint, 120)
+    # the rows of the probe are as evenly spaced
+    assert torch.equal(rows_PT, torch.from_numpy(tiny_probe.inputs_PT))
+
+
+def test_rows_are_sampled_where_the_text_is_gone(token_cache: Path) -> None:
+    rows_PT = rows("0" * 64, 100)
+    assert rows_PT.shape == (7, 16)
+    assert torch.equal(rows_PT, rows("0" * 64, 100))
+    assert not torch.equal(rows_PT, rows("0" * 64, 100, seed=1))
+    assert rows_PT.min() >= 0
+    assert rows_PT.max() < 300
+
+
+def test_rows_are_sampled_where_the_text_is_too_short(tiny_tokens: TokenData) -> None:
+    rows_PT = rows(tiny_tokens.fingerprint, len(tiny_tokens.held_out_N) + 16)
+    assert rows_PT.numel() > len(tiny_tokens.held_out_N)
 
 
 def test_a_failed_check_is_a_result_not_a_mistake() -> None:

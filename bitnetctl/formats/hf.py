@@ -1,0 +1,109 @@
+"""Export a run as a folder that `transformers` loads: weights, config, tokenizer and model card."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from bitnetctl.errors import ConfigError
+from bitnetctl.files import replacing, require_space, storage_errors, sync_folder, write_synced
+from bitnetctl.formats.exported import Exported
+from bitnetctl.formats.hf_card import model_card
+from bitnetctl.formats.hf_check import Folder, check_folder, require_transformers
+from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, Written, config_tree, tensors, written_form
+from bitnetctl.inference.trained import TrainedRun
+
+CARD = "README.md"
+_JSON = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILES = {*_JSON, CARD, "tokenizer.json", WEIGHTS, MASTERS}
+
+
+def export_hf(
+    run: TrainedRun,
+    folder: Path,
+    *,
+    form: Form = "offline",
+    masters: bool = False,
+    check: bool = True,
+    replace: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a run as a folder for `transformers`; `masters` adds the weights before quantization to a packed form.
+
+    `check` loads it with the library and compares. `replace` allows a folder that an earlier export wrote. Raises
+    ConfigError for what the form cannot hold and for a folder that is in the way, ExportError where the check fails,
+    StorageError; the folder is then as it was.
+    """
+    written = written_form(run, form)
+    if check:
+        require_transformers()
+    _require_free(folder, replace=replace)
+    weights = tensors(run, written)
+    require_space(folder, sum(tensor.nbytes for tensor in weights.values()))
+    with storage_errors(folder), replacing(folder) as temporary:
+        temporary.mkdir()
+        write_folder(run, temporary, written, weights)
+        if masters and written in ("offline", "bitlinear"):
+            (temporary / MASTERS).parent.mkdir()
+            save_tensors(temporary / MASTERS, run.weights())
+        if check:
+            log("loading it with transformers ...")
+        checks = check_folder(Folder(run=run, path=temporary, form=written)) if check else ()
+        write_synced(temporary / CARD, model_card(run, written, checks).encode())
+        sync_folder(temporary)
+    return Exported(path=folder, form=written, checks=checks)
+
+
+def write_folder(run: TrainedRun, folder: Path, form: Written, weights: dict[str, Tensor]) -> None:
+    """Write everything but the model card into an empty folder; raises OSError."""
+    save_tensors(folder / WEIGHTS, weights)
+    tokenizer = json.loads(run.tokenizer.to_str())
+    if run.tokenizer.num_special_tokens_to_add(is_pair=False):
+        # the model was trained without what it would put around a text
+        tokenizer["post_processor"] = None
+    write_synced(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False).encode())
+    end = None if run.end_of_text is None else run.tokenizer.id_to_token(run.end_of_text)
+    named = {} if end is None else {"bos_token": end, "eos_token": end}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": run.context_length,
+        "clean_up_tokenization_spaces": False,
+        **named,
+    }
+    generation = {
+        "bos_token_id": run.end_of_text,
+        "eos_token_id": run.end_of_text,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
+    trees: list[dict[str, Any]] = [config_tree(run, form), generation, settings, named]
+    for name, tree in zip(_JSON, trees, strict=True):
+        write_synced(folder / name, json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write and sync a safetensors file as transformers reads it; raises OSError."""
+    # the library's own save_file leaves a file that only its owner can read
+    write_synced(path, save(weights, metadata={"format": "pt"}))
+
+
+def _require_free(folder: Path, *, replace: bool) -> None:
+    """Raise ConfigError for a folder that is in the way."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, not a folder; take another name")
+    held = {path.name for path in folder.iterdir()}
+    if held and not replace:
+        raise ConfigError(f"{folder}: is not empty; --force replaces what an earlier export wrote")
+    # never a folder with anything else in it
+    others = held - {Path(name).parts[0] for name in _FILES}
+    if others or (held and "config.json" not in held):
+        what = f" ({min(others)})" if others else ""
+        raise ConfigError(f"{folder}: holds what no export wrote{what}; take another folder, or empty it")

@@ -1,0 +1,206 @@
+"""The model card of an exported folder: all values from the run's manifest and CSV, and from the self-check."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitnetctl import __version__
+from bitnetctl.analysis.summary import followed
+from bitnetctl.errors import RecordError
+from bitnetctl.escape import markdown_text
+from bitnetctl.formats.hf_layout import Written
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.records import Run, load_run
+from bitnetctl.records.collapse import COLLAPSE_COLUMNS, Health, collapse_reason
+from bitnetctl.records.metrics import finite_value
+from bitnetctl.records.schema import Row
+from bitnetctl.units import UNKNOWN, format_value
+
+_HEADER = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- bitnet
+- b1.58
+- ternary
+- bitnetctl
+# license: to be stated by whoever publishes this, for the weights and the text they were trained on
+---
+"""
+_USE = """## Use
+
+```python
+import os
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # before the import; see the limits below
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
+model = AutoModelForCausalLM.from_pretrained(".")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens={new_tokens})
+print(tokenizer.decode(outputs[0]))
+```
+"""
+_NEEDS = "It needs `transformers` 4.57 or newer{accelerate}.\n"
+_COMPILES = """- `transformers` compiles its BitNet layers at the first forward pass, which takes a minute or two and
+  needs a C++ compiler. With `TORCHDYNAMO_DISABLE=1` in the environment it does not, and computes the same.
+- Weights are ternary and activations int8 by value only: `transformers` multiplies them in floating point.
+"""
+_FORMS = {
+    "offline": "packed: four ternary weights to a byte, and a scale for each matrix (`autobitlinear`, offline)",
+    "bitlinear": "packed: four ternary weights to a byte, and 1 / scale for each matrix (`bitlinear`)",
+    "online": "the fp32 weights before quantization, which each forward pass quantizes (`autobitlinear`, online)",
+    "plain": "fp32 weights at full precision, not quantized",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What the evaluations up to the exported step say; `row` is the last of them."""
+
+    health: Health
+    since: int | None
+    reason: str | None
+    collapsed_at: int | None
+    row: Row
+    unknown: str | None = None
+
+
+def model_card(run: TrainedRun, form: Written, checks: Sequence[str]) -> str:
+    """Return the text of README.md; `checks` are the lines of the self-check, none where it was not done."""
+    measured = _measured(run)
+    parts = [_HEADER, f"# {markdown_text(run.name)}\n", *_warning(measured), _what(run, form), _table(_settings(run))]
+    parts.append(f"## Measured\n\n{_health(measured)}\n")
+    if measured.row:
+        parts.append(_table(_measures(measured.row)))
+    parts.append(f"## This export\n\nIt holds {_FORMS[form]}.\n")
+    parts.append(_checked(checks))
+    parts.append(_USE.format(new_tokens=min(50, max(1, run.context_length // 2))))
+    parts.append(_NEEDS.format(accelerate="" if form == "plain" else " and `accelerate`"))
+    parts.append(_limits(run, form))
+    return "\n".join(parts)
+
+
+def _warning(measured: _Measured) -> Iterator[str]:
+    """Yield what has to be said before everything else."""
+    if measured.health in (Health.COLLAPSED, Health.POSSIBLE):
+        kind = "has collapsed" if measured.health is Health.COLLAPSED else "may have collapsed"
+        reason = f": {markdown_text(measured.reason)}" if measured.reason else ""
+        yield f"> **This model {kind}**, since step {measured.since or 0:,}{reason}. It does not write text.\n"
+
+
+def _what(run: TrainedRun, form: Written) -> str:
+    kind = "full-precision twin of a BitNet b1.58 model" if form == "plain" else "BitNet b1.58 language model"
+    numbers = (
+        "" if form == "plain" else ", with ternary weights and int8 activations in every linear layer but the head"
+    )
+    return (
+        f"A {kind} of {run.model.num_parameters:,} parameters{numbers}. Trained by bitnetctl; exported by version "
+        f"{__version__}.\n"
+    )
+
+
+def _settings(run: TrainedRun) -> Iterator[tuple[str, str]]:
+    config, model, data = run.config, run.config.model, run.manifest.data
+    yield "recipe", config.recipe
+    yield "arm", config.arm
+    yield "seed", str(config.seed)
+    yield "config hash", run.manifest.config_hash[:12]
+    yield "step", f"{run.step:,} of {config.steps:,}"
+    yield "training tokens", f"{run.step * config.data.tokens_per_step:,}"
+    yield "context length", f"{run.context_length:,} tokens"
+    yield "layers × hidden size", f"{model.num_layers} × {model.hidden_size}"
+    yield "feed-forward width, activation", f"{model.intermediate_size}, {model.activation}"
+    yield "attention heads, key-value heads", f"{model.num_attention_heads}, {model.num_key_value_heads}"
+    yield "head", "tied to the embeddings" if model.tie_word_embeddings else "of its own"
+    # a path tells of the machine, its last part what the text is
+    yield "text", _last_part(data.get("source"))
+    yield "fingerprint of text and tokenizer", str(data.get("fingerprint", UNKNOWN))
+    yield "tokenizer", f"{_last_part(data.get('tokenizer'))}, {run.model.vocab_size:,} tokens"
+    yield "trained on", f"{run.manifest.device or UNKNOWN}, {run.manifest.precision or 'fp32'}"
+
+
+def _last_part(spec: object) -> str:
+    """Return `file:/home/me/text.txt` as `file:text.txt`; names on the hub stay whole."""
+    if not isinstance(spec, str):
+        return UNKNOWN
+    scheme, separator, rest = spec.partition(":")
+    return f"{scheme}:{rest.replace(chr(92), '/').rpartition('/')[2]}" if separator and scheme != "hf" else spec
+
+
+def _measured(run: TrainedRun) -> _Measured:
+    try:
+        recorded = load_run(run.paths.csv)
+    except RecordError as error:
+        return _Measured(health=Health.UNKNOWN, since=None, reason=None, collapsed_at=None, row={}, unknown=str(error))
+    rows = np.flatnonzero(recorded.steps <= run.step)
+    if not len(rows):
+        return _Measured(health=Health.UNKNOWN, since=None, reason=None, collapsed_at=None, row={})
+    tracker = followed(recorded, run.step)
+    return _Measured(
+        health=tracker.health,
+        since=tracker.since,
+        reason=_reason(recorded, tracker.since),
+        collapsed_at=tracker.collapsed_at,
+        row=recorded.row(int(rows[-1])),
+    )
+
+
+def _reason(recorded: Run, step: int | None) -> str | None:
+    at = np.flatnonzero(recorded.steps == step)
+    return (
+        collapse_reason({name: recorded.records.value(name, int(at[0])) for name in COLLAPSE_COLUMNS})
+        if len(at)
+        else None
+    )
+
+
+def _health(measured: _Measured) -> str:
+    match measured.health:
+        case Health.HEALTHY:
+            return "No evaluation shows a lasting collapse."
+        case Health.RECOVERED:
+            steps = f"step {measured.collapsed_at or 0:,} and recovered at step {measured.since or 0:,}"
+            return f"The run collapsed at {steps}."
+        case Health.COLLAPSED:
+            return f"The run collapsed at step {measured.since or 0:,} and did not recover."
+        case Health.POSSIBLE:
+            return f"The last evaluations, from step {measured.since or 0:,} on, are collapsed."
+    reason = "its rows cannot be read" if measured.unknown else "no evaluation after the warm-up tells"
+    return f"Whether the run collapsed is unknown: {reason}."
+
+
+def _measures(row: Row) -> Iterator[tuple[str, str]]:
+    def value(name: str, spec: str) -> str:
+        return format_value(finite_value(row, name), spec)
+
+    yield "measured at step", value("Step", ",.0f")
+    yield "held-out positions", value("ProbePositions", ",.0f")
+    yield "held-out loss", f"{value('HeldOutLoss', '.4f')} nats a token"
+    yield "held-out bits per byte", value("HeldOutBitsPerByte", ".4f")
+    yield "loss of a unigram predictor", value("UnigramLoss", ".4f")
+    yield "loss of a bigram predictor", value("BigramLoss", ".4f")
+    yield "distinct predictions", f"{value('UniquePredictions', ',.0f')} (targets: {value('UniqueTargets', ',.0f')})"
+    yield "ternary weights that are 0", value("ZeroFraction", ".1%")
+
+
+def _checked(checks: Sequence[str]) -> str:
+    if not checks:
+        return "It was written without a self-check.\n"
+    lines = "".join(f"- {markdown_text(line)}\n" for line in checks)
+    return f"It was loaded again and compared with the model as it was trained:\n\n{lines}"
+
+
+def _limits(run: TrainedRun, form: Written) -> str:
+    length = (
+        f"- Trained on rows of {run.context_length:,} tokens: a longer text is outside of what it was trained "
+        "on, though the library accepts it.\n"
+    )
+    return f"## Limits\n\n{length}{'' if form == 'plain' else _COMPILES}"
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {markdown_text(value)} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines, ""])

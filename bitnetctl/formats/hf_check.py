@@ -1,0 +1,167 @@
+"""The self-check of a folder for `transformers`: it is loaded by the library, in a process of its own, and compared."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bitnetctl.errors import ConfigError, ExportError, one_line
+from bitnetctl.files import temporary_folder
+from bitnetctl.formats.gates import Gate, check_rows, compare_rows, require_agreement, require_equal
+from bitnetctl.formats.hf_files import LOGITS, RESULT, TOKENS, WEIGHTS
+from bitnetctl.formats.hf_layout import Written, scale_name, tensors
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.units import listed, shortened
+
+GATE = Gate(kl=1e-5, argmax_equal=0.995)
+NEEDED = ("transformers", "accelerate")
+# the library adds up |w| in another order
+_ONLINE_TOLERANCE = 1e-5
+# of 1 / (1 / scale)
+_ROUNDING = 2.0**-23
+# no network; compiling takes a minute, and a C++ compiler
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+TEXTS = (
+    "",
+    " ",
+    "a",
+    "Hello, world!",
+    "  two  spaces   and\ttabs\t\t",
+    "line\nline\r\nline\r\n\r\n\n\n end ",
+    "it's we'll they'VE I'm don't",
+    "12345 6 7.89 1,000,000",
+    "naïve café ﬁne e\u0301 \u00e9 İi ß ſ",
+    "日本語 テキスト 한국어 עברית العربية हिन्दी",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈",
+    "\u00a0\u2003\u200b\ufeff\u3000.",
+    "nul\0 bell\a escape\x1b[0m \x7f \ufffd",
+    "<s></s><unk>[PAD] <|endoftext|>text<|endoftext|>\n<|im_start|>",
+    "_ __init__ if(x)==y: {}[]();\\//#",
+    "word" * 40,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A folder to be checked against the run of which it was written in a form."""
+
+    run: TrainedRun
+    path: Path
+    form: Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What the library made of a folder: files in `out`, of rows of tokens [P, T]."""
+
+    folder: Folder
+    rows_PT: Tensor
+    out: Path
+
+
+def require_transformers() -> None:
+    """Raise ConfigError where the libraries of the self-check are missing."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the self-check needs {listed(missing)}: pip install 'bitnetctl[transformers]'; "
+            "--no-check writes the files without it"
+        )
+
+
+def check_folder(folder: Folder, *, positions: int = 2048) -> tuple[str, ...]:
+    """Return a line for everything that was compared; raises ExportError that says what differs."""
+    with temporary_folder() as work:
+        [loaded] = load_folders([folder], work, positions=positions)
+        return require_same(loaded)
+
+
+def load_folders(folders: Sequence[Folder], work: Path, *, positions: int) -> list[Loaded]:
+    """Load folders in one process of the library, which takes seconds to start, and run it on rows of each model.
+
+    `work` is a folder for what it writes. Raises ExportError where the process fails.
+    """
+    loaded = []
+    for at, folder in enumerate(folders):
+        out = work / str(at)
+        out.mkdir()
+        loaded.append(Loaded(folder=folder, rows_PT=check_rows(folder.run, positions), out=out))
+        np.save(out / TOKENS, loaded[-1].rows_PT.numpy())
+    jobs = [{"folder": str(one.folder.path.absolute()), "out": str(one.out), "texts": TEXTS} for one in loaded]
+    path = work / "jobs.json"
+    path.write_text(json.dumps(jobs), encoding="utf-8")
+    done = subprocess.run(
+        # -P: a file of the current folder may have the name of a library
+        [sys.executable, "-P", "-m", "bitnetctl.formats.hf_reload", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ExportError(f"self-check failed: transformers ended with: {one_line(lines[-1])}")
+    return loaded
+
+
+def require_same(loaded: Loaded) -> tuple[str, ...]:
+    """Return a line for everything that was compared; raises ExportError for the first that differs."""
+    result = json.loads((loaded.out / RESULT).read_text(encoding="utf-8"))
+    against = f"transformers {result['version']}"
+    if "error" in result:
+        raise ExportError(f"self-check failed: {against} cannot use it: {result['error']}")
+    for what, names in result["unfit"].items():
+        if names:
+            raise ExportError(f"self-check failed: {against}: {what.replace('_', ' ')}: {shortened(names, 3)}")
+    run = loaded.folder.run
+    lines = (*_weights_compared(loaded.folder, load_file(loaded.out / WEIGHTS)), _texts_compared(run, result))
+    logits_PTV = np.load(loaded.out / LOGITS, mmap_mode="r")
+    agreement = compare_rows(
+        (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
+        (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV),
+    )
+    return (*lines, *require_agreement(agreement, GATE, against))
+
+
+def _weights_compared(folder: Folder, loaded: dict[str, Tensor]) -> list[str]:
+    """Compare codes and scales, then every other tensor."""
+    run, form = folder.run, folder.form
+    lines = []
+    quantized = {} if form == "plain" else run.quantized()
+    parts = {
+        kind: {name.partition("/")[2]: one for name, one in loaded.items() if name.startswith(f"{kind}/")}
+        for kind in ("codes", "scale", "tensor")
+    }
+    theirs = {name: (codes, parts["scale"][name]) for name, codes in parts["codes"].items()}
+    if form == "online":
+        lines.append(require_equal(quantized, theirs, tolerance=_ONLINE_TOLERANCE, masters=run.weights()))
+    elif quantized or theirs:
+        lines.append(require_equal(quantized, theirs, tolerance=_ROUNDING if form == "bitlinear" else 0.0))
+    packed = {*quantized, *map(scale_name, quantized)} if form in ("offline", "bitlinear") else set()
+    others = {name: tensor for name, tensor in tensors(run, form).items() if name not in packed}
+    for name, tensor in others.items():
+        if not torch.equal(parts["tensor"].get(name, torch.empty(0)), tensor):
+            raise ExportError(f"self-check failed: {name}: is not the tensor of the run")
+    lines.append(f"{len(others)} other tensors identical")
+    return lines
+
+
+def _texts_compared(run: TrainedRun, result: dict[str, Any]) -> str:
+    encoded = run.tokenizer.encode_batch(list(TEXTS), add_special_tokens=False)
+    for text, ours, ids, decoded in zip(TEXTS, encoded, result["ids"], result["decoded"], strict=True):
+        if ours.ids != ids:
+            raise ExportError(f"self-check failed: the tokenizer gives other tokens for {text!r}")
+        if run.tokenizer.decode(ids, skip_special_tokens=False) != decoded:
+            raise ExportError(f"self-check failed: the tokenizer decodes the tokens of {text!r} to another text")
+    return f"token ids and text of {len(TEXTS)} strings identical"

@@ -1,0 +1,10 @@
+"""Names of the files by which the self-check and the process that loads a folder talk."""
+
+TOKENS = "tokens.npy"
+"""Token ids [P, T]."""
+LOGITS = "logits.npy"
+"""Logits [P, T, V] of the model as it was loaded."""
+WEIGHTS = "loaded.safetensors"
+"""`codes/NAME` and `scale/NAME` of the matrices as the layers multiply them, `tensor/NAME` of all tensors."""
+RESULT = "result.json"
+"""Version of the library, names of tensors that did not fit, tokens and text of every string, an `error` if any."""

@@ -1,0 +1,181 @@
+"""Folders for transformers: loaded by the library, every form is the model of the run, and every wrong one is found."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_runs import RUNS, train_tiny
+from torch import Tensor
+
+from bitnetctl.errors import ExportError
+from bitnetctl.formats.hf import write_folder
+from bitnetctl.formats.hf_check import Folder, Loaded, load_folders, require_same
+from bitnetctl.formats.hf_layout import Written, tensors
+from bitnetctl.inference.trained import TrainedRun
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+GOOD: list[tuple[str, Written]] = [
+    ("portable", "offline"),
+    ("portable", "bitlinear"),
+    ("portable", "online"),
+    ("grouped", "offline"),
+    ("b158", "bitlinear"),
+    ("b158", "online"),
+    ("origin", "offline"),
+    ("origin", "bitlinear"),
+    ("inner", "online"),
+    ("fused", "offline"),
+    ("full", "plain"),
+    ("median", "bitlinear"),
+]
+LAYER = "model.layers.1."
+
+Change = Callable[[Path, TrainedRun], None]
+
+
+def edit_config(**changes: Any) -> Change:
+    def change(folder: Path, run: TrainedRun) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def edit_weights(edit: Callable[[dict[str, Tensor], TrainedRun], Mapping[str, Tensor]]) -> Change:
+    def change(folder: Path, run: TrainedRun) -> None:
+        path = folder / "model.safetensors"
+        stored = load_file(path)
+        save_file({**stored, **edit(stored, run)}, path, metadata={"format": "pt"})
+
+    return change
+
+
+def swapped(first: str, second: str) -> Change:
+    first, second = f"{LAYER}{first}", f"{LAYER}{second}"
+    return edit_weights(lambda stored, run: {first: stored[second].clone(), second: stored[first].clone()})
+
+
+def inverse_scales(stored: dict[str, Tensor], run: TrainedRun) -> dict[str, Tensor]:
+    return {name: tensor.reciprocal() for name, tensor in stored.items() if name.endswith("weight_scale")}
+
+
+def masters(stored: dict[str, Tensor], run: TrainedRun) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in run.weights().items() if name in run.quantized()}
+
+
+def without_quantization(folder: Path, run: TrainedRun) -> None:
+    path = folder / "config.json"
+    tree = json.loads(path.read_text())
+    del tree["quantization_config"]
+    path.write_text(json.dumps(tree))
+
+
+def other_tokenizer(folder: Path, run: TrainedRun) -> None:
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["pre_tokenizer"]["add_prefix_space"] = True
+    path.write_text(json.dumps(tree))
+
+
+THETA = {"rope_theta": 100.0, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
+# a run, its form, how its folder is made wrong, and what the check says
+WRONG: dict[str, tuple[str, Written, Change, str]] = {
+    "q-k-scales-swapped": (
+        *("portable", "offline"),
+        swapped("self_attn.q_proj.weight_scale", "self_attn.k_proj.weight_scale"),
+        r"layers\.1\.self_attn\.q_proj\.weight: scale 0\.\d+, not 0\.\d+",
+    ),
+    "gate-up-scales-swapped": (
+        *("b158", "bitlinear"),
+        swapped("mlp.gate_proj.weight_scale", "mlp.up_proj.weight_scale"),
+        r"layers\.1\.mlp\.gate_proj\.weight: scale",
+    ),
+    "codes-swapped": (
+        *("portable", "offline"),
+        swapped("self_attn.q_proj.weight", "self_attn.k_proj.weight"),
+        r"q_proj\.weight: \d+ of 1,024 codes differ",
+    ),
+    "inverse-scales": ("portable", "offline", edit_weights(inverse_scales), "layers.0.self_attn.q_proj.weight: scale"),
+    "inverse-of-bitlinear": ("origin", "bitlinear", edit_weights(inverse_scales), "q_proj.weight: scale"),
+    "masters-not-ternarised": ("portable", "offline", edit_weights(masters), "q_proj.weight: .* codes differ"),
+    "not-quantized": ("portable", "online", without_quantization, "down_proj.weight: codes missing"),
+    "online-of-a-fused-scale": ("fused", "online", lambda folder, run: None, "q_proj.weight: scale"),
+    "online-of-another-quantizer": ("median", "online", lambda folder, run: None, "q_proj.weight: scale"),
+    "theta": ("grouped", "offline", edit_config(**THETA), "KL divergence"),
+    "silu-for-relu2": ("b158", "offline", edit_config(hidden_act="silu"), "KL divergence"),
+    "epsilon": ("b158", "online", edit_config(rms_norm_eps=0.3), "KL divergence"),
+    "norms-swapped": (
+        *("portable", "offline"),
+        swapped("input_layernorm.weight", "post_attention_layernorm.weight"),
+        "input_layernorm.weight: is not the tensor of the run",
+    ),
+    "norm-missing": (
+        *("origin", "offline"),
+        edit_config(
+            quantization_config={
+                "quant_method": "bitnet",
+                "linear_class": "autobitlinear",
+                "quantization_mode": "offline",
+            }
+        ),
+        "unexpected keys: .*rms_norm",
+    ),
+    "other-tokenizer": ("portable", "bitlinear", other_tokenizer, "other tokens for"),
+    "no-config": ("portable", "plain", lambda folder, run: (folder / "config.json").unlink(), "cannot use it: .*Error"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
+    """One tiny run of each kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        return train_tiny(RUNS, tiny_text, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    runs: dict[str, TrainedRun], shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Loaded]:
+    """All folders, good and wrong, loaded in one process of the library."""
+    place = tmp_path_factory.mktemp("folders")
+    folders: dict[str, Folder] = {}
+
+    def write(key: str, name: str, form: Written) -> Path:
+        path = place / key
+        path.mkdir()
+        write_folder(runs[name], path, form, tensors(runs[name], form))
+        folders[key] = Folder(run=runs[name], path=path, form=form)
+        return path
+
+    for name, form in GOOD:
+        write(f"{name}-{form}", name, form)
+    for key, (name, form, change, _) in WRONG.items():
+        change(write(key, name, form), runs[name])
+    work = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        return dict(zip(folders, load_folders(list(folders.values()), work, positions=128), strict=True))
+
+
+@pytest.mark.parametrize(("name", "form"), GOOD)
+def test_every_form_is_the_model_of_the_run(name: str, form: Written, loaded: dict[str, Loaded]) -> None:
+    *first, kl, equal, largest = require_same(loaded[f"{name}-{form}"])
+    codes = [line for line in first if line.startswith("codes of 14 matrices identical, scales")]
+    assert len(codes) == (0 if form == "plain" else 1)
+    assert any("other tensors identical" in line for line in first)
+    assert any("strings identical" in line for line in first)
+    assert "128 positions" in kl
+    assert "(at least 99.5%)" in equal
+    assert "(no gate)" in largest
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_every_wrong_folder_is_found(key: str, loaded: dict[str, Loaded]) -> None:
+    with pytest.raises(ExportError, match=f"^self-check failed: .*{WRONG[key][3]}"):
+        require_same(loaded[key])

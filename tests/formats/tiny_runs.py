@@ -1,0 +1,68 @@
+"""Tiny runs to export, of every recipe and of interventions that quantize in their own way; trained in this process."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from training import train_runs
+
+from bitnetctl.config import RunConfig, build_config, parse_arm
+from bitnetctl.inference.trained import TrainedRun, open_run
+from bitnetctl.trainer.options import TrainOptions
+
+# recipe, arm and fields of each; at the default initialisation of torch even a model that has not learned anything is
+# far from uniform, so that a wrong export shows
+RUNS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
+    "portable": ("portable", "", {}),
+    "grouped": ("portable", "", {"model.num_key_value_heads": 2, "model.rope_theta": 500.0}),
+    "b158": ("b158", "", {}),
+    "origin": ("origin", "", {}),
+    "inner": ("origin", "", {"model.scale_group": "projection"}),
+    "fused": ("b158", "", {"model.scale_group": "fused"}),
+    "full": ("portable", "full-precision", {}),
+    "full-inner": ("origin", "full-precision", {}),
+    "median": ("portable", "median-scale", {}),
+    "groups": ("portable", "group-scale:size=16", {}),
+    "half": ("portable", "", {"model.quantization": "0.5"}),
+    "capped": ("portable", "", {"model.logit_soft_cap": "30"}),
+}
+
+
+def config(name: str, text: Path) -> RunConfig:
+    recipe, arm, fields = RUNS[name]
+    known = {
+        "steps": 4,
+        "model.hidden_size": 32,
+        "model.num_layers": 2,
+        "model.num_attention_heads": 4,
+        "model.initialization": "default",
+        "data.source": f"file:{text}",
+        "data.tokenizer": "bpe:300",
+        "data.batch_size": 2,
+        "data.sequence_length": 32,
+        "schedule.warmup_steps": 2,
+        "probe.positions": 128,
+        "probe.eval_every_steps": 2,
+    }
+    texts = [f"{key}={value}" for key, value in {**known, **fields}.items()]
+    return build_config(recipe, overrides=texts, interventions=parse_arm(arm))
+
+
+def train_tiny(names: Iterable[str], text: Path, runs_dir: Path) -> dict[str, TrainedRun]:
+    """Train runs and open them; their norms are moved off 1, where a swapped or missing one would not show."""
+    names = list(names)
+    with pytest.MonkeyPatch.context() as patch:
+        # fsync takes half of the time of a tiny run
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        for name in names:
+            list(train_runs([config(name, text)], TrainOptions(runs_dir=runs_dir, device="cpu"), names=[name]))
+    opened = {name: open_run(name, runs_dir) for name in names}
+    for run in opened.values():
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for key, packed in run.model.packed.items():
+                if run.model.parameter_specs[key].group == "norms":
+                    packed.add_(torch.rand(packed.shape, generator=generator) - 0.5)
+    return opened
