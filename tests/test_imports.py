@@ -121,7 +121,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("sampling decoding trained", "generation", "__init__"),
+    "inference": ("sampling decoding trained", "text", "generation", "__init__"),
     "formats": ("exported gates hf_files hf_layout", "hf_reload", "hf_card hf_check", "hf", "__init__"),
     "trainer": (
         "options resolved events evaluate provenance",
