@@ -121,7 +121,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("sampling decoding trained", "text", "generation", "__init__"),
+    "inference": ("sampling decoding trained", "text standing", "generation", "__init__"),
     "formats": ("exported gates hf_files hf_layout", "hf_reload", "hf_card hf_check", "hf", "__init__"),
     "trainer": (
         "options resolved events evaluate provenance",
@@ -146,10 +146,10 @@ INSIDE = {
     # a command imports no other command
     "cli": (
         "options",
-        "training requested inputs",
+        "training requested inputs continuing",
         "judging claim_runs",
         "claiming",
-        "config export interventions library analyze power train sweep verify",
+        "config export interventions library analyze power generate train sweep verify",
         "__init__",
     ),
 }

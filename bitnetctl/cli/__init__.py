@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from bitnetctl import __version__
-from bitnetctl.cli import analyze, config, export, interventions, library, power, sweep, train, verify
+from bitnetctl.cli import analyze, config, export, generate, interventions, library, power, sweep, train, verify
 from bitnetctl.cli.options import print_message
 from bitnetctl.errors import (
     BitnetctlError,
@@ -41,6 +41,7 @@ app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("power")(power.power)
+app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.add_typer(interventions.app, name="interventions")
 app.add_typer(library.recipes, name="recipes")

@@ -62,6 +62,8 @@ OPTIONS = {
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
     "export": "run target --to --form --masters --step --check --no-check --force --runs-dir --json",
     "power": "--claim --criteria --effect --sd --power --arms --json",
+    "generate": "runs --prompt -p --file -f --max-new-tokens -n --num-samples --temperature --temp --top-k --top-p "
+    "--min-p --greedy --seed --ignore-eos --step --runs-dir --device --quiet -q --json",
     "interventions": "",
     "interventions list": "--json",
     "interventions show": "name --json",
@@ -131,6 +133,7 @@ def loaded() -> Callable[..., set[str]]:
         ["analyze", "--help"],
         ["train", "--recipe", "orign"],
         ["analyze", "nowhere", "--verdict", "none.json"],
+        ["generate", "run", "--greedy", "--temp", "1"],
     ],
 )
 def test_help_and_mistakes_load_no_heavy_module(loaded: Callable[..., set[str]], arguments: list[str]) -> None:

@@ -1,0 +1,153 @@
+"""`bitnetctl generate`: text that trained runs continue."""
+
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitnetctl.cli import options
+from bitnetctl.cli.continuing import Screen, converse, generation_json
+from bitnetctl.cli.options import print_json, print_message
+from bitnetctl.errors import ConfigError, ExitCode, cannot_read
+from bitnetctl.units import plural
+
+if TYPE_CHECKING:
+    from bitnetctl.inference.generation import Generation, GenerationOptions
+    from bitnetctl.inference.standing import Standing
+
+_TEMPERATURE = 0.8
+# stands for stdin as the file to read
+_STDIN = Path("-")
+
+
+def generate(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            parser=options.user_text,
+            help="Names of runs, or their folders or CSVs; several side by side.",
+        ),
+    ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; may be repeated. Unset: stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", parser=options.user_path, help="Read a prompt; - is stdin."),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens of a sample.")] = 50,
+    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Samples of every prompt.")] = 1,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "--temp", help=f"0: the most probable token; unset: {_TEMPERATURE}."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0: all.")] = 50,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw from the fewest tokens of this probability together; 1: all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option("--min-p", help="Draw from tokens this probable, relative to the most probable one; 0: all."),
+    ] = 0.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the most probable token: --temperature 0.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers, the same ones for every run.")] = 0,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-eos", help="Never choose the end of a text, which ends a sample otherwise.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="N", help="Step of the checkpoint; unset: the newest.")
+    ] = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print text and warnings, no speed.")] = False,
+    as_json: options.Json = False,
+) -> int:
+    """Continue text with trained runs; without a prompt, lines typed at a terminal are continued."""
+    if greedy and temperature:
+        raise ConfigError(f"--greedy is --temperature 0; leave one out: --temperature {temperature:g} was given")
+    if temperature is None:
+        temperature = 0.0 if greedy else _TEMPERATURE
+    is_interactive = not prompts and file is None and sys.stdin.isatty()
+    if is_interactive and as_json:
+        raise ConfigError("--json needs a prompt: give one with -p, -f or on stdin")
+    from bitnetctl.inference.generation import Generation, GenerationOptions
+    from bitnetctl.inference.sampling import Sampling
+    from bitnetctl.inference.standing import standing
+    from bitnetctl.inference.trained import open_run
+
+    sampling = Sampling(temperature=temperature, top_k=top_k or None, top_p=top_p, min_p=min_p, seed=seed)
+    chosen = GenerationOptions(sampling=sampling, new_tokens=new_tokens, num_samples=num_samples, ignore_end=ignore_end)
+    standings = [standing(open_run(run, runs_dir, device=device, step=step)) for run in runs]
+    if is_interactive:
+
+        def begin(of: "Standing", text: str, count: int) -> "Generation":
+            # a text that is typed again is continued in another way
+            seeded = replace(chosen, sampling=replace(sampling, seed=seed + count))
+            return _noted(Generation(of.run, text, seeded))
+
+        return converse(standings, begin, quiet=quiet)
+    texts = [*(prompts or ()), *([_read(file or _STDIN)] if file is not None or not prompts else ())]
+    # a prompt that cannot be continued by one of them is refused before anything is printed
+    generations = [[_noted(Generation(one.run, text, chosen)) for one in standings] for text in texts]
+    if as_json:
+        _print_json(generations, standings, chosen)
+        return ExitCode.SUPPORTED
+    screen = Screen(quiet=quiet)
+    for number, of_text in enumerate(generations, 1):
+        for one, generation in zip(standings, of_text, strict=True):
+            heads = [f"prompt {number}"] * (len(texts) > 1) + [one.line] * (len(standings) > 1)
+            if heads:
+                screen.head(": ".join(heads))
+            screen.show(generation, prompt=generation.text)
+    return ExitCode.SUPPORTED
+
+
+def _noted(generation: "Generation") -> "Generation":
+    """Return a generation; say where its prompt does not fit."""
+    given, used = len(generation.prompt), generation.used
+    if used < given:
+        print_message(
+            f"warning: {generation.run.name}: of the prompt's {plural(given, 'token')} only the last {used} are used, "
+            "the context of its training"
+        )
+    return generation
+
+
+def _print_json(
+    generations: "list[list[Generation]]", standings: "list[Standing]", chosen: "GenerationOptions"
+) -> None:
+    trees = []
+    for generation in (one for of_text in generations for one in of_text):
+        start = time.perf_counter()
+        for _ in generation:
+            pass
+        trees.append(generation_json(generation, time.perf_counter() - start))
+    print_json(
+        {
+            "sampling": asdict(chosen.sampling),
+            "max_new_tokens": chosen.new_tokens,
+            "num_samples": chosen.num_samples,
+            "ignore_eos": chosen.ignore_end,
+            "runs": [one.to_json() for one in standings],
+            "continuations": trees,
+        }
+    )
+
+
+def _read(file: Path) -> str:
+    """Return the prompt in a file or on stdin, without the line end that an editor puts behind it."""
+    name = "stdin" if file == _STDIN else str(file)
+    try:
+        content = sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()
+    except OSError as error:
+        raise ConfigError(cannot_read(f"--file {name}", error)) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {name}: not UTF-8 text (byte {error.start})") from error
+    return text.removesuffix("\n").removesuffix("\r")
