@@ -31,6 +31,7 @@ __all__ = [
     "load_plan",
     "load_recipe",
     "load_runs",
+    "open_run",
     "sweep",
     "train",
 ]

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.config import RunConfig, build_config, parse_arm
@@ -24,6 +25,9 @@ from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve, resolve_all
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge_arms, load_criteria
 
+if TYPE_CHECKING:
+    from bitnetctl.inference.trained import TrainedRun
+
 __all__ = [
     "Criteria",
     "Outcome",
@@ -38,6 +42,7 @@ __all__ = [
     "load_plan",
     "load_recipe",
     "load_runs",
+    "open_run",
     "sweep",
     "train",
 ]
@@ -115,6 +120,20 @@ def sweep(
         raise StoppedBySignal("the sweep was stopped; called again, it resumes")
     begun = [run.paths.csv for run in runs if run.paths.csv.exists()]
     return _load(begun, [f"{run.name}: no rows" for run in runs if run.paths.csv not in begun])
+
+
+def open_run(
+    run: str | Path, *, runs_dir: str | Path = "runs", device: str = "cpu", step: int | None = None
+) -> "TrainedRun":
+    """Open a trained run, by its name in `runs_dir` or its folder or CSV, to use its weights.
+
+    It is that of `step`, by default of the newest checkpoint: `TrainedRun.logits` maps token ids [B, T] to logits
+    [B, T, V], `tokenizer` is of the library tokenizers, `weights` and `quantized` return tensors by their names in
+    `transformers`. Raises ConfigError, CheckpointError or DataError that says what is missing and what to do.
+    """
+    from bitnetctl.inference import trained
+
+    return trained.open_run(str(run), Path(runs_dir), device=device, step=step)
 
 
 def load_runs(paths: str | Path | Iterable[str | Path], *, columns: Mapping[str, str] | None = None) -> list[Run]:

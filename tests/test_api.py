@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from configs import TinyConfig
 
 import bitnetctl
@@ -101,6 +102,14 @@ def test_a_sweep_of_configs_and_what_it_shows(tiny_config: TinyConfig) -> None:
     assert len(bitnetctl.load_runs(["runs/*no-decay*.csv", runs[0].path])) == 3
     with pytest.raises(ConfigError, match="no such arm"):
         bitnetctl.analyze(runs, baseline="unheard-of")
+
+
+def test_a_trained_run_is_opened(tiny_config: TinyConfig) -> None:
+    run = bitnetctl.train(tiny_config(), OPTIONS, name="a")
+    opened = bitnetctl.open_run("a", runs_dir=RUNS)
+    assert (opened.step, opened.logits(torch.zeros(1, 3, dtype=torch.long)).shape) == (12, (1, 3, 300))
+    assert run.path is not None
+    assert bitnetctl.open_run(run.path).name == "a"
 
 
 def test_a_sweep_of_a_plan(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:

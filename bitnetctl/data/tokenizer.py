@@ -187,7 +187,7 @@ def _open_gpt2(spec: str, rest: str) -> TokenizerSource:
     bpe.byte_level(tokenizer)
     if bpe.END_OF_TEXT in vocabulary:
         tokenizer.add_special_tokens([bpe.END_OF_TEXT])
-    return _loaded(spec, f"gpt2-files:{_digest(*contents)}", tokenizer, _named_end(folder, spec))
+    return _loaded(spec, f"gpt2-files:{_digest(*contents)}", tokenizer, named_end(folder, spec))
 
 
 def _open_file(spec: str, rest: str) -> TokenizerSource:
@@ -201,7 +201,7 @@ def _open_file(spec: str, rest: str) -> TokenizerSource:
     if path.suffix == ".model":
         raise DataError(f"tokenizer {spec}: a tokenizer.json is expected{_AS_JSON}")
     content = _read(path, spec)
-    return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path), _named_end(path.parent, spec))
+    return _loaded(spec, f"file:{_digest(content)}", load_tokenizer(path), named_end(path.parent, spec))
 
 
 def _other_files(folder: Path) -> str:
@@ -222,7 +222,7 @@ def _open_hub(spec: str, rest: str) -> TokenizerSource:
     return _loaded(spec, f"hf:{_digest(tokenizer.to_str().encode())}", tokenizer, _hub_end(rest))
 
 
-def _named_end(folder: Path, spec: str) -> str | None:
+def named_end(folder: Path, spec: str) -> str | None:
     """Return the end-of-text token that the settings beside a tokenizer name; raises DataError."""
     for name in _SETTINGS:
         path = folder / name

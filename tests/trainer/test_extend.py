@@ -115,6 +115,13 @@ def test_a_run_is_named_by_name_folder_or_csv(text: str, expected: tuple[str, st
     assert (str(paths.runs_dir), paths.name) == expected
 
 
+def test_a_folder_of_its_name_is_not_taken_for_the_run(train: Train, finished: RunConfig) -> None:
+    Path("a").mkdir()
+    assert RunPaths.of("a", RUNS) == SOURCE
+    (RUNS / "a").rename("b")
+    assert RunPaths.of("b", RUNS) == RunPaths(Path(), "b")
+
+
 def test_the_command(tiny_text: Path) -> None:
     arguments = training(tiny_text)
     first = call(*arguments)
