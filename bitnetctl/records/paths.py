@@ -38,8 +38,8 @@ class RunPaths:
         if path.suffix.lower() == ".csv":
             path = path.with_suffix("")
         # a folder of that name here may be anything, such as the model that was imported under its name
-        is_name = path.parent == Path() and not (path / MANIFEST_NAME).is_file()
-        return cls(runs_dir if is_name or (runs_dir / path / MANIFEST_NAME).is_file() else path.parent, path.name)
+        is_folder = (path / MANIFEST_NAME).is_file() and not (runs_dir / path / MANIFEST_NAME).is_file()
+        return cls(runs_dir if path.parent == Path() and not is_folder else path.parent, path.name)
 
     @property
     def csv(self) -> Path:
