@@ -122,7 +122,13 @@ INSIDE = {
     ),
     "claims": ("claim looks", "judged", "__init__"),
     "inference": ("sampling decoding trained", "text standing", "generation", "__init__"),
-    "formats": ("exported gates hf_files hf_layout", "hf_reload", "hf_card hf_check", "hf", "__init__"),
+    "formats": (
+        "exported gates hf_files hf_layout model_file gguf_layout gguf_vocabulary",
+        "hf_reload gguf_file plain",
+        "hf_card hf_check",
+        "hf",
+        "__init__",
+    ),
     "trainer": (
         "options resolved events evaluate provenance",
         "artifacts extend",

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 # lower bound of a scale, as of the built-in quantizer
 _FLOOR = 1e-5
+# largest value of fp16
+_HALF_MAX = 65504.0
 
 
 class GroupScale(Intervention):
     """Scale every `size` weights of a row by the mean of their |w|.
 
-    A group of 256 is a block of TQ2_0 in llama.cpp: the same codes, and a scale that is rounded to fp16 there. Like
-    TQ2_0, which has no shorter blocks, it takes only matrices whose rows are made of whole groups.
+    A group of 256 is a block of TQ2_0 in llama.cpp, which holds the scale in fp16: with `half` the run is trained with
+    that very scale, and such a file holds the model exactly. Like TQ2_0, which has no shorter blocks, it takes only
+    matrices whose rows are made of whole groups.
     """
 
     summary = "ternary weights with a scale for each group of inputs of a row"
@@ -29,9 +32,10 @@ class GroupScale(Intervention):
     )
 
     class Settings(InterventionSettings):
-        """How many weights share a scale."""
+        """How many weights share a scale, and how exact it is."""
 
         size: Annotated[int, Field(gt=0, description="inputs of a row that share a scale")] = 64
+        half: Annotated[bool, Field(description="round the scale to fp16, as blocks of TQ2_0 hold it")] = False
 
     settings: Settings
 
@@ -49,7 +53,12 @@ class GroupScale(Intervention):
         return config
 
     def quantize_weights(self, weight_LOI: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Return clamp(round(w / s), ±1) and s = max(mean |w|, 1e-5) of each group [L, O, I / size]."""
+        """Return clamp(round(w / s), ±1) and s = max(mean |w|, 1e-5) of each group [L, O, I / size].
+
+        With `half`, s is rounded to fp16 before it divides.
+        """
         groups_LOGS = weight_LOI.unflatten(-1, (-1, self.settings.size))
         scale_LOG1 = groups_LOGS.abs().mean(-1, keepdim=True).clamp(min=_FLOOR)
+        if self.settings.half:
+            scale_LOG1 = scale_LOG1.clamp(max=_HALF_MAX).half().to(weight_LOI.dtype)
         return (groups_LOGS / scale_LOG1).round().clamp(-1, 1).flatten(-2), scale_LOG1.squeeze(-1)

@@ -28,10 +28,19 @@ RUNS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "half": ("portable", "", {"model.quantization": "0.5"}),
     "capped": ("portable", "", {"model.logit_soft_cap": "30"}),
 }
+# of the widths of blocks of ternary types
+_WIDE = {"model.hidden_size": 256, "model.intermediate_ratio": 2}
+WIDE: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
+    "wide": ("portable", "", {**_WIDE, "model.num_key_value_heads": 2, "model.rope_theta": 500.0}),
+    "wide-fused": ("portable", "", {**_WIDE, "model.scale_group": "fused"}),
+    "wide-blocks": ("portable", "group-scale:size=256,half=true", _WIDE),
+    "wide-relu2": ("portable", "", {**_WIDE, "model.activation": "relu2"}),
+    "wide-rows": ("portable", "group-scale:size=256", _WIDE),
+}
 
 
 def config(name: str, text: Path) -> RunConfig:
-    recipe, arm, fields = RUNS[name]
+    recipe, arm, fields = {**RUNS, **WIDE}[name]
     known = {
         "steps": 4,
         "model.hidden_size": 32,

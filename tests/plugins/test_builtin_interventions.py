@@ -31,7 +31,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "decoupled-decay": [{}, {"decayed": "all"}, {"decayed": "matrices"}],
     "fp-first": [{}, {"fraction": 0.5, "ramp": 0.0}, {"fraction": 0.0, "ramp": 1.0}, {"fraction": 1.0}],
     "full-precision": [{}],
-    "group-scale": [{}, {"size": 16}],
+    "group-scale": [{}, {"size": 16}, {"size": 16, "half": True}],
     "higher-rate": [{}, {"factor": 5.0}],
     "init-scale": [{}, {"std": 0.1}],
     "label-smoothing": [{}, {"epsilon": 0.0}, {"epsilon": 0.5}],

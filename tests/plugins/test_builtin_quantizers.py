@@ -82,6 +82,23 @@ def test_an_example_by_hand() -> None:
     assert codes.tolist() == [[[1, -1, 0, 1], [-1, 0, 1, -1]]]
 
 
+@given(weight_LOI=MATRICES)
+@settings(max_examples=25, deadline=None)
+def test_a_half_scale_is_that_of_a_block_of_tq2_0(weight_LOI: Matrix) -> None:
+    _, whole_LOG = quantized(built_in("group-scale", size=4), weight_LOI)
+    codes_LOI, scale_LOG = quantized(built_in("group-scale", size=4, half=True), weight_LOI)
+    np.testing.assert_array_equal(scale_LOG, whole_LOG.astype(np.float16).astype(np.float32))
+    for layer, row, at in np.ndindex(2, 4, 8):
+        # by the rounded scale
+        scale = float(scale_LOG[layer, row, at // 4])
+        assert ternary(weight_LOI[layer, row, at], scale) in (codes_LOI[layer, row, at], None)
+
+
+def test_a_half_scale_is_finite() -> None:
+    _, scale = quantized(built_in("group-scale", size=2, half=True), np.full((1, 1, 2), 1e6, np.float32))
+    assert scale.item() == 65504
+
+
 @pytest.mark.parametrize("name", ["median-scale", "group-scale:size=4"])
 def test_zero_weights_stay_zero(name: str, tiny_config: TinyConfig, pack_arms: PackArms) -> None:
     pack = pack_arms(tiny_config(), name)

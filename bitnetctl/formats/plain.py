@@ -1,0 +1,117 @@
+"""Export a run to one safetensors file that any program can read: masters, codes, scales, and what explains them.
+
+    NAME               fp32 masters, and all that is not quantized, by the names of `transformers`
+    codes/NAME         int8 [O, I]: -1, 0 or 1, of a matrix
+    scale/NAME         fp32 [O, G]: of a row, or of G groups of its inputs; codes · scale are multiplied at λ 1
+    metadata           texts: format, run, step, config (JSON), quantization (λ), context_length, end_of_text,
+                       tokenizer (a tokenizer.json) and tokenizer_sha256
+
+Shapes: O×I a matrix, G groups of inputs.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bitnetctl.errors import ConfigError, DataError, ExportError, one_line
+from bitnetctl.files import replacing, storage_errors, write_synced
+from bitnetctl.formats.exported import Exported
+from bitnetctl.formats.gates import require_equal
+from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.inference.trained import TrainedRun
+
+FORMAT = "bitnetctl-plain-1"
+
+_CODES, _SCALE = "codes/", "scale/"
+
+
+def export_safetensors(
+    run: TrainedRun,
+    file: Path,
+    *,
+    check: bool = True,
+    replace: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a run of any recipe, quantizer and λ as a plain safetensors file; `check` reads it back.
+
+    Raises ConfigError for a file that exists unless `replace`; ExportError, leaving no file, for a difference.
+    """
+    require_free(file, replace=replace)
+    tokenizer = run.tokenizer.to_str()
+    metadata = {
+        "format": FORMAT,
+        "run": run.name,
+        "step": str(run.step),
+        "config": run.config.model_dump_json(),
+        "quantization": repr(run.quant_lambda),
+        "context_length": str(run.context_length),
+        "tokenizer": tokenizer,
+        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
+    }
+    if run.end_of_text is not None:
+        metadata["end_of_text"] = str(run.tokenizer.id_to_token(run.end_of_text))
+    quantized = run.quantized() if run.quant_lambda else {}
+    tensors = {name: weight.contiguous() for name, weight in run.weights().items()}
+    for name, (codes_OI, scale_OG) in quantized.items():
+        tensors |= {f"{_CODES}{name}": codes_OI.contiguous(), f"{_SCALE}{name}": scale_OG.contiguous()}
+    with storage_errors(file), replacing(file) as temporary:
+        write_synced(temporary, save(tensors, metadata))
+        log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB")
+        checks = (_read_back(run, temporary, quantized),) if check else ()
+    return Exported(path=file, form="plain", checks=checks)
+
+
+def require_free(file: Path, *, replace: bool) -> None:
+    """Raise ConfigError for a file that is not to be replaced, and for a folder."""
+    if file.is_dir():
+        raise ConfigError(f"{file}: is a folder; give a file")
+    if file.exists() and not replace:
+        raise ConfigError(f"{file}: exists; --force replaces it")
+
+
+def _read_back(run: TrainedRun, file: Path, quantized: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    read, weights = read_safetensors(file), run.weights()
+    if read.weights.keys() != weights.keys() or read.model != run.config.model.model_dump(mode="json"):
+        raise ExportError("self-check failed: the file has other names or another config")
+    for name, weight in weights.items():
+        if not torch.equal(read.weights[name], weight):
+            raise ExportError(f"self-check failed: {name}: the file has other values")
+    line = f"{require_equal(quantized, read.quantized)}, " if quantized else ""
+    return f"{line}{len(weights)} tensors in fp32 identical, read back from the file"
+
+
+def read_safetensors(path: Path) -> ModelFile:
+    """Read a file that `export_safetensors` wrote; raises DataError for another one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise DataError(
+                    f"{path}: not a file of `bitnetctl export --to safetensors`; of a model in several files give the "
+                    "folder"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return ModelFile(
+            model=json.loads(metadata["config"])["model"],
+            weights={name: tensor for name, tensor in tensors.items() if not name.startswith((_CODES, _SCALE))},
+            quantized={
+                name.removeprefix(_CODES): (codes_OI, tensors[f"{_SCALE}{name.removeprefix(_CODES)}"])
+                for name, codes_OI in tensors.items()
+                if name.startswith(_CODES)
+            },
+            context_length=int(metadata["context_length"]),
+            tokenizer=metadata["tokenizer"],
+            tokenizer_sha256=metadata["tokenizer_sha256"],
+            end_of_text=metadata.get("end_of_text"),
+            quant_lambda=float(metadata["quantization"]),
+            run=f"{metadata['run']}@{metadata['step']}",
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a plain safetensors file: {one_line(error)}") from error
