@@ -38,7 +38,7 @@ from bitnetctl.trainer.events import Event
 from bitnetctl.trainer.loop import Trainer
 from bitnetctl.trainer.options import TrainOptions
 
-pytest_plugins = ("calling", "run_files", "sweeping")
+pytest_plugins = ("calling", "run_files", "sweeping", "tiny_runs")
 
 # reproducible examples, no files in the checkout, no time limits on a shared machine
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)

@@ -1,6 +1,7 @@
 """`bitnetctl export`: write a run in a public format, and check what was written."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -15,15 +16,24 @@ if TYPE_CHECKING:
     from bitnetctl.formats.exported import Exported
     from bitnetctl.inference.trained import TrainedRun
 
-Target: TypeAlias = Literal["hf"]
+Target: TypeAlias = Literal["hf", "safetensors"]
 # the options that only one target has
 _OWN = {"form": "hf", "masters": "hf"}
 
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name in --runs-dir, folder or CSV of a run.")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", parser=options.user_path, help="Folder (hf) to write.")],
-    to: Annotated[str, typer.Option("--to", metavar="|".join(get_args(Target)), help="hf: a folder for transformers.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", parser=options.user_path, help="Folder (hf) or file to write.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="|".join(get_args(Target)),
+            help="hf: a folder for transformers; safetensors: one file of weights, codes and scales, for any program.",
+        ),
+    ],
     form: Annotated[
         str | None,
         typer.Option(
@@ -71,12 +81,21 @@ def _writer(to: str, given: dict[str, Any]) -> "Callable[..., Exported]":
     for name in chosen:
         if _OWN[name] != to:
             raise ConfigError(f"--{name}: is an option of --to {_OWN[name]}")
+    match to:
+        case "hf":
+            return _hf_writer(chosen)
+    from bitnetctl.formats.plain import export_safetensors
+
+    return export_safetensors
+
+
+def _hf_writer(chosen: dict[str, Any]) -> "Callable[..., Exported]":
     from bitnetctl.formats.hf import export_hf
     from bitnetctl.formats.hf_layout import FORMS
 
     if chosen.get("form", FORMS[0]) not in FORMS:
         raise ConfigError(f"--form {chosen['form']!r} is unknown; take {', '.join(FORMS)}")
-    return lambda run, path, **more: export_hf(run, path, **chosen, **more)
+    return partial(export_hf, **chosen)
 
 
 def _targets() -> str:
@@ -84,10 +103,10 @@ def _targets() -> str:
 
 
 def _document(run: "TrainedRun", exported: "Exported", to: str) -> dict[str, Any]:
-    path = exported.path
-    below = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    weights = path / "model.safetensors" if path.is_dir() else path
-    files = [{"name": one.relative_to(path.parent).as_posix(), "bytes": one.stat().st_size} for one in below]
+    path, is_folder = exported.path, exported.path.is_dir()
+    below = sorted(one for one in path.rglob("*") if one.is_file()) if is_folder else [path]
+    base, weights = (path, path / "model.safetensors") if is_folder else (path.parent, path)
+    files = [{"name": one.relative_to(base).as_posix(), "bytes": one.stat().st_size} for one in below]
     return {
         "run": run.name,
         "step": run.step,

@@ -74,6 +74,10 @@ def write_folder(run: TrainedRun, folder: Path, form: Written, weights: dict[str
         "clean_up_tokenization_spaces": False,
         **named,
     }
+    prefix = (tokenizer["pre_tokenizer"] or {}).get("add_prefix_space")
+    if prefix is not None:
+        # transformers 4 sets it in the tokenizer, by default to false
+        settings["add_prefix_space"] = prefix
     generation = {
         "bos_token_id": run.end_of_text,
         "eos_token_id": run.end_of_text,

@@ -68,6 +68,12 @@ class Loaded:
     rows_PT: Tensor
     out: Path
 
+    @property
+    def texts(self) -> list[str]:
+        """Strings to tokenize: odd ones, and the text of the rows, in which the usual tokens occur."""
+        tokenizer = self.folder.run.tokenizer
+        return [*TEXTS, *(tokenizer.decode(tokens_T, skip_special_tokens=False) for tokens_T in self.rows_PT.tolist())]
+
 
 def require_transformers() -> None:
     """Raise ConfigError where the libraries of the self-check are missing."""
@@ -97,7 +103,7 @@ def load_folders(folders: Sequence[Folder], work: Path, *, positions: int) -> li
         out.mkdir()
         loaded.append(Loaded(folder=folder, rows_PT=check_rows(folder.run, positions), out=out))
         np.save(out / TOKENS, loaded[-1].rows_PT.numpy())
-    jobs = [{"folder": str(one.folder.path.absolute()), "out": str(one.out), "texts": TEXTS} for one in loaded]
+    jobs = [{"folder": str(one.folder.path.absolute()), "out": str(one.out), "texts": one.texts} for one in loaded]
     path = work / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
     done = subprocess.run(
@@ -125,7 +131,7 @@ def require_same(loaded: Loaded) -> tuple[str, ...]:
         if names:
             raise ExportError(f"self-check failed: {against}: {what.replace('_', ' ')}: {shortened(names, 3)}")
     run = loaded.folder.run
-    lines = (*_weights_compared(loaded.folder, load_file(loaded.out / WEIGHTS)), _texts_compared(run, result))
+    lines = (*_weights_compared(loaded.folder, load_file(loaded.out / WEIGHTS)), _texts_compared(loaded, result))
     logits_PTV = np.load(loaded.out / LOGITS, mmap_mode="r")
     agreement = compare_rows(
         (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
@@ -157,11 +163,12 @@ def _weights_compared(folder: Folder, loaded: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def _texts_compared(run: TrainedRun, result: dict[str, Any]) -> str:
-    encoded = run.tokenizer.encode_batch(list(TEXTS), add_special_tokens=False)
-    for text, ours, ids, decoded in zip(TEXTS, encoded, result["ids"], result["decoded"], strict=True):
+def _texts_compared(loaded: Loaded, result: dict[str, Any]) -> str:
+    tokenizer, texts = loaded.folder.run.tokenizer, loaded.texts
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, ours, ids, decoded in zip(texts, encoded, result["ids"], result["decoded"], strict=True):
         if ours.ids != ids:
-            raise ExportError(f"self-check failed: the tokenizer gives other tokens for {text!r}")
-        if run.tokenizer.decode(ids, skip_special_tokens=False) != decoded:
-            raise ExportError(f"self-check failed: the tokenizer decodes the tokens of {text!r} to another text")
-    return f"token ids and text of {len(TEXTS)} strings identical"
+            raise ExportError(f"self-check failed: the tokenizer gives other tokens for {text[:40]!r}")
+        if tokenizer.decode(ids, skip_special_tokens=False) != decoded:
+            raise ExportError(f"self-check failed: the tokenizer decodes the tokens of {text[:40]!r} to another text")
+    return f"tokens and text of {len(texts)} strings identical"

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_runs import RUNS, train_tiny
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from torch import Tensor
 
 from bitnetctl.errors import ExportError
@@ -78,8 +79,16 @@ def without_quantization(folder: Path, run: TrainedRun) -> None:
 def other_tokenizer(folder: Path, run: TrainedRun) -> None:
     path = folder / "tokenizer.json"
     tree = json.loads(path.read_text())
-    tree["pre_tokenizer"]["add_prefix_space"] = True
+    del tree["model"]["merges"][0]
     path.write_text(json.dumps(tree))
+
+
+def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with what RoBERTa's does: a space in front of a text, special tokens around it."""
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    other.post_processor = processors.RobertaProcessing(("<|endoftext|>", 0), ("<|endoftext|>", 0))
+    return other
 
 
 THETA = {"rope_theta": 100.0, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
@@ -131,32 +140,26 @@ WRONG: dict[str, tuple[str, Written, Change, str]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
-    """One tiny run of each kind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
-        return train_tiny(RUNS, tiny_text, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
 def loaded(
-    runs: dict[str, TrainedRun], shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+    export_runs: dict[str, TrainedRun], shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Loaded]:
     """All folders, good and wrong, loaded in one process of the library."""
     place = tmp_path_factory.mktemp("folders")
     folders: dict[str, Folder] = {}
 
-    def write(key: str, name: str, form: Written) -> Path:
+    def write(key: str, run: TrainedRun, form: Written) -> Path:
         path = place / key
         path.mkdir()
-        write_folder(runs[name], path, form, tensors(runs[name], form))
-        folders[key] = Folder(run=runs[name], path=path, form=form)
+        write_folder(run, path, form, tensors(run, form))
+        folders[key] = Folder(run=run, path=path, form=form)
         return path
 
     for name, form in GOOD:
-        write(f"{name}-{form}", name, form)
+        write(f"{name}-{form}", export_runs[name], form)
+    other = replace(export_runs["portable"], tokenizer=with_special_tokens(export_runs["portable"].tokenizer))
+    write("special-tokens", other, "offline")
     for key, (name, form, change, _) in WRONG.items():
-        change(write(key, name, form), runs[name])
+        change(write(key, export_runs[name], form), export_runs[name])
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared_cache))
@@ -173,6 +176,11 @@ def test_every_form_is_the_model_of_the_run(name: str, form: Written, loaded: di
     assert "128 positions" in kl
     assert "(at least 99.5%)" in equal
     assert "(no gate)" in largest
+
+
+def test_a_tokenizer_that_adds_special_tokens_is_written_without_them(loaded: dict[str, Loaded]) -> None:
+    lines = require_same(loaded["special-tokens"])
+    assert any("strings identical" in line for line in lines)
 
 
 @pytest.mark.parametrize("key", WRONG)

@@ -1,4 +1,4 @@
-"""Tiny runs to export, of every recipe and of interventions that quantize in their own way; trained in this process."""
+"""Tiny runs to export, of every recipe and of own quantizers; loaded as a pytest plugin by conftest.py."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -75,3 +75,12 @@ def train_tiny(names: Iterable[str], text: Path, runs_dir: Path) -> dict[str, Tr
                 if run.model.parameter_specs[key].group == "norms":
                     packed.add_(torch.rand(packed.shape, generator=generator) - 0.5)
     return opened
+
+
+@pytest.fixture(scope="session")
+def export_runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
+    """One tiny run of each kind; never changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        names = [name for name in RUNS if not name.startswith("wide")]
+        return train_tiny(names, tiny_text, tmp_path_factory.mktemp("runs"))
