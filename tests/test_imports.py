@@ -123,10 +123,10 @@ INSIDE = {
     "claims": ("claim looks", "judged", "__init__"),
     "inference": ("sampling decoding trained", "text standing", "generation", "__init__"),
     "formats": (
-        "exported gates hf_files hf_layout model_file gguf_layout gguf_vocabulary",
-        "hf_reload gguf_file plain",
+        "exported gates hf_files hf_layout model_file gguf_layout gguf_vocabulary llama_worker",
+        "hf_reload gguf_file llama_cpp plain",
         "hf_card hf_check",
-        "hf",
+        "gguf hf",
         "__init__",
     ),
     "trainer": (

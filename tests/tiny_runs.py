@@ -28,8 +28,13 @@ RUNS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "half": ("portable", "", {"model.quantization": "0.5"}),
     "capped": ("portable", "", {"model.logit_soft_cap": "30"}),
 }
-# of the widths of blocks of ternary types
-_WIDE = {"model.hidden_size": 256, "model.intermediate_ratio": 2}
+# of the widths of blocks of ternary types; large weights, for the same reason
+_WIDE = {
+    "model.hidden_size": 256,
+    "model.intermediate_ratio": 2,
+    "model.initialization": "normal",
+    "model.init_std": 0.05,
+}
 WIDE: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "wide": ("portable", "", {**_WIDE, "model.num_key_value_heads": 2, "model.rope_theta": 500.0}),
     "wide-fused": ("portable", "", {**_WIDE, "model.scale_group": "fused"}),

@@ -90,8 +90,8 @@ def test_a_half_scale_is_that_of_a_block_of_tq2_0(weight_LOI: Matrix) -> None:
     np.testing.assert_array_equal(scale_LOG, whole_LOG.astype(np.float16).astype(np.float32))
     for layer, row, at in np.ndindex(2, 4, 8):
         # by the rounded scale
-        scale = float(scale_LOG[layer, row, at // 4])
-        assert ternary(weight_LOI[layer, row, at], scale) in (codes_LOI[layer, row, at], None)
+        scale = scale_LOG.item(layer, row, at // 4)
+        assert ternary(weight_LOI.item(layer, row, at), scale) in (codes_LOI.item(layer, row, at), None)
 
 
 def test_a_half_scale_is_finite() -> None:

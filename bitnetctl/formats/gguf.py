@@ -1,0 +1,83 @@
+"""Export a run to a GGUF file for llama.cpp."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bitnetctl.errors import ConfigError, ExportError
+from bitnetctl.files import replacing, storage_errors
+from bitnetctl.formats import gguf_vocabulary
+from bitnetctl.formats.exported import Exported
+from bitnetctl.formats.gates import require_equal
+from bitnetctl.formats.gguf_file import gguf_library, read_gguf, write_gguf
+from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, require_expressible
+from bitnetctl.formats.llama_cpp import check_in_llama_cpp, require_llama_cpp
+from bitnetctl.formats.plain import require_free
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.model.quantization import dequantized
+
+
+def export_gguf(
+    run: TrainedRun,
+    file: Path,
+    *,
+    quantization: str = "TQ2_0",
+    check: bool = True,
+    replace: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a run as a GGUF file and read it back; `check` also runs it in llama.cpp.
+
+    Raises ConfigError, before anything is written, for what llama.cpp would not load or run as another model, for a
+    library that is missing, and for a file that exists unless `replace`; ExportError, leaving no file, where the file
+    is not the model of the run.
+    """
+    gguf_type = _known_type(quantization)
+    gguf_library()
+    require_expressible(run, gguf_type)
+    try:
+        gguf_vocabulary.vocabulary(run.tokenizer, run.model.vocab_size)
+    except ConfigError as error:
+        raise ConfigError(f"{run.name}: {error}") from error
+    if check:
+        require_llama_cpp()
+    require_free(file, replace=replace)
+    with storage_errors(file), replacing(file) as temporary:
+        write_gguf(temporary, run, gguf_type)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        checks = [require_stored(run, temporary, gguf_type)]
+        log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB in {gguf_type}; {checks[0]}")
+        if check:
+            log("running it in llama.cpp ...")
+            checks += check_in_llama_cpp(run, temporary, gguf_type)
+    return Exported(path=file, form=gguf_type, checks=tuple(checks))
+
+
+def _known_type(text: str) -> GgufType:
+    for known in GGUF_TYPES:
+        if known == text.upper():
+            return known
+    raise ConfigError(f"quantization {text!r} is not known; take {', '.join(GGUF_TYPES)}")
+
+
+def require_stored(run: TrainedRun, file: Path, gguf_type: GgufType) -> str:
+    """Return a line that says a file holds the run's codes, scales and other weights; raises ExportError if not."""
+    stored = read_gguf(file)
+    ours = run.quantized() if run.quant_lambda else {}
+    # where the scales are in the values, these are compared
+    in_values = ours.keys() - stored.quantized.keys() & ours.keys()
+    line = require_equal({name: ours[name] for name in ours if name not in in_values}, stored.quantized)
+    for name, weight in run.weights().items():
+        if name in stored.quantized:
+            continue
+        expected = dequantized(ours[name][0].float(), ours[name][1]) if name in in_values else weight
+        if gguf_type == "F16" and weight.dim() == 2:
+            expected = expected.half().float()
+        found = stored.weights.get(name)
+        if found is None or not torch.equal(found, expected):
+            raise ExportError(f"self-check failed: {name}: the file has other values")
+    values = f"codes · scale of {len(in_values)} matrices identical" if in_values else line
+    return f"{values if ours else 'all weights identical'}, read back from the file"

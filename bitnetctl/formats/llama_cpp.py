@@ -1,0 +1,200 @@
+"""Check a GGUF file in llama.cpp itself: its tokens, its greedy text and its log-probabilities against the run's.
+
+Shapes: P rows of T tokens, N new tokens, V vocabulary.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitnetctl.errors import ConfigError, ExportError, one_line
+from bitnetctl.files import temporary_folder
+from bitnetctl.formats.gates import Gate, check_rows, compare_rows, require_agreement
+from bitnetctl.formats.gguf_layout import BLOCK, GgufType
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.kernels import INT8_MAX
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.quantization import Quantizers
+
+GATES = {"TQ2_0": 2e-6, "TQ1_0": 2e-6, "F16": 2e-6, "F32": 1e-8}
+"""Largest KL divergence from the run with its activations rounded as llama.cpp rounds them.
+
+Where that rounding itself makes a larger one, `SHARE` of it: in fp32 sums of another order flip some int8 roundings.
+"""
+SHARE = 0.25
+ROUNDING = {
+    "TQ2_0": "activations in int8 by 256",
+    "TQ1_0": "activations in int8 by 256",
+    "F16": "activations in fp16",
+    "F32": "activations in fp32",
+}
+TIE_NATS = 0.1
+"""Margin of the two most probable tokens below which greedy text may part."""
+NEW_TOKENS = 64
+
+_PROMPT_TOKENS = 16
+# a position takes 5 µs for each token of the vocabulary, since the server tells log-probabilities as JSON
+_VALUES = 1 << 21
+_POSITIONS = range(64, 2048 + 1)
+_LEAST_TOLD = -80.0
+_LOGGED_ERROR = re.compile(r"^[0-9.]+ E (.*)")
+# of the largest of a block: those of zeros stay zero
+_LEAST = 1e-30
+# what another pre-tokenizer splits otherwise
+_TEXTS = (
+    "Hello,  world!\n\n  It's 1234567 o'clock — don't   wait.\t\tThey'LL see...",
+    "naïve café ﬁn ½ x² 數字１２３ नमस्ते สวัสดี 👩\u200d👩\u200d👧 \u00a0 e\u0301\r\n\r\n",
+    "for (int i=0;i<10;++i){a[i]|=~b[i]>>2;}  # \u2028 'tis 'S 's' ''ve _x_ <|end|>  ",
+)
+
+
+def require_llama_cpp() -> None:
+    """Raise ConfigError where llama.cpp is not installed."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError(
+            "the self-check of a GGUF file runs it in llama.cpp: pip install 'bitnetctl[llama-cpp]', or leave it out "
+            "with --no-check"
+        )
+
+
+@torch.no_grad()
+def check_in_llama_cpp(
+    run: TrainedRun, file: Path, gguf_type: GgufType, *, positions: int | None = None
+) -> tuple[str, ...]:
+    """Return a line for everything that was compared; raises ExportError where llama.cpp runs another model.
+
+    llama.cpp rounds activations in its own way, which alone moves log-probabilities by up to some tenths. So it is
+    compared with the run's forward pass with that rounding, which it must equal; the distance to the run itself has no
+    gate. `positions` are by default as many as take some twenty seconds.
+    """
+    vocab_size = run.model.vocab_size
+    rows_PT = check_rows(run, positions or min(max(_VALUES // vocab_size, _POSITIONS.start), _POSITIONS.stop - 1))
+    # the server refuses a prompt that fills the context
+    rows_PT = rows_PT[:, : max(1, run.context_length - 1)]
+    prompt_T = rows_PT[0, : min(_PROMPT_TOKENS, -(-rows_PT.shape[1] // 2))]
+    texts = [*_TEXTS, *(run.tokenizer.decode(row_T.tolist(), skip_special_tokens=False) for row_T in rows_PT[:4])]
+    with temporary_folder() as out:
+        job = {
+            "model": str(file.absolute()),
+            "context": run.context_length,
+            "vocab_size": vocab_size,
+            "rows": rows_PT.tolist(),
+            "prompt": prompt_T.tolist(),
+            "new_tokens": min(NEW_TOKENS, run.context_length - len(prompt_T)),
+            "letter": run.tokenizer.token_to_id("a"),
+            "texts": texts,
+            "out": str(out),
+        }
+        result = _run(job, out)
+        theirs_PTV = torch.from_numpy(np.load(out / "logits.npy"))
+    name = f"llama.cpp (xllamacpp {result['version']})"
+    tokens = _require_tokens(run, texts, result["ids"])
+    rounded = with_rounding_of(run, gguf_type)
+    ours, expected = ([_told(one.logits(row_T[None])[0]) for row_T in rows_PT] for one in (run, rounded))
+    theirs = [_told(logits_TV) for logits_TV in theirs_PTV]
+    gate = max(GATES[gguf_type], float(f"{SHARE * compare_rows(ours, expected).kl:.1e}"))
+    itself = compare_rows(ours, theirs)
+    against = f"{name} against the run with {ROUNDING[gguf_type]}"
+    return (
+        f"{tokens}, {name}",
+        *require_agreement(compare_rows(expected, theirs), Gate(kl=gate), against),
+        f"KL divergence, {name} against the run itself, {itself.positions:,} positions: {itself.kl:.1e}, largest "
+        f"difference {itself.max_abs:.1e}, same most probable token {itself.argmax_equal:.2%} (no gate)",
+        f"{require_greedy(rounded, prompt_T, result['greedy'])}, {name}",
+    )
+
+
+def _told(logits_TV: Tensor) -> Tensor:
+    """Return log-probabilities as the server can tell them: logarithms of probabilities in fp32, none of zero."""
+    return logits_TV.log_softmax(-1).clamp(min=_LEAST_TOLD)
+
+
+def with_rounding_of(run: TrainedRun, gguf_type: GgufType) -> TrainedRun:
+    """Return a run that computes as llama.cpp does with a file of this type: its rounding of weights and activations.
+
+    With ternary matrices llama.cpp rounds activations to int8 by the largest of 256 values (type Q8_K in ggml), with
+    those in F16 to fp16, and with F32 not at all.
+    """
+    activations = {"F16": _half, "F32": _exact}.get(gguf_type, _rounded_by_blocks)
+    quantizers, weights = replace(run.model.matmul.quantizers, activations=activations), run.weights()
+    matrices = run.quantized().keys()
+    if gguf_type == "F16":
+        rounded = [name for name, weight in weights.items() if weight.dim() == 2]
+        weights |= {name: weights[name].half().float() for name in rounded if name not in matrices}
+    if run.quant_lambda == 0.0:
+        quantizers = Quantizers(weights=_half if gguf_type == "F16" else _exact, activations=activations)
+    model = PackedModel([run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=quantizers)
+    model.load(0, weights)
+    return replace(run, model=model, quant_lambda=1.0)
+
+
+def _rounded_by_blocks(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    x_NBI = x_NI.unflatten(-1, (-1, BLOCK))
+    largest_NB1 = x_NBI.abs().amax(-1, keepdim=True).clamp(min=_LEAST)
+    return (x_NBI * (INT8_MAX / largest_NB1)).round().flatten(-2), (largest_NB1 / INT8_MAX).squeeze(-1)
+
+
+def _half(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _exact(x.half().to(x.dtype))
+
+
+def _exact(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values of tokens or matrices as codes of scale 1."""
+    return x, torch.ones_like(x[..., :1])
+
+
+def _run(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Run llama.cpp in a process of its own; raises ExportError with what it says where it fails."""
+    path = out / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    worker = Path(__file__).with_name("llama_worker.py")
+    command = [sys.executable, "-P", str(worker), str(path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        # the first error that llama.cpp logs is the reason, what follows is its consequence
+        logged = [match[1] for match in map(_LOGGED_ERROR.search, lines) if match]
+        said = [*logged[:1], *lines[-1:], f"exit code {done.returncode}"]
+        raise ExportError(f"self-check failed: llama.cpp does not run the file: {one_line(said[0])}")
+    result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _require_tokens(run: TrainedRun, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> str:
+    """Return a line that says all texts have the run's tokens; raises ExportError if not."""
+    for text, theirs in zip(texts, ids, strict=True):
+        ours = run.tokenizer.encode(text, add_special_tokens=False).ids
+        if ours != list(theirs):
+            raise ExportError(f"self-check failed: llama.cpp splits {text[:60]!r} into other tokens")
+    return f"tokens of {len(texts)} texts identical"
+
+
+def require_greedy(run: TrainedRun, prompt_T: Tensor, theirs: Sequence[int]) -> str:
+    """Return a line about the greedy text of llama.cpp; raises ExportError where it parts at no tie.
+
+    It must be the run's own up to the first token whose margin of the two most probable ones is below 0.1 nats.
+    """
+    # the server does not tell the end of text
+    ends = len(theirs) < min(NEW_TOKENS, run.context_length - len(prompt_T)) and run.end_of_text is not None
+    following = [*theirs, run.end_of_text] if ends else list(theirs)
+    tokens_T = torch.cat([prompt_T, torch.tensor(following, dtype=prompt_T.dtype)])
+    logits_NV = run.logits(tokens_T[None, :-1])[0, len(prompt_T) - 1 :].log_softmax(-1)
+    for number, (logits_V, token) in enumerate(zip(logits_NV, following, strict=True), 1):
+        first, second = logits_V.topk(2).values.tolist()
+        if int(logits_V.argmax()) == token:
+            continue
+        part = f"greedy text parts at token {number} of {len(following)}, with a margin of {first - second:.2g} nats"
+        if first - second >= TIE_NATS:
+            raise ExportError(f"self-check failed: {part}; only below {TIE_NATS:g} is it a tie")
+        return f"{part} (a tie is below {TIE_NATS:g})"
+    return f"greedy text of {len(following)} tokens identical"
