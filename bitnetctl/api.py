@@ -6,12 +6,21 @@ Nothing here loads torch before something trains, or pandas before a run is read
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitnetctl.analysis.study import Study, study
 from bitnetctl.config import RunConfig, build_config, parse_arm
-from bitnetctl.errors import StoppedBySignal
+from bitnetctl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PluginError,
+    RecordError,
+    StoppedBySignal,
+    StorageError,
+)
 from bitnetctl.plugins.registry import normalize, normalize_if_usable
 from bitnetctl.records import Run, load_begun_runs, load_run
 from bitnetctl.records.distinct import distinct_runs
@@ -23,6 +32,7 @@ from bitnetctl.sweeps.plan import Plan, load_plan
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve, resolve_all
+from bitnetctl.units import shortened
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge_arms, load_criteria
 
 if TYPE_CHECKING:
@@ -156,6 +166,34 @@ def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence
     kept, doubles = distinct_runs(runs)
     copies = [f"{one.run.source}: left out, {one.reason}" for one in doubles]
     return study(kept, baseline=baseline, notes=[*notes, *copies])
+
+
+def with_texts(runs: Sequence[Run], *, log: Callable[[str], None] = lambda line: None) -> list[Run]:
+    """Return the runs, each that keeps weights and has not written text yet with what it writes, kept in its folder.
+
+    `log` takes a line on the runs that cannot write, by the reason.
+    """
+    from bitnetctl.inference.texts import text_of
+    from bitnetctl.inference.trained import open_run
+    from bitnetctl.records.samples import write_samples
+
+    written: list[Run] = []
+    reasons: dict[str, list[str]] = {}
+    for run in runs:
+        if run.samples is None:
+            try:
+                if run.manifest is None or run.external is not None:
+                    raise ConfigError(f"run {run.name}: another program trained it, so its weights are not here")
+                trained = open_run(str(run.path))
+                samples = text_of(trained)
+                run = replace(run, samples=samples)
+                write_samples(trained.paths.samples, samples)
+            except (ConfigError, CheckpointError, DataError, PluginError, RecordError, StorageError) as error:
+                reasons.setdefault(str(error).removeprefix(f"run {run.name}: "), []).append(run.name)
+        written.append(run)
+    for reason, names in reasons.items():
+        log(f"no text of {shortened(names, 2)}: {reason}")
+    return written
 
 
 def judge(

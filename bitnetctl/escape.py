@@ -19,6 +19,18 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
+def visible(text: str, line_end: str = "\n") -> str:
+    """Return text with unprintable characters as escapes, such as `\\x1b`, and line ends as `line_end`."""
+    return "".join(
+        character
+        if character.isprintable()
+        else line_end
+        if character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def markdown_text(text: str) -> str:
     """Return text that Markdown shows unchanged, in a table cell too."""
     return _MARKDOWN.sub(r"\\\1", printable(text))

@@ -41,7 +41,7 @@ INSIDE = {
     "config": ("schema numbers", "load", "arms", "__init__"),
     "records": (
         "schema paths naming encoding foreign one_run",
-        "manifest cells metrics",
+        "manifest cells metrics samples",
         "dialect",
         "reader writer recorded",
         "checksum logs plausible",
@@ -62,7 +62,8 @@ INSIDE = {
         "sources",
         "split",
         "store",
-        "batches probe",
+        "batches cached ngrams",
+        "probe",
         "__init__",
     ),
     "kernels": ("__init__ lerp", "cross_entropy embedding norm probe rotary ternary", "adam", "finish"),
@@ -85,7 +86,7 @@ INSIDE = {
         "__init__",
     ),
     "analysis": (
-        "stats summary factors",
+        "stats summary factors text_quality",
         "wording least_squares arms odd_cell",
         "permutation effects finding_wording",
         "interaction agreement",
@@ -121,7 +122,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("sampling decoding trained", "text standing", "generation", "__init__"),
+    "inference": ("sampling decoding trained quality", "text standing", "generation evaluation", "texts", "__init__"),
     "formats": (
         "exported gates hf_files hf_layout model_file gguf_layout gguf_vocabulary llama_worker",
         "hf_reload gguf_file llama_cpp plain",
@@ -139,6 +140,7 @@ INSIDE = {
     "report": (
         "fold columns seed_plot",
         "fitted head claim",
+        "texts",
         "html trajectory markdown plots summary_csv junit",
         "screen claim_text",
         "terminal verification",
@@ -155,7 +157,7 @@ INSIDE = {
         "training requested inputs continuing",
         "judging claim_runs",
         "claiming",
-        "config export interventions library analyze power generate train sweep verify",
+        "config eval export interventions library analyze power generate train sweep verify",
         "__init__",
     ),
 }

@@ -13,6 +13,7 @@ from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.findings import Finding, find
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
+from bitnetctl.analysis.text_quality import texts_json
 from bitnetctl.records.provenance import code_differences, provenance_differences
 from bitnetctl.records.run import Run
 
@@ -52,6 +53,7 @@ class Study:
                 "outcomes": [outcome.to_json() for outcome in self.outcomes],
             },
             "agreement": [agreement.to_json() for agreement in self.agreements],
+            "texts": texts_json(self.runs, [summary.arm for summary in self.summaries]),
             "notes": list(self.notes),
         }
 

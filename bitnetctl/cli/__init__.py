@@ -13,7 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from bitnetctl import __version__
-from bitnetctl.cli import analyze, config, export, generate, interventions, library, power, sweep, train, verify
+from bitnetctl.cli import (
+    analyze,
+    config,
+    eval as evaluating,
+    export,
+    generate,
+    interventions,
+    library,
+    power,
+    sweep,
+    train,
+    verify,
+)
 from bitnetctl.cli.options import print_message
 from bitnetctl.errors import (
     BitnetctlError,
@@ -40,6 +52,7 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
+app.command("eval")(evaluating.evaluate)
 app.command("power")(power.power)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)

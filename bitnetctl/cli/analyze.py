@@ -65,6 +65,9 @@ def analyze(
     ] = None,
     decimal: options.Decimal = ".",
     columns: options.Map = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Let runs that keep their weights write text, and show what they write.")
+    ] = False,
     details: Annotated[
         bool, typer.Option("--details", help="Show every run, effects, factors, metrics, curves and notes.")
     ] = False,
@@ -84,10 +87,11 @@ def analyze(
     with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
         refuse_overwriting(outputs, given.files)
         loaded = given.loaded
-    if not loaded.runs:
+        runs = api.with_texts(loaded.runs, log=print_message) if text else loaded.runs
+    if not runs:
         print_unread(loaded.unread)
         raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
-    study = api.analyze(loaded.runs, baseline=baseline, notes=loaded.notes)
+    study = api.analyze(runs, baseline=baseline, notes=loaded.notes)
     if markdown is not None:
         _write(markdown, report.markdown_report(study))
     if html is not None:

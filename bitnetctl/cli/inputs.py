@@ -12,7 +12,7 @@ from bitnetctl.files import temporary_folder
 from bitnetctl.records.bundle import read_bundle
 from bitnetctl.records.find import find_files
 from bitnetctl.records.load import MOST_UNREAD, LoadedSet, load_files
-from bitnetctl.records.run import UnreadRun
+from bitnetctl.records.run import Run, UnreadRun
 from bitnetctl.units import plural
 
 
@@ -57,7 +57,13 @@ def given_runs(
         except RecordError as error:
             raise RecordError(named(str(error))) from error
         unread = [replace(one, reason=named(one.reason)) for one in loaded.unread]
-        yield Given(files=[*csvs, *map(Path, bundles)], loaded=replace(loaded, unread=unread))
+        runs = [replace(run, bundle=_bundle_of(run, names)) for run in loaded.runs] if names else loaded.runs
+        yield Given(files=[*csvs, *map(Path, bundles)], loaded=replace(loaded, runs=runs, unread=unread))
+
+
+def _bundle_of(run: Run, names: Mapping[str, str]) -> str | None:
+    """Return the bundle that a run was unpacked from; `names` has the bundle of each folder."""
+    return next((bundle for folder, bundle in names.items() if run.path.is_relative_to(folder)), None)
 
 
 def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:

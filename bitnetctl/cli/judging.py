@@ -85,7 +85,7 @@ def judge_and_show(
     summary = summarize(judged, deciding, criteria, runs, options, requested=bool(requested_arms))
     if claim is not None:
         summary = claim.complete(summary, judged[claim.arm].verdicts)
-    tree = _json(judged, summary, options, unread)
+    tree = {**_json(judged, summary, options, unread), "texts": _texts(runs)}
     if claim is not None:
         tree["claim"] = claim.to_json(summary.outcome)
         _keep_look(claim, summary)
@@ -216,6 +216,15 @@ def _json(
         },
         "unread": [one.reason for one in unread],
     }
+
+
+def _texts(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Return the measures of the text that runs wrote; the text itself is in their `samples.json`."""
+    from bitnetctl.analysis.text_quality import texts_json
+    from bitnetctl.verdict import UNKNOWN_ARM
+
+    tree = texts_json(runs, [run.arm or UNKNOWN_ARM for run in runs])
+    return None if tree is None else {name: value for name, value in tree.items() if name != "runs"}
 
 
 def _show(runs: Sequence[Run], judged: "Mapping[str, Combined]", summary: "Summary", *, details: bool) -> None:

@@ -129,6 +129,14 @@ Pack = Annotated[
 KeepWeights = Annotated[
     bool, typer.Option("--keep-weights/--no-keep-weights", help="Keep the final weights of every run.")
 ]
+Samples = Annotated[
+    bool | None,
+    typer.Option(
+        "--samples/--no-samples",
+        help="Keep text that every run writes at its end, and its measures; unset: where it takes less than 1 % of the "
+        "run's time.",
+    ),
+]
 Requeue = Annotated[
     bool, typer.Option("--requeue", help="In a Slurm job: requeue it when a signal has stopped the training.")
 ]

@@ -55,6 +55,7 @@ def sweep(
     checkpoint_every: options.CheckpointEvery = None,
     on_divergence: options.OnDivergence = "stop",
     keep_weights: options.KeepWeights = False,
+    samples: options.Samples = None,
     configs_file: Annotated[
         Path | None, typer.Option("--configs", parser=options.user_path, hidden=True, help="Runs for a worker.")
     ] = None,
@@ -103,6 +104,7 @@ def sweep(
             checkpoint_every=checkpoint_every,
             on_divergence=parse_on_divergence(on_divergence),
             keep_weights=keep_weights,
+            samples=samples,
         ):
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):

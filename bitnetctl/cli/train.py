@@ -37,6 +37,7 @@ def train(
     eval_every: options.EvalEvery = None,
     checkpoint_every: options.CheckpointEvery = None,
     on_divergence: options.OnDivergence = "stop",
+    samples: options.Samples = None,
     extend: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +113,7 @@ def train(
                 precision=precision,
                 checkpoint_every=checkpoint_every,
                 on_divergence=when_diverged,
+                samples=samples,
                 resume=resume if resume in ("auto", "never") else Path(resume),
             ) as (train_options, reporter):
                 try:

@@ -73,6 +73,7 @@ def verify(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     pack: options.Pack = "auto",
+    samples: options.Samples = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Invalid, too, if engine, precision, versions or device differ.")
     ] = False,
@@ -157,6 +158,7 @@ def verify(
                 engine=engine,
                 precision=precision,
                 keep_weights=False,
+                samples=samples,
             ):
                 return ExitCode.STOPPED
     code = subject.judge_trained(planned, runs_dir, outputs)

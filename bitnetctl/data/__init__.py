@@ -5,14 +5,17 @@ M = P x T probe positions, W windows of an epoch, V vocabulary, C contexts, K di
 """
 
 from bitnetctl.data.batches import Batches as Batches
+from bitnetctl.data.cached import (
+    cached_held_out as cached_held_out,
+    cached_tokenizer as cached_tokenizer,
+    cached_tokens as cached_tokens,
+)
 from bitnetctl.data.probe import ProbeData as ProbeData, probe_data as probe_data
 from bitnetctl.data.sources import Progress as Progress, no_progress as no_progress
 from bitnetctl.data.store import (
     TokenData as TokenData,
     Tokens as Tokens,
     cache_folder as cache_folder,
-    cached_held_out as cached_held_out,
-    cached_tokenizer as cached_tokenizer,
     prepare as prepare,
 )
 from bitnetctl.data.tokenizer import load_tokenizer as load_tokenizer, vocab_size_of as vocab_size_of

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bitnetctl.data.ngrams import Int64s, Ngrams
 from bitnetctl.data.sources import Progress, no_progress
 from bitnetctl.data.store import TokenData, Tokens, cache_folder
 from bitnetctl.data.token_bytes import UNKNOWN, Pieces
@@ -14,9 +14,6 @@ from bitnetctl.errors import DataError
 from bitnetctl.files import write_atomic
 
 _FORMAT = 1
-_CHUNK_TOKENS = 1 << 22
-
-Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,36 +115,13 @@ def row_positions(rows: int, sequence_length: int, tokens: int) -> Int64s:
 def score_ngrams(
     train_N: Tokens, inputs_PT: Int64s, targets_PT: Int64s, *, vocab_size: int, progress: Progress = no_progress
 ) -> NgramScores:
-    """Score the unigram and bigram predictors of the training tokens on a probe; losses in nats.
-
-    Unigram, add-one (Laplace): P(w) = (c(w) + 1) / (N + V). Bigram, interpolated Witten-Bell:
-    P(w|v) = (c(v, w) + t(v) P(w)) / (c(v) + t(v)), with t(v) the number of distinct followers of v; P(w) where v
-    has none (Witten & Bell 1991, method C; Chen & Goodman 1998 for the interpolated form). Ties of the arg-max go to
-    the lowest token id. Only contexts of the probe are counted, in chunks of the text.
-    """
-    contexts_C, context = np.unique(inputs_PT, return_inverse=True)
-    unigrams_V, keys_K, counts_K = _count(train_N, contexts_C, vocab_size, progress)
-    total = len(train_N) + vocab_size
-    unigram_V = (unigrams_V + 1) / total
-    context_K, token_K = keys_K // vocab_size, keys_K % vocab_size
-    types_C = np.bincount(context_K, minlength=len(contexts_C))
-    seen_C = np.bincount(context_K, weights=counts_K, minlength=len(contexts_C))
-
-    context_M, target_M = context.ravel(), targets_PT.ravel()
-    key_M = context_M * vocab_size + target_M
-    before_K1 = np.concatenate([[0], np.cumsum(counts_K)])
-    # for a bigram that is not among the keys both indices are equal, so its count is 0
-    count_M = before_K1[np.searchsorted(keys_K, key_M, "right")] - before_K1[np.searchsorted(keys_K, key_M)]
-    types_M = types_C[context_M]
-    # an unseen context has no followers: the unigram alone
-    weight_M = np.where(types_M > 0, types_M, 1)
-    bigram_M = (count_M + weight_M * unigram_V[target_M]) / (seen_C[context_M] + weight_M)
-    predicted_C = _arg_max(context_K, token_K, counts_K, types_C, unigrams_V, total)
+    """Score the unigram and bigram predictors of the training tokens, see `Ngrams`, on a probe; losses in nats."""
+    ngrams = Ngrams.count(train_N, np.unique(inputs_PT), vocab_size=vocab_size, progress=progress)
     return NgramScores(
-        unigram_loss=float(-np.log(unigram_V[target_M]).mean()),
-        bigram_loss=float(-np.log(bigram_M).mean()),
-        # contexts_C holds the contexts of the probe only
-        bigram_unique=len(np.unique(predicted_C)),
+        unigram_loss=float(ngrams.unigram_nats(targets_PT.ravel()).mean()),
+        bigram_loss=float(ngrams.bigram_nats(inputs_PT.ravel(), targets_PT.ravel()).mean()),
+        # only contexts of the probe are counted
+        bigram_unique=len(np.unique(ngrams.predictions())),
     )
 
 
@@ -168,53 +142,3 @@ def _cached_scores(data: TokenData, inputs_PT: Int64s, targets_PT: Int64s, progr
     entry = _CachedScores.model_validate({**key, **scores.model_dump()})
     write_atomic(path, entry.model_dump_json(indent=1).encode())
     return scores
-
-
-def _count(train_N: Tokens, contexts_C: Int64s, vocab_size: int, progress: Progress) -> tuple[Int64s, Int64s, Int64s]:
-    """Count tokens, and bigrams of the given contexts; a bigram's key is its context index x V + token.
-
-    Returns unigrams_V, the sorted keys_K and counts_K.
-    """
-    index_V = np.full(vocab_size, -1, dtype=np.int64)
-    index_V[contexts_C] = np.arange(len(contexts_C))
-    unigrams_V = np.zeros(vocab_size, dtype=np.int64)
-    merged = (np.empty(0, np.int64), np.empty(0, np.int64))
-    pending: list[tuple[Int64s, Int64s]] = []
-    total = len(train_N)
-    for start in range(0, total, _CHUNK_TOKENS):
-        progress("counting bigrams", start, total)
-        # one token more, for the bigram across two chunks
-        chunk_N = np.asarray(train_N[start : start + _CHUNK_TOKENS + 1]).astype(np.int64)
-        unigrams_V += np.bincount(chunk_N[:_CHUNK_TOKENS], minlength=vocab_size)
-        index_N = index_V[chunk_N[:-1]]
-        keys_N = (index_N * vocab_size + chunk_N[1:])[index_N >= 0]
-        keys, counts = np.unique(keys_N, return_counts=True)
-        pending.append((keys, counts.astype(np.int64)))
-        # merge only when as much is pending as is merged: linear work, and memory of twice the result
-        if sum(len(keys) for keys, _ in pending) > max(len(merged[0]), _CHUNK_TOKENS):
-            merged, pending = _merge([merged, *pending]), []
-    progress("counting bigrams", total, total)
-    return unigrams_V, *_merge([merged, *pending])
-
-
-def _merge(counted: list[tuple[Int64s, Int64s]]) -> tuple[Int64s, Int64s]:
-    keys_K, index = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
-    counts_K = np.bincount(index, weights=np.concatenate([counts for _, counts in counted]))
-    return keys_K, counts_K.astype(np.int64)
-
-
-def _arg_max(
-    context_K: Int64s, token_K: Int64s, counts_K: Int64s, types_C: Int64s, unigrams_V: Int64s, total: int
-) -> Int64s:
-    """Return the most probable next token of every context: one of its followers, or the most frequent token."""
-    contexts_C = np.arange(len(types_C))
-    # in every context the best token that was not seen there is the most frequent one: add it with count 0
-    context = np.concatenate([context_K, contexts_C])
-    token = np.concatenate([token_K, np.full_like(contexts_C, np.argmax(unigrams_V))])
-    count = np.concatenate([counts_K, np.zeros_like(contexts_C)])
-    # the probability's numerator x (N + V) is an integer, so ties are exact; beyond 3e9 tokens it overflows 64 bits
-    exact = np.int64 if total**2 < 2**63 else np.float64
-    score = count.astype(exact) * total + types_C[context].astype(exact) * (unigrams_V[token] + 1)
-    order = np.lexsort((token, -score, context))
-    first_C = np.searchsorted(context[order], contexts_C)
-    return token[order][first_C]

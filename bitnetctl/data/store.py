@@ -64,41 +64,19 @@ class TokenData:
 
     def tokenizer_content(self) -> bytes:
         """Return the content of tokenizer.json, whose SHA-256 is `tokenizer_fingerprint`; raises DataError."""
-        content = _read_tokenizer(self.tokenizer_path, self.tokenizer_fingerprint)
+        content = read_tokenizer(self.tokenizer_path, self.tokenizer_fingerprint)
         if content is None:
             raise DataError(f"{self.tokenizer_path}: the token cache was damaged or emptied; try again")
         return content
 
 
-def cached_tokenizer(fingerprint: str) -> bytes | None:
-    """Return the content of the tokenizer.json of this fingerprint in the cache, None where it has none."""
-    for meta in sorted((cache_folder() / "tokens").glob("*/meta.json")):
-        with contextlib.suppress(OSError):
-            # without its checks: text and tokens do not matter here
-            if fingerprint.encode() in meta.read_bytes():
-                content = _read_tokenizer(meta.with_name("tokenizer.json"), fingerprint)
-                if content is not None:
-                    return content
-    return None
-
-
-def _read_tokenizer(path: Path, fingerprint: str) -> bytes | None:
+def read_tokenizer(path: Path, fingerprint: str) -> bytes | None:
+    """Return the content of a tokenizer.json of this SHA-256; None for another, or one that cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == fingerprint else None
-
-
-def cached_held_out(fingerprint: str) -> Tokens | None:
-    """Return the held-out tokens of the text with this fingerprint, memory-mapped; None where the cache has none."""
-    for meta_path in sorted((cache_folder() / "tokens").glob("*/meta.json")):
-        with contextlib.suppress(OSError, ValueError, _DamagedError):
-            if fingerprint.encode() in meta_path.read_bytes():
-                meta = _read_meta(meta_path.parent)
-                if meta.fingerprint == fingerprint:
-                    return np.memmap(meta_path.with_name("held_out.bin"), dtype=meta.dtype, mode="r")
-    return None
 
 
 class _Meta(BaseModel):
@@ -121,7 +99,7 @@ class _Meta(BaseModel):
     files: dict[str, CachedFile]
 
 
-class _DamagedError(Exception):
+class DamagedError(Exception):
     """A folder of the cache does not agree with its meta.json."""
 
 
@@ -145,7 +123,7 @@ def prepare(
     meta = _cached(folder, text, tokenizer_source, config, progress)
     try:
         tokens = _open(folder, meta, config, {**text.counts, **_left_out(meta), "end_of_text": meta.end_of_text_token})
-    except _DamagedError as error:
+    except DamagedError as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
     for line in notes(tokens):
         log(line)
@@ -185,19 +163,19 @@ def _cached(
 ) -> _Meta:
     """Return the meta.json of a folder of the cache, which is built where it is missing or damaged."""
     try:
-        return _read_meta(folder)
+        return read_meta(folder)
     except FileNotFoundError:
         pass
-    except _DamagedError as damage:
+    except DamagedError as damage:
         progress(f"rebuilding the damaged token cache ({damage})", 0, None)
     with _build_lock(folder, progress):
-        with contextlib.suppress(FileNotFoundError, _DamagedError):
+        with contextlib.suppress(FileNotFoundError, DamagedError):
             # another process may have built it in the meantime
-            return _read_meta(folder)
+            return read_meta(folder)
         _build(folder, text, tokenizer_source, config, progress)
     try:
-        return _read_meta(folder)
-    except (FileNotFoundError, _DamagedError) as error:
+        return read_meta(folder)
+    except (FileNotFoundError, DamagedError) as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
 
 
@@ -264,8 +242,8 @@ def _build(
         )
         write_synced(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
         sync_folder(temporary)
-        with contextlib.suppress(_DamagedError, FileNotFoundError):
-            _read_meta(folder)
+        with contextlib.suppress(DamagedError, FileNotFoundError):
+            read_meta(folder)
             # without locks, another process was first, with the same tokens
             remove(temporary)
 
@@ -358,24 +336,24 @@ def _remove_stale(folder: Path, now: float) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_meta(folder: Path) -> _Meta:
-    """Return meta.json; raises FileNotFoundError without a folder, _DamagedError if its files differ from meta.json."""
+def read_meta(folder: Path) -> _Meta:
+    """Return meta.json; raises FileNotFoundError without a folder, DamagedError if its files differ from meta.json."""
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:
         meta = _Meta.model_validate_json((folder / "meta.json").read_bytes())
         if meta.files.keys() != {"train.bin", "held_out.bin", "tokenizer.json"}:
-            raise _DamagedError("meta.json lists other files")
+            raise DamagedError("meta.json lists other files")
         for name, file in meta.files.items():
             if (folder / name).stat().st_size != file.bytes:
-                raise _DamagedError(f"the size of {name} differs from meta.json")
+                raise DamagedError(f"the size of {name} differs from meta.json")
             with (folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    raise _DamagedError(f"the hash of {name} differs from meta.json")
+                    raise DamagedError(f"the hash of {name} differs from meta.json")
     except ValidationError as error:
-        raise _DamagedError("meta.json is not readable") from error
+        raise DamagedError("meta.json is not readable") from error
     except OSError as error:
-        raise _DamagedError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from error
+        raise DamagedError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from error
     width = np.dtype(meta.dtype).itemsize
     counted = {"train.bin": meta.train_tokens, "held_out.bin": meta.held_out_tokens}
     if (
@@ -383,8 +361,17 @@ def _read_meta(folder: Path) -> _Meta:
         or meta.tokenizer_fingerprint != meta.files["tokenizer.json"].sha256
         or any(meta.files[name].bytes != count * width for name, count in counted.items())
     ):
-        raise _DamagedError("meta.json is inconsistent")
+        raise DamagedError("meta.json is inconsistent")
     return meta
+
+
+def open_tokens(folder: Path, config: DataConfig) -> TokenData:
+    """Open a folder of the cache as the tokens of a config; raises DataError where it is damaged or gone."""
+    try:
+        meta = read_meta(folder)
+        return _open(folder, meta, config, {"end_of_text": meta.end_of_text_token})
+    except (FileNotFoundError, DamagedError) as error:
+        raise DataError(f"{folder}: the token cache is damaged: {error}") from error
 
 
 def _open(folder: Path, meta: _Meta, config: DataConfig, counts: Mapping[str, Any]) -> TokenData:
@@ -404,4 +391,4 @@ def _open(folder: Path, meta: _Meta, config: DataConfig, counts: Mapping[str, An
             held_out_bytes_N=open_bytes(folder, meta.held_out_tokens),
         )
     except (OSError, ValueError) as error:
-        raise _DamagedError(one_line(error)) from error
+        raise DamagedError(one_line(error)) from error

@@ -26,7 +26,7 @@ from bitnetctl.records.find import (
 from bitnetctl.records.inventory import AbsentRun, Inventory
 from bitnetctl.records.logs.converted import ORIGIN_NAME, Origin, to_csv
 from bitnetctl.records.manifest import read_manifest
-from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME
+from bitnetctl.records.paths import LOCK_NAME, MANIFEST_NAME, SAMPLES_NAME
 from bitnetctl.records.run import Run
 from bitnetctl.records.schema import HEADER
 from bitnetctl.units import listed
@@ -48,6 +48,8 @@ def write_bundle(
 ) -> None:
     """Write `runs/<run>.csv`, `runs/<run>/run.json`, `criteria/<name>.json` and `verdict.json`; raises StorageError.
 
+    A run that wrote text has its `samples.json`, too.
+
     `criteria` are (name, JSON text) pairs. Of the absent runs of `inventory` the bundle has what is needed to count
     them again: manifests and locks, and the CSV of a run that was left out as `left-out/<run>.csv`; of the runs of
     other arms, which share the error rate, the manifests or locks. An existing file is replaced only by a complete one.
@@ -67,6 +69,8 @@ def write_bundle(
             manifest = run.path.with_suffix("") / MANIFEST_NAME
             if manifest.is_file():
                 bundle.write(manifest, f"runs/{stem}/{MANIFEST_NAME}")
+            if run.samples is not None:
+                bundle.writestr(f"runs/{stem}/{SAMPLES_NAME}", run.samples.model_dump_json(indent=1))
         for absent in inventory.absent if inventory is not None else ():
             if absent.path is not None:
                 _write_absent(bundle, absent, absent.path, _unused(_portable(absent.path.stem), taken))
@@ -85,7 +89,7 @@ def write_bundle(
 
 
 def read_bundle(path: Path, folder: Path) -> list[Path]:
-    """Unpack the CSVs and manifests of a bundle below `folder` and return the CSVs; raises RecordError.
+    """Unpack the CSVs, manifests and samples of a bundle below `folder` and return the CSVs; raises RecordError.
 
     Those of runs that were left out lie beside them and are not returned. A file manager may have put all into a folder
     and added files of its own. Everything else is ignored: symlinks, other paths, unportable names. MAX_FILES and
@@ -240,5 +244,5 @@ def _is_wanted(parts: tuple[str, ...]) -> bool:
     if is_litter(parts[-1]) or parts[0] not in (RUNS_FOLDER, LEFT_OUT_FOLDER):
         return False
     if parts[0] == RUNS_FOLDER and len(parts) == 3:
-        return parts[2] in (MANIFEST_NAME, LOCK_NAME, ORIGIN_NAME)
+        return parts[2] in (MANIFEST_NAME, LOCK_NAME, ORIGIN_NAME, SAMPLES_NAME)
     return len(parts) == 2 and parts[1].endswith(".csv")

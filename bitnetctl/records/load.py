@@ -19,6 +19,7 @@ from bitnetctl.records.plausible import check_plausible
 from bitnetctl.records.reader import NoRowsError, Records, read
 from bitnetctl.records.recorded import RunsFolder, completed, tell_apart
 from bitnetctl.records.run import EmptyRun, Run, UnreadRun
+from bitnetctl.records.samples import read_samples
 from bitnetctl.units import plural, shortened
 
 MOST_UNREAD = 5
@@ -60,6 +61,11 @@ def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: s
     config = _recorded(manifest, path) if manifest else None
     effective = _recorded(manifest, path, effective=True) if manifest else None
     size, arm, seed, steps = _identity(path, config, records.title, manifest)
+    samples = None
+    try:
+        samples = read_samples(path.with_suffix(""))
+    except RecordError as error:
+        records = replace(records, notes=(*records.notes, f"{error}; its text is left out"))
     return Run(
         path=path,
         name=manifest.run if manifest else path.stem,
@@ -71,6 +77,7 @@ def load_run(path: Path, *, columns: Mapping[str, str] | None = None, decimal: s
         arm=arm,
         seed=seed,
         planned_steps=steps,
+        samples=samples,
     )
 
 

@@ -10,6 +10,7 @@ from bitnetctl.files import expand_user, safe_name
 MANIFEST_NAME = "run.json"
 LOCK_NAME = "run.lock"
 TOKENIZER_NAME = "tokenizer.json"
+SAMPLES_NAME = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RunPaths:
         if self.name.lower().endswith(".csv"):
             raise ConfigError(f"run name {self.name!r} ends in .csv: its folder would have the name of a CSV")
         runs_dir = _resolve(self.runs_dir)
-        for path in (self.csv, self.folder, self.manifest, self.checkpoints, self.lock, self.tokenizer):
+        files = (self.manifest, self.checkpoints, self.lock, self.tokenizer, self.samples)
+        for path in (self.csv, self.folder, *files):
             if not _resolve(path).is_relative_to(runs_dir):
                 raise ConfigError(f"{path}: leads out of {self.runs_dir} through a link")
 
@@ -65,6 +67,11 @@ class RunPaths:
     def tokenizer(self) -> Path:
         """`runs/<name>/tokenizer.json`, written where the run keeps its weights."""
         return self.folder / TOKENIZER_NAME
+
+    @property
+    def samples(self) -> Path:
+        """`runs/<name>/samples.json`, text that the run wrote."""
+        return self.folder / SAMPLES_NAME
 
     @property
     def lock(self) -> Path:

@@ -11,6 +11,7 @@ from bitnetctl.records.manifest import ExternalRun, Manifest
 from bitnetctl.records.metrics import roundest
 from bitnetctl.records.naming import printable_name
 from bitnetctl.records.reader import Records
+from bitnetctl.records.samples import Samples
 from bitnetctl.records.schema import NAMES, Row
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Run:
 
     `config` is the requested config, `effective` that after interventions; both come from the manifest, that of an
     external run has none. Without a manifest, `size`, `arm`, `seed` and `planned_steps` come from the run's name,
-    `size` and `seed` from the title too.
+    `size` and `seed` from the title too. `samples` is text that it wrote,
+    `bundle` the zip that it was unpacked from for the time of a command.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class Run:
     arm: str | None
     seed: int | None
     planned_steps: int | None
+    samples: Samples | None = None
+    bundle: str | None = None
 
     @cached_property
     def _columns(self) -> dict[str, list[float | None]]:
@@ -64,6 +68,12 @@ class Run:
     def external(self) -> ExternalRun | None:
         """What is known of a run that another program trained, None for any other."""
         return None if self.manifest is None else self.manifest.external
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether a checkpoint with weights lies in its folder."""
+        folder = self.path.with_suffix("") / "checkpoints"
+        return self.manifest is not None and any(folder.glob("step-*/model.safetensors"))
 
     @property
     def warmup_steps(self) -> int:

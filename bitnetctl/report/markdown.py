@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
-from bitnetctl.escape import markdown_cell, markdown_text
+from bitnetctl.analysis.text_quality import MEASURES, NOT_JUDGED
+from bitnetctl.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.columns import (
     MEANS,
     SUMMARY,
@@ -15,6 +16,7 @@ from bitnetctl.report.columns import (
     factor_cells,
     run_rows,
 )
+from bitnetctl.report.texts import TextReport, continuations_of, meanings, title_of
 from bitnetctl.units import plural
 
 
@@ -30,6 +32,8 @@ def markdown_report(study: Study) -> str:
     lines += _effects(study) + _factors(study) + _agreement(study)
     lines += ["## Runs", "", *_summary_table(rows, seed="seed")]
     lines += [f"- {column.header}: {column.meaning}" for column in SUMMARY] + [""]
+    texts = TextReport.of(study.runs, [summary.arm for summary in study.summaries])
+    lines += text_section(texts)
     if study.notes:
         lines += ["## Notes", "", *(f"- {markdown_text(note)}" for note in study.notes), ""]
     return "\n".join(lines)
@@ -42,6 +46,24 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: 
     if texts is not None:
         rule = [" :-- "] * texts + [" --: "] * (len(header) - texts)
     return [head, f"|{'|'.join(rule)}|", *body, ""]
+
+
+def text_section(report: TextReport | None) -> list[str]:
+    """Return the section on text that runs wrote; empty where none did."""
+    if report is None:
+        return []
+    cells = [(markdown_cell(arm), size, runs, *values) for arm, size, runs, values in report.rows()]
+    header = ("text of", "size", "runs", *(one.header for one in MEASURES))
+    lines = ["## What they write", "", f"Median (lowest to highest) over the runs. {report.settings}.", ""]
+    lines += markdown_table(header, cells, texts=1)
+    lines += [*(f"- {text}" for text in (*meanings(), NOT_JUDGED)), ""]
+    for one in report.shown:
+        if one.samples.texts:
+            lines += [f"**{markdown_line(one.arm)}** ({title_of(one)})", "", "```text"]
+            # a line that begins with a name closes no fence, and nothing in it is a link
+            lines += [f"{name:<8}{text}" for name, text in continuations_of(one.samples.texts[0])]
+            lines += ["```", ""]
+    return [*lines, *([report.more, ""] if report.more else [])]
 
 
 def _summary_table(rows: Sequence[RunRow], *, seed: str) -> list[str]:

@@ -24,6 +24,7 @@ from bitnetctl.report.fitted import Column, FittedTable, Row, Span
 from bitnetctl.report.fold import fold
 from bitnetctl.report.plots import plots
 from bitnetctl.report.terminal import agreement_table, collapse_table, effects_table, end_table, factors_table
+from bitnetctl.report.texts import TextReport, notes_of, text_lines, text_table
 from bitnetctl.units import UNKNOWN, plural
 
 MOST_RUNS = 24
@@ -51,6 +52,7 @@ def print_study(study: Study, console: Console, *, details: bool) -> None:
         _details(study, console)
     else:
         console.print(_arms_table(study))
+        _texts(study, console)
         more = "more: --details (every run, effects, factors, metrics, curves, notes) · --json · --html FILE"
         console.print()
         _print(console, _folded(more, width, "dim"))
@@ -169,8 +171,27 @@ def _details(study: Study, console: Console) -> None:
     for plot in plots(study, width=max(low, min(high, width - 2)), color=console.color_system is not None):
         console.print(plot, no_wrap=True, overflow="crop")
         console.print()
+    _texts(study, console, details=True)
     for note in study.notes:
         _print(console, _folded(f"note: {note}", width, "dim"))
+
+
+def _texts(study: Study, console: Console, *, details: bool = False) -> None:
+    """Print the measures of text that runs wrote and, with `details`, a continuation of each run."""
+    arms = [summary.arm for summary in study.summaries]
+    report = TextReport.of(study.runs, arms)
+    if report is None:
+        return
+    if not details:
+        console.print()
+    console.print(text_table(report))
+    for note in notes_of(report):
+        _print(console, _folded(note, console.width, "dim"))
+    for run, arm in zip(study.runs, arms, strict=True) if details else ():
+        for line in text_lines(run, arm):
+            _print(console, fold(line, console.width, indent=_LABEL))
+    if details:
+        console.print()
 
 
 def _tables(study: Study, width: int) -> Iterator[tuple[FittedTable, list[tuple[str, str]]]]:

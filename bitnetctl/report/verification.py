@@ -7,7 +7,8 @@ from bitnetctl.records import Run
 from bitnetctl.report.claim import ClaimPage
 from bitnetctl.report.claim_text import claim_lines
 from bitnetctl.report.head import for_arms, head_columns, other_arms, paragraphs
-from bitnetctl.report.markdown import markdown_table
+from bitnetctl.report.markdown import markdown_table, text_section
+from bitnetctl.report.texts import TextReport
 from bitnetctl.report.trajectory import MILESTONES, trajectory_rows
 from bitnetctl.units import UNKNOWN
 from bitnetctl.verdict import UNKNOWN_ARM, Combined, Summary, Verdict, wording
@@ -27,6 +28,7 @@ def verification_report(
             lines += _verdict(verdict)
         if combined.disagreement:
             lines += [markdown_line(combined.disagreement), ""]
+    lines += text_section(TextReport.of(runs, [run.arm or UNKNOWN_ARM for run in runs]))
     return "\n".join(lines)
 
 

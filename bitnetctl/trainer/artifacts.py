@@ -63,7 +63,7 @@ class RunArtifacts:
         rows whose manifest is gone.
         """
         resume_step = resumed.step if resumed else 0
-        for path in (self.paths.csv, self.paths.manifest, self.paths.tokenizer):
+        for path in (self.paths.csv, self.paths.manifest, self.paths.tokenizer, self.paths.samples):
             remove_leftovers(path)
         previous = read_manifest(self.paths.folder)
         writer = RecordWriter(self.paths.csv, resumed.records if resumed else b"")
@@ -81,6 +81,9 @@ class RunArtifacts:
         self._started = time.monotonic()
         sessions = [*sessions_until(resume_step, previous), Session(from_step=resume_step, **metadata)]
         self._manifest = self._new_manifest(previous, resume_step, {**metadata, "sessions": sessions})
+        # what an earlier session wrote is not what these weights will write
+        with storage_errors(self.paths.samples):
+            self.paths.samples.unlink(missing_ok=True)
         # checkpoints first: each needs the rows before it
         checkpoint.drop_after(self.paths.checkpoints, resume_step)
         if tokenizer is not None:

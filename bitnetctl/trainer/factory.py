@@ -26,6 +26,7 @@ from bitnetctl.engine.selfcheck import proven
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
+from bitnetctl.inference.texts import TextSampler, costs_little
 from bitnetctl.model.parameters import num_parameters
 from bitnetctl.model.parts import Quantized
 from bitnetctl.plugins import registry
@@ -143,6 +144,7 @@ class TrainerFactory:
                 options=self.options,
                 start_step=start.step,
                 codes=codes,
+                text_sampler=self._text_sampler(tokens, acquired[0].run.effective),
             )
 
     def require_room(self, config: RunConfig, runs: int) -> None:
@@ -150,6 +152,13 @@ class TrainerFactory:
         tokens, _ = self.prepare(config)
         state_bytes = 12 * num_parameters(config.model, tokens.vocab_size)
         require_space(self.options.runs_dir, runs * (checkpoint.KEPT + 1) * state_bytes)
+
+    def _text_sampler(self, tokens: data.TokenData, config: RunConfig) -> TextSampler | None:
+        """Return what lets the runs write text at the end; None where they do not."""
+        wanted = self.options.samples
+        if wanted is None:
+            wanted = costs_little(config, len(tokens.train_N))
+        return TextSampler(tokens, config) if wanted else None
 
     def _make_pack(
         self, acquired: Sequence[RunArtifacts], tokens: data.TokenData, execution: Execution

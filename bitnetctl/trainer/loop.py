@@ -14,8 +14,11 @@ from torch import Tensor
 from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.engine.pack import Pack
+from bitnetctl.errors import StorageError
 from bitnetctl.hardware import memory_in_use
+from bitnetctl.inference.texts import TextSampler
 from bitnetctl.records import Row
+from bitnetctl.records.samples import Samples, write_samples
 from bitnetctl.trainer.artifacts import RunArtifacts, failure_message
 from bitnetctl.trainer.evaluate import Probe, ternary_health
 from bitnetctl.trainer.events import (
@@ -41,7 +44,10 @@ _MAX_UNSAVED_SECONDS = 900
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A pack with all that its training needs; `codes` are the ternary values at the last evaluation."""
+    """A pack with all that its training needs.
+
+    `codes` are the ternary values at the last evaluation; `text_sampler` is for runs that write text at the end.
+    """
 
     pack: Pack
     probe: Probe
@@ -50,6 +56,7 @@ class Trainer:
     options: TrainOptions
     start_step: int
     codes: dict[str, Tensor] | None
+    text_sampler: TextSampler | None = None
 
 
 def train(trainer: Trainer) -> Iterator[Event]:
@@ -186,6 +193,7 @@ def _checkpoint(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Ch
 
 def _finish(trainer: Trainer) -> None:
     steps = trainer.pack.steps
+    samples = _samples(trainer)
     for run, _ in trainer.pack.alive:
         artifacts = trainer.artifacts[run]
         if trainer.options.keep_weights:
@@ -194,9 +202,32 @@ def _finish(trainer: Trainer) -> None:
             if trainer.pack.replicas[run].failure is not None:
                 continue
             checkpoint.keep_only(artifacts.paths.checkpoints, steps)
+        if run in samples:
+            _keep_samples(trainer, run, samples[run])
         artifacts.update("finished", steps)
         if not trainer.options.keep_weights:
             checkpoint.keep_only(artifacts.paths.checkpoints, -1)
+
+
+def _samples(trainer: Trainer) -> dict[int, Samples]:
+    """Return the text that every run of the pack writes; no run is lost for an error on the way."""
+    pack, sampler = trainer.pack, trainer.text_sampler
+    if sampler is None or not pack.alive:
+        return {}
+    try:
+        written = sampler.sample(pack.model, pack.quant_lambdas(pack.steps), pack.steps)
+    except Exception as error:
+        trainer.options.log(f"{trainer.artifacts[0].name}: its pack writes no text: {failure_message(error)}")
+        return {}
+    return {run: samples for run, samples in enumerate(written) if samples is not None}
+
+
+def _keep_samples(trainer: Trainer, run: int, samples: Samples) -> None:
+    artifacts = trainer.artifacts[run]
+    try:
+        write_samples(artifacts.paths.samples, samples)
+    except StorageError as error:
+        trainer.options.log(f"{artifacts.name}: its text is not kept: {error}")
 
 
 class _Saving:

@@ -19,7 +19,8 @@ class TrainOptions:
 
     `device` is auto, cpu, cuda or cuda:N; `engine` auto, eager, graph, compile or fused; `precision` auto, fp32, bf16
     or int8. `checkpoint_every` is in steps; unset: at evaluations, when saving costs at most 0.5 % of the time since
-    the last checkpoint, or after 15 minutes. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is
+    the last checkpoint, or after 15 minutes. `samples`: a run that finishes writes text, see `inference.texts`; None:
+    where that takes less than 1 % of its time. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is
     called after every step; once true, the run is saved and the training stops. `progress(what, done, total)` follows
     the preparation of the text, `log(line)` takes lines that concern no single run.
     """
@@ -31,6 +32,7 @@ class TrainOptions:
     checkpoint_every: int | None = None
     resume: Resume = "auto"
     keep_weights: bool = True
+    samples: bool | None = None
     on_divergence: OnDivergence = "stop"
     should_stop: Callable[[], bool] = lambda: False
     progress: Callable[[str, int, int | None], None] = lambda what, done, total: None

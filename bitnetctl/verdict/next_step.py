@@ -1,9 +1,12 @@
 """What to do after a verdict: never what was asked for, nor what was done already."""
 
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from bitnetctl.config import split_arm
 from bitnetctl.records import REQUIRED
+from bitnetctl.records.naming import printable_name
 from bitnetctl.units import plural, shortened
 from bitnetctl.verdict.facts import Facts, compares_only
 from bitnetctl.verdict.judge import UNKNOWN_ARM
@@ -20,7 +23,7 @@ def next_step(facts: Facts) -> str:
     """Return what to do after these verdicts."""
     match facts.outcome:
         case Outcome.SUPPORTED:
-            return _repeated(facts) or "before relying on it: longer, larger, more seeds; read what it writes"
+            return _repeated(facts) or f"before relying on it: longer, larger, more seeds{_read_text(facts)}"
         case Outcome.INVALID:
             return _made_valid(facts)
         case Outcome.REFUTED:
@@ -30,6 +33,26 @@ def next_step(facts: Facts) -> str:
                 return _repeated(facts) or "the claim fails at this size and length: test it at the ones that you need"
             return "; ".join(filter(None, (_repeated(facts), _other_arm(facts)))) or _cause(facts)
     return _decide(facts)
+
+
+def _read_text(facts: Facts) -> str:
+    """Return how to read what the runs write: by their weights, by text that they have written, or by training."""
+    runs = facts.deciding_runs
+    with_weights = next((run for run in runs if run.keeps_weights), None)
+    if with_weights is not None:
+        return f"; read what it writes: `bitnetctl generate {_quoted(with_weights.path.with_suffix(''))}`"
+    texts = [run for run in runs if run.samples is not None]
+    if texts:
+        places = dict.fromkeys(_quoted(Path(run.bundle) if run.bundle else run.path.parent) for run in texts)
+        return f"; read what it writes: `bitnetctl analyze {' '.join(places)} --text --details`"
+    if any(run.config is not None for run in runs):
+        return ", with --samples to read what it writes"
+    return "; read what it writes"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(printable_name(str(path)))
 
 
 def _made_valid(facts: Facts) -> str:

@@ -44,7 +44,8 @@ def test_a_folder_a_pattern_and_files_are_the_same(runs: Path) -> None:
 
 def test_json_has_every_part(runs: Path) -> None:
     tree = analyze(runs, "--json").json
-    assert set(tree) == {"findings", "runs", "arms", "factors", "agreement", "notes"}
+    assert set(tree) == {"findings", "runs", "arms", "factors", "agreement", "texts", "notes"}
+    assert tree["texts"] is None
     [arm] = tree["arms"]
     assert (arm["arm"], arm["baseline"]) == ("decoupled-decay:decayed=all", "baseline")
     assert (arm["seeds"], arm["pairs"], arm["tests"], arm["incomparable_pairs"]) == (3, 3, 3, 0)

@@ -52,14 +52,17 @@ CONFIG_OPTIONS = "--recipe -r --size --sizes --steps --seed --set --intervention
 OPTIONS = {
     "": "--version",
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
-    "--checkpoint-every --on-divergence --extend --resume --requeue --dry-run --quiet -q --json",
+    "--checkpoint-every --on-divergence --samples --no-samples --extend --resume --requeue --dry-run --quiet -q --json",
     "sweep": "--recipe -r --sizes --size --steps --seeds --seed --grid --set --intervention -i --plan "
-    "--no-baseline --pack --keep-weights --no-keep-weights --configs --runs-dir --device --engine --precision "
-    "--eval-every --checkpoint-every --on-divergence --requeue --dry-run --quiet -q --json",
+    "--no-baseline --pack --keep-weights --no-keep-weights --samples --no-samples --configs "
+    "--runs-dir --device --engine --precision --eval-every --checkpoint-every "
+    "--on-divergence --requeue --dry-run --quiet -q --json",
     "verify": "paths --size --sizes --steps --recipe -r --intervention -i --seeds --seed --set --no-baseline "
-    "--criteria --claim --runs-dir --device --engine --precision --pack --strict --distinct-seeds --no-train --report "
-    "--bundle --junit --html --details --requeue --dry-run --decimal --map --quiet -q --json",
-    "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --details --json",
+    "--criteria --claim --runs-dir --device --engine --precision --pack --samples --no-samples "
+    "--strict --distinct-seeds --no-train --report --bundle --junit --html --details "
+    "--requeue --dry-run --decimal --map --quiet -q --json",
+    "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --text --details --json",
+    "eval": "names --text --stride --runs-dir --device --json",
     "export": "run target --to --form --masters --step --check --no-check --force --runs-dir --json",
     "power": "--claim --criteria --effect --sd --power --arms --json",
     "generate": "runs --prompt -p --file -f --max-new-tokens -n --num-samples --temperature --temp --top-k --top-p "

@@ -51,7 +51,7 @@ def naive_references(train: list[int], inputs: list[int], targets: list[int], vo
 def test_references_agree_with_a_naive_count(train: list[int], probe: list[int], chunk: int) -> None:
     inputs_PT, targets_PT = np.array([probe[:-1]]), np.array([probe[1:]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitnetctl.data.probe._CHUNK_TOKENS", chunk)
+        patch.setattr("bitnetctl.data.ngrams._CHUNK_TOKENS", chunk)
         result = score_ngrams(np.array(train, dtype=np.uint16), inputs_PT, targets_PT, vocab_size=8)
     unigram, bigram, unique = naive_references(train, probe[:-1], probe[1:], 8)
     assert result.unigram_loss == pytest.approx(unigram, rel=1e-12)

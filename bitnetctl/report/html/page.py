@@ -33,6 +33,8 @@ from bitnetctl.report.html.claim import claim_sections
 from bitnetctl.report.html.curves import embed, page_data
 from bitnetctl.report.html.head import summary_details, summary_section
 from bitnetctl.report.html.panels import panels_section
+from bitnetctl.report.html.texts import text_section
+from bitnetctl.report.texts import TextReport
 from bitnetctl.units import UNKNOWN, plural
 from bitnetctl.verdict import Summary
 
@@ -69,6 +71,7 @@ def html_page(
         "SUMMARY": "".join(map(summary_details if claim else summary_section, summaries)),
         "PANELS": panels_section(study),
         "FINDINGS": _findings(study),
+        "TEXTS": text_section(TextReport.of(study.runs, [summary.arm for summary in study.summaries])),
         "VERDICTS": _verdicts(verdicts),
         "ARMS": _arms(study, rows),
         "EFFECTS": _effects(study),

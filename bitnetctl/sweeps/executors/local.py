@@ -137,6 +137,7 @@ def _arguments(options: TrainOptions, pack: int | None) -> list[str]:
         *("--engine", options.engine, "--precision", options.precision),
         *("--on-divergence", options.on_divergence),
         "--keep-weights" if options.keep_weights else "--no-keep-weights",
+        *(() if options.samples is None else ("--samples" if options.samples else "--no-samples",)),
         *(("--checkpoint-every", str(options.checkpoint_every)) if options.checkpoint_every else ()),
     ]
 
