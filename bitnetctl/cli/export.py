@@ -112,7 +112,7 @@ def _hf_writer(chosen: dict[str, Any]) -> "Callable[..., Exported]":
 
 
 def _targets() -> str:
-    return " or ".join(get_args(Target))
+    return ", ".join(get_args(Target))
 
 
 def _document(run: "TrainedRun", exported: "Exported", to: str) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def write_folder(run: TrainedRun, folder: Path, form: Written, weights: dict[str
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": run.context_length,
+        # by default transformers 4 adds token types, which the model does not take
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **named,
     }

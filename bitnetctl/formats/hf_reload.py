@@ -45,6 +45,8 @@ def _reload(folder: Path, tokens_PT: Any, texts: list[str], out: Path) -> dict[s
     for row, tokens_T in enumerate(tokens_PT):
         logits_PTV[row] = model(torch.from_numpy(tokens_T)[None]).logits[0].float().numpy()
     logits_PTV.flush()
+    # as the model card shows it
+    model.generate(**tokenizer("Hello, world!", return_tensors="pt"), max_new_tokens=1)
     unfit = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     return {"ids": ids, "decoded": decoded, "unfit": unfit}
 
