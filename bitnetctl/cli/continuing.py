@@ -100,6 +100,9 @@ def converse(
         except EOFError:
             print_message("")
             return ExitCode.SUPPORTED
+        except KeyboardInterrupt:
+            print_message("")
+            raise
         try:
             for standing in standings:
                 if len(standings) > 1:
