@@ -75,6 +75,9 @@ def generate(
     is_interactive = not prompts and file is None and sys.stdin.isatty()
     if is_interactive and as_json:
         raise ConfigError("--json needs a prompt: give one with -p, -f or on stdin")
+    import torch
+
+    from bitnetctl.inference.decoding import threads_for
     from bitnetctl.inference.generation import Generation, GenerationOptions
     from bitnetctl.inference.sampling import Sampling
     from bitnetctl.inference.standing import standing
@@ -83,6 +86,7 @@ def generate(
     sampling = Sampling(temperature=temperature, top_k=top_k or None, top_p=top_p, min_p=min_p, seed=seed)
     chosen = GenerationOptions(sampling=sampling, new_tokens=new_tokens, num_samples=num_samples, ignore_end=ignore_end)
     standings = [standing(open_run(run, runs_dir, device=device, step=step)) for run in runs]
+    torch.set_num_threads(max(threads_for(one.run.model) for one in standings))
     if is_interactive:
 
         def begin(of: "Standing", text: str, count: int) -> "Generation":

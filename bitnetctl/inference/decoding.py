@@ -3,18 +3,25 @@
 Shapes: R runs, B rows, T positions of a prompt, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitnetctl.model.cached import CachedForward
 from bitnetctl.model.packed import PackedModel
 
-# a matmul of other sizes sums in another order, so the rows are computed in blocks of one size: what a row gets does
-# not depend on how many others there are
+# a matmul of another size sums in another order, so rows are computed in blocks of one size: what a row gets does not
+# depend on how many others there are
 _BLOCK_ROWS = {"cpu": 8, "cuda": 64}
+
+# a second thread costs more than it gains where so little is read for a token, and very much beside a busy process
+_ONE_THREAD_BYTES = 32 * 2**20
+
+
+def threads_for(model: PackedModel) -> int:
+    """Return how many threads of the CPU to decode with: one for a small model."""
+    return 1 if 4 * model.num_runs * model.num_parameters <= _ONE_THREAD_BYTES else torch.get_num_threads()
 
 
 class Decoder:
@@ -25,12 +32,13 @@ class Decoder:
     """
 
     def __init__(self, model: PackedModel, quant_lambdas: Sequence[float], context_length: int, rows: int) -> None:
-        self._context, self._rows = context_length, rows
-        block = _BLOCK_ROWS.get(model.device.type, 1)
-        prepared = model.prepared(quant_lambdas)
-        self._blocks = [CachedForward(prepared, block, context_length) for _ in range(-(-rows // block))]
-        self._device = model.device
-        # the tokens [R, B] of every position of the present context, padded to whole blocks
+        self._context, self._rows, self._device = context_length, rows, model.device
+        size, prepared = _BLOCK_ROWS.get(model.device.type, 1), model.prepared(quant_lambdas)
+        self._blocks = [
+            CachedForward(prepared, min(size, rows - start), context_length, padded_rows=size)
+            for start in range(0, rows, size)
+        ]
+        # the tokens [R, B] of every position of the present context
         self._window: list[Tensor] = []
 
     def prefill(self, tokens_RBT: Tensor) -> Tensor:
@@ -39,39 +47,21 @@ class Decoder:
         One prompt [R, 1, T] stands for all rows.
         """
         tokens_RBT = tokens_RBT.to(self._device)[..., -self._context :]
-        self._window = [self._padded(tokens_RB) for tokens_RB in tokens_RBT.expand(-1, self._rows, -1).unbind(-1)]
-        logits = []
-        for start, block in self._starts():
-            if tokens_RBT.shape[1] == 1:
-                logits.append(block.start(tokens_RBT).expand(-1, block.rows, -1))
-                continue
-            # one by one: the sums of a long matmul, too, may depend on how many rows it has
-            for row in range(min(block.rows, self._rows - start)):
-                given = tokens_RBT[:, start + row : start + row + 1]
-                logits.append(block.start(given, slice(row, row + 1)))
-        return torch.cat(logits, 1)[:, : self._rows]
+        self._window = list(tokens_RBT.expand(-1, self._rows, -1).unbind(-1))
+        if tokens_RBT.shape[1] == 1:
+            return torch.cat([block.start_row(tokens_RBT).expand(-1, block.rows, -1) for block in self._blocks], 1)
+        # one by one: the sums of a long matmul, too, may depend on how many rows it has
+        places = ((block, row) for block in self._blocks for row in range(block.rows))
+        prompts = zip(places, tokens_RBT.split(1, dim=1), strict=True)
+        return torch.cat([block.start_row(tokens_R1T, row) for (block, row), tokens_R1T in prompts], 1)
 
     def step(self, tokens_RB: Tensor) -> Tensor:
-        """Return logits [R, B, V] after one more token of every row."""
-        self._window.append(self._padded(tokens_RB.to(self._device)))
-        is_full = len(self._window) > self._context
-        if is_full:
-            self._window = self._window[-max(1, self._context // 2) :]
-        logits = []
-        for start, block in self._starts():
-            rows = slice(start, start + block.rows)
-            if is_full:
-                logits.append(block.start(torch.stack([tokens_RB[:, rows] for tokens_RB in self._window], -1)))
-            else:
-                logits.append(block.step(self._window[-1][:, rows]))
-        return torch.cat(logits, 1)[:, : self._rows]
-
-    def _starts(self) -> Iterator[tuple[int, CachedForward]]:
-        """Yield every block with the number of its first row."""
-        for index, block in enumerate(self._blocks):
-            yield index * block.rows, block
-
-    def _padded(self, tokens_RB: Tensor) -> Tensor:
-        """Fill the last block with rows of token 0, which also stands for `NO_TOKEN`."""
-        rows = len(self._blocks) * self._blocks[0].rows
-        return F.pad(tokens_RB, (0, rows - tokens_RB.shape[1])).clamp(min=0)
+        """Return logits [R, B, V] after one more token of every row; a negative one counts as token 0."""
+        self._window.append(tokens_RB.to(self._device).clamp(min=0))
+        sizes = [block.rows for block in self._blocks]
+        if len(self._window) <= self._context:
+            parts = self._window[-1].split(sizes, dim=1)
+            return torch.cat([block.step(part) for block, part in zip(self._blocks, parts, strict=True)], 1)
+        self._window = self._window[-max(1, self._context // 2) :]
+        parts = torch.stack(self._window, -1).split(sizes, dim=1)
+        return torch.cat([block.start(part) for block, part in zip(self._blocks, parts, strict=True)], 1)

@@ -70,10 +70,12 @@ class Sampler:
     def _drawn(self, logits_RBV: Tensor) -> Tensor:
         """Return tokens by the inverse of the cumulative distribution, the most probable first."""
         sampling, vocabulary = self._sampling, logits_RBV.shape[-1]
-        count = min(sampling.top_k or vocabulary, vocabulary)
-        # in float64: a sum over a large vocabulary must not decide between two tokens
-        sorted_RBV, order_RBV = logits_RBV.double().sort(dim=-1, descending=True, stable=True)
-        logits_RBK, tokens_RBK = sorted_RBV[..., :count], order_RBV[..., :count]
+        if sampling.top_k is None or sampling.top_k >= vocabulary:
+            logits_RBK, tokens_RBK = logits_RBV.sort(dim=-1, descending=True, stable=True)
+        else:
+            logits_RBK, tokens_RBK = logits_RBV.topk(sampling.top_k, -1)
+        # a sum over a large vocabulary must not decide between two tokens
+        logits_RBK = logits_RBK.double()
         p_RBK = logits_RBK.softmax(-1)
         # a token stays unless those before it reach top-p already
         kept_RBK = (p_RBK.cumsum(-1) - p_RBK < sampling.top_p) & (p_RBK >= sampling.min_p * p_RBK[..., :1])
@@ -84,5 +86,5 @@ class Sampler:
         uniform_B = torch.tensor([generator.random() for generator in self._generators], dtype=torch.float64)
         # a sum that ends below 1 must not let a number above it choose a token that was left out
         point_RB = uniform_B.to(logits_RBV.device) * cumulative_RBK[..., -1]
-        index_RB = (cumulative_RBK <= point_RB.unsqueeze(-1)).sum(-1).clamp_(max=count - 1)
+        index_RB = (cumulative_RBK <= point_RB.unsqueeze(-1)).sum(-1).clamp_(max=p_RBK.shape[-1] - 1)
         return tokens_RBK.gather(-1, index_RB.unsqueeze(-1)).squeeze(-1)

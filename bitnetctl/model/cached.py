@@ -7,6 +7,7 @@ A query heads, G key/value heads, D head size.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitnetctl.config import ModelConfig
@@ -19,23 +20,31 @@ from bitnetctl.model.packed import PreparedModel
 class CachedForward:
     """Logits of a model for `rows` rows of each run that start with a prompt and grow to at most `capacity` positions.
 
-    `length` is the number of positions that they have now.
+    `length` is the number of positions that they have now. Matmuls of all rows get `padded_rows` of them: another
+    number may be summed in another order.
     """
 
-    def __init__(self, prepared: PreparedModel, rows: int, capacity: int) -> None:
+    def __init__(self, prepared: PreparedModel, rows: int, capacity: int, *, padded_rows: int) -> None:
         model = prepared.model
         self.rows, self.length = rows, 0
-        self._prepared, self._capacity = prepared, capacity
+        self._prepared, self._capacity, self._padding = prepared, capacity, padded_rows - rows
         self._layer = _NextPosition(model.config, model.matmul, capacity, model.device)
         # by layer keys and values [R, B, G, C, D], in the dtype that attention has
         self._cache: list[tuple[Tensor, Tensor]] = []
 
-    @torch.no_grad()
-    def start(self, tokens_RBT: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Return logits [R, B, V] after the last token of the prompts of `rows`, whose cache is written anew.
+    def start(self, tokens_RBT: Tensor) -> Tensor:
+        """Return logits [R, B, V] after the last token of the prompts of all rows."""
+        return self._start(F.pad(tokens_RBT, (0, 0, 0, self._padding)), slice(None))[:, : self.rows]
 
-        One prompt [R, 1, T] may stand for all rows.
+    def start_row(self, tokens_R1T: Tensor, row: int | None = None) -> Tensor:
+        """Return logits [R, 1, V] after the last token of the prompt of one row, by default of all rows alike.
+
+        All rows have to be started with the same number of tokens.
         """
+        return self._start(tokens_R1T, slice(None) if row is None else slice(row, row + 1))
+
+    @torch.no_grad()
+    def _start(self, tokens_RBT: Tensor, rows: slice) -> Tensor:
         prepared, model = self._prepared, self._prepared.model
         self.length = tokens_RBT.shape[-1]
         _, x_RNH = model.embedded(tokens_RBT)
@@ -51,13 +60,13 @@ class CachedForward:
     def step(self, tokens_RB: Tensor) -> Tensor:
         """Return logits [R, B, V] after one more token of every row."""
         prepared, model = self._prepared, self._prepared.model
-        _, x_RBH = model.embedded(tokens_RB.unsqueeze(-1))
+        _, x_RBH = model.embedded(F.pad(tokens_RB, (0, self._padding)).unsqueeze(-1))
         self._layer.move_to(self.length)
         for weights, cache in zip(prepared.weights, self._cache, strict=True):
             x_RBH = self._layer.append(x_RBH, weights, prepared.quant, *cache)
         self.length += 1
         hidden_RBH, _ = functional.normalize(x_RBH, model.final_norm, model.config.rms_norm_eps)
-        return prepared.logits(hidden_RBH)
+        return prepared.logits(hidden_RBH)[:, : self.rows]
 
     def _keep(self, index: int, keys_and_values: Sequence[Tensor], rows: slice) -> None:
         """Copy the keys and values of prompts into the cache of a layer."""
@@ -68,7 +77,7 @@ class CachedForward:
             shape = (runs, self.rows, heads, self._capacity, width)
             self._cache.append((keys.new_zeros(shape), values.new_zeros(shape)))
         for cached, new in zip(self._cache[index], (keys, values), strict=True):
-            cached[:, rows, :, : self.length] = new
+            cached[:, rows, :, : self.length] = new[:, : self.rows]
 
 
 class _NextPosition(Layer):
@@ -87,12 +96,18 @@ class _NextPosition(Layer):
         self._cos_TD, self._sin_TD = (table_CD[position : position + 1] for table_CD in self._tables_CD)
 
     def append(self, x_RBH: Tensor, weights: LayerWeights, quant: Quantization, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the residual stream after the layer; write keys and values [R, B, G, C, D] of its position."""
-        (query, key, value), _ = self._before_attention(x_RBH, weights, quant)
+        """Return the residual stream after the layer; write keys and values [R, B, G, C, D] of its position.
+
+        The last rows of the stream may be padding, which has no place in the cache.
+        """
+        heads, _ = self._before_attention(x_RBH, weights, quant)
+        runs, rows = keys.shape[:2]
+        query, key, value = (each.unflatten(0, (runs, -1))[:, :rows] for each in heads)
         # the queries of a group are rows over the same keys
         query = query.reshape(-1, self._heads // self._kv_heads, self._config.head_size)
         k, v = (cached.flatten(0, 2)[:, : self._position + 1] for cached in (keys, values))
-        k[:, -1:], v[:, -1:] = key.reshape(k[:, -1:].shape), value.reshape(k[:, -1:].shape)
+        k[:, -1:], v[:, -1:] = key.reshape(k[:, -1:].shape), value.reshape(v[:, -1:].shape)
         out, _ = functional.attend(query, k, v, self._nothing_masked.to(query.dtype))
-        x_RBH, _ = self._after_attention(x_RBH, out.view(*x_RBH.shape[:2], -1), weights, quant)
+        a_RBH = F.pad(out.view(runs, rows, -1), (0, 0, 0, x_RBH.shape[1] - rows))
+        x_RBH, _ = self._after_attention(x_RBH, a_RBH, weights, quant)
         return x_RBH
