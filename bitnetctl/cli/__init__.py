@@ -19,6 +19,7 @@ from bitnetctl.cli import (
     eval as evaluating,
     export,
     generate,
+    importing,
     interventions,
     library,
     power,
@@ -56,6 +57,7 @@ app.command("eval")(evaluating.evaluate)
 app.command("power")(power.power)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
+app.command("import")(importing.import_)
 app.add_typer(interventions.app, name="interventions")
 app.add_typer(library.recipes, name="recipes")
 app.add_typer(library.plans, name="plans")

@@ -169,7 +169,7 @@ def read_gguf(path: Path) -> ModelFile:
             run=keys.get(_RUN),
         )
     # what the library raises for a file that was cut or changed
-    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
         raise DataError(f"{path}: not a GGUF file of a bitnet model: {one_line(error)}") from error
 
 
@@ -179,6 +179,15 @@ def _require_bitnet(path: Path, keys: Mapping[str, Any]) -> None:
         raise DataError(f"{path}: holds a model of architecture {found!r}; only {ARCHITECTURE!r} is read")
 
 
+def _require_expressible(keys: Mapping[str, Any], head_size: int) -> None:
+    """Raise ValueError for what models here do not compute."""
+    if keys.get(f"{ARCHITECTURE}.rope.scaling.type", "none") != "none":
+        raise ValueError("its rotary embeddings are scaled; models here have plain ones")
+    for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        if keys.get(f"{ARCHITECTURE}.{name}", head_size) != head_size:
+            raise ValueError(f"{name} is not {head_size}, the width of a head")
+
+
 def _model_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ModelConfig; raises KeyError for a key that is missing."""
 
@@ -186,6 +195,7 @@ def _model_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
         return keys[f"{ARCHITECTURE}.{name}"]
 
     heads = key("attention.head_count")
+    _require_expressible(keys, key("embedding_length") // heads)
     return {
         "hidden_size": key("embedding_length"),
         "num_layers": key("block_count"),

@@ -141,6 +141,8 @@ def config_tree(run: TrainedRun, form: Written) -> dict[str, Any]:
         "dtype": "float32",
         "use_cache": True,
         "vocab_size": run.model.vocab_size,
+        # read by an import only
+        "bitnetctl": {"run": f"{run.name}@{run.step}"},
     }
     if form != "plain":
         tree["quantization_config"] = {

@@ -19,7 +19,8 @@ class ModelFile:
     product is what the model multiplies. `quant_lambda` is λ of the weights, 1 of a file with codes alone.
 
     `tokenizer` is the text of a tokenizer.json, None where the file has none that gives the same tokens; `end_of_text`
-    is the token that follows a document. `run` (NAME@STEP) and `tokenizer_sha256` are known of own files only.
+    is the token that follows a document. `run` (NAME@STEP), `tokenizer_sha256` and `config` (the whole RunConfig) are
+    known of own files only, the last of plain ones.
     """
 
     model: Mapping[str, Any]
@@ -31,3 +32,4 @@ class ModelFile:
     tokenizer_sha256: str | None = None
     end_of_text: str | None = None
     run: str | None = None
+    config: Mapping[str, Any] | None = None

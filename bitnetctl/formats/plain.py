@@ -98,8 +98,10 @@ def read_safetensors(path: Path) -> ModelFile:
                     "folder"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        config = json.loads(metadata["config"])
         return ModelFile(
-            model=json.loads(metadata["config"])["model"],
+            model=config["model"],
+            config=config,
             weights={name: tensor for name, tensor in tensors.items() if not name.startswith((_CODES, _SCALE))},
             quantized={
                 name.removeprefix(_CODES): (codes_OI, tensors[f"{_SCALE}{name.removeprefix(_CODES)}"])
@@ -113,5 +115,5 @@ def read_safetensors(path: Path) -> ModelFile:
             quant_lambda=float(metadata["quantization"]),
             run=f"{metadata['run']}@{metadata['step']}",
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a plain safetensors file: {one_line(error)}") from error

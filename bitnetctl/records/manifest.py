@@ -111,6 +111,13 @@ class ExternalRun(_Document):
     settings: dict[str, Any] = Field(default_factory=dict, description="of the training, equal for seeds of one arm")
 
 
+class ImportedModel(_Document):
+    """Where the weights of a run come from that was not trained here; None is unknown."""
+
+    source: _Text = Field(description="name of the file or folder")
+    run: _Text | None = Field(None, description="the exported run, as NAME@STEP")
+
+
 class Session(_Provenance):
     """A part of the training of a run, within one process."""
 
@@ -131,6 +138,7 @@ class Manifest(_Provenance):
     config_hash: str = Field(description="of the config, or of what is known of an external run")
     effective_config: dict[str, Any] | None = Field(None, description="the RunConfig after interventions")
     external: ExternalRun | None = Field(None, description="of a run that another program trained")
+    imported: ImportedModel | None = Field(None, description="of a run whose weights come from a file")
     planned: PlannedRuns | None = Field(None, description="by the command that last started it; unknown in older files")
     created_at: _UtcTime
     updated_at: _UtcTime

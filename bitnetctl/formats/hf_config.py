@@ -1,0 +1,176 @@
+"""Which model a `config.json` of `transformers` describes; what this product cannot express is refused with the reason.
+
+Missing fields have the defaults of `transformers`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bitnetctl.config import ModelConfig, validated
+from bitnetctl.errors import ConfigError, DataError
+
+Stored: TypeAlias = Literal["offline", "bitlinear", "online", "plain"]
+"""How matrices are stored: codes with a scale, or with 1 / scale; masters that are quantized; full precision."""
+
+_ARCHITECTURES = {"bitnet": "BitNetForCausalLM", "llama": "LlamaForCausalLM"}
+_ROPE_THETA = {"bitnet": 500_000.0, "llama": 10_000.0}
+_ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
+# modules that are quantized by none of the forms, whatever the config says
+_NEVER_QUANTIZED = {"lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfConfig:
+    """What a config.json says: fields of ModelConfig but for the scale, how matrices are stored, the context length.
+
+    `end_of_text` is the id of the token that ends a text, `run` the run that was exported, where it says so.
+    """
+
+    model: dict[str, Any]
+    stored: Stored
+    context_length: int | None
+    end_of_text: int | None
+    run: str | None
+
+    def model_config(self) -> ModelConfig:
+        """Return the config of a model with these fields; raises ConfigError."""
+        return validated(ModelConfig, self.model, "config.json")
+
+
+def parse_hf_config(tree: Mapping[str, Any], path: Path) -> HfConfig:
+    """Return what a config.json says; raises ConfigError for a model that cannot be expressed, DataError if damaged."""
+    kind = _model_type(tree, path)
+    quantization = tree.get("quantization_config")
+    stored, in_front, eps = _quantization(quantization, path)
+    if kind == "llama" and not in_front:
+        raise ConfigError(
+            f"{path}: a Llama without use_rms_norm has no norms in front of its output and down projections (SubLN), "
+            "which every model here has"
+        )
+    if kind == "bitnet" and in_front:
+        raise ConfigError(f"{path}: has a norm in front of every projection and sub-norms, too; models here have one")
+    if in_front and eps is not None and eps != _number(tree, "rms_norm_eps", 1e-6, path):
+        raise ConfigError(f"{path}: norms of two kinds have a different rms_norm_eps; models here have one")
+    _require_expressible(tree, path)
+    hidden, heads = _count(tree, "hidden_size", path), _count(tree, "num_attention_heads", path)
+    kv_heads = heads if tree.get("num_key_value_heads") is None else _count(tree, "num_key_value_heads", path)
+    if tree.get("head_dim") is not None and (head_dim := _count(tree, "head_dim", path)) * heads != hidden:
+        raise ConfigError(
+            f"{path}: head_dim {head_dim} x {heads} heads is not hidden_size {hidden}, as it is in models here"
+        )
+    activation = tree.get("hidden_act", "relu2" if kind == "bitnet" else "silu")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise ConfigError(f"{path}: hidden_act {str(activation)[:80]!r} is not known; models here have relu2 or silu")
+    context = tree.get("max_position_embeddings")
+    return HfConfig(
+        model={
+            "hidden_size": hidden,
+            "num_layers": _count(tree, "num_hidden_layers", path),
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "intermediate_ratio": _count(tree, "intermediate_size", path) / hidden,
+            "activation": _ACTIVATIONS[activation],
+            "inner_norms": in_front,
+            "tie_word_embeddings": bool(tree.get("tie_word_embeddings", False)),
+            "rms_norm_eps": _number(tree, "rms_norm_eps", 1e-5 if kind == "bitnet" else 1e-6, path),
+            "rope_theta": _rope_theta(tree, kind, path),
+        },
+        stored=stored,
+        context_length=context if isinstance(context, int) and context > 0 else None,
+        end_of_text=_first(tree.get("eos_token_id")),
+        run=_exported_run(tree),
+    )
+
+
+def _model_type(tree: Mapping[str, Any], path: Path) -> str:
+    names = tree.get("architectures")
+    name = names[0] if isinstance(names, list) and names else _ARCHITECTURES.get(str(tree.get("model_type")))
+    for kind, architecture in _ARCHITECTURES.items():
+        if name == architecture:
+            return kind
+    known = " and ".join(_ARCHITECTURES.values())
+    raise ConfigError(f"{path}: architecture {str(name or tree.get('model_type'))[:80]!r} is not read; {known} are")
+
+
+def _quantization(tree: Any, path: Path) -> tuple[Stored, bool, float | None]:
+    """Return how matrices are stored, whether each projection has a norm, and the eps of that."""
+    if tree is None:
+        return "plain", False, None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: quantization_config is no object")
+    method = tree.get("quant_method")
+    if method != "bitnet":
+        raise ConfigError(f"{path}: is quantized by {str(method)[:80]!r}; only bitnet is read")
+    others = set(map(str, tree.get("modules_to_not_convert") or ())) - _NEVER_QUANTIZED
+    if others:
+        raise ConfigError(
+            f"{path}: {str(min(others))[:80]} is not quantized (modules_to_not_convert); models here quantize every "
+            "projection"
+        )
+    stored: Stored = "bitlinear"
+    match tree.get("linear_class", "bitlinear"), tree.get("quantization_mode", "offline"):
+        case "bitlinear", _:
+            pass
+        case "autobitlinear", "online":
+            stored = "online"
+        case "autobitlinear", "offline":
+            stored = "offline"
+        case linear_class, mode:
+            raise ConfigError(f"{path}: linear_class {linear_class!r} in mode {mode!r} is not known")
+    return stored, bool(tree.get("use_rms_norm", False)), tree.get("rms_norm_eps", 1e-6)
+
+
+def _require_expressible(tree: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError for what would be computed otherwise here."""
+    for name in ("attention_bias", "mlp_bias"):
+        if tree.get(name):
+            raise ConfigError(f"{path}: {name}: matrices of models here have no biases")
+    if tree.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ConfigError(f"{path}: partial_rotary_factor: models here rotate whole heads")
+    if (tree.get("pretraining_tp") or 1) != 1:
+        raise ConfigError(f"{path}: pretraining_tp: models here multiply whole matrices")
+
+
+def _rope_theta(tree: Mapping[str, Any], kind: str, path: Path) -> float:
+    """Return the base of the rotary embeddings, which transformers 5 has in `rope_parameters`."""
+    parameters = tree.get("rope_parameters") or {}
+    for name, scaling in (("rope_parameters", parameters), ("rope_scaling", tree.get("rope_scaling") or {})):
+        if not isinstance(scaling, dict):
+            raise DataError(f"{path}: {name} is no object")
+        found = scaling.get("rope_type", scaling.get("type", "default"))
+        if found != "default":
+            raise ConfigError(
+                f"{path}: {name}: scaled rotary embeddings ({str(found)[:80]}); models here have plain ones"
+            )
+        if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise ConfigError(f"{path}: {name}: models here rotate whole heads")
+    where = parameters if "rope_theta" in parameters else tree
+    return _number(where, "rope_theta", _ROPE_THETA[kind], path)
+
+
+def _count(tree: Mapping[str, Any], name: str, path: Path) -> int:
+    value = tree.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise DataError(f"{path}: {name} is {str(value)[:80]}, not a whole number from 1")
+    return value
+
+
+def _number(tree: Mapping[str, Any], name: str, default: float, path: Path) -> float:
+    value = tree.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+        raise DataError(f"{path}: {name} is {str(value)[:80]}, not a positive number")
+    return float(value)
+
+
+def _first(value: Any) -> int | None:
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _exported_run(tree: Mapping[str, Any]) -> str | None:
+    own = tree.get("bitnetctl")
+    run = own.get("run") if isinstance(own, dict) else None
+    return run if isinstance(run, str) else None

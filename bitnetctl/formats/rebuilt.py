@@ -1,0 +1,88 @@
+"""The packed model of what a file holds, proven to quantize its weights to the codes and scales of the file.
+
+Shapes: O×I a matrix, G groups of inputs with a scale each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitnetctl.config import ModelConfig
+from bitnetctl.errors import DataError, ExportError
+from bitnetctl.formats.gates import require_equal
+from bitnetctl.formats.masters import Quantized, group_size, make_masters
+from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.sound import EMBEDDINGS, HEAD
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.quantization import Quantizers
+
+# of a scale that is a mean of rounded weights
+_SCALE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """A model of one run with the weights of a file; `notes` has a line for what was compared, made or left out."""
+
+    model: PackedModel
+    notes: tuple[str, ...]
+
+
+def rebuild(
+    file: ModelFile, config: ModelConfig, quantizers: Quantizers, vocab_size: int, path: Path, device: torch.device
+) -> Rebuilt:
+    """Return the model of a file with the vocabulary of its tokenizer, and masters for codes that have none.
+
+    Raises DataError where quantizing any masters gives other codes or scales.
+    """
+    notes: list[str] = []
+    tables = _tables(file, vocab_size, path, notes)
+    model = PackedModel([config], vocab_size, [0], device, quantizers=quantizers)
+    has_masters = file.quantized.keys() <= file.weights.keys()
+    if has_masters:
+        model.load(0, {**file.weights, **tables})
+        problem = _difference(file, model)
+        if isinstance(problem, str):
+            return Rebuilt(model=model, notes=(*notes, *filter(None, [problem])))
+        if file.quant_lambda != 1.0:
+            raise DataError(f"{path}: quantizing its weights gives other codes or scales: {problem}")
+        notes.append("its masters are quantized in another way here, and left out")
+    model.load(0, {**file.weights, **tables, **make_masters(file.quantized, config)})
+    problem = _difference(file, model)
+    if not isinstance(problem, str):
+        raise DataError(f"{path}: quantizing weights here gives other codes or scales: {problem}")
+    made = f"masters of {len(file.quantized)} matrices made of codes and scales"
+    notes.append(f"{made}: those that were trained are not in the file")
+    return Rebuilt(model=model, notes=(*notes, problem))
+
+
+def _tables(file: ModelFile, vocab_size: int, path: Path, notes: list[str]) -> dict[str, Tensor]:
+    """Return embeddings and head with a row for each token; files may have more, as padding."""
+    rows = file.weights[EMBEDDINGS].shape[0]
+    if rows < vocab_size:
+        raise DataError(f"{path}: has {rows} tokens, and the tokenizer {vocab_size}; it is that of another model")
+    if rows > vocab_size:
+        notes.append(f"left out {rows - vocab_size} rows of the vocabulary that the tokenizer has no token for")
+    return {name: file.weights[name][:vocab_size] for name in (EMBEDDINGS, HEAD) if name in file.weights}
+
+
+def _difference(file: ModelFile, model: PackedModel) -> str | ExportError:
+    """Return a line that says codes and scales are those of the file, empty without any, or the error that says not."""
+    if not file.quantized:
+        return ""
+    ours: Quantized = model.quantized(0)
+    compared = {}
+    for name, (codes_OI, scale_OG) in ours.items():
+        # what nothing but 0 is multiplied by may be anything
+        is_zero_OG = (codes_OI == 0).unflatten(-1, (scale_OG.shape[1], -1)).all(-1)
+        is_zero_OG = is_zero_OG if group_size(file.quantized) else is_zero_OG.all().expand_as(scale_OG)
+        stored_OG = file.quantized[name][1].to(scale_OG.device)
+        if stored_OG.shape[1] not in (1, scale_OG.shape[1]):
+            return ExportError(f"{name}: {stored_OG.shape[1]} scales for a row, and {scale_OG.shape[1]} here")
+        compared[name] = codes_OI.cpu(), torch.where(is_zero_OG, stored_OG, scale_OG).cpu()
+    try:
+        return require_equal(file.quantized, compared, tolerance=_SCALE_TOLERANCE)
+    except ExportError as error:
+        return ExportError(str(error).removeprefix("self-check failed: "))

@@ -1,0 +1,192 @@
+"""Models in public formats become runs: the same arithmetic, measured, and trained on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calling import call
+from safetensors.torch import load_file, save_file
+from tiny_runs import train_tiny
+
+from bitnetctl.errors import BitnetctlError, ConfigError, DataError, ExitCode
+from bitnetctl.formats.gates import compare
+from bitnetctl.formats.gguf_file import write_gguf
+from bitnetctl.formats.gguf_layout import GgufType
+from bitnetctl.formats.hf import write_folder
+from bitnetctl.formats.hf_layout import Written, tensors
+from bitnetctl.formats.plain import export_safetensors
+from bitnetctl.inference.trained import TrainedRun, open_run
+from bitnetctl.records import read, read_manifest
+from bitnetctl.trainer.imported import import_model
+
+NAMES = ("grouped", "origin", "full", "median", "half", "groups", "wide", "wide-blocks", "wide-rows")
+RUNS = Path("runs")
+TOKENS_BT = torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        return train_tiny(NAMES, tiny_text, tmp_path_factory.mktemp("runs"))
+
+
+def exported(run: TrainedRun, form: str) -> Path:
+    """Write a run in a form, unchecked; returns the file or folder."""
+    if form == "plain-file":
+        return export_safetensors(run, Path("exported.safetensors"), check=False).path
+    path = Path("exported")
+    if form in ("TQ2_0", "TQ1_0", "F16", "F32"):
+        pytest.importorskip("gguf")
+        kind: GgufType = form  # type: ignore[assignment]
+        write_gguf(path, run, kind)
+    else:
+        path.mkdir()
+        written: Written = form  # type: ignore[assignment]
+        write_folder(run, path, written, tensors(run, written))
+    return path
+
+
+def settings(text: Path) -> list[str]:
+    return [f"data.source=file:{text}", "data.batch_size=2", "probe.positions=128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "arm"),
+    [
+        *(("grouped", "offline", "baseline"), ("grouped", "online", "baseline"), ("full", "plain", "baseline")),
+        *(("origin", "bitlinear", "baseline"), ("median", "offline", "baseline")),
+        *(("wide", "TQ2_0", "baseline"), ("wide", "F32", "baseline"), ("wide", "F16", "baseline")),
+        *(("wide-blocks", "TQ1_0", "group-scale:half=true,size=256"), ("wide-rows", "F32", "group-scale:size=256")),
+        *(("median", "plain-file", "median-scale"), ("groups", "plain-file", "group-scale:size=16")),
+        *(("half", "plain-file", "baseline"), ("full", "plain-file", "full-precision")),
+    ],
+)
+def test_an_export_comes_back(runs: dict[str, TrainedRun], tiny_text: Path, name: str, form: str, arm: str) -> None:
+    run, path = runs[name], exported(runs[name], form)
+    imported = import_model(path, RUNS, name="back", overrides=settings(tiny_text))
+    back = open_run("back")
+    assert (back.step, back.quant_lambda, back.context_length) == (4, run.quant_lambda, 32)
+    assert (back.config.arm, back.end_of_text) == (arm, run.end_of_text)
+    assert back.tokenizer.to_str() == run.tokenizer.to_str()
+    has_masters = form in ("online", "plain", "plain-file")
+    for key, weight in run.weights().items():
+        kept = has_masters or key not in run.quantized()
+        # F16 rounds embeddings
+        if kept and not (form == "F16" and weight.dim() == 2):
+            assert torch.equal(back.weights()[key], weight), key
+    if run.quant_lambda > 0:
+        for key, (codes_OI, scale_OG) in run.quantized().items():
+            assert torch.equal(back.quantized()[key][0], codes_OI), key
+            assert torch.allclose(back.quantized()[key][1], scale_OG, rtol=1e-6, atol=0), key
+    agreement = compare(run.logits(TOKENS_BT).flatten(0, 1), back.logits(TOKENS_BT).flatten(0, 1))
+    # a scale that is rounded in its last bit flips int8 roundings
+    assert agreement.kl < (1e-3 if form == "F16" else 1e-4)
+    assert agreement.max_abs == 0 or not has_masters
+    lost = [note for note in imported.notes if "those that were trained are not in the file" in note]
+    assert len(lost) == (not has_masters)
+
+
+def test_the_row_is_what_the_probe_measures(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    run = runs["grouped"]
+    import_model(exported(run, "online"), RUNS, name="back", overrides=settings(tiny_text))
+    row, trained = (read(csv).frame.iloc[-1] for csv in (RUNS / "back.csv", run.paths.csv))
+    assert row["Step"] == 4
+    assert all(np.isnan(row[name]) for name in ("Loss", "LR", "WD", "GradNorm", "FlipRate", "TokensPerSecond"))
+    # the same probe, but norms that were moved since
+    for name in ("UniqueTargets", "ProbePositions", "UnigramLoss", "BigramLoss"):
+        assert row[name] == trained[name]
+    manifest = read_manifest(RUNS / "back")
+    assert manifest is not None
+    assert manifest.imported is not None
+    assert (manifest.status, manifest.steps_done) == ("finished", 4)
+    assert (manifest.imported.source, manifest.imported.run) == ("exported", "grouped@4")
+    assert manifest.effective_config == manifest.config
+
+
+def test_it_is_judged_and_trained_on(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    path = exported(runs["grouped"], "offline")
+    given = [part for text in settings(tiny_text) for part in ("--set", text)]
+    done = call("import", path, *given, "--json")
+    assert (done.code, done.json["run"], done.json["csv"]) == (ExitCode.SUPPORTED, "exported", "runs/exported.csv")
+    assert done.json["final"]["HeldOutLoss"] > 0
+    assert "codes of 14 matrices identical, scales within" in done.err
+    # of so small a probe no criteria conclude anything
+    judged = call("verify", "runs/exported.csv")
+    assert (judged.code, judged.err) == (ExitCode.INVALID, "")
+    assert "1 size × 1 seed" in judged.out
+    assert "1 run" in call("analyze", "runs/exported.csv").out
+    longer = call("train", "--extend", "exported", "--steps", "8", "--device", "cpu", "--json")
+    assert (longer.code, longer.json["final"]["Step"]) == (ExitCode.SUPPORTED, 8)
+    assert open_run(longer.json["run"]).step == 8
+    rows = Path(longer.json["csv"]).read_text().splitlines()
+    assert rows[1] == Path("runs/exported.csv").read_text().splitlines()[1]
+    assert "run exported: exists in runs; choose another --name" in call("import", path, *given).error
+
+
+def test_a_padded_vocabulary(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    run = runs["grouped"]
+    path = exported(run, "online")
+    stored = load_file(path / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    save_file({**stored, name: torch.cat([stored[name], torch.ones(20, 32)])}, path / "model.safetensors")
+    imported = import_model(path, RUNS, overrides=settings(tiny_text))
+    assert "left out 20 rows of the vocabulary that the tokenizer has no token for" in imported.notes
+    assert torch.equal(open_run("exported").logits(TOKENS_BT), run.logits(TOKENS_BT))
+    save_file({**stored, name: stored[name][:-1]}, path / "model.safetensors")
+    with pytest.raises(DataError, match="has 299 tokens, and the tokenizer 300"):
+        import_model(path, RUNS, name="b", overrides=settings(tiny_text))
+
+
+def test_the_token_that_ends_a_text(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    path = exported(runs["grouped"], "offline")
+    tree = json.loads((path / "config.json").read_text())
+    other = runs["grouped"].tokenizer.id_to_token(65)
+    (path / "config.json").write_text(json.dumps({**tree, "eos_token_id": [65, 0]}))
+    import_model(path, RUNS, overrides=settings(tiny_text))
+    manifest = read_manifest(RUNS / "exported")
+    assert manifest is not None
+    assert manifest.data["end_of_text"] == other
+    assert open_run("exported").end_of_text == 65
+    done = call("train", "--extend", "exported", "--steps", "6", "--device", "cpu", "--json")
+    assert open_run(done.json["run"]).end_of_text == 65
+
+
+def test_an_arm_that_is_not_installed(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    path = exported(runs["median"], "plain-file")
+    stored = load_file(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for changed in ('"name":"unheard-of"', '"name":"median-scale","file":"evil.py:Evil"'):
+        config = metadata["config"].replace('"name":"median-scale"', changed)
+        save_file(stored, path, {**metadata, "config": config.replace('"file":null,', "").replace(',"file":null', "")})
+        name = f"back{len(changed)}"
+        imported = import_model(path, RUNS, name=name, overrides=settings(tiny_text))
+        assert any("cannot be used here" in note for note in imported.notes)
+        assert any("its masters are quantized in another way here" in note for note in imported.notes)
+        back = open_run(name)
+        assert back.config.arm == "baseline"
+        for key, (codes_OI, _) in runs["median"].quantized().items():
+            assert torch.equal(back.quantized()[key][0], codes_OI)
+
+
+def test_nothing_is_written_where_it_cannot_be_imported(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
+    path = exported(runs["grouped"], "offline")
+    (path / "tokenizer.json").unlink()
+    cases: list[tuple[list[str], type[BitnetctlError], str]] = [
+        (settings(tiny_text), ConfigError, "has no tokenizer that is read here; name the one"),
+        (["model.hidden_size=64"], ConfigError, "the model is that of exported; data, optimizer"),
+        (["data.tokenizer=bpe:300", "data.source=file:none"], DataError, "none"),
+    ]
+    for overrides, kind, expected in cases:
+        with pytest.raises(kind, match=expected):
+            import_model(path, RUNS, overrides=overrides)
+    assert not RUNS.exists()
+    named = import_model(path, RUNS, overrides=[*settings(tiny_text), "data.tokenizer=bpe:300"], steps=9)
+    assert (named.config.data.tokenizer, named.config.steps) == ("bpe:300", 9)
+    assert torch.equal(open_run("exported").logits(TOKENS_BT), open_run("exported").logits(TOKENS_BT))
+    assert (RUNS / "exported" / "tokenizer.json").is_file()
