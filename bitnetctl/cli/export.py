@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from bitnetctl.formats.exported import Exported
     from bitnetctl.inference.trained import TrainedRun
 
-Target: TypeAlias = Literal["hf", "safetensors"]
+Target: TypeAlias = Literal["hf", "gguf", "safetensors"]
 # the options that only one target has
-_OWN = {"form": "hf", "masters": "hf"}
+_OWN = {"form": "hf", "masters": "hf", "quantization": "gguf"}
 
 
 def export(
@@ -31,7 +31,8 @@ def export(
         typer.Option(
             "--to",
             metavar="|".join(get_args(Target)),
-            help="hf: a folder for transformers; safetensors: one file of weights, codes and scales, for any program.",
+            help="hf: a folder for transformers; gguf: a file for llama.cpp; safetensors: a file of weights, codes and "
+            "scales for any program.",
         ),
     ],
     form: Annotated[
@@ -46,6 +47,14 @@ def export(
     masters: Annotated[
         bool, typer.Option("--masters", help="Of --to hf: keep the fp32 weights beside the packed ones.")
     ] = False,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            "--quantization",
+            metavar="TQ2_0|TQ1_0|F16|F32",
+            help="Of --to gguf: type of the matrices, 2.06 or 1.69 bits a weight, or 16 or 32; unset: TQ2_0.",
+        ),
+    ] = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="Step of the checkpoint; unset: the newest.")
     ] = None,
@@ -61,7 +70,7 @@ def export(
     What the format cannot hold is refused before anything is written. What was written is loaded with the library that
     reads it: codes and scales must be identical and the probabilities alike, or nothing is kept (exit code 4).
     """
-    write = _writer(to, {"form": form, "masters": masters or None})
+    write = _writer(to, {"form": form, "masters": masters or None, "quantization": quantization})
     from bitnetctl.inference.trained import open_run
 
     opened = open_run(run, runs_dir, step=step)
@@ -84,6 +93,10 @@ def _writer(to: str, given: dict[str, Any]) -> "Callable[..., Exported]":
     match to:
         case "hf":
             return _hf_writer(chosen)
+        case "gguf":
+            from bitnetctl.formats.gguf import export_gguf
+
+            return partial(export_gguf, **chosen)
     from bitnetctl.formats.plain import export_safetensors
 
     return export_safetensors

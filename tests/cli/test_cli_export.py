@@ -68,6 +68,34 @@ def test_a_plain_file(given: list[str]) -> None:
     assert_refused("out.safetensors: exists; --force", *given, "--to", "safetensors", "out.safetensors")
 
 
+@pytest.fixture
+def wide(wide_runs: dict[str, TrainedRun]) -> list[str]:
+    """Options that name a run of a width that GGUF files have."""
+    pytest.importorskip("gguf")
+    return ["export", "wide", "--runs-dir", str(wide_runs["wide"].paths.runs_dir), "--to", "gguf", "out.gguf"]
+
+
+def test_a_file_for_llama_cpp(wide: list[str]) -> None:
+    done = call(*wide, "--quantization", "tq1_0", "--no-check")
+    assert done.code == ExitCode.SUPPORTED
+    first, file, _, checked = done.out.splitlines()
+    assert first == "out.gguf: wide at step 4, gguf, TQ1_0"
+    assert file == f"  out.gguf: {Path('out.gguf').stat().st_size:,} bytes"
+    assert checked == "checked: codes of 14 matrices identical, scales identical, read back from the file"
+
+
+def test_llama_cpp_that_runs_another_model(wide: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: TrainedRun, file: Path, gguf_type: str) -> tuple[str, ...]:
+        raise ExportError("self-check failed: KL divergence 1.0 (at most 2e-06)")
+
+    monkeypatch.setattr("bitnetctl.formats.gguf.require_llama_cpp", lambda: None)
+    monkeypatch.setattr("bitnetctl.formats.gguf.check_in_llama_cpp", fail)
+    done = call(*wide)
+    assert (done.code, done.out) == (ExitCode.INVALID, "")
+    assert done.err.splitlines()[-1] == "error: self-check failed: KL divergence 1.0 (at most 2e-06)"
+    assert listing(Path()) == []
+
+
 def test_without_a_check(given: list[str]) -> None:
     done = call(*given, "--to", "hf", "out", "--no-check")
     assert done.code == ExitCode.SUPPORTED
@@ -94,6 +122,9 @@ def test_a_failed_check(given: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         ("--form 'packed' is unknown; take offline, bitlinear, online", ["--to", "hf", "--form", "packed"]),
         ("--form: is an option of --to hf", ["--to", "safetensors", "--form", "online"]),
         ("--masters: is an option of --to hf", ["--to", "safetensors", "--masters"]),
+        ("--quantization: is an option of --to gguf", ["--to", "hf", "--quantization", "F16"]),
+        ("quantization 'Q4_0' is not known; take TQ2_0", ["--to", "gguf", "--quantization", "Q4_0"]),
+        ("portable: its hidden size is 32, and TQ2_0 has blocks of 256", ["--to", "gguf"]),
         ("has weights of step 4, not 3", ["--to", "hf", "--step", "3"]),
         ("Missing option '--to'", []),
     ],

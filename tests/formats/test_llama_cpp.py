@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import train_tiny
 from tokenizers import Tokenizer
 
 from bitnetctl.config import RunConfig
@@ -35,22 +34,9 @@ POSITIONS = 64
 LAYER = "blk.1."
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    names = ("wide", "wide-fused", "wide-blocks", "wide-rows", "wide-relu2", "portable", "groups", "full", "half")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
-        opened = train_tiny((*names, "b158", "inner", "capped"), tiny_text, tmp_path_factory.mktemp("runs"))
-    for run in opened.values():
-        differ(run)
-    return opened
-
-
-def differ(run: TrainedRun) -> None:
-    """Give projections scales that differ as after a long training, and attention something to attend to."""
-    for name, weight in run.weights().items():
-        if "q_proj" in name or "up_proj" in name:
-            weight.mul_(2 if "q_proj" in name else 1.5)
+@pytest.fixture
+def runs(export_runs: Runs, wide_runs: Runs) -> Runs:
+    return {**export_runs, **wide_runs}
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from tiny_runs import train_tiny
 from tokenizers import Tokenizer
 
 from bitnetctl.config import ModelConfig
@@ -28,12 +27,9 @@ gguf = pytest.importorskip("gguf")
 Runs = dict[str, TrainedRun]
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    names = ("wide", "wide-blocks", "groups", "full", "half", "origin")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache))
-        return train_tiny(names, tiny_text, tmp_path_factory.mktemp("runs"))
+@pytest.fixture
+def runs(export_runs: Runs, wide_runs: Runs) -> Runs:
+    return {**export_runs, **wide_runs}
 
 
 def written(run: TrainedRun, gguf_type: GgufType, path: Path = Path("model.gguf")) -> Path:
