@@ -49,19 +49,20 @@ class Decoder:
         tokens_RBT = tokens_RBT.to(self._device)[..., -self._context :]
         self._window = list(tokens_RBT.expand(-1, self._rows, -1).unbind(-1))
         if tokens_RBT.shape[1] == 1:
-            return torch.cat([block.start_row(tokens_RBT).expand(-1, block.rows, -1) for block in self._blocks], 1)
-        # one by one: the sums of a long matmul, too, may depend on how many rows it has
-        places = ((block, row) for block in self._blocks for row in range(block.rows))
-        prompts = zip(places, tokens_RBT.split(1, dim=1), strict=True)
-        return torch.cat([block.start_row(tokens_R1T, row) for (block, row), tokens_R1T in prompts], 1)
+            return torch.cat([block.start(tokens_RBT).expand(-1, block.rows, -1) for block in self._blocks], 1)
+        return self._start(tokens_RBT)
 
     def step(self, tokens_RB: Tensor) -> Tensor:
         """Return logits [R, B, V] after one more token of every row; a negative one counts as token 0."""
         self._window.append(tokens_RB.to(self._device).clamp(min=0))
-        sizes = [block.rows for block in self._blocks]
-        if len(self._window) <= self._context:
-            parts = self._window[-1].split(sizes, dim=1)
-            return torch.cat([block.step(part) for block, part in zip(self._blocks, parts, strict=True)], 1)
-        self._window = self._window[-max(1, self._context // 2) :]
-        parts = torch.stack(self._window, -1).split(sizes, dim=1)
-        return torch.cat([block.start(part) for block, part in zip(self._blocks, parts, strict=True)], 1)
+        if len(self._window) > self._context:
+            self._window = self._window[-max(1, self._context // 2) :]
+            return self._start(torch.stack(self._window, -1))
+        parts = self._window[-1].split([block.rows for block in self._blocks], dim=1)
+        return torch.cat([block.step(part) for block, part in zip(self._blocks, parts, strict=True)], 1)
+
+    def _start(self, tokens_RBT: Tensor) -> Tensor:
+        """Compute the whole context, row by row: the sums of a long matmul, too, may depend on how many rows it has."""
+        places = ((block, row) for block in self._blocks for row in range(block.rows))
+        prompts = zip(places, tokens_RBT.split(1, dim=1), strict=True)
+        return torch.cat([block.start(tokens_R1T, row) for (block, row), tokens_R1T in prompts], 1)

@@ -32,29 +32,22 @@ class CachedForward:
         # by layer keys and values [R, B, G, C, D], in the dtype that attention has
         self._cache: list[tuple[Tensor, Tensor]] = []
 
-    def start(self, tokens_RBT: Tensor) -> Tensor:
-        """Return logits [R, B, V] after the last token of the prompts of all rows."""
-        return self._start(F.pad(tokens_RBT, (0, 0, 0, self._padding)), slice(None))[:, : self.rows]
-
-    def start_row(self, tokens_R1T: Tensor, row: int | None = None) -> Tensor:
+    @torch.no_grad()
+    def start(self, tokens_R1T: Tensor, row: int | None = None) -> Tensor:
         """Return logits [R, 1, V] after the last token of the prompt of one row, by default of all rows alike.
 
-        All rows have to be started with the same number of tokens.
+        All rows have to be started with the same number of tokens before the first step.
         """
-        return self._start(tokens_R1T, slice(None) if row is None else slice(row, row + 1))
-
-    @torch.no_grad()
-    def _start(self, tokens_RBT: Tensor, rows: slice) -> Tensor:
         prepared, model = self._prepared, self._prepared.model
-        self.length = tokens_RBT.shape[-1]
-        _, x_RNH = model.embedded(tokens_RBT)
+        self.length = tokens_R1T.shape[-1]
+        rows = slice(None) if row is None else slice(row, row + 1)
+        _, x_RTH = model.embedded(tokens_R1T)
         layer, normalize = model.arithmetic(self.length, for_backward=False)
         for index, weights in enumerate(prepared.weights):
-            x_RNH, saved = layer.forward(x_RNH, weights, prepared.quant)
+            x_RTH, saved = layer.forward(x_RTH, weights, prepared.quant)
             self._keep(index, saved.attention[1:3], rows)
-        last_RBH = x_RNH.unflatten(1, (-1, self.length))[:, :, -1].contiguous()
-        hidden_RBH, _ = normalize(last_RBH, model.final_norm, model.config.rms_norm_eps)
-        return prepared.logits(hidden_RBH)
+        hidden_R1H, _ = normalize(x_RTH[:, -1:].contiguous(), model.final_norm, model.config.rms_norm_eps)
+        return prepared.logits(hidden_R1H)
 
     @torch.inference_mode()
     def step(self, tokens_RB: Tensor) -> Tensor:
@@ -69,15 +62,15 @@ class CachedForward:
         return prepared.logits(hidden_RBH)[:, : self.rows]
 
     def _keep(self, index: int, keys_and_values: Sequence[Tensor], rows: slice) -> None:
-        """Copy the keys and values of prompts into the cache of a layer."""
+        """Copy the keys and values of a prompt into the cache of a layer."""
         config, runs = self._prepared.model.config, self._prepared.model.num_runs
         heads, width = config.num_key_value_heads, config.head_size
-        keys, values = (new.reshape(runs, -1, heads, self.length, width) for new in keys_and_values)
+        keys, values = (new.reshape(runs, 1, heads, self.length, width) for new in keys_and_values)
         if index == len(self._cache):
             shape = (runs, self.rows, heads, self._capacity, width)
             self._cache.append((keys.new_zeros(shape), values.new_zeros(shape)))
         for cached, new in zip(self._cache[index], (keys, values), strict=True):
-            cached[:, rows, :, : self.length] = new[:, : self.rows]
+            cached[:, rows, :, : self.length] = new
 
 
 class _NextPosition(Layer):
