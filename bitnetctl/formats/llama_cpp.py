@@ -20,7 +20,7 @@ from torch import Tensor
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import temporary_folder
 from bitnetctl.formats.gates import Gate, check_rows, compare_rows, require_agreement
-from bitnetctl.formats.gguf_layout import BLOCK, GgufType
+from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.packed import PackedModel
@@ -29,14 +29,15 @@ from bitnetctl.model.quantization import Quantizers
 GATES = {"TQ2_0": 2e-6, "TQ1_0": 2e-6, "F16": 2e-6, "F32": 1e-8}
 """Largest KL divergence from the run with its activations rounded as llama.cpp rounds them.
 
-Where that rounding itself makes a larger one, `SHARE` of it: in fp32 sums of another order flip some int8 roundings.
+Of ternary files, if that is more, `SHARE` of the divergence which the rounding itself makes: sums in another order flip
+some roundings to int8, more of them in a model that has not learned much.
 """
 SHARE = 0.25
 ROUNDING = {
-    "TQ2_0": "activations in int8 by 256",
-    "TQ1_0": "activations in int8 by 256",
-    "F16": "activations in fp16",
-    "F32": "activations in fp32",
+    "TQ2_0": "int8 activations by 256",
+    "TQ1_0": "int8 activations by 256",
+    "F16": "fp16 activations",
+    "F32": "fp32 activations",
 }
 TIE_NATS = 0.1
 """Margin of the two most probable tokens below which greedy text may part."""
@@ -97,20 +98,21 @@ def check_in_llama_cpp(
         }
         result = _run(job, out)
         theirs_PTV = torch.from_numpy(np.load(out / "logits.npy"))
-    name = f"llama.cpp (xllamacpp {result['version']})"
     tokens = _require_tokens(run, texts, result["ids"])
     rounded = with_rounding_of(run, gguf_type)
     ours, expected = ([_told(one.logits(row_T[None])[0]) for row_T in rows_PT] for one in (run, rounded))
     theirs = [_told(logits_TV) for logits_TV in theirs_PTV]
-    gate = max(GATES[gguf_type], float(f"{SHARE * compare_rows(ours, expected).kl:.1e}"))
+    share = SHARE if gguf_type in TERNARY_TYPES else 0.0
+    gate = max(GATES[gguf_type], float(f"{share * compare_rows(ours, expected).kl:.1e}"))
+    against = f"llama.cpp against the run with {ROUNDING[gguf_type]}"
+    lines = require_agreement(compare_rows(expected, theirs), Gate(kl=gate), against)
     itself = compare_rows(ours, theirs)
-    against = f"{name} against the run with {ROUNDING[gguf_type]}"
     return (
-        f"{tokens}, {name}",
-        *require_agreement(compare_rows(expected, theirs), Gate(kl=gate), against),
-        f"KL divergence, {name} against the run itself, {itself.positions:,} positions: {itself.kl:.1e}, largest "
+        f"{tokens}, llama.cpp (xllamacpp {result['version']})",
+        *lines,
+        f"KL divergence, llama.cpp against the run itself, {itself.positions:,} positions: {itself.kl:.1e}, largest "
         f"difference {itself.max_abs:.1e}, same most probable token {itself.argmax_equal:.2%} (no gate)",
-        f"{require_greedy(rounded, prompt_T, result['greedy'])}, {name}",
+        f"{require_greedy(rounded, prompt_T, result['greedy'])}, llama.cpp",
     )
 
 
