@@ -17,6 +17,26 @@ from bitnetctl.inference.generation import continuations
 from bitnetctl.inference.sampling import Sampling
 from bitnetctl.inference.trained import TrainedRun
 
+TEXTS = (
+    "",
+    " ",
+    "a",
+    "Hello, world!",
+    "  two  spaces   and\ttabs\t\t",
+    "line\nline\r\nline\r\n\r\n\n\n end ",
+    "it's we'll they'VE I'm don't",
+    "12345 6 7.89 1,000,000",
+    "naïve café ﬁne e\u0301 \u00e9 İi ß ſ",
+    "日本語 テキスト 한국어 עברית العربية हिन्दी",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈",
+    "\u00a0\u2003\u200b\ufeff\u3000.",
+    "nul\0 bell\a escape\x1b[0m \x7f \ufffd",
+    "<s></s><unk>[PAD] <|endoftext|>text<|endoftext|>\n<|im_start|>",
+    "_ __init__ if(x)==y: {}[]();\\//#",
+    "word" * 40,
+)
+"""What another tokenizer may split otherwise."""
+
 _CHUNK_VALUES = 1 << 22
 
 Quantized = Mapping[str, tuple[Tensor, Tensor]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import temporary_folder
-from bitnetctl.formats.gates import Gate, check_rows, compare_rows, require_agreement, require_equal
+from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement, require_equal
 from bitnetctl.formats.hf_files import LOGITS, RESULT, TOKENS, WEIGHTS
 from bitnetctl.formats.hf_layout import Written, scale_name, tensors
 from bitnetctl.inference.trained import TrainedRun
@@ -31,24 +31,6 @@ _ONLINE_TOLERANCE = 1e-5
 _ROUNDING = 2.0**-23
 # no network; compiling takes a minute, and a C++ compiler
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-TEXTS = (
-    "",
-    " ",
-    "a",
-    "Hello, world!",
-    "  two  spaces   and\ttabs\t\t",
-    "line\nline\r\nline\r\n\r\n\n\n end ",
-    "it's we'll they'VE I'm don't",
-    "12345 6 7.89 1,000,000",
-    "naïve café ﬁne e\u0301 \u00e9 İi ß ſ",
-    "日本語 テキスト 한국어 עברית العربية हिन्दी",
-    "🙂👩‍👩‍👧‍👦🏳️‍🌈",
-    "\u00a0\u2003\u200b\ufeff\u3000.",
-    "nul\0 bell\a escape\x1b[0m \x7f \ufffd",
-    "<s></s><unk>[PAD] <|endoftext|>text<|endoftext|>\n<|im_start|>",
-    "_ __init__ if(x)==y: {}[]();\\//#",
-    "word" * 40,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

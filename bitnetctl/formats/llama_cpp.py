@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import temporary_folder
-from bitnetctl.formats.gates import Gate, check_rows, compare_rows, require_agreement
+from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement
 from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
@@ -51,12 +51,6 @@ _LEAST_TOLD = -80.0
 _LOGGED_ERROR = re.compile(r"^[0-9.]+ E (.*)")
 # of the largest of a block: those of zeros stay zero
 _LEAST = 1e-30
-# what another pre-tokenizer splits otherwise
-_TEXTS = (
-    "Hello,  world!\n\n  It's 1234567 o'clock — don't   wait.\t\tThey'LL see...",
-    "naïve café ﬁn ½ x² 數字１２３ नमस्ते สวัสดี 👩\u200d👩\u200d👧 \u00a0 e\u0301\r\n\r\n",
-    "for (int i=0;i<10;++i){a[i]|=~b[i]>>2;}  # \u2028 'tis 'S 's' ''ve _x_ <|end|>  ",
-)
 
 
 def require_llama_cpp() -> None:
@@ -83,7 +77,7 @@ def check_in_llama_cpp(
     # the server refuses a prompt that fills the context
     rows_PT = rows_PT[:, : max(1, run.context_length - 1)]
     prompt_T = rows_PT[0, : min(_PROMPT_TOKENS, -(-rows_PT.shape[1] // 2))]
-    texts = [*_TEXTS, *(run.tokenizer.decode(row_T.tolist(), skip_special_tokens=False) for row_T in rows_PT[:4])]
+    texts = [*TEXTS, *(run.tokenizer.decode(row_T.tolist(), skip_special_tokens=False) for row_T in rows_PT[:4])]
     with temporary_folder() as out:
         job = {
             "model": str(file.absolute()),

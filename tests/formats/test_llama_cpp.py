@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def test_llama_cpp_runs_the_model_of_the_run(name: str, quantization: str, runs:
     assert all("(no gate)" in line for line in [*others, itself])
     assert greedy.startswith("greedy text ")
     assert "MB in" in said[0]
+
+
+def test_where_no_socket_has_a_path(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of a long name llama.cpp listens on 127.0.0.1 instead."""
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    write_gguf(Path("model.gguf"), runs["wide"], "TQ2_0")
+    assert len(check_in_llama_cpp(runs["wide"], Path("model.gguf"), "TQ2_0", positions=32)) == 6
+    assert list(long.iterdir()) == []
 
 
 def agreement_with(run: TrainedRun, other: TrainedRun) -> float:
