@@ -31,8 +31,8 @@ MEASURES = (
     TextMeasure("compression", "zlib", ".2f", False, "bytes of sampled text over bytes after zlib"),
 )
 NOT_JUDGED = (
-    "rep-4, dist-2, Zipf and zlib are for information, nothing is judged by them: a collapsed model's samples are as "
-    "varied as people's text or more so, a small healthy model repeats itself as much as a collapsed one, and the "
+    "rep-4, dist-2, Zipf and zlib are for information, nothing is judged by them: a collapsed model's samples can be "
+    "more varied than people's text, a small healthy model repeats itself nearly as much as a collapsed one, and the "
     "temperature alone moves them past people's values"
 )
 

@@ -38,6 +38,9 @@ def evaluate(
             "trained context that do not overlap, as in HeldOutBitsPerByte.",
         ),
     ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, metavar="N", help="Step of the checkpoint; unset: the newest.")
+    ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -48,7 +51,7 @@ def evaluate(
     contents = [(name, _read(name)) for name in texts]
     from bitnetctl.inference.trained import open_run
 
-    runs = [open_run(name, runs_dir, device=device) for name in names]
+    runs = [open_run(name, runs_dir, device=device, step=step) for name in names]
     notes: dict[str, None] = {}
     trees = [_scored(name, content, runs, stride, notes) for name, content in contents]
     if as_json:

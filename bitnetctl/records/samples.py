@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 MAX_BYTES = 2**24
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
-_Measured = Annotated[float, Field(ge=0.0)]
+_Measured = Annotated[float, Field(ge=0.0, le=1e6)]
 _Text = Annotated[str, Field(max_length=1_000_000)]
 
 
@@ -26,13 +26,15 @@ class _Document(BaseModel):
 class TextMeasures(_Document):
     """Measures of several texts of equal length; see `bitnetctl.inference.quality` for each, None is unknown.
 
-    Only the first tells a collapsed model from a healthy one.
+    The first tells a collapsed model from a healthy one at every temperature, the others do not.
     """
 
     bigram_nats: _Measured | None = Field(None, description="cross-entropy under the training bigram, nats per token")
     repetition: _Measured = Field(description="fraction of 4-grams of a text that repeat an earlier one of it")
     distinct: _Measured = Field(description="distinct bigrams over all bigrams of the texts together")
-    zipf: float | None = Field(None, description="exponent of frequency against rank; None below two distinct tokens")
+    zipf: _Measured | None = Field(
+        None, description="exponent of frequency against rank; None below two distinct tokens"
+    )
     compression: _Measured = Field(description="UTF-8 bytes over bytes after zlib")
 
 

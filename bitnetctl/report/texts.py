@@ -78,7 +78,8 @@ def settings_line(samples: Samples) -> str:
     drawn = ", ".join([f"temperature {samples.temperature:g}", *filter(None, kept), f"seed {samples.seed}"])
     return (
         f"{plural(len(samples.texts), 'prompt')} of {samples.prompt_tokens} held-out tokens, continued by "
-        f"{samples.new_tokens}: the most probable ones (greedy: rep-4), and sampled with {drawn} (the other measures)"
+        f"{samples.new_tokens}: the most probable ones (greedy: rep-4), and sampled with {drawn} (bigram, dist-2, "
+        "Zipf, zlib)"
     )
 
 

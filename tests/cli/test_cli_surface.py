@@ -62,7 +62,7 @@ OPTIONS = {
     "--strict --distinct-seeds --no-train --report --bundle --junit --html --details "
     "--requeue --dry-run --decimal --map --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --text --details --json",
-    "eval": "names --text --stride --runs-dir --device --json",
+    "eval": "names --text --stride --step --runs-dir --device --json",
     "export": "run target --to --form --masters --quantization --step --check --no-check --force --runs-dir --json",
     "import": "path --name --recipe -r --steps --set --runs-dir --device --json",
     "power": "--claim --criteria --effect --sd --power --arms --json",

@@ -91,7 +91,9 @@ def test_a_bundle_carries_text_and_says_how_to_read_it(tmp_path: Path) -> None:
     [arm] = judged.json["texts"]["arms"]
     assert len(arm["runs"]) == 6
     assert "runs" not in judged.json["texts"]
-    again = call("verify", tmp_path / "b.zip", *options)
+    again = call("verify", tmp_path / "b.zip", *options, "--report", tmp_path / "r.md", "--html", tmp_path / "p.html")
+    assert "sampled  ret<b>urn" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert " ret&lt;b&gt;urn" in (tmp_path / "p.html").read_text(encoding="utf-8")
     for done, place in ((judged, tmp_path / "runs"), (again, tmp_path / "b.zip")):
         command = done.json["summary"]["next"].split("`")[1]
         assert command == f"bitnetctl analyze {place} --text --details"
@@ -178,6 +180,7 @@ def test_mistakes_of_eval_are_one_line(models: Path, tmp_path: Path) -> None:
     assert "none.txt: cannot read" in refused(models / "a", "--text", tmp_path / "none.txt")
     assert "no run there" in refused("c", "--runs-dir", models, "--text", tmp_path / "good.txt")
     assert "take 1 to 32" in refused(models / "a", "--text", tmp_path / "good.txt", "--stride", "33")
+    assert "has weights of step 20, not 7" in refused(models / "a", "--text", tmp_path / "good.txt", "--step", "7")
     assert "can be read once" in refused(models / "a", "--text", "-", "--text", "-")
     assert "--text" in refused(models / "a")
 

@@ -29,6 +29,7 @@ def test_a_run_without_samples_has_none(tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"step": -1}, "damaged: step"),
+        ({"temperature": 1e300}, "damaged: temperature"),
         ({"sampled": {}}, r"damaged: sampled\.repetition"),
         ({"texts": [{"prompt": 1}]}, r"damaged: texts\.0\.prompt"),
         ({"schema_version": 2}, "written by a newer bitnetctl"),
