@@ -192,20 +192,20 @@ def _checkpoint(trainer: Trainer, run: int, step: int, *, resumable: bool) -> Ch
 
 
 def _finish(trainer: Trainer) -> None:
-    steps = trainer.pack.steps
+    pack, steps, keep_weights = trainer.pack, trainer.pack.steps, trainer.options.keep_weights
+    for run, _ in pack.alive if keep_weights else ():
+        with pack.failing_alone(run):
+            trainer.artifacts[run].save(_checkpoint(trainer, run, steps, resumable=False))
+    # after the weights are safe: a process may end while text is written, and goes on from there
     samples = _samples(trainer)
-    for run, _ in trainer.pack.alive:
+    for run, _ in pack.alive:
         artifacts = trainer.artifacts[run]
-        if trainer.options.keep_weights:
-            with trainer.pack.failing_alone(run):
-                artifacts.save(_checkpoint(trainer, run, steps, resumable=False))
-            if trainer.pack.replicas[run].failure is not None:
-                continue
-            checkpoint.keep_only(artifacts.paths.checkpoints, steps)
         if run in samples:
             _keep_samples(trainer, run, samples[run])
+        if keep_weights:
+            checkpoint.keep_only(artifacts.paths.checkpoints, steps)
         artifacts.update("finished", steps)
-        if not trainer.options.keep_weights:
+        if not keep_weights:
             checkpoint.keep_only(artifacts.paths.checkpoints, -1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from configs import TinyConfig
-from run_files import RUNS, Train, csv_without_speed, manifest
+from run_files import RUNS, Train, csv_without_speed, manifest, start_of
 from training import train_runs
 
 from bitnetctl.config import build_config
@@ -112,6 +112,23 @@ def test_a_diverged_run_writes_nothing_and_the_others_of_its_pack_do(
     events = train(configs, names=("c", "d"), samples=True, watch=spoil)
     assert any(isinstance(event, Diverged) for event in events)
     assert not (RUNS / "d" / "samples.json").exists()
+    assert written("c") == written("a")
+
+
+def test_a_process_that_ends_while_text_is_written_loses_no_step(
+    pair: tuple[str, str], train: Train, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextSampler, "sample", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train([tiny_config(seed=1), tiny_config(seed=2)], names=("c", "d"), samples=True, checkpoint_every=1000)
+    assert manifest("c").status == "running"
+    events = train([tiny_config(seed=1), tiny_config(seed=2)], names=("c", "d"), samples=True)
+    assert start_of(events) == 12
+    assert (manifest("c").status, manifest("d").status) == ("finished", "finished")
     assert written("c") == written("a")
 
 

@@ -26,7 +26,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 LINKS = {"{run}": ".", "{run}.csv": "x.csv", "{run}/run.json": "run.json", "{run}/run.lock": "run.lock"}
-LINKS |= {"{run}/checkpoints": "checkpoints"}
+LINKS |= {"{run}/checkpoints": "checkpoints", "{run}/samples.json": "x.csv"}
 
 
 @pytest.mark.parametrize("link", LINKS)
