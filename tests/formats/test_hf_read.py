@@ -161,7 +161,7 @@ def test_a_folder_of_transformers(form: str, tied: bool, activation: str, tmp_pa
         assert torch.allclose(ours_NV, theirs_NV, atol=2e-4)
     else:
         # an int8 rounding that flips moves a logit
-        assert compare(ours_NV, theirs_NV).kl < 1e-4
+        assert compare(ours_NV, theirs_NV).kl < 1e-3
 
 
 def test_a_llama_without_sub_norms(tmp_path: Path) -> None:
