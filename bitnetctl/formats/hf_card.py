@@ -1,6 +1,7 @@
 """The model card of an exported folder: all values from the run's manifest and CSV, and from the self-check."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.records import Run, load_run
 from bitnetctl.records.collapse import COLLAPSE_COLUMNS, Health, collapse_reason
 from bitnetctl.records.metrics import finite_value
+from bitnetctl.records.samples import read_samples
 from bitnetctl.records.schema import Row
 from bitnetctl.units import UNKNOWN, format_value
 
@@ -48,6 +50,7 @@ _COMPILES = """- `transformers` compiles its BitNet layers at the first forward 
   needs a C++ compiler. With `TORCHDYNAMO_DISABLE=1` in the environment it does not, and computes the same.
 - Weights are ternary and activations int8 by value only: `transformers` multiplies them in floating point.
 """
+_NOT_JUDGED = "Claims about its recipe and arm are judged over seeds (`bitnetctl verify`); this is one run."
 _FORMS = {
     "offline": "packed: four ternary weights to a byte, and a scale for each matrix (`autobitlinear`, offline)",
     "bitlinear": "packed: four ternary weights to a byte, and 1 / scale for each matrix (`bitlinear`)",
@@ -72,9 +75,9 @@ def model_card(run: TrainedRun, form: Written, checks: Sequence[str]) -> str:
     """Return the text of README.md; `checks` are the lines of the self-check, none where it was not done."""
     measured = _measured(run)
     parts = [_HEADER, f"# {markdown_text(run.name)}\n", *_warning(measured), _what(run, form), _table(_settings(run))]
-    parts.append(f"## Measured\n\n{_health(measured)}\n")
+    parts.append(f"## Measured\n\n{_health(measured)} {_NOT_JUDGED}\n")
     if measured.row:
-        parts.append(_table(_measures(measured.row)))
+        parts.append(_table((*_measures(measured.row), *_of_text(run))))
     parts.append(f"## This export\n\nIt holds {_FORMS[form]}.\n")
     parts.append(_checked(checks))
     parts.append(_USE.format(new_tokens=min(50, max(1, run.context_length // 2))))
@@ -96,30 +99,37 @@ def _what(run: TrainedRun, form: Written) -> str:
     numbers = (
         "" if form == "plain" else ", with ternary weights and int8 activations in every linear layer but the head"
     )
+    origin = "Imported into" if run.manifest.imported else "Trained by"
     return (
-        f"A {kind} of {run.model.num_parameters:,} parameters{numbers}. Trained by bitnetctl; exported by version "
+        f"A {kind} of {run.model.num_parameters:,} parameters{numbers}. {origin} bitnetctl; exported by version "
         f"{__version__}.\n"
     )
 
 
 def _settings(run: TrainedRun) -> Iterator[tuple[str, str]]:
     config, model, data = run.config, run.config.model, run.manifest.data
-    yield "recipe", config.recipe
-    yield "arm", config.arm
-    yield "seed", str(config.seed)
-    yield "config hash", run.manifest.config_hash[:12]
-    yield "step", f"{run.step:,} of {config.steps:,}"
-    yield "training tokens", f"{run.step * config.data.tokens_per_step:,}"
+    if run.manifest.imported is None:
+        yield "recipe", config.recipe
+        yield "arm", config.arm
+        yield "seed", str(config.seed)
+        yield "config hash", run.manifest.config_hash[:12]
+        yield "step", f"{run.step:,} of {config.steps:,}"
+        yield "training tokens", f"{run.step * config.data.tokens_per_step:,}"
+    else:
+        # config and text of such a run are those that it would be trained on with
+        yield "imported from", run.manifest.imported.source
+        yield "exported run", run.manifest.imported.run or UNKNOWN
     yield "context length", f"{run.context_length:,} tokens"
     yield "layers × hidden size", f"{model.num_layers} × {model.hidden_size}"
     yield "feed-forward width, activation", f"{model.intermediate_size}, {model.activation}"
     yield "attention heads, key-value heads", f"{model.num_attention_heads}, {model.num_key_value_heads}"
     yield "head", "tied to the embeddings" if model.tie_word_embeddings else "of its own"
-    # a path tells of the machine, its last part what the text is
-    yield "text", _last_part(data.get("source"))
-    yield "fingerprint of text and tokenizer", str(data.get("fingerprint", UNKNOWN))
     yield "tokenizer", f"{_last_part(data.get('tokenizer'))}, {run.model.vocab_size:,} tokens"
-    yield "trained on", f"{run.manifest.device or UNKNOWN}, {run.manifest.precision or 'fp32'}"
+    if run.manifest.imported is None:
+        # a path tells of the machine, its last part what the text is
+        yield "text", _last_part(data.get("source"))
+        yield "fingerprint of text and tokenizer", str(data.get("fingerprint", UNKNOWN))
+        yield "trained on", f"{run.manifest.device or UNKNOWN}, {run.manifest.precision or UNKNOWN}"
 
 
 def _last_part(spec: object) -> str:
@@ -186,6 +196,19 @@ def _measures(row: Row) -> Iterator[tuple[str, str]]:
     yield "ternary weights that are 0", value("ZeroFraction", ".1%")
 
 
+def _of_text(run: TrainedRun) -> Iterator[tuple[str, str]]:
+    """Yield measures of the text that the run wrote at this step, not the text: its prompts are of the held-out one."""
+    samples = None
+    with contextlib.suppress(RecordError):
+        samples = read_samples(run.paths.folder)
+    if samples is None or samples.step != run.step:
+        return
+    nats = format_value(samples.sampled.bigram_nats, ".3f"), format_value(samples.human.bigram_nats, ".3f")
+    yield "cross-entropy of sampled text under the training bigram", f"{nats[0]} nats a token (people's: {nats[1]})"
+    repetition = f"{samples.greedy.repetition:.1%} (people's: {samples.human.repetition:.1%})"
+    yield "repeated 4-grams of greedy text", repetition
+
+
 def _checked(checks: Sequence[str]) -> str:
     if not checks:
         return "It was written without a self-check.\n"
@@ -201,6 +224,6 @@ def _limits(run: TrainedRun, form: Written) -> str:
     return f"## Limits\n\n{length}{'' if form == 'plain' else _COMPILES}"
 
 
-def _table(rows: Iterator[tuple[str, str]]) -> str:
+def _table(rows: Iterable[tuple[str, str]]) -> str:
     lines = [f"| {name} | {markdown_text(value)} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines, ""])

@@ -23,7 +23,7 @@ from bitnetctl.formats.hf_layout import Written, scale_name, tensors
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.units import listed, shortened
 
-GATE = Gate(kl=1e-5, argmax_equal=0.995)
+GATE = Gate(kl=1e-5, argmax_near=0.995)
 NEEDED = ("transformers", "accelerate")
 # the library adds up |w| in another order
 _ONLINE_TOLERANCE = 1e-5

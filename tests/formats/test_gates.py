@@ -39,6 +39,17 @@ def test_an_agreement_worked_out_by_hand() -> None:
     assert agreement.kl == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2, rel=1e-6)
     # of two equal ones the first is the arg-max
     assert agreement.argmax_equal == 0.5
+    # to us their token is as probable as ours
+    assert agreement.argmax_near == 1.0
+
+
+def test_near_ties_count_as_equal_up_to_a_margin() -> None:
+    margins = torch.tensor([0.0, 0.04, 0.06, 3.0])
+    ours_NV = torch.stack([margins, torch.zeros(4), torch.full((4,), -9.0)], dim=-1)
+    theirs_NV = ours_NV[:, [1, 0, 2]] + torch.tensor([0.0, 1e-6, 0.0])
+    agreement = compare(ours_NV, theirs_NV)
+    assert agreement.argmax_equal == 0.0
+    assert agreement.argmax_near == 0.5
 
 
 def test_logits_are_compared_as_log_probabilities() -> None:
@@ -77,22 +88,23 @@ def test_other_shapes_are_a_bug(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("changes", "gate", "measure"),
     [
-        ({}, Gate(kl=1e-5, argmax_equal=0.995, max_abs=0.1), None),
+        ({}, Gate(kl=1e-5, argmax_near=0.995, max_abs=0.1), None),
         ({}, Gate(kl=1e-5), None),
         ({"kl": 1.1e-5}, Gate(kl=1e-5), "KL divergence, llama.cpp, 2,048 positions: 1.1e-05 .at most 1e-05."),
-        ({"argmax_equal": 0.994}, Gate(kl=1e-5, argmax_equal=0.995), "token.*: 99.40% .at least 99.5%."),
-        ({"argmax_equal": 0.994}, Gate(kl=1e-5), None),
+        ({"argmax_near": 0.994}, Gate(kl=1e-5, argmax_near=0.995), "token.* nats of it: 99.40% .at least 99.5%."),
+        ({"argmax_near": 0.994}, Gate(kl=1e-5), None),
+        ({"argmax_equal": 0.9}, Gate(kl=1e-5, argmax_near=0.995), None),
         ({"max_abs": 0.11}, Gate(kl=1e-5, max_abs=0.1), "largest difference .*: 1.1e-01 .at most 0.1."),
         ({"max_abs": 0.11}, Gate(kl=1e-5), None),
     ],
 )
 def test_limits(changes: dict[str, float], gate: Gate, measure: str | None) -> None:
-    values = {"max_abs": 0.1, "kl": 1e-5, "argmax_equal": 0.995} | changes
+    values = {"max_abs": 0.1, "kl": 1e-5, "argmax_equal": 0.995, "argmax_near": 0.995} | changes
     agreement = Agreement(**values, positions=2048)
     if measure is None:
         lines = require_agreement(agreement, gate, "llama.cpp")
         assert len(lines) == 3
-        assert sum("no gate" in line for line in lines) == [gate.argmax_equal, gate.max_abs].count(None)
+        assert sum("no gate" in line for line in lines) == [gate.argmax_near, gate.max_abs].count(None)
     else:
         with pytest.raises(ExportError, match=f"^self-check failed: .*{measure}"):
             require_agreement(agreement, gate, "llama.cpp")
@@ -153,6 +165,7 @@ def test_rows_are_compared_as_a_whole() -> None:
     by_row = compare_rows(logits(0, 12).split([5, 7]), logits(1, 12).split([5, 7]))
     assert by_row.kl == pytest.approx(whole.kl, rel=1e-12)
     assert by_row.argmax_equal == pytest.approx(whole.argmax_equal)
+    assert by_row.argmax_near == pytest.approx(whole.argmax_near)
     assert (by_row.max_abs, by_row.positions) == (whole.max_abs, 12)
     broken = logits(1, 12)
     broken[0] = math.nan

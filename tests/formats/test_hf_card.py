@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samples import SAMPLES
 from synthetic import LEVELS, two_stages, write_csv
 
 from bitnetctl.formats.hf_card import model_card
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.records import RunPaths
+from bitnetctl.records.manifest import ImportedModel
+from bitnetctl.records.samples import write_samples
 
 CHECKS = ("KL divergence, x|y: 1e-7 (at most 1e-5)",)
 
@@ -93,6 +96,18 @@ def test_an_earlier_step_is_judged_by_its_own_rows(run: TrainedRun) -> None:
     assert "\n| measured at step | 10,000 |\n" in card
 
 
+def test_measures_of_text_but_not_the_text(run: TrainedRun) -> None:
+    run.paths.folder.mkdir()
+    write_samples(run.paths.samples, SAMPLES)
+    card = measured(run, [4000, 900, 900])
+    assert "\n| repeated 4-grams of greedy text | 63.0% (people's: 9.0%) |\n" in card
+    cells = "cross-entropy of sampled text under the training bigram | 6.500 nats a token (people's: 4.080)"
+    assert f"\n| {cells} |\n" in card
+    assert not any(text in card for one in SAMPLES.texts for text in (one.prompt + one.human, one.sampled))
+    # those of another step are not of this model
+    assert "4-grams" not in model_card(replace(run, step=10_000), "offline", ())
+
+
 @pytest.mark.parametrize("content", [None, "", "not, a, run\n1,2,3\n"])
 def test_unknown_measures_are_not_made_up(content: str | None, run: TrainedRun) -> None:
     if content is not None:
@@ -101,6 +116,17 @@ def test_unknown_measures_are_not_made_up(content: str | None, run: TrainedRun) 
     assert "Whether the run collapsed is unknown" in card
     assert "held-out loss" not in card
     assert "It was written without a self-check." in card
+
+
+def test_an_imported_model_is_not_said_to_be_trained_here(run: TrainedRun) -> None:
+    imported = ImportedModel(source="their|model", run=None)
+    manifest = run.manifest.model_copy(update={"imported": imported})
+    card = model_card(replace(run, manifest=manifest), "offline", ())
+    assert "Imported into bitnetctl" in card
+    assert "\n| imported from | their\\|model |\n| exported run | – |\n" in card
+    assert "Trained by" not in card
+    for name in ("recipe", "seed", "training tokens", "text", "trained on"):
+        assert f"| {name} |" not in card
 
 
 def test_text_of_others_stays_text(run: TrainedRun) -> None:
