@@ -152,7 +152,7 @@ def read_gguf(path: Path) -> ModelFile:
     """
     gguf = gguf_library()
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _reader(gguf, path)
         keys = {name: field.contents() for name, field in reader.fields.items()}
         _require_bitnet(path, keys)
         arrays = {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in reader.tensors}
@@ -171,6 +171,19 @@ def read_gguf(path: Path) -> ModelFile:
     # what the library raises for a file that was cut or changed
     except (OSError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
         raise DataError(f"{path}: not a GGUF file of a bitnet model: {one_line(error)}") from error
+
+
+def _reader(gguf: Any, path: Path) -> Any:
+    """Return an open file; raises ValueError where a length in it leads beyond its end."""
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
+            # the library would go on with nothing, element by element of as many as the file claims
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends too early")
+            return super()._get(offset, dtype, count, *more, **named)
+
+    return Reader(path)
 
 
 def _require_bitnet(path: Path, keys: Mapping[str, Any]) -> None:

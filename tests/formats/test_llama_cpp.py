@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -103,6 +104,15 @@ def test_blocks_of_the_file_are_those_of_the_training(runs: Runs) -> None:
     unexplained = float(kl.split(": ")[1].split()[0])
     assert unexplained < llama_cpp.SHARE * explained
     assert 0.5 * explained < measured < 2 * explained
+
+
+def test_the_example_of_the_docs(runs: Runs) -> None:
+    page = Path(__file__).parents[2] / "docs" / "gguf.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    write_gguf(Path("model.gguf"), runs["wide"], "TQ2_0")
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
+    # the server may hold back a part of a character at the end
+    assert len(done.stdout) > 20
 
 
 Wrong = Callable[[Path, TrainedRun, GgufType, pytest.MonkeyPatch], None]

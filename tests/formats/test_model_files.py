@@ -159,6 +159,15 @@ def no_key(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"bitnet.block_count", b"bitnet.block_mount"))
 
 
+def endless(path: Path) -> None:
+    """Claim 2^60 types of tokens."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
+    assert struct.unpack_from("<Q", content, at) == (300,)
+    struct.pack_into("<Q", content, at, 1 << 60)
+    path.write_bytes(content)
+
+
 def other_version(path: Path) -> None:
     path.write_bytes(b"GGUF" + struct.pack("<I", 77) + path.read_bytes()[8:])
 
@@ -171,6 +180,7 @@ def other_version(path: Path) -> None:
         (other_architecture, "architecture 'bitnot'; only 'bitnet' is read"),
         (other_tensor, "it has a tensor output_norm.magnet"),
         (no_key, "bitnet.block_count"),
+        (endless, "it ends too early"),
         (other_version, "version 77"),
         (lambda path: path.write_bytes(b""), "not a GGUF file"),
         (lambda path: path.unlink(), "No such file"),
