@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,3 +247,31 @@ def test_a_missing_library_is_named_before_anything_is_written(
     assert listing(tmp_path) == []
     export_hf(export_runs["portable"], tmp_path / "a", check=False)
     assert "without a self-check" in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script as interpreter")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "echo reading >&2; echo 'RuntimeError: no kernel' >&2; exit 1",
+            "RuntimeError: no kernel",
+        ),
+        ("kill -9 $$", "exit code -9"),
+    ],
+)
+def test_a_library_that_dies_is_one_line(
+    script: str, message: str, export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\n{script}\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(interpreter))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hf, "check_folder", hf_check.check_folder)
+    with pytest.raises(ExportError, match=f"transformers ended with: {message}$"):
+        export_hf(export_runs["portable"], tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["environment", "python"]
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert {"HF_HUB_OFFLINE=1", "TORCHDYNAMO_DISABLE=1", "OMP_NUM_THREADS=1"} <= set(environment)
+    assert "HF_HUB_OFFLINE" not in os.environ
