@@ -95,7 +95,7 @@ def generate(
             return _noted(Generation(of.run, text, seeded))
 
         return converse(standings, begin, quiet=quiet)
-    texts = [*(prompts or ()), *([_read(file or _STDIN)] if file is not None or not prompts else ())]
+    texts = [*map(_argument, prompts or ()), *([_read(file or _STDIN)] if file is not None or not prompts else ())]
     # a prompt that cannot be continued by one of them is refused before anything is printed
     generations = [[_noted(Generation(one.run, text, chosen)) for one in standings] for text in texts]
     if as_json:
@@ -141,6 +141,14 @@ def _print_json(
             "continuations": trees,
         }
     )
+
+
+def _argument(text: str) -> str:
+    """Return a text of the command line, given in UTF-8 whatever the locale; raises ConfigError."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise ConfigError("the prompt is not UTF-8 text") from error
 
 
 def _read(file: Path) -> str:

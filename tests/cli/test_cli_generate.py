@@ -107,6 +107,11 @@ def test_prompts_of_files_and_stdin(runs: Path, tmp_path: Path, monkeypatch: pyt
     assert [tree["prompt"] for tree in both["continuations"]] == ["a", "b", "Wen é\nfi"]
 
 
+def test_a_prompt_in_a_locale_without_utf8(runs: Path) -> None:
+    # how Python passes the bytes of é on
+    assert text_of(call("generate", "one", "-p", "W\udcc3\udca9")) == text_of(call("generate", "one", "-p", "Wé"))
+
+
 def test_lines_typed_at_a_terminal_are_continued(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", Terminal(f"{PROMPT}\n\n{PROMPT}\n"))
     done = call("generate", "one", "two", "-n", "9")
