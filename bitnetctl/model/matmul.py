@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitnetctl.hardware import mkldnn_fp32_precision, onednn_keeps_fp32
@@ -37,6 +38,9 @@ from bitnetctl.model.quantization import (
 _MKL_MULTIPLICATIONS = 2**20
 # and of the largest matmul of a compiled layer, whose smaller ones then lose
 _MKL_LAYER_MULTIPLICATIONS = 2**21
+
+# a GPU refuses an int8 matmul of fewer
+_LEAST_INT8_TOKENS = 17
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
@@ -132,8 +136,12 @@ class Matmul:
         """Return x · weightᵀ [R, N, O]."""
         if x.inverse_scale is None or weight.inverse_scale is None:
             return self.bmm(x.values, weight.values.mT)
-        sums = [torch._int_mm(a, b.t()) for a, b in zip(x.values, weight.values, strict=True)]
-        return torch.stack(sums).to(torch.float32).mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
+        tokens, values_RNI = x.values.shape[1], x.values
+        if tokens < _LEAST_INT8_TOKENS:
+            values_RNI = F.pad(values_RNI, (0, 0, 0, _LEAST_INT8_TOKENS - tokens))
+        sums = [torch._int_mm(a, b.t()) for a, b in zip(values_RNI, weight.values, strict=True)]
+        sums_RNO = torch.stack(sums)[:, :tokens].to(torch.float32)
+        return sums_RNO.mul_(x.inverse_scale).mul_(weight.inverse_scale.mT)
 
     def multiply_into(self, target: Tensor, a: Tensor, b: Tensor) -> None:
         """Write a · b into `target`, cast to its dtype."""

@@ -10,7 +10,9 @@ from bitnetctl.config import ModelConfig, build_config
 from bitnetctl.inference.decoding import Decoder
 from bitnetctl.inference.generation import continuations
 from bitnetctl.inference.sampling import NO_TOKEN, Sampling
+from bitnetctl.model.matmul import Precision
 from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.parts import PARTS
 from bitnetctl.model.quantization import BUILT_IN, Quantizers
 
 CPU = torch.device("cpu")
@@ -64,6 +66,38 @@ def test_cached_logits_are_those_of_the_full_forward_pass(layout: dict[str, Any]
     found = [decoder.prefill(tokens_RBT[..., :prompt])]
     found += [decoder.step(tokens_RB) for tokens_RB in tokens_RBT[..., prompt:].unbind(-1)]
     torch.testing.assert_close(torch.stack(found, 2), expected_RBTV[:, :, prompt - 1 :], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_other_precisions_decode_within_their_rounding(precision: Precision) -> None:
+    tokens_RBT, config = tokens(2, 3, 20), build([0]).config
+    model = PackedModel([config] * 2, VOCAB, [0, 1], CPU, precision=precision)
+    expected_RBTV = model.forward(tokens_RBT, [1.0, 1.0]).view(2, 3, 20, VOCAB).float()
+    decoder = Decoder(model, [1.0, 1.0], 20, 3)
+    found = [decoder.prefill(tokens_RBT[..., :4])]
+    found += [decoder.step(tokens_RB) for tokens_RB in tokens_RBT[..., 4:].unbind(-1)]
+    error = (torch.stack(found, 2).float() - expected_RBTV[:, :, 3:]).abs().mean()
+    assert error < 0.01 * expected_RBTV.abs().mean()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU kernels are not interpreted")
+@pytest.mark.parametrize("lambdas", [[1.0, 1.0], [0.5, 1.0]], ids=str)
+def test_a_model_with_own_kernels_decodes_alike(lambdas: list[float]) -> None:
+    pytest.importorskip("triton")
+    from bitnetctl.model.fused import FusedModel
+
+    plain = build([0, 1], hidden_size=16, num_attention_heads=2, num_key_value_heads=2)
+    fused = FusedModel([plain.config] * 2, VOCAB, [0, 1], CPU, parts={*PARTS} - {"update"})
+    with torch.no_grad():
+        for key, packed in plain.packed.items():
+            fused.packed[key].copy_(packed)
+    tokens_RBT = tokens(2, 2, 12)
+    decoders = [Decoder(model, lambdas, 8, 2) for model in (plain, fused)]
+    expected, found = (decoder.prefill(tokens_RBT[..., :5]) for decoder in decoders)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    for tokens_RB in tokens_RBT[..., 5:].unbind(-1):
+        expected, found = (decoder.step(tokens_RB) for decoder in decoders)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.usefixtures("double")
