@@ -89,6 +89,8 @@ def save_by_transformers(folder: Path, form: str, *, tied: bool, activation: str
     from transformers import BitNetConfig, BitNetForCausalLM
 
     torch.manual_seed(0)
+    # transformers 4 reads the first
+    theta: dict[str, Any] = {"rope_theta": 777.0, "rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}
     config = BitNetConfig(
         vocab_size=300,
         hidden_size=64,
@@ -98,7 +100,7 @@ def save_by_transformers(folder: Path, form: str, *, tied: bool, activation: str
         num_hidden_layers=2,
         max_position_embeddings=48,
         initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 777.0},
+        **theta,
         tie_word_embeddings=tied,
         hidden_act=activation,
         bos_token_id=0,
