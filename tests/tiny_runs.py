@@ -33,7 +33,7 @@ _WIDE = {
     "model.hidden_size": 256,
     "model.intermediate_ratio": 2,
     "model.initialization": "normal",
-    "model.init_std": 0.05,
+    "model.init_std": 0.02,
 }
 WIDE: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "wide": ("portable", "", {**_WIDE, "model.num_key_value_heads": 2, "model.rope_theta": 500.0}),
