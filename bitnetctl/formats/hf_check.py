@@ -18,7 +18,7 @@ from torch import Tensor
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import temporary_folder
 from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement, require_equal
-from bitnetctl.formats.hf_files import LOGITS, RESULT, TOKENS, WEIGHTS
+from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
 from bitnetctl.formats.hf_layout import Written, scale_name, tensors
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.units import listed, shortened
@@ -84,8 +84,16 @@ def load_folders(folders: Sequence[Folder], work: Path, *, positions: int) -> li
         out = work / str(at)
         out.mkdir()
         loaded.append(Loaded(folder=folder, rows_PT=check_rows(folder.run, positions), out=out))
-        np.save(out / TOKENS, loaded[-1].rows_PT.numpy())
-    jobs = [{"folder": str(one.folder.path.absolute()), "out": str(one.out), "texts": one.texts} for one in loaded]
+    jobs = [
+        {
+            "folder": str(one.folder.path.absolute()),
+            "out": str(one.out),
+            "texts": one.texts,
+            "rows": one.rows_PT.tolist(),
+            "vocab_size": one.folder.run.model.vocab_size,
+        }
+        for one in loaded
+    ]
     path = work / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
     done = subprocess.run(
@@ -114,7 +122,8 @@ def require_same(loaded: Loaded) -> tuple[str, ...]:
             raise ExportError(f"self-check failed: {against}: {what.replace('_', ' ')}: {shortened(names, 3)}")
     run = loaded.folder.run
     lines = (*_weights_compared(loaded.folder, load_file(loaded.out / WEIGHTS)), _texts_compared(loaded, result))
-    logits_PTV = np.load(loaded.out / LOGITS, mmap_mode="r")
+    shape = (*loaded.rows_PT.shape, run.model.vocab_size)
+    logits_PTV = np.memmap(loaded.out / LOGITS, np.float32, "r", shape=shape)
     agreement = compare_rows(
         (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
         (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV),

@@ -1,9 +1,7 @@
 """Names of the files by which the self-check and the process that loads a folder talk."""
 
-TOKENS = "tokens.npy"
-"""Token ids [P, T]."""
-LOGITS = "logits.npy"
-"""Logits [P, T, V] of the model as it was loaded."""
+LOGITS = "logits.f32"
+"""Logits [P, T, V] of the model as it was loaded: fp32 values and nothing else, to be mapped into memory."""
 WEIGHTS = "loaded.safetensors"
 """`codes/NAME` and `scale/NAME` of the matrices as the layers multiply them, `tensor/NAME` of all tensors."""
 RESULT = "result.json"

@@ -1,7 +1,7 @@
 """Load exported folders with `transformers`, in a process of its own: `python -m bitnetctl.formats.hf_reload JOBS`.
 
-JOBS is a JSON file with a list of jobs: `folder`, `texts` and `out`, a folder with the tokens to run it on; the files
-in it are those of `hf_files`.
+JOBS is a JSON file with a list of jobs: `folder`, `texts`, `rows` of token ids [P, T], `vocab_size` and `out`, a folder
+for the files of `hf_files`.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitnetctl.errors import one_line
-from bitnetctl.formats.hf_files import LOGITS, RESULT, TOKENS, WEIGHTS
+from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
 
 
 @torch.no_grad()
@@ -26,13 +26,14 @@ def main(path: str) -> None:
         out = Path(job["out"])
         result: dict[str, Any] = {"version": transformers.__version__}
         try:
-            result |= _reload(Path(job["folder"]), np.load(out / TOKENS), job["texts"], out)
+            result |= _reload(job, out)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {one_line(error)}"
         (out / RESULT).write_text(json.dumps(result), encoding="utf-8")
 
 
-def _reload(folder: Path, tokens_PT: Any, texts: list[str], out: Path) -> dict[str, Any]:
+def _reload(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    folder, texts, rows_PT = Path(job["folder"]), job["texts"], job["rows"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ids = [tokenizer(text)["input_ids"] for text in texts]
     decoded = [tokenizer.decode(tokens, skip_special_tokens=False) for tokens in ids]
@@ -40,10 +41,10 @@ def _reload(folder: Path, tokens_PT: Any, texts: list[str], out: Path) -> dict[s
     model, info = loading.from_pretrained(folder, output_loading_info=True)
     model.eval()
     _save(model, out / WEIGHTS)
-    shape = (*tokens_PT.shape, model.config.vocab_size)
-    logits_PTV = np.lib.format.open_memmap(out / LOGITS, mode="w+", dtype=np.float32, shape=shape)
-    for row, tokens_T in enumerate(tokens_PT):
-        logits_PTV[row] = model(torch.from_numpy(tokens_T)[None]).logits[0].float().numpy()
+    shape = (len(rows_PT), len(rows_PT[0]), job["vocab_size"])
+    logits_PTV = np.memmap(out / LOGITS, np.float32, "w+", shape=shape)
+    for logits_TV, row_T in zip(logits_PTV, rows_PT, strict=True):
+        logits_TV[:] = model(torch.tensor([row_T])).logits[0].float().numpy()
     logits_PTV.flush()
     # as the model card shows it
     model.generate(**tokenizer("Hello, world!", return_tensors="pt"), max_new_tokens=1)
