@@ -93,7 +93,7 @@ def check_in_llama_cpp(
             "out": str(out),
         }
         result = _run(job, out)
-        theirs_PTV = torch.from_numpy(np.load(out / "logits.npy"))
+        theirs_PTV = torch.from_numpy(np.fromfile(out / "logits.f32", np.float32)).view(*rows_PT.shape, vocab_size)
     tokens = _require_tokens(run, texts, result["ids"])
     rounded = with_rounding_of(run, gguf_type)
     ours, expected = ([_told(one.logits(row_T[None])[0]) for row_T in rows_PT] for one in (run, rounded))

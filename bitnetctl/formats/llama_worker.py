@@ -1,7 +1,7 @@
 """Run a GGUF file in llama.cpp: a program, in a process of its own, since llama.cpp ends the process where it fails.
 
 The argument is a JSON file: `model`, `context`, `vocab_size`, `rows` of token ids [P, T], `new_tokens`, `prompt` (token
-ids), `letter` (the token id of a whole character), `texts` and `out`, a folder. It writes `out/logits.npy`, the
+ids), `letter` (the token id of a whole character), `texts` and `out`, a folder. It writes `out/logits.f32`, the
 log-probabilities [P, T, V] after every token of the rows, and `out/result.json`: the version, the token ids of every
 text, and those of the greedy text.
 
@@ -62,7 +62,7 @@ def main(path: str) -> None:
         for position, logits_V in enumerate(logits_TV):
             for entry in _following(server, row_T[: position + 1], vocab_size, job["letter"]):
                 logits_V[entry["id"]] = entry["logprob"]
-    np.save(out / "logits.npy", logits_PTV)
+    logits_PTV.tofile(out / "logits.f32")
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
