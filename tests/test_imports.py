@@ -124,10 +124,11 @@ INSIDE = {
     "claims": ("claim looks", "judged", "__init__"),
     "inference": ("sampling decoding trained quality", "text standing", "generation evaluation", "texts", "__init__"),
     "formats": (
-        "exported gates hf_files hf_layout model_file gguf_layout gguf_vocabulary llama_worker hf_config stored",
-        "hf_reload gguf_file llama_cpp plain masters sound",
+        "exported gates hf_files hf_layout model_content gguf_layout gguf_vocabulary llama_worker hf_config",
+        "safetensors_reader",
+        "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",
         "hf_card hf_check hf_read",
-        "gguf hf reading rebuilt",
+        "gguf hf reading packed_from_file",
         "__init__",
     ),
     "trainer": (

@@ -97,7 +97,7 @@ def _writer(to: str, given: dict[str, Any]) -> "Callable[..., Exported]":
             from bitnetctl.formats.gguf import export_gguf
 
             return partial(export_gguf, **chosen)
-    from bitnetctl.formats.plain import export_safetensors
+    from bitnetctl.formats.bitnetctl_safetensors import export_safetensors
 
     return export_safetensors
 

@@ -37,7 +37,7 @@ TEXTS = (
 )
 """What another tokenizer may split otherwise."""
 
-TIE_NATS = 0.05
+ARGMAX_TIE_NATS = 0.05
 """Twice the difference that flipped int8 roundings make; a collapsed model may have ties at every position."""
 _CHUNK_VALUES = 1 << 22
 
@@ -50,7 +50,7 @@ class Agreement:
 
     `max_abs` is the largest difference in nats, `kl` the mean KL divergence of theirs from ours, `argmax_equal` the
     fraction of positions with the same most probable token; `argmax_near` counts those, too, where their token is to us
-    at most TIE_NATS less probable than ours. A value that is not finite on one side makes `kl` NaN.
+    at most ARGMAX_TIE_NATS less probable than ours. A value that is not finite on one side makes `kl` NaN.
     """
 
     max_abs: float
@@ -110,7 +110,7 @@ def compare(ours_NV: Tensor, theirs_NV: Tensor) -> Agreement:
         kl += float((p_NV.exp() * difference_NV).sum())
         theirs_N1 = q_NV.argmax(-1, keepdim=True)
         equal += int((p_NV.argmax(-1, keepdim=True) == theirs_N1).sum())
-        near += int((p_NV.amax(-1, keepdim=True) - p_NV.gather(-1, theirs_N1) <= TIE_NATS).sum())
+        near += int((p_NV.amax(-1, keepdim=True) - p_NV.gather(-1, theirs_N1) <= ARGMAX_TIE_NATS).sum())
     return Agreement(
         max_abs=largest,
         kl=kl / positions,
@@ -140,7 +140,7 @@ def require_agreement(agreement: Agreement, gate: Gate, against: str) -> tuple[s
     measures = [("KL divergence", agreement.kl <= gate.kl, f"{agreement.kl:.1e}", f"at most {gate.kl:g}")]
     near, least = agreement.argmax_near, gate.argmax_near
     limit = "no gate" if least is None else f"at least {least:.1%}"
-    value = f"{agreement.argmax_equal:.2%}, or one within {TIE_NATS:g} nats of it: {near:.2%}"
+    value = f"{agreement.argmax_equal:.2%}, or one within {ARGMAX_TIE_NATS:g} nats of it: {near:.2%}"
     measures.append(("same most probable token", least is None or near >= least, value, limit))
     largest, most = agreement.max_abs, gate.max_abs
     limit = "no gate" if most is None else f"at most {most:g}"

@@ -9,12 +9,12 @@ import torch
 from bitnetctl.errors import ConfigError, ExportError
 from bitnetctl.files import replacing, storage_errors
 from bitnetctl.formats import gguf_vocabulary
+from bitnetctl.formats.bitnetctl_safetensors import require_free
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
 from bitnetctl.formats.gguf_file import gguf_library, read_gguf, write_gguf
 from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, require_expressible
 from bitnetctl.formats.llama_cpp import check_in_llama_cpp, require_llama_cpp
-from bitnetctl.formats.plain import require_free
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
 

@@ -29,7 +29,7 @@ from bitnetctl.formats.gguf_layout import (
     tensor_name,
 )
 from bitnetctl.formats.gguf_vocabulary import Vocabulary
-from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
 
@@ -40,7 +40,7 @@ _SCALE_BYTES = 2
 _BLOCK_BYTES = {"TQ1_0": 54, "TQ2_0": 66}
 _FILE_TYPES = {"F32": 0, "F16": 1, "TQ1_0": 36, "TQ2_0": 37}
 # own keys, which llama.cpp passes over
-_RUN, _STRENGTH, _TOKENIZER = "bitnetctl.run", "bitnetctl.quantization", "bitnetctl.tokenizer_sha256"
+_RUN, _LAMBDA, _TOKENIZER = "bitnetctl.run", "bitnetctl.quantization", "bitnetctl.tokenizer_sha256"
 _ACTIVATION = f"{ARCHITECTURE}.hidden_activation"
 
 
@@ -97,7 +97,7 @@ def _add_keys(writer: Any, run: TrainedRun, gguf_type: GgufType, vocabulary: Voc
         writer.add_bos_token_id(run.end_of_text)
         writer.add_eos_token_id(run.end_of_text)
     writer.add_string(_RUN, f"{run.name}@{run.step}")
-    writer.add_float32(_STRENGTH, run.quant_lambda)
+    writer.add_float32(_LAMBDA, run.quant_lambda)
     fingerprint = run.manifest.data.get("tokenizer_fingerprint")
     if isinstance(fingerprint, str):
         writer.add_string(_TOKENIZER, fingerprint)
@@ -144,7 +144,7 @@ def _packed(codes_OI: Tensor, scale_OB: Tensor | None, gguf_type: GgufType) -> A
     return packed_bytes
 
 
-def read_gguf(path: Path) -> ModelFile:
+def read_gguf(path: Path) -> ModelContent:
     """Read a file of a `bitnet` model, whoever wrote it.
 
     `weights` are in fp32 what is stored: with the masters' names, but not the masters of a ternary model. Raises
@@ -157,10 +157,10 @@ def read_gguf(path: Path) -> ModelFile:
         _require_bitnet(path, keys)
         arrays = {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in reader.tensors}
         weights, quantized = _read_tensors(gguf, arrays)
-        return ModelFile(
+        return ModelContent(
             model=_model_fields(keys),
             weights=weights,
-            quant_lambda=keys.get(_STRENGTH, 1.0 if quantized else 0.0),
+            quant_lambda=keys.get(_LAMBDA, 1.0 if quantized else 0.0),
             quantized=quantized,
             context_length=keys.get(f"{ARCHITECTURE}.context_length"),
             tokenizer=_read_tokenizer(keys),

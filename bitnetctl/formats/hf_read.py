@@ -13,11 +13,11 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig
 from bitnetctl.data.tokenizer import load_tokenizer, named_end
 from bitnetctl.errors import ConfigError, DataError
+from bitnetctl.formats.consistency import EMBEDDINGS, HEAD, parameter_shapes, require_layers
 from bitnetctl.formats.hf_config import HfConfig, parse_hf_config
 from bitnetctl.formats.hf_layout import MASTERS, VALUES_PER_BYTE, named, scale_name, unpack
-from bitnetctl.formats.model_file import ModelFile
-from bitnetctl.formats.sound import EMBEDDINGS, HEAD, parameter_shapes, require_layers
-from bitnetctl.formats.stored import StoredTensors, open_folder, read_json
+from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.safetensors_reader import SafetensorsReader, open_folder, read_json
 from bitnetctl.model.parameters import ParameterSpec, parameter_specs
 
 CONFIG = "config.json"
@@ -26,7 +26,7 @@ _MOST_ROWS = 1 << 22
 Quantized = dict[str, tuple[Tensor, Tensor]]
 
 
-def read_hf(folder: Path) -> ModelFile:
+def read_hf(folder: Path) -> ModelContent:
     """Read a folder that `transformers` or an export wrote, with its tokenizer if that is there.
 
     Raises ConfigError for a model that cannot be expressed here, DataError for files that are missing or damaged.
@@ -39,7 +39,7 @@ def read_hf(folder: Path) -> ModelFile:
     if quantized:
         weights |= _read_masters(folder / MASTERS, quantized)
     tokenizer, end = _read_tokenizer(folder, config.end_of_text)
-    return ModelFile(
+    return ModelContent(
         model={**config.model, "scale_group": "fused" if _is_fused(quantized, specs) else "projection"},
         weights=weights,
         quant_lambda=0.0 if config.stored == "plain" else 1.0,
@@ -51,7 +51,7 @@ def read_hf(folder: Path) -> ModelFile:
     )
 
 
-def _specs(stored: StoredTensors, model: ModelConfig, folder: Path) -> dict[str, ParameterSpec]:
+def _specs(stored: SafetensorsReader, model: ModelConfig, folder: Path) -> dict[str, ParameterSpec]:
     """Return the tensors that a model of this config has; raises DataError where the files are of another depth."""
     embeddings = stored.entries.get(EMBEDDINGS)
     if embeddings is None or len(embeddings.shape) != 2 or not 0 < embeddings.shape[0] <= _MOST_ROWS:
@@ -61,7 +61,7 @@ def _specs(stored: StoredTensors, model: ModelConfig, folder: Path) -> dict[str,
 
 
 def _read_tensors(
-    stored: StoredTensors, specs: Mapping[str, ParameterSpec], config: HfConfig, folder: Path
+    stored: SafetensorsReader, specs: Mapping[str, ParameterSpec], config: HfConfig, folder: Path
 ) -> tuple[dict[str, Tensor], Quantized]:
     """Return weights, and codes and scales, by the names of a run."""
     model, weights, quantized = config.model_config(), dict[str, Tensor](), Quantized()
@@ -91,7 +91,7 @@ def _read_tensors(
     return weights, quantized
 
 
-def _shared(stored: StoredTensors, targets: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+def _shared(stored: SafetensorsReader, targets: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
     """Return the parameter that several tensors hold, all with the same values; raises DataError, ConfigError."""
     for target in targets:
         entry = stored.entries[target]
@@ -105,7 +105,7 @@ def _shared(stored: StoredTensors, targets: tuple[str, ...], shape: tuple[int, .
     return first
 
 
-def _packed(stored: StoredTensors, name: str, shape: tuple[int, ...], *, divides: bool) -> tuple[Tensor, Tensor]:
+def _packed(stored: SafetensorsReader, name: str, shape: tuple[int, ...], *, divides: bool) -> tuple[Tensor, Tensor]:
     """Return int8 codes [O, I] and scale [O, 1] of a matrix; `divides`: 1 / scale is stored. Raises DataError."""
     entry = stored.entries[name]
     rows = shape[0] // VALUES_PER_BYTE
@@ -144,7 +144,7 @@ def _read_masters(path: Path, quantized: Quantized) -> dict[str, Tensor]:
     """Return the masters beside packed weights, empty without them; raises DataError."""
     if not path.is_file():
         return {}
-    stored, masters = StoredTensors([path]), {}
+    stored, masters = SafetensorsReader([path]), {}
     for name, (codes_OI, _) in quantized.items():
         entry = stored.entries.get(name)
         if entry is None or entry.shape != tuple(codes_OI.shape):

@@ -40,7 +40,7 @@ ROUNDING = {
     "F16": "fp16 activations",
     "F32": "fp32 activations",
 }
-TIE_NATS = 0.1
+GREEDY_TIE_NATS = 0.1
 """Margin of the two most probable tokens below which greedy text may part."""
 NEW_TOKENS = 64
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -49,7 +49,7 @@ _PROMPT_TOKENS = 16
 # a position takes 5 µs for each token of the vocabulary, since the server tells log-probabilities as JSON
 _VALUES = 1 << 21
 _POSITIONS = range(64, 2048 + 1)
-_LEAST_TOLD = -80.0
+_MIN_LOG_PROB = -80.0
 _LOGGED_ERROR = re.compile(r"^[0-9.]+ E (.*)")
 # of the largest of a block: those of zeros stay zero
 _LEAST = 1e-30
@@ -88,7 +88,7 @@ def check_in_llama_cpp(
             "rows": rows_PT.tolist(),
             "prompt": prompt_T.tolist(),
             "new_tokens": min(NEW_TOKENS, run.context_length - len(prompt_T)),
-            "letter": run.tokenizer.token_to_id("a"),
+            "ascii_token": run.tokenizer.token_to_id("a"),
             "texts": texts,
             "out": str(out),
         }
@@ -96,12 +96,12 @@ def check_in_llama_cpp(
         theirs_PTV = torch.from_numpy(np.fromfile(out / "logits.f32", np.float32)).view(*rows_PT.shape, vocab_size)
     tokens = _require_tokens(run, texts, result["ids"])
     rounded = with_rounding_of(run, gguf_type)
-    ours, expected = ([_told(one.logits(row_T[None])[0]) for row_T in rows_PT] for one in (run, rounded))
-    theirs = [_told(logits_TV) for logits_TV in theirs_PTV]
+    ours, expected = ([reported_log_probs(one.logits(row_T[None])[0]) for row_T in rows_PT] for one in (run, rounded))
+    theirs = [reported_log_probs(logits_TV) for logits_TV in theirs_PTV]
     gate = GATES[gguf_type]
     if gguf_type in TERNARY_TYPES:
         noisy_run = with_noise(rounded)
-        noisy = [_told(noisy_run.logits(row_T[None])[0]) for row_T in rows_PT]
+        noisy = [reported_log_probs(noisy_run.logits(row_T[None])[0]) for row_T in rows_PT]
         sensitive = max(SHARE * compare_rows(ours, expected).kl, NOISE_FACTOR * compare_rows(expected, noisy).kl)
         gate = max(gate, float(f"{sensitive:.1e}"))
     against = f"llama.cpp against the run with {ROUNDING[gguf_type]}"
@@ -116,9 +116,9 @@ def check_in_llama_cpp(
     )
 
 
-def _told(logits_TV: Tensor) -> Tensor:
+def reported_log_probs(logits_TV: Tensor) -> Tensor:
     """Return log-probabilities as the server can tell them: logarithms of probabilities in fp32, none of zero."""
-    return logits_TV.log_softmax(-1).clamp(min=_LEAST_TOLD)
+    return logits_TV.log_softmax(-1).clamp(min=_MIN_LOG_PROB)
 
 
 def with_rounding_of(run: TrainedRun, gguf_type: GgufType) -> TrainedRun:
@@ -208,7 +208,7 @@ def require_greedy(run: TrainedRun, prompt_T: Tensor, theirs: Sequence[int]) -> 
         if int(logits_V.argmax()) == token:
             continue
         part = f"greedy text parts at token {number} of {len(following)}, with a margin of {first - second:.2g} nats"
-        if first - second >= TIE_NATS:
-            raise ExportError(f"self-check failed: {part}; only below {TIE_NATS:g} is it a tie")
-        return f"{part} (a tie is below {TIE_NATS:g})"
+        if first - second >= GREEDY_TIE_NATS:
+            raise ExportError(f"self-check failed: {part}; only below {GREEDY_TIE_NATS:g} is it a tie")
+        return f"{part} (a tie is below {GREEDY_TIE_NATS:g})"
     return f"greedy text of {len(following)} tokens identical"

@@ -1,7 +1,7 @@
 """Run a GGUF file in llama.cpp: a program, in a process of its own, since llama.cpp ends the process where it fails.
 
 The argument is a JSON file: `model`, `context`, `vocab_size`, `rows` of token ids [P, T], `new_tokens`, `prompt` (token
-ids), `letter` (the token id of a whole character), `texts` and `out`, a folder. It writes `out/logits.f32`, the
+ids), `ascii_token` (the token id of a whole character), `texts` and `out`, a folder. It writes `out/logits.f32`, the
 log-probabilities [P, T, V] after every token of the rows, and `out/result.json`: the version, the token ids of every
 text, and those of the greedy text.
 
@@ -60,7 +60,7 @@ def main(path: str) -> None:
     logits_PTV = np.full((len(rows_PT), len(rows_PT[0]), vocab_size), np.nan, np.float32)
     for logits_TV, row_T in zip(logits_PTV, rows_PT, strict=True):
         for position, logits_V in enumerate(logits_TV):
-            for entry in _following(server, row_T[: position + 1], vocab_size, job["letter"]):
+            for entry in _following(server, row_T[: position + 1], vocab_size, job["ascii_token"]):
                 logits_V[entry["id"]] = entry["logprob"]
     logits_PTV.tofile(out / "logits.f32")
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -95,7 +95,7 @@ def _asked(connection: http.client.HTTPConnection, path: str, **body: Any) -> di
     return reply
 
 
-def _following(server: Any, tokens_T: list[int], vocab_size: int, letter: int) -> list[dict[str, Any]]:
+def _following(server: Any, tokens_T: list[int], vocab_size: int, ascii_token: int) -> list[dict[str, Any]]:
     """Return the log-probability of every token behind some."""
     reply = server.handle_completions(
         {
@@ -103,7 +103,7 @@ def _following(server: Any, tokens_T: list[int], vocab_size: int, letter: int) -
             "max_tokens": 1,
             "logprobs": vocab_size,
             # nothing is told of an end of text or of a part of a character; what is told is before the bias
-            "logit_bias": [[letter, 10_000]],
+            "logit_bias": [[ascii_token, 10_000]],
         }
     )
     if "choices" not in reply:

@@ -4,28 +4,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitnetctl.errors import ConfigError, DataError, cannot_read
+from bitnetctl.formats.bitnetctl_safetensors import read_safetensors
+from bitnetctl.formats.consistency import EMBEDDINGS, require_consistent
 from bitnetctl.formats.gguf_file import read_gguf
 from bitnetctl.formats.hf_read import CONFIG, read_hf
 from bitnetctl.formats.masters import find_codes
-from bitnetctl.formats.model_file import ModelFile
-from bitnetctl.formats.plain import read_safetensors
-from bitnetctl.formats.sound import EMBEDDINGS, require_sound
+from bitnetctl.formats.model_content import ModelContent
 
 _GGUF_MAGIC = b"GGUF"
 _KNOWN = "a folder with config.json and safetensors, a GGUF file, or a file of export --to safetensors"
 
 
-def read_model(path: Path) -> ModelFile:
+def read_model(path: Path) -> ModelContent:
     """Read a folder of `transformers`, a GGUF file or a plain safetensors file.
 
     Raises ConfigError for what is none of these, or a model that cannot be expressed here, DataError for damaged files.
     """
     file = _read(path)
-    require_sound(file, path)
+    require_consistent(file, path)
     return file
 
 
-def _read(path: Path) -> ModelFile:
+def _read(path: Path) -> ModelContent:
     if path.is_dir():
         if not (path / CONFIG).is_file():
             ggufs = sorted(path.glob("*.gguf"))
@@ -46,7 +46,7 @@ def _read(path: Path) -> ModelFile:
     raise ConfigError(f"{path}: not a file that is read; {_KNOWN} is")
 
 
-def _with_codes(file: ModelFile, path: Path) -> ModelFile:
+def _with_codes(file: ModelContent, path: Path) -> ModelContent:
     """Return the content of a GGUF file with the codes and scales of matrices that it has as their product."""
     if file.quant_lambda == 0.0:
         return file

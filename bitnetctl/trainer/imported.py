@@ -19,9 +19,9 @@ from bitnetctl.data.tokenizer import end_of_text
 from bitnetctl.errors import BitnetctlError, ConfigError
 from bitnetctl.files import remove, replacing, storage_errors, temporary_folder, write_atomic, write_synced
 from bitnetctl.formats.masters import group_size
-from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.packed_from_file import packed_from_file
 from bitnetctl.formats.reading import read_model
-from bitnetctl.formats.rebuilt import rebuild
 from bitnetctl.hardware import resolve_device
 from bitnetctl.model.packed import PackedModel
 from bitnetctl.plugins import registry
@@ -78,8 +78,8 @@ def import_model(
     with temporary_folder() as staging:
         tokens = _prepare(file, effective, paths, staging, progress, log)
         quantizers, target = composition.quantizers(), resolve_device(device)
-        rebuilt = rebuild(file, effective.model, quantizers, tokens.vocab_size, path, target)
-        model = rebuilt.model
+        packed = packed_from_file(file, effective.model, quantizers, tokens.vocab_size, path, target)
+        model = packed.model
         row = _measure(model, file.quant_lambda, effective, tokens, progress)
         csv = staging / "rows.csv"
         writer = RecordWriter(csv)
@@ -98,7 +98,7 @@ def import_model(
         )
         settings = staging / _SETTINGS
         _write(paths, manifest, state, tokens.tokenizer_content(), settings.read_bytes() if settings.exists() else b"")
-    return Imported(paths=paths, config=config, notes=(*notes, *rebuilt.notes))
+    return Imported(paths=paths, config=config, notes=(*notes, *packed.notes))
 
 
 def _run_name(path: Path) -> str:
@@ -109,7 +109,7 @@ def _run_name(path: Path) -> str:
 
 
 def _config(
-    file: ModelFile, paths: RunPaths, path: Path, recipe: str, steps: int | None, overrides: Sequence[str]
+    file: ModelContent, paths: RunPaths, path: Path, recipe: str, steps: int | None, overrides: Sequence[str]
 ) -> tuple[RunConfig, tuple[str, ...]]:
     """Return the config of the run, and a note where the arm that trained it cannot be used here.
 
@@ -152,7 +152,7 @@ def _config(
         return registry.normalize(config.model_copy(update={"interventions": arm, "model": model})), (note,)
 
 
-def _arm(file: ModelFile) -> str:
+def _arm(file: ModelContent) -> str:
     """Return the arm whose quantizer has the scales of a file: empty for one scale, or one for each projection."""
     size = group_size(file.quantized)
     if size is None:
@@ -162,7 +162,7 @@ def _arm(file: ModelFile) -> str:
 
 
 def _prepare(
-    file: ModelFile,
+    file: ModelContent,
     config: RunConfig,
     paths: RunPaths,
     staging: Path,
@@ -204,7 +204,7 @@ def _measure(
 
 
 def _manifest(
-    file: ModelFile,
+    file: ModelContent,
     path: Path,
     paths: RunPaths,
     config: RunConfig,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import bitnetctl
-from bitnetctl.formats.gates import TIE_NATS
+from bitnetctl.formats.bitnetctl_safetensors import export_safetensors
+from bitnetctl.formats.gates import ARGMAX_TIE_NATS
 from bitnetctl.formats.hf_check import GATE
 from bitnetctl.formats.hf_layout import FORMS
-from bitnetctl.formats.plain import export_safetensors
 from bitnetctl.inference.trained import TrainedRun
 
 PAGE = (Path(bitnetctl.__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def test_gates_are_those_of_the_table() -> None:
     assert GATE.kl == 1e-5
     assert "| KL divergence on 2,048 held-out positions | ≤ 10⁻⁵ |" in PAGE
     least = f"{GATE.argmax_near:.1%}".replace("%", " %")
-    name = f"positions with the same most probable token, or one within {TIE_NATS:g} nats of it"
+    name = f"positions with the same most probable token, or one within {ARGMAX_TIE_NATS:g} nats of it"
     assert f"| {name} | ≥ {least} |" in PAGE
 
 

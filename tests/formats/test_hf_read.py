@@ -20,7 +20,7 @@ from bitnetctl.formats.hf import save_tensors, write_folder
 from bitnetctl.formats.hf_layout import MASTERS, Written, pack, tensors
 from bitnetctl.formats.hf_read import read_hf
 from bitnetctl.formats.masters import make_masters
-from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.formats.reading import read_model
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.packed import PackedModel
@@ -76,7 +76,7 @@ def test_masters_beside_packed_weights(runs: dict[str, TrainedRun], tmp_path: Pa
         read_hf(tmp_path)
 
 
-def logits(file: ModelFile) -> Tensor:
+def logits(file: ModelContent) -> Tensor:
     """Return the logits of a model with the weights of a file, or with masters made for its codes."""
     config = ModelConfig.model_validate({**file.model, "quantization": file.quant_lambda})
     model = PackedModel([config], 300, [0], torch.device("cpu"))

@@ -316,9 +316,9 @@ def test_greedy_text_may_part_at_a_tie(runs: Runs, monkeypatch: pytest.MonkeyPat
     logits_V = run.logits(torch.tensor([[*prompt_T.tolist(), *theirs[:5]]]))[0, -1].log_softmax(-1)
     first, second = logits_V.topk(2).values.tolist()
     other = [*theirs[:5], int(logits_V.topk(2).indices[1]), *theirs[6:]]
-    monkeypatch.setattr(llama_cpp, "TIE_NATS", first - second + 1e-3)
+    monkeypatch.setattr(llama_cpp, "GREEDY_TIE_NATS", first - second + 1e-3)
     assert require_greedy(run, prompt_T, other).startswith("greedy text parts at token 6 of 24, with a margin of")
-    monkeypatch.setattr(llama_cpp, "TIE_NATS", first - second - 1e-3)
+    monkeypatch.setattr(llama_cpp, "GREEDY_TIE_NATS", first - second - 1e-3)
     with pytest.raises(ExportError, match="greedy text parts at token 6 of 24"):
         require_greedy(run, prompt_T, other)
 

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.errors import ConfigError, DataError, ExportError
-from bitnetctl.formats import plain
+from bitnetctl.formats import bitnetctl_safetensors
+from bitnetctl.formats.bitnetctl_safetensors import export_safetensors, read_safetensors
 from bitnetctl.formats.gguf_file import read_gguf, write_gguf
 from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, parameter_name, tensor_name
 from bitnetctl.formats.gguf_vocabulary import tokenizer_json, vocabulary
-from bitnetctl.formats.plain import export_safetensors, read_safetensors
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
 
@@ -282,7 +282,7 @@ def test_a_plain_file_that_differs_is_not_kept(name: str, runs: Runs, monkeypatc
     def wrong(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
         return save({**tensors, name: 1 - tensors[name]}, metadata)
 
-    monkeypatch.setattr("bitnetctl.formats.plain.save", wrong)
+    monkeypatch.setattr("bitnetctl.formats.bitnetctl_safetensors.save", wrong)
     with pytest.raises(ExportError, match=r"self-check failed: model\."):
         export_safetensors(runs["wide"], Path("model.safetensors"))
     assert list(Path().iterdir()) == []
@@ -295,7 +295,7 @@ def test_other_safetensors_files(runs: Runs) -> None:
         read_safetensors(path)
     export_safetensors(runs["full"], path, replace=True)
     tensors = load_file(path)
-    save_file(tensors, path, {"format": plain.FORMAT})
+    save_file(tensors, path, {"format": bitnetctl_safetensors.FORMAT})
     with pytest.raises(DataError, match="not a plain safetensors file: 'config'"):
         read_safetensors(path)
     path.write_bytes(path.read_bytes()[:-100])

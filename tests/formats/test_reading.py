@@ -13,8 +13,8 @@ from tiny_runs import train_tiny
 from torch import Tensor
 
 from bitnetctl.errors import BitnetctlError
+from bitnetctl.formats.bitnetctl_safetensors import export_safetensors
 from bitnetctl.formats.gguf_file import write_gguf
-from bitnetctl.formats.plain import export_safetensors
 from bitnetctl.formats.reading import read_model
 from bitnetctl.inference.trained import TrainedRun
 

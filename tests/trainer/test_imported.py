@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import train_tiny
 
 from bitnetctl.errors import BitnetctlError, ConfigError, DataError, ExitCode
+from bitnetctl.formats.bitnetctl_safetensors import export_safetensors
 from bitnetctl.formats.gates import compare
 from bitnetctl.formats.gguf_file import write_gguf
 from bitnetctl.formats.gguf_layout import GgufType
 from bitnetctl.formats.hf import write_folder
 from bitnetctl.formats.hf_layout import Written, tensors
-from bitnetctl.formats.plain import export_safetensors
 from bitnetctl.inference.trained import TrainedRun, open_run
 from bitnetctl.records import read, read_manifest
 from bitnetctl.trainer.imported import import_model

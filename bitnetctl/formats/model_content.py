@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFile:
+class ModelContent:
     """The content of a model's file.
 
     `model` are the fields of ModelConfig that the file tells. `weights` are fp32: all tensors that are not quantized,

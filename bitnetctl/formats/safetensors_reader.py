@@ -20,7 +20,7 @@ _FLOATS = ("F32", "BF16", "F16", "F64")
 _MOST_BYTES = 1 << 26
 
 
-class Entry(NamedTuple):
+class TensorInfo(NamedTuple):
     """Where a tensor is stored, and as what."""
 
     path: Path
@@ -33,11 +33,11 @@ class Entry(NamedTuple):
         return self.dtype in _FLOATS
 
 
-class StoredTensors:
+class SafetensorsReader:
     """Tensors by name, of one safetensors file or of the shards of a folder; raises DataError."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         for path in paths:
             try:
@@ -47,7 +47,7 @@ class StoredTensors:
                         part = file.get_slice(name)
                         if name in self.entries:
                             raise DataError(f"{path}: {name} is in {self.entries[name].path.name}, too")
-                        self.entries[name] = Entry(path, part.get_dtype(), tuple(part.get_shape()))
+                        self.entries[name] = TensorInfo(path, part.get_dtype(), tuple(part.get_shape()))
             except OSError as error:
                 raise DataError(cannot_read(path, error)) from error
             except SafetensorError as error:
@@ -74,12 +74,12 @@ class StoredTensors:
         return tensor
 
 
-def open_folder(folder: Path) -> StoredTensors:
+def open_folder(folder: Path) -> SafetensorsReader:
     """Open the weights of a folder as `transformers` saves them; raises DataError, also for other kinds of files."""
     if (folder / INDEX).is_file():
-        return StoredTensors(_shards(folder))
+        return SafetensorsReader(_shards(folder))
     if (folder / SINGLE).is_file():
-        return StoredTensors([folder / SINGLE])
+        return SafetensorsReader([folder / SINGLE])
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if others:
         raise DataError(

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig, validated
 from bitnetctl.errors import DataError
-from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.model.parameters import ParameterSpec, parameter_specs
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
 
-def require_sound(file: ModelFile, path: Path) -> None:
+def require_consistent(file: ModelContent, path: Path) -> None:
     """Raise DataError or ConfigError for tensors that are missing, of another shape, or hold what they cannot."""
     model = validated(ModelConfig, {**file.model, "quantization": file.quant_lambda}, str(path))
     stored = {**file.weights, **{name: codes_OI for name, (codes_OI, _) in file.quantized.items()}}
@@ -57,7 +57,7 @@ def parameter_shapes(specs: Mapping[str, ParameterSpec]) -> Iterator[tuple[str, 
                 yield name.format(layer=layer), (height, *width), spec.is_matrix
 
 
-def _require_values(file: ModelFile, path: Path) -> None:
+def _require_values(file: ModelContent, path: Path) -> None:
     for name, weight in file.weights.items():
         if weight.dtype != torch.float32 or not weight.isfinite().all():
             raise DataError(f"{path}: {name} is not made of finite numbers in fp32")

@@ -23,7 +23,7 @@ from bitnetctl.errors import ConfigError, DataError, ExportError, one_line
 from bitnetctl.files import replacing, storage_errors, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
-from bitnetctl.formats.model_file import ModelFile
+from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.inference.trained import TrainedRun
 
 FORMAT = "bitnetctl-plain-1"
@@ -87,7 +87,7 @@ def _read_back(run: TrainedRun, file: Path, quantized: Mapping[str, tuple[Tensor
     return f"{line}{len(weights)} tensors in fp32 identical, read back from the file"
 
 
-def read_safetensors(path: Path) -> ModelFile:
+def read_safetensors(path: Path) -> ModelContent:
     """Read a file that `export_safetensors` wrote; raises DataError for another one."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -99,7 +99,7 @@ def read_safetensors(path: Path) -> ModelFile:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         config = json.loads(metadata["config"])
-        return ModelFile(
+        return ModelContent(
             model=config["model"],
             config=config,
             weights={name: tensor for name, tensor in tensors.items() if not name.startswith((_CODES, _SCALE))},

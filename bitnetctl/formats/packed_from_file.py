@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.errors import DataError, ExportError
+from bitnetctl.formats.consistency import EMBEDDINGS, HEAD
 from bitnetctl.formats.gates import require_equal
 from bitnetctl.formats.masters import Quantized, group_size, make_masters
-from bitnetctl.formats.model_file import ModelFile
-from bitnetctl.formats.sound import EMBEDDINGS, HEAD
+from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.quantization import Quantizers
 
@@ -23,16 +23,16 @@ _SCALE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rebuilt:
+class PackedFromFile:
     """A model of one run with the weights of a file; `notes` has a line for what was compared, made or left out."""
 
     model: PackedModel
     notes: tuple[str, ...]
 
 
-def rebuild(
-    file: ModelFile, config: ModelConfig, quantizers: Quantizers, vocab_size: int, path: Path, device: torch.device
-) -> Rebuilt:
+def packed_from_file(
+    file: ModelContent, config: ModelConfig, quantizers: Quantizers, vocab_size: int, path: Path, device: torch.device
+) -> PackedFromFile:
     """Return the model of a file with the vocabulary of its tokenizer, and masters for codes that have none.
 
     Raises DataError where quantizing any masters gives other codes or scales.
@@ -45,7 +45,7 @@ def rebuild(
         model.load(0, {**file.weights, **tables})
         problem = _difference(file, model)
         if isinstance(problem, str):
-            return Rebuilt(model=model, notes=(*notes, *filter(None, [problem])))
+            return PackedFromFile(model=model, notes=(*notes, *filter(None, [problem])))
         if file.quant_lambda != 1.0:
             raise DataError(f"{path}: quantizing its weights gives other codes or scales: {problem}")
         notes.append("its masters are quantized in another way here, and left out")
@@ -55,10 +55,10 @@ def rebuild(
         raise DataError(f"{path}: quantizing weights here gives other codes or scales: {problem}")
     made = f"masters of {len(file.quantized)} matrices made of codes and scales"
     notes.append(f"{made}: those that were trained are not in the file")
-    return Rebuilt(model=model, notes=(*notes, problem))
+    return PackedFromFile(model=model, notes=(*notes, problem))
 
 
-def _tables(file: ModelFile, vocab_size: int, path: Path, notes: list[str]) -> dict[str, Tensor]:
+def _tables(file: ModelContent, vocab_size: int, path: Path, notes: list[str]) -> dict[str, Tensor]:
     """Return embeddings and head with a row for each token; files may have more, as padding."""
     rows = file.weights[EMBEDDINGS].shape[0]
     if rows < vocab_size:
@@ -68,7 +68,7 @@ def _tables(file: ModelFile, vocab_size: int, path: Path, notes: list[str]) -> d
     return {name: file.weights[name][:vocab_size] for name in (EMBEDDINGS, HEAD) if name in file.weights}
 
 
-def _difference(file: ModelFile, model: PackedModel) -> str | ExportError:
+def _difference(file: ModelContent, model: PackedModel) -> str | ExportError:
     """Return a line that says codes and scales are those of the file, empty without any, or the error that says not."""
     if not file.quantized:
         return ""
