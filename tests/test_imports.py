@@ -62,7 +62,7 @@ INSIDE = {
         "sources",
         "split",
         "store",
-        "batches cached ngrams",
+        "batches cache_lookup ngrams",
         "probe",
         "__init__",
     ),

@@ -81,7 +81,6 @@ def _scored(
     name: str, content: str, runs: "list[TrainedRun]", stride: int | None, notes: dict[str, None]
 ) -> dict[str, Any]:
     """Return what is known of a text: the scores of every run, and of the n-gram predictors of its training text."""
-    from bitnetctl.data import cached_tokens
     from bitnetctl.inference.evaluation import score, score_ngrams, tokenize
 
     rows: list[dict[str, Any]] = []
@@ -97,7 +96,7 @@ def _scored(
         if fingerprint in seen:
             continue
         seen.add(fingerprint)
-        trained_on = cached_tokens(run.config.data, fingerprint) if isinstance(fingerprint, str) else None
+        trained_on = run.training_tokens()
         if trained_on is None:
             notes[f"no n-gram scores for {run.name}: the token cache has not the text that it was trained on"] = None
             continue

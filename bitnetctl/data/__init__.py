@@ -5,11 +5,7 @@ M = P x T probe positions, W windows of an epoch, V vocabulary, C contexts, K di
 """
 
 from bitnetctl.data.batches import Batches as Batches
-from bitnetctl.data.cached import (
-    cached_held_out as cached_held_out,
-    cached_tokenizer as cached_tokenizer,
-    cached_tokens as cached_tokens,
-)
+from bitnetctl.data.cache_lookup import cached_tokenizer as cached_tokenizer, cached_tokens as cached_tokens
 from bitnetctl.data.probe import ProbeData as ProbeData, probe_data as probe_data
 from bitnetctl.data.sources import Progress as Progress, no_progress as no_progress
 from bitnetctl.data.store import (

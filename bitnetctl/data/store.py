@@ -99,7 +99,7 @@ class _Meta(BaseModel):
     files: dict[str, CachedFile]
 
 
-class DamagedError(Exception):
+class _DamagedError(Exception):
     """A folder of the cache does not agree with its meta.json."""
 
 
@@ -123,7 +123,7 @@ def prepare(
     meta = _cached(folder, text, tokenizer_source, config, progress)
     try:
         tokens = _open(folder, meta, config, {**text.counts, **_left_out(meta), "end_of_text": meta.end_of_text_token})
-    except DamagedError as error:
+    except _DamagedError as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
     for line in notes(tokens):
         log(line)
@@ -163,19 +163,19 @@ def _cached(
 ) -> _Meta:
     """Return the meta.json of a folder of the cache, which is built where it is missing or damaged."""
     try:
-        return read_meta(folder)
+        return _read_meta(folder)
     except FileNotFoundError:
         pass
-    except DamagedError as damage:
+    except _DamagedError as damage:
         progress(f"rebuilding the damaged token cache ({damage})", 0, None)
     with _build_lock(folder, progress):
-        with contextlib.suppress(FileNotFoundError, DamagedError):
+        with contextlib.suppress(FileNotFoundError, _DamagedError):
             # another process may have built it in the meantime
-            return read_meta(folder)
+            return _read_meta(folder)
         _build(folder, text, tokenizer_source, config, progress)
     try:
-        return read_meta(folder)
-    except (FileNotFoundError, DamagedError) as error:
+        return _read_meta(folder)
+    except (FileNotFoundError, _DamagedError) as error:
         raise DataError(f"{folder}: the token cache was damaged while it was built ({error}); try again") from error
 
 
@@ -242,8 +242,8 @@ def _build(
         )
         write_synced(temporary / "meta.json", meta.model_dump_json(indent=1).encode())
         sync_folder(temporary)
-        with contextlib.suppress(DamagedError, FileNotFoundError):
-            read_meta(folder)
+        with contextlib.suppress(_DamagedError, FileNotFoundError):
+            _read_meta(folder)
             # without locks, another process was first, with the same tokens
             remove(temporary)
 
@@ -336,24 +336,24 @@ def _remove_stale(folder: Path, now: float) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_meta(folder: Path) -> _Meta:
-    """Return meta.json; raises FileNotFoundError without a folder, DamagedError if its files differ from meta.json."""
+def _read_meta(folder: Path) -> _Meta:
+    """Return meta.json; raises FileNotFoundError without a folder, _DamagedError if its files differ from meta.json."""
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:
         meta = _Meta.model_validate_json((folder / "meta.json").read_bytes())
         if meta.files.keys() != {"train.bin", "held_out.bin", "tokenizer.json"}:
-            raise DamagedError("meta.json lists other files")
+            raise _DamagedError("meta.json lists other files")
         for name, file in meta.files.items():
             if (folder / name).stat().st_size != file.bytes:
-                raise DamagedError(f"the size of {name} differs from meta.json")
+                raise _DamagedError(f"the size of {name} differs from meta.json")
             with (folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    raise DamagedError(f"the hash of {name} differs from meta.json")
+                    raise _DamagedError(f"the hash of {name} differs from meta.json")
     except ValidationError as error:
-        raise DamagedError("meta.json is not readable") from error
+        raise _DamagedError("meta.json is not readable") from error
     except OSError as error:
-        raise DamagedError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from error
+        raise _DamagedError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from error
     width = np.dtype(meta.dtype).itemsize
     counted = {"train.bin": meta.train_tokens, "held_out.bin": meta.held_out_tokens}
     if (
@@ -361,16 +361,16 @@ def read_meta(folder: Path) -> _Meta:
         or meta.tokenizer_fingerprint != meta.files["tokenizer.json"].sha256
         or any(meta.files[name].bytes != count * width for name, count in counted.items())
     ):
-        raise DamagedError("meta.json is inconsistent")
+        raise _DamagedError("meta.json is inconsistent")
     return meta
 
 
 def open_tokens(folder: Path, config: DataConfig) -> TokenData:
     """Open a folder of the cache as the tokens of a config; raises DataError where it is damaged or gone."""
     try:
-        meta = read_meta(folder)
+        meta = _read_meta(folder)
         return _open(folder, meta, config, {"end_of_text": meta.end_of_text_token})
-    except (FileNotFoundError, DamagedError) as error:
+    except (FileNotFoundError, _DamagedError) as error:
         raise DataError(f"{folder}: the token cache is damaged: {error}") from error
 
 
@@ -391,4 +391,4 @@ def _open(folder: Path, meta: _Meta, config: DataConfig, counts: Mapping[str, An
             held_out_bytes_N=open_bytes(folder, meta.held_out_tokens),
         )
     except (OSError, ValueError) as error:
-        raise DamagedError(one_line(error)) from error
+        raise _DamagedError(one_line(error)) from error

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitnetctl.data import cached_held_out
 from bitnetctl.data.probe import row_positions
 from bitnetctl.errors import ExportError
 from bitnetctl.inference.generation import continuations
@@ -77,8 +76,9 @@ def check_rows(run: TrainedRun, positions: int = 2048) -> Tensor:
     """
     length = run.context_length
     rows = -(-positions // length)
-    held_out_N = cached_held_out(str(run.manifest.data.get("fingerprint")))
-    if held_out_N is not None and len(held_out_N) > rows * length:
+    tokens = run.training_tokens()
+    if tokens is not None and len(tokens.held_out_N) > rows * length:
+        held_out_N = tokens.held_out_N
         windows_PT1 = held_out_N[row_positions(rows, length, len(held_out_N))].astype(np.int64)
         return torch.from_numpy(windows_PT1[:, :-1].copy())
     first_P1 = torch.randint(run.model.vocab_size, (rows, 1), generator=torch.Generator().manual_seed(0))

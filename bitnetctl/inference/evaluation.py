@@ -58,10 +58,7 @@ class Score:
 
 def tokenize(run: TrainedRun, text: str, name: str) -> TextTokens:
     """Return the tokens of a text with the run's tokenizer; raises DataError for one without a token to score."""
-    try:
-        ids = run.tokenizer.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise DataError(f"{name}: the tokenizer of {run.name} cannot encode it: {error}") from error
+    ids = run.encode(text)
     ids_N = np.array(ids, dtype=np.int64)
     lengths_N = Pieces(run.tokenizer, run.end_of_text).lengths(ids_N, text)
     is_known = bool((lengths_N != UNKNOWN).all())

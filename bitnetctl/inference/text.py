@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from bitnetctl.errors import ConfigError, DataError, one_line
+from bitnetctl.errors import ConfigError
 from bitnetctl.inference.trained import TrainedRun
 
 # a character has at most four bytes, so at most three tokens can wait for the last of them
@@ -17,16 +17,14 @@ _REPLACEMENT = "\ufffd"
 def prompt_tokens(run: TrainedRun, text: str) -> list[int]:
     """Return the tokens of a prompt, as text was encoded in training; an empty one is the end of a text before it.
 
-    Raises ConfigError for an empty one where the tokenizer has no such token, and for what is no text.
+    Raises ConfigError for an empty one where the tokenizer has no such token, and for what is no text; DataError for
+    what cannot be encoded.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError("the prompt is not UTF-8 text") from error
-    try:
-        tokens: list[int] = run.tokenizer.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise DataError(f"run {run.name}: its tokenizer cannot encode the prompt: {one_line(error)}") from error
+    tokens = run.encode(text)
     if not tokens and run.end_of_text is not None:
         return [run.end_of_text]
     if not tokens:

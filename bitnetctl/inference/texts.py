@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bitnetctl.config import RunConfig
-from bitnetctl.data import TokenData, cached_tokens, load_tokenizer
+from bitnetctl.data import TokenData, load_tokenizer
 from bitnetctl.data.ngrams import Int64s, Ngrams
 from bitnetctl.data.probe import row_positions
 from bitnetctl.errors import DataError
@@ -116,8 +116,7 @@ class TextSampler:
 
 def text_of(run: TrainedRun) -> Samples:
     """Return the text that an opened run writes; raises DataError where the token cache has not its text any more."""
-    fingerprint = run.manifest.data.get("fingerprint")
-    tokens = cached_tokens(run.config.data, fingerprint) if isinstance(fingerprint, str) else None
+    tokens = run.training_tokens()
     if tokens is None:
         source = run.config.data.source
         raise DataError(

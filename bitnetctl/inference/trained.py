@@ -12,7 +12,7 @@ from torch import Tensor
 from bitnetctl import checkpoint
 from bitnetctl.checkpoint import Weights
 from bitnetctl.config import RunConfig, did_you_mean, parse_config
-from bitnetctl.data import cached_tokenizer
+from bitnetctl.data import TokenData, cached_tokenizer, cached_tokens
 from bitnetctl.data.tokenizer import end_of_text, load_tokenizer, loaded_tokenizer, vocab_size
 from bitnetctl.engine.optim import require_alike
 from bitnetctl.errors import BitnetctlError, CheckpointError, ConfigError, DataError, PluginError, one_line
@@ -54,6 +54,23 @@ class TrainedRun:
         logits_RNV = self.model.forward(tokens_BT.unsqueeze(0), [self.quant_lambda])
         logits_BTV: Tensor = logits_RNV[0].unflatten(0, tuple(tokens_BT.shape))
         return logits_BTV
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text as in training, without special tokens around it; raises DataError."""
+        try:
+            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise DataError(f"run {self.name}: its tokenizer cannot encode the text: {one_line(error)}") from error
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, with special tokens written out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def training_tokens(self) -> TokenData | None:
+        """Return training and held-out tokens of the run's text, checked; None where the token cache has them not."""
+        fingerprint = self.manifest.data.get("fingerprint")
+        return cached_tokens(self.config.data, fingerprint) if isinstance(fingerprint, str) else None
 
     def weights(self) -> dict[str, Tensor]:
         """Return the masters, the weights before quantization, by their names in `transformers`."""

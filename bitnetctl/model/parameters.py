@@ -11,6 +11,9 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig, ParameterGroup
 
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""Names of the table of embeddings and of an untied head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterSpec:
@@ -56,9 +59,9 @@ def parameter_specs(config: ModelConfig, vocab_size: int) -> dict[str, Parameter
     def single(name: str, group: ParameterGroup, *shape: int) -> ParameterSpec:
         return ParameterSpec(shape=shape, blocks=((name, shape[0]),), group=group, per_layer=False)
 
-    result = {"embed": single("model.embed_tokens.weight", "embeddings", vocab_size, hidden)}
+    result = {"embed": single(EMBEDDINGS, "embeddings", vocab_size, hidden)}
     if not config.tie_word_embeddings:
-        result["head"] = single("lm_head.weight", "head", vocab_size, hidden)
+        result["head"] = single(HEAD, "head", vocab_size, hidden)
     result |= {
         "qkv": matrix(hidden, (f"{attention}q_proj", heads), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)),
         "o": matrix(heads, (f"{attention}o_proj", hidden)),

@@ -4,13 +4,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from configs import TinyConfig
 from distributions import Distribution, forget_plugins
 from run_files import RUNS, Train, damage, manifest
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from bitnetctl import checkpoint
@@ -99,6 +102,26 @@ def test_a_finished_run(train: Train, tiny_config: TinyConfig, tiny_tokens: Toke
     # the quick recipe has one scale for both
     assert torch.allclose(scale_OG, mean.expand_as(scale_OG))
     assert torch.equal(codes_OI, (weight_OI / scale_OG).round().clamp(-1, 1).to(torch.int8))
+
+
+def test_text_and_tokens(train: Train, tiny_config: TinyConfig, tiny_tokens: TokenData, token_cache: Path) -> None:
+    trained(train, tiny_config())
+    # as of other programs, which put a token in front
+    tokenizer = Tokenizer.from_file(str(PATHS.tokenizer))
+    start = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
+    tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [start])
+    run = replace(open_run("a", RUNS), tokenizer=tokenizer)
+    text = "to be<|endoftext|> or not é"
+    assert tokenizer.encode(text).ids == [run.end_of_text, *run.encode(text)]
+    assert run.end_of_text in run.encode(text)
+    assert run.decode(run.encode(text)) == text
+    with pytest.raises(DataError, match=r"^run a: its tokenizer cannot encode the text: "):
+        run.encode("\ud800")
+    found = run.training_tokens()
+    assert found is not None
+    assert np.array_equal(found.train_N, tiny_tokens.train_N)
+    shutil.rmtree(token_cache)
+    assert run.training_tokens() is None
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from bitnetctl.config import DataConfig
-from bitnetctl.data.store import (
-    DamagedError,
-    TokenData,
-    Tokens,
-    cache_folder,
-    open_tokens,
-    read_meta,
-    read_tokenizer,
-)
+from bitnetctl.data.store import TokenData, cache_folder, open_tokens, read_tokenizer
 from bitnetctl.errors import DataError
 
 
@@ -36,16 +26,6 @@ def cached_tokens(config: DataConfig, fingerprint: str) -> TokenData | None:
             tokens = open_tokens(folder, config)
             if tokens.fingerprint == fingerprint:
                 return tokens
-    return None
-
-
-def cached_held_out(fingerprint: str) -> Tokens | None:
-    """Return the held-out tokens of the text with this fingerprint, memory-mapped; None where the cache has none."""
-    for folder in _folders(fingerprint):
-        with contextlib.suppress(OSError, ValueError, DamagedError):
-            meta = read_meta(folder)
-            if meta.fingerprint == fingerprint:
-                return np.memmap(folder / "held_out.bin", dtype=meta.dtype, mode="r")
     return None
 
 
