@@ -122,7 +122,7 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("sampling decoding trained quality", "text standing", "generation evaluation", "texts", "__init__"),
+    "inference": ("sampling decoding trained quality", "text run_health", "generation evaluation", "texts", "__init__"),
     "formats": (
         "exported gates hf_files hf_layout model_content gguf_layout gguf_vocabulary llama_worker hf_config",
         "safetensors_reader",

@@ -105,7 +105,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     after = None if boundary is None else _first_index(steps > boundary)
     lowest = _lowest_index(unique, stage1)
 
-    collapse = followed(run)
+    collapse = _followed(run)
     collapsed_count = collapse.collapsed + _missed_evaluations(run)
     judged_count = collapsed_count + collapse.healthy
     manifest = run.manifest
@@ -152,13 +152,12 @@ def has_failed(run: Run) -> bool:
     return run.diverged_at is not None or status in ("diverged", "failed")
 
 
-def followed(run: Run, until: int | None = None) -> CollapseTracker:
-    """Return what all evaluations of a run say, or those up to a step."""
+def _followed(run: Run) -> CollapseTracker:
+    """Return what all evaluations of a run say."""
     tracker = CollapseTracker(run.warmup_steps)
     for step, collapsed, healthy in zip(run.steps.tolist(), *map(list, classify(run.records)), strict=True):
-        if until is None or step <= until:
-            tracker.add(step, True if collapsed else False if healthy else None)
-    if run.diverged_at is not None and (until is None or run.diverged_at <= until):
+        tracker.add(step, True if collapsed else False if healthy else None)
+    if run.diverged_at is not None:
         # a diverged run is not evaluated any more
         tracker.end_diverged(max(run.diverged_at, run.final_step))
     return tracker

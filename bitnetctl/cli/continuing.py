@@ -13,7 +13,7 @@ from bitnetctl.units import plural
 
 if TYPE_CHECKING:
     from bitnetctl.inference.generation import Generation
-    from bitnetctl.inference.standing import Standing
+    from bitnetctl.inference.run_health import HealthAtStep
 
 _PROMPT = "> "
 
@@ -81,7 +81,7 @@ def rate_text(generation: "Generation", seconds: float) -> str:
 
 
 def converse(
-    standings: "Sequence[Standing]", begin: "Callable[[Standing, str, int], Generation]", *, quiet: bool
+    opened: "Sequence[HealthAtStep]", begin: "Callable[[HealthAtStep, str, int], Generation]", *, quiet: bool
 ) -> int:
     """Continue the lines that are typed at a terminal until Ctrl-D; Ctrl-C ends a continuation, or at a prompt all.
 
@@ -91,7 +91,7 @@ def converse(
         # lines can be edited and called up again
         import readline  # noqa: F401
     if not quiet:
-        names = ", ".join(standing.line for standing in standings)
+        names = ", ".join(one.line for one in opened)
         print_message(f"{names}\ntype the beginning of a text; Ctrl-D ends, Ctrl-C ends a continuation")
     screen, count = Screen(quiet=True), 0
     while True:
@@ -104,10 +104,10 @@ def converse(
             print_message("")
             raise
         try:
-            for standing in standings:
-                if len(standings) > 1:
-                    screen.head(standing.line)
-                screen.show(begin(standing, text, count), prompt="")
+            for one in opened:
+                if len(opened) > 1:
+                    screen.head(one.line)
+                screen.show(begin(one, text, count), prompt="")
         except KeyboardInterrupt:
             print_message("(ended)")
         except BitnetctlError as error:

@@ -16,7 +16,7 @@ from bitnetctl.units import plural
 
 if TYPE_CHECKING:
     from bitnetctl.inference.generation import Generation, GenerationOptions
-    from bitnetctl.inference.standing import Standing
+    from bitnetctl.inference.run_health import HealthAtStep
 
 _TEMPERATURE = 0.8
 # stands for stdin as the file to read
@@ -79,32 +79,32 @@ def generate(
 
     from bitnetctl.inference.decoding import threads_for
     from bitnetctl.inference.generation import Generation, GenerationOptions
+    from bitnetctl.inference.run_health import health_at_step
     from bitnetctl.inference.sampling import Sampling
-    from bitnetctl.inference.standing import standing
     from bitnetctl.inference.trained import open_run
 
     sampling = Sampling(temperature=temperature, top_k=top_k or None, top_p=top_p, min_p=min_p, seed=seed)
     chosen = GenerationOptions(sampling=sampling, new_tokens=new_tokens, num_samples=num_samples, ignore_end=ignore_end)
-    standings = [standing(open_run(run, runs_dir, device=device, step=step)) for run in runs]
-    torch.set_num_threads(max(threads_for(one.run.model) for one in standings))
+    opened = [health_at_step(open_run(run, runs_dir, device=device, step=step)) for run in runs]
+    torch.set_num_threads(max(threads_for(one.run.model) for one in opened))
     if is_interactive:
 
-        def begin(of: "Standing", text: str, count: int) -> "Generation":
+        def begin(of: "HealthAtStep", text: str, count: int) -> "Generation":
             # a text that is typed again is continued in another way
             seeded = replace(chosen, sampling=replace(sampling, seed=seed + count))
             return _noted(Generation(of.run, text, seeded))
 
-        return converse(standings, begin, quiet=quiet)
+        return converse(opened, begin, quiet=quiet)
     texts = [*map(_argument, prompts or ()), *([_read(file or _STDIN)] if file is not None or not prompts else ())]
     # a prompt that cannot be continued by one of them is refused before anything is printed
-    generations = [[_noted(Generation(one.run, text, chosen)) for one in standings] for text in texts]
+    generations = [[_noted(Generation(one.run, text, chosen)) for one in opened] for text in texts]
     if as_json:
-        _print_json(generations, standings, chosen)
+        _print_json(generations, opened, chosen)
         return ExitCode.SUPPORTED
     screen = Screen(quiet=quiet)
     for number, of_text in enumerate(generations, 1):
-        for one, generation in zip(standings, of_text, strict=True):
-            heads = [f"prompt {number}"] * (len(texts) > 1) + [one.line] * (len(standings) > 1)
+        for one, generation in zip(opened, of_text, strict=True):
+            heads = [f"prompt {number}"] * (len(texts) > 1) + [one.line] * (len(opened) > 1)
             if heads:
                 screen.head(": ".join(heads))
             screen.show(generation, prompt=generation.text)
@@ -123,7 +123,7 @@ def _noted(generation: "Generation") -> "Generation":
 
 
 def _print_json(
-    generations: "list[list[Generation]]", standings: "list[Standing]", chosen: "GenerationOptions"
+    generations: "list[list[Generation]]", opened: "list[HealthAtStep]", chosen: "GenerationOptions"
 ) -> None:
     trees = []
     for generation in (one for of_text in generations for one in of_text):
@@ -137,7 +137,7 @@ def _print_json(
             "max_new_tokens": chosen.new_tokens,
             "num_samples": chosen.num_samples,
             "ignore_eos": chosen.ignore_end,
-            "runs": [one.to_json() for one in standings],
+            "runs": [one.to_json() for one in opened],
             "continuations": trees,
         }
     )

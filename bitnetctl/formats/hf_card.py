@@ -2,18 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from bitnetctl import __version__
-from bitnetctl.analysis.summary import followed
 from bitnetctl.errors import RecordError
 from bitnetctl.escape import markdown_text
 from bitnetctl.formats.hf_layout import Written
+from bitnetctl.inference.run_health import health_at_step
 from bitnetctl.inference.trained import TrainedRun
-from bitnetctl.records import Run, load_run
-from bitnetctl.records.collapse import COLLAPSE_COLUMNS, Health, collapse_reason
+from bitnetctl.records.collapse import CollapseTracker, Health
 from bitnetctl.records.metrics import finite_value
 from bitnetctl.records.samples import read_samples
 from bitnetctl.records.schema import Row
@@ -59,25 +55,19 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What the evaluations up to the exported step say; `row` is the last of them."""
-
-    health: Health
-    since: int | None
-    reason: str | None
-    collapsed_at: int | None
-    row: Row
-    unknown: str | None = None
-
-
 def model_card(run: TrainedRun, form: Written, checks: Sequence[str]) -> str:
     """Return the text of README.md; `checks` are the lines of the self-check, none where it was not done."""
-    measured = _measured(run)
-    parts = [_HEADER, f"# {markdown_text(run.name)}\n", *_warning(measured), _what(run, form), _table(_settings(run))]
-    parts.append(f"## Measured\n\n{_health(measured)} {_NOT_JUDGED}\n")
-    if measured.row:
-        parts.append(_table((*_measures(measured.row), *_of_text(run))))
+    health = health_at_step(run)
+    parts = [
+        _HEADER,
+        f"# {markdown_text(run.name)}\n",
+        *_warning(health.collapse),
+        _what(run, form),
+        _table(_settings(run)),
+    ]
+    parts.append(f"## Measured\n\n{_health(health.collapse)} {_NOT_JUDGED}\n")
+    if health.row:
+        parts.append(_table((*_measures(health.row), *_of_text(run))))
     parts.append(f"## This export\n\nIt holds {_FORMS[form]}.\n")
     parts.append(_checked(checks))
     parts.append(_USE.format(new_tokens=min(50, max(1, run.context_length // 2))))
@@ -86,12 +76,12 @@ def model_card(run: TrainedRun, form: Written, checks: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def _warning(measured: _Measured) -> Iterator[str]:
+def _warning(collapse: CollapseTracker) -> Iterator[str]:
     """Yield what has to be said before everything else."""
-    if measured.health in (Health.COLLAPSED, Health.POSSIBLE):
-        kind = "has collapsed" if measured.health is Health.COLLAPSED else "may have collapsed"
-        reason = f": {markdown_text(measured.reason)}" if measured.reason else ""
-        yield f"> **This model {kind}**, since step {measured.since or 0:,}{reason}. It does not write text.\n"
+    if collapse.health in (Health.COLLAPSED, Health.POSSIBLE):
+        kind = "has collapsed" if collapse.health is Health.COLLAPSED else "may have collapsed"
+        reason = f": {markdown_text(collapse.reason)}" if collapse.reason else ""
+        yield f"> **This model {kind}**, since step {collapse.since or 0:,}{reason}. It does not write text.\n"
 
 
 def _what(run: TrainedRun, form: Written) -> str:
@@ -140,46 +130,18 @@ def _last_part(spec: object) -> str:
     return f"{scheme}:{rest.replace(chr(92), '/').rpartition('/')[2]}" if separator and scheme != "hf" else spec
 
 
-def _measured(run: TrainedRun) -> _Measured:
-    try:
-        recorded = load_run(run.paths.csv)
-    except RecordError as error:
-        return _Measured(health=Health.UNKNOWN, since=None, reason=None, collapsed_at=None, row={}, unknown=str(error))
-    rows = np.flatnonzero(recorded.steps <= run.step)
-    if not len(rows):
-        return _Measured(health=Health.UNKNOWN, since=None, reason=None, collapsed_at=None, row={})
-    tracker = followed(recorded, run.step)
-    return _Measured(
-        health=tracker.health,
-        since=tracker.since,
-        reason=_reason(recorded, tracker.since),
-        collapsed_at=tracker.collapsed_at,
-        row=recorded.row(int(rows[-1])),
-    )
-
-
-def _reason(recorded: Run, step: int | None) -> str | None:
-    at = np.flatnonzero(recorded.steps == step)
-    return (
-        collapse_reason({name: recorded.records.value(name, int(at[0])) for name in COLLAPSE_COLUMNS})
-        if len(at)
-        else None
-    )
-
-
-def _health(measured: _Measured) -> str:
-    match measured.health:
+def _health(collapse: CollapseTracker) -> str:
+    match collapse.health:
         case Health.HEALTHY:
             return "No evaluation shows a lasting collapse."
         case Health.RECOVERED:
-            steps = f"step {measured.collapsed_at or 0:,} and recovered at step {measured.since or 0:,}"
+            steps = f"step {collapse.collapsed_at or 0:,} and recovered at step {collapse.since or 0:,}"
             return f"The run collapsed at {steps}."
         case Health.COLLAPSED:
-            return f"The run collapsed at step {measured.since or 0:,} and did not recover."
+            return f"The run collapsed at step {collapse.since or 0:,} and did not recover."
         case Health.POSSIBLE:
-            return f"The last evaluations, from step {measured.since or 0:,} on, are collapsed."
-    reason = "its rows cannot be read" if measured.unknown else "no evaluation after the warm-up tells"
-    return f"Whether the run collapsed is unknown: {reason}."
+            return f"The last evaluations, from step {collapse.since or 0:,} on, are collapsed."
+    return "Whether the run collapsed is unknown: no evaluation after the warm-up tells."
 
 
 def _measures(row: Row) -> Iterator[tuple[str, str]]:
@@ -204,8 +166,8 @@ def _of_text(run: TrainedRun) -> Iterator[tuple[str, str]]:
     if samples is None or samples.step != run.step:
         return
     nats = format_value(samples.sampled.bigram_nats, ".3f"), format_value(samples.human.bigram_nats, ".3f")
-    yield "cross-entropy of sampled text under the training bigram", f"{nats[0]} nats a token (people's: {nats[1]})"
-    repetition = f"{samples.greedy.repetition:.1%} (people's: {samples.human.repetition:.1%})"
+    yield "cross-entropy of sampled text under the training bigram", f"{nats[0]} nats a token (human text: {nats[1]})"
+    repetition = f"{samples.greedy.repetition:.1%} (human text: {samples.human.repetition:.1%})"
     yield "repeated 4-grams of greedy text", repetition
 
 

@@ -18,8 +18,8 @@ from bitnetctl import checkpoint
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import ExitCode
 from bitnetctl.inference.generation import Generation, GenerationOptions
+from bitnetctl.inference.run_health import health_at_step
 from bitnetctl.inference.sampling import Sampling
-from bitnetctl.inference.standing import standing
 from bitnetctl.inference.trained import open_run
 from bitnetctl.records import RunPaths
 from bitnetctl.records.status import final_row
@@ -122,7 +122,7 @@ def test_lines_typed_at_a_terminal_are_continued(runs: Path, monkeypatch: pytest
     parts = done.out.split("\n\n== ")
     assert len(parts) == 6
     samples = [tree["samples"][0]["text"] for each in trees for tree in each["continuations"]]
-    heads = [standing(open_run(name, runs)).line for name in ("one", "two")]
+    heads = [health_at_step(open_run(name, runs)).line for name in ("one", "two")]
     assert done.out == "\n".join(f"== {head}\n{text}\n" for head, text in zip(heads * 3, samples, strict=True))
     assert done.err.endswith("> > > > \n")
     assert "Ctrl-D ends" in done.err

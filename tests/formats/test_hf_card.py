@@ -100,8 +100,8 @@ def test_measures_of_text_but_not_the_text(run: TrainedRun) -> None:
     run.paths.folder.mkdir()
     write_samples(run.paths.samples, SAMPLES)
     card = measured(run, [4000, 900, 900])
-    assert "\n| repeated 4-grams of greedy text | 63.0% (people's: 9.0%) |\n" in card
-    cells = "cross-entropy of sampled text under the training bigram | 6.500 nats a token (people's: 4.080)"
+    assert "\n| repeated 4-grams of greedy text | 63.0% (human text: 9.0%) |\n" in card
+    cells = "cross-entropy of sampled text under the training bigram | 6.500 nats a token (human text: 4.080)"
     assert f"\n| {cells} |\n" in card
     assert not any(text in card for one in SAMPLES.texts for text in (one.prompt + one.human, one.sampled))
     # those of another step are not of this model

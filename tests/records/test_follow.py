@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from bitnetctl.records import follow
 from bitnetctl.records.follow import RowFollower
 
 
@@ -32,6 +35,20 @@ def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
     assert follower.new_rows() == ([{"Step": 1.0, "Loss": 7.0}, {"Step": 2.0, "Loss": 6.0}], True)
     path.unlink()
     assert follower.new_rows() == ([], False)
+
+
+def test_a_large_file_is_read_whole_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_PIECE_BYTES", 64)
+    path = tmp_path / "x.csv"
+    path.write_text("Step,Loss\n" + "".join(f"{step},7\n" for step in range(1, 201)), encoding="utf-8")
+    follower = RowFollower(path)
+    rows, replaced = follower.new_rows()
+    assert replaced
+    assert [row["Step"] for row in rows] == list(range(1, 201))
+    assert follower.new_rows() == ([], False)
+    # no row is so long
+    path.write_text("Step,Loss\n1,7\n" + "8" * 100 + "\n2,6\n", encoding="utf-8")
+    assert RowFollower(path).new_rows() == ([{"Step": 1.0, "Loss": 7.0}], True)
 
 
 def test_rows_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:

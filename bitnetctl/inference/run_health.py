@@ -1,4 +1,4 @@
-"""How a run stood when its weights were saved, as far as its CSV tells."""
+"""The health of a run when its weights were saved, as far as its CSV tells."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ _WORDS = {Health.HEALTHY: "healthy", Health.UNKNOWN: "health unknown"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class HealthAtStep:
     """The last evaluation up to the step of a run's weights, and the collapses up to there."""
 
     run: TrainedRun
@@ -53,14 +53,12 @@ class Standing:
         return text if diverged_at is None else f"{text}; diverged at step {diverged_at:,}"
 
 
-def standing(run: TrainedRun) -> Standing:
-    """Return how a run stood at the step of its weights; without a CSV nothing is known."""
+def health_at_step(run: TrainedRun) -> HealthAtStep:
+    """Return the health of a run at the step of its weights; without a CSV it is unknown."""
     tracker = CollapseTracker(run.config.schedule.warmup_steps)
     last: Row = {}
-    follower = RowFollower(run.paths.csv)
-    while rows := follower.new_rows()[0]:
-        for row in rows:
-            if int(row["Step"] or 0) <= run.step:
-                tracker.add_row(row)
-                last = row
-    return Standing(run=run, row=last, collapse=tracker)
+    for row in RowFollower(run.paths.csv).new_rows()[0]:
+        if (row["Step"] or 0) <= run.step:
+            tracker.add_row(row)
+            last = row
+    return HealthAtStep(run=run, row=last, collapse=tracker)
