@@ -173,7 +173,7 @@ def with_texts(runs: Sequence[Run], *, log: Callable[[str], None] = lambda line:
 
     `log` takes a line on the runs that cannot write, by the reason.
     """
-    from bitnetctl.inference.texts import text_of
+    from bitnetctl.inference.text_samples import text_of
     from bitnetctl.inference.trained import open_run
     from bitnetctl.records.samples import write_samples
 

@@ -73,7 +73,7 @@ INSIDE = {
         "parts",
         "layer",
         "packed",
-        "fused cached",
+        "fused kv_cache",
         "__init__",
     ),
     "plugins": (
@@ -122,7 +122,13 @@ INSIDE = {
         "__init__",
     ),
     "claims": ("claim looks", "judged", "__init__"),
-    "inference": ("sampling decoding trained quality", "text run_health", "generation evaluation", "texts", "__init__"),
+    "inference": (
+        "sampling decoding trained quality",
+        "text_stream run_health",
+        "generation evaluation",
+        "text_samples",
+        "__init__",
+    ),
     "formats": (
         "exported gates hf_files hf_layout model_content gguf_layout gguf_vocabulary llama_worker hf_config",
         "safetensors_reader",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitnetctl.model.cached import CachedForward
+from bitnetctl.model.kv_cache import KVCacheForward
 from bitnetctl.model.packed import PackedModel
 
 # a matmul of another size sums in another order, so rows are computed in blocks of one size: what a row gets does not
@@ -25,17 +25,17 @@ def threads_for(model: PackedModel) -> int:
 
 
 class Decoder:
-    """Logits of R runs for rows that grow by a token at a time, with a cache of keys and values.
+    """Logits of R runs for rows that grow by a token at a time, with a KV cache.
 
-    When the context is full, the newest half of it is computed again as the beginning of a new one: so every token
-    sees at least half of the trained context and no position beyond it.
+    When the trained context is full, its newest half is computed again as the beginning of a new one: no position is
+    beyond those of training, and from then on a token sees between half and all of the context.
     """
 
     def __init__(self, model: PackedModel, quant_lambdas: Sequence[float], context_length: int, rows: int) -> None:
         self._context, self._rows, self._device = context_length, rows, model.device
         size, prepared = _BLOCK_ROWS.get(model.device.type, 1), model.prepared(quant_lambdas)
         self._blocks = [
-            CachedForward(prepared, min(size, rows - start), context_length, padded_rows=size)
+            KVCacheForward(prepared, min(size, rows - start), context_length, padded_rows=size)
             for start in range(0, rows, size)
         ]
         # the tokens [R, B] of every position of the present context

@@ -13,7 +13,7 @@ from torch import Tensor
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.inference.decoding import Decoder
 from bitnetctl.inference.sampling import NO_TOKEN, Sampler, Sampling
-from bitnetctl.inference.text import TextStream, prompt_tokens
+from bitnetctl.inference.text_stream import TextStream, prompt_tokens
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.packed import PackedModel
 

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,18 +64,29 @@ class LayerWeights:
         return {key: self.norms[key] for key in _NORMS_BEFORE[matrix] if key in self.norms}
 
 
+class AttentionActivations(NamedTuple):
+    """What attention saves for backward: its inputs, and the softmax of plain matmuls or SDPA's output with its graph.
+
+    With plain attention q, k and v are [R·B·A, T, D], with SDPA [R·B, A or G, T, D].
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    p_or_out: Tensor
+
+
 @dataclass
 class LayerActivations:
     """Activations saved for backward.
 
     `inputs` and `norms` by matrix: its quantized input, and (normed, 1 / RMS) of each norm in front of it.
-    `attention` is (q, k, v, softmax) where it is plain matmuls, with SDPA (q, k, v, output with its autograd graph).
     `gate_up` holds the output of that matrix.
     """
 
     inputs: dict[str, Operand] = field(default_factory=dict)
     norms: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    attention: tuple[Tensor, ...] = ()
+    attention: AttentionActivations | None = None
     gate_up: tuple[Tensor, ...] = ()
 
 
@@ -144,6 +155,7 @@ class Layer:
     ) -> tuple[Tensor, LayerGradients]:
         """Return the gradients of the residual stream before the layer and of the layer's weights."""
         grad_RNH, grad_a_RNH, after = self._backward_after(grad_RNH, saved, weights)
+        assert saved.attention is not None
         grad_heads = self._attend_backward(grad_a_RNH, saved.attention)
         grad_RNH, before = self._backward_before(grad_RNH, grad_heads, saved, weights)
         after.norms.update(before.norms)
@@ -230,7 +242,7 @@ class Layer:
         grads.norms.update(zip(norms, norm_grads_RF, strict=True))
         return grad_RNI
 
-    def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _attend(self, heads: _Heads, runs: int) -> tuple[Tensor, AttentionActivations]:
         """Return the output of attention [R, N, A·D] and what its backward needs."""
         if self._plain_attention:
             q, k, v = (head.reshape(-1, self._positions, self._config.head_size) for head in heads)
@@ -243,9 +255,10 @@ class Layer:
                 p_or_out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
             out = p_or_out.detach()
         out = out.view(-1, self._heads, self._positions, self._config.head_size)
-        return out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size), (q, k, v, p_or_out)
+        a_RNH = out.transpose(1, 2).reshape(runs, -1, self._heads * self._config.head_size)
+        return a_RNH, AttentionActivations(q, k, v, p_or_out)
 
-    def _attend_backward(self, grad_RNH: Tensor, saved: tuple[Tensor, ...]) -> HeadGradients:
+    def _attend_backward(self, grad_RNH: Tensor, saved: AttentionActivations) -> HeadGradients:
         """Return the gradients of queries, keys and values."""
         q, k, v, p_or_out = saved
         grad_out = grad_RNH.view(-1, self._positions, self._heads, self._config.head_size).transpose(1, 2)

@@ -26,7 +26,7 @@ from bitnetctl.engine.selfcheck import proven
 from bitnetctl.errors import BitnetctlError, ConfigError, PluginError, RunEndedError, StoppedBySignal, one_line
 from bitnetctl.files import require_space
 from bitnetctl.hardware import device_name, prepare_cpu, resolve_device
-from bitnetctl.inference.texts import TextSampler, costs_little
+from bitnetctl.inference.text_samples import TextSampler, takes_under_one_percent
 from bitnetctl.model.parameters import num_parameters
 from bitnetctl.model.parts import Quantized
 from bitnetctl.plugins import registry
@@ -157,7 +157,7 @@ class TrainerFactory:
         """Return what lets the runs write text at the end; None where they do not."""
         wanted = self.options.samples
         if wanted is None:
-            wanted = costs_little(config, len(tokens.train_N))
+            wanted = takes_under_one_percent(config, len(tokens.train_N))
         return TextSampler(tokens, config) if wanted else None
 
     def _make_pack(

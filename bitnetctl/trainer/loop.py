@@ -16,7 +16,7 @@ from bitnetctl.checkpoint import Checkpoint
 from bitnetctl.engine.pack import Pack
 from bitnetctl.errors import StorageError
 from bitnetctl.hardware import memory_in_use
-from bitnetctl.inference.texts import TextSampler
+from bitnetctl.inference.text_samples import TextSampler
 from bitnetctl.records import Row
 from bitnetctl.records.samples import Samples, write_samples
 from bitnetctl.trainer.artifacts import RunArtifacts, failure_message

@@ -19,10 +19,11 @@ class TrainOptions:
 
     `device` is auto, cpu, cuda or cuda:N; `engine` auto, eager, graph, compile or fused; `precision` auto, fp32, bf16
     or int8. `checkpoint_every` is in steps; unset: at evaluations, when saving costs at most 0.5 % of the time since
-    the last checkpoint, or after 15 minutes. `samples`: a run that finishes writes text, see `inference.texts`; None:
-    where that takes less than 1 % of its time. `resume` is auto, never, or the folder of a checkpoint. `should_stop` is
-    called after every step; once true, the run is saved and the training stops. `progress(what, done, total)` follows
-    the preparation of the text, `log(line)` takes lines that concern no single run.
+    the last checkpoint, or after 15 minutes. `samples`: a run that finishes writes text, see
+    `inference.text_samples`; None: where that takes less than 1 % of its time. `resume` is auto, never, or the folder
+    of a checkpoint. `should_stop` is called after every step; once true, the run is saved and the training stops.
+    `progress(what, done, total)` follows the preparation of the text, `log(line)` takes lines that concern no single
+    run.
     """
 
     runs_dir: Path = Path("runs")

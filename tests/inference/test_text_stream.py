@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from bitnetctl.data.bpe import END_OF_TEXT, train_bpe
-from bitnetctl.inference.text import TextStream
+from bitnetctl.inference.text_stream import TextStream
 
 TEXT = "Ünïcode – 日本語 text, 🙂👩‍👩‍👧 and é; two  spaces\n\tand a line. " * 3
 

@@ -15,9 +15,9 @@ from bitnetctl.data import TokenData
 from bitnetctl.data.ngrams import Ngrams
 from bitnetctl.data.probe import row_positions
 from bitnetctl.errors import DataError, StorageError
-from bitnetctl.inference import texts
+from bitnetctl.inference import text_samples
 from bitnetctl.inference.quality import bigram_nats
-from bitnetctl.inference.texts import TextSampler, costs_little, prompts_of, text_of
+from bitnetctl.inference.text_samples import TextSampler, prompts_of, takes_under_one_percent, text_of
 from bitnetctl.inference.trained import open_run
 from bitnetctl.records.samples import Samples, read_samples
 from bitnetctl.trainer.events import Diverged, Event, Saved
@@ -41,11 +41,11 @@ def pair(train: Train, tiny_config: TinyConfig) -> tuple[str, str]:
 def test_prompts_begin_rows_of_the_probe_and_people_go_on(tiny_tokens: TokenData, tiny_config: TinyConfig) -> None:
     held_out = np.asarray(tiny_tokens.held_out_N)
     prompts_BP, human_BN = prompts_of(tiny_tokens, tiny_config(probe__positions=512))
-    assert prompts_BP.shape == (texts.PROMPTS, 8)
-    assert human_BN.shape == (texts.PROMPTS, texts.NEW_TOKENS)
+    assert prompts_BP.shape == (text_samples.PROMPTS, 8)
+    assert human_BN.shape == (text_samples.PROMPTS, text_samples.NEW_TOKENS)
     starts = row_positions(32, 16, len(held_out))[::2, 0]
     for start, prompt, human in zip(starts, prompts_BP, human_BN, strict=True):
-        assert [*prompt, *human] == held_out[start : start + 8 + texts.NEW_TOKENS].tolist()
+        assert [*prompt, *human] == held_out[start : start + 8 + text_samples.NEW_TOKENS].tolist()
 
 
 def test_a_short_text_has_fewer_and_shorter_continuations(tiny_tokens: TokenData, tiny_config: TinyConfig) -> None:
@@ -185,16 +185,18 @@ def test_a_run_whose_logits_are_not_finite_writes_nothing(pair: tuple[str, str])
         text_of(run)
 
 
-def test_text_is_on_by_default_where_it_costs_little() -> None:
+def test_text_is_on_by_default_where_it_takes_little() -> None:
     of_stdlib = {"quick": 3_420_869, "origin": 2_525_205}
-    assert not costs_little(build_config("quick"), of_stdlib["quick"])
-    assert costs_little(build_config("origin"), of_stdlib["origin"])
+    assert not takes_under_one_percent(build_config("quick"), of_stdlib["quick"])
+    assert takes_under_one_percent(build_config("origin"), of_stdlib["origin"])
     # the seed and the arm do not matter, the steps that are left do
     origin = build_config("origin")
-    assert costs_little(origin.model_copy(update={"seed": 3}), of_stdlib["origin"])
-    assert not costs_little(origin.model_copy(update={"continues": "0" * 12 + "@19000"}), of_stdlib["origin"])
+    assert takes_under_one_percent(origin.model_copy(update={"seed": 3}), of_stdlib["origin"])
+    assert not takes_under_one_percent(
+        origin.model_copy(update={"continues": "0" * 12 + "@19000"}), of_stdlib["origin"]
+    )
     # counting the bigrams of a very large text takes longer than a short run
-    assert not costs_little(origin, 10**9)
+    assert not takes_under_one_percent(origin, 10**9)
 
 
 def test_the_default_is_that_of_every_run_of_a_pack(
@@ -206,7 +208,7 @@ def test_the_default_is_that_of_every_run_of_a_pack(
         asked.append(train_tokens)
         return True
 
-    monkeypatch.setattr("bitnetctl.trainer.factory.costs_little", always)
+    monkeypatch.setattr("bitnetctl.trainer.factory.takes_under_one_percent", always)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     for _ in train_runs([tiny_config()], TrainOptions(runs_dir=tmp_path / "runs", device="cpu")):
         pass

@@ -28,7 +28,7 @@ SAMPLING = Sampling(temperature=1.0, top_k=None)
 _LONGEST_PROMPT = 16
 
 
-def costs_little(config: RunConfig, train_tokens: int) -> bool:
+def takes_under_one_percent(config: RunConfig, train_tokens: int) -> bool:
     """Whether writing text takes less than 1 % of the time in which a run of this effective config is trained.
 
     Counted in training steps, so that it follows from the shapes alone, and a run does the same in every pack: a

@@ -1,4 +1,4 @@
-"""The forward pass over rows that grow by a token at a time: keys and values of their earlier positions are kept.
+"""The forward pass with a KV cache: keys and values of earlier positions are kept while rows grow token by token.
 
 Shapes: R runs, B rows, T positions of a row, C positions that the cache has room for, H hidden, V vocabulary, L layers,
 A query heads, G key/value heads, D head size.
@@ -17,7 +17,7 @@ from bitnetctl.model.matmul import Matmul, Quantization
 from bitnetctl.model.packed import PreparedModel
 
 
-class CachedForward:
+class KVCacheForward:
     """Logits of a model for `rows` rows of each run that start with a prompt and grow to at most `capacity` positions.
 
     `length` is the number of positions that they have now. Matmuls of all rows get `padded_rows` of them: another
@@ -32,6 +32,7 @@ class CachedForward:
         # by layer keys and values [R, B, G, C, D], in the dtype that attention has
         self._cache: list[tuple[Tensor, Tensor]] = []
 
+    # SDPA's forward asks for a graph, which inference mode refuses
     @torch.no_grad()
     def start(self, tokens_R1T: Tensor, row: int | None = None) -> Tensor:
         """Return logits [R, 1, V] after the last token of the prompt of one row, by default of all rows alike.
@@ -45,7 +46,8 @@ class CachedForward:
         layer, normalize = model.arithmetic(self.length, for_backward=False)
         for index, weights in enumerate(prepared.weights):
             x_RTH, saved = layer.forward(x_RTH, weights, prepared.quant)
-            self._keep(index, saved.attention[1:3], rows)
+            assert saved.attention is not None
+            self._keep(index, (saved.attention.k, saved.attention.v), rows)
         hidden_R1H, _ = normalize(x_RTH[:, -1:].contiguous(), model.final_norm, model.config.rms_norm_eps)
         return prepared.logits(hidden_R1H)
 
