@@ -130,8 +130,9 @@ INSIDE = {
         "__init__",
     ),
     "formats": (
-        "exported gates hf_files hf_layout model_content gguf_layout gguf_vocabulary llama_worker hf_config",
-        "safetensors_reader",
+        "exported gates hf_files model_content refusals gguf_vocabulary llama_worker safetensors_reader",
+        "gguf_layout hf_config",
+        "hf_layout",
         "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",
         "hf_card hf_check hf_read",
         "gguf hf reading packed_from_file",

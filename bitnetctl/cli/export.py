@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Target: TypeAlias = Literal["hf", "gguf", "safetensors"]
 # the options that only one target has
-_OWN = {"form": "hf", "masters": "hf", "quantization": "gguf"}
+_OWN = {"form": "hf", "masters": "hf", "outtype": "gguf"}
 
 
 def export(
@@ -47,12 +47,12 @@ def export(
     masters: Annotated[
         bool, typer.Option("--masters", help="Of --to hf: keep the fp32 weights beside the packed ones.")
     ] = False,
-    quantization: Annotated[
+    outtype: Annotated[
         str | None,
         typer.Option(
-            "--quantization",
+            "--outtype",
             metavar="TQ2_0|TQ1_0|F16|F32",
-            help="Of --to gguf: type of the matrices, 2.06 or 1.69 bits a weight, or 16 or 32; unset: TQ2_0.",
+            help="Of --to gguf: type of the matrices, 2.06, 1.69, 16 or 32 bits per weight; unset: TQ2_0.",
         ),
     ] = None,
     step: Annotated[
@@ -70,7 +70,7 @@ def export(
     What the format cannot hold is refused before anything is written. What was written is loaded with the library that
     reads it: codes and scales must be identical and the probabilities alike, or nothing is kept (exit code 4).
     """
-    write = _writer(to, {"form": form, "masters": masters or None, "quantization": quantization})
+    write = _writer(to, {"form": form, "masters": masters or None, "outtype": outtype})
     from bitnetctl.inference.trained import open_run
 
     opened = open_run(run, runs_dir, step=step)
@@ -125,11 +125,13 @@ def _document(run: "TrainedRun", exported: "Exported", to: str) -> dict[str, Any
         "step": run.step,
         "to": to,
         "form": exported.form,
+        **({"gguf_type": exported.form} if to == "gguf" else {}),
         "path": str(path),
         "files": files,
         "parameters": run.model.num_parameters,
         "bits_per_parameter": 8 * weights.stat().st_size / run.model.num_parameters,
-        "checked": bool(exported.checks),
+        "checked": exported.is_checked,
+        "read_back": exported.read_back,
         "checks": list(exported.checks),
     }
 
@@ -139,6 +141,7 @@ def _show(document: dict[str, Any]) -> None:
         f"{document['path']}: {document['run']} at step {document['step']:,}, {document['to']}, {document['form']}",
         *(f"  {file['name']}: {file['bytes']:,} bytes" for file in document["files"]),
         f"{document['bits_per_parameter']:.2f} bits for each of {document['parameters']:,} parameters",
+        *([] if document["read_back"] is None else [f"read back: {document['read_back']}"]),
         *(f"checked: {line}" for line in document["checks"]),
     )
     if not document["checked"]:

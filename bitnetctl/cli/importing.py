@@ -17,7 +17,7 @@ def import_(
         typer.Argument(
             parser=options.user_path,
             metavar="DIR|FILE",
-            help="Folder of transformers, GGUF or plain safetensors file.",
+            help="Folder of transformers, GGUF file, or file of export --to safetensors.",
         ),
     ],
     name: Annotated[

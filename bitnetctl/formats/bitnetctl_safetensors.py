@@ -11,6 +11,7 @@ Shapes: O×I a matrix, G groups of inputs.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.inference.trained import TrainedRun
 
 FORMAT = "bitnetctl-plain-1"
+FORM = "masters and codes"
 
 _CODES, _SCALE = "codes/", "scale/"
 
@@ -39,7 +41,7 @@ def export_safetensors(
     replace: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Write a run of any recipe, quantizer and λ as a plain safetensors file; `check` reads it back.
+    """Write a run of any recipe, quantizer and λ as one safetensors file; `check` reads it back.
 
     Raises ConfigError for a file that exists unless `replace`; ExportError, leaving no file, for a difference.
     """
@@ -65,14 +67,15 @@ def export_safetensors(
         write_synced(temporary, save(tensors, metadata))
         log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB")
         checks = (_read_back(run, temporary, quantized),) if check else ()
-    return Exported(path=file, form="plain", checks=checks)
+    return Exported(path=file, form=FORM, is_checked=check, checks=checks)
 
 
 def require_free(file: Path, *, replace: bool) -> None:
     """Raise ConfigError for a file that is not to be replaced, and for a folder."""
     if file.is_dir():
         raise ConfigError(f"{file}: is a folder; give a file")
-    if file.exists() and not replace:
+    # a link that leads nowhere is in the way, too
+    if os.path.lexists(file) and not replace:
         raise ConfigError(f"{file}: exists; --force replaces it")
 
 
@@ -113,7 +116,8 @@ def read_safetensors(path: Path) -> ModelContent:
             tokenizer_sha256=metadata["tokenizer_sha256"],
             end_of_text=metadata.get("end_of_text"),
             quant_lambda=float(metadata["quantization"]),
-            run=f"{metadata['run']}@{metadata['step']}",
+            run=metadata["run"],
+            step=int(metadata["step"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not a plain safetensors file: {one_line(error)}") from error
+        raise DataError(f"{path}: not a safetensors file of bitnetctl, or damaged: {one_line(error)}") from error

@@ -23,7 +23,7 @@ def export_gguf(
     run: TrainedRun,
     file: Path,
     *,
-    quantization: str = "TQ2_0",
+    outtype: str = "TQ2_0",
     check: bool = True,
     replace: bool = False,
     log: Callable[[str], None] = lambda line: None,
@@ -34,7 +34,7 @@ def export_gguf(
     library that is missing, and for a file that exists unless `replace`; ExportError, leaving no file, where the file
     is not the model of the run.
     """
-    gguf_type = _known_type(quantization)
+    gguf_type = _known_type(outtype)
     gguf_library()
     require_expressible(run, gguf_type)
     try:
@@ -48,19 +48,19 @@ def export_gguf(
         write_gguf(temporary, run, gguf_type)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        checks = [require_stored(run, temporary, gguf_type)]
-        log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB in {gguf_type}; {checks[0]}")
+        read_back = require_stored(run, temporary, gguf_type)
+        log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB in {gguf_type}; read back: {read_back}")
         if check:
             log("running it in llama.cpp ...")
-            checks += check_in_llama_cpp(run, temporary, gguf_type)
-    return Exported(path=file, form=gguf_type, checks=tuple(checks))
+        checks = check_in_llama_cpp(run, temporary, gguf_type) if check else ()
+    return Exported(path=file, form=gguf_type, is_checked=check, read_back=read_back, checks=checks)
 
 
 def _known_type(text: str) -> GgufType:
     for known in GGUF_TYPES:
         if known == text.upper():
             return known
-    raise ConfigError(f"quantization {text!r} is not known; take {', '.join(GGUF_TYPES)}")
+    raise ConfigError(f"--outtype {text!r} is not known; take {', '.join(GGUF_TYPES)}")
 
 
 def require_stored(run: TrainedRun, file: Path, gguf_type: GgufType) -> str:
@@ -80,4 +80,4 @@ def require_stored(run: TrainedRun, file: Path, gguf_type: GgufType) -> str:
         if found is None or not torch.equal(found, expected):
             raise ExportError(f"self-check failed: {name}: the file has other values")
     values = f"codes · scale of {len(in_values)} matrices identical" if in_values else line
-    return f"{values if ours else 'all weights identical'}, read back from the file"
+    return values if ours else "all weights identical"

@@ -29,7 +29,7 @@ from bitnetctl.formats.gguf_layout import (
     tensor_name,
 )
 from bitnetctl.formats.gguf_vocabulary import Vocabulary
-from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.model_content import ModelContent, exported_name, parse_exported_name
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
 
@@ -37,8 +37,6 @@ Array: TypeAlias = NDArray[Any]
 
 # the scale of a block: its last two bytes, in both ternary types
 _SCALE_BYTES = 2
-_BLOCK_BYTES = {"TQ1_0": 54, "TQ2_0": 66}
-_FILE_TYPES = {"F32": 0, "F16": 1, "TQ1_0": 36, "TQ2_0": 37}
 # own keys, which llama.cpp passes over
 _RUN, _LAMBDA, _TOKENIZER = "bitnetctl.run", "bitnetctl.quantization", "bitnetctl.tokenizer_sha256"
 _ACTIVATION = f"{ARCHITECTURE}.hidden_activation"
@@ -70,10 +68,10 @@ def write_gguf(path: Path, run: TrainedRun, gguf_type: GgufType) -> None:
 
 
 def _add_keys(writer: Any, run: TrainedRun, gguf_type: GgufType, vocabulary: Vocabulary) -> None:
-    model = run.config.model
+    model, gguf = run.config.model, gguf_library()
     writer.add_name(run.name)
-    writer.add_file_type(_FILE_TYPES[gguf_type])
-    writer.add_quantization_version(gguf_library().GGML_QUANT_VERSION)
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if gguf_type == 'F32' else 'MOSTLY'}_{gguf_type}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(run.model.vocab_size)
     writer.add_context_length(run.context_length)
     writer.add_embedding_length(model.hidden_size)
@@ -96,7 +94,7 @@ def _add_keys(writer: Any, run: TrainedRun, gguf_type: GgufType, vocabulary: Voc
         # without them llama.cpp takes id 11
         writer.add_bos_token_id(run.end_of_text)
         writer.add_eos_token_id(run.end_of_text)
-    writer.add_string(_RUN, f"{run.name}@{run.step}")
+    writer.add_string(_RUN, exported_name(run.name, run.step))
     writer.add_float32(_LAMBDA, run.quant_lambda)
     fingerprint = run.manifest.data.get("tokenizer_fingerprint")
     if isinstance(fingerprint, str):
@@ -136,7 +134,7 @@ def _packed(codes_OI: Tensor, scale_OB: Tensor | None, gguf_type: GgufType) -> A
     gguf = gguf_library()
     packed = gguf.quants.quantize(codes_OI.float().numpy(), gguf.GGMLQuantizationType[gguf_type])
     outputs, inputs = codes_OI.shape
-    blocks = packed.reshape(outputs, inputs // BLOCK, _BLOCK_BYTES[gguf_type])
+    blocks = packed.reshape(outputs, inputs // BLOCK, _block_bytes(gguf, gguf_type))
     # a block without a weight would have scale 0
     scale = torch.ones(outputs, inputs // BLOCK) if scale_OB is None else scale_OB
     blocks[..., -_SCALE_BYTES:] = scale.half().unsqueeze(-1).numpy().view(np.uint8)
@@ -144,29 +142,42 @@ def _packed(codes_OI: Tensor, scale_OB: Tensor | None, gguf_type: GgufType) -> A
     return packed_bytes
 
 
+def _block_bytes(gguf: Any, kind: str) -> int:
+    """Return the bytes of a block, which end with its scale."""
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return int(size)
+
+
 def read_gguf(path: Path) -> ModelContent:
-    """Read a file of a `bitnet` model, whoever wrote it.
+    """Read a file of a `bitnet` model, own or of llama.cpp's converter, which states no λ.
 
     `weights` are in fp32 what is stored: with the masters' names, but not the masters of a ternary model. Raises
-    DataError for what is no such file, ConfigError where the library is missing.
+    DataError for what is no GGUF file, or a damaged one, ConfigError for a model that cannot be expressed here and
+    where the library is missing.
     """
     gguf = gguf_library()
     try:
         reader = _reader(gguf, path)
         keys = {name: field.contents() for name, field in reader.fields.items()}
-        _require_bitnet(path, keys)
+        architecture = keys.get("general.architecture")
+        if architecture != ARCHITECTURE:
+            raise ConfigError(f"{path}: holds a model of architecture {architecture!r}; only {ARCHITECTURE!r} is read")
+        _require_expressible(path, keys)
         arrays = {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in reader.tensors}
         weights, quantized = _read_tensors(gguf, arrays)
+        run, step = parse_exported_name(keys.get(_RUN))
         return ModelContent(
             model=_model_fields(keys),
             weights=weights,
             quant_lambda=keys.get(_LAMBDA, 1.0 if quantized else 0.0),
+            is_lambda_stated=_LAMBDA in keys,
             quantized=quantized,
             context_length=keys.get(f"{ARCHITECTURE}.context_length"),
             tokenizer=_read_tokenizer(keys),
             tokenizer_sha256=keys.get(_TOKENIZER),
             end_of_text=_read_end(keys),
-            run=keys.get(_RUN),
+            run=run,
+            step=step,
         )
     # what the library raises for a file that was cut or changed
     except (OSError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, NotImplementedError) as error:
@@ -186,19 +197,22 @@ def _reader(gguf: Any, path: Path) -> Any:
     return Reader(path)
 
 
-def _require_bitnet(path: Path, keys: Mapping[str, Any]) -> None:
-    found = keys.get("general.architecture")
-    if found != ARCHITECTURE:
-        raise DataError(f"{path}: holds a model of architecture {found!r}; only {ARCHITECTURE!r} is read")
+def _require_expressible(path: Path, keys: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what models here do not compute."""
 
+    def key(name: str, default: Any = None) -> Any:
+        return keys.get(f"{ARCHITECTURE}.{name}", default)
 
-def _require_expressible(keys: Mapping[str, Any], head_size: int) -> None:
-    """Raise ValueError for what models here do not compute."""
-    if keys.get(f"{ARCHITECTURE}.rope.scaling.type", "none") != "none":
-        raise ValueError("its rotary embeddings are scaled; models here have plain ones")
+    # llama.cpp's converter writes a linear scaling by 1 into every file, which scales nothing
+    scaling = key("rope.scaling.type", "none")
+    if scaling != "none" and (scaling != "linear" or key("rope.scaling.factor", 1.0) != 1.0):
+        raise ConfigError(f"{path}: its rotary embeddings are scaled ({scaling}); those of models here are not")
+    head_size = keys[f"{ARCHITECTURE}.embedding_length"] // keys[f"{ARCHITECTURE}.attention.head_count"]
     for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        if keys.get(f"{ARCHITECTURE}.{name}", head_size) != head_size:
-            raise ValueError(f"{name} is not {head_size}, the width of a head")
+        if key(name, head_size) != head_size:
+            raise ConfigError(
+                f"{path}: {name} is {key(name)}, and heads of models here have hidden size / heads = {head_size}"
+            )
 
 
 def _model_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +222,6 @@ def _model_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
         return keys[f"{ARCHITECTURE}.{name}"]
 
     heads = key("attention.head_count")
-    _require_expressible(keys, key("embedding_length") // heads)
     return {
         "hidden_size": key("embedding_length"),
         "num_layers": key("block_count"),
@@ -218,7 +231,6 @@ def _model_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
         "activation": keys.get(_ACTIVATION, "silu"),
         "inner_norms": False,
         "tie_word_embeddings": True,
-        "scale_group": "projection",
         # of the shortest decimal that is this number in fp32
         "rms_norm_eps": float(str(np.float32(key("attention.layer_norm_rms_epsilon")))),
         "rope_theta": float(str(np.float32(keys.get(f"{ARCHITECTURE}.rope.freq_base", 10_000.0)))),
@@ -255,7 +267,7 @@ def _read_tensors(
 
 def _unpacked(gguf: Any, kind: str, data: Array) -> tuple[Tensor, Tensor]:
     """Return int8 codes [O, I] and the scale [O, B] of the blocks of a matrix, or [O, 1] where those are all one."""
-    blocks = np.array(data).reshape(data.shape[0], -1, _BLOCK_BYTES[kind])
+    blocks = np.array(data).reshape(data.shape[0], -1, _block_bytes(gguf, kind))
     scale_OB = blocks[..., -_SCALE_BYTES:].copy().view(np.float16)[..., 0].astype(np.float32)
     blocks[..., -_SCALE_BYTES:] = np.ones(1, np.float16).view(np.uint8)
     values = gguf.quants.dequantize(blocks.reshape(data.shape[0], -1), gguf.GGMLQuantizationType[kind])

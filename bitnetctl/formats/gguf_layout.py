@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError
+from bitnetctl.formats.refusals import require_known_activations, require_whole_lambda
 from bitnetctl.inference.trained import TrainedRun
 
 GgufType: TypeAlias = Literal["TQ2_0", "TQ1_0", "F16", "F32"]
@@ -77,7 +78,7 @@ def require_expressible(run: TrainedRun, gguf_type: GgufType) -> None:
             if inputs % BLOCK:
                 raise ConfigError(
                     f"{run.name}: its {what} is {inputs}, and {gguf_type} has blocks of {BLOCK} weights of a row; take "
-                    "--quantization F16 or F32, or train with --recipe portable"
+                    "--outtype F16 or F32, or train with --recipe portable"
                 )
     if run.quant_lambda == 1.0:
         for name, (codes_OI, scale_OG) in run.quantized().items():
@@ -86,7 +87,7 @@ def require_expressible(run: TrainedRun, gguf_type: GgufType) -> None:
             except ValueError as error:
                 raise ConfigError(
                     f"{run.name}: {run.config.arm}: {name}: {error}; train with "
-                    f"group-scale:size={BLOCK},half=true, or take --quantization F32"
+                    f"group-scale:size={BLOCK},half=true, or take --outtype F32"
                 ) from error
 
 
@@ -96,7 +97,7 @@ def _require_graph(run: TrainedRun) -> None:
     if model.activation != "silu":
         problem = f"would compute SiLU where the run has {model.activation} (model.activation)"
     elif not model.tie_word_embeddings:
-        problem = "takes the embeddings as head, and the run has a head of its own (model.tie_word_embeddings)"
+        problem = "takes the embeddings as head, and the run has an untied head (model.tie_word_embeddings)"
     elif model.inner_norms:
         problem = "has no norms in front of the projections inside a layer, as the run has (model.inner_norms)"
     elif model.logit_soft_cap is not None:
@@ -108,22 +109,13 @@ def _require_graph(run: TrainedRun) -> None:
 
 
 def _require_quantization(run: TrainedRun, gguf_type: GgufType) -> None:
-    """Raise ConfigError for a strength of quantization, or activations, that llama.cpp does not compute."""
-    if run.quant_lambda == 0.0:
-        if gguf_type in TERNARY_TYPES:
-            raise ConfigError(
-                f"{run.name}: at step {run.step:,} it is at full precision (λ 0), and {gguf_type} is ternary; take "
-                "--quantization F32 or F16"
-            )
-    elif run.quant_lambda != 1.0:
+    """Raise ConfigError for a λ, or activations, that llama.cpp does not compute."""
+    require_whole_lambda(run)
+    require_known_activations(run)
+    if run.quant_lambda == 0.0 and gguf_type in TERNARY_TYPES:
         raise ConfigError(
-            f"{run.name}: at step {run.step:,} its weights are between full precision and ternary (λ "
-            f"{run.quant_lambda:g}), which no format holds; export a step with λ 0 or 1 (--step)"
-        )
-    elif run.model.matmul.quantizers.activations is not None:
-        raise ConfigError(
-            f"{run.name}: {run.config.arm} quantizes activations in a way of its own, which no runtime computes; "
-            "the baseline arm can be exported"
+            f"{run.name}: at step {run.step:,} it is at full precision (λ 0), and {gguf_type} is ternary; take "
+            "--outtype F32 or F16"
         )
 
 

@@ -14,7 +14,8 @@ from bitnetctl.files import replacing, require_space, storage_errors, sync_folde
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.hf_card import model_card
 from bitnetctl.formats.hf_check import Folder, check_folder, require_transformers
-from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, Written, config_tree, tensors, written_form
+from bitnetctl.formats.hf_config import PACKED, HfForm, config_tree
+from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, tensors, written_form
 from bitnetctl.inference.trained import TrainedRun
 
 CARD = "README.md"
@@ -47,7 +48,9 @@ def export_hf(
     with storage_errors(folder), replacing(folder) as temporary:
         temporary.mkdir()
         write_folder(run, temporary, written, weights)
-        if masters and written in ("offline", "bitlinear"):
+        if masters and written not in PACKED:
+            log(f"--masters adds nothing: the weights of {run.name} as {written} are its masters")
+        elif masters:
             (temporary / MASTERS).parent.mkdir()
             save_tensors(temporary / MASTERS, run.weights())
         if check:
@@ -55,10 +58,10 @@ def export_hf(
         checks = check_folder(Folder(run=run, path=temporary, form=written)) if check else ()
         write_synced(temporary / CARD, model_card(run, written, checks).encode())
         sync_folder(temporary)
-    return Exported(path=folder, form=written, checks=checks)
+    return Exported(path=folder, form=written, is_checked=check, checks=checks)
 
 
-def write_folder(run: TrainedRun, folder: Path, form: Written, weights: dict[str, Tensor]) -> None:
+def write_folder(run: TrainedRun, folder: Path, form: HfForm, weights: dict[str, Tensor]) -> None:
     """Write everything but the model card into an empty folder; raises OSError."""
     save_tensors(folder / WEIGHTS, weights)
     tokenizer = json.loads(run.tokenizer.to_str())
@@ -105,11 +108,11 @@ def _require_free(folder: Path, *, replace: bool) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, not a folder; take another name")
-    held = {path.name for path in folder.iterdir()}
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     if held and not replace:
         raise ConfigError(f"{folder}: is not empty; --force replaces what an earlier export wrote")
     # never a folder with anything else in it
-    others = held - {Path(name).parts[0] for name in _FILES}
+    others = held - {*_FILES, Path(MASTERS).parent.as_posix()}
     if others or (held and "config.json" not in held):
         what = f" ({min(others)})" if others else ""
         raise ConfigError(f"{folder}: holds what no export wrote{what}; take another folder, or empty it")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bitnetctl import __version__
 from bitnetctl.errors import RecordError
 from bitnetctl.escape import markdown_text
-from bitnetctl.formats.hf_layout import Written
+from bitnetctl.formats.hf_config import HfForm
 from bitnetctl.inference.run_health import health_at_step
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.records.collapse import CollapseTracker, Health
@@ -55,7 +55,7 @@ _FORMS = {
 }
 
 
-def model_card(run: TrainedRun, form: Written, checks: Sequence[str]) -> str:
+def model_card(run: TrainedRun, form: HfForm, checks: Sequence[str]) -> str:
     """Return the text of README.md; `checks` are the lines of the self-check, none where it was not done."""
     health = health_at_step(run)
     parts = [
@@ -84,7 +84,7 @@ def _warning(collapse: CollapseTracker) -> Iterator[str]:
         yield f"> **This model {kind}**, since step {collapse.since or 0:,}{reason}. It does not write text.\n"
 
 
-def _what(run: TrainedRun, form: Written) -> str:
+def _what(run: TrainedRun, form: HfForm) -> str:
     kind = "full-precision twin of a BitNet b1.58 model" if form == "plain" else "BitNet b1.58 language model"
     numbers = (
         "" if form == "plain" else ", with ternary weights and int8 activations in every linear layer but the head"
@@ -178,7 +178,7 @@ def _checked(checks: Sequence[str]) -> str:
     return f"It was loaded again and compared with the model as it was trained:\n\n{lines}"
 
 
-def _limits(run: TrainedRun, form: Written) -> str:
+def _limits(run: TrainedRun, form: HfForm) -> str:
     length = (
         f"- Trained on rows of {run.context_length:,} tokens: a longer text is outside of what it was trained "
         "on, though the library accepts it.\n"

@@ -18,8 +18,9 @@ from torch import Tensor
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import temporary_folder
 from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement, require_equal
+from bitnetctl.formats.hf_config import PACKED, HfForm
 from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
-from bitnetctl.formats.hf_layout import Written, scale_name, tensors
+from bitnetctl.formats.hf_layout import scale_name, tensors
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.units import listed, shortened
 
@@ -39,7 +40,7 @@ class Folder:
 
     run: TrainedRun
     path: Path
-    form: Written
+    form: HfForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,14 @@ def require_transformers() -> None:
         )
 
 
-def check_folder(folder: Folder, *, positions: int = 2048) -> tuple[str, ...]:
+def check_folder(folder: Folder) -> tuple[str, ...]:
     """Return a line for everything that was compared; raises ExportError that says what differs."""
     with temporary_folder() as work:
-        [loaded] = load_folders([folder], work, positions=positions)
+        [loaded] = load_folders([folder], work)
         return require_same(loaded)
 
 
-def load_folders(folders: Sequence[Folder], work: Path, *, positions: int) -> list[Loaded]:
+def load_folders(folders: Sequence[Folder], work: Path, *, positions: int = 2048) -> list[Loaded]:
     """Load folders in one process of the library, which takes seconds to start, and run it on rows of each model.
 
     `work` is a folder for what it writes. Raises ExportError where the process fails.
@@ -145,7 +146,7 @@ def _weights_compared(folder: Folder, loaded: dict[str, Tensor]) -> list[str]:
         lines.append(require_equal(quantized, theirs, tolerance=_ONLINE_TOLERANCE, masters=run.weights()))
     elif quantized or theirs:
         lines.append(require_equal(quantized, theirs, tolerance=_ROUNDING if form == "bitlinear" else 0.0))
-    packed = {*quantized, *map(scale_name, quantized)} if form in ("offline", "bitlinear") else set()
+    packed = {*quantized, *map(scale_name, quantized)} if form in PACKED else set()
     others = {name: tensor for name, tensor in tensors(run, form).items() if name not in packed}
     for name, tensor in others.items():
         if not torch.equal(parts["tensor"].get(name, torch.empty(0)), tensor):

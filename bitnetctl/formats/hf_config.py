@@ -1,6 +1,6 @@
-"""Which model a `config.json` of `transformers` describes; what this product cannot express is refused with the reason.
+"""What a `config.json` of `transformers` means, for writing and for reading.
 
-Missing fields have the defaults of `transformers`.
+What this product cannot express is refused with the reason. Missing fields have the defaults of `transformers`.
 """
 
 from collections.abc import Mapping
@@ -10,15 +10,72 @@ from typing import Any, Literal, TypeAlias
 
 from bitnetctl.config import ModelConfig, validated
 from bitnetctl.errors import ConfigError, DataError
+from bitnetctl.formats.model_content import exported_name
+from bitnetctl.inference.trained import TrainedRun
 
-Stored: TypeAlias = Literal["offline", "bitlinear", "online", "plain"]
+HfForm: TypeAlias = Literal["offline", "bitlinear", "online", "plain"]
 """How matrices are stored: codes with a scale, or with 1 / scale; masters that are quantized; full precision."""
+PACKED: tuple[HfForm, ...] = ("offline", "bitlinear")
+
+# `linear_class` and `quantization_mode` of each; BitLinear does not read its mode
+_LAYERS: Mapping[HfForm, tuple[str, str]] = {
+    "offline": ("autobitlinear", "offline"),
+    "bitlinear": ("bitlinear", "offline"),
+    "online": ("autobitlinear", "online"),
+}
 
 _ARCHITECTURES = {"bitnet": "BitNetForCausalLM", "llama": "LlamaForCausalLM"}
 _ROPE_THETA = {"bitnet": 500_000.0, "llama": 10_000.0}
 _ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
 # modules that are quantized by none of the forms, whatever the config says
 _NEVER_QUANTIZED = {"lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm"}
+
+
+def config_tree(run: TrainedRun, form: HfForm) -> dict[str, Any]:
+    """Return `config.json`: both spellings of what the versions of `transformers` name differently."""
+    model = run.config.model
+    kind = "llama" if model.inner_norms else "bitnet"
+    tree: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        # the defaults are ids of another vocabulary
+        "bos_token_id": run.end_of_text,
+        "eos_token_id": run.end_of_text,
+        "pad_token_id": None,
+        "head_dim": model.head_size,
+        "hidden_act": model.activation,
+        "hidden_size": model.hidden_size,
+        "initializer_range": model.init_std,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": run.context_length,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_key_value_heads,
+        "rms_norm_eps": model.rms_norm_eps,
+        # the first is read by transformers 4, the second by 5
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+        "use_cache": True,
+        "vocab_size": run.model.vocab_size,
+        # read by an import only
+        "bitnetctl": {"run": exported_name(run.name, run.step)},
+    }
+    if form in _LAYERS:
+        linear_class, mode = _LAYERS[form]
+        tree["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": linear_class,
+            "quantization_mode": mode,
+            "use_rms_norm": model.inner_norms,
+            "rms_norm_eps": model.rms_norm_eps,
+            "modules_to_not_convert": ["lm_head"],
+        }
+    return tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +86,7 @@ class HfConfig:
     """
 
     model: dict[str, Any]
-    stored: Stored
+    form: HfForm
     context_length: int | None
     end_of_text: int | None
     run: str | None
@@ -43,7 +100,7 @@ def parse_hf_config(tree: Mapping[str, Any], path: Path) -> HfConfig:
     """Return what a config.json says; raises ConfigError for a model that cannot be expressed, DataError if damaged."""
     kind = _model_type(tree, path)
     quantization = tree.get("quantization_config")
-    stored, in_front, eps = _quantization(quantization, path)
+    form, in_front, eps = _quantization(quantization, path)
     if kind == "llama" and not in_front:
         raise ConfigError(
             f"{path}: a Llama without use_rms_norm has no norms in front of its output and down projections (SubLN), "
@@ -77,7 +134,7 @@ def parse_hf_config(tree: Mapping[str, Any], path: Path) -> HfConfig:
             "rms_norm_eps": _number(tree, "rms_norm_eps", 1e-5 if kind == "bitnet" else 1e-6, path),
             "rope_theta": _rope_theta(tree, kind, path),
         },
-        stored=stored,
+        form=form,
         context_length=context if isinstance(context, int) and context > 0 else None,
         end_of_text=_first(tree.get("eos_token_id")),
         run=_exported_run(tree),
@@ -94,7 +151,7 @@ def _model_type(tree: Mapping[str, Any], path: Path) -> str:
     raise ConfigError(f"{path}: architecture {str(name or tree.get('model_type'))[:80]!r} is not read; {known} are")
 
 
-def _quantization(tree: Any, path: Path) -> tuple[Stored, bool, float | None]:
+def _quantization(tree: Any, path: Path) -> tuple[HfForm, bool, float | None]:
     """Return how matrices are stored, whether each projection has a norm, and the eps of that."""
     if tree is None:
         return "plain", False, None
@@ -109,17 +166,12 @@ def _quantization(tree: Any, path: Path) -> tuple[Stored, bool, float | None]:
             f"{path}: {str(min(others))[:80]} is not quantized (modules_to_not_convert); models here quantize every "
             "projection"
         )
-    stored: Stored = "bitlinear"
-    match tree.get("linear_class", "bitlinear"), tree.get("quantization_mode", "offline"):
-        case "bitlinear", _:
-            pass
-        case "autobitlinear", "online":
-            stored = "online"
-        case "autobitlinear", "offline":
-            stored = "offline"
-        case linear_class, mode:
-            raise ConfigError(f"{path}: linear_class {linear_class!r} in mode {mode!r} is not known")
-    return stored, bool(tree.get("use_rms_norm", False)), tree.get("rms_norm_eps", 1e-6)
+    layer = str(tree.get("linear_class", "bitlinear")), str(tree.get("quantization_mode", "offline"))
+    forms: Mapping[tuple[str, str], HfForm] = {layers: form for form, layers in _LAYERS.items()}
+    form = "bitlinear" if layer[0] == "bitlinear" else forms.get(layer)
+    if form is None:
+        raise ConfigError(f"{path}: linear_class {layer[0][:80]!r} in mode {layer[1][:80]!r} is not known")
+    return form, bool(tree.get("use_rms_norm", False)), tree.get("rms_norm_eps", 1e-6)
 
 
 def _require_expressible(tree: Mapping[str, Any], path: Path) -> None:

@@ -9,18 +9,18 @@ Shapes: O×I a matrix.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.errors import ConfigError
+from bitnetctl.formats.hf_config import PACKED, HfForm
+from bitnetctl.formats.refusals import require_known_activations, require_whole_lambda
 from bitnetctl.inference.trained import TrainedRun
 
 Form: TypeAlias = Literal["offline", "bitlinear", "online"]
-Written: TypeAlias = Literal["offline", "bitlinear", "online", "plain"]
 FORMS: tuple[Form, ...] = get_args(Form)
 WEIGHTS = "model.safetensors"
 MASTERS = "masters/model.safetensors"
@@ -48,7 +48,7 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.cat([(packed >> 2 * index) & 3 for index in range(VALUES_PER_BYTE)]).to(torch.int8) - 1
 
 
-def written_form(run: TrainedRun, form: Form) -> Written:
+def written_form(run: TrainedRun, form: Form) -> HfForm:
     """Return the form in which a run is written: plain at λ 0; raises ConfigError for what that form cannot hold."""
     model = run.config.model
     if model.logit_soft_cap is not None:
@@ -60,11 +60,8 @@ def written_form(run: TrainedRun, form: Form) -> Written:
                 "train with --recipe portable or b158, or model.inner_norms=false"
             )
         return "plain"
-    if run.quant_lambda != 1.0:
-        raise ConfigError(
-            f"{run.name}: at step {run.step:,} its weights are between full precision and ternary (λ "
-            f"{run.quant_lambda:g}), which no format holds; export a step with λ 0 or 1 (--step)"
-        )
+    require_whole_lambda(run)
+    require_known_activations(run)
     _require_quantizers(run, form)
     if form != "online":
         _require_packable(run)
@@ -74,11 +71,6 @@ def written_form(run: TrainedRun, form: Form) -> Written:
 def _require_quantizers(run: TrainedRun, form: Form) -> None:
     """Raise ConfigError for quantizers and scales that a form cannot express."""
     quantizers, name = run.model.matmul.quantizers, run.name
-    if quantizers.activations is not None:
-        raise ConfigError(
-            f"{name}: {run.config.arm} quantizes activations in a way of its own, which no runtime computes; "
-            "the baseline arm can be exported"
-        )
     if form != "online":
         return
     if quantizers.weights is not None:
@@ -110,59 +102,13 @@ def _require_packable(run: TrainedRun) -> None:
             )
 
 
-def config_tree(run: TrainedRun, form: Written) -> dict[str, Any]:
-    """Return `config.json`: both spellings of what the versions of `transformers` name differently."""
-    model = run.config.model
-    in_front = model.inner_norms
-    tree: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM" if in_front else "BitNetForCausalLM"],
-        "model_type": "llama" if in_front else "bitnet",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        # the defaults are ids of another vocabulary
-        "bos_token_id": run.end_of_text,
-        "eos_token_id": run.end_of_text,
-        "pad_token_id": None,
-        "head_dim": model.head_size,
-        "hidden_act": model.activation,
-        "hidden_size": model.hidden_size,
-        "initializer_range": model.init_std,
-        "intermediate_size": model.intermediate_size,
-        "max_position_embeddings": run.context_length,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_key_value_heads,
-        "rms_norm_eps": model.rms_norm_eps,
-        # the first is read by transformers 4, the second by 5
-        "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": "float32",
-        "dtype": "float32",
-        "use_cache": True,
-        "vocab_size": run.model.vocab_size,
-        # read by an import only
-        "bitnetctl": {"run": f"{run.name}@{run.step}"},
-    }
-    if form != "plain":
-        tree["quantization_config"] = {
-            "quant_method": "bitnet",
-            "linear_class": "bitlinear" if form == "bitlinear" else "autobitlinear",
-            "quantization_mode": "online" if form == "online" else "offline",
-            "use_rms_norm": in_front,
-            "rms_norm_eps": model.rms_norm_eps,
-            "modules_to_not_convert": ["lm_head"],
-        }
-    return tree
-
-
-def tensors(run: TrainedRun, form: Written) -> dict[str, Tensor]:
+def tensors(run: TrainedRun, form: HfForm) -> dict[str, Tensor]:
     """Return the tensors of `model.safetensors` by name, each with memory of its own."""
     result = {}
     for name, weight in run.weights().items():
         for target in named(name, run.config.model):
             result[target] = weight.clone()
-    if form in ("offline", "bitlinear"):
+    if form in PACKED:
         for name, (codes_OI, scale_OG) in run.quantized().items():
             scale_1 = scale_OG[0, :1].clone()
             result[name] = pack(codes_OI)
@@ -181,24 +127,3 @@ def named(name: str, config: ModelConfig) -> tuple[str, ...]:
     if matched is None:
         return (name,)
     return tuple(f"{matched[1]}{projection}.rms_norm.weight" for projection in _NORMS[matched[2]])
-
-
-def parameter_of(name: str) -> str:
-    """Return the parameter of a run that a tensor of a folder is, where it has another name: a norm of a projection."""
-    stem = name.removesuffix(".rms_norm.weight")
-    for norm, projections in _NORMS.items():
-        for projection in projections:
-            if name != stem and stem.endswith(f".{projection}"):
-                return f"{stem.removesuffix(projection)}{norm}.weight"
-    return name
-
-
-def unpacked(tensors: Mapping[str, Tensor], linear_class: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return int8 codes [O, I] and scale [1] of every packed matrix among the tensors of a folder."""
-    result = {}
-    for name, weight in tensors.items():
-        scale_1 = tensors.get(scale_name(name))
-        if scale_1 is not None:
-            codes_OI = unpack(weight) if weight.dtype == torch.uint8 else weight.to(torch.int8)
-            result[name] = codes_OI, scale_1.reciprocal() if linear_class == "bitlinear" else scale_1
-    return result

@@ -1,4 +1,4 @@
-"""Read a folder of `transformers` that holds a BitNet model, whoever wrote it.
+"""Read a folder of `transformers` that holds a BitNet model, own or of `transformers`.
 
 Shapes: O×I a matrix.
 """
@@ -14,9 +14,9 @@ from bitnetctl.config import ModelConfig
 from bitnetctl.data.tokenizer import load_tokenizer, named_end
 from bitnetctl.errors import ConfigError, DataError
 from bitnetctl.formats.consistency import EMBEDDINGS, HEAD, parameter_shapes, require_layers
-from bitnetctl.formats.hf_config import HfConfig, parse_hf_config
+from bitnetctl.formats.hf_config import PACKED, HfConfig, parse_hf_config
 from bitnetctl.formats.hf_layout import MASTERS, VALUES_PER_BYTE, named, scale_name, unpack
-from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.model_content import ModelContent, parse_exported_name
 from bitnetctl.formats.safetensors_reader import SafetensorsReader, open_folder, read_json
 from bitnetctl.model.parameters import ParameterSpec, parameter_specs
 
@@ -39,15 +39,17 @@ def read_hf(folder: Path) -> ModelContent:
     if quantized:
         weights |= _read_masters(folder / MASTERS, quantized)
     tokenizer, end = _read_tokenizer(folder, config.end_of_text)
+    run, step = parse_exported_name(config.run)
     return ModelContent(
-        model={**config.model, "scale_group": "fused" if _is_fused(quantized, specs) else "projection"},
+        model=config.model,
         weights=weights,
-        quant_lambda=0.0 if config.stored == "plain" else 1.0,
+        quant_lambda=0.0 if config.form == "plain" else 1.0,
         quantized=quantized,
         context_length=config.context_length,
         tokenizer=tokenizer,
         end_of_text=end,
-        run=config.run,
+        run=run,
+        step=step,
     )
 
 
@@ -67,7 +69,7 @@ def _read_tensors(
     model, weights, quantized = config.model_config(), dict[str, Tensor](), Quantized()
     left = set(stored.entries)
     shapes = list(parameter_shapes(specs))
-    is_packed = config.stored in ("offline", "bitlinear")
+    is_packed = config.form in PACKED
     if model.tie_word_embeddings and HEAD in stored.entries:
         shapes.append((HEAD, stored.entries[EMBEDDINGS].shape, False))
     for name, shape, is_matrix in shapes:
@@ -79,7 +81,7 @@ def _read_tensors(
         left -= set(targets)
         if is_matrix and is_packed:
             left.discard(scale_name(name))
-            quantized[name] = _packed(stored, name, shape, divides=config.stored == "bitlinear")
+            quantized[name] = _packed(stored, name, shape, divides=config.form == "bitlinear")
         else:
             weights[name] = _shared(stored, targets, shape)
     if model.tie_word_embeddings and not torch.equal(weights.pop(HEAD, weights[EMBEDDINGS]), weights[EMBEDDINGS]):
@@ -128,16 +130,6 @@ def _packed(stored: SafetensorsReader, name: str, shape: tuple[int, ...], *, div
         raise DataError(f"{entry.path}: {name} holds codes beyond -1, 0 and 1: damaged, or packed in another way")
     scale = scale.reciprocal() if divides else scale
     return codes_OI, scale.view(1, 1).expand(shape[0], 1)
-
-
-def _is_fused(quantized: Quantized, specs: Mapping[str, ParameterSpec]) -> bool:
-    """Whether matrices that a run fuses have one scale: with several, each projection has its own."""
-    several = [spec for spec in specs.values() if spec.is_matrix and len(spec.blocks) > 1]
-    return bool(quantized) and all(
-        len({float(quantized[name.format(layer=layer)][1][0, 0]) for name, _ in spec.blocks}) == 1
-        for spec in several
-        for layer in range(spec.shape[0])
-    )
 
 
 def _read_masters(path: Path, quantized: Quantized) -> dict[str, Tensor]:

@@ -96,13 +96,13 @@ def _asked(connection: http.client.HTTPConnection, path: str, **body: Any) -> di
 
 
 def _following(server: Any, tokens_T: list[int], vocab_size: int, ascii_token: int) -> list[dict[str, Any]]:
-    """Return the log-probability of every token behind some."""
+    """Return the log-probabilities of all next tokens after a prefix."""
     reply = server.handle_completions(
         {
             "prompt": tokens_T,
             "max_tokens": 1,
             "logprobs": vocab_size,
-            # nothing is told of an end of text or of a part of a character; what is told is before the bias
+            # none are returned with an end of text or a part of a character; they are those before the bias
             "logit_bias": [[ascii_token, 10_000]],
         }
     )

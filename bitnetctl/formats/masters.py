@@ -8,6 +8,7 @@ Shapes: O×I a matrix, G groups of inputs with a scale each, S inputs of a group
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from bitnetctl.errors import DataError
 from bitnetctl.kernels import SCALE_FLOOR
 from bitnetctl.model.parameters import ParameterSpec, parameter_specs
 
-Quantized = Mapping[str, tuple[Tensor, Tensor]]
+Quantized: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
+ScaleGroup: TypeAlias = Literal["projection", "fused"]
 
-# rounds of putting the mean back to the scale, from which the sum is rounded away
+# of putting the mean back to the scale; the sum of |w| rounds it away by some 1e-7, which the second round mends, and
+# the best of all is kept: the comparison in `packed_from_file` bounds what is left
 _ROUNDS = 4
 # sizes of groups that files hold, the largest first
 _GROUPS = tuple(2**power for power in range(12, 2, -1))
@@ -30,6 +33,19 @@ def group_size(quantized: Quantized) -> int | None:
     grouped = [(codes, scale) for codes, scale in quantized.values() if (scale != scale[0, 0]).any()]
     sizes = (codes_OI.shape[1] // scale_OG.shape[1] for codes_OI, scale_OG in grouped)
     return min(sizes, default=None)
+
+
+def scale_group_of(quantized: Quantized, model: Mapping[str, Any]) -> ScaleGroup:
+    """Return "fused" where q, k and v, and gate and up, have one scale in every layer, else "projection".
+
+    `model` are the fields of ModelConfig, of which the tensors are.
+    """
+    if group_size(quantized) is not None:
+        return "projection"
+    fused = ModelConfig.model_validate({**model, "scale_group": "fused"})
+    several = [names for names in _sharing(quantized, fused) if len(names) > 1]
+    alike = (len({float(quantized[name][1][0, 0]) for name in names}) == 1 for names in several)
+    return "fused" if several and all(alike) else "projection"
 
 
 def make_masters(quantized: Quantized, model: ModelConfig) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bitnetctl.config import ModelConfig
-from bitnetctl.errors import DataError, ExportError
+from bitnetctl.errors import DataError
 from bitnetctl.formats.consistency import EMBEDDINGS, HEAD
-from bitnetctl.formats.gates import require_equal
+from bitnetctl.formats.gates import Mismatch, compare_quantized
 from bitnetctl.formats.masters import Quantized, group_size, make_masters
 from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.model.packed import PackedModel
@@ -35,27 +35,36 @@ def packed_from_file(
 ) -> PackedFromFile:
     """Return the model of a file with the vocabulary of its tokenizer, and masters for codes that have none.
 
-    Raises DataError where quantizing any masters gives other codes or scales.
+    Masters of the file that quantize to other codes than those beside them are left out, with a note: another quantizer
+    made the codes, or the masters are damaged. Raises DataError where made ones do not give codes and scales back.
     """
     notes: list[str] = []
     tables = _tables(file, vocab_size, path, notes)
     model = PackedModel([config], vocab_size, [0], device, quantizers=quantizers)
-    has_masters = file.quantized.keys() <= file.weights.keys()
-    if has_masters:
-        model.load(0, {**file.weights, **tables})
-        problem = _difference(file, model)
-        if isinstance(problem, str):
-            return PackedFromFile(model=model, notes=(*notes, *filter(None, [problem])))
-        if file.quant_lambda != 1.0:
-            raise DataError(f"{path}: quantizing its weights gives other codes or scales: {problem}")
-        notes.append("its masters are quantized in another way here, and left out")
-    model.load(0, {**file.weights, **tables, **make_masters(file.quantized, config)})
-    problem = _difference(file, model)
-    if not isinstance(problem, str):
-        raise DataError(f"{path}: quantizing weights here gives other codes or scales: {problem}")
+    weights = {**file.weights, **tables}
+    if not file.quantized:
+        model.load(0, weights)
+        return PackedFromFile(model=model, notes=tuple(notes))
+    if file.quantized.keys() <= weights.keys():
+        model.load(0, weights)
+        try:
+            return PackedFromFile(model=model, notes=(*notes, _compared(file, model)))
+        except Mismatch as error:
+            # between 0 and 1 the masters are part of what is computed
+            if file.quant_lambda != 1.0:
+                raise DataError(f"{path}: quantizing its weights gives other codes or scales: {error}") from error
+            notes.append(
+                f"its masters are left out, since they do not quantize to its codes and scales here ({error}): it was "
+                "trained with another quantizer, or the masters are damaged"
+            )
+    model.load(0, {**weights, **make_masters(file.quantized, config)})
+    try:
+        compared = _compared(file, model)
+    except Mismatch as error:
+        raise DataError(f"{path}: quantizing weights here gives other codes or scales: {error}") from error
     made = f"masters of {len(file.quantized)} matrices made of codes and scales"
     notes.append(f"{made}: those that were trained are not in the file")
-    return PackedFromFile(model=model, notes=(*notes, problem))
+    return PackedFromFile(model=model, notes=(*notes, compared))
 
 
 def _tables(file: ModelContent, vocab_size: int, path: Path, notes: list[str]) -> dict[str, Tensor]:
@@ -68,10 +77,8 @@ def _tables(file: ModelContent, vocab_size: int, path: Path, notes: list[str]) -
     return {name: file.weights[name][:vocab_size] for name in (EMBEDDINGS, HEAD) if name in file.weights}
 
 
-def _difference(file: ModelContent, model: PackedModel) -> str | ExportError:
-    """Return a line that says codes and scales are those of the file, empty without any, or the error that says not."""
-    if not file.quantized:
-        return ""
+def _compared(file: ModelContent, model: PackedModel) -> str:
+    """Return a line that says codes and scales are those of the file; raises Mismatch if not."""
     ours: Quantized = model.quantized(0)
     compared = {}
     for name, (codes_OI, scale_OG) in ours.items():
@@ -80,9 +87,6 @@ def _difference(file: ModelContent, model: PackedModel) -> str | ExportError:
         is_zero_OG = is_zero_OG if group_size(file.quantized) else is_zero_OG.all().expand_as(scale_OG)
         stored_OG = file.quantized[name][1].to(scale_OG.device)
         if stored_OG.shape[1] not in (1, scale_OG.shape[1]):
-            return ExportError(f"{name}: {stored_OG.shape[1]} scales for a row, and {scale_OG.shape[1]} here")
+            raise Mismatch(f"{name}: {stored_OG.shape[1]} scales for a row, and {scale_OG.shape[1]} here")
         compared[name] = codes_OI.cpu(), torch.where(is_zero_OG, stored_OG, scale_OG).cpu()
-    try:
-        return require_equal(file.quantized, compared, tolerance=_SCALE_TOLERANCE)
-    except ExportError as error:
-        return ExportError(str(error).removeprefix("self-check failed: "))
+    return compare_quantized(file.quantized, compared, tolerance=_SCALE_TOLERANCE)

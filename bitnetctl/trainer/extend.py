@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig, parse_config
+from bitnetctl.data.listing import expand
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.records import Manifest, RunPaths, read_manifest
 from bitnetctl.trainer.resolved import ResolvedRun
@@ -13,7 +14,13 @@ def extended_config(source: RunPaths, steps: int) -> RunConfig:
     """Return the config of a finished run with more steps; raises ConfigError where it cannot be extended."""
     manifest = _finished(source)
     longer = {"steps": steps, "continues": f"{manifest.config_hash[:12]}@{manifest.steps_done}"}
-    return parse_config({**manifest.requested(), **longer}, source=f"--extend {source.name}")
+    config = parse_config({**manifest.requested(), **longer}, source=f"--extend {source.name}")
+    scheme, _, path = config.data.tokenizer.partition(":")
+    if scheme == "file" and not expand(path).exists() and source.tokenizer.exists():
+        # an imported run may have been moved with its tokenizer; that it is the same one is seen by the checkpoint
+        own = config.data.model_copy(update={"tokenizer": f"file:{source.tokenizer.as_posix()}"})
+        config = config.model_copy(update={"data": own})
+    return config
 
 
 def begin_extension(run: ResolvedRun, source: RunPaths) -> None:

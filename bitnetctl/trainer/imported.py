@@ -19,7 +19,7 @@ from bitnetctl.data.tokenizer import end_of_text
 from bitnetctl.errors import BitnetctlError, ConfigError
 from bitnetctl.files import remove, replacing, storage_errors, temporary_folder, write_atomic, write_synced
 from bitnetctl.formats.masters import group_size
-from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.model_content import ModelContent, exported_name
 from bitnetctl.formats.packed_from_file import packed_from_file
 from bitnetctl.formats.reading import read_model
 from bitnetctl.hardware import resolve_device
@@ -35,7 +35,6 @@ from bitnetctl.trainer.provenance import data_metadata, environment
 
 _SETTINGS = "tokenizer_config.json"
 _OVERRIDABLE = ("data", "optimizer", "schedule", "probe")
-_EXPORTED_RUN = re.compile(r".+@([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +62,8 @@ def import_model(
 
     Optimizer, schedule, batch and text are those of the recipe with `overrides`, for a later `--extend`. `steps` are
     those that it was trained for, by default as the file says, else 1. Packed weights get masters that quantize to the
-    same codes and scales. Raises ConfigError for a name that is taken and for a model
-    that cannot be expressed, DataError for damaged files; nothing is then written.
+    same codes and scales. Raises ConfigError for a name that is taken and for a model that cannot be expressed,
+    DataError for damaged files; nothing is then written.
     """
     paths = RunPaths(runs_dir, _run_name(path) if name is None else name)
     if paths.folder.exists() or paths.csv.exists():
@@ -98,7 +97,7 @@ def import_model(
         )
         settings = staging / _SETTINGS
         _write(paths, manifest, state, tokens.tokenizer_content(), settings.read_bytes() if settings.exists() else b"")
-    return Imported(paths=paths, config=config, notes=(*notes, *packed.notes))
+    return Imported(paths=paths, config=config, notes=(*file.notes, *notes, *packed.notes))
 
 
 def _run_name(path: Path) -> str:
@@ -115,8 +114,7 @@ def _config(
 
     The model is that of the file; the rest is that of the exported run where the file has it, else of the recipe.
     """
-    known = _EXPORTED_RUN.fullmatch(file.run or "")
-    done = steps or (int(known[1]) if known else 1)
+    done = steps or file.step or 1
     if file.config is None:
         tree: dict[str, Any] = {**load_recipe(recipe), "recipe": "custom"}
         tree["model"] = {**file.model, "quantization": file.quant_lambda}
@@ -220,7 +218,7 @@ def _manifest(
             "config": config.model_dump(mode="json"),
             "config_hash": config.hash,
             "effective_config": effective.model_dump(mode="json"),
-            "imported": ImportedModel(source=path.resolve().name, run=file.run),
+            "imported": ImportedModel(source=path.resolve().name, run=file.run and exported_name(file.run, file.step)),
             "planned": PlannedRuns(seeds=[config.seed], arms=[config.arm]),
             "plugins": registry.plugin_infos(config.interventions),
             "created_at": now,

@@ -62,7 +62,7 @@ def test_a_plain_file(given: list[str]) -> None:
     done = call(*given, "--to", "safetensors", "out.safetensors")
     assert done.code == ExitCode.SUPPORTED
     first, file, *_, last = done.out.splitlines()
-    assert first == "out.safetensors: portable at step 4, safetensors, plain"
+    assert first == "out.safetensors: portable at step 4, safetensors, masters and codes"
     assert file == f"  out.safetensors: {Path('out.safetensors').stat().st_size:,} bytes"
     assert last.startswith("checked: ")
     assert_refused("out.safetensors: exists; --force", *given, "--to", "safetensors", "out.safetensors")
@@ -76,12 +76,16 @@ def wide(wide_runs: dict[str, TrainedRun]) -> list[str]:
 
 
 def test_a_file_for_llama_cpp(wide: list[str]) -> None:
-    done = call(*wide, "--quantization", "tq1_0", "--no-check")
+    done = call(*wide, "--outtype", "tq1_0", "--no-check")
     assert done.code == ExitCode.SUPPORTED
-    first, file, _, checked = done.out.splitlines()
+    first, file, _, read_back, checked = done.out.splitlines()
     assert first == "out.gguf: wide at step 4, gguf, TQ1_0"
     assert file == f"  out.gguf: {Path('out.gguf').stat().st_size:,} bytes"
-    assert checked == "checked: codes of 14 matrices identical, scales identical, read back from the file"
+    assert read_back == "read back: codes of 14 matrices identical, scales identical"
+    assert checked == "not checked"
+    tree = call(*wide, "--no-check", "--force", "--json").json
+    assert (tree["gguf_type"], tree["checked"], tree["checks"]) == ("TQ2_0", False, [])
+    assert tree["read_back"] == read_back.removeprefix("read back: ")
 
 
 def test_llama_cpp_that_runs_another_model(wide: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +126,8 @@ def test_a_failed_check(given: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         ("--form 'packed' is unknown; take offline, bitlinear, online", ["--to", "hf", "--form", "packed"]),
         ("--form: is an option of --to hf", ["--to", "safetensors", "--form", "online"]),
         ("--masters: is an option of --to hf", ["--to", "safetensors", "--masters"]),
-        ("--quantization: is an option of --to gguf", ["--to", "hf", "--quantization", "F16"]),
-        ("quantization 'Q4_0' is not known; take TQ2_0", ["--to", "gguf", "--quantization", "Q4_0"]),
+        ("--outtype: is an option of --to gguf", ["--to", "hf", "--outtype", "F16"]),
+        ("--outtype 'Q4_0' is not known; take TQ2_0", ["--to", "gguf", "--outtype", "Q4_0"]),
         ("portable: its hidden size is 32, and TQ2_0 has blocks of 256", ["--to", "gguf"]),
         ("has weights of step 4, not 3", ["--to", "hf", "--step", "3"]),
         ("Missing option '--to'", []),

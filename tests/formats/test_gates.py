@@ -90,13 +90,12 @@ def test_other_shapes_are_a_bug(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("changes", "gate", "measure"),
     [
-        ({}, Gate(kl=1e-5, argmax_near=0.995, max_abs=0.1), None),
+        ({}, Gate(kl=1e-5, argmax_near=0.995), None),
         ({}, Gate(kl=1e-5), None),
         ({"kl": 1.1e-5}, Gate(kl=1e-5), "KL divergence, llama.cpp, 2,048 positions: 1.1e-05 .at most 1e-05."),
         ({"argmax_near": 0.994}, Gate(kl=1e-5, argmax_near=0.995), "token.* nats of it: 99.40% .at least 99.5%."),
         ({"argmax_near": 0.994}, Gate(kl=1e-5), None),
         ({"argmax_equal": 0.9}, Gate(kl=1e-5, argmax_near=0.995), None),
-        ({"max_abs": 0.11}, Gate(kl=1e-5, max_abs=0.1), "largest difference .*: 1.1e-01 .at most 0.1."),
         ({"max_abs": 0.11}, Gate(kl=1e-5), None),
     ],
 )
@@ -106,7 +105,7 @@ def test_limits(changes: dict[str, float], gate: Gate, measure: str | None) -> N
     if measure is None:
         lines = require_agreement(agreement, gate, "llama.cpp")
         assert len(lines) == 3
-        assert sum("no gate" in line for line in lines) == [gate.argmax_near, gate.max_abs].count(None)
+        assert sum("no gate" in line for line in lines) == 1 + (gate.argmax_near is None)
     else:
         with pytest.raises(ExportError, match=f"^self-check failed: .*{measure}"):
             require_agreement(agreement, gate, "llama.cpp")
@@ -131,7 +130,7 @@ def test_equal_codes_and_scales() -> None:
         (quantized(q=(quantized()["q"][0], torch.full((2, 1), 0.2))), "q: scale 0.2, not 0.3"),
         (quantized(q=(quantized()["q"][0], torch.tensor([[0.3], [math.nan]]))), "q: scale nan, not 0.3"),
         (quantized(q=(quantized()["q"][0][:1], torch.full((1, 1), 0.3))), r"q: shape \(1, 3\), not \(2, 3\)"),
-        (quantized(v=quantized()["q"]), "v: codes of no matrix of the run"),
+        (quantized(v=quantized()["q"]), "v: codes that there should not be"),
         ({"q": quantized()["q"]}, "k: codes missing"),
     ],
 )
@@ -219,7 +218,3 @@ def test_rows_are_sampled_where_the_text_is_gone(rows: Rows, token_cache: Path) 
 def test_rows_are_sampled_where_the_text_is_too_short(rows: Rows, tiny_tokens: TokenData) -> None:
     rows_PT = rows(tiny_tokens.fingerprint, len(tiny_tokens.held_out_N) + 16)
     assert rows_PT.numel() > len(tiny_tokens.held_out_N)
-
-
-def test_a_failed_check_is_a_result_not_a_mistake() -> None:
-    assert ExportError.exit_code == 4

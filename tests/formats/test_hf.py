@@ -14,13 +14,14 @@ from torch import Tensor
 from bitnetctl.errors import ExportError
 from bitnetctl.formats.hf import write_folder
 from bitnetctl.formats.hf_check import Folder, Loaded, load_folders, require_same
-from bitnetctl.formats.hf_layout import Written, tensors
+from bitnetctl.formats.hf_config import HfForm
+from bitnetctl.formats.hf_layout import tensors
 from bitnetctl.inference.trained import TrainedRun
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-GOOD: list[tuple[str, Written]] = [
+GOOD: list[tuple[str, HfForm]] = [
     ("portable", "offline"),
     ("portable", "bitlinear"),
     ("portable", "online"),
@@ -93,7 +94,7 @@ def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 THETA = {"rope_theta": 100.0, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
 # a run, its form, how its folder is made wrong, and what the check says
-WRONG: dict[str, tuple[str, Written, Change, str]] = {
+WRONG: dict[str, tuple[str, HfForm, Change, str]] = {
     "q-k-scales-swapped": (
         *("portable", "offline"),
         swapped("self_attn.q_proj.weight_scale", "self_attn.k_proj.weight_scale"),
@@ -147,7 +148,7 @@ def loaded(
     place = tmp_path_factory.mktemp("folders")
     folders: dict[str, Folder] = {}
 
-    def write(key: str, run: TrainedRun, form: Written) -> Path:
+    def write(key: str, run: TrainedRun, form: HfForm) -> Path:
         path = place / key
         path.mkdir()
         write_folder(run, path, form, tensors(run, form))
@@ -167,7 +168,7 @@ def loaded(
 
 
 @pytest.mark.parametrize(("name", "form"), GOOD)
-def test_every_form_is_the_model_of_the_run(name: str, form: Written, loaded: dict[str, Loaded]) -> None:
+def test_every_form_is_the_model_of_the_run(name: str, form: HfForm, loaded: dict[str, Loaded]) -> None:
     *first, kl, equal, largest = require_same(loaded[f"{name}-{form}"])
     codes = [line for line in first if line.startswith("codes of 14 matrices identical, scales")]
     assert len(codes) == (0 if form == "plain" else 1)

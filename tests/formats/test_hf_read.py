@@ -17,7 +17,8 @@ from bitnetctl.config import ModelConfig
 from bitnetctl.errors import BitnetctlError
 from bitnetctl.formats.gates import compare
 from bitnetctl.formats.hf import save_tensors, write_folder
-from bitnetctl.formats.hf_layout import MASTERS, Written, pack, tensors
+from bitnetctl.formats.hf_config import HfForm
+from bitnetctl.formats.hf_layout import MASTERS, pack, tensors
 from bitnetctl.formats.hf_read import read_hf
 from bitnetctl.formats.masters import make_masters
 from bitnetctl.formats.model_content import ModelContent
@@ -25,10 +26,10 @@ from bitnetctl.formats.reading import read_model
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.packed import PackedModel
 
-FORMS: list[tuple[str, Written]] = [
+FORMS: list[tuple[str, HfForm]] = [
     *(("grouped", "offline"), ("grouped", "bitlinear"), ("grouped", "online"), ("full", "plain")),
     *(("b158", "online"), ("origin", "offline"), ("origin", "bitlinear"), ("inner", "online"), ("inner", "offline")),
-    ("median", "bitlinear"),
+    *(("median", "bitlinear"), ("fused", "offline")),
 ]
 TOKENS_BT = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(2))
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -42,10 +43,10 @@ def runs(tiny_text: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_an_export_is_read_back(runs: dict[str, TrainedRun], name: str, form: Written, tmp_path: Path) -> None:
+def test_an_export_is_read_back(runs: dict[str, TrainedRun], name: str, form: HfForm, tmp_path: Path) -> None:
     run = runs[name]
     write_folder(run, tmp_path, form, tensors(run, form))
-    file = read_hf(tmp_path)
+    file = read_model(tmp_path)
     is_packed = form in ("offline", "bitlinear")
     weights, quantized = run.weights(), run.quantized() if is_packed else {}
     assert file.quantized.keys() == quantized.keys()
@@ -58,8 +59,8 @@ def test_an_export_is_read_back(runs: dict[str, TrainedRun], name: str, form: Wr
     # what is the same arithmetic counts, not the name of the arm that trained it
     expected = {field: value for field, value in run.config.model.model_dump().items() if field in file.model}
     assert {**file.model, "scale_group": expected["scale_group"]} == expected
-    assert file.model["scale_group"] == ("fused" if name == "origin" else "projection")
-    assert (file.quant_lambda, file.context_length, file.run) == (run.quant_lambda, 32, f"{name}@4")
+    assert file.model["scale_group"] == ("fused" if name in ("origin", "fused") else "projection")
+    assert (file.quant_lambda, file.context_length, file.run, file.step) == (run.quant_lambda, 32, name, 4)
     assert (file.tokenizer, file.end_of_text) == (run.tokenizer.to_str(), "<|endoftext|>")
 
 

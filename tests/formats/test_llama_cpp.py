@@ -43,11 +43,12 @@ def runs(export_runs: Runs, wide_runs: Runs) -> Runs:
 
 @pytest.fixture(autouse=True)
 def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp, "_POSITIONS", range(POSITIONS, POSITIONS + 1))
+    monkeypatch.setattr(llama_cpp, "_MIN_POSITIONS", POSITIONS)
+    monkeypatch.setattr(llama_cpp, "_MAX_POSITIONS", POSITIONS)
 
 
 @pytest.mark.parametrize(
-    ("name", "quantization"),
+    ("name", "outtype"),
     [
         ("wide", "TQ2_0"),
         ("wide", "tq1_0"),
@@ -63,13 +64,14 @@ def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         ("full", "F32"),
     ],
 )
-def test_llama_cpp_runs_the_model_of_the_run(name: str, quantization: str, runs: Runs) -> None:
+def test_llama_cpp_runs_the_model_of_the_run(name: str, outtype: str, runs: Runs) -> None:
     said: list[str] = []
-    exported = export_gguf(runs[name], Path("model.gguf"), quantization=quantization, log=said.append)
-    assert exported.form == quantization.upper()
+    exported = export_gguf(runs[name], Path("model.gguf"), outtype=outtype, log=said.append)
+    assert exported.form == outtype.upper()
     assert [path.name for path in Path().iterdir()] == ["model.gguf"]
-    stored, tokens, kl, *others, itself, greedy = exported.checks
-    assert "identical, read back from the file" in stored
+    tokens, kl, *others, itself, greedy = exported.checks
+    assert exported.is_checked
+    assert str(exported.read_back).endswith("identical")
     assert tokens.startswith("tokens of ")
     assert "62 positions" in kl
     assert "(at most" in kl
@@ -97,8 +99,9 @@ def agreement_with(run: TrainedRun, other: TrainedRun) -> float:
 def test_blocks_of_the_file_are_those_of_the_training(runs: Runs) -> None:
     """Trained with a scale of fp16 for each 256 inputs, nothing but the rounding of activations is left."""
     run = runs["wide-blocks"]
-    stored, _, kl, *_, itself, _ = export_gguf(run, Path("model.gguf")).checks
-    assert stored.startswith("codes of 14 matrices identical, scales identical")
+    exported = export_gguf(run, Path("model.gguf"))
+    _, kl, *_, itself, _ = exported.checks
+    assert str(exported.read_back).startswith("codes of 14 matrices identical, scales identical")
     explained = agreement_with(run, with_rounding_of(run, "TQ2_0"))
     measured = float(itself.split(": ")[1].split(",")[0])
     unexplained = float(kl.split(": ")[1].split()[0])
@@ -204,7 +207,7 @@ def test_every_wrong_file_is_found_and_not_kept(
     name, gguf_type, wrong, message, _ = WRONG[key]
     monkeypatch.setattr(export, "write_gguf", lambda path, run, kind: wrong(path, run, kind, monkeypatch))
     with pytest.raises(ExportError, match=f"^self-check failed: .*{message}"):
-        export_gguf(runs[name], Path("model.gguf"), quantization=gguf_type)
+        export_gguf(runs[name], Path("model.gguf"), outtype=gguf_type)
     assert list(Path().iterdir()) == []
 
 
@@ -218,22 +221,22 @@ def test_llama_cpp_alone_shows_what_is_wrong(key: str, runs: Runs, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("name", "quantization", "message"),
+    ("name", "outtype", "message"),
     [
         ("wide-relu2", "TQ2_0", "llama.cpp would compute SiLU where the run has relu2"),
         ("b158", "TQ2_0", "llama.cpp would compute SiLU where the run has relu2"),
         ("capped", "F32", "does not cap logits, which the run caps at 30"),
-        ("portable", "TQ2_0", "its hidden size is 32, and TQ2_0 has blocks of 256 .* take --quantization F16 or F32"),
-        ("full", "TQ1_0", r"at full precision \(λ 0\), and TQ1_0 is ternary; take --quantization F32 or F16"),
+        ("portable", "TQ2_0", "its hidden size is 32, and TQ2_0 has blocks of 256 .* take --outtype F16 or F32"),
+        ("full", "TQ1_0", r"at full precision \(λ 0\), and TQ1_0 is ternary; take --outtype F32 or F16"),
         ("half", "F32", r"between full precision and ternary \(λ 0.5\)"),
         ("wide-rows", "TQ2_0", "group-scale.*: its scales are not exact in fp16, .*half=true, or take .* F32"),
         ("groups", "F16", "group-scale.*: its scales are not exact in fp16, .*half=true, or take .* F32"),
-        ("wide", "Q4_0", "quantization 'Q4_0' is not known; take TQ2_0, TQ1_0, F16, F32"),
+        ("wide", "Q4_0", "--outtype 'Q4_0' is not known; take TQ2_0, TQ1_0, F16, F32"),
     ],
 )
-def test_what_llama_cpp_would_run_wrongly_is_refused(name: str, quantization: str, message: str, runs: Runs) -> None:
+def test_what_llama_cpp_would_run_wrongly_is_refused(name: str, outtype: str, message: str, runs: Runs) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        export_gguf(runs[name], Path("model.gguf"), quantization=quantization)
+        export_gguf(runs[name], Path("model.gguf"), outtype=outtype)
     assert "\n" not in str(caught.value)
     assert list(Path().iterdir()) == []
 
@@ -257,7 +260,7 @@ def test_other_activations_are_refused(runs: Runs) -> None:
     run = runs["wide"]
     rounding = with_rounding_of(run, "TQ2_0")
     assert rounding.model.matmul.quantizers != Quantizers()
-    with pytest.raises(ConfigError, match="quantizes activations in a way of its own"):
+    with pytest.raises(ConfigError, match="has a custom quantizer of activations"):
         export_gguf(rounding, Path("model.gguf"))
 
 
@@ -282,7 +285,7 @@ def test_a_tokenizer_that_differs_is_found(runs: Runs, monkeypatch: pytest.Monke
 
 
 def test_a_file_that_does_not_load_is_found(runs: Runs, permissive: None) -> None:
-    """As with a head of its own, which llama.cpp has no place for."""
+    """As with an untied head, which llama.cpp has no place for."""
     path = Path("model.gguf")
     write_gguf(path, runs["wide"], "TQ2_0")
     path.write_bytes(path.read_bytes().replace(b"blk.1.attn_sub_norm.weight", b"blk.1.attn_sub_magn.weight"))
@@ -295,11 +298,22 @@ def test_llama_cpp_is_needed_for_the_check_only(runs: Runs, monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'bitnetctl\[llama-cpp\]', or leave it out with --no-check"):
         export_gguf(runs["wide"], Path("model.gguf"))
-    (stored,) = export_gguf(runs["wide"], Path("model.gguf"), check=False).checks
-    assert stored.endswith("read back from the file")
+    unchecked = export_gguf(runs["wide"], Path("model.gguf"), check=False)
+    assert (unchecked.is_checked, unchecked.checks) == (False, ())
+    assert str(unchecked.read_back).startswith("codes of 14 matrices identical")
     with pytest.raises(ConfigError, match="exists; --force replaces it"):
         export_gguf(runs["wide"], Path("model.gguf"), check=False)
     assert export_gguf(runs["wide"], Path("model.gguf"), check=False, replace=True).form == "TQ2_0"
+
+
+def test_a_model_too_sensitive_to_compare_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gate would be as wide as it is sensitive, and pass another model, too."""
+    monkeypatch.setattr(llama_cpp, "NOISE", 0.3)
+    with pytest.raises(
+        ExportError, match=r"^self-check cannot decide: wide is so sensitive .* 0\.001; train it longer"
+    ):
+        export_gguf(runs["wide"], Path("model.gguf"))
+    assert list(Path().iterdir()) == []
 
 
 def greedy(run: TrainedRun, prompt_T: torch.Tensor, new_tokens: int) -> list[int]:

@@ -77,7 +77,7 @@ def test_a_gguf_file_tells_config_tokenizer_and_origin(runs: Runs) -> None:
     drawn = {"initialization", "init_std"}
     assert ModelConfig(**read.model).model_dump(exclude=drawn) == run.config.model.model_dump(exclude=drawn)
     assert (read.context_length, read.quant_lambda, read.end_of_text) == (32, 1.0, "<|endoftext|>")
-    assert read.run == f"{run.name}@{run.step}"
+    assert (read.run, read.step) == (run.name, run.step)
     assert read.tokenizer == run.tokenizer.to_str()
     assert read.tokenizer_sha256 == run.manifest.data["tokenizer_fingerprint"]
 
@@ -251,7 +251,7 @@ def test_a_plain_file_holds_any_run(name: str, runs: Runs) -> None:
     read = read_safetensors(exported.path)
     assert ModelConfig(**read.model) == run.config.model
     assert (read.quant_lambda, read.context_length) == (run.quant_lambda, 32)
-    assert (read.run, read.end_of_text) == (f"{run.name}@{run.step}", "<|endoftext|>")
+    assert (read.run, read.step, read.end_of_text) == (run.name, run.step, "<|endoftext|>")
     assert read.tokenizer == run.tokenizer.to_str()
     assert read.tokenizer_sha256 == run.manifest.data["tokenizer_fingerprint"]
     assert all(torch.equal(read.weights[key], weight) for key, weight in run.weights().items())
@@ -271,7 +271,11 @@ def test_a_plain_file_is_not_replaced_by_chance(runs: Runs) -> None:
     with pytest.raises(ConfigError, match="exists; --force replaces it"):
         export_safetensors(runs["origin"], path)
     export_safetensors(runs["origin"], path, replace=True)
-    assert read_safetensors(path).run == "origin@4"
+    assert read_safetensors(path).run == "origin"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="exists; --force replaces it"):
+        export_safetensors(runs["origin"], path)
     with pytest.raises(ConfigError, match="is a folder"):
         export_safetensors(runs["origin"], Path())
 
@@ -296,8 +300,8 @@ def test_other_safetensors_files(runs: Runs) -> None:
     export_safetensors(runs["full"], path, replace=True)
     tensors = load_file(path)
     save_file(tensors, path, {"format": bitnetctl_safetensors.FORMAT})
-    with pytest.raises(DataError, match="not a plain safetensors file: 'config'"):
+    with pytest.raises(DataError, match="not a safetensors file of bitnetctl, or damaged: 'config'"):
         read_safetensors(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="not a plain safetensors file"):
+    with pytest.raises(DataError, match="not a safetensors file of bitnetctl, or damaged"):
         read_safetensors(path)
