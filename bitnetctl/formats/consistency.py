@@ -13,9 +13,8 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig, validated
 from bitnetctl.errors import DataError
 from bitnetctl.formats.model_content import ModelContent
-from bitnetctl.model.parameters import ParameterSpec, parameter_specs
+from bitnetctl.model.parameters import EMBEDDINGS, ParameterSpec, parameter_specs
 
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
 

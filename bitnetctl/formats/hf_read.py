@@ -13,12 +13,12 @@ from torch import Tensor
 from bitnetctl.config import ModelConfig
 from bitnetctl.data.tokenizer import load_tokenizer, named_end
 from bitnetctl.errors import ConfigError, DataError
-from bitnetctl.formats.consistency import EMBEDDINGS, HEAD, parameter_shapes, require_layers
+from bitnetctl.formats.consistency import parameter_shapes, require_layers
 from bitnetctl.formats.hf_config import PACKED, HfConfig, parse_hf_config
 from bitnetctl.formats.hf_layout import MASTERS, VALUES_PER_BYTE, named, scale_name, unpack
 from bitnetctl.formats.model_content import ModelContent, parse_exported_name
 from bitnetctl.formats.safetensors_reader import SafetensorsReader, open_folder, read_json
-from bitnetctl.model.parameters import ParameterSpec, parameter_specs
+from bitnetctl.model.parameters import EMBEDDINGS, HEAD, ParameterSpec, parameter_specs
 
 CONFIG = "config.json"
 _MOST_ROWS = 1 << 22

@@ -24,6 +24,7 @@ from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.parameters import EMBEDDINGS
 from bitnetctl.model.quantization import Quantizers
 
 GATES = {"TQ2_0": 2e-6, "TQ1_0": 2e-6, "F16": 2e-6, "F32": 1e-8}
@@ -45,7 +46,6 @@ ROUNDING = {
 GREEDY_TIE_NATS = 0.1
 """Margin of the two most probable tokens below which greedy text may part."""
 NEW_TOKENS = 64
-EMBEDDINGS = "model.embed_tokens.weight"
 
 _PROMPT_TOKENS = 16
 # a position takes 5 µs for each token of the vocabulary, since the server returns log-probabilities as JSON

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bitnetctl.config import ModelConfig
 from bitnetctl.errors import DataError
-from bitnetctl.formats.consistency import EMBEDDINGS, HEAD
 from bitnetctl.formats.gates import Mismatch, compare_quantized
 from bitnetctl.formats.masters import Quantized, group_size, make_masters
 from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.parameters import EMBEDDINGS, HEAD
 from bitnetctl.model.quantization import Quantizers
 
 # of a scale that is a mean of rounded weights

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from bitnetctl.errors import ConfigError, DataError, cannot_read
 from bitnetctl.formats.bitnetctl_safetensors import read_safetensors
-from bitnetctl.formats.consistency import EMBEDDINGS, require_consistent
+from bitnetctl.formats.consistency import require_consistent
 from bitnetctl.formats.gguf_file import read_gguf
 from bitnetctl.formats.hf_read import CONFIG, read_hf
 from bitnetctl.formats.masters import find_codes, scale_group_of
 from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.model.parameters import EMBEDDINGS
 
 _GGUF_MAGIC = b"GGUF"
 _KNOWN = "a folder with config.json and safetensors, a GGUF file, or a file of export --to safetensors"

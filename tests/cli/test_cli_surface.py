@@ -63,7 +63,7 @@ OPTIONS = {
     "--requeue --dry-run --decimal --map --quiet -q --json",
     "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --text --details --json",
     "eval": "names --text --stride --step --runs-dir --device --json",
-    "export": "run target --to --form --masters --quantization --step --check --no-check --force --runs-dir --json",
+    "export": "run target --to --form --masters --outtype --step --check --no-check --force --runs-dir --json",
     "import": "path --name --recipe -r --steps --set --runs-dir --device --json",
     "power": "--claim --criteria --effect --sd --power --arms --json",
     "generate": "runs --prompt -p --file -f --max-new-tokens -n --num-samples --temperature --temp --top-k --top-p "
