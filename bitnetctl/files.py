@@ -324,13 +324,13 @@ def remove_leftovers(path: Path) -> None:
         remove(leftover)
 
 
-def require_space(folder: Path, needed_bytes: int) -> None:
+def require_space(folder: Path, needed_bytes: int, remedy: str = "") -> None:
     """Raise StorageError if the disk of `folder`, which need not exist yet, has less than `needed_bytes` free."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{folder}: no space left: about {gibibytes(needed_bytes)} needed, {gibibytes(free_bytes)} free",
+            f"{folder}: no space left: about {gibibytes(needed_bytes)} needed, {gibibytes(free_bytes)} free{remedy}",
             errno.ENOSPC,
         )
 

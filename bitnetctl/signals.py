@@ -1,6 +1,8 @@
 """Stop signals: they set a flag, and training stops at its next step boundary."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Self
 
@@ -51,6 +53,24 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._was_interrupted = True
         self.signal_name = name
+
+
+@contextlib.contextmanager
+def stops_as_interrupts() -> Iterator[None]:
+    """Let a stop signal raise KeyboardInterrupt in the block, as SIGINT does, so that what was begun is removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.getsignal(number) for number in _numbers()}
+    chosen = [number for number, before in previous.items() if number.name != "SIGHUP" or before != signal.SIG_IGN]
+    try:
+        for number in chosen:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number in chosen:
+            signal.signal(number, previous[number])
 
 
 def ignore_stops() -> None:

@@ -130,7 +130,7 @@ INSIDE = {
         "__init__",
     ),
     "formats": (
-        "exported gates hf_files model_content refusals gguf_vocabulary llama_worker safetensors_reader",
+        "exported gates hf_files model_content refusals targets gguf_vocabulary llama_worker safetensors_reader",
         "gguf_layout hf_config",
         "hf_layout",
         "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",

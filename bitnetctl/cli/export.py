@@ -11,6 +11,7 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import print_json, print_lines, print_message
 from bitnetctl.config import did_you_mean
 from bitnetctl.errors import ConfigError
+from bitnetctl.signals import stops_as_interrupts
 
 if TYPE_CHECKING:
     from bitnetctl.formats.exported import Exported
@@ -74,7 +75,8 @@ def export(
     from bitnetctl.inference.trained import open_run
 
     opened = open_run(run, runs_dir, step=step)
-    exported = write(opened, target, check=check, replace=force, log=print_message)
+    with stops_as_interrupts():
+        exported = write(opened, target, check=check, replace=force, log=print_message)
     document = _document(opened, exported, to)
     if as_json:
         print_json(document)

@@ -11,7 +11,6 @@ Shapes: O×I a matrix, G groups of inputs.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bitnetctl.errors import ConfigError, DataError, ExportError, one_line
+from bitnetctl.errors import DataError, ExportError, one_line
 from bitnetctl.files import replacing, storage_errors, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
 from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 
 FORMAT = "bitnetctl-plain-1"
@@ -43,9 +43,10 @@ def export_safetensors(
 ) -> Exported:
     """Write a run of any recipe, quantizer and λ as one safetensors file; `check` reads it back.
 
-    Raises ConfigError for a file that exists unless `replace`; ExportError, leaving no file, for a difference.
+    Raises ConfigError for a file that exists, with `replace` for one that is no earlier export; ExportError, leaving no
+    file, for a difference.
     """
-    require_free(file, replace=replace)
+    require_free_file(file, _is_own, replace=replace)
     tokenizer = run.tokenizer.to_str()
     metadata = {
         "format": FORMAT,
@@ -67,16 +68,16 @@ def export_safetensors(
         write_synced(temporary, save(tensors, metadata))
         log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB")
         checks = (_read_back(run, temporary, quantized),) if check else ()
+        require_free_file(file, _is_own, replace=replace)
     return Exported(path=file, form=FORM, is_checked=check, checks=checks)
 
 
-def require_free(file: Path, *, replace: bool) -> None:
-    """Raise ConfigError for a file that is not to be replaced, and for a folder."""
-    if file.is_dir():
-        raise ConfigError(f"{file}: is a folder; give a file")
-    # a link that leads nowhere is in the way, too
-    if os.path.lexists(file) and not replace:
-        raise ConfigError(f"{file}: exists; --force replaces it")
+def _is_own(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read_back(run: TrainedRun, file: Path, quantized: Mapping[str, tuple[Tensor, Tensor]]) -> str:

@@ -9,12 +9,12 @@ import torch
 from bitnetctl.errors import ConfigError, ExportError
 from bitnetctl.files import replacing, storage_errors
 from bitnetctl.formats import gguf_vocabulary
-from bitnetctl.formats.bitnetctl_safetensors import require_free
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
-from bitnetctl.formats.gguf_file import gguf_library, read_gguf, write_gguf
+from bitnetctl.formats.gguf_file import gguf_library, is_gguf, read_gguf, write_gguf
 from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, require_expressible
 from bitnetctl.formats.llama_cpp import check_in_llama_cpp, require_llama_cpp
+from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
 
@@ -31,8 +31,8 @@ def export_gguf(
     """Write a run as a GGUF file and read it back; `check` also runs it in llama.cpp.
 
     Raises ConfigError, before anything is written, for what llama.cpp would not load or run as another model, for a
-    library that is missing, and for a file that exists unless `replace`; ExportError, leaving no file, where the file
-    is not the model of the run.
+    library that is missing, and for a file that exists, with `replace` for one that is no GGUF file; ExportError,
+    leaving no file, where the file is not the model of the run.
     """
     gguf_type = _known_type(outtype)
     gguf_library()
@@ -43,7 +43,7 @@ def export_gguf(
         raise ConfigError(f"{run.name}: {error}") from error
     if check:
         require_llama_cpp()
-    require_free(file, replace=replace)
+    require_free_file(file, is_gguf, replace=replace)
     with storage_errors(file), replacing(file) as temporary:
         write_gguf(temporary, run, gguf_type)
         with temporary.open("rb+") as written:
@@ -53,6 +53,8 @@ def export_gguf(
         if check:
             log("running it in llama.cpp ...")
         checks = check_in_llama_cpp(run, temporary, gguf_type) if check else ()
+        # the check takes long enough for somebody else to write there
+        require_free_file(file, is_gguf, replace=replace)
     return Exported(path=file, form=gguf_type, is_checked=check, read_back=read_back, checks=checks)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError, DataError, one_line
+from bitnetctl.files import require_space
 from bitnetctl.formats import gguf_vocabulary
 from bitnetctl.formats.gguf_layout import (
     ARCHITECTURE,
@@ -37,6 +38,7 @@ Array: TypeAlias = NDArray[Any]
 
 # the scale of a block: its last two bytes, in both ternary types
 _SCALE_BYTES = 2
+_MAGIC = b"GGUF"
 # own keys, which llama.cpp passes over
 _RUN, _LAMBDA, _TOKENIZER = "bitnetctl.run", "bitnetctl.quantization", "bitnetctl.tokenizer_sha256"
 _ACTIVATION = f"{ARCHITECTURE}.hidden_activation"
@@ -52,13 +54,16 @@ def gguf_library() -> Any:
 
 
 def write_gguf(path: Path, run: TrainedRun, gguf_type: GgufType) -> None:
-    """Write a new file; raises OSError. `require_expressible` says which runs it can hold."""
+    """Write a new file; raises StorageError, OSError. `require_expressible` says which runs it can hold."""
     gguf = gguf_library()
+    stored = list(tensors(run, gguf_type))
+    # of a full disk numpy does not say that it is one
+    require_space(path.parent, sum(array.nbytes for _, array, _ in stored))
     vocabulary = gguf_vocabulary.vocabulary(run.tokenizer, run.model.vocab_size)
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     try:
         _add_keys(writer, run, gguf_type, vocabulary)
-        for name, array, kind in tensors(run, gguf_type):
+        for name, array, kind in stored:
             writer.add_tensor(name, array, raw_dtype=gguf.GGMLQuantizationType[kind])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -146,6 +151,12 @@ def _block_bytes(gguf: Any, kind: str) -> int:
     """Return the bytes of a block, which end with its scale."""
     _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     return int(size)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do; raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_gguf(path: Path) -> ModelContent:

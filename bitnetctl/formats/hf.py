@@ -1,7 +1,6 @@
 """Export a run as a folder that `transformers` loads: weights, config, tokenizer and model card."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from bitnetctl.errors import ConfigError
 from bitnetctl.files import replacing, require_space, storage_errors, sync_folder, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.hf_card import model_card
 from bitnetctl.formats.hf_check import Folder, check_folder, require_transformers
 from bitnetctl.formats.hf_config import PACKED, HfForm, config_tree
 from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, tensors, written_form
+from bitnetctl.formats.targets import require_free_folder
 from bitnetctl.inference.trained import TrainedRun
 
 CARD = "README.md"
@@ -42,7 +41,7 @@ def export_hf(
     written = written_form(run, form)
     if check:
         require_transformers()
-    _require_free(folder, replace=replace)
+    require_free_folder(folder, _FILES, replace=replace)
     weights = tensors(run, written)
     require_space(folder, sum(tensor.nbytes for tensor in weights.values()))
     with storage_errors(folder), replacing(folder) as temporary:
@@ -58,6 +57,8 @@ def export_hf(
         checks = check_folder(Folder(run=run, path=temporary, form=written)) if check else ()
         write_synced(temporary / CARD, model_card(run, written, checks).encode())
         sync_folder(temporary)
+        # the check takes long enough for somebody else to write there
+        require_free_folder(folder, _FILES, replace=replace)
     return Exported(path=folder, form=written, is_checked=check, checks=checks)
 
 
@@ -100,19 +101,3 @@ def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     """Write and sync a safetensors file as transformers reads it; raises OSError."""
     # the library's own save_file leaves a file that only its owner can read
     write_synced(path, save(weights, metadata={"format": "pt"}))
-
-
-def _require_free(folder: Path, *, replace: bool) -> None:
-    """Raise ConfigError for a folder that is in the way."""
-    if not os.path.lexists(folder):
-        return
-    if folder.is_symlink() or not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file, not a folder; take another name")
-    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    if held and not replace:
-        raise ConfigError(f"{folder}: is not empty; --force replaces what an earlier export wrote")
-    # never a folder with anything else in it
-    others = held - {*_FILES, Path(MASTERS).parent.as_posix()}
-    if others or (held and "config.json" not in held):
-        what = f" ({min(others)})" if others else ""
-        raise ConfigError(f"{folder}: holds what no export wrote{what}; take another folder, or empty it")

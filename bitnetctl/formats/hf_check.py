@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
-from bitnetctl.files import temporary_folder
+from bitnetctl.files import require_space, temporary_folder
 from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement, require_equal
 from bitnetctl.formats.hf_config import PACKED, HfForm
 from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
@@ -30,6 +30,8 @@ NEEDED = ("transformers", "accelerate")
 _ONLINE_TOLERANCE = 1e-5
 # of 1 / (1 / scale)
 _ROUNDING = 2.0**-23
+# of a logit, and of a weight of what was loaded
+_BYTES = 4
 # no network; compiling takes a minute, and a C++ compiler
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -85,6 +87,9 @@ def load_folders(folders: Sequence[Folder], work: Path, *, positions: int = 2048
         out = work / str(at)
         out.mkdir()
         loaded.append(Loaded(folder=folder, rows_PT=check_rows(folder.run, positions), out=out))
+    values = sum(one.rows_PT.numel() * one.folder.run.model.vocab_size for one in loaded)
+    parameters = sum(one.folder.run.model.num_parameters for one in loaded)
+    require_space(work, _BYTES * (values + parameters), "; set TMPDIR to a folder on another disk")
     jobs = [
         {
             "folder": str(one.folder.path.absolute()),

@@ -120,7 +120,7 @@ def parse_hf_config(tree: Mapping[str, Any], path: Path) -> HfConfig:
     activation = tree.get("hidden_act", "relu2" if kind == "bitnet" else "silu")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ConfigError(f"{path}: hidden_act {str(activation)[:80]!r} is not known; models here have relu2 or silu")
-    context = tree.get("max_position_embeddings")
+    context = "max_position_embeddings"
     return HfConfig(
         model={
             "hidden_size": hidden,
@@ -130,12 +130,12 @@ def parse_hf_config(tree: Mapping[str, Any], path: Path) -> HfConfig:
             "intermediate_ratio": _count(tree, "intermediate_size", path) / hidden,
             "activation": _ACTIVATIONS[activation],
             "inner_norms": in_front,
-            "tie_word_embeddings": bool(tree.get("tie_word_embeddings", False)),
+            "tie_word_embeddings": _flag(tree, "tie_word_embeddings", path),
             "rms_norm_eps": _number(tree, "rms_norm_eps", 1e-5 if kind == "bitnet" else 1e-6, path),
             "rope_theta": _rope_theta(tree, kind, path),
         },
         form=form,
-        context_length=context if isinstance(context, int) and context > 0 else None,
+        context_length=None if tree.get(context) is None else _count(tree, context, path),
         end_of_text=_first(tree.get("eos_token_id")),
         run=_exported_run(tree),
     )
@@ -160,10 +160,12 @@ def _quantization(tree: Any, path: Path) -> tuple[HfForm, bool, float | None]:
     method = tree.get("quant_method")
     if method != "bitnet":
         raise ConfigError(f"{path}: is quantized by {str(method)[:80]!r}; only bitnet is read")
-    others = set(map(str, tree.get("modules_to_not_convert") or ())) - _NEVER_QUANTIZED
-    if others:
+    named = tree.get("modules_to_not_convert") or []
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise DataError(f"{path}: modules_to_not_convert is {str(named)[:80]}, not a list of names")
+    if others := set(named) - _NEVER_QUANTIZED:
         raise ConfigError(
-            f"{path}: {str(min(others))[:80]} is not quantized (modules_to_not_convert); models here quantize every "
+            f"{path}: {min(others)[:80]} is not quantized (modules_to_not_convert); models here quantize every "
             "projection"
         )
     layer = str(tree.get("linear_class", "bitlinear")), str(tree.get("quantization_mode", "offline"))
@@ -171,7 +173,7 @@ def _quantization(tree: Any, path: Path) -> tuple[HfForm, bool, float | None]:
     form = "bitlinear" if layer[0] == "bitlinear" else forms.get(layer)
     if form is None:
         raise ConfigError(f"{path}: linear_class {layer[0][:80]!r} in mode {layer[1][:80]!r} is not known")
-    return form, bool(tree.get("use_rms_norm", False)), tree.get("rms_norm_eps", 1e-6)
+    return form, _flag(tree, "use_rms_norm", path), _number(tree, "rms_norm_eps", 1e-6, path)
 
 
 def _require_expressible(tree: Mapping[str, Any], path: Path) -> None:
@@ -198,8 +200,12 @@ def _rope_theta(tree: Mapping[str, Any], kind: str, path: Path) -> float:
             )
         if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise ConfigError(f"{path}: {name}: models here rotate whole heads")
-    where = parameters if "rope_theta" in parameters else tree
-    return _number(where, "rope_theta", _ROPE_THETA[kind], path)
+    thetas = {_number(where, "rope_theta", 1.0, path) for where in (tree, parameters) if "rope_theta" in where}
+    if len(thetas) > 1:
+        raise ConfigError(
+            f"{path}: rope_theta and that of rope_parameters differ; transformers 4 takes the first, and 5 the second"
+        )
+    return thetas.pop() if thetas else _ROPE_THETA[kind]
 
 
 def _count(tree: Mapping[str, Any], name: str, path: Path) -> int:
@@ -207,6 +213,13 @@ def _count(tree: Mapping[str, Any], name: str, path: Path) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
         raise DataError(f"{path}: {name} is {str(value)[:80]}, not a whole number from 1")
     return value
+
+
+def _flag(tree: Mapping[str, Any], name: str, path: Path) -> bool:
+    value = tree.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"{path}: {name} is {str(value)[:80]}, not true or false")
+    return bool(value)
 
 
 def _number(tree: Mapping[str, Any], name: str, default: float, path: Path) -> float:

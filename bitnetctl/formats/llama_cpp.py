@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
-from bitnetctl.files import temporary_folder
+from bitnetctl.files import require_space, temporary_folder
 from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement
 from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.inference.trained import TrainedRun
@@ -94,6 +94,7 @@ def check_in_llama_cpp(
             "texts": texts,
             "out": str(out),
         }
+        require_space(out, 4 * rows_PT.numel() * vocab_size, "; set TMPDIR to a folder on another disk")
         result = _run(job, out)
         theirs_PTV = torch.from_numpy(np.fromfile(out / "logits.f32", np.float32)).view(*rows_PT.shape, vocab_size)
     tokens = _require_tokens(run, texts, result["ids"])

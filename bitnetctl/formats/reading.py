@@ -6,13 +6,12 @@ from pathlib import Path
 from bitnetctl.errors import ConfigError, DataError, cannot_read
 from bitnetctl.formats.bitnetctl_safetensors import read_safetensors
 from bitnetctl.formats.consistency import require_consistent
-from bitnetctl.formats.gguf_file import read_gguf
+from bitnetctl.formats.gguf_file import is_gguf, read_gguf
 from bitnetctl.formats.hf_read import CONFIG, read_hf
 from bitnetctl.formats.masters import find_codes, scale_group_of
 from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.model.parameters import EMBEDDINGS
 
-_GGUF_MAGIC = b"GGUF"
 _KNOWN = "a folder with config.json and safetensors, a GGUF file, or a file of export --to safetensors"
 
 
@@ -40,11 +39,10 @@ def _read(path: Path) -> ModelContent:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file or folder; {_KNOWN} is read")
     try:
-        with path.open("rb") as file:
-            is_gguf = file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
+        is_one = is_gguf(path)
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
-    if is_gguf:
+    if is_one:
         return _with_codes(read_gguf(path), path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)

@@ -1,5 +1,6 @@
 """`bitnetctl export`: what it prints, refuses and leaves."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,20 @@ def test_what_is_refused(message: str, options: list[str], given: list[str]) -> 
 
 def test_a_run_that_is_not_there(given: list[str]) -> None:
     assert_refused("no run there; did you mean 'portable'?", "export", "portabel", *given[2:], "--to", "hf", "out")
+
+
+def test_a_stop_signal_leaves_nothing(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(folder: Folder) -> tuple[str, ...]:
+        signal.raise_signal(signal.SIGTERM)
+        return ()
+
+    monkeypatch.setattr(hf, "require_transformers", lambda: None)
+    monkeypatch.setattr(hf, "check_folder", stop)
+    before = signal.getsignal(signal.SIGTERM)
+    done = call(*given, "--to", "hf", "out")
+    assert (done.code, done.err.splitlines()[-1]) == (ExitCode.INTERRUPTED, "error: interrupted")
+    assert listing(Path()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_earlier_export_is_in_the_way(given: list[str]) -> None:

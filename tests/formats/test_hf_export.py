@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,8 +182,14 @@ def own_file(folder: Path) -> None:
 
 def with_masters_and_more(folder: Path) -> None:
     (folder / "masters").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"bitnetctl": {"run": "a@1"}}')
     (folder / "masters" / "thesis.txt").write_text("years")
+
+
+def a_model_of_somebody(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_text("precious")
 
 
 def only_a_readme(folder: Path) -> None:
@@ -198,6 +205,7 @@ def only_a_readme(folder: Path) -> None:
         (own_file, False, "is not empty; --force replaces what an earlier export wrote"),
         (own_file, True, "holds what no export wrote .thesis.tex.; take another folder"),
         (with_masters_and_more, True, "holds what no export wrote .masters/thesis.txt.; take another folder"),
+        (a_model_of_somebody, True, "holds what no export wrote; take another folder"),
         (only_a_readme, True, "holds what no export wrote; take another folder"),
     ],
 )
@@ -209,6 +217,36 @@ def test_a_folder_in_the_way(
     with pytest.raises(ConfigError, match=message):
         export_hf(export_runs["portable"], tmp_path / "a", replace=force)
     assert listing(tmp_path) == before
+
+
+def test_what_comes_to_be_there_during_the_check_stays(
+    export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def somebody_writes(folder: hf_check.Folder) -> tuple[str, ...]:
+        own_file(tmp_path / "a")
+        return ("as it should be",)
+
+    monkeypatch.setattr(hf, "check_folder", somebody_writes)
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_hf(export_runs["portable"], tmp_path / "a")
+    assert listing(tmp_path) == ["a", "a/config.json", "a/thesis.tex"]
+
+
+def test_the_current_folder_is_none_to_replace(
+    export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is the current folder; give the name of a new one"):
+        export_hf(export_runs["portable"], Path())
+
+
+def test_no_room_for_the_check(export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf, "check_folder", hf_check.check_folder)
+    monkeypatch.setattr(hf, "require_space", lambda folder, needed: None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    with pytest.raises(StorageError, match=r"no space left: .* free; set TMPDIR to a folder on another disk"):
+        export_hf(export_runs["portable"], tmp_path / "a")
+    assert listing(tmp_path) == []
 
 
 def test_an_earlier_export_is_replaced_as_a_whole(export_runs: Runs, tmp_path: Path) -> None:

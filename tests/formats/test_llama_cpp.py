@@ -301,7 +301,7 @@ def test_llama_cpp_is_needed_for_the_check_only(runs: Runs, monkeypatch: pytest.
     unchecked = export_gguf(runs["wide"], Path("model.gguf"), check=False)
     assert (unchecked.is_checked, unchecked.checks) == (False, ())
     assert str(unchecked.read_back).startswith("codes of 14 matrices identical")
-    with pytest.raises(ConfigError, match="exists; --force replaces it"):
+    with pytest.raises(ConfigError, match="exists; --force replaces what an earlier export wrote"):
         export_gguf(runs["wide"], Path("model.gguf"), check=False)
     assert export_gguf(runs["wide"], Path("model.gguf"), check=False, replace=True).form == "TQ2_0"
 

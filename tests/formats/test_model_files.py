@@ -16,6 +16,7 @@ from bitnetctl.config import ModelConfig
 from bitnetctl.errors import ConfigError, DataError, ExportError
 from bitnetctl.formats import bitnetctl_safetensors
 from bitnetctl.formats.bitnetctl_safetensors import export_safetensors, read_safetensors
+from bitnetctl.formats.gguf import export_gguf
 from bitnetctl.formats.gguf_file import read_gguf, write_gguf
 from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, parameter_name, tensor_name
 from bitnetctl.formats.gguf_vocabulary import tokenizer_json, vocabulary
@@ -270,14 +271,22 @@ def test_a_plain_file_holds_any_run(name: str, runs: Runs) -> None:
 def test_a_plain_file_is_not_replaced_by_chance(runs: Runs) -> None:
     path = Path("model.safetensors")
     export_safetensors(runs["full"], path, check=False)
-    with pytest.raises(ConfigError, match="exists; --force replaces it"):
+    with pytest.raises(ConfigError, match="exists; --force replaces"):
         export_safetensors(runs["origin"], path)
     export_safetensors(runs["origin"], path, replace=True)
     assert read_safetensors(path).run == "origin"
     path.unlink()
     path.symlink_to("nowhere")
-    with pytest.raises(ConfigError, match="exists; --force replaces it"):
-        export_safetensors(runs["origin"], path)
+    for replace, message in ((False, "exists; --force replaces"), (True, "is a link or a device")):
+        with pytest.raises(ConfigError, match=message):
+            export_safetensors(runs["origin"], path, replace=replace)
+    other = Path("rows.csv")
+    other.write_text("Step,Loss")
+    with pytest.raises(ConfigError, match="is nothing that such an export wrote"):
+        export_safetensors(runs["origin"], other, replace=True)
+    with pytest.raises(ConfigError, match="is nothing that such an export wrote"):
+        export_gguf(runs["wide"], other, check=False, replace=True)
+    assert other.read_text() == "Step,Loss"
     with pytest.raises(ConfigError, match="is a folder"):
         export_safetensors(runs["origin"], Path())
 
@@ -299,7 +308,8 @@ def test_other_safetensors_files(runs: Runs) -> None:
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(DataError, match="not a file of `bitnetctl export --to safetensors`"):
         read_safetensors(path)
-    export_safetensors(runs["full"], path, replace=True)
+    path.unlink()
+    export_safetensors(runs["full"], path)
     tensors = load_file(path)
     save_file(tensors, path, {"format": bitnetctl_safetensors.FORMAT})
     with pytest.raises(DataError, match="not a safetensors file of bitnetctl, or damaged: 'config'"):
