@@ -20,7 +20,8 @@ from benchmarks import harness
 from bitnetctl.config import build_config
 from bitnetctl.inference.decoding import Decoder, threads_for
 from bitnetctl.inference.generation import generated_tokens
-from bitnetctl.inference.sampling import Sampler, Sampling
+from bitnetctl.inference.sampler import Sampler
+from bitnetctl.inference.sampling import Sampling
 from bitnetctl.model.packed import PackedModel
 
 _SAMPLES = 8

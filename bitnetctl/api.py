@@ -171,7 +171,7 @@ def analyze(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence
 def with_texts(runs: Sequence[Run], *, log: Callable[[str], None] = lambda line: None) -> list[Run]:
     """Return the runs, each that keeps weights and has not written text yet with what it writes, kept in its folder.
 
-    `log` takes a line on the runs that cannot write, by the reason.
+    `log` takes a line on the runs that cannot write, by the reason, and on text that cannot be kept in its folder.
     """
     from bitnetctl.inference.text_samples import text_of
     from bitnetctl.inference.trained import open_run
@@ -186,10 +186,14 @@ def with_texts(runs: Sequence[Run], *, log: Callable[[str], None] = lambda line:
                     raise ConfigError(f"run {run.name}: another program trained it, so its weights are not here")
                 trained = open_run(str(run.path))
                 samples = text_of(trained)
-                run = replace(run, samples=samples)
-                write_samples(trained.paths.samples, samples)
             except (ConfigError, CheckpointError, DataError, PluginError, RecordError, StorageError) as error:
                 reasons.setdefault(str(error).removeprefix(f"run {run.name}: "), []).append(run.name)
+            else:
+                run = replace(run, samples=samples)
+                try:
+                    write_samples(trained.paths.samples, samples)
+                except StorageError as error:
+                    log(f"text of {run.name} is not kept: {error}")
         written.append(run)
     for reason, names in reasons.items():
         log(f"no text of {shortened(names, 2)}: {reason}")

@@ -19,11 +19,14 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def visible(text: str, line_end: str = "\n") -> str:
-    """Return text with unprintable characters as escapes, such as `\\x1b`, and line ends as `line_end`."""
+def visible(text: str, line_end: str = "\n", *, keep: str = "") -> str:
+    """Return text with unprintable characters as escapes, such as `\\x1b`, and line ends as `line_end`.
+
+    Those of `keep` stay as they are.
+    """
     return "".join(
         character
-        if character.isprintable()
+        if character.isprintable() or character in keep
         else line_end
         if character == "\n"
         else character.encode("unicode_escape").decode()

@@ -124,6 +124,7 @@ INSIDE = {
     "claims": ("claim looks", "judged", "__init__"),
     "inference": (
         "sampling decoding trained quality",
+        "sampler",
         "text_stream run_health",
         "generation evaluation",
         "text_samples",
@@ -162,7 +163,7 @@ INSIDE = {
     # a command imports no other command
     "cli": (
         "options",
-        "training requested inputs continuing",
+        "training requested inputs generation_output",
         "judging claim_runs",
         "claiming",
         "config eval export importing interventions library analyze power generate train sweep verify",

@@ -1,21 +1,17 @@
 """`bitnetctl eval`: how well runs predict any text."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.options import print_json, print_message, stdout
-from bitnetctl.errors import ConfigError, DataError, ExitCode, cannot_read
+from bitnetctl.cli.options import STDIN, print_json, print_message, read_text, stdout
+from bitnetctl.errors import ConfigError, DataError, ExitCode
 
 if TYPE_CHECKING:
     from bitnetctl.inference.evaluation import Score, TextTokens
     from bitnetctl.inference.trained import TrainedRun
-
-# stands for stdin as the text to read
-_STDIN = "-"
 
 
 def evaluate(
@@ -46,9 +42,12 @@ def evaluate(
     as_json: options.Json = False,
 ) -> int:
     """Score any text by the weights of runs: bits per byte, cross-entropy, perplexity, beside n-gram predictors."""
-    if texts.count(_STDIN) > 1:
+    if texts.count(STDIN) > 1:
         raise ConfigError("--text - is given twice; stdin can be read once")
-    contents = [(name, _read(name)) for name in texts]
+    contents = [(name, read_text(name, "--text")) for name in texts]
+    for name, content in contents:
+        if not content:
+            raise DataError(f"--text {name}: is empty")
     from bitnetctl.inference.trained import open_run
 
     runs = [open_run(name, runs_dir, device=device, step=step) for name in names]
@@ -61,20 +60,6 @@ def evaluate(
         for note in notes:
             print_message(f"note: {note}")
     return ExitCode.SUPPORTED
-
-
-def _read(name: str) -> str:
-    """Return a text; raises ConfigError or DataError in one line."""
-    try:
-        content = sys.stdin.buffer.read() if name == _STDIN else Path(name).read_bytes()
-    except OSError as error:
-        raise ConfigError(cannot_read(f"--text {name}", error)) from error
-    if not content:
-        raise DataError(f"--text {name}: is empty")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"--text {name}: not UTF-8 at byte {error.start:,}; convert it first") from error
 
 
 def _scored(

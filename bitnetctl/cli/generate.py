@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitnetctl.cli import options
-from bitnetctl.cli.continuing import Screen, converse, generation_json
-from bitnetctl.cli.options import print_json, print_message
-from bitnetctl.errors import ConfigError, ExitCode, cannot_read
+from bitnetctl.cli.generation_output import GenerationPrinter, generation_json, interactive_session
+from bitnetctl.cli.options import STDIN, print_json, print_message, read_text
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.inference.sampling import Sampling
 from bitnetctl.units import plural
 
 if TYPE_CHECKING:
     from bitnetctl.inference.generation import Generation, GenerationOptions
     from bitnetctl.inference.run_health import HealthAtStep
 
-_TEMPERATURE = 0.8
-# stands for stdin as the file to read
-_STDIN = Path("-")
+_DEFAULT = Sampling()
+# the KV cache of a row takes megabytes, and a mistyped number must not take all memory
+_MOST_SAMPLES = 1000
 
 
 def generate(
@@ -36,26 +37,38 @@ def generate(
         list[str] | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; may be repeated. Unset: stdin."),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", metavar="FILE", parser=options.user_path, help="Read a prompt; - is stdin."),
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            parser=options.user_text,
+            help="Read a prompt; - is stdin; may be repeated.",
+        ),
     ] = None,
     new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens of a sample.")] = 50,
-    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Samples of every prompt.")] = 1,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", min=1, max=_MOST_SAMPLES, help="Samples of every prompt.")
+    ] = 1,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "--temp", help=f"0: the most probable token; unset: {_TEMPERATURE}."),
+        typer.Option("--temperature", "--temp", help=f"0: the most probable token; unset: {_DEFAULT.temperature}."),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0: all.")] = 50,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0: all.")
+    ] = _DEFAULT.top_k or 0,
     top_p: Annotated[
         float, typer.Option("--top-p", help="Draw from the fewest tokens of this probability together; 1: all.")
-    ] = 1.0,
+    ] = _DEFAULT.top_p,
     min_p: Annotated[
         float,
         typer.Option("--min-p", help="Draw from tokens this probable, relative to the most probable one; 0: all."),
-    ] = 0.0,
+    ] = _DEFAULT.min_p,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the most probable token: --temperature 0.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers, the same ones for every run.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the random numbers, the same ones for every run.")
+    ] = _DEFAULT.seed,
     ignore_end: Annotated[
         bool, typer.Option("--ignore-eos", help="Never choose the end of a text, which ends a sample otherwise.")
     ] = False,
@@ -71,16 +84,17 @@ def generate(
     if greedy and temperature:
         raise ConfigError(f"--greedy is --temperature 0; leave one out: --temperature {temperature:g} was given")
     if temperature is None:
-        temperature = 0.0 if greedy else _TEMPERATURE
-    is_interactive = not prompts and file is None and sys.stdin.isatty()
+        temperature = 0.0 if greedy else _DEFAULT.temperature
+    is_interactive = not prompts and not files and sys.stdin.isatty()
     if is_interactive and as_json:
         raise ConfigError("--json needs a prompt: give one with -p, -f or on stdin")
+    if (files or []).count(STDIN) > 1:
+        raise ConfigError("--file - is given twice; stdin can be read once")
     import torch
 
     from bitnetctl.inference.decoding import threads_for
     from bitnetctl.inference.generation import Generation, GenerationOptions
     from bitnetctl.inference.run_health import health_at_step
-    from bitnetctl.inference.sampling import Sampling
     from bitnetctl.inference.trained import open_run
 
     sampling = Sampling(temperature=temperature, top_k=top_k or None, top_p=top_p, min_p=min_p, seed=seed)
@@ -89,25 +103,26 @@ def generate(
     torch.set_num_threads(max(threads_for(one.run.model) for one in opened))
     if is_interactive:
 
-        def begin(of: "HealthAtStep", text: str, count: int) -> "Generation":
+        def generate_after(of: "HealthAtStep", text: str, count: int) -> "Generation":
             # a text that is typed again is continued in another way
             seeded = replace(chosen, sampling=replace(sampling, seed=seed + count))
             return _noted(Generation(of.run, text, seeded))
 
-        return converse(opened, begin, quiet=quiet)
-    texts = [*map(_argument, prompts or ()), *([_read(file or _STDIN)] if file is not None or not prompts else ())]
+        return interactive_session(opened, generate_after, quiet=quiet)
+    texts = [_argument(text) for text in prompts or ()]
+    texts += [_read(file) for file in files or ([] if prompts else [STDIN])]
     # a prompt that cannot be continued by one of them is refused before anything is printed
     generations = [[_noted(Generation(one.run, text, chosen)) for one in opened] for text in texts]
     if as_json:
         _print_json(generations, opened, chosen)
         return ExitCode.SUPPORTED
-    screen = Screen(quiet=quiet)
+    printer = GenerationPrinter(quiet=quiet)
     for number, of_text in enumerate(generations, 1):
         for one, generation in zip(opened, of_text, strict=True):
-            heads = [f"prompt {number}"] * (len(texts) > 1) + [one.line] * (len(opened) > 1)
-            if heads:
-                screen.head(": ".join(heads))
-            screen.show(generation, prompt=generation.text)
+            headings = [f"prompt {number}"] * (len(texts) > 1) + [one.line] * (len(opened) > 1)
+            if headings:
+                printer.heading(": ".join(headings))
+            printer.show(generation, prompt=generation.text)
     return ExitCode.SUPPORTED
 
 
@@ -151,15 +166,6 @@ def _argument(text: str) -> str:
         raise ConfigError("the prompt is not UTF-8 text") from error
 
 
-def _read(file: Path) -> str:
+def _read(file: str) -> str:
     """Return the prompt in a file or on stdin, without the line end that an editor puts behind it."""
-    name = "stdin" if file == _STDIN else str(file)
-    try:
-        content = sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()
-    except OSError as error:
-        raise ConfigError(cannot_read(f"--file {name}", error)) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--file {name}: not UTF-8 text (byte {error.start})") from error
-    return text.removesuffix("\n").removesuffix("\r")
+    return read_text(file, "--file").removesuffix("\n").removesuffix("\r")

@@ -13,9 +13,14 @@ import typer
 from rich.console import Console
 
 from bitnetctl.config.numbers import parse_numbers, parse_seeds
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, DataError, cannot_read
 from bitnetctl.files import expand_user
 from bitnetctl.streams import redirect_to_null
+
+STDIN = "-"
+"""Stands for stdin as a file to read."""
+# tokens take fifty times as much memory, so a device without an end must not be read to it
+_MOST_TEXT_BYTES = 2**27
 
 
 def user_path(text: str | Path) -> Path:
@@ -170,6 +175,28 @@ def chosen_seeds(seeds: str | None, each: Sequence[int] | None) -> tuple[int, ..
     if seeds is not None:
         raise ConfigError("take --seeds, a number of seeds or a list of them, or --seed, one seed; not both")
     return tuple(each)
+
+
+def read_text(file: str, option: str) -> str:
+    """Return the UTF-8 text in the file of an option, or on stdin, without a byte-order mark.
+
+    Raises ConfigError where it cannot be read, DataError where it is too large or no text.
+    """
+    name = "stdin" if file == STDIN else f"{option} {file}"
+    try:
+        if file == STDIN:
+            content = sys.stdin.buffer.read(_MOST_TEXT_BYTES + 1)
+        else:
+            with Path(file).open("rb") as stream:
+                content = stream.read(_MOST_TEXT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(cannot_read(name, error)) from error
+    if len(content) > _MOST_TEXT_BYTES:
+        raise DataError(f"{name}: larger than {_MOST_TEXT_BYTES // 2**20} MiB; take a part of it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 at byte {error.start:,}; convert it first") from error
 
 
 def parse_on_divergence(text: str) -> Literal["stop", "rollback"]:

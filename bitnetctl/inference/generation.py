@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bitnetctl.errors import CheckpointError, ConfigError
 from bitnetctl.inference.decoding import Decoder
-from bitnetctl.inference.sampling import NO_TOKEN, Sampler, Sampling
+from bitnetctl.inference.sampler import NO_TOKEN, Sampler
+from bitnetctl.inference.sampling import Sampling
 from bitnetctl.inference.text_stream import TextStream, prompt_tokens
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.packed import PackedModel

@@ -16,7 +16,8 @@ from bitnetctl.data.probe import row_positions
 from bitnetctl.errors import DataError
 from bitnetctl.inference.generation import continuations
 from bitnetctl.inference.quality import measures
-from bitnetctl.inference.sampling import NO_TOKEN, Sampling
+from bitnetctl.inference.sampler import NO_TOKEN
+from bitnetctl.inference.sampling import Sampling
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.packed import PackedModel
 from bitnetctl.records.samples import Continuation, Samples

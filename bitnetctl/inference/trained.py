@@ -145,8 +145,8 @@ def _described(paths: RunPaths) -> tuple[Manifest, RunConfig]:
     manifest = read_manifest(paths.folder)
     if manifest is None:
         raise ConfigError(
-            f"{paths.folder}: no run there{did_you_mean(paths.name, _names(paths.runs_dir))}; "
-            "give the name of one in --runs-dir, or its folder"
+            f"{paths.folder}: no run there; give the name of one in --runs-dir, or its folder"
+            f"{did_you_mean(paths.name, _names(paths.runs_dir))}"
         )
     if manifest.external is not None:
         raise ConfigError(f"run {paths.name}: another program trained it, so its weights are not here")

@@ -140,7 +140,15 @@ def test_what_is_refused(message: str, options: list[str], given: list[str]) -> 
 
 
 def test_a_run_that_is_not_there(given: list[str]) -> None:
-    assert_refused("no run there; did you mean 'portable'?", "export", "portabel", *given[2:], "--to", "hf", "out")
+    assert_refused(
+        "or its folder; did you mean 'portable'?",
+        "export",
+        "portabel",
+        *given[2:],
+        "--to",
+        "hf",
+        "out",
+    )
 
 
 def test_a_stop_signal_leaves_nothing(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

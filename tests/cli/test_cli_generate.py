@@ -15,6 +15,7 @@ from run_files import damage
 from safetensors.torch import load_file, save_file
 
 from bitnetctl import checkpoint
+from bitnetctl.cli.generation_output import GenerationPrinter
 from bitnetctl.config import canonical_hash
 from bitnetctl.errors import ExitCode
 from bitnetctl.inference.generation import Generation, GenerationOptions
@@ -103,8 +104,20 @@ def test_prompts_of_files_and_stdin(runs: Path, tmp_path: Path, monkeypatch: pyt
     type_in(monkeypatch, b"other")
     assert text_of(call("generate", "one", "-p", "Wen é\nfi")) == expected
     assert sys.stdin.read() == "other"
-    both = generated("one", "-p", "a", "-p", "b", "-f", str(tmp_path / "prompt.txt"))
-    assert [tree["prompt"] for tree in both["continuations"]] == ["a", "b", "Wen é\nfi"]
+    (tmp_path / "other.txt").write_text("c\n\n", encoding="utf-8")
+    files = ("-f", str(tmp_path / "prompt.txt"), "-f", str(tmp_path / "other.txt"))
+    every = generated("one", "-p", "a", "-p", "b", *files)
+    assert [tree["prompt"] for tree in every["continuations"]] == ["a", "b", "Wen é\nfi", "c\n"]
+    type_in(monkeypatch, b"\xff")
+    assert "error: stdin: not UTF-8 at byte 0" in call("generate", "one").err
+
+
+def test_a_terminal_gets_text_and_no_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr("sys.stdout", shown)
+    GenerationPrinter().heading("a\x1b]0;b\x07\u202ec\u2066\t日本 \u00a0é \N{MAN}\u200d\N{ROCKET}")
+    text = "a\\x1b]0;b\\x07\\u202ec\\u2066\t日本 \u00a0é \N{MAN}\u200d\N{ROCKET}"
+    assert shown.getvalue() == f"== {text}\n"
 
 
 def test_a_prompt_in_a_locale_without_utf8(runs: Path) -> None:
@@ -210,8 +223,8 @@ def test_the_json_of_a_generation(runs: Path) -> None:
     assert continuation == {
         "run": "one",
         "prompt": PROMPT,
-        "prompt_tokens": encoded,
-        "prompt_tokens_used": len(encoded),
+        "prompt_token_ids": encoded,
+        "num_prompt_tokens_used": len(encoded),
     }
     assert sample["finish"] == "length"
     assert len(sample["tokens"]) == 6
@@ -238,7 +251,7 @@ def test_a_sample_ends_with_the_end_of_a_text(runs: Path, monkeypatch: pytest.Mo
 
 def test_an_empty_prompt_starts_after_the_end_of_a_text(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree,) = generated("one", "-p", "")["continuations"]
-    assert tree["prompt_tokens"] == [0]
+    assert tree["prompt_token_ids"] == [0]
     type_in(monkeypatch, b"")
     assert text_of(call("generate", "one")) == tree["samples"][0]["text"] + "\n"
 
@@ -247,13 +260,13 @@ def test_of_a_long_prompt_the_last_part_is_used(runs: Path) -> None:
     long = " ".join([PROMPT] * 30)
     done = call("generate", "one", "-p", long, "--json")
     (tree,) = json.loads(done.out)["continuations"]
-    assert tree["prompt_tokens_used"] == 32
-    given = len(tree["prompt_tokens"])
+    assert tree["num_prompt_tokens_used"] == 32
+    given = len(tree["prompt_token_ids"])
     assert done.err == (
         f"warning: one: of the prompt's {given} tokens only the last 32 are used, the context of its training\n"
     )
     run = open_run("one", runs)
-    logits_V = run.logits(torch.tensor([tree["prompt_tokens"][-32:]]))[0, -1]
+    logits_V = run.logits(torch.tensor([tree["prompt_token_ids"][-32:]]))[0, -1]
     (greedy,) = generated_greedy(long)
     assert greedy == int(logits_V.argmax())
 
@@ -324,7 +337,9 @@ def reseal(path: Path) -> None:
         (["one", "-p", "a", "-n", "0"], "-n"),
         (["one", "-p", "a", "--device", "tpu"], "tpu"),
         (["one", "-f", "missing.txt"], "--file missing.txt: cannot read: No such file"),
-        (["one", "-f", "bytes"], "--file bytes: not UTF-8 text (byte 1)"),
+        (["one", "-f", "bytes"], "--file bytes: not UTF-8 at byte 1"),
+        (["one", "-f", "-", "-f", "-"], "stdin can be read once"),
+        (["one", "-p", "a", "--num-samples", "1001"], "--num-samples"),
         (["one", "-p", "\udcff"], "the prompt is not UTF-8 text"),
         (["one", "two", "-p", "a", "-p", "\udcff"], "the prompt is not UTF-8 text"),
     ],

@@ -14,8 +14,9 @@ from calling import Done, call, training, unset_environment
 from samples import SAMPLES, with_samples
 from synthetic import CURED, bare_run, origin_run
 
+from bitnetctl.cli import options
 from bitnetctl.config import build_config
-from bitnetctl.errors import ExitCode
+from bitnetctl.errors import ExitCode, StorageError
 from bitnetctl.records.samples import read_samples
 from bitnetctl.sweeps.executors.local import _arguments
 from bitnetctl.trainer.options import TrainOptions
@@ -81,6 +82,19 @@ def test_analyze_says_which_runs_cannot_write(runs: Path) -> None:
     assert first.startswith("no text of b: its weights were not kept")
     assert second.endswith("another program trained it, so its weights are not here")
     assert "people's text" in done.out
+
+
+def test_text_that_cannot_be_kept_is_shown_all_the_same(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs / "b" / "samples.json").unlink(missing_ok=True)
+
+    def full(path: Path, samples: object) -> None:
+        raise StorageError(f"{path}: cannot write: No space left on device")
+
+    monkeypatch.setattr("bitnetctl.records.samples.write_samples", full)
+    done = call("analyze", runs, "--text", "--json")
+    assert set(done.json["texts"]["runs"]) == {"a", "b"}
+    assert done.err.startswith("text of b is not kept: ")
+    assert "No space left" in done.err
 
 
 def test_a_bundle_carries_text_and_says_how_to_read_it(tmp_path: Path) -> None:
@@ -170,6 +184,22 @@ def refused(*arguments: str | Path) -> str:
     done: Done = call("eval", *arguments)
     assert done.code == ExitCode.USAGE
     return done.error
+
+
+def test_a_byte_order_mark_is_no_text(models: Path, tmp_path: Path) -> None:
+    scores = []
+    for name, mark in (("plain.txt", b""), ("marked.txt", b"\xef\xbb\xbf")):
+        (tmp_path / name).write_bytes(mark + "Ba gü. Fi".encode())
+        (tree,) = call("eval", models / "a", "--text", tmp_path / name, "--json").json["texts"]
+        scores.append({**tree, "text": ""})
+    assert scores[0]["bytes"] == 10
+    assert scores[0] == scores[1]
+
+
+def test_a_text_without_end_is_refused(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_MOST_TEXT_BYTES", 2**20)
+    (tmp_path / "long.txt").write_bytes(b"a" * (2**20 + 1))
+    assert "long.txt: larger than 1 MiB; take a part" in refused(models / "a", "--text", tmp_path / "long.txt")
 
 
 def test_mistakes_of_eval_are_one_line(models: Path, tmp_path: Path) -> None:

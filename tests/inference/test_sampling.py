@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError
-from bitnetctl.inference.sampling import NO_TOKEN, Sampler, Sampling
+from bitnetctl.inference.sampler import NO_TOKEN, Sampler
+from bitnetctl.inference.sampling import Sampling
 
 # probabilities of four tokens, not in order
 P_V = torch.tensor([0.1, 0.5, 0.15, 0.25], dtype=torch.float64)

@@ -233,7 +233,7 @@ def test_custom_quantizers_need_their_plugin(
 
 def test_runs_without_weights(train: Train, tiny_config: TinyConfig) -> None:
     train(tiny_config(), names=["a"])
-    assert "no run there; did you mean 'a'?" in message("aa")
+    assert "no run there; give the name of one in --runs-dir, or its folder; did you mean 'a'?" in message("aa")
     finished = manifest("a")
     checkpoint.keep_only(PATHS.checkpoints, -1)
     for status, expected in (("diverged", "it diverged before"), ("running", "has no checkpoint yet")):

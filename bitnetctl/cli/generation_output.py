@@ -1,14 +1,14 @@
-"""Continuations on the screen: streamed one below the other, and a conversation by prompts at a terminal."""
+"""Output of `bitnetctl generate`: samples streamed to stdout, a session of prompts at a terminal, JSON."""
 
 import contextlib
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_message
 from bitnetctl.errors import BitnetctlError, ExitCode, one_line
+from bitnetctl.escape import visible
 from bitnetctl.units import plural
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from bitnetctl.inference.run_health import HealthAtStep
 
 _PROMPT = "> "
+# tab, spaces and joiners are text; other controls could reconfigure a terminal or turn the direction of a line
+_KEPT = "\t\u00a0\u202f\u3000\u200c\u200d"
 
 
-class Screen:
+class GenerationPrinter:
     """Prints continuations to stdout as their tokens arrive."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -26,7 +28,7 @@ class Screen:
         self._quiet = quiet
         self._has_begun = False
 
-    def head(self, text: str) -> None:
+    def heading(self, text: str) -> None:
         """Print the heading of what follows, after an empty line where something stands above it."""
         self._write(f"\n== {text}\n" if self._has_begun else f"== {text}\n")
         self._has_begun = True
@@ -62,16 +64,8 @@ class Screen:
 
     def _write(self, text: str) -> None:
         if text:
-            sys.stdout.write(visible(text) if self._is_terminal else text)
+            sys.stdout.write(visible(text, keep=_KEPT) if self._is_terminal else text)
             sys.stdout.flush()
-
-
-def visible(text: str) -> str:
-    """Return a text for a terminal, which a control character in it cannot reconfigure."""
-    return "".join(
-        f"\\x{ord(character):02x}" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
-        for character in text
-    )
 
 
 def rate_text(generation: "Generation", seconds: float) -> str:
@@ -80,12 +74,12 @@ def rate_text(generation: "Generation", seconds: float) -> str:
     return f"{plural(tokens, 'token')} in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s"
 
 
-def converse(
-    opened: "Sequence[HealthAtStep]", begin: "Callable[[HealthAtStep, str, int], Generation]", *, quiet: bool
+def interactive_session(
+    opened: "Sequence[HealthAtStep]", generate: "Callable[[HealthAtStep, str, int], Generation]", *, quiet: bool
 ) -> int:
     """Continue the lines that are typed at a terminal until Ctrl-D; Ctrl-C ends a continuation, or at a prompt all.
 
-    `begin` returns the generation of a run for a text and the number of texts before it.
+    `generate` returns the generation of a run for a text and the number of texts before it.
     """
     with contextlib.suppress(ImportError):
         # lines can be edited and called up again
@@ -93,7 +87,7 @@ def converse(
     if not quiet:
         names = ", ".join(one.line for one in opened)
         print_message(f"{names}\ntype the beginning of a text; Ctrl-D ends, Ctrl-C ends a continuation")
-    screen, count = Screen(quiet=True), 0
+    printer, count = GenerationPrinter(quiet=True), 0
     while True:
         try:
             text = _typed()
@@ -106,8 +100,8 @@ def converse(
         try:
             for one in opened:
                 if len(opened) > 1:
-                    screen.head(one.line)
-                screen.show(begin(one, text, count), prompt="")
+                    printer.heading(one.line)
+                printer.show(generate(one, text, count), prompt="")
         except KeyboardInterrupt:
             print_message("(ended)")
         except BitnetctlError as error:
@@ -130,8 +124,8 @@ def generation_json(generation: "Generation", seconds: float) -> dict[str, Any]:
     return {
         "run": generation.run.name,
         "prompt": generation.text,
-        "prompt_tokens": generation.prompt,
-        "prompt_tokens_used": generation.used,
+        "prompt_token_ids": generation.prompt,
+        "num_prompt_tokens_used": generation.used,
         "samples": [
             {"text": sample.text, "tokens": sample.tokens, "finish": sample.finish} for sample in generation.samples
         ],
