@@ -131,7 +131,8 @@ INSIDE = {
         "__init__",
     ),
     "formats": (
-        "exported gates hf_files model_content refusals targets gguf_vocabulary llama_worker safetensors_reader",
+        "exported gates check_inputs hf_files llama_worker model_content refusals targets",
+        "gguf_vocabulary safetensors_reader",
         "gguf_layout hf_config",
         "hf_layout",
         "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",

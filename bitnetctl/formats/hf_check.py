@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import require_space, temporary_folder
-from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement, require_equal
+from bitnetctl.formats.check_inputs import TEXTS, check_rows
+from bitnetctl.formats.gates import Gate, compare_rows, require_agreement, require_equal
 from bitnetctl.formats.hf_config import PACKED, HfForm
 from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
 from bitnetctl.formats.hf_layout import scale_name, tensors
@@ -56,8 +57,7 @@ class Loaded:
     @property
     def texts(self) -> list[str]:
         """Strings to tokenize: odd ones, and the text of the rows, in which the usual tokens occur."""
-        tokenizer = self.folder.run.tokenizer
-        return [*TEXTS, *(tokenizer.decode(tokens_T, skip_special_tokens=False) for tokens_T in self.rows_PT.tolist())]
+        return [*TEXTS, *map(self.folder.run.decode, self.rows_PT.tolist())]
 
 
 def require_transformers() -> None:
@@ -166,6 +166,6 @@ def _texts_compared(loaded: Loaded, result: dict[str, Any]) -> str:
     for text, ours, ids, decoded in zip(texts, encoded, result["ids"], result["decoded"], strict=True):
         if ours.ids != ids:
             raise ExportError(f"self-check failed: the tokenizer gives other tokens for {text[:40]!r}")
-        if tokenizer.decode(ids, skip_special_tokens=False) != decoded:
+        if loaded.folder.run.decode(ids) != decoded:
             raise ExportError(f"self-check failed: the tokenizer decodes the tokens of {text[:40]!r} to another text")
     return f"tokens and text of {len(texts)} strings identical"

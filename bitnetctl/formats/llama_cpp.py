@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bitnetctl.errors import ConfigError, ExportError, one_line
 from bitnetctl.files import require_space, temporary_folder
-from bitnetctl.formats.gates import TEXTS, Gate, check_rows, compare_rows, require_agreement
+from bitnetctl.formats.check_inputs import TEXTS, check_rows
+from bitnetctl.formats.gates import Gate, compare_rows, require_agreement
 from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
@@ -81,7 +82,7 @@ def check_in_llama_cpp(
     # the server refuses a prompt that fills the context
     rows_PT = rows_PT[:, : max(1, run.context_length - 1)]
     prompt_T = rows_PT[0, : min(_PROMPT_TOKENS, -(-rows_PT.shape[1] // 2))]
-    texts = [*TEXTS, *(run.tokenizer.decode(row_T.tolist(), skip_special_tokens=False) for row_T in rows_PT[:4])]
+    texts = [*TEXTS, *map(run.decode, rows_PT[:4].tolist())]
     with temporary_folder() as out:
         job = {
             "model": str(file.absolute()),
@@ -195,8 +196,7 @@ def _run(job: dict[str, Any], out: Path) -> dict[str, Any]:
 def _require_tokens(run: TrainedRun, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> str:
     """Return a line that says all texts have the run's tokens; raises ExportError if not."""
     for text, theirs in zip(texts, ids, strict=True):
-        ours = run.tokenizer.encode(text, add_special_tokens=False).ids
-        if ours != list(theirs):
+        if run.encode(text) != list(theirs):
             raise ExportError(f"self-check failed: llama.cpp splits {text[:60]!r} into other tokens")
     return f"tokens of {len(texts)} texts identical"
 

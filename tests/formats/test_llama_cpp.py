@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExportError
 from bitnetctl.formats import gguf as export, gguf_file, gguf_vocabulary, llama_cpp
-from bitnetctl.formats.gates import check_rows, compare
+from bitnetctl.formats.check_inputs import check_rows
+from bitnetctl.formats.gates import compare
 from bitnetctl.formats.gguf import export_gguf
 from bitnetctl.formats.gguf_file import write_gguf
 from bitnetctl.formats.gguf_layout import GgufType
