@@ -1,4 +1,4 @@
-"""Measures of the text that runs wrote, by arm and size, beside those of people's text."""
+"""Measures of the text that runs wrote, by arm and size, beside those of human text."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,12 +11,15 @@ from bitnetctl.records.samples import Samples, TextMeasures
 
 
 class TextMeasure(NamedTuple):
-    """A measure as a column: `is_judged` where it can tell a model that ignores its context from people's text."""
+    """A measure as a column: `separates_collapse` where measured ranges of collapsed and healthy runs are apart.
+
+    See docs/text-quality.md for the measurement; no verdict uses any of them.
+    """
 
     field: str
     header: str
     format_spec: str
-    is_judged: bool
+    separates_collapse: bool
     meaning: str
 
 
@@ -30,10 +33,9 @@ MEASURES = (
     TextMeasure("zipf", "Zipf", ".2f", False, "exponent of frequency against rank in sampled text"),
     TextMeasure("compression", "zlib", ".2f", False, "bytes of sampled text over bytes after zlib"),
 )
-NOT_JUDGED = (
-    "rep-4, dist-2, Zipf and zlib are for information, nothing is judged by them: a collapsed model's samples can be "
-    "more varied than people's text, a small healthy model repeats itself nearly as much as a collapsed one, and the "
-    "temperature alone moves them past people's values"
+INFORMATION_ONLY = (
+    "For information: no verdict uses these. Where it was measured (docs/text-quality.md), bits/byte and bigram "
+    "separated collapsed from healthy runs; rep-4, dist-2, Zipf and zlib did not"
 )
 
 
@@ -90,7 +92,7 @@ def texts_of_arms(runs: Sequence[Run], arms: Sequence[str]) -> list[ArmTexts]:
 
 
 def human_measures(runs: Sequence[Run]) -> dict[str, Spread]:
-    """Return the measures of people's text: the true continuations of the prompts that the runs were given."""
+    """Return the measures of human text: the true continuations of the prompts that the runs were given."""
     return _spreads([run.samples for run in runs if run.samples is not None], _human)
 
 
@@ -104,7 +106,7 @@ def texts_json(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Any] | Non
         "arms": [one.to_json() for one in texts],
         "human": human,
         "runs": {run.name: run.samples.model_dump(mode="json") for run in runs if run.samples is not None},
-        "note": NOT_JUDGED,
+        "note": INFORMATION_ONLY,
     }
 
 

@@ -32,7 +32,7 @@ def measures(prompts_BP: Int64s, tokens_BN: Int64s, texts: Sequence[str], ngrams
 def bigram_nats(prompts_BP: Int64s, tokens_BN: Int64s, ngrams: Ngrams) -> float:
     """Return the cross-entropy of continuations under the bigram predictor of the training text, in nats per token.
 
-    The first token of each is predicted from the last of its prompt. That of people's text is the bigram predictor's
+    The first token of each is predicted from the last of its prompt. That of human text is the bigram predictor's
     held-out loss; tokens drawn without regard to the one before them have more.
     """
     contexts_BN = np.concatenate([prompts_BP[:, -1:], tokens_BN[:, :-1]], axis=1)

@@ -1,4 +1,4 @@
-"""Text that the runs of a pack write from prompts of held-out text, measured beside how people go on.
+"""Text that the runs of a pack write from prompts of held-out text, measured beside the human text that follows there.
 
 Shapes: R runs, B prompts, P tokens of a prompt, N tokens of a continuation.
 """
@@ -49,7 +49,7 @@ def takes_under_one_percent(config: RunConfig, train_tokens: int) -> bool:
 class TextSampler:
     """Lets runs of one text and probe go on from prompts of its held-out part.
 
-    The prompts are the first tokens of evenly spaced rows of the probe, half of a row and at most 16; people's text is
+    The prompts are the first tokens of evenly spaced rows of the probe, half of a row and at most 16; human text is
     what follows them there. `config` is the effective config of one of the runs.
     """
 
@@ -104,8 +104,8 @@ class TextSampler:
             greedy=measures(prompts_BP, greedy_BN, greedy, ngrams),
             sampled=measures(prompts_BP, sampled_BN, sampled, ngrams),
             texts=[
-                Continuation(prompt=prompt, human=by_people, greedy=probable, sampled=drawn)
-                for prompt, by_people, probable, drawn in zip(prompts, human, greedy, sampled, strict=True)
+                Continuation(prompt=prompt, human=following, greedy=probable, sampled=drawn)
+                for prompt, following, probable, drawn in zip(prompts, human, greedy, sampled, strict=True)
             ],
         )
 

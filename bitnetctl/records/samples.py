@@ -1,4 +1,4 @@
-"""Text that a run wrote at a step (`samples.json`), and how it measures beside people's text. No torch here."""
+"""Text that a run wrote at a step (`samples.json`), and how it measures beside human text. No torch here."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ class _Document(BaseModel):
 class TextMeasures(_Document):
     """Measures of several texts of equal length; see `bitnetctl.inference.quality` for each, None is unknown.
 
-    The first tells a collapsed model from a healthy one at every temperature, the others do not.
+    Where it was measured, the first separates collapsed from healthy runs, the others do not: docs/text-quality.md.
     """
 
     bigram_nats: _Measured | None = Field(None, description="cross-entropy under the training bigram, nats per token")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.study import Study
-from bitnetctl.analysis.text_quality import MEASURES, NOT_JUDGED
+from bitnetctl.analysis.text_quality import INFORMATION_ONLY, MEASURES
 from bitnetctl.escape import markdown_cell, markdown_line, markdown_text
 from bitnetctl.report.columns import (
     MEANS,
@@ -56,7 +56,7 @@ def text_section(report: TextReport | None) -> list[str]:
     header = ("text of", "size", "runs", *(one.header for one in MEASURES))
     lines = ["## What they write", "", f"Median (lowest to highest) over the runs. {report.settings}.", ""]
     lines += markdown_table(header, cells, texts=1)
-    lines += [*(f"- {text}" for text in (*meanings(), NOT_JUDGED)), ""]
+    lines += [*(f"- {text}" for text in (*meanings(), INFORMATION_ONLY)), ""]
     for one in report.shown:
         if one.samples.texts:
             lines += [f"**{markdown_line(one.arm)}** ({title_of(one)})", "", "```text"]

@@ -1,4 +1,4 @@
-"""Text that runs wrote: measures by arm beside people's text, and a continuation of one run of each arm."""
+"""Text that runs wrote: measures by arm beside human text, and a continuation of one run of each arm."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from bitnetctl.analysis.text_quality import (
+    INFORMATION_ONLY,
     MEASURES,
-    NOT_JUDGED,
     ArmTexts,
     Spread,
     TextMeasure,
@@ -24,7 +24,7 @@ MOST_ARMS = 12
 """Most arms and sizes whose text is shown."""
 MOST_CHARACTERS = 240
 """Most characters of a continuation that are shown."""
-HUMAN = "people's text"
+HUMAN = "human text"
 LINE_END = "↵"
 
 
@@ -58,7 +58,7 @@ class TextReport:
         return settings_line(self.arms[0].samples)
 
     def rows(self, *, ranges_for_information: bool = True) -> Iterator[tuple[str, str, str, list[str]]]:
-        """Yield arm, size, number of runs and cells of measures, with their range; people's text last."""
+        """Yield arm, size, number of runs and cells of measures, with their range; human text last."""
 
         def cells(measures: dict[str, Spread]) -> list[str]:
             return [_cell(measures.get(one.field), one, ranges_for_information) for one in MEASURES]
@@ -98,12 +98,12 @@ def title_of(one: ArmTexts) -> str:
 
 def continuations_of(text: Continuation, line_end: str = LINE_END) -> list[tuple[str, str]]:
     """Return (name, text) of a prompt and its continuations, shortened, without control characters."""
-    parts = (("prompt", text.prompt), ("greedy", text.greedy), ("sampled", text.sampled), ("people", text.human))
+    parts = (("prompt", text.prompt), ("greedy", text.greedy), ("sampled", text.sampled), ("human", text.human))
     return [(name, visible(_shortened(part), line_end)) for name, part in parts]
 
 
 def text_table(report: TextReport) -> FittedTable:
-    """Return the measures of every arm and size, and of people's text, for a terminal."""
+    """Return the measures of every arm and size, and of human text, for a terminal."""
     columns = [Column("text of"), Column("size", number=True), Column("runs", number=True)]
     columns += [Column(one.header, len(MEASURES) - index, number=True) for index, one in enumerate(MEASURES)]
     rows = report.rows(ranges_for_information=False)
@@ -125,14 +125,14 @@ def notes_of(report: TextReport) -> list[str]:
     """Return what stands below the table of a terminal."""
     steps = sorted({step for one in report.arms for step in one.steps})
     at = f"at step {listed([f'{step:,}' for step in steps], 3)}; " if len(steps) > 1 else ""
-    return [f"{at}{report.settings}", NOT_JUDGED]
+    return [f"{at}{report.settings}", INFORMATION_ONLY]
 
 
 def _cell(spread: Spread | None, measure: TextMeasure, ranges_for_information: bool) -> str:
     if spread is None:
         return UNKNOWN
     low, high, middle = (format(value, measure.format_spec) for value in (spread.low, spread.high, spread.median))
-    has_range = low != high and (measure.is_judged or ranges_for_information)
+    has_range = low != high and (measure.separates_collapse or ranges_for_information)
     return f"{middle} ({low}–{high})" if has_range else middle
 
 

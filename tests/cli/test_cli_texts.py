@@ -81,7 +81,7 @@ def test_analyze_says_which_runs_cannot_write(runs: Path) -> None:
     first, second = done.err.splitlines()
     assert first.startswith("no text of b: its weights were not kept")
     assert second.endswith("another program trained it, so its weights are not here")
-    assert "people's text" in done.out
+    assert "human text" in done.out
 
 
 def test_text_that_cannot_be_kept_is_shown_all_the_same(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

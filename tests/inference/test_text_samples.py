@@ -38,7 +38,7 @@ def pair(train: Train, tiny_config: TinyConfig) -> tuple[str, str]:
     return "a", "b"
 
 
-def test_prompts_begin_rows_of_the_probe_and_people_go_on(tiny_tokens: TokenData, tiny_config: TinyConfig) -> None:
+def test_prompts_begin_rows_of_the_probe(tiny_tokens: TokenData, tiny_config: TinyConfig) -> None:
     held_out = np.asarray(tiny_tokens.held_out_N)
     prompts_BP, human_BN = prompts_of(tiny_tokens, tiny_config(probe__positions=512))
     assert prompts_BP.shape == (text_samples.PROMPTS, 8)

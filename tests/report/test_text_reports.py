@@ -1,4 +1,4 @@
-"""Text that runs wrote in reports: measures by arm beside people's, and text that no program runs."""
+"""Text that runs wrote in reports: measures by arm beside human text, and text that no program runs."""
 
 import html
 import io
@@ -11,7 +11,7 @@ from samples import SAMPLES, samples, with_samples
 from synthetic import CURED, LEVELS, origin_run
 
 from bitnetctl.analysis.study import Study, study
-from bitnetctl.analysis.text_quality import NOT_JUDGED, Spread, texts_of_arms
+from bitnetctl.analysis.text_quality import INFORMATION_ONLY, Spread, texts_of_arms
 from bitnetctl.records import Run
 from bitnetctl.records.samples import Continuation
 from bitnetctl.report import html_page, markdown_report, print_study
@@ -62,17 +62,16 @@ def test_what_is_unknown_is_left_out(tmp_path: Path) -> None:
     assert texts.steps == (7, 20_000)
 
 
-def test_people_s_text_stands_beside(three: list[Run]) -> None:
+def test_human_text_stands_beside(three: list[Run]) -> None:
     screen = terminal(study(three))
     cells = [re.split(r"\s{2,}", line) for line in screen.splitlines()]
     assert ["baseline", "256", "3", "3.00 (2.00–4.00)", "7.00 (6.00–8.00)", "0.10", "0.90", "0.70", "1.90"] in cells
-    assert ["people's text", "–", "4.08", "0.09", "0.74", "0.78", "2.17"] in cells
-    assert NOT_JUDGED in " ".join(screen.split())
+    assert ["human text", "–", "4.08", "0.09", "0.74", "0.78", "2.17"] in cells
+    assert INFORMATION_ONLY in " ".join(screen.split())
     page, markdown = html_page(study(three)), markdown_report(study(three))
-    assert "| people&#x27;s text |" not in markdown
-    assert "| people's text |  |  | – | 4.08 | 0.09 | 0.74 | 0.78 | 2.17 |" in markdown
+    assert "| human text |  |  | – | 4.08 | 0.09 | 0.74 | 0.78 | 2.17 |" in markdown
     assert "| baseline | 256 | 3 | 3.00 (2.00–4.00) | 7.00 (6.00–8.00) | 0.10 (0.00–0.20) |" in markdown
-    for text in (html.escape("people's text"), html.escape(NOT_JUDGED), "<td>7.00 (6.00–8.00)</td>"):
+    for text in (html.escape("human text"), html.escape(INFORMATION_ONLY), "<td>7.00 (6.00–8.00)</td>"):
         assert text in page
 
 
@@ -84,7 +83,7 @@ def test_details_show_a_continuation_of_each_run(three: list[Run]) -> None:
         "  prompt  for x in",
         "  greedy   self.↵self.",
         "  sampled  ret<b>urn",
-        "  people   range(3):↵    y",
+        "  human    range(3):↵    y",
     ]
     assert sum(line == "  prompt  for x in" for line in lines) == 4
 
@@ -93,7 +92,7 @@ def test_runs_without_text_have_no_section(tmp_path: Path) -> None:
     alone = study([origin_run(tmp_path, CURED)])
     assert TextReport.of(alone.runs, alone.arms) is None
     assert "What they write" not in html_page(alone) + markdown_report(alone)
-    assert "people's text" not in terminal(alone, details=True)
+    assert "human text" not in terminal(alone, details=True)
     assert alone.to_json()["texts"] is None
 
 
@@ -122,7 +121,7 @@ def test_no_markdown_is_made_of_what_a_model_writes(hostile: Study) -> None:
     lines = markdown_report(hostile).splitlines()
     start = lines.index("```text")
     end = lines.index("```", start)
-    assert [line.split()[0] for line in lines[start + 1 : end]] == ["prompt", "greedy", "sampled", "people"]
+    assert [line.split()[0] for line in lines[start + 1 : end]] == ["prompt", "greedy", "sampled", "human"]
     assert not [line for line in [*lines[:start], *lines[end:]] if "example.com" in line]
     assert not {"\x1b", "\u202e"} & set("".join(lines))
 

@@ -1,10 +1,10 @@
 """The section of the page on text that runs wrote."""
 
-from bitnetctl.analysis.text_quality import MEASURES, NOT_JUDGED, ArmTexts
+from bitnetctl.analysis.text_quality import INFORMATION_ONLY, MEASURES, ArmTexts
 from bitnetctl.escape import html_cell, html_text
 from bitnetctl.report.texts import LINE_END, TextReport, continuations_of, title_of
 
-_NAMES = {"greedy": "greedy", "sampled": "sampled", "people": "people's text"}
+_NAMES = {"greedy": "greedy", "sampled": "sampled", "human": "human text"}
 
 
 def text_section(report: TextReport | None) -> str:
@@ -16,20 +16,20 @@ def text_section(report: TextReport | None) -> str:
     return (
         f'<section id="texts"><h2>What they write</h2>{_table(report)}'
         f'<p class="hint">Median (lowest–highest) over the runs. {html_text(report.settings)}.</p>'
-        f'<p class="hint">{html_text(NOT_JUDGED)}.</p>{figures}{more}</section>'
+        f'<p class="hint">{html_text(INFORMATION_ONLY)}.</p>{figures}{more}</section>'
     )
 
 
 def _table(report: TextReport) -> str:
     heads = ['<th class="t" scope="col">text of</th>', '<th scope="col">size</th>', '<th scope="col">runs</th>']
     heads += [
-        f'<th scope="col"{"" if one.is_judged else _ASIDE} title="{html_text(one.meaning)}">{one.header}</th>'
+        f'<th scope="col"{"" if one.separates_collapse else _ASIDE} title="{html_text(one.meaning)}">{one.header}</th>'
         for one in MEASURES
     ]
     lines = []
     for arm, size, runs, cells in report.rows():
         values = [
-            f"<td{'' if one.is_judged else _ASIDE}>{html_text(cell)}</td>"
+            f"<td{'' if one.separates_collapse else _ASIDE}>{html_text(cell)}</td>"
             for one, cell in zip(MEASURES, cells, strict=True)
         ]
         lines.append(f'<tr><td class="t">{html_cell(arm)}</td><td>{size}</td><td>{runs}</td>{"".join(values)}</tr>')
