@@ -28,10 +28,11 @@ from bitnetctl.config import canonical_hash
 from bitnetctl.errors import CheckpointError
 from bitnetctl.files import discard, remove, replacing, storage_errors, sync_folder, write_synced
 from bitnetctl.records.encoding import plain_lines
+from bitnetctl.records.paths import STEP_PREFIX, WEIGHTS_NAME
 
 SCHEMA_VERSION = 1
 KEPT = 2
-_STEP = re.compile(r"step-([0-9]{8,})")
+_STEP = re.compile(rf"{STEP_PREFIX}([0-9]{{8,}})")
 _TENSOR_FILES = ("model", "optimizer", "codes")
 _RECORDS = "records.csv"
 # temporary folders of killed processes, as earlier versions named them
@@ -74,7 +75,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     target = path_of(folder, checkpoint.step)
     with storage_errors(target):
-        for leftover in (*folder.glob(".step-*"), *folder.glob(_OLD_LEFTOVERS)):
+        for leftover in (*folder.glob(f".{STEP_PREFIX}*"), *folder.glob(_OLD_LEFTOVERS)):
             remove(leftover)
         with replacing(target) as temporary:
             temporary.mkdir()
@@ -115,7 +116,7 @@ def steps(folder: Path) -> list[int]:
 
 def path_of(folder: Path, step: int) -> Path:
     """Folder of the checkpoint of `step`."""
-    return folder / f"step-{step:08d}"
+    return folder / f"{STEP_PREFIX}{step:08d}"
 
 
 def verify(path: Path, only: Collection[str] = _FILES) -> dict[str, Any]:
@@ -181,14 +182,13 @@ def load(path: Path, csv: Path | None = None) -> Checkpoint:
 
 def load_weights(path: Path) -> Weights:
     """Read the weights of a checkpoint, whatever became of its other files and of the CSV; raises CheckpointError."""
-    name = "model.safetensors"
-    state = verify(path, {name})
+    state = verify(path, {WEIGHTS_NAME})
     if not _has_valid_fields(state):
         raise CheckpointError(f"checkpoint {path}: state.json is missing or damaged")
-    if name not in state["sha256"]:
+    if WEIGHTS_NAME not in state["sha256"]:
         raise CheckpointError(f"checkpoint {path}: has no weights")
     try:
-        tensors = load_file(path / name)
+        tensors = load_file(path / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
     _check_finite(path, {"model": tensors})

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bitnetctl.records.metrics import finite
 from bitnetctl.records.run import Run
-from bitnetctl.records.samples import Samples, TextMeasures
+from bitnetctl.records.samples import Samples
 
 
 class TextMeasure(NamedTuple):
@@ -93,7 +93,9 @@ def texts_of_arms(runs: Sequence[Run], arms: Sequence[str]) -> list[ArmTexts]:
 
 def human_measures(runs: Sequence[Run]) -> dict[str, Spread]:
     """Return the measures of human text: the true continuations of the prompts that the runs were given."""
-    return _spreads([run.samples for run in runs if run.samples is not None], _human)
+    return _spreads(
+        [run.samples for run in runs if run.samples is not None], lambda samples: samples.human.model_dump()
+    )
 
 
 def texts_json(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Any] | None:
@@ -118,7 +120,7 @@ def bits_per_byte(run: Run, step: int) -> float | None:
 
 def _of_arm(arm: str, size: int | None, runs: Sequence[Run]) -> ArmTexts:
     known = [(run, run.samples) for run in runs if run.samples is not None]
-    measures = _spreads([samples for _, samples in known], _model)
+    measures = _spreads([samples for _, samples in known], _model_measures)
     bits = [value for run, samples in known if (value := bits_per_byte(run, samples.step)) is not None]
     if bits:
         measures["bits_per_byte"] = _spread(bits)
@@ -133,22 +135,15 @@ def _of_arm(arm: str, size: int | None, runs: Sequence[Run]) -> ArmTexts:
     )
 
 
-def _model(samples: Samples) -> dict[str, float | None]:
-    return {**_all(samples.sampled), "repetition": samples.greedy.repetition}
+def _model_measures(samples: Samples) -> dict[str, float | None]:
+    """Return the measures of the columns: repetition of greedy text, the others of sampled text."""
+    return {**samples.sampled.model_dump(), "repetition": samples.greedy.repetition}
 
 
-def _human(samples: Samples) -> dict[str, float | None]:
-    return _all(samples.human)
-
-
-def _all(measures: TextMeasures) -> dict[str, float | None]:
-    return measures.model_dump()
-
-
-def _spreads(every: Sequence[Samples], of: Callable[[Samples], dict[str, float | None]]) -> dict[str, Spread]:
+def _spreads(every: Sequence[Samples], measures_of: Callable[[Samples], dict[str, float | None]]) -> dict[str, Spread]:
     values: dict[str, list[float]] = {}
     for samples in every:
-        for name, value in of(samples).items():
+        for name, value in measures_of(samples).items():
             if value is not None:
                 values.setdefault(name, []).append(value)
     return {name: _spread(of_name) for name, of_name in values.items()}

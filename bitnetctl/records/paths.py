@@ -11,6 +11,9 @@ MANIFEST_NAME = "run.json"
 LOCK_NAME = "run.lock"
 TOKENIZER_NAME = "tokenizer.json"
 SAMPLES_NAME = "samples.json"
+CHECKPOINTS_NAME = "checkpoints"
+STEP_PREFIX = "step-"
+WEIGHTS_NAME = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class RunPaths:
     @property
     def checkpoints(self) -> Path:
         """The folder `runs/<name>/checkpoints`."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS_NAME
 
     @property
     def tokenizer(self) -> Path:

@@ -10,6 +10,7 @@ from bitnetctl.config import RunConfig
 from bitnetctl.records.manifest import ExternalRun, Manifest
 from bitnetctl.records.metrics import roundest
 from bitnetctl.records.naming import printable_name
+from bitnetctl.records.paths import CHECKPOINTS_NAME, STEP_PREFIX, WEIGHTS_NAME
 from bitnetctl.records.reader import Records
 from bitnetctl.records.samples import Samples
 from bitnetctl.records.schema import NAMES, Row
@@ -72,8 +73,8 @@ class Run:
     @property
     def keeps_weights(self) -> bool:
         """Whether a checkpoint with weights lies in its folder."""
-        folder = self.path.with_suffix("") / "checkpoints"
-        return self.manifest is not None and any(folder.glob("step-*/model.safetensors"))
+        folder = self.path.with_suffix("") / CHECKPOINTS_NAME
+        return self.manifest is not None and any(folder.glob(f"{STEP_PREFIX}*/{WEIGHTS_NAME}"))
 
     @property
     def warmup_steps(self) -> int:
