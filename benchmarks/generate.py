@@ -1,4 +1,4 @@
-"""Speed of generated text: with a cache of keys and values, without one, eight samples at once, and the floor.
+"""Speed of generated text: with a KV cache, without one, eight samples at once, and the floor.
 
     python -m benchmarks.generate [--recipe portable] [--vocabulary N] [--lengths 64,256,512] [--rounds N]
         [--threads N] [--device cpu] [--quick] [--json FILE] [model.hidden_size=256 …]

@@ -140,7 +140,7 @@ class CollapseCallback(TrainerCallback):
 
 
 def _caller(model: nn.Module) -> Callable[..., Any]:
-    """Return the model as a function of its tokens; a cache of keys and values is not needed."""
+    """Return the model as a function of its tokens; a KV cache is not needed."""
     has_cache = "use_cache" in inspect.signature(model.forward).parameters
     return functools.partial(model, use_cache=False) if has_cache else model
 
