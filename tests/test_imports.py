@@ -133,10 +133,11 @@ INSIDE = {
     "formats": (
         "exported gates check_inputs hf_files llama_worker model_content refusals targets",
         "gguf_vocabulary safetensors_reader",
-        "gguf_layout hf_config",
+        "gguf_layout hf_config stated",
         "hf_layout",
         "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",
-        "hf_card hf_check hf_read",
+        "hf_card hf_read",
+        "hf_check",
         "gguf hf reading packed_from_file",
         "__init__",
     ),

@@ -24,6 +24,7 @@ from bitnetctl.files import replacing, storage_errors, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
 from bitnetctl.formats.model_content import ModelContent
+from bitnetctl.formats.stated import end_of_text_name, require_stated
 from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 
@@ -58,8 +59,9 @@ def export_safetensors(
         "tokenizer": tokenizer,
         "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
     }
-    if run.end_of_text is not None:
-        metadata["end_of_text"] = str(run.tokenizer.id_to_token(run.end_of_text))
+    end = end_of_text_name(run)
+    if end is not None:
+        metadata["end_of_text"] = end
     quantized = run.quantized() if run.quant_lambda else {}
     tensors = {name: weight.contiguous() for name, weight in run.weights().items()}
     for name, (codes_OI, scale_OG) in quantized.items():
@@ -82,11 +84,16 @@ def _is_own(file: Path) -> bool:
 
 def _read_back(run: TrainedRun, file: Path, quantized: Mapping[str, tuple[Tensor, Tensor]]) -> str:
     read, weights = read_safetensors(file), run.weights()
-    if read.weights.keys() != weights.keys() or read.model != run.config.model.model_dump(mode="json"):
+    if read.weights.keys() != weights.keys() or read.config != run.config.model_dump(mode="json"):
         raise ExportError("self-check failed: the file has other names or another config")
     for name, weight in weights.items():
         if not torch.equal(read.weights[name], weight):
             raise ExportError(f"self-check failed: {name}: the file has other values")
+    require_stated(run, read)
+    tokenizer = run.tokenizer.to_str()
+    fingerprint = hashlib.sha256(tokenizer.encode()).hexdigest()
+    if (read.tokenizer, read.tokenizer_sha256) != (tokenizer, fingerprint):
+        raise ExportError("self-check failed: the file has another tokenizer")
     line = f"{require_equal(quantized, read.quantized)}, " if quantized else ""
     return f"{line}{len(weights)} tensors in fp32 identical, read back from the file"
 

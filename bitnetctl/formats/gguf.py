@@ -1,19 +1,21 @@
 """Export a run to a GGUF file for llama.cpp."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bitnetctl.errors import ConfigError, ExportError
+from bitnetctl.errors import ConfigError, DataError, ExportError
 from bitnetctl.files import replacing, storage_errors
 from bitnetctl.formats import gguf_vocabulary
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
-from bitnetctl.formats.gguf_file import gguf_library, is_gguf, read_gguf, write_gguf
+from bitnetctl.formats.gguf_file import gguf_library, is_gguf, read_gguf, read_keys, write_gguf
 from bitnetctl.formats.gguf_layout import GGUF_TYPES, GgufType, require_expressible
 from bitnetctl.formats.llama_cpp import check_in_llama_cpp, require_llama_cpp
+from bitnetctl.formats.stated import require_stated
 from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.model.quantization import dequantized
@@ -67,7 +69,10 @@ def _known_type(text: str) -> GgufType:
 
 def require_stored(run: TrainedRun, file: Path, gguf_type: GgufType) -> str:
     """Return a line that says a file holds the run's codes, scales and other weights; raises ExportError if not."""
-    stored = read_gguf(file)
+    try:
+        stored = read_gguf(file)
+    except DataError as error:
+        raise ExportError(f"self-check failed: {error}") from error
     ours = run.quantized() if run.quant_lambda else {}
     # where the scales are in the values, these are compared
     in_values = ours.keys() - stored.quantized.keys() & ours.keys()
@@ -82,4 +87,22 @@ def require_stored(run: TrainedRun, file: Path, gguf_type: GgufType) -> str:
         if found is None or not torch.equal(found, expected):
             raise ExportError(f"self-check failed: {name}: the file has other values")
     values = f"codes · scale of {len(in_values)} matrices identical" if in_values else line
-    return values if ours else "all weights identical"
+    require_stated(run, stored)
+    _require_vocabulary(run, read_keys(file))
+    return f"{values if ours else 'all weights identical'}, settings and vocabulary identical"
+
+
+def _require_vocabulary(run: TrainedRun, keys: Mapping[str, Any]) -> None:
+    """Raise ExportError where a file has other tokens than the run, or adds one in front of a text."""
+    vocabulary = gguf_vocabulary.vocabulary(run.tokenizer, run.model.vocab_size)
+    expected = {
+        "tokens": list(vocabulary.tokens),
+        "token_type": list(vocabulary.types),
+        "merges": list(vocabulary.merges),
+        "bos_token_id": run.end_of_text,
+        "eos_token_id": run.end_of_text,
+        "add_bos_token": False,
+    }
+    for name, value in expected.items():
+        if keys.get(f"tokenizer.ggml.{name}") != value:
+            raise ExportError(f"self-check failed: tokenizer.ggml.{name}: the file has other values")

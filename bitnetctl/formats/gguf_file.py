@@ -159,6 +159,11 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
+def read_keys(path: Path) -> dict[str, Any]:
+    """Return the keys of a file and their values."""
+    return {name: field.contents() for name, field in _reader(gguf_library(), path).fields.items()}
+
+
 def read_gguf(path: Path) -> ModelContent:
     """Read a file of a `bitnet` model, own or of llama.cpp's converter, which states no λ.
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bitnetctl.errors import ExportError
 from bitnetctl.files import replacing, require_space, storage_errors, sync_folder, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.hf_card import model_card
@@ -52,6 +54,8 @@ def export_hf(
         elif masters:
             (temporary / MASTERS).parent.mkdir()
             save_tensors(temporary / MASTERS, run.weights())
+            if check:
+                _require_masters(run, temporary / MASTERS)
         if check:
             log("loading it with transformers ...")
         checks = check_folder(Folder(run=run, path=temporary, form=written)) if check else ()
@@ -95,6 +99,14 @@ def write_folder(run: TrainedRun, folder: Path, form: HfForm, weights: dict[str,
     trees: list[dict[str, Any]] = [config_tree(run, form), generation, settings, named]
     for name, tree in zip(_JSON, trees, strict=True):
         write_synced(folder / name, json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _require_masters(run: TrainedRun, path: Path) -> None:
+    """Raise ExportError where a file does not hold the masters: no program but an import reads them."""
+    stored = load_file(path)
+    for name, weight in run.weights().items():
+        if not torch.equal(stored.get(name, torch.empty(0)), weight):
+            raise ExportError(f"self-check failed: {MASTERS}: {name}: the file has other values")
 
 
 def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:

@@ -20,8 +20,11 @@ from bitnetctl.files import require_space, temporary_folder
 from bitnetctl.formats.check_inputs import TEXTS, check_rows
 from bitnetctl.formats.gates import Gate, compare_rows, require_agreement, require_equal
 from bitnetctl.formats.hf_config import PACKED, HfForm
-from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
+from bitnetctl.formats.hf_files import LENGTHS, LOGITS, RESULT, WEIGHTS
 from bitnetctl.formats.hf_layout import scale_name, tensors
+from bitnetctl.formats.hf_read import read_hf
+from bitnetctl.formats.safetensors_reader import read_json
+from bitnetctl.formats.stated import end_of_text_name, require_stated
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.units import listed, shortened
 
@@ -134,7 +137,8 @@ def require_same(loaded: Loaded) -> tuple[str, ...]:
         (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
         (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV),
     )
-    return (*lines, *require_agreement(agreement, GATE, against))
+    lines = (*lines, *require_agreement(agreement, GATE, against))
+    return (*lines, _settings_compared(loaded.folder, result["settings"]))
 
 
 def _weights_compared(folder: Folder, loaded: dict[str, Tensor]) -> list[str]:
@@ -158,6 +162,25 @@ def _weights_compared(folder: Folder, loaded: dict[str, Tensor]) -> list[str]:
             raise ExportError(f"self-check failed: {name}: is not the tensor of the run")
     lines.append(f"{len(others)} other tensors identical")
     return lines
+
+
+def _settings_compared(folder: Folder, theirs: dict[str, Any]) -> str:
+    """Compare what the files state, and what the library made of it, with the run."""
+    run = folder.run
+    try:
+        require_stated(run, read_hf(folder.path))
+    except ConfigError as error:
+        raise ExportError(f"self-check failed: {error}") from error
+    for name, found in theirs.items():
+        number = run.context_length if name in LENGTHS else run.end_of_text
+        if found != number:
+            raise ExportError(f"self-check failed: {name} is {found} as it was loaded, not {number}")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        # which of them counts differs between versions of the library
+        named, expected = read_json(folder.path / name).get("eos_token"), end_of_text_name(run)
+        if named != expected:
+            raise ExportError(f"self-check failed: eos_token of {name} is {named!r}, not {expected!r}")
+    return "config, context length and end of text identical"
 
 
 def _texts_compared(loaded: Loaded, result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitnetctl.errors import one_line
-from bitnetctl.formats.hf_files import LOGITS, RESULT, WEIGHTS
+from bitnetctl.formats.hf_files import LENGTHS, LOGITS, RESULT, WEIGHTS
 
 
 @torch.no_grad()
@@ -49,7 +49,11 @@ def _reload(job: dict[str, Any], out: Path) -> dict[str, Any]:
     # as the model card shows it
     model.generate(**tokenizer("Hello, world!", return_tensors="pt"), max_new_tokens=1)
     unfit = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    return {"ids": ids, "decoded": decoded, "unfit": unfit}
+    named = {"config": model.config, "generation_config": model.generation_config, "tokenizer": tokenizer}
+    ends = ("bos_token_id", "eos_token_id")
+    settings = {f"{where}.{end}": getattr(one, end) for where, one in named.items() for end in ends}
+    lengths = dict(zip(LENGTHS, (model.config.max_position_embeddings, tokenizer.model_max_length), strict=True))
+    return {"ids": ids, "decoded": decoded, "unfit": unfit, "settings": {**settings, **lengths}}
 
 
 def _save(model: nn.Module, path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_file_for_llama_cpp(wide: list[str]) -> None:
     first, file, _, read_back, checked = done.out.splitlines()
     assert first == "out.gguf: wide at step 4, gguf, TQ1_0"
     assert file == f"  out.gguf: {Path('out.gguf').stat().st_size:,} bytes"
-    assert read_back == "read back: codes of 14 matrices identical, scales identical"
+    assert read_back == "read back: codes of 14 matrices identical, scales identical, settings and vocabulary identical"
     assert checked == "not checked"
     tree = call(*wide, "--no-check", "--force", "--json").json
     assert (tree["gguf_type"], tree["checked"], tree["checks"]) == ("TQ2_0", False, [])

@@ -240,6 +240,17 @@ def test_the_current_folder_is_none_to_replace(
         export_hf(export_runs["portable"], Path())
 
 
+def test_wrong_masters_are_found(export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_zeros(path: Path, weights: dict[str, torch.Tensor]) -> None:
+        save_tensors(path, {name: one * (path.parent.name != "masters") for name, one in weights.items()})
+
+    save_tensors = hf.save_tensors
+    monkeypatch.setattr(hf, "save_tensors", save_zeros)
+    with pytest.raises(ExportError, match=r"masters/model\.safetensors: .*: the file has other values"):
+        export_hf(export_runs["portable"], tmp_path / "a", masters=True)
+    assert listing(tmp_path) == []
+
+
 def test_no_room_for_the_check(export_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "check_folder", hf_check.check_folder)
     monkeypatch.setattr(hf, "require_space", lambda folder, needed: None)

@@ -181,8 +181,8 @@ WRONG: dict[str, tuple[str, GgufType, Wrong, str, str]] = {
         *(r"layers\.1\.mlp\.gate_proj\.weight: scale 0\.\d+, not 0\.\d+", KL),
     ),
     "relu2-run-as-silu": ("wide-relu2", "TQ2_0", with_run(lambda run: run), KL, ""),
-    "theta": ("wide", "TQ1_0", with_run(theta), KL, ""),
-    "epsilon": ("wide", "F32", with_run(shifted), KL, ""),
+    "theta": ("wide", "TQ1_0", with_run(theta), "rope_theta is '10000.0' in the file, not 500.0", KL),
+    "epsilon": ("wide", "F32", with_run(shifted), "rms_norm_eps is '0.3' in the file", KL),
     "masters-not-ternarised": ("wide", "F32", with_run(masters), "q_proj.weight: the file has other values", KL),
     "inverse-scales": (
         *("wide", "F16", with_tensors(inverse)),

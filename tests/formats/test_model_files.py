@@ -1,10 +1,12 @@
 """Single files of a model, GGUF and plain safetensors: what is written is read back, bit for bit."""
 
+import dataclasses
 import json
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,6 +302,53 @@ def test_a_plain_file_that_differs_is_not_kept(name: str, runs: Runs, monkeypatc
     monkeypatch.setattr("bitnetctl.formats.bitnetctl_safetensors.save", wrong)
     with pytest.raises(ExportError, match=r"self-check failed: model\."):
         export_safetensors(runs["wide"], Path("model.safetensors"))
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("quantization", "0.5"), ("context_length", "7"), ("end_of_text", "the"), ("tokenizer", "{}")),
+        *(("step", "1"), ("run", "other")),
+    ],
+)
+def test_other_metadata_are_found(key: str, value: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+        return save(tensors, {**metadata, key: value})
+
+    monkeypatch.setattr("bitnetctl.formats.bitnetctl_safetensors.save", wrong)
+    with pytest.raises(ExportError, match=f"self-check failed: .*{key}"):
+        export_safetensors(runs["wide"], Path("model.safetensors"))
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("bitnet.rope.freq_base", lambda old: 501.0, "rope_theta is '501.0' in the file, not 500.0"),
+        ("bitnet.attention.layer_norm_rms_epsilon", lambda old: 2e-5, "rms_norm_eps is"),
+        ("bitnet.context_length", lambda old: 7, "context_length is '7' in the file, not 32"),
+        ("bitnetctl.run", lambda old: "wide@3", "step is '3' in the file, not 4"),
+        ("tokenizer.ggml.eos_token_id", lambda old: 5, "end_of_text is"),
+        ("tokenizer.ggml.bos_token_id", lambda old: 5, "bos_token_id: the file has other values"),
+        ("tokenizer.ggml.add_bos_token", lambda old: True, "add_bos_token: the file has other values"),
+        ("tokenizer.ggml.token_type", lambda old: [1] * 300, "token_type: the file has other values"),
+        ("tokenizer.ggml.tokens", lambda old: [*old[:-2], old[-1], old[-2]], "tokens: the file has other values"),
+    ],
+)
+def test_other_keys_of_a_gguf_file_are_found(
+    key: str, change: Callable[[Any], Any], message: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def write_header(writer: Any) -> None:
+        (data,) = writer.kv_data
+        data[key] = dataclasses.replace(data[key], value=change(data[key].value))
+        write(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", write_header)
+    with pytest.raises(ExportError, match=f"self-check failed: .*{message}"):
+        export_gguf(runs["wide"], Path("model.gguf"), check=False)
     assert list(Path().iterdir()) == []
 
 
