@@ -17,6 +17,7 @@ from bitnetctl.formats.hf_check import Folder, check_folder, require_transformer
 from bitnetctl.formats.hf_config import PACKED, HfForm, config_tree
 from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, tensors, written_form
 from bitnetctl.formats.targets import require_free_folder
+from bitnetctl.inference.sampling import Sampling
 from bitnetctl.inference.trained import TrainedRun
 
 CARD = "README.md"
@@ -88,13 +89,14 @@ def write_folder(run: TrainedRun, folder: Path, form: HfForm, weights: dict[str,
     if prefix is not None:
         # transformers 4 sets it in the tokenizer, by default to false
         settings["add_prefix_space"] = prefix
+    sampling = Sampling()
     generation = {
         "bos_token_id": run.end_of_text,
         "eos_token_id": run.end_of_text,
         "do_sample": True,
-        "temperature": 0.8,
-        "top_k": 50,
-        "top_p": 1.0,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
     }
     trees: list[dict[str, Any]] = [config_tree(run, form), generation, settings, named]
     for name, tree in zip(_JSON, trees, strict=True):
