@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ from bitnetctl.files import replacing, storage_errors, write_synced
 from bitnetctl.formats.exported import Exported
 from bitnetctl.formats.gates import require_equal
 from bitnetctl.formats.model_content import ModelContent
-from bitnetctl.formats.stated import end_of_text_name, require_stated
+from bitnetctl.formats.stated import end_of_text_name, require_stated, without_folders
 from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 
@@ -53,7 +54,7 @@ def export_safetensors(
         "format": FORMAT,
         "run": run.name,
         "step": str(run.step),
-        "config": run.config.model_dump_json(),
+        "config": json.dumps(_public_config(run), separators=(",", ":")),
         "quantization": repr(run.quant_lambda),
         "context_length": str(run.context_length),
         "tokenizer": tokenizer,
@@ -74,6 +75,16 @@ def export_safetensors(
     return Exported(path=file, form=FORM, is_checked=check, checks=checks)
 
 
+def _public_config(run: TrainedRun) -> dict[str, Any]:
+    """Return the config of a run as a tree, without the folders of its files, which tell of the machine."""
+    tree = run.config.model_dump(mode="json")
+    tree["data"] |= {name: without_folders(tree["data"][name]) for name in ("source", "tokenizer")}
+    for spec in tree["interventions"]:
+        if spec.get("file"):
+            spec["file"] = spec["file"].replace("\\", "/").rpartition("/")[2]
+    return tree
+
+
 def _is_own(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as opened:
@@ -84,7 +95,7 @@ def _is_own(file: Path) -> bool:
 
 def _read_back(run: TrainedRun, file: Path, quantized: Mapping[str, tuple[Tensor, Tensor]]) -> str:
     read, weights = read_safetensors(file), run.weights()
-    if read.weights.keys() != weights.keys() or read.config != run.config.model_dump(mode="json"):
+    if read.weights.keys() != weights.keys() or read.config != _public_config(run):
         raise ExportError("self-check failed: the file has other names or another config")
     for name, weight in weights.items():
         if not torch.equal(read.weights[name], weight):
@@ -109,7 +120,11 @@ def read_safetensors(path: Path) -> ModelContent:
                     "folder"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        config = json.loads(metadata["config"])
+        config, step = json.loads(metadata["config"]), int(metadata["step"])
+        if not isinstance(config, dict) or not all(isinstance(config[name], dict) for name in ("model", "data")):
+            raise ValueError("its config is none")
+        if not 0 < step < 1 << 31:
+            raise ValueError(f"its step is {step}")
         return ModelContent(
             model=config["model"],
             config=config,
@@ -125,7 +140,7 @@ def read_safetensors(path: Path) -> ModelContent:
             end_of_text=metadata.get("end_of_text"),
             quant_lambda=float(metadata["quantization"]),
             run=metadata["run"],
-            step=int(metadata["step"]),
+            step=step,
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a safetensors file of bitnetctl, or damaged: {one_line(error)}") from error

@@ -7,6 +7,7 @@ from bitnetctl import __version__
 from bitnetctl.errors import RecordError
 from bitnetctl.escape import markdown_text
 from bitnetctl.formats.hf_config import HfForm
+from bitnetctl.formats.stated import without_folders
 from bitnetctl.inference.run_health import health_at_step
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.records.collapse import CollapseTracker, Health
@@ -114,20 +115,12 @@ def _settings(run: TrainedRun) -> Iterator[tuple[str, str]]:
     yield "feed-forward width, activation", f"{model.intermediate_size}, {model.activation}"
     yield "attention heads, key-value heads", f"{model.num_attention_heads}, {model.num_key_value_heads}"
     yield "head", "tied to the embeddings" if model.tie_word_embeddings else "of its own"
-    yield "tokenizer", f"{_last_part(data.get('tokenizer'))}, {run.model.vocab_size:,} tokens"
+    yield "tokenizer", f"{without_folders(data.get('tokenizer'))}, {run.model.vocab_size:,} tokens"
     if run.manifest.imported is None:
         # a path tells of the machine, its last part what the text is
-        yield "text", _last_part(data.get("source"))
+        yield "text", without_folders(data.get("source"))
         yield "fingerprint of text and tokenizer", str(data.get("fingerprint", UNKNOWN))
         yield "trained on", f"{run.manifest.device or UNKNOWN}, {run.manifest.precision or UNKNOWN}"
-
-
-def _last_part(spec: object) -> str:
-    """Return `file:/home/me/text.txt` as `file:text.txt`; names on the hub stay whole."""
-    if not isinstance(spec, str):
-        return UNKNOWN
-    scheme, separator, rest = spec.partition(":")
-    return f"{scheme}:{rest.replace(chr(92), '/').rpartition('/')[2]}" if separator and scheme != "hf" else spec
 
 
 def _health(collapse: CollapseTracker) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from bitnetctl.errors import ExportError
 from bitnetctl.formats.model_content import ModelContent
 from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.units import UNKNOWN
 
 # of a number that was stored in fp32
 _TOLERANCE = 1e-7
@@ -43,3 +44,11 @@ def _settings(run: TrainedRun, content: ModelContent) -> Iterator[tuple[str, obj
 def end_of_text_name(run: TrainedRun) -> str | None:
     """Return the token that ends a text of a run, None where it has none."""
     return None if run.end_of_text is None else str(run.tokenizer.id_to_token(run.end_of_text))
+
+
+def without_folders(spec: object) -> str:
+    """Return `file:/home/me/text.txt` as `file:text.txt`; names on the hub stay whole."""
+    if not isinstance(spec, str):
+        return UNKNOWN
+    scheme, separator, rest = spec.partition(":")
+    return f"{scheme}:{rest.replace(chr(92), '/').rpartition('/')[2]}" if separator and scheme != "hf" else spec

@@ -16,7 +16,7 @@ from bitnetctl.config import RunConfig, load_recipe, parse_arm, parse_config
 from bitnetctl.config.load import apply_override
 from bitnetctl.config.schema import join_arm
 from bitnetctl.data.tokenizer import end_of_text
-from bitnetctl.errors import BitnetctlError, ConfigError
+from bitnetctl.errors import BitnetctlError, ConfigError, DataError, one_line
 from bitnetctl.files import remove, replacing, storage_errors, temporary_folder, write_atomic, write_synced
 from bitnetctl.formats.masters import group_size
 from bitnetctl.formats.model_content import ModelContent, exported_name
@@ -120,7 +120,9 @@ def _config(
         tree["model"] = {**file.model, "quantization": file.quant_lambda}
         tree["interventions"] = [spec.model_dump() for spec in parse_arm(_arm(file))]
     else:
-        tree = {**file.config, "continues": None}
+        # a file may come from anyone, and is not to say which text is read
+        text = load_recipe(recipe)["data"]["source"]
+        tree = {**file.config, "continues": None, "data": {**file.config["data"], "source": text}}
     of_data = {"tokenizer": f"file:{paths.tokenizer.as_posix()}"}
     tree |= {"steps": done, "data": {**tree.get("data", {}), **of_data}}
     if file.context_length is not None:
@@ -170,7 +172,10 @@ def _prepare(
     """Return the tokens of the text, in the vocabulary of the tokenizer that the run will have in its folder."""
     chosen = config.data
     if file.tokenizer is not None and chosen.tokenizer == f"file:{paths.tokenizer.as_posix()}":
-        tokenizer = Tokenizer.from_str(file.tokenizer)
+        try:
+            tokenizer = Tokenizer.from_str(file.tokenizer)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise DataError(f"its tokenizer is none: {one_line(error)}") from error
         write_synced(staging / TOKENIZER_NAME, file.tokenizer.encode())
         end = file.end_of_text
         if end is not None and tokenizer.token_to_id(end) not in (None, end_of_text(tokenizer)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calling import call
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import train_tiny
 from torch import Tensor
@@ -21,8 +22,10 @@ from bitnetctl.formats.gguf_layout import GgufType, tensor_name
 from bitnetctl.formats.hf import write_folder
 from bitnetctl.formats.hf_config import HfForm
 from bitnetctl.formats.hf_layout import MASTERS, tensors
+from bitnetctl.formats.reading import read_model
 from bitnetctl.inference.trained import TrainedRun, open_run
-from bitnetctl.records import read, read_manifest
+from bitnetctl.records import RunPaths, read, read_manifest
+from bitnetctl.trainer import imported
 from bitnetctl.trainer.imported import import_model
 
 NAMES = (
@@ -232,8 +235,6 @@ def test_a_run_that_was_moved_is_trained_on(runs: dict[str, TrainedRun], tiny_te
 def test_an_arm_that_is_not_installed(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
     path = exported(runs["median"], "plain-file")
     stored = load_file(path)
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     for changed in ('"name":"unheard-of"', '"name":"median-scale","file":"evil.py:Evil"'):
@@ -247,6 +248,37 @@ def test_an_arm_that_is_not_installed(runs: dict[str, TrainedRun], tiny_text: Pa
         assert back.config.arm == "baseline"
         for key, (codes_OI, _) in runs["median"].quantized().items():
             assert torch.equal(back.quantized()[key][0], codes_OI)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config", '{"model": [], "data": {}}', "its config is none"),
+        ("config", '{"model": {}, "data": null}', "its config is none"),
+        ("tokenizer", "{}", "its tokenizer is none"),
+        ("step", "-5", "its step is -5"),
+    ],
+)
+def test_damaged_metadata(runs: dict[str, TrainedRun], tiny_text: Path, key: str, value: str, message: str) -> None:
+    path = exported(runs["full"], "plain-file")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, key: value})
+    with pytest.raises(DataError, match=message):
+        import_model(path, RUNS, overrides=settings(tiny_text))
+    assert not RUNS.exists()
+
+
+def test_a_file_does_not_say_which_text_is_read(runs: dict[str, TrainedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exported(runs["full"], "plain-file")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    # nor where it lies on the machine that wrote it
+    assert json.loads(metadata["config"])["data"]["source"] == "file:tiny.txt"
+    save_file(load_file(path), path, {**metadata, "config": metadata["config"].replace("file:tiny.txt", "file:secret")})
+    Path("secret").write_text("secret " * 5000)
+    config, _ = imported._config(read_model(path), RunPaths(RUNS, "a"), path, "portable", None, ())
+    assert config.data.source == "stdlib"
 
 
 def test_nothing_is_written_where_it_cannot_be_imported(runs: dict[str, TrainedRun], tiny_text: Path) -> None:
