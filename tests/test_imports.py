@@ -134,7 +134,7 @@ INSIDE = {
         "exported gates check_inputs hf_files llama_worker model_content refusals targets",
         "gguf_vocabulary safetensors_reader",
         "gguf_layout hf_config stated",
-        "hf_layout",
+        "hf_layout sensitivity",
         "hf_reload gguf_file llama_cpp bitnetctl_safetensors masters consistency",
         "hf_card hf_read",
         "hf_check",

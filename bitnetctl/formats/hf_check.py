@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from bitnetctl.formats.hf_files import LENGTHS, LOGITS, RESULT, WEIGHTS
 from bitnetctl.formats.hf_layout import scale_name, tensors
 from bitnetctl.formats.hf_read import read_hf
 from bitnetctl.formats.safetensors_reader import read_json
+from bitnetctl.formats.sensitivity import kl_gate, noise_kl
 from bitnetctl.formats.stated import end_of_text_name, require_stated
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.units import listed, shortened
 
 GATE = Gate(kl=1e-5, argmax_near=0.995)
+"""Of models whose sensitivity to rounding is no more than its KL divergence, which is the limit elsewhere."""
 NEEDED = ("transformers", "accelerate")
 # the library adds up |w| in another order
 _ONLINE_TOLERANCE = 1e-5
@@ -137,7 +139,8 @@ def require_same(loaded: Loaded) -> tuple[str, ...]:
         (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
         (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV),
     )
-    lines = (*lines, *require_agreement(agreement, GATE, against))
+    gate = replace(GATE, kl=kl_gate(run, GATE.kl, noise_kl(run, loaded.rows_PT), "transformers"))
+    lines = (*lines, *require_agreement(agreement, gate, against))
     return (*lines, _settings_compared(loaded.folder, result["settings"]))
 
 

@@ -22,22 +22,19 @@ from bitnetctl.files import require_space, temporary_folder
 from bitnetctl.formats.check_inputs import TEXTS, check_rows
 from bitnetctl.formats.gates import Gate, compare_rows, require_agreement
 from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
+from bitnetctl.formats.sensitivity import kl_gate, noise_kl
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
 from bitnetctl.model.packed import PackedModel
-from bitnetctl.model.parameters import EMBEDDINGS
 from bitnetctl.model.quantization import Quantizers
 
 GATES = {"TQ2_0": 2e-6, "TQ1_0": 2e-6, "F16": 2e-6, "F32": 1e-8}
 """Largest KL divergence from the run with its activations rounded as llama.cpp rounds them.
 
-Of ternary files it is more in a model that is sensitive, as one that has not learned much: sums in another order flip
-some roundings to int8. It is then `SHARE` of the divergence of that rounding, or `NOISE_FACTOR` times that of `NOISE`.
+Of ternary files it is more in a model that is sensitive: `SHARE` of the divergence that llama.cpp's rounding makes, or
+that of noise.
 """
 SHARE = 0.5
-NOISE, NOISE_FACTOR = 1e-6, 5
-CEILING = 1e-3
-"""Of such a gate: another model may be as near to one that is more sensitive, which is therefore refused."""
 ROUNDING = {
     "TQ2_0": "int8 activations by 256",
     "TQ1_0": "int8 activations by 256",
@@ -104,15 +101,8 @@ def check_in_llama_cpp(
     theirs = [reported_log_probs(logits_TV) for logits_TV in theirs_PTV]
     gate = GATES[gguf_type]
     if gguf_type in TERNARY_TYPES:
-        noisy_run = with_noise(rounded)
-        noisy = [reported_log_probs(noisy_run.logits(row_T[None])[0]) for row_T in rows_PT]
-        sensitive = max(SHARE * compare_rows(ours, expected).kl, NOISE_FACTOR * compare_rows(expected, noisy).kl)
-        if not sensitive <= CEILING:
-            raise ExportError(
-                f"self-check cannot decide: {run.name} is so sensitive to rounding that llama.cpp may differ by a KL "
-                f"divergence of {sensitive:.1e}, above {CEILING:g}; train it longer, or write it with --no-check"
-            )
-        gate = max(gate, sensitive)
+        sensitivity = max(SHARE * compare_rows(ours, expected).kl, noise_kl(rounded, rows_PT))
+        gate = kl_gate(run, gate, sensitivity, "llama.cpp")
     against = f"llama.cpp against the run with {ROUNDING[gguf_type]}"
     lines = require_agreement(compare_rows(expected, theirs), Gate(kl=gate), against)
     itself = compare_rows(ours, theirs)
@@ -147,18 +137,6 @@ def with_rounding_of(run: TrainedRun, gguf_type: GgufType) -> TrainedRun:
     model = PackedModel([run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=quantizers)
     model.load(0, weights)
     return replace(run, model=model, quant_lambda=1.0)
-
-
-def with_noise(run: TrainedRun) -> TrainedRun:
-    """Return a run whose embeddings are off by a few roundings of fp32, always by the same."""
-    model = PackedModel(
-        [run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=run.model.matmul.quantizers
-    )
-    weights = run.weights()
-    embeddings = weights[EMBEDDINGS]
-    noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
-    model.load(0, {**weights, EMBEDDINGS: embeddings * (1 + NOISE * noise)})
-    return replace(run, model=model)
 
 
 def _rounded_by_blocks(x_NI: Tensor) -> tuple[Tensor, Tensor]:

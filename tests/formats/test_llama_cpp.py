@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExportError
-from bitnetctl.formats import gguf as export, gguf_file, gguf_vocabulary, llama_cpp
+from bitnetctl.formats import gguf as export, gguf_file, gguf_vocabulary, llama_cpp, sensitivity
 from bitnetctl.formats.check_inputs import check_rows
 from bitnetctl.formats.gates import compare
 from bitnetctl.formats.gguf import export_gguf
@@ -309,7 +309,7 @@ def test_llama_cpp_is_needed_for_the_check_only(runs: Runs, monkeypatch: pytest.
 
 def test_a_model_too_sensitive_to_compare_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gate would be as wide as it is sensitive, and pass another model, too."""
-    monkeypatch.setattr(llama_cpp, "NOISE", 0.3)
+    monkeypatch.setattr(sensitivity, "NOISE", 0.3)
     with pytest.raises(
         ExportError, match=r"^self-check cannot decide: wide is so sensitive .* 0\.001; train it longer"
     ):

@@ -1,0 +1,58 @@
+"""How far a model may be from itself, computed in another order: what a gate of log-probabilities must allow.
+
+Sums in another order flip some roundings to int8. What that changes depends on the model: it grows as the model learns,
+and is large in one that has learned nothing. So a limit that holds for one model is blind or too strict for another.
+
+Shapes: P rows of T tokens.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bitnetctl.errors import ExportError
+from bitnetctl.formats.gates import compare_rows
+from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.parameters import EMBEDDINGS
+
+NOISE, NOISE_FACTOR = 1e-6, 5
+"""Relative noise of the embeddings, and how many times the KL divergence that it makes another program may make."""
+CEILING = 1e-3
+"""Of a gate: another model may be as near to one that is more sensitive, which is therefore refused."""
+
+
+def with_noise(run: TrainedRun) -> TrainedRun:
+    """Return a run whose embeddings are off by a few roundings of fp32, always by the same."""
+    model = PackedModel(
+        [run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=run.model.matmul.quantizers
+    )
+    weights = run.weights()
+    embeddings = weights[EMBEDDINGS]
+    noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+    model.load(0, {**weights, EMBEDDINGS: embeddings * (1 + NOISE * noise)})
+    return replace(run, model=model)
+
+
+@torch.no_grad()
+def noise_kl(run: TrainedRun, rows_PT: Tensor) -> float:
+    """Return `NOISE_FACTOR` times the KL divergence that `NOISE` makes on rows of tokens."""
+    noisy = with_noise(run)
+    agreement = compare_rows(
+        (run.logits(row_T[None])[0] for row_T in rows_PT), (noisy.logits(row_T[None])[0] for row_T in rows_PT)
+    )
+    return NOISE_FACTOR * agreement.kl
+
+
+def kl_gate(run: TrainedRun, least: float, sensitivity: float, program: str) -> float:
+    """Return the largest KL divergence allowed: `least`, or the sensitivity of the run where that is more.
+
+    Raises ExportError above `CEILING`, where nothing can be told from another model.
+    """
+    if not sensitivity <= CEILING:
+        raise ExportError(
+            f"self-check cannot decide: {run.name} is so sensitive to rounding that {program} may differ by a KL "
+            f"divergence of {sensitivity:.1e}, above {CEILING:g}; train it longer, or write it with --no-check"
+        )
+    return max(least, sensitivity)
