@@ -143,7 +143,7 @@ INSIDE = {
     ),
     "trainer": (
         "options resolved events evaluate provenance",
-        "artifacts extend imported",
+        "artifacts extend import_model",
         "loop resume",
         "factory",
         "__init__",

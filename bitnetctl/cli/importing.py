@@ -36,7 +36,7 @@ def import_(
 
     Recipe and --set say on which text it is measured and how it would be trained on; the model is that of the file.
     """
-    from bitnetctl.trainer.imported import import_model
+    from bitnetctl.trainer.import_model import import_model
 
     last = [""]
 

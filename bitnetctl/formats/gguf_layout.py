@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import Tensor
 
 from bitnetctl.errors import ConfigError
-from bitnetctl.formats.refusals import require_known_activations, require_whole_lambda
+from bitnetctl.formats.refusals import require_known_activations, require_special_end, require_whole_lambda
 from bitnetctl.inference.trained import TrainedRun
 
 GgufType: TypeAlias = Literal["TQ2_0", "TQ1_0", "F16", "F32"]
@@ -72,6 +72,7 @@ def require_expressible(run: TrainedRun, gguf_type: GgufType) -> None:
     """Raise ConfigError for a run that llama.cpp would not load, or would run as another model."""
     _require_graph(run)
     _require_quantization(run, gguf_type)
+    require_special_end(run)
     model = run.config.model
     if gguf_type in TERNARY_TYPES:
         for what, inputs in (("hidden size", model.hidden_size), ("feed-forward width", model.intermediate_size)):

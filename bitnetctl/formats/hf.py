@@ -16,6 +16,7 @@ from bitnetctl.formats.hf_card import model_card
 from bitnetctl.formats.hf_check import Folder, check_folder, require_transformers
 from bitnetctl.formats.hf_config import PACKED, HfForm, config_tree
 from bitnetctl.formats.hf_layout import MASTERS, WEIGHTS, Form, tensors, written_form
+from bitnetctl.formats.refusals import require_special_end
 from bitnetctl.formats.targets import require_free_folder
 from bitnetctl.inference.sampling import Sampling
 from bitnetctl.inference.trained import TrainedRun
@@ -42,6 +43,7 @@ def export_hf(
     StorageError; the folder is then as it was.
     """
     written = written_form(run, form)
+    require_special_end(run)
     if check:
         require_transformers()
     require_free_folder(folder, _FILES, replace=replace)

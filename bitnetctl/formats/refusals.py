@@ -20,3 +20,15 @@ def require_known_activations(run: TrainedRun) -> None:
             f"{run.name}: {run.config.arm} has a custom quantizer of activations, which no runtime computes; "
             "the baseline arm can be exported"
         )
+
+
+def require_special_end(run: TrainedRun) -> None:
+    """Raise ConfigError for an end of text that the tokenizer splits where it occurs in a text.
+
+    Runtimes take the token that ends a text as a special one, and would split such a text otherwise than in training.
+    """
+    if run.end_of_text is not None and run.end_of_text not in run.tokenizer.get_added_tokens_decoder():
+        raise ConfigError(
+            f"{run.name}: its end of text {run.tokenizer.id_to_token(run.end_of_text)!r} is not among the added_tokens "
+            "of its tokenizer.json, where runtimes have it; export --to safetensors, or train with one that has it there"
+        )

@@ -94,7 +94,9 @@ def _shards(folder: Path) -> list[Path]:
     if not isinstance(names, dict) or not names:
         raise DataError(f"{folder / INDEX}: has no weight_map")
     # a name must not lead out of the folder
-    if strange := [name for name in names.values() if not isinstance(name, str) or Path(name).name != name]:
+    if strange := [
+        name for name in names.values() if not isinstance(name, str) or Path(name).name != name or name in ("", "..")
+    ]:
         raise DataError(f"{folder / INDEX}: {str(strange[0])[:80]!r} is no name of a file in the folder")
     return [folder / name for name in sorted(set(names.values()))]
 

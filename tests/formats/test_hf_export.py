@@ -14,9 +14,11 @@ import pytest
 import torch
 from calling import listing
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from bitnetctl.errors import ConfigError, ExportError, StorageError
 from bitnetctl.formats import hf, hf_check
+from bitnetctl.formats.gguf_layout import require_expressible
 from bitnetctl.formats.hf import export_hf
 from bitnetctl.formats.hf_layout import FORMS, Form, named, pack, tensors, unpack
 from bitnetctl.formats.hf_read import read_hf
@@ -152,6 +154,19 @@ def test_activations_in_a_way_of_their_own_are_refused(
     for form in FORMS:
         with pytest.raises(ConfigError, match="has a custom quantizer of activations"):
             export_hf(export_runs["portable"], tmp_path / "a", form=form)
+
+
+@pytest.mark.parametrize("target", ["hf", "gguf"])
+def test_an_end_of_text_that_is_split_is_refused(target: str, export_runs: Runs, tmp_path: Path) -> None:
+    tree = json.loads(export_runs["portable"].tokenizer.to_str())
+    tree["added_tokens"] = []
+    run = replace(export_runs["portable"], tokenizer=Tokenizer.from_str(json.dumps(tree)))
+    with pytest.raises(ConfigError, match=r"its end of text '<.endoftext.>' is not among the added_tokens"):
+        if target == "hf":
+            export_hf(run, tmp_path / "a")
+        else:
+            require_expressible(run, "F32")
+    assert listing(tmp_path) == []
 
 
 def test_a_failed_check_leaves_what_was_there(

@@ -265,6 +265,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pickle": (pickled, "pytorch_model.bin, a pickle, which may run any code and is not read"),
     "cut": (cut, "not a safetensors file, or damaged"),
     "index-outside": (index({"x": "../../secret.safetensors"}), "is no name of a file in the folder"),
+    "index-above": (index({"x": ".."}), "'..' is no name of a file in the folder"),
+    "index-unnamed": (index({"x": ""}), "'' is no name of a file in the folder"),
     "index-of-nothing": (index([]), "has no weight_map"),
     "index-missing": (index({"x": "none.safetensors"}), "none.safetensors"),
     "scale-missing": (weights(lambda stored: {f"{Q_PROJ}_scale": None}), "q_proj.weight_scale is missing"),

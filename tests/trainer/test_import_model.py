@@ -25,8 +25,8 @@ from bitnetctl.formats.hf_layout import MASTERS, tensors
 from bitnetctl.formats.reading import read_model
 from bitnetctl.inference.trained import TrainedRun, open_run
 from bitnetctl.records import RunPaths, read, read_manifest
-from bitnetctl.trainer import imported
-from bitnetctl.trainer.imported import import_model
+from bitnetctl.trainer import import_model as module
+from bitnetctl.trainer.import_model import import_model
 
 NAMES = (
     *("grouped", "origin", "fused", "full", "median", "half", "groups"),
@@ -277,7 +277,7 @@ def test_a_file_does_not_say_which_text_is_read(runs: dict[str, TrainedRun], mon
     assert json.loads(metadata["config"])["data"]["source"] == "file:tiny.txt"
     save_file(load_file(path), path, {**metadata, "config": metadata["config"].replace("file:tiny.txt", "file:secret")})
     Path("secret").write_text("secret " * 5000)
-    config, _ = imported._config(read_model(path), RunPaths(RUNS, "a"), path, "portable", None, ())
+    config, _ = module._config(read_model(path), RunPaths(RUNS, "a"), path, "portable", None, ())
     assert config.data.source == "stdlib"
 
 
