@@ -30,5 +30,5 @@ def require_special_end(run: TrainedRun) -> None:
     if run.end_of_text is not None and run.end_of_text not in run.tokenizer.get_added_tokens_decoder():
         raise ConfigError(
             f"{run.name}: its end of text {run.tokenizer.id_to_token(run.end_of_text)!r} is not among the added_tokens "
-            "of its tokenizer.json, where runtimes have it; export --to safetensors, or train with one that has it there"
+            "of its tokenizer.json, where runtimes have it; export --to safetensors, or train with one that has it"
         )

@@ -94,11 +94,13 @@ def _shards(folder: Path) -> list[Path]:
     if not isinstance(names, dict) or not names:
         raise DataError(f"{folder / INDEX}: has no weight_map")
     # a name must not lead out of the folder
-    if strange := [
-        name for name in names.values() if not isinstance(name, str) or Path(name).name != name or name in ("", "..")
-    ]:
+    if strange := [name for name in names.values() if not isinstance(name, str) or not _is_plain(name)]:
         raise DataError(f"{folder / INDEX}: {str(strange[0])[:80]!r} is no name of a file in the folder")
     return [folder / name for name in sorted(set(names.values()))]
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
