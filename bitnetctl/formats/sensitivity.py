@@ -48,7 +48,7 @@ def noise_kl(run: TrainedRun, rows_PT: Tensor) -> float:
 def kl_gate(run: TrainedRun, least: float, sensitivity: float, program: str) -> float:
     """Return the largest KL divergence allowed: `least`, or the sensitivity of the run where that is more.
 
-    Raises ExportError above `CEILING`, where nothing can be told from another model.
+    Raises ExportError above `CEILING`, where the run is no nearer to itself than another model may be.
     """
     if not sensitivity <= CEILING:
         raise ExportError(
