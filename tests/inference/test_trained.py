@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -217,14 +218,12 @@ def test_a_tokenizer_of_another_run(train: Train, tiny_config: TinyConfig) -> No
     assert "is not the tokenizer that the run was trained with" in message(kind=DataError)
 
 
-def test_custom_quantizers_need_their_plugin(
-    train: Train, tiny_config: TinyConfig, distribution: Distribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_custom_quantizers_need_their_plugin(train: Train, tiny_config: TinyConfig, distribution: Distribution) -> None:
     site = distribution("signs", CUSTOM, points={"signs": "made_up_signs:Signs"})
     logits = trained(train, tiny_config(arm="signs"), stop_after=8)
     assert torch.equal(open_run("a", RUNS).logits(TOKENS_BT), logits["a"])
     assert open_run("a", RUNS).quant_lambda == 8 / 12
-    monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path != str(site)])
+    sys.path.remove(str(site))
     forget_plugins()
     found = message()
     assert "unknown intervention 'signs'" in found
