@@ -44,7 +44,7 @@ def export_gguf(
     except ConfigError as error:
         raise ConfigError(f"{run.name}: {error}") from error
     if check:
-        require_llama_cpp()
+        require_llama_cpp(run)
     require_free_file(file, is_gguf, replace=replace)
     with storage_errors(file), replacing(file) as temporary:
         write_gguf(temporary, run, gguf_type)

@@ -50,17 +50,23 @@ _PROMPT_TOKENS = 16
 _VALUES = 1 << 21
 _MIN_POSITIONS, _MAX_POSITIONS = 64, 2048
 _MIN_LOG_PROB = -80.0
-_LOGGED_ERROR = re.compile(r"^[0-9.]+ E (.*)")
+_LOGGED_ERROR = re.compile(r"^[0-9.]+ E (.*)|(GGML_ASSERT\(.*)")
 # of the largest of a block: those of zeros stay zero
 _LEAST = 1e-30
 
 
-def require_llama_cpp() -> None:
-    """Raise ConfigError where llama.cpp is not installed."""
+def require_llama_cpp(run: TrainedRun) -> None:
+    """Raise ConfigError where llama.cpp is not installed, or cannot take a prompt of the run."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(
             "the self-check of a GGUF file runs it in llama.cpp: pip install 'bitnetctl[llama-cpp]', or leave it out "
             "with --no-check"
+        )
+    # its server refuses a prompt that fills the context
+    if run.context_length < 2:
+        raise ConfigError(
+            f"{run.name}: was trained on rows of one token, and llama.cpp's server takes no prompt in such a context; "
+            "--no-check writes the file without running it"
         )
 
 
@@ -77,7 +83,7 @@ def check_in_llama_cpp(
     vocab_size = run.model.vocab_size
     rows_PT = check_rows(run, positions or min(max(_VALUES // vocab_size, _MIN_POSITIONS), _MAX_POSITIONS))
     # the server refuses a prompt that fills the context
-    rows_PT = rows_PT[:, : max(1, run.context_length - 1)]
+    rows_PT = rows_PT[:, : run.context_length - 1]
     prompt_T = rows_PT[0, : min(_PROMPT_TOKENS, -(-rows_PT.shape[1] // 2))]
     texts = [*TEXTS, *map(run.decode, rows_PT[:4].tolist())]
     with temporary_folder() as out:
@@ -164,7 +170,7 @@ def _run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         # the first error that llama.cpp logs is the reason, what follows is its consequence
-        logged = [match[1] for match in map(_LOGGED_ERROR.search, lines) if match]
+        logged = [match[1] or match[2] for match in map(_LOGGED_ERROR.search, lines) if match]
         said = [*logged[:1], *lines[-1:], f"exit code {done.returncode}"]
         raise ExportError(f"self-check failed: llama.cpp does not run the file: {one_line(said[0])}")
     result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))

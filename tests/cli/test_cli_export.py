@@ -93,7 +93,7 @@ def test_llama_cpp_that_runs_another_model(wide: list[str], monkeypatch: pytest.
     def fail(run: TrainedRun, file: Path, gguf_type: str) -> tuple[str, ...]:
         raise ExportError("self-check failed: KL divergence 1.0 (at most 2e-06)")
 
-    monkeypatch.setattr("bitnetctl.formats.gguf.require_llama_cpp", lambda: None)
+    monkeypatch.setattr("bitnetctl.formats.gguf.require_llama_cpp", lambda run: None)
     monkeypatch.setattr("bitnetctl.formats.gguf.check_in_llama_cpp", fail)
     done = call(*wide)
     assert (done.code, done.out) == (ExitCode.INVALID, "")

@@ -307,6 +307,16 @@ def test_llama_cpp_is_needed_for_the_check_only(runs: Runs, monkeypatch: pytest.
     assert export_gguf(runs["wide"], Path("model.gguf"), check=False, replace=True).form == "TQ2_0"
 
 
+def test_a_context_of_one_token_is_not_run(runs: Runs) -> None:
+    run = runs["wide"]
+    config = run.config.model_copy(update={"data": run.config.data.model_copy(update={"sequence_length": 1})})
+    short = dataclasses.replace(run, config=config)
+    with pytest.raises(ConfigError, match=r"^wide: was trained on rows of one token, .* --no-check writes"):
+        export_gguf(short, Path("model.gguf"))
+    assert list(Path().iterdir()) == []
+    assert not export_gguf(short, Path("model.gguf"), check=False).is_checked
+
+
 def test_a_model_too_sensitive_to_compare_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gate would be as wide as it is sensitive, and pass another model, too."""
     monkeypatch.setattr(sensitivity, "NOISE", 0.3)
