@@ -122,6 +122,7 @@ def load_folders(folders: Sequence[Folder], work: Path, *, positions: int = 2048
     return loaded
 
 
+@torch.no_grad()
 def require_same(loaded: Loaded) -> tuple[str, ...]:
     """Return a line for everything that was compared; raises ExportError for the first that differs."""
     result = json.loads((loaded.out / RESULT).read_text(encoding="utf-8"))
@@ -135,11 +136,9 @@ def require_same(loaded: Loaded) -> tuple[str, ...]:
     lines = (*_weights_compared(loaded.folder, load_file(loaded.out / WEIGHTS)), _texts_compared(loaded, result))
     shape = (*loaded.rows_PT.shape, run.model.vocab_size)
     logits_PTV = np.memmap(loaded.out / LOGITS, np.float32, "r", shape=shape)
-    agreement = compare_rows(
-        (run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT),
-        (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV),
-    )
-    gate = replace(GATE, kl=kl_gate(run, GATE.kl, noise_kl(run, loaded.rows_PT), "transformers"))
+    logits = [run.logits(tokens_T[None])[0] for tokens_T in loaded.rows_PT]
+    agreement = compare_rows(logits, (torch.from_numpy(np.array(logits_TV)) for logits_TV in logits_PTV))
+    gate = replace(GATE, kl=kl_gate(run, GATE.kl, noise_kl(run, loaded.rows_PT, logits), "transformers"))
     lines = (*lines, *require_agreement(agreement, gate, against))
     return (*lines, _settings_compared(loaded.folder, result["settings"]))
 

@@ -25,7 +25,6 @@ from bitnetctl.formats.gguf_layout import BLOCK, TERNARY_TYPES, GgufType
 from bitnetctl.formats.sensitivity import kl_gate, noise_kl
 from bitnetctl.inference.trained import TrainedRun
 from bitnetctl.kernels import INT8_MAX
-from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.quantization import Quantizers
 
 GATES = {"TQ2_0": 2e-6, "TQ1_0": 2e-6, "F16": 2e-6, "F32": 1e-8}
@@ -107,7 +106,7 @@ def check_in_llama_cpp(
     theirs = [reported_log_probs(logits_TV) for logits_TV in theirs_PTV]
     gate = GATES[gguf_type]
     if gguf_type in TERNARY_TYPES:
-        sensitivity = max(SHARE * compare_rows(ours, expected).kl, noise_kl(rounded, rows_PT))
+        sensitivity = max(SHARE * compare_rows(ours, expected).kl, noise_kl(rounded, rows_PT, expected))
         gate = kl_gate(run, gate, sensitivity, "llama.cpp")
     against = f"llama.cpp against the run with {ROUNDING[gguf_type]}"
     lines = require_agreement(compare_rows(expected, theirs), Gate(kl=gate), against)
@@ -140,9 +139,7 @@ def with_rounding_of(run: TrainedRun, gguf_type: GgufType) -> TrainedRun:
         weights |= {name: weights[name].half().float() for name in rounded if name not in matrices}
     if run.quant_lambda == 0.0:
         quantizers = Quantizers(weights=_half if gguf_type == "F16" else _exact, activations=activations)
-    model = PackedModel([run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=quantizers)
-    model.load(0, weights)
-    return replace(run, model=model, quant_lambda=1.0)
+    return run.with_model(weights, quantizers, quant_lambda=1.0)
 
 
 def _rounded_by_blocks(x_NI: Tensor) -> tuple[Tensor, Tensor]:

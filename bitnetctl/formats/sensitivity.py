@@ -6,7 +6,7 @@ and is large in one that has learned nothing. So a limit that holds for one mode
 Shapes: P rows of T tokens.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from bitnetctl.errors import ExportError
 from bitnetctl.formats.gates import compare_rows
 from bitnetctl.inference.trained import TrainedRun
-from bitnetctl.model.packed import PackedModel
 from bitnetctl.model.parameters import EMBEDDINGS
 
 NOISE, NOISE_FACTOR = 1e-6, 5
@@ -25,24 +24,18 @@ CEILING = 1e-3
 
 def with_noise(run: TrainedRun) -> TrainedRun:
     """Return a run whose embeddings are off by a few roundings of fp32, always by the same."""
-    model = PackedModel(
-        [run.config.model], run.model.vocab_size, [0], run.model.device, quantizers=run.model.matmul.quantizers
-    )
     weights = run.weights()
     embeddings = weights[EMBEDDINGS]
     noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
-    model.load(0, {**weights, EMBEDDINGS: embeddings * (1 + NOISE * noise)})
-    return replace(run, model=model)
+    noisy = {**weights, EMBEDDINGS: embeddings * (1 + NOISE * noise)}
+    return run.with_model(noisy, run.model.matmul.quantizers)
 
 
 @torch.no_grad()
-def noise_kl(run: TrainedRun, rows_PT: Tensor) -> float:
-    """Return `NOISE_FACTOR` times the KL divergence that `NOISE` makes on rows of tokens."""
+def noise_kl(run: TrainedRun, rows_PT: Tensor, logits: Iterable[Tensor]) -> float:
+    """Return `NOISE_FACTOR` times the KL divergence that `NOISE` makes on rows, whose `logits` [T, V] are the run's."""
     noisy = with_noise(run)
-    agreement = compare_rows(
-        (run.logits(row_T[None])[0] for row_T in rows_PT), (noisy.logits(row_T[None])[0] for row_T in rows_PT)
-    )
-    return NOISE_FACTOR * agreement.kl
+    return NOISE_FACTOR * compare_rows(logits, (noisy.logits(row_T[None])[0] for row_T in rows_PT)).kl
 
 
 def kl_gate(run: TrainedRun, least: float, sensitivity: float, program: str) -> float:

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -19,6 +19,7 @@ from bitnetctl.errors import BitnetctlError, CheckpointError, ConfigError, DataE
 from bitnetctl.files import write_if_changed
 from bitnetctl.hardware import resolve_device
 from bitnetctl.model.packed import PackedModel
+from bitnetctl.model.quantization import Quantizers
 from bitnetctl.plugins import registry
 from bitnetctl.plugins.composition import Composition
 from bitnetctl.records import Manifest, RunPaths, read_manifest
@@ -54,6 +55,14 @@ class TrainedRun:
         logits_RNV = self.model.forward(tokens_BT.unsqueeze(0), [self.quant_lambda])
         logits_BTV: Tensor = logits_RNV[0].unflatten(0, tuple(tokens_BT.shape))
         return logits_BTV
+
+    def with_model(
+        self, weights: Mapping[str, Tensor], quantizers: Quantizers, quant_lambda: float | None = None
+    ) -> "TrainedRun":
+        """Return the run with other weights and quantizers, and at another λ where one is given."""
+        model = PackedModel([self.config.model], self.model.vocab_size, [0], self.model.device, quantizers=quantizers)
+        model.load(0, weights)
+        return replace(self, model=model, quant_lambda=self.quant_lambda if quant_lambda is None else quant_lambda)
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text as in training, without special tokens around it; raises DataError."""

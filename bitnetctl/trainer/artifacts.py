@@ -215,8 +215,6 @@ def lock_run(paths: RunPaths, lock: Lock) -> None:
     """Make the folder of a run and take its lock; raises as `RunArtifacts.acquire` does."""
     with storage_errors(paths.folder):
         make_folder(paths.folder)
-    if problem := unwritable_part(paths.folder):
-        raise RunRefusedError(problem)
     with storage_errors(paths.lock):
         try:
             lock.acquire(timeout=0)
@@ -226,6 +224,10 @@ def lock_run(paths: RunPaths, lock: Lock) -> None:
             ) from error
         except PermissionError as error:
             raise RunRefusedError(f"{paths.lock}: cannot lock: {blame(paths.lock)}") from error
+    # only here: while another process trains the run, its checkpoints come and go
+    if problem := unwritable_part(paths.folder):
+        lock.release()
+        raise RunRefusedError(problem)
 
 
 def record_failure(run: ResolvedRun, message: str, *, is_fault_of_plugin: bool) -> None:

@@ -14,7 +14,7 @@ from training import resolved
 
 from bitnetctl import checkpoint
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError, StorageError
+from bitnetctl.errors import ConfigError, RunBusyError, StorageError
 from bitnetctl.records import Manifest, RunPaths, Status, utc_now, write_manifest
 from bitnetctl.sweeps.queue import RunQueue
 from bitnetctl.trainer.artifacts import RunArtifacts
@@ -311,3 +311,28 @@ def test_claims_end_with_their_owner(runs: list[RunConfig], claim: Claim) -> Non
         finally:
             owner.kill()
     assert claim(runs, 2) == [0, 1]
+
+
+def test_a_held_run_is_busy_whatever_comes_and_goes_in_its_folder(
+    runs: list[RunConfig], touched: list[RunArtifacts]
+) -> None:
+    first, second = (RunArtifacts(*resolved(runs[:1], RUNS)) for _ in range(2))
+    first.acquire()
+    step = first.paths.checkpoints / "step-00000004"
+    ended = threading.Event()
+
+    def rotate() -> None:
+        while not ended.is_set():
+            (step / "a").mkdir(parents=True)
+            (step / "a").rmdir()
+            step.rmdir()
+
+    rotation = threading.Thread(target=rotate)
+    rotation.start()
+    try:
+        for _ in range(500):
+            with pytest.raises(RunBusyError):
+                second.acquire()
+    finally:
+        ended.set()
+        rotation.join()
