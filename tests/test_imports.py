@@ -160,13 +160,13 @@ INSIDE = {
     ),
     "recorder": ("probe", "measure files", "recorder", "__init__"),
     "integrations": ("base", "transformers lightning", "__init__"),
-    "sweeps": ("plan queue packing executors", "executor", "__init__"),
+    "sweeps": ("plan queue packing executors", "search executor", "__init__"),
     "monitor": ("text view", "lines", "board", "table", "curves", "screen", "live", "console", "__init__"),
     # a command imports no other command
     "cli": (
         "options",
         "training requested inputs generation_output",
-        "judging claim_runs",
+        "judging claim_runs searching",
         "claiming",
         "config eval export importing interventions library analyze power generate train sweep verify",
         "__init__",

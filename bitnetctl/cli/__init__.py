@@ -61,10 +61,11 @@ app.command("import")(importing.import_)
 app.add_typer(interventions.app, name="interventions")
 app.add_typer(library.recipes, name="recipes")
 app.add_typer(library.plans, name="plans")
+app.add_typer(library.searches, name="searches")
 app.add_typer(library.criteria, name="criteria")
 app.add_typer(library.claims, name="claims")
 app.add_typer(config.app, name="config")
-_GROUPS = ("claims", "config", "criteria", "interventions", "plans", "recipes")
+_GROUPS = ("claims", "config", "criteria", "interventions", "plans", "recipes", "searches")
 _TRAINING = ("train", "sweep")
 _SECONDS_FOR_THREADS = 2.0
 

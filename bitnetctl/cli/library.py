@@ -1,4 +1,4 @@
-"""`bitnetctl recipes`, `plans`, `criteria` and `claims`: list and show what is built in, and write a file to change."""
+"""List and show the files that are built in, and start new ones: recipes, plans, searches, criteria and claims."""
 
 import itertools
 import os
@@ -12,11 +12,12 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.claiming import ClaimTest
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.config import build_config, builtin_names, read_toml
+from bitnetctl.config import build_config, builtin_names, folder_of, read_toml
 from bitnetctl.config.load import toml_text
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.files import write_atomic
 from bitnetctl.sweeps.plan import plan_configs
+from bitnetctl.sweeps.search import load_search
 
 _NAME = typer.Argument(parser=options.user_text, metavar="NAME|FILE", help="Built in, or FILE.toml.")
 
@@ -121,6 +122,17 @@ plans = make_app(
         command="bitnetctl sweep --plan {file} --dry-run",
     ),
     "List, show and start plans: the arms, sizes, seeds and steps of a sweep.",
+)
+searches = make_app(
+    Library(
+        kind="search",
+        package="bitnetctl.sweeps",
+        folder="searches",
+        check=lambda name: load_search(name, {}).all_trials(folder_of(name)),
+        start=lambda name, text: text,
+        command="bitnetctl sweep --search {file} --dry-run",
+    ),
+    "List, show and start searches: settings among which successive halving chooses.",
 )
 criteria = make_app(
     Library(

@@ -1,7 +1,7 @@
 """`bitnetctl sweep`: many runs."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
+from bitnetctl.cli.searching import refuse_options, run_search
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import RunConfig
 from bitnetctl.errors import ConfigError, ExitCode, RecordError
@@ -28,6 +29,15 @@ def sweep(
             parser=options.user_text,
             metavar="NAME|FILE",
             help="Built-in plan or FILE.toml; other options change it.",
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            parser=options.user_text,
+            metavar="NAME|FILE",
+            help="Find settings by successive halving: built-in search or FILE.toml.",
         ),
     ] = None,
     recipe: options.OptionalRecipe = None,
@@ -68,44 +78,47 @@ def sweep(
     # handle signals before the slow imports
     stop: StopRequest = context.obj
     with stop:
+        training: dict[str, Any] = {
+            "pack": parse_pack(pack),
+            "requeue": requeue,
+            "runs_dir": runs_dir,
+            "quiet": quiet,
+            "device": device,
+            "engine": engine,
+            "precision": precision,
+            "checkpoint_every": checkpoint_every,
+            "on_divergence": parse_on_divergence(on_divergence),
+            "keep_weights": keep_weights,
+            "samples": samples,
+        }
+        evaluations = [] if eval_every is None else [f"probe.eval_every_steps={eval_every}"]
+        every_run = {
+            "recipe": recipe,
+            "seeds": options.chosen_seeds(seeds, seed),
+            "overrides": [*(overrides or ()), *evaluations],
+        }
+        if search is not None:
+            refuse_options(plan=plan, sizes=sizes, intervention=arms, steps=steps, grid=grid, no_baseline=no_baseline)
+            return run_search(search, _given(every_run), stop, dry_run=dry_run, as_json=as_json, **training)
         workers = 1
         if configs_file is not None:
             from bitnetctl.sweeps.executors.local import read_work
 
             runs, workers = read_work(configs_file, runs_dir)
         else:
-            evaluations = [] if eval_every is None else [f"probe.eval_every_steps={eval_every}"]
             configs = _plan_configs(
                 plan,
                 arms,
                 baseline=not no_baseline,
-                recipe=recipe,
                 sizes=options.chosen_sizes(sizes),
-                seeds=options.chosen_seeds(seeds, seed),
                 steps=steps,
-                overrides=[*(overrides or ()), *evaluations],
                 grid=parse_grid(grid) if grid else None,
+                **every_run,
             )
             runs = resolve_all(configs, runs_dir)
-        pack_size = parse_pack(pack)
         if dry_run:
-            return show_plan(runs, device, pack_size, as_json)
-        if train_missing(
-            runs,
-            stop,
-            pack=pack_size,
-            workers=workers,
-            requeue=requeue,
-            runs_dir=runs_dir,
-            quiet=quiet,
-            device=device,
-            engine=engine,
-            precision=precision,
-            checkpoint_every=checkpoint_every,
-            on_divergence=parse_on_divergence(on_divergence),
-            keep_weights=keep_weights,
-            samples=samples,
-        ):
+            return show_plan(runs, device, training["pack"], as_json)
+        if train_missing(runs, stop, workers=workers, **training):
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
                 _show(runs, as_json)
@@ -146,9 +159,13 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
     return {**row, "status": status, "message": message, "is_fault_of_plugin": at_fault, "final": final}
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _plan_configs(plan: str | None, arms: Sequence[str] | None, *, baseline: bool, **given: Any) -> list[RunConfig]:
     """Return the runs of a plan with the fields `given` that are not None, or of these alone."""
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes = _given(given)
     if arms:
         changes |= {"arms": tuple(arms), "factors": {}, "baseline": True}
     if not baseline:

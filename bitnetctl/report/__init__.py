@@ -16,6 +16,7 @@ from bitnetctl.report.terminal import (
     end_table as end_table,
     factors_table as factors_table,
     packs_table as packs_table,
+    search_table as search_table,
     sweep_table as sweep_table,
     trajectory_table as trajectory_table,
     verdict_lines as verdict_lines,

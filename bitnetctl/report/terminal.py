@@ -12,6 +12,7 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect
 from bitnetctl.analysis.stats import is_significant
+from bitnetctl.config import BASELINE
 from bitnetctl.escape import printable
 from bitnetctl.records import Run
 from bitnetctl.report.columns import (
@@ -32,6 +33,7 @@ from bitnetctl.verdict import Outcome, Verdict, arm_label
 
 MOST_TERMS = 10
 MOST_LEVELS = 8
+_MEASURES = {"HeldOutBitsPerByte": "bits/byte", "HeldOutLoss": "held-out"}
 
 
 def key_value_table(title: str, values: Mapping[str, str]) -> FittedTable:
@@ -67,6 +69,29 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
         )
         lines.append(Row(cells))
     return FittedTable(columns, lines)
+
+
+def search_table(found: Mapping[str, Any]) -> FittedTable:
+    """Return a row for every trial of a search, the best first; `found` is what `sweep --search --json` prints."""
+    columns = (
+        Column("trial", number=True),
+        Column("tokens", 1, number=True),
+        Column(_MEASURES[found["measure"]], number=True),
+        Column("settings", note=True),
+    )
+    rows = []
+    for row in found["trials"]:
+        named = (f"{name.rpartition('.')[2]}={value or BASELINE}" for name, value in row["settings"].items())
+        value = row["values"][-1]
+        rows.append(
+            (
+                str(row["trial"]),
+                f"{found['rungs'][len(row['values']) - 1]['tokens']:,}",
+                "not finished" if value is None else f"{value:.4f}",
+                " ".join(named) or "as the recipe",
+            )
+        )
+    return FittedTable(columns, rows_of(rows))
 
 
 def packs_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:

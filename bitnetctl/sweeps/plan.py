@@ -54,11 +54,7 @@ class Plan(Frozen):
     @field_validator("seeds", mode="before")
     @classmethod
     def _expand_seeds(cls, value: object) -> object:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return value
-        if value > MAX_RUNS:
-            raise ValueError(f"{value} seeds are more than {MAX_RUNS:,}")
-        return tuple(range(value))
+        return expand_seeds(value)
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
@@ -137,6 +133,15 @@ class Plan(Frozen):
             for arm in arms:
                 with in_field(f"{source}{field}"):
                     registry.normalize_if_usable(RunConfig(interventions=parse_arm(arm, folder)))
+
+
+def expand_seeds(value: object) -> object:
+    """Return the seeds below a number, and anything else as it is; raises ValueError for too many."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MAX_RUNS:
+        raise ValueError(f"{value} seeds are more than {MAX_RUNS:,}")
+    return tuple(range(value))
 
 
 @contextlib.contextmanager

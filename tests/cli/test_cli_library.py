@@ -1,4 +1,4 @@
-"""`bitnetctl recipes`, `plans` and `criteria`."""
+"""`bitnetctl recipes`, `plans`, `searches`, `criteria` and `claims`."""
 
 import tomllib
 from pathlib import Path
@@ -9,7 +9,13 @@ from calling import call
 from bitnetctl.config import build_config
 from bitnetctl.errors import ExitCode
 
-KINDS = {"recipes": "quick", "plans": "root-cause", "criteria": "sound", "claims": "coupled-decay-cause"}
+KINDS = {
+    "recipes": "quick",
+    "plans": "root-cause",
+    "searches": "small",
+    "criteria": "sound",
+    "claims": "coupled-decay-cause",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,11 +49,12 @@ def test_a_missing_command_shows_the_help(arguments: list[str]) -> None:
 CONFIG_OPTIONS = "--recipe -r --size --sizes --steps --seed --set --intervention -i"
 
 # the command line is a contract with scripts: a change here is a change for CHANGELOG.md
+LIBRARIES = ("recipes", "plans", "searches", "criteria", "claims")
 OPTIONS = {
     "": "--version",
     "train": f"{CONFIG_OPTIONS} --name --runs-dir --device --engine --precision --eval-every "
     "--checkpoint-every --on-divergence --samples --no-samples --extend --resume --requeue --dry-run --quiet -q --json",
-    "sweep": "--recipe -r --sizes --size --steps --seeds --seed --grid --set --intervention -i --plan "
+    "sweep": "--search --recipe -r --sizes --size --steps --seeds --seed --grid --set --intervention -i --plan "
     "--no-baseline --pack --keep-weights --no-keep-weights --samples --no-samples --configs "
     "--runs-dir --device --engine --precision --eval-every --checkpoint-every "
     "--on-divergence --requeue --dry-run --quiet -q --json",
@@ -73,10 +74,10 @@ OPTIONS = {
     "interventions show": "name --json",
     "interventions new": "name --path",
     "interventions check": "path --settings",
-    **{f"{kind} list": "--json" for kind in ("recipes", "plans", "criteria", "claims")},
-    **{f"{kind} show": "name --json" for kind in ("recipes", "plans", "criteria", "claims")},
-    **{f"{kind} new": "file --from" for kind in ("recipes", "plans", "criteria", "claims")},
-    **dict.fromkeys(("recipes", "plans", "criteria", "claims"), ""),
+    **{f"{kind} list": "--json" for kind in LIBRARIES},
+    **{f"{kind} show": "name --json" for kind in LIBRARIES},
+    **{f"{kind} new": "file --from" for kind in LIBRARIES},
+    **dict.fromkeys(LIBRARIES, ""),
     "config": "",
     "config show": f"{CONFIG_OPTIONS} --json",
     "config schema": "",

@@ -1,0 +1,133 @@
+"""`bitnetctl sweep --search`: train rung after rung of a search, and show what it found."""
+
+import itertools
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitnetctl.cli.options import print_json, print_message, stdout
+from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.config import folder_of
+from bitnetctl.errors import ConfigError, ExitCode
+from bitnetctl.records import read_manifest
+from bitnetctl.signals import StopRequest
+from bitnetctl.sweeps.search import Rung, Search, Trial, best_first, final_mean, load_search
+from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
+from bitnetctl.units import plural
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The mean of the measure of every trial in each rung that it trained in, the first first."""
+
+    search: Search
+    trials: Sequence[Trial]
+    values: Mapping[Trial, list[float]] = field(default_factory=dict)
+
+    def ranking(self) -> list[Trial]:
+        """Return the trials that have trained, those of the last rung first, of each rung the best first."""
+        trained = [trial for trial in self.trials if self.values[trial]]
+        return sorted(trained, key=lambda trial: (-len(self.values[trial]), self.values[trial][-1], trial.number))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return rungs and ranking; a trial that did not finish has null as its last value."""
+        return {
+            "measure": self.search.measure,
+            "recipe": self.search.recipe,
+            "rungs": [{"trials": rung.trials, "tokens": rung.tokens} for rung in self.search.rungs()],
+            "trials": [
+                {
+                    "trial": trial.number,
+                    "settings": dict(trial.point),
+                    "values": [value if math.isfinite(value) else None for value in self.values[trial]],
+                }
+                for trial in self.ranking()
+            ],
+        }
+
+
+def run_search(
+    name: str,
+    changes: Mapping[str, Any],
+    stop: StopRequest,
+    *,
+    runs_dir: Path,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Train the rungs of a search and print its ranking; `options` are those of `train_missing`."""
+    chosen, folder = load_search(name, changes), folder_of(name)
+    trials, rungs = chosen.all_trials(folder), chosen.rungs()
+    if dry_run:
+        runs_of = _runs(chosen, trials, rungs[0], folder, runs_dir)
+        if not as_json:
+            lines = (f"rung {rung.number + 1}: {_size(rung, min(rung.trials, len(trials)))}" for rung in rungs)
+            stdout().print(*lines, "", "rung 1:", sep="\n", highlight=False)
+        runs = list(itertools.chain.from_iterable(runs_of.values()))
+        return show_plan(runs, options["device"], options["pack"], as_json)
+    found = Found(search=chosen, trials=trials, values={trial: [] for trial in trials})
+    going_on = trials
+    for rung in rungs:
+        going_on = going_on[: rung.trials]
+        runs_of = _runs(chosen, going_on, rung, folder, runs_dir)
+        runs = list(itertools.chain.from_iterable(runs_of.values()))
+        print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(going_on))}")
+        if train_missing(runs, stop, runs_dir=runs_dir, **options):
+            return ExitCode.STOPPED
+        values = {trial: final_mean(of_trial, chosen.measure) for trial, of_trial in runs_of.items()}
+        for trial, value in values.items():
+            found.values[trial].append(value)
+        going_on = [trial for trial in best_first(values) if math.isfinite(values[trial])]
+        if not going_on:
+            _show(found, as_json=as_json)
+            print_message("error: no trial has finished")
+            return _exit_code(runs)
+    _show(found, as_json=as_json)
+    best = going_on[0]
+    command = ["bitnetctl", "sweep", *chosen.options(best, chosen.max_tokens)]
+    print_message(f"best: trial {best.number}, {best.label}")
+    print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
+    return ExitCode.SUPPORTED
+
+
+def _size(rung: Rung, trials: int) -> str:
+    return f"{plural(trials, 'trial')} of {rung.tokens:,} tokens"
+
+
+def _runs(
+    search: Search, trials: Sequence[Trial], rung: Rung, folder: Path | None, runs_dir: Path
+) -> dict[Trial, list[ResolvedRun]]:
+    """Return the runs of each trial in a rung."""
+    configs = [config for trial in trials for config in search.configs(trial, rung.tokens, folder)]
+    runs = iter(resolve_all(configs, runs_dir))
+    return {trial: list(itertools.islice(runs, len(search.seeds))) for trial in trials}
+
+
+def _exit_code(runs: Sequence[ResolvedRun]) -> ExitCode:
+    """Return the code of a rung in which no trial has finished."""
+    failed = [run for run in runs if not run.has_ended()]
+    if not failed:
+        return ExitCode.REFUTED
+    manifests = [read_manifest(run.paths.folder) for run in failed]
+    at_fault = all(manifest is not None and manifest.is_fault_of_plugin for manifest in manifests)
+    return ExitCode.USAGE if at_fault else ExitCode.INTERNAL
+
+
+def _show(found: Found, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from bitnetctl.report import search_table
+
+        stdout().print(search_table(found.to_json()))
+
+
+def refuse_options(**given: object) -> None:
+    """Raise ConfigError for options that a search has fields for; `given` are those that are set, by their names."""
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if named:
+        raise ConfigError(f"{named[0]} does not go with --search: the file says which runs are trained")

@@ -1,0 +1,144 @@
+"""`bitnetctl sweep --search`: rungs, the ranking that follows from the CSVs, and how a search ends."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from calling import Done, assert_refused, call, smallest_run
+
+from bitnetctl.errors import ExitCode
+from bitnetctl.records import read
+from bitnetctl.signals import StopRequest
+
+RUNS = Path("runs")
+pytestmark = pytest.mark.usefixtures("wide_terminal", "known_speed")
+DIVERGES = "reduced-lr:factor=1e30"
+
+
+def write(text: Path, arms: list[str], **fields: object) -> Path:
+    """Write a search over arms of the smallest run, on 128 tokens in the first rung (4 steps) and 256 in the second."""
+    overrides = [part for part in smallest_run(text) if "=" in part]
+    tree = {"recipe": "quick", "size": 16, "min_tokens": 128, "max_tokens": 256, "trials": 4, **fields}
+    lines = [f"{name} = {value!r}" for name, value in tree.items()]
+    lines += [f"overrides = {overrides!r}", "[choices]", f"arm = {arms!r}"]
+    file = Path("mine.toml")
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def search(file: Path, *more: str) -> Done:
+    return call("sweep", "--search", file, "--device", "cpu", *more)
+
+
+def final_values(steps: int) -> dict[str, float]:
+    """Return the bits per byte at the end of the runs of so many steps, by arm."""
+    csvs = [path for path in RUNS.glob("*.csv") if path.name.startswith(f"h16-{steps}-")]
+    return {
+        path.stem.split("-", 2)[2][: -len("-s0-abcdef")]: float(read(path).frame["HeldOutBitsPerByte"].iloc[-1])
+        for path in csvs
+    }
+
+
+def test_the_better_half_goes_on_and_the_csvs_say_which(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay", "reduced-lr", "higher-rate"])
+    done = search(file, "--json")
+    assert done.code == ExitCode.SUPPORTED
+    found = done.json
+    assert [(rung["trials"], rung["tokens"]) for rung in found["rungs"]] == [(4, 128), (2, 256)]
+    first, second = final_values(4), final_values(8)
+    ranked = sorted(first, key=lambda arm: first[arm])
+    assert set(ranked) == {"baseline", "no-decay", "reduced-lr", "higher-rate"}
+    assert set(second) == set(ranked[:2])
+    arms = [row["settings"].get("arm", "baseline") for row in found["trials"]]
+    assert arms == [*sorted(second, key=lambda arm: second[arm]), *ranked[2:]]
+    for row, arm in zip(found["trials"], arms, strict=True):
+        assert row["values"] == [first[arm], *([second[arm]] if arm in second else [])]
+    best = "as the recipe" if arms[0] == "baseline" else f"arm={arms[0]}"
+    assert f", {best}\n" in done.err
+    assert done.err.splitlines()[-1].startswith(
+        "next: train it with seeds that the search has not seen: bitnetctl sweep"
+    )
+    # everything is there: nothing trains, and the ranking is the same
+    again = search(file)
+    assert again.code == ExitCode.SUPPORTED
+    assert "all 4 runs are there already" in again.err
+    lines = [line.split() for line in again.out.splitlines()[1:]]
+    assert [line[:3] for line in lines] == [
+        [str(row["trial"]), "256" if len(row["values"]) == 2 else "128", f"{row['values'][-1]:.4f}"]
+        for row in found["trials"]
+    ]
+
+
+def test_a_trial_that_diverges_is_the_last_and_does_not_go_on(tiny_text: Path) -> None:
+    done = search(write(tiny_text, [DIVERGES], trials=2, seeds=2), "--json")
+    assert done.code == ExitCode.SUPPORTED
+    assert [(row["trial"], len(row["values"])) for row in done.json["trials"]] == [(0, 2), (1, 1)]
+    assert done.json["trials"][1]["values"] == [None]
+    assert "not finished" in search(Path("mine.toml")).out
+
+
+def test_without_a_trial_that_finishes_there_is_no_best(tiny_text: Path) -> None:
+    file = write(tiny_text, [DIVERGES], trials=2)
+    overrides = "--set", "schedule.peak_learning_rate=1e30"
+    done = search(file, *overrides)
+    assert done.code == ExitCode.REFUTED
+    assert done.err.splitlines()[-1] == "error: no trial has finished"
+    assert "best:" not in done.err
+
+
+@pytest.mark.usefixtures("third_party")
+def test_plug_ins_at_fault_are_wrong_usage(tiny_text: Path) -> None:
+    file = write(tiny_text, ["fails:at=1"], trials=2)
+    done = search(file, "--set", "schedule.peak_learning_rate=1e30")
+    assert done.code == ExitCode.USAGE
+
+
+def test_a_stop_ends_the_search_and_the_same_command_goes_on(tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2)
+    asked = []
+
+    def stops(self: StopRequest) -> bool:
+        asked.append(1)
+        if len(asked) == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return before(self)
+
+    before = StopRequest.__call__
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "__call__", stops)
+        assert search(file).code == ExitCode.STOPPED
+    done = search(file, "--json")
+    assert done.code == ExitCode.SUPPORTED
+    assert len(done.json["trials"]) == 2
+
+
+def test_a_dry_run_shows_the_rungs(tiny_text: Path) -> None:
+    done = search(write(tiny_text, ["no-decay"], trials=2), "--dry-run")
+    assert done.code == ExitCode.SUPPORTED
+    assert done.out.splitlines()[:4] == [
+        "rung 1: 2 trials of 128 tokens",
+        "rung 2: 1 trial of 256 tokens",
+        "",
+        "rung 1:",
+    ]
+    assert "2 runs, 0 there already" in done.out
+    assert not list(RUNS.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--plan", "root-cause"], "--plan"),
+        (["--sizes", "16"], "--sizes"),
+        (["-i", "no-decay"], "--intervention"),
+        (["--steps", "5"], "--steps"),
+        (["--grid", "data.batch_size=2,4"], "--grid"),
+        (["--no-baseline"], "--no-baseline"),
+    ],
+)
+def test_what_the_file_says_is_no_option(options: list[str], name: str) -> None:
+    assert_refused(f"{name} does not go with --search", "sweep", "--search", "small", *options)
+
+
+def test_an_unknown_search_says_what_there_is() -> None:
+    assert_refused("unknown search 'smal'; did you mean 'small'?", "sweep", "--search", "smal")
