@@ -77,6 +77,11 @@ class Looks(_Model):
         """Return the looks at one design."""
         return tuple(look for look in self.looks if look.design == design)
 
+    def ends_with(self, look: Look) -> bool:
+        """Whether the last look of a claim at a design is the same but for its time and version."""
+        alike = [one for one in self.at(look.design) if (one.claim, one.arm) == (look.claim, look.arm)]
+        return bool(alike) and alike[-1].model_copy(update={"time": look.time, "version": look.version}) == look
+
     def early(self, claim: str, design: str) -> int:
         """Count the looks at a design before all seeds planned then were there; equal ones in a row are one."""
         states = [
@@ -130,7 +135,13 @@ def _read(path: Path) -> Looks:
 
 
 def add_look(path: Path, look: Look) -> None:
-    """Append a look to a file; raises StorageError where it is damaged or cannot be written."""
+    """Append a look to a file; raises StorageError where it is damaged or cannot be written.
+
+    A judgement of the same runs with the same outcome as the last one of the claim, such as that of a published folder,
+    is no further look, and nothing is written.
+    """
+    if read_looks(path).ends_with(look):
+        return
     lock = Lock(path.with_name(f".{path.name}.lock"))
     try:
         make_folder(path.parent)

@@ -43,6 +43,26 @@ def test_a_look_is_read_back(tmp_path: Path) -> None:
     assert first.seeds_present == (0, 2)
 
 
+def test_the_same_judgement_again_is_no_further_look(tmp_path: Path) -> None:
+    path = looks_file(tmp_path, "mine")
+    first, second, other = look(range(6)), look(range(6), design="e"), look(range(6), claim="b")
+    for one in (first, second, other):
+        add_look(path, one)
+    before = path.stat().st_mtime_ns
+    add_look(path, first.model_copy(update={"time": "2031-01-01T00:00:00+00:00", "version": "9.9"}))
+    assert path.stat().st_mtime_ns == before
+    assert read_looks(path).looks == (first, second, other)
+    add_look(path, first.model_copy(update={"outcome": "supported"}))
+    # not the last one: the judgement changed back
+    add_look(path, first)
+    assert [one.outcome for one in read_looks(path).at("d")] == [
+        "inconclusive",
+        "inconclusive",
+        "supported",
+        "inconclusive",
+    ]
+
+
 @pytest.mark.parametrize("name", ["a b/c", "ü", "." * 300, "x" * 300, ""])
 def test_any_name_of_a_claim_has_a_file(tmp_path: Path, name: str) -> None:
     path = looks_file(tmp_path, name)
