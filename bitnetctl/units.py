@@ -17,7 +17,12 @@ def format_value(value: float | str | None, format_spec: str = "") -> str:
     """Format a number; unknown is a dash, text (NaN or infinity as JSON has it) stays unchanged."""
     if value is None:
         return UNKNOWN
-    return value if isinstance(value, str) else format(value, format_spec)
+    return value if isinstance(value, str) else with_minus(format(value, format_spec))
+
+
+def with_minus(number: str) -> str:
+    """Return a formatted number with a minus sign, not a hyphen, in front; that of an exponent stays as it is."""
+    return f"−{number[1:]}" if number.startswith("-") else number
 
 
 def plural(count: int, noun: str) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bitnetctl.analysis.stats import is_significant
-from bitnetctl.units import listed, plural
+from bitnetctl.units import listed, plural, with_minus
 
 MOST_NAMES = 4
 """Most names of a list in a sentence."""
@@ -43,7 +43,7 @@ def is_floor(p: float | None, floor: float | None) -> bool:
 
 def signed(value: float) -> str:
     """Format a difference with its sign."""
-    return f"{value:+.3f}" if math.isfinite(value) else "+∞" if value > 0 else "−∞"
+    return with_minus(f"{value:+.3f}") if math.isfinite(value) else "+∞" if value > 0 else "−∞"
 
 
 # paired effects
@@ -256,7 +256,7 @@ def support_of_ranking(
         floor = f", for {units} not below {p_floor:.2g}" if p_floor is not None and p_floor >= 0.01 else ""
         about = f"{p_equals(p_holm)} after Holm{floor}"
     among = f"{plural(runs, 'run')} {'of' if independent else 'in'} {units}{'' if independent else ', not independent'}"
-    return f"τ-b {tau:+.2f} over {among}; {about}"
+    return f"τ-b {with_minus(f'{tau:+.2f}')} over {among}; {about}"
 
 
 def ranking(when: str, metric: str, tau: float, p_holm: float | None) -> str:

@@ -36,7 +36,7 @@ def test_a_metric_may_rank_backwards(tmp_path: Path) -> None:
     # four p-values of 2 / 24, two metrics at two times
     assert prompt.p_holm == pytest.approx(8 / 24)
     assert prompt.sentence == (
-        "At the end, the random-prompt metric: order not told from chance (τ-b -1.00 over 4 runs of 4 seeds; p = 0.333 "
+        "At the end, the random-prompt metric: order not told from chance (τ-b −1.00 over 4 runs of 4 seeds; p = 0.333 "
         "after Holm, for 4 seeds not below 0.042)."
     )
     assert by_metric["RandomPromptUnique", "end of stage 1"].tau == -1.0
@@ -87,7 +87,7 @@ def test_many_seeds_of_one_arm_tell_a_ranking_from_chance(tmp_path: Path) -> Non
     by_metric = agreement(tmp_path, *runs)
     assert by_metric["RandomPromptUnique", "end"].sentence == (
         "At the end, the random-prompt metric tends to rank the runs backwards: the healthier a run by its held-out "
-        "loss, the lower it scores (τ-b -1.00 over 8 runs of 8 seeds; p < 0.001 after Holm)."
+        "loss, the lower it scores (τ-b −1.00 over 8 runs of 8 seeds; p < 0.001 after Holm)."
     )
     assert "tends to rank the runs as the held-out loss does" in by_metric["UniquePredictions", "end"].sentence
 
@@ -167,5 +167,5 @@ def test_runs_of_arms_are_said_not_to_be_independent(tmp_path: Path) -> None:
     results = of_runs(load_runs(sorted(tmp_path.glob("*.csv"))))
     [end] = [one for one in results if (one.metric, one.when) == ("RandomPromptUnique", "end")]
     assert (end.units, end.unit, end.p_floor) == (2, "arm", 0.5)
-    assert end.sentence.startswith("At the end, the random-prompt metric: order not told from chance (τ-b -0.")
+    assert end.sentence.startswith("At the end, the random-prompt metric: order not told from chance (τ-b −0.")
     assert "over 12 runs in 2 arms, not independent; " in end.sentence

@@ -29,7 +29,7 @@ def effect(**changes: Any) -> str:
 
 def test_an_effect_leads_with_the_seeds() -> None:
     assert effect() == (
-        "loss: better in 6 of 6 seeds; mean difference -0.500 (95 % Student interval -0.600 to -0.400); p = 0.030 over "
+        "loss: better in 6 of 6 seeds; mean difference −0.500 (95 % Student interval −0.600 to −0.400); p = 0.030 over "
         "1 test (sign test, Holm)."
     )
 

@@ -58,7 +58,7 @@ def test_the_difference_is_the_mean_over_pairs(summary: Callable[..., RunSummary
     assert loss.interval == pytest.approx((-0.375 - 12.7062 * 0.125, -0.375 + 12.7062 * 0.125), rel=1e-5)
     assert loss.mean_by_size == {"64": pytest.approx(-0.375)}
     assert loss.sentence == (
-        "held-out loss: better in 2 of 2 seeds; mean difference -0.375 (95 % Student interval -1.963 to +1.213); "
+        "held-out loss: better in 2 of 2 seeds; mean difference −0.375 (95 % Student interval −1.963 to +1.213); "
         "p = 1.000 over 3 tests (sign test, Holm), not told from chance."
     )
 

@@ -52,7 +52,7 @@ def test_json_has_every_part(runs: Path) -> None:
     assert arm["effects"]["final_held_out_loss"]["mean"] == pytest.approx(-2.0)
     loss = arm["effects"]["final_held_out_loss"]
     assert (loss["better"], loss["worse"], loss["p"], loss["p_floor"], loss["p_holm"]) == (3, 0, 0.25, 0.25, 0.75)
-    assert loss["sentence"].startswith("held-out loss: better in 3 of 3 seeds; mean difference -2.000")
+    assert loss["sentence"].startswith("held-out loss: better in 3 of 3 seeds; mean difference −2.000")
     assert tree["factors"]["fields"][0]["fields"][0] == "optimizer.name"
     [fraction, *_] = tree["factors"]["outcomes"]
     assert fraction["terms"][0]["fields"] == [["optimizer.name", "decoupled-decay"]]

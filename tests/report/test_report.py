@@ -60,7 +60,7 @@ def test_the_collapse_table_has_a_row_for_every_run(sweep: Study) -> None:
 
 
 def test_the_end_table(sweep: Study) -> None:
-    assert ["baseline", "64", "0", "7.064", "-0.532", "100", "0.00", "–", "–"] in cells(
+    assert ["baseline", "64", "0", "7.064", "−0.532", "100", "0.00", "–", "–"] in cells(
         rendered(report.end_table(run_rows(sweep.summaries)))
     )
 
@@ -82,7 +82,7 @@ def test_effects_factors_and_agreement(sweep: Study) -> None:
     effects = " ".join("\n".join(lines).split())
     assert "− baseline: 3 seeds, 6 pairs, the baseline failed in 1 of 6 pairs" in effects
     # better in three seeds, the mean of the two without a failure
-    assert ["held-out", "loss", "3", ":", "0", "-2.000", "(2", "of", "3)", "–", "0.250", "min", "0.750"] in cells(lines)
+    assert ["held-out", "loss", "3", ":", "0", "−2.000", "(2", "of", "3)", "–", "0.250", "min", "0.750"] in cells(lines)
     assert "∞" not in effects
     factors = "\n".join(rendered(report.factors_table(sweep.outcomes)))
     assert "optimizer.name, " in factors
@@ -166,7 +166,7 @@ def test_markdown_has_every_part(sweep: Study) -> None:
         assert f"\n{title}\n" in text
     assert (
         "| decoupled-decay:decayed=all | baseline | 3 seeds, 6 pairs, the baseline failed in 1 of 6 pairs "
-        "| held-out loss | better in 3 of 3 seeds | -2.000 (2 of 3) | – | 0.250 min | 0.750 | – | 64: −∞, 128: -2.000 |"
+        "| held-out loss | better in 3 of 3 seeds | −2.000 (2 of 3) | – | 0.250 min | 0.750 | – | 64: −∞, 128: −2.000 |"
     ) in text
     for hint in (wording.effects_hint(3), wording.factors_hint(sweep.outcomes[0].tests), wording.AGREEMENT_HINT):
         assert f"\n{hint}\n" in text
@@ -196,7 +196,7 @@ def test_values_have_one_format() -> None:
     assert [signed(value) for value in (None, 0.5, -0.5, float("inf"), float("-inf"))] == [
         "–",
         "+0.500",
-        "-0.500",
+        "−0.500",
         "+∞",
         "−∞",
     ]
