@@ -150,9 +150,9 @@ INSIDE = {
     ),
     "report": (
         "fold columns seed_plot",
-        "fitted head claim",
-        "texts",
-        "html trajectory markdown plots summary_csv junit",
+        "fitted head claim mean_curves",
+        "texts figure",
+        "html trajectory markdown plots summary_csv junit figure_drawing",
         "screen claim_text",
         "terminal verification",
         "overview",

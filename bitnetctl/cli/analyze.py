@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,19 @@ def analyze(
             "--csv", metavar="FILE", parser=options.user_path, help="Write a summary of every run as CSV; - is stdout."
         ),
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure",
+            metavar="FILE",
+            parser=options.user_path,
+            help="Draw the curves of the arms as FILE.svg, .png or .pdf; - is stdout, as SVG.",
+        ),
+    ] = None,
+    show: Annotated[
+        str | None,
+        typer.Option("--show", metavar="COLUMNS", help="What --figure draws, such as HeldOutLoss,UniquePredictions."),
+    ] = None,
     verdicts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -74,15 +87,19 @@ def analyze(
     as_json: options.Json = False,
 ) -> int:
     """Show when runs collapsed and recovered, how arms differ, which factors go with it, which metrics agree."""
-    written = {"--markdown": markdown, "--html": html, "--csv": csv}
+    written = {"--markdown": markdown, "--html": html, "--csv": csv, "--figure": figure}
     to_stdout = [option for option, file in written.items() if file == _STDOUT] + ["--json"] * as_json
     if len(to_stdout) > 1:
         raise ConfigError(f"{' and '.join(to_stdout)} would share stdout; give all but one of them a file")
+    if show is not None and figure is None:
+        raise ConfigError("--show chooses what --figure draws; give --figure FILE, too")
     trees = [_read_json(file) for file in verdicts or ()]
     judged = [verdict for file, tree in zip(verdicts or (), trees, strict=True) for verdict in _verdicts(file, tree)]
     from bitnetctl import api, report
     from bitnetctl.records.logs.columns import parse_map
 
+    form = None if figure is None else report.figure_format(figure, _STDOUT)
+    shown = report.parse_columns(show)
     outputs = [file for file in written.values() if file is not None and file != _STDOUT]
     with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
         refuse_overwriting(outputs, given.files)
@@ -92,12 +109,15 @@ def analyze(
         print_unread(loaded.unread)
         raise ConfigError(f"no evaluation in any of {len(given.files)} runs yet")
     study = api.analyze(runs, baseline=baseline, notes=loaded.notes)
-    if markdown is not None:
-        _write(markdown, report.markdown_report(study))
-    if html is not None:
-        _write(html, report.html_page(study, judged, _summaries(trees)))
-    if csv is not None:
-        _write(csv, report.summaries_csv(study))
+    contents: list[tuple[Path | None, Callable[[], str | bytes]]] = [
+        (markdown, lambda: report.markdown_report(study)),
+        (html, lambda: report.html_page(study, judged, _summaries(trees))),
+        (csv, lambda: report.summaries_csv(study)),
+        (figure, lambda: report.draw_figure(report.figure_data(study, shown), form or "svg")),
+    ]
+    # all before the first is written: one that cannot be made leaves no others behind
+    for file, content in [(file, content()) for file, content in contents if file is not None]:
+        _write(file, content.encode() if isinstance(content, str) else content)
     if as_json:
         print_json(study.to_json())
     elif not to_stdout:
@@ -108,18 +128,18 @@ def analyze(
     return ExitCode.USAGE if loaded.unread else ExitCode.SUPPORTED
 
 
-def _write(file: Path, text: str) -> None:
-    """Write UTF-8 to a file, or to stdout for `-`."""
+def _write(file: Path, content: bytes) -> None:
+    """Write a file, or to stdout for `-`."""
     if file != _STDOUT:
         from bitnetctl.files import write_atomic
 
-        write_atomic(file, text.encode())
+        write_atomic(file, content)
     elif (binary := getattr(sys.stdout, "buffer", None)) is not None:
         # not in the encoding of the terminal, nor with its line ends
-        binary.write(text.encode())
+        binary.write(content)
         binary.flush()
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(content.decode())
 
 
 def _read_json(file: Path) -> Any:

@@ -1,6 +1,12 @@
-"""Verdicts and analyses as terminal tables and plots, Markdown, JUnit XML, CSV and one HTML page; no torch here."""
+"""Verdicts and analyses as tables and plots, Markdown, JUnit XML, CSV, one HTML page and figures; no torch here."""
 
 from bitnetctl.report.claim import ClaimPage as ClaimPage, claim_page as claim_page
+from bitnetctl.report.figure import (
+    figure_data as figure_data,
+    figure_data_hash as figure_data_hash,
+    parse_columns as parse_columns,
+)
+from bitnetctl.report.figure_drawing import draw_figure as draw_figure, figure_format as figure_format
 from bitnetctl.report.html.page import html_page as html_page
 from bitnetctl.report.junit import junit_xml as junit_xml
 from bitnetctl.report.markdown import markdown_report as markdown_report

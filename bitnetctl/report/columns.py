@@ -1,7 +1,7 @@
 """Columns, headers and number formats that all kinds of report share."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +11,42 @@ from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.study import Study
 from bitnetctl.analysis.summary import RunSummary
+from bitnetctl.records import COLUMNS
 from bitnetctl.units import UNKNOWN, format_value, plural
 
 MOST_POINTS = 600
 """Most points of a curve; a longer run is thinned evenly and keeps its first and last evaluation."""
+
+LOGARITHMIC = frozenset(
+    {"UniquePredictions", "EffectiveVocab", "RandomPromptUnique", "GradNorm", "TokensPerSecond", "ContextInformation"}
+)
+"""Columns that are drawn on a logarithmic scale; their means are those of the logarithm."""
+
+_TITLES: Mapping[str, str] = {
+    "Loss": "training loss",
+    "UniquePredictions": "distinct predictions",
+    "LR": "learning rate",
+    "WD": "weight decay",
+    "HeldOutLoss": "held-out loss",
+    "UniqueTargets": "distinct targets",
+    "ProbePositions": "probe positions",
+    "TopShare": "share of the top token",
+    "EffectiveVocab": "effective vocabulary",
+    "ContextInformation": "context information",
+    "UnigramLoss": "unigram loss",
+    "BigramLoss": "bigram loss",
+    "BigramUnique": "distinct, bigram predictor",
+    "RandomPromptUnique": "distinct, random prompts",
+    "Objective": "objective",
+    "GradNorm": "gradient norm",
+    "ZeroFraction": "fraction of zeros",
+    "FlipRate": "flip rate",
+    "HeldOutBitsPerByte": "held-out loss (bits/byte)",
+    "TokensPerSecond": "tokens/s",
+    "Skill": "skill",
+    "DiversityRatio": "distinct / bigram's",
+    "Coverage": "distinct / targets",
+}
 
 MEANS = (
     "Means over the runs that have the value; a failed run has no final value. Collapses and recoveries are counted."
@@ -192,16 +224,23 @@ def kept_indices(count: int, most: int = MOST_POINTS) -> list[int]:
 
 def loss_measure(study: Study) -> tuple[str, str]:
     """Return the loss by which runs are drawn, as column and title: the training loss where no other is known."""
-    if any(run.records.has_values("HeldOutLoss") for run in study.runs):
-        return "HeldOutLoss", "held-out loss (nats)"
-    return "Loss", "training loss (nats)"
+    known = any(run.records.has_values("HeldOutLoss") for run in study.runs)
+    measure = "HeldOutLoss" if known else "Loss"
+    return measure, measure_title(measure)
 
 
-def reference_losses(study: Study) -> dict[str, float]:
+def measure_title(measure: str) -> str:
+    """Name a column or a derived measure beside an axis, a loss with its unit."""
+    in_nats = any(column.name == measure and column.unit == "nats" for column in COLUMNS)
+    return _TITLES[measure] + " (nats)" * in_nats
+
+
+def reference_losses(summaries: Iterable[RunSummary]) -> dict[str, float]:
     """Return the losses of the unigram and the bigram predictor, where all runs have the same."""
     found = {}
+    runs = list(summaries)
     for name in ("unigram", "bigram"):
-        values = {getattr(summary, f"{name}_loss") for summary in study.summaries}
+        values = {getattr(summary, f"{name}_loss") for summary in runs}
         if len(values) == 1 and None not in values:
             found[name] = float(values.pop())
     return found

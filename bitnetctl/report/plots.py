@@ -7,8 +7,9 @@ from typing import TypeAlias
 from rich.text import Text
 
 from bitnetctl.analysis.study import Study
-from bitnetctl.report.columns import kept_indices, loss_measure, tick_label
+from bitnetctl.report.columns import loss_measure, tick_label
 from bitnetctl.report.fold import fold
+from bitnetctl.report.mean_curves import mean_curves
 
 MOST_CURVES = 6
 HEIGHT = 14
@@ -40,24 +41,12 @@ def plots(study: Study, *, width: int, color: bool) -> list[Text]:
 
 def curves(study: Study, column: str, *, logarithmic: bool) -> dict[str, Curve]:
     """Return a curve for every arm and size without step 1; if `logarithmic`, of the mean logarithm."""
-    sizes = {summary.size for summary in study.summaries}
-    points_of: dict[str, dict[int, list[float]]] = {}
-    ranks = {arm: rank for rank, arm in enumerate(study.arms)}
-    runs = zip(study.runs, study.summaries, strict=True)
-    for run, summary in sorted(runs, key=lambda pair: (ranks[pair[1].arm], pair[1].size or 0)):
-        label = f"{summary.arm} h{summary.size}" if len(sizes) > 1 and summary.size is not None else summary.arm
-        points = points_of.setdefault(label, {})
-        # in the log of another program most rows have no held-out loss
-        known = (~run.records.unknown[column]).nonzero()[0]
-        kept = known[kept_indices(len(known))]
-        for step, value in zip(run.steps[kept].tolist(), run.finite(column)[kept].tolist(), strict=True):
-            # comparisons with NaN are false
-            if step > 1 and (value > 0 if logarithmic else value == value):
-                points.setdefault(step, []).append(math.log(value) if logarithmic else value)
+    several = len({summary.size for summary in study.summaries}) > 1
     return {
-        label: {step: sum(values) / len(values) for step, values in sorted(points.items())}
-        for label, points in points_of.items()
-        if points
+        f"{curve.label} h{curve.size}" if several and curve.size is not None else curve.label: {
+            step: math.log(value) if logarithmic else value for step, value in zip(curve.steps, curve.mean, strict=True)
+        }
+        for curve in mean_curves(study, column, logarithmic=logarithmic)
     }
 
 

@@ -62,7 +62,8 @@ OPTIONS = {
     "--criteria --claim --runs-dir --device --engine --precision --pack --samples --no-samples "
     "--strict --distinct-seeds --no-train --report --bundle --junit --html --details "
     "--requeue --dry-run --decimal --map --quiet -q --json",
-    "analyze": "paths --baseline --markdown --html --csv --verdict --decimal --map --text --details --json",
+    "analyze": "paths --baseline --markdown --html --csv --figure --show --verdict --decimal --map --text "
+    "--details --json",
     "eval": "names --text --stride --step --runs-dir --device --json",
     "export": "run target --to --form --masters --outtype --step --check --no-check --force --runs-dir --json",
     "import": "path --name --recipe -r --steps --set --runs-dir --device --json",

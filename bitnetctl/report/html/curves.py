@@ -10,13 +10,10 @@ from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.escape import printable
 from bitnetctl.records import COLUMNS, Run
 from bitnetctl.records.metrics import skill
-from bitnetctl.report.columns import MOST_POINTS, kept_indices, reference_losses
+from bitnetctl.report.columns import LOGARITHMIC, MOST_POINTS, kept_indices, reference_losses
 
 _FIRST = ("HeldOutLoss", "UniquePredictions", "Loss", "Skill")
 """Metrics at the head of the page's menu."""
-_LOGARITHMIC = frozenset(
-    {"UniquePredictions", "EffectiveVocab", "RandomPromptUnique", "GradNorm", "TokensPerSecond", "ContextInformation"}
-)
 _CONSTANT = frozenset({"UniqueTargets", "ProbePositions", "UnigramLoss", "BigramLoss", "BigramUnique"})
 
 
@@ -101,7 +98,7 @@ def _metrics(known: set[str]) -> list[dict[str, Any]]:
         {
             "id": name,
             "label": name if units.get(name, "1") == "1" else f"{name} ({units[name]})",
-            "log": name in _LOGARITHMIC,
+            "log": name in LOGARITHMIC,
         }
         for name in order
         if name in known
@@ -110,6 +107,6 @@ def _metrics(known: set[str]) -> list[dict[str, Any]]:
 
 def _references(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Return the unigram and bigram predictor as reference lines, their losses where all runs have the same."""
-    losses = [{"label": name, "value": _short(value)} for name, value in reference_losses(study).items()]
+    losses = [{"label": name, "value": _short(value)} for name, value in reference_losses(study.summaries).items()]
     skills = [{"label": "unigram", "value": 0}, {"label": "bigram", "value": 1}]
     return {"HeldOutLoss": losses, "Skill": skills if len(losses) == 2 else []}

@@ -62,7 +62,7 @@ def _measure(study: Study, column: str, title: str, logarithmic: bool) -> Iterat
             curves.setdefault(summary.arm, []).append((summary.size, points))
     if not curves:
         return
-    references = reference_losses(study) if column == "HeldOutLoss" else {}
+    references = reference_losses(study.summaries) if column == "HeldOutLoss" else {}
     every = [value for of_arm in curves.values() for _, points in of_arm for _, value in points]
     every += references.values()
     last = max(points[-1][0] for of_arm in curves.values() for _, points in of_arm)
