@@ -70,7 +70,7 @@ def draw_figure(data: FigureData, form: Format) -> bytes:
         # an arm may have letters that the font lacks
         warnings.simplefilter("ignore")
         figure = Figure(layout="constrained")
-        _draw(figure, data)
+        draw_panels(figure, data)
         figure.savefig(file, format=form, metadata=metadata, dpi=_DOTS_PER_INCH)
     return file.getvalue()
 
@@ -111,7 +111,8 @@ def _own_style() -> Iterator[None]:
         yield
 
 
-def _draw(figure: "Figure", data: FigureData) -> None:
+def draw_panels(figure: "Figure", data: FigureData) -> None:
+    """Draw all panels and the legend, as large as they need it."""
     columns = len(data.sizes)
     width = max(_WIDTH, columns * _LEAST_PANEL_WIDTH)
     figure.set_size_inches(width, 1)
