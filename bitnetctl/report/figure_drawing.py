@@ -256,10 +256,14 @@ def _legend(figure: "Figure", data: FigureData) -> "Legend":
     handles = [handle for handle, _ in entries]
 
     def legend(columns: int, width: int) -> "Legend":
-        labels = ["\n".join(line.plain for line in fold(label, width)) for _, label in entries]
-        return figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(columns, len(entries)), handlelength=3
+        numbers = list(map(str, range(len(entries))))
+        made = figure.legend(
+            handles, numbers, loc="outside lower center", ncols=min(columns, len(entries)), handlelength=3
         )
+        # as a label, text that begins with an underscore is left out by matplotlib before 3.10
+        for text, (_, label) in zip(made.get_texts(), entries, strict=True):
+            text.set_text("\n".join(line.plain for line in fold(label, width)))
+        return made
 
     def overflow_and_height(layout: tuple[int, int]) -> tuple[float, float]:
         tried = legend(*layout)
