@@ -4,7 +4,7 @@
 
 `docs/findings.md` has commands of three kinds, and this program what they print:
 
-- in a block ```console, a line `$ bitnetctl …`, which may end in `| head -n N` or `| tail -n N`, and its output;
+- in a block ```console, a line `$ bitnetctl …`, which may end in `| sed -n FIRST,LASTp`, and its output;
 - in the last cell of a row of the table, `bitnetctl verify …`, whose verdict, effect and seeds are the cells before it;
 - in a comment in front of a figure, `bitnetctl analyze … --figure docs/findings/NAME.svg`.
 
@@ -29,7 +29,7 @@ from bitnetctl import cli
 PAGE = Path("docs/findings.md")
 FIGURE = re.compile(r"<!-- (bitnetctl analyze .*?--figure (\S+).*?) -->")
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
-_CUT = re.compile(r"\s*\|\s*(head|tail) -n (\d+)$")
+_CUT = re.compile(r"\s*\|\s*sed -n (\d+),(\d+)p$")
 _ROW = re.compile(r"^(\|[^|\n]*\|[^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\| `bitnetctl (verify [^`|\n]*)` \|$", re.MULTILINE)
 
 
@@ -71,10 +71,7 @@ def printed(command: str) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         cli.run(arguments)
     lines = out.getvalue().splitlines(keepends=True)
-    if cut:
-        count = int(cut[2])
-        lines = lines[:count] if cut[1] == "head" else lines[-count:]
-    return "".join(lines)
+    return "".join(lines[int(cut[1]) - 1 : int(cut[2])] if cut else lines)
 
 
 def verdict_cells(command: str) -> tuple[str, str, str]:
@@ -82,10 +79,12 @@ def verdict_cells(command: str) -> tuple[str, str, str]:
     tree: dict[str, Any] = json.loads(printed(f"bitnetctl {command} --json"))
     summary = tree["summary"]
     asked = [row for row in summary["rows"] if row["is_asked"]]
-    effect = summary["effect"] or [
+    values = [pair["value"] for one in tree["verdicts"][0]["statistics"] for pair in one["pairs"].values()]
+    found = [
         f"h{row['size']}: {row['seeds_ok']} of {row['seeds']} runs pass, held-out loss {row['held_out_loss']:.2f}"
         for row in asked
     ]
+    effect = [f"{value}: {text}" for value, text in zip(values, summary["effect"], strict=True)] if values else found
     seeds = sorted({row["seeds"] for row in asked})
     return tree["verdict"], "; ".join(effect), " and ".join(map(str, seeds))
 

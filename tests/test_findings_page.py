@@ -1,0 +1,74 @@
+"""The page of findings: every output, every cell of its table and every figure is what the committed runs give."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import bitnetctl
+from benchmarks import findings
+from bitnetctl.report import figure_data_hash
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / findings.PAGE).read_text(encoding="utf-8")
+SETS = sorted(path for path in (ROOT / "runs" / "reference").iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the commands of the page read: judging a claim may add a look."""
+    shutil.copytree(ROOT / "runs" / "reference", tmp_path / "runs" / "reference")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("plain_environment")
+def test_the_page_is_what_its_commands_print(checkout: Path) -> None:
+    assert findings.made_again(PAGE).splitlines() == PAGE.splitlines()
+    # a judgement that was made before leaves nothing behind
+    looks = {path.relative_to(checkout): path.read_bytes() for path in checkout.rglob("claims/*.json")}
+    assert looks == {path: (ROOT / path).read_bytes() for path in looks}
+
+
+def test_another_value_on_the_page_is_found(checkout: Path) -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith("| ") and "`bitnetctl verify" in line)
+    for word in ("supported", "refuted"):
+        changed = row.replace(f"| {word} |", "| invalid |")
+        assert changed == row or findings.made_again(f"{changed}\n") == f"{row}\n"
+    block = "```console\n$ bitnetctl verify runs/reference/origin-h256 | sed -n 3,4p\nVERDICT  SUPPORTED\n```\n"
+    again = findings.made_again(block)
+    assert "VERDICT  REFUTED (exit 1)" in again
+    assert again.count("\n") == 5
+
+
+@pytest.mark.parametrize(("command", "figure"), findings.FIGURE.findall(PAGE))
+def test_a_figure_shows_the_committed_runs(command: str, figure: str, checkout: Path) -> None:
+    words = shlex.split(command)
+    columns = words[words.index("--show") + 1].split(",") if "--show" in words else None
+    study = bitnetctl.analyze(bitnetctl.load_runs([word for word in words if word.startswith("runs/")]))
+    drawn = (ROOT / figure).read_bytes()
+    assert f"sha256:{figure_data_hash(study, columns)}".encode() in drawn
+    assert f"]({Path(figure).relative_to('docs')})" in PAGE
+
+
+def test_every_figure_is_on_the_page() -> None:
+    assert {path.name for path in (ROOT / "docs" / "findings").iterdir()} == {
+        Path(figure).name for _, figure in findings.FIGURE.findall(PAGE)
+    }
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+def test_a_set_of_runs_is_small_complete_and_has_its_command(folder: Path) -> None:
+    names = {path.stem for path in folder.glob("*.csv")}
+    assert names == {path.parent.name for path in folder.glob("*/run.json")}
+    assert not [path for path in folder.rglob("*") if path.suffix == ".safetensors"]
+    readme = (ROOT / "runs" / "reference" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{folder.name}` \|", readme, re.MULTILINE)
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*/run.json"))
+    assert '"/' not in text
+
+
+def test_all_sets_together_are_small() -> None:
+    assert sum(path.stat().st_size for one in SETS for path in one.rglob("*")) < 15e6
