@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def make_app(library: Library, help_text: str) -> typer.Typer:
             raise ConfigError(f"{file} exists already; choose another name, or remove it")
         write_atomic(file, library.start(source, library.text(source)).encode())
         library.check(str(file))
-        print_lines(file, f"next: {library.command.format(file=file)}")
+        print_lines(file, f"next: {library.command.format(file=shlex.quote(str(file)))}")
         return ExitCode.SUPPORTED
 
     return app

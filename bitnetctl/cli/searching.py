@@ -1,5 +1,6 @@
 """`bitnetctl sweep --search`: train rung after rung of a search, and show what it found."""
 
+import contextlib
 import itertools
 import math
 import shlex
@@ -11,12 +12,14 @@ from typing import Any
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import folder_of
-from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.records import read_manifest
+from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.search import Rung, Search, Trial, best_first, final_mean, load_search
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
 from bitnetctl.units import plural
+
+NEW_SEEDS = 6
+"""Seeds with which the best trial is to be trained anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Found:
         return {
             "measure": self.search.measure,
             "recipe": self.search.recipe,
-            "rungs": [{"trials": rung.trials, "tokens": rung.tokens} for rung in self.search.rungs()],
+            "rungs": [{"trials": rung.trials, "tokens": rung.tokens} for rung in self.search.rungs(len(self.trials))],
             "trials": [
                 {
                     "trial": trial.number,
@@ -61,11 +64,12 @@ def run_search(
 ) -> int:
     """Train the rungs of a search and print its ranking; `options` are those of `train_missing`."""
     chosen, folder = load_search(name, changes), folder_of(name)
-    trials, rungs = chosen.all_trials(folder), chosen.rungs()
+    trials = chosen.all_trials(folder)
+    rungs = chosen.rungs(len(trials))
     if dry_run:
         runs_of = _runs(chosen, trials, rungs[0], folder, runs_dir)
         if not as_json:
-            lines = (f"rung {rung.number + 1}: {_size(rung, min(rung.trials, len(trials)))}" for rung in rungs)
+            lines = (f"rung {rung.number + 1}: {_size(rung, rung.trials)}" for rung in rungs)
             stdout().print(*lines, "", "rung 1:", sep="\n", highlight=False)
         runs = list(itertools.chain.from_iterable(runs_of.values()))
         return show_plan(runs, options["device"], options["pack"], as_json)
@@ -75,20 +79,29 @@ def run_search(
         going_on = going_on[: rung.trials]
         runs_of = _runs(chosen, going_on, rung, folder, runs_dir)
         runs = list(itertools.chain.from_iterable(runs_of.values()))
-        print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(going_on))}")
+        if not options["quiet"]:
+            print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(going_on))}")
         if train_missing(runs, stop, runs_dir=runs_dir, **options):
+            # the terminal may be gone; the runs are saved and the exit code says so
+            with contextlib.suppress(OSError, SystemExit):
+                _show(found, as_json=as_json)
             return ExitCode.STOPPED
-        values = {trial: final_mean(of_trial, chosen.measure) for trial, of_trial in runs_of.items()}
+        try:
+            values = {trial: final_mean(of_trial, chosen.measure) for trial, of_trial in runs_of.items()}
+        except BitnetctlError as error:
+            raise type(error)(f"rung {rung.number + 1} cannot be ranked: {error}") from error
         for trial, value in values.items():
             found.values[trial].append(value)
         going_on = [trial for trial in best_first(values) if math.isfinite(values[trial])]
         if not going_on:
             _show(found, as_json=as_json)
-            print_message("error: no trial has finished")
-            return _exit_code(runs)
+            print_message(f"error: no trial of rung {rung.number + 1} has finished")
+            return ExitCode.REFUTED if all(run.has_ended() for run in runs) else ExitCode.USAGE
     _show(found, as_json=as_json)
     best = going_on[0]
-    command = ["bitnetctl", "sweep", *chosen.options(best, chosen.max_tokens)]
+    seeds = ",".join(map(str, chosen.unseen_seeds(NEW_SEEDS)))
+    options_of_best = chosen.options(best, chosen.max_tokens, folder)
+    command = ["bitnetctl", "sweep", *options_of_best, "--seeds", seeds, "--runs-dir", str(runs_dir)]
     print_message(f"best: trial {best.number}, {best.label}")
     print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
     return ExitCode.SUPPORTED
@@ -105,16 +118,6 @@ def _runs(
     configs = [config for trial in trials for config in search.configs(trial, rung.tokens, folder)]
     runs = iter(resolve_all(configs, runs_dir))
     return {trial: list(itertools.islice(runs, len(search.seeds))) for trial in trials}
-
-
-def _exit_code(runs: Sequence[ResolvedRun]) -> ExitCode:
-    """Return the code of a rung in which no trial has finished."""
-    failed = [run for run in runs if not run.has_ended()]
-    if not failed:
-        return ExitCode.REFUTED
-    manifests = [read_manifest(run.paths.folder) for run in failed]
-    at_fault = all(manifest is not None and manifest.is_fault_of_plugin for manifest in manifests)
-    return ExitCode.USAGE if at_fault else ExitCode.INTERNAL
 
 
 def _show(found: Found, *, as_json: bool) -> None:

@@ -185,6 +185,9 @@ def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
     first = errors[0]
     location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "bool_type" and first["loc"][-1] == "bool":
+        # of a value with several types, of which this is the first
+        return f"{location.removesuffix('.bool')}: expected a number, a text, true or false, got {first['input']!r}"
     if first["type"] == "missing":
         unknown = [".".join(map(str, one["loc"])) for one in errors if one["type"] == "extra_forbidden"]
         misspelt = (path for path in unknown if did_you_mean(path, [location]))

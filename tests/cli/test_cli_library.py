@@ -35,10 +35,11 @@ def test_one_is_shown_as_its_file(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), KINDS.items())
 def test_a_new_file_can_be_used_at_once(kind: str, name: str, tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
+    file = tmp_path / "my own.toml"
     made = call(kind, "new", str(file), "--from", name)
     assert (made.code, made.err) == (ExitCode.SUPPORTED, "")
     assert str(file) in made.out
+    assert f"'{file}'" in made.out.splitlines()[-1]
     assert call(kind, "show", str(file)).code == ExitCode.SUPPORTED
     before = file.read_bytes()
     assert "exists already" in call(kind, "new", str(file), "--from", name).error

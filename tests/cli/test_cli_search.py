@@ -1,10 +1,13 @@
 """`bitnetctl sweep --search`: rungs, the ranking that follows from the CSVs, and how a search ends."""
 
+import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from calling import Done, assert_refused, call, smallest_run
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bitnetctl.errors import ExitCode
 from bitnetctl.records import read
@@ -82,7 +85,7 @@ def test_without_a_trial_that_finishes_there_is_no_best(tiny_text: Path) -> None
     overrides = "--set", "schedule.peak_learning_rate=1e30"
     done = search(file, *overrides)
     assert done.code == ExitCode.REFUTED
-    assert done.err.splitlines()[-1] == "error: no trial has finished"
+    assert done.err.splitlines()[-1] == "error: no trial of rung 1 has finished"
     assert "best:" not in done.err
 
 
@@ -99,17 +102,82 @@ def test_a_stop_ends_the_search_and_the_same_command_goes_on(tiny_text: Path, mo
 
     def stops(self: StopRequest) -> bool:
         asked.append(1)
-        if len(asked) == 12:
+        # in the second rung
+        if len(asked) == 25:
             signal.raise_signal(signal.SIGTERM)
         return before(self)
 
     before = StopRequest.__call__
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "__call__", stops)
-        assert search(file).code == ExitCode.STOPPED
+        stopped = search(file, "--json")
+    assert stopped.code == ExitCode.STOPPED
+    assert [len(row["values"]) for row in stopped.json["trials"]] == [1, 1]
     done = search(file, "--json")
     assert done.code == ExitCode.SUPPORTED
     assert len(done.json["trials"]) == 2
+
+
+def test_the_command_that_is_printed_trains_the_run_of_the_best_trial(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2, seeds=[1, 2])
+    done = call("sweep", "--search", file, "--runs-dir", "my runs", "--device", "cpu")
+    assert done.code == ExitCode.SUPPORTED
+    command = shlex.split(done.err.splitlines()[-1].partition("not seen: ")[2])
+    assert command[-4:] == ["--seeds", "0,3,4,5,6,7", "--runs-dir", "my runs"]
+    before = set(Path("my runs").iterdir())
+    # with its seeds it trains nothing new
+    assert call(*command[1:-4], "--runs-dir", "my runs", "--seeds", "1,2", "--device", "cpu").code == ExitCode.SUPPORTED
+    assert set(Path("my runs").iterdir()) == before
+
+
+def test_quiet_prints_the_result_only(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2)
+    assert "rung 1 of 2: 2 trials of 128 tokens" in search(file).err
+    assert "rung" not in search(file, "--quiet").err
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "why"),
+    [
+        (lambda csv: csv.write_text("", encoding="utf-8"), ExitCode.USAGE, "damaged or edited since the run ended"),
+        (Path.unlink, ExitCode.INTERNAL, "its checkpoints are gone"),
+    ],
+    ids=["emptied", "deleted"],
+)
+def test_a_trial_whose_files_are_damaged_is_not_the_last(
+    tiny_text: Path, damage: Callable[[Path], None], code: int, why: str
+) -> None:
+    file = write(tiny_text, ["no-decay", "reduced-lr"], trials=3)
+    assert search(file).code == ExitCode.SUPPORTED
+    before = set(RUNS.glob("*.csv"))
+    [csv] = RUNS.glob("h16-4-baseline-*.csv")
+    damage(csv)
+    done = search(file, "--json")
+    assert done.code == code
+    assert done.out == ""
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: rung 1 cannot be ranked: ")
+    assert why in last
+    # no other trial has gone on in its place
+    assert set(RUNS.glob("*.csv")) <= before
+
+
+def test_an_unknown_measure_is_named(tiny_text: Path) -> None:
+    characters = {character: number for number, character in enumerate(sorted(set(tiny_text.read_text()) | {"<end>"}))}
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token="<end>"))
+    tokenizer.normalizer = normalizers.Replace("e", "a")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save("lossy.json")
+    file = write(tiny_text, ["no-decay"], trials=2)
+    lossy = "--set", "data.tokenizer=file:lossy.json"
+    done = search(file, *lossy)
+    assert done.code == ExitCode.USAGE
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: rung 1 cannot be ranked: h16-4-baseline-s0-")
+    assert last.endswith(': HeldOutBitsPerByte is unknown; take measure = "HeldOutLoss"')
+    assert search(write(tiny_text, ["no-decay"], trials=2, measure="HeldOutLoss"), *lossy).code == ExitCode.SUPPORTED
 
 
 def test_a_dry_run_shows_the_rungs(tiny_text: Path) -> None:
@@ -122,7 +190,7 @@ def test_a_dry_run_shows_the_rungs(tiny_text: Path) -> None:
         "rung 1:",
     ]
     assert "2 runs, 0 there already" in done.out
-    assert not list(RUNS.glob("*.csv"))
+    assert not RUNS.exists()
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,11 @@ def test_a_built_in_search_can_be_drawn(name: str) -> None:
         (3, 9, 5120, [(9, 1707), (3, 5120)]),
         (2, 2, 10240, [(2, 1280), (1, 2560), (1, 5120), (1, 10240)]),
         (4, 9, 1280, [(9, 1280)]),
+        (10**9, 9, 2**63 - 1, [(9, (2**63 - 1) // 10**9 + 1), (1, 2**63 - 1)]),
     ],
 )
 def test_rungs(factor: int, trials: int, most: int, expected: list[tuple[int, int]]) -> None:
-    rungs = make(reduction_factor=factor, trials=trials, max_tokens=most).rungs()
+    rungs = make(reduction_factor=factor, max_tokens=most).rungs(trials)
     assert [(rung.trials, rung.tokens) for rung in rungs] == expected
     assert [rung.number for rung in rungs] == list(range(len(expected)))
 
@@ -71,6 +72,83 @@ def test_combinations_of_one_config_are_one_trial() -> None:
     assert [trial.point for trial in trials] == [(), (("schedule.peak_learning_rate", "0.003"),)]
 
 
+def test_more_combinations_than_a_range_can_hold() -> None:
+    fields = ("peak_learning_rate", "stage1_weight_decay", "stage2_weight_decay", "final_learning_rate_fraction")
+    choices = {f"schedule.{field}": [number / 1e5 for number in range(1, 100_000)] for field in fields}
+    trials = make(choices=choices, trials=5).all_trials()
+    assert len({trial.point for trial in trials}) == 5
+    assert make(choices=choices, trials=5).all_trials() == trials
+
+
+def test_a_value_given_twice_is_drawn_once() -> None:
+    twice = {name: [value for value in values for _ in range(2)] for name, values in CHOICES.items()}
+    assert make(choices=twice, trials=9).all_trials() == make(trials=9).all_trials()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("5%", 5), ("12.5 %", 12), ("0%", 0), ("0.001%", 1), ("200%", 200), ("7", 7)]
+)
+def test_a_share_of_the_steps(value: str, expected: int) -> None:
+    [config] = make(overrides=[f"schedule.warmup_steps={value}"]).configs(Trial(0, ()), 100 * 4 * 32)
+    assert (config.steps, config.schedule.warmup_steps) == (100, expected)
+
+
+@pytest.mark.parametrize("value", ["nan%", "-5%", "5%%", "%", "1e1%"])
+def test_what_is_no_share_is_no_number(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps: input should be a valid integer"):
+        make(overrides=[f"schedule.warmup_steps={value}"]).all_trials()
+
+
+def test_only_steps_have_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"peak_learning_rate: input should be a valid number.*got '5%'"):
+        make(choices={"schedule.peak_learning_rate": ["5%"]}).all_trials()
+    [config] = make(overrides=["data.text_field=5%"]).configs(Trial(0, ()), 1280)
+    assert config.data.text_field == "5%"
+
+
+def test_a_rung_of_less_than_a_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^trial 1 .*: 1,280 tokens are less than the 2,048 of a step"):
+        make(choices={"data.batch_size": [64]}).all_trials()
+
+
+def test_a_choice_of_the_size_is_over_overrides_and_these_over_the_size() -> None:
+    sizes = {"model.hidden_size": [16]}
+    search = make(size=64, overrides=["model.hidden_size=32"], choices=sizes)
+    trials = search.all_trials()
+    assert [search.configs(trial, 1280)[0].model.hidden_size for trial in trials] == [32, 16]
+    options = search.options(trials[1], 1280)
+    assert options[options.index("--sizes") + 1] == "16"
+    assert not [text for text in options if text.startswith("model.hidden_size")]
+
+
+@pytest.mark.parametrize(
+    ("choices", "fields"),
+    [
+        ({"probe.positions": [64]}, {}),
+        ({"data.source": ["file:other.txt"]}, {}),
+        ({"data.held_out_fraction": [0.3]}, {}),
+        ({"data.tokenizer": ["bpe:300"]}, {"measure": "HeldOutLoss"}),
+    ],
+)
+def test_trials_that_are_measured_on_other_text_cannot_be_ranked(
+    choices: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"^trial 1 .* of this and of the recipe cannot be compared"):
+        make(choices=choices, **fields).all_trials()
+
+
+def test_sources_are_compared_by_one_held_out_text() -> None:
+    choices = {"data.source": ["file:other.txt"], "data.held_out_fraction": [0.3]}
+    search = make(choices=choices, overrides=["data.held_out_source=file:held-out.txt"], trials=9)
+    assert [dict(trial.point) for trial in search.all_trials()][1:] == [
+        {"data.source": "file:other.txt", "data.held_out_fraction": "0.3"}
+    ]
+
+
+def test_unseen_seeds() -> None:
+    assert make(seeds=[0, 2, 5]).unseen_seeds(4) == [1, 3, 4, 6]
+
+
 def test_tokens_decide_the_steps_and_shares_follow_them() -> None:
     search = make(overrides=["probe.eval_every_steps=25%", "data.sequence_length=16"], seeds=2, size=32)
     point = (("data.batch_size", "2"), ("schedule.warmup_steps", "10%"), ("arm", "no-decay"))
@@ -86,7 +164,7 @@ def test_the_options_of_a_trial_train_its_run() -> None:
     search = make(size=32, overrides=["probe.eval_every_steps=25%"])
     trial = Trial(3, (("schedule.warmup_steps", "50%"), ("data.batch_size", "4"), ("arm", "no-decay")))
     options = search.options(trial, 5120)
-    assert options[:2] == ["--recipe", "quick"]
+    assert options[:4] == ["--recipe", "quick", "--sizes", "32"]
     named = dict(zip(options[::2], options[1::2], strict=False))
     overrides = [value for name, value in itertools.pairwise(options) if name == "--set"]
     config = build_config(
@@ -113,7 +191,15 @@ def test_the_best_is_the_least_and_what_did_not_finish_is_last() -> None:
         ({"max_tokens": 5}, "max_tokens: 5 is less than min_tokens, 524,288"),
         ({"choices": {}}, "choices: dictionary should have at least 1 item"),
         ({"choices": {"data.batch_size": []}}, "choices: data.batch_size has no values"),
-        ({"choices": {"steps": [5]}}, "choices: steps: is not a setting to be found"),
+        ({"choices": {"steps": [5]}}, "choices: steps: the tokens of a rung decide the steps"),
+        ({"choices": {" seed": [5]}}, "choices:  seed: take the field seeds"),
+        ({"choices": {"recipe": ["quick"]}}, "choices: recipe: is a label without effect"),
+        ({"choices": {"interventions": ["muon"]}}, "choices: interventions: take arm"),
+        ({"choices": {"optimizer.exempt": [["head"]]}}, "choices.optimizer.exempt.0: expected a number, a text, true"),
+        ({"choices": {"model.init_std": [float("nan")]}}, "choices.model.init_std.0: expected a number, a text, true"),
+        ({"overrides": ["steps=5"]}, "overrides: steps=5: the tokens of a rung decide the steps"),
+        ({"overrides": [" seed = 5"]}, "overrides:  seed = 5: take the field seeds"),
+        ({"max_tokens": 10**400}, "max_tokens: input should be less than"),
         ({"seeds": [1, 1]}, "seeds: a seed is named twice"),
         ({"measure": "Loss"}, "measure: input should be 'HeldOutBitsPerByte' or 'HeldOutLoss'"),
         ({"reduction_factor": 1}, "reduction_factor: input should be greater than or equal to 2"),
@@ -133,6 +219,7 @@ def test_a_search_that_cannot_be_made_says_why(change: dict[str, Any], message: 
         ({"data.batch_size": [-2, -3]}, "data.batch_size: input should be greater than 0"),
         ({"arm": ["reduced-rl", "reduced-ll"]}, "did you mean 'reduced-lr'"),
         ({"optimizer.exempt": ["heads", "tails"]}, "optimizer.exempt"),
+        ({"arm": ["median-scale+group-scale:size=8"]}, "only one intervention of a run may do so"),
     ],
 )
 def test_a_trial_that_cannot_be_trained_is_named(choices: dict[str, Any], message: str) -> None:
@@ -143,9 +230,29 @@ def test_a_trial_that_cannot_be_trained_is_named(choices: dict[str, Any], messag
 
 def test_an_arm_of_a_file_is_found_beside_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "from bitnetctl.intervention import Intervention\n\n\nclass Same(Intervention):\n    summary = 'nothing'\n"
-    (tmp_path / "same.py").write_text(text, encoding="utf-8")
+    (tmp_path / "one same.py").write_text(text, encoding="utf-8")
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
-    [config] = make(choices={"arm": ["same.py"]}).configs(Trial(1, (("arm", "same.py"),)), 1280, tmp_path)
-    assert config.arm == "same"
+    arm = "one same.py:Same+no-decay"
+    search, trial = make(choices={"arm": [arm]}), Trial(1, (("arm", arm),))
+    [config] = search.configs(trial, 1280, tmp_path)
+    assert config.arm == "same+no-decay"
+    # the command that is printed is run elsewhere
+    options = search.options(trial, 1280, tmp_path)
+    assert parse_arm(options[options.index("-i") + 1]) == parse_arm(arm, tmp_path)
+
+
+def test_the_interventions_of_a_recipe_are_in_the_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "quick"\n[[interventions]]\nname = "reduced-lr"\nsettings = {factor = 0.5}\n')
+    search = make(recipe=str(recipe))
+    assert search.options(Trial(0, ()), 1280)[-3:] == ["-i", "reduced-lr:factor=0.5", "--no-baseline"]
+    assert "-i" not in search.options(Trial(1, (("arm", ""),)), 1280)
+
+
+def test_an_override_of_a_file_that_names_no_field_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('overrides = ["data.batchsize=3"]\nmin_tokens = 5\nmax_tokens = 5\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mine\.toml: overrides: 'data\.batchsize=3': unknown field"):
+        load_search(str(file), {})
