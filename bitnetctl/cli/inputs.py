@@ -67,11 +67,18 @@ def _bundle_of(run: Run, names: Mapping[str, str]) -> str | None:
 
 
 def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise ConfigError where a file to write is one that was given."""
+    """Raise ConfigError where a file to write is one that was given, or is to be written twice."""
     known = {os.path.realpath(path) for path in inputs}
+    written: set[str] = set()
     for path in outputs:
-        if os.path.realpath(path) in known:
+        file = os.path.realpath(path)
+        if file in known:
             raise ConfigError(f"{path}: is one of the files given; write to another")
+        if file in written:
+            raise ConfigError(f"{path}: is to be written twice; give each output a file of its own")
+        # a device takes more than one
+        if not path.exists() or path.is_file():
+            written.add(file)
 
 
 def print_unread(unread: Sequence[UnreadRun]) -> None:

@@ -253,7 +253,7 @@ def hidden_text(size: object) -> str:
 
 def tick_label(value: float) -> str:
     """Format a value beside an axis."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 class Cells(NamedTuple):

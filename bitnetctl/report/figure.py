@@ -224,13 +224,15 @@ def _levels(study: Study, measure: str, size: int | None) -> dict[str, float]:
 def _limits(measure: str, curves: Sequence[MeanCurve]) -> tuple[float | None, float | None]:
     """Return where an axis ends before its values do, below and above; None where it shows all of them."""
     untrained = [value for curve in curves for run in curve.runs if (value := _untrained(run, measure)) is not None]
+    # where every value lies beyond it, nothing would be left to see
+    lowest, highest = min(min(curve.low) for curve in curves), max(max(curve.high) for curve in curves)
     if measure in _LOSSES and untrained:
         limit = _BEYOND_UNTRAINED * max(untrained)
-        if max(max(curve.high) for curve in curves) > limit > 0:
+        if max(lowest, 0) < limit < highest:
             return None, limit
     if measure == "Skill" and untrained:
         limit = _BEYOND_UNTRAINED * min(untrained)
-        if min(min(curve.low) for curve in curves) < limit < 0:
+        if lowest < limit < min(highest, 0):
             return limit, None
     return None, None
 

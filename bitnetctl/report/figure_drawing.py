@@ -2,14 +2,16 @@
 
 import importlib.util
 import io
+import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, one_line
 from bitnetctl.report.columns import tick_label
 from bitnetctl.report.figure import FigureData, Panel, PanelRow
 from bitnetctl.report.fold import fold
@@ -36,6 +38,8 @@ _WIDTH = 8.0
 _LEAST_PANEL_WIDTH = 2.3
 _LEGENDS = ((6, 96), (5, 96), (4, 96), (3, 96), (2, 96), (1, 96), (2, 50), (3, 32))
 """Columns of a legend, and of text after which a label is folded, in the order in which they are preferred."""
+_LOCK = threading.Lock()
+"""Held while drawing: the settings of matplotlib are those of the process."""
 _MISSING = "--figure needs the library matplotlib: pip install 'bitnetctl[figures]'"
 
 
@@ -54,10 +58,30 @@ def figure_format(file: Path, stdout: Path) -> Format:
 
 def draw_figure(data: FigureData, form: Format) -> bytes:
     """Return a figure as a file, whose metadata has the hash of the data; raises ConfigError without matplotlib."""
+    with _LOCK, _without_messages():
+        return _drawn(data, form)
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Leave out what matplotlib says of its cache and of settings, which are not used here."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _drawn(data: FigureData, form: Format) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"{_MISSING} ({error})") from error
+    except Exception as error:
+        # it reads MPLBACKEND and matplotlibrc when it is imported
+        raise ConfigError(f"--figure: matplotlib cannot be loaded with its settings: {one_line(error)}") from error
     metadata: dict[str, Any] = {
         "Title": f"{', '.join(row.title for row in data.rows)} by step",
         "Subject" if form == "pdf" else "Description": f"drawn by bitnetctl; data sha256:{data.hash}",

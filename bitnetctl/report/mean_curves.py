@@ -14,6 +14,9 @@ from bitnetctl.verdict.limits import value_at
 if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats, Integers
 
+MOST = 1e100
+"""Values as large as this, or on a logarithmic scale as small as 1 / MOST, count as infinite: nothing can draw them."""
+
 Points = tuple["Integers", "Floats"]
 """Steps in ascending order, and a finite value for each."""
 
@@ -64,7 +67,7 @@ def mean_curves(study: Study, measure: str, *, logarithmic: bool) -> list[MeanCu
 
 
 def points_of(run: Run, measure: str, *, logarithmic: bool) -> Points:
-    """Return the finite values of a run after step 1; those above 0 if `logarithmic`, until it diverged."""
+    """Return the finite values of a run after step 1, until it diverged; those above 0 if `logarithmic`."""
     import numpy as np
 
     if measure in DERIVED:
@@ -73,9 +76,10 @@ def points_of(run: Run, measure: str, *, logarithmic: bool) -> Points:
         values = np.array([math.nan if value is None else value for value in cells], dtype=np.float64)
     else:
         values = run.finite(measure)
-    kept = np.isfinite(values) & (run.steps > 1)
+    # NaN is not less
+    kept = (np.abs(values) < MOST) & (run.steps > 1)
     if logarithmic:
-        kept &= values > 0
+        kept &= values > 1 / MOST
     end = divergence(run)
     if end is not None:
         kept &= run.steps <= end

@@ -72,3 +72,12 @@ def test_no_file_that_was_given_is_overwritten(runs: Path, tmp_path: Path) -> No
     given.write_bytes(next(runs.glob("*.csv")).read_bytes())
     done = analyze(given, "--figure", given)
     assert done.error == f"error: {given}: is one of the files given; write to another"
+
+
+def test_no_file_is_written_twice(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "page.svg"
+    done = analyze(runs, "--html", file, "--figure", tmp_path / "." / "page.svg")
+    assert done.error == f"error: {file}: is to be written twice; give each output a file of its own"
+    assert not file.exists()
+    # a device takes more than one
+    assert analyze(runs, "--html", "/dev/null", "--markdown", "/dev/null").code == 0

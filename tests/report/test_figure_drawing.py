@@ -1,8 +1,12 @@
 """Figures as files: the same bytes for the same data, whatever the user has set, and a layout without overlaps."""
 
 import itertools
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
@@ -15,7 +19,9 @@ from synthetic import REFERENCES, curve, quick, simple_run, write_csv, write_run
 
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
+from bitnetctl.errors import ConfigError
 from bitnetctl.report import draw_figure, figure_data
+from bitnetctl.report.columns import tick_label
 from bitnetctl.report.figure import MOST_ARMS, FigureData
 from bitnetctl.report.figure_drawing import Format, _line, _logarithmic_ticks, _own_style, draw_panels
 
@@ -58,6 +64,72 @@ def test_the_same_data_give_the_same_bytes_whatever_the_user_has_set(
         assert dict(mpl.rcParams) == before
     assert first.startswith(BEGINNINGS[form])
     assert f"data sha256:{data.hash}".encode() in first
+
+
+def test_threads_draw_the_same_bytes(data: FigureData) -> None:
+    first, before = draw_figure(data, "svg"), dict(mpl.rcParams)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: draw_figure(data, "svg"), range(4)))
+    assert set(drawn) == {first}
+    assert dict(mpl.rcParams) == before
+
+
+def test_settings_with_which_matplotlib_cannot_be_loaded_are_named() -> None:
+    program = (
+        "from bitnetctl.errors import ConfigError\n"
+        "from bitnetctl.report import draw_figure\n"
+        "try:\n    draw_figure(None, 'svg')\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"MPLBACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("--figure: matplotlib cannot be loaded with its settings: Key backend: 'nonsense'")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("measure", "values"),
+    [
+        ("HeldOutLoss", [7.6, 1.7e308, 1.7e308]),
+        ("HeldOutLoss", [7.6, 6.0, 1.7e308]),
+        ("HeldOutLoss", [None, 1e99, 1.7e308]),
+        ("GradNorm", [1.0, 5e-324, 1e300]),
+        ("GradNorm", [1.0, 1e-99, 1e99]),
+        ("GradNorm", [1.0, 5e-324, 2.0]),
+        ("WD", [0.0, 1e16, 1e16 + 2]),
+    ],
+)
+def test_values_that_no_axis_can_show_are_left_out(tmp_path: Path, measure: str, values: list[float | None]) -> None:
+    at = [step for step, value in zip((1, 9, 20), values, strict=True) if value is not None]
+    known = [value for value in values if value is not None]
+    for seed in range(2):
+        rows = curve(at, **{"HeldOutLoss": 5.0, **REFERENCES, measure: known, "Loss": [4.0 + seed] * len(at)})
+        write_run(tmp_path, quick(seed=seed, steps=20), rows)
+    shown = study(load_runs([tmp_path]))
+    drawable = [value for value in known[at[0] == 1 :] if value < 1e100 and (measure != "GradNorm" or value > 1e-100)]
+    if not drawable:
+        with pytest.raises(ConfigError, match=f"--show {measure}: no run has a value"):
+            figure_data(shown, [measure])
+        return
+    data = figure_data(shown, [measure])
+    assert list(data.rows[0].panels[0].curves[0].mean) == drawable
+    for form in get_args(Format):
+        draw_figure(data, form)
+
+
+@pytest.mark.parametrize("losses", [[7.6, 20.0, 30.0], [7.6, 6.0, 30.0]])
+def test_a_loss_axis_points_up(tmp_path: Path, canvas: Figure, losses: list[float]) -> None:
+    write_run(tmp_path, quick(steps=20), curve((1, 9, 20), HeldOutLoss=losses, **REFERENCES))
+    draw_panels(canvas, figure_data(study(load_runs([tmp_path])), ["HeldOutLoss"]))
+    low, high = canvas.axes[0].get_ylim()
+    assert low < losses[1] < high
+    # where all lie beyond 1.5 times the loss of the untrained model, all are shown
+    assert (high > 30) == (losses[1] > 1.5 * 7.6)
 
 
 def test_the_text_of_an_svg_stays_text(data: FigureData) -> None:
@@ -153,3 +225,10 @@ def test_every_arm_has_a_line_of_its_own() -> None:
 )
 def test_ticks_of_a_logarithmic_scale(low: float, high: float, ticks: list[float]) -> None:
     assert _logarithmic_ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "0.123"), (99.5, "99.5"), (1234.5, "1,234"), (1e8, "100,000,000"), (1e50, "1e+50")]
+)
+def test_the_label_of_a_tick_is_short(value: float, text: str) -> None:
+    assert tick_label(value) == text
