@@ -81,7 +81,7 @@ def run_search(
         runs = list(itertools.chain.from_iterable(runs_of.values()))
         if not options["quiet"]:
             print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(going_on))}")
-        if train_missing(runs, stop, runs_dir=runs_dir, **options):
+        if _train(runs, stop, runs_dir=runs_dir, **options):
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
                 _show(found, as_json=as_json)
@@ -105,6 +105,32 @@ def run_search(
     print_message(f"best: trial {best.number}, {best.label}")
     print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
     return ExitCode.SUPPORTED
+
+
+def _train(runs: Sequence[ResolvedRun], stop: StopRequest, **options: Any) -> bool:
+    """Train the runs of a rung until no process trains any; True if a signal stopped it."""
+    while not train_missing(runs, stop, **options):
+        # what failed here may be tried again by another process that shares the search
+        if not any(_is_being_trained(run) for run in runs if not run.has_ended()):
+            return False
+    return True
+
+
+def _is_being_trained(run: ResolvedRun) -> bool:
+    """Whether another process holds the lock of a run."""
+    from filelock import Timeout
+
+    from bitnetctl.locks import Lock
+
+    lock = Lock(run.paths.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def _size(rung: Rung, trials: int) -> str:

@@ -292,7 +292,8 @@ def final_mean(runs: Sequence[ResolvedRun], measure: str) -> float:
         if manifest is None:
             failed = read_manifest(run.paths.folder)
             if failed is None or not failed.is_fault_of_plugin:
-                raise BitnetctlError(f"{run.name}: {(failed and failed.message) or 'is not trained'}")
+                message = failed.message if failed is not None else None
+                raise BitnetctlError(f"{run.name}: {message or 'is not trained yet; the same command goes on'}")
         finished = manifest is not None and manifest.status == "finished"
         value = final_row(run.paths.csv)[measure] if finished else math.inf
         if value is None:

@@ -2,16 +2,21 @@
 
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from calling import Done, assert_refused, call, smallest_run
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from bitnetctl.cli import searching
+from bitnetctl.cli.training import train_missing
 from bitnetctl.errors import ExitCode
+from bitnetctl.locks import Lock
 from bitnetctl.records import read
 from bitnetctl.signals import StopRequest
+from bitnetctl.trainer.resolved import ResolvedRun
 
 RUNS = Path("runs")
 pytestmark = pytest.mark.usefixtures("wide_terminal", "known_speed")
@@ -94,6 +99,30 @@ def test_plug_ins_at_fault_are_wrong_usage(tiny_text: Path) -> None:
     file = write(tiny_text, ["fails:at=1"], trials=2)
     done = search(file, "--set", "schedule.peak_learning_rate=1e30")
     assert done.code == ExitCode.USAGE
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_run_that_another_process_tries_again_is_waited_for(tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    locks: list[Lock] = []
+
+    def train(runs: Sequence[ResolvedRun], *arguments: Any, **options: Any) -> bool:
+        for lock in locks:
+            lock.release()
+        stopped = before(runs, *arguments, **options)
+        tried.append(len(runs))
+        if len(tried) == 1:
+            [file] = RUNS.glob("h16-4-fails-*/run.lock")
+            locks.append(Lock(file))
+            locks[0].acquire()
+        return stopped
+
+    before = train_missing
+    monkeypatch.setattr(searching, "train_missing", train)
+    done = search(write(tiny_text, ["fails:at=1"], trials=2), "--json")
+    assert done.code == ExitCode.SUPPORTED
+    assert tried == [2, 2, 1]
+    assert [row["values"][-1] is None for row in done.json["trials"]] == [False, True]
 
 
 def test_a_stop_ends_the_search_and_the_same_command_goes_on(tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
