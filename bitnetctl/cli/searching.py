@@ -84,7 +84,8 @@ def run_search(
         if _train(runs, stop, runs_dir=runs_dir, **options):
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
-                _show(found, as_json=as_json)
+                if as_json or rung.number:
+                    _show(found, as_json=as_json)
             return ExitCode.STOPPED
         try:
             values = {trial: final_mean(of_trial, chosen.measure) for trial, of_trial in runs_of.items()}

@@ -110,6 +110,8 @@ class Search(Frozen):
     def _check(self) -> Self:
         if self.max_tokens < self.min_tokens:
             raise ValueError(f"max_tokens: {self.max_tokens:,} is less than min_tokens, {self.min_tokens:,}")
+        if self.trials * len(self.seeds) > MAX_RUNS:
+            raise ValueError(f"trials: {self.trials:,} with {len(self.seeds):,} seeds are more than {MAX_RUNS:,} runs")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is named twice")
         for name, values in self.choices.items():
@@ -156,9 +158,9 @@ class Search(Frozen):
         for point in itertools.chain([()], points):
             trial = Trial(len(trials), point)
             # in the last rung, where shares of the steps differ most
-            last = self.configs(trial, self.max_tokens, folder)[0]
+            last = self._config(trial, self.max_tokens, folder)
             if last.hash not in seen:
-                self.configs(trial, first_rung.tokens, folder)
+                self._config(trial, first_rung.tokens, folder)
                 measured.add(self._measured_on(last))
                 if len(measured) > 1:
                     raise ConfigError(
@@ -176,6 +178,11 @@ class Search(Frozen):
 
         An arm that is a FILE.py is relative to `folder`.
         """
+        config = self._config(trial, tokens, folder)
+        return [config.model_copy(update={"seed": seed}) for seed in self.seeds]
+
+    def _config(self, trial: Trial, tokens: int, folder: Path | None) -> RunConfig:
+        """Return the run of a trial with the recipe's seed."""
         arm = dict(trial.point).get(ARM)
         try:
             steps = self._steps(trial, tokens)
@@ -191,11 +198,11 @@ class Search(Frozen):
                 registry.compose(config.interventions).configure(config)
         except ConfigError as error:
             raise ConfigError(f"trial {trial.number} ({trial.label}): {error}") from error
-        return [config.model_copy(update={"seed": seed}) for seed in self.seeds]
+        return config
 
     def options(self, trial: Trial, tokens: int, folder: Path | None = None) -> list[str]:
         """Return the options of `bitnetctl sweep` with which a trial trains on about so many tokens."""
-        config = self.configs(trial, tokens, folder)[0]
+        config = self._config(trial, tokens, folder)
         texts = (text for text in self._overrides(trial, config.steps) if _name(text) != _SIZE)
         changes = [part for text in texts for part in ("--set", text)]
         arms = ["-i", _arm_text(config.interventions), "--no-baseline"] if config.interventions else []

@@ -203,6 +203,7 @@ def test_the_best_is_the_least_and_what_did_not_finish_is_last() -> None:
         ({"seeds": [1, 1]}, "seeds: a seed is named twice"),
         ({"measure": "Loss"}, "measure: input should be 'HeldOutBitsPerByte' or 'HeldOutLoss'"),
         ({"reduction_factor": 1}, "reduction_factor: input should be greater than or equal to 2"),
+        ({"trials": 1001, "seeds": 100}, "trials: 1,001 with 100 seeds are more than 100,000 runs"),
         ({"trials": 1}, "trials: input should be greater than or equal to 2"),
     ],
 )
