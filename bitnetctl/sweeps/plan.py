@@ -56,6 +56,11 @@ class Plan(Frozen):
     def _expand_seeds(cls, value: object) -> object:
         return expand_seeds(value)
 
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _flatten_grid(cls, value: object) -> object:
+        return flatten_fields(value)
+
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
         if not self.seeds:
@@ -142,6 +147,11 @@ def expand_seeds(value: object) -> object:
     if value > MAX_RUNS:
         raise ValueError(f"{value} seeds are more than {MAX_RUNS:,}")
     return tuple(range(value))
+
+
+def flatten_fields(value: object) -> object:
+    """Return values of fields by their dotted names, which are tables in tables where TOML has them without quotes."""
+    return dict(flatten(value)) if isinstance(value, dict) else value
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.plugins import registry
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
-from bitnetctl.sweeps.plan import expand_seeds
+from bitnetctl.sweeps.plan import expand_seeds, flatten_fields
 from bitnetctl.trainer.resolved import ResolvedRun
 
 ARM = "arm"
@@ -105,6 +105,11 @@ class Search(Frozen):
     @classmethod
     def _expand_seeds(cls, value: object) -> object:
         return expand_seeds(value)
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _flatten_choices(cls, value: object) -> object:
+        return flatten_fields(value)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

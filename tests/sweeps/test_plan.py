@@ -415,3 +415,11 @@ def test_plans_and_arms_need_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_field_of_the_grid_needs_no_quotes() -> None:
+    grid = {"schedule": {"warmup_steps": [5, 10]}, "data.batch_size": [2]}
+    assert make_plan({"grid": grid}).points() == [
+        ("schedule.warmup_steps=5", "data.batch_size=2"),
+        ("schedule.warmup_steps=10", "data.batch_size=2"),
+    ]

@@ -80,6 +80,13 @@ def test_more_combinations_than_a_range_can_hold() -> None:
     assert make(choices=choices, trials=5).all_trials() == trials
 
 
+def test_a_choice_needs_no_quotes() -> None:
+    choices = {"schedule": {"peak_learning_rate": [1e-3]}, "data.batch_size": [2], "arm": ["no-decay"]}
+    assert list(make(choices=choices).choices) == ["schedule.peak_learning_rate", "data.batch_size", "arm"]
+    with pytest.raises(ConfigError, match=r"choices\.schedule\.kind: expected a list"):
+        load_search("small", {"choices": {"schedule": {"kind": "cosine"}}})
+
+
 def test_a_value_given_twice_is_drawn_once() -> None:
     twice = {name: [value for value in values for _ in range(2)] for name, values in CHOICES.items()}
     assert make(choices=twice, trials=9).all_trials() == make(trials=9).all_trials()
