@@ -19,5 +19,7 @@ def test_files_that_are_not_python_are_installed(package: str) -> None:
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
     }
-    assert present == {path for pattern in patterns for path in folder.glob(pattern)}
     assert present
+    assert present <= {path for pattern in patterns for path in folder.glob(pattern)}
+    # no pattern is left of files that have gone
+    assert all(list(folder.glob(pattern)) for pattern in patterns)
