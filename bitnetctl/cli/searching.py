@@ -5,7 +5,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Found:
 
     search: Search
     trials: Sequence[Trial]
-    values: Mapping[Trial, list[float]] = field(default_factory=dict)
+    values: Mapping[Trial, list[float]]
 
     def ranking(self) -> list[Trial]:
         """Return the trials that have trained, those of the last rung first, of each rung the best first."""

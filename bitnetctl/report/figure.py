@@ -155,9 +155,9 @@ def _short_labels(study: Study) -> dict[str, str]:
     }
     short = {}
     for arm in arms:
-        told = [field for field in arm.variant if field.partition("=")[0] not in shared]
+        distinguishing = [field for field in arm.variant if field.partition("=")[0] not in shared]
         name = arm.label.removesuffix(f" [{', '.join(arm.variant)}]")
-        short[arm.label] = f"{name} [{', '.join(told)}]" if told else name
+        short[arm.label] = f"{name} [{', '.join(distinguishing)}]" if distinguishing else name
     return short
 
 

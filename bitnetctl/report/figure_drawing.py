@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Format = Literal["svg", "png", "pdf"]
 
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Colours that are told apart with any colour vision; Okabe and Ito (2008), without the yellow, too pale for a line."""
+"""Colours that any colour vision can distinguish; Okabe and Ito (2008), without the yellow, too pale for a line."""
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (6, 1.6, 1.2, 1.6)), (0, (1.2, 1.4)))
 _GRAY = "#666666"
 
@@ -46,7 +46,7 @@ _MISSING = "--figure needs the library matplotlib: pip install 'bitnetctl[figure
 def figure_format(file: Path, stdout: Path) -> Format:
     """Return the format of a file by its ending, SVG for stdout; raises ConfigError for another, or without matplotlib.
 
-    It loads nothing, so that a mistake is told before anything is read.
+    It loads nothing, so that a mistake is reported before anything is read.
     """
     ending = "svg" if file == stdout else file.suffix.lower().removeprefix(".")
     if ending not in get_args(Format):

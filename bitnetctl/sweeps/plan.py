@@ -174,10 +174,15 @@ def plan_configs(name: str, changes: Mapping[str, Any]) -> list[RunConfig]:
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     tree, _ = read_toml(name, "plan", "bitnetctl.sweeps", "plans")
+    return make_plan(with_changes(tree, changes), f"plan {name}")
+
+
+def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a file with changes to them; overrides come after those of the file."""
     own = tree.get("overrides", [])
-    # a value that is not a list is rejected with the whole plan below
-    tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
-    return make_plan({**tree, **{key: value for key, value in changes.items() if key != "overrides"}}, f"plan {name}")
+    # a value that is not a list is rejected with the whole file
+    overrides = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
+    return {**tree, **changes, "overrides": overrides}
 
 
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:

@@ -36,7 +36,7 @@ from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.plugins import registry
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
-from bitnetctl.sweeps.plan import expand_seeds, flatten_fields
+from bitnetctl.sweeps.plan import expand_seeds, flatten_fields, with_changes
 from bitnetctl.trainer.resolved import ResolvedRun
 
 ARM = "arm"
@@ -248,9 +248,7 @@ def load_search(name: str, changes: Mapping[str, Any]) -> Search:
     own = tree.get("overrides", [])
     for text in own if isinstance(own, list) else ():
         apply_override({}, str(text), f"search {name}: overrides:")
-    # a value that is not a list is rejected with the whole search below
-    tree["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
-    return validated(Search, {**tree, **changes, "overrides": tree["overrides"]}, f"search {name}")
+    return validated(Search, with_changes(tree, changes), f"search {name}")
 
 
 def _combination(values: Sequence[tuple[str, ...]], index: int) -> tuple[str, ...]:
