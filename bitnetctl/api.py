@@ -28,7 +28,7 @@ from bitnetctl.records.find import find_csvs
 from bitnetctl.records.inventory import Inventory, take_inventory
 from bitnetctl.records.logs.columns import check_map
 from bitnetctl.records.status import refuse_case_collisions
-from bitnetctl.sweeps.plan import Plan, load_plan
+from bitnetctl.sweeps.plan import Plan, load_plan, plan_configs
 from bitnetctl.trainer.events import Event, Stopped
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve, resolve_all
@@ -122,8 +122,10 @@ def sweep(
     from bitnetctl.sweeps.executor import sweep_missing
 
     options = options or TrainOptions()
-    plan = load_plan(plan, {}) if isinstance(plan, str) else plan
-    configs = plan.configs() if isinstance(plan, Plan) else [normalize_if_usable(config) for config in plan]
+    if isinstance(plan, str):
+        configs = plan_configs(plan, {})
+    else:
+        configs = plan.configs() if isinstance(plan, Plan) else [normalize_if_usable(config) for config in plan]
     runs = resolve_all(configs, options.runs_dir)
     missing = [run for run in runs if not run.has_ended()]
     if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):

@@ -12,6 +12,7 @@ from configs import TinyConfig
 
 import bitnetctl
 from bitnetctl import api
+from bitnetctl.config.load import config_text
 from bitnetctl.errors import ConfigError, StoppedBySignal
 from bitnetctl.trainer.events import Evaluated, Event, Failed
 
@@ -112,11 +113,20 @@ def test_a_trained_run_is_opened(tiny_config: TinyConfig) -> None:
     assert bitnetctl.open_run(run.path).name == "a"
 
 
-def test_a_sweep_of_a_plan(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config()
-    monkeypatch.setattr(bitnetctl.Plan, "configs", lambda plan: [config])
-    assert [run.name for run in bitnetctl.sweep("scaling", OPTIONS)] == [config.run_name]
-    assert [run.name for run in bitnetctl.sweep(bitnetctl.load_plan("scaling", {}), OPTIONS)] == [config.run_name]
+def test_a_sweep_of_a_plan_whose_files_are_beside_it(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(config_text(tiny_config()), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "from bitnetctl.intervention import Intervention\n"
+        "class Unchanged(Intervention):\n"
+        "    summary = 'changes nothing'\n",
+        encoding="utf-8",
+    )
+    plan = tmp_path / "plan.toml"
+    plan.write_text('recipe = "recipe.toml"\narms = ["mine.py"]\n', encoding="utf-8")
+    runs = bitnetctl.sweep(str(plan), OPTIONS)
+    assert [run.arm for run in runs] == ["baseline", "unchanged"]
+    loaded = bitnetctl.load_plan(str(plan), {"arms": ()})
+    assert [run.name for run in bitnetctl.sweep(loaded, OPTIONS)] == [runs[0].name]
 
 
 def test_a_failed_run_is_warned_of(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from bitnetctl.plugins import registry
 from bitnetctl.records import Run
 from bitnetctl.records.inventory import AbsentRun, Inventory, take_inventory
 from bitnetctl.records.load import LoadedSet, load_planned
-from bitnetctl.sweeps.plan import Plan, in_field, make_plan
+from bitnetctl.sweeps.plan import Plan, in_field, make_plan, with_changes
 from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.units import listed, plural
 
@@ -128,7 +128,7 @@ class ClaimTest:
         return folder_of(self.name_or_file)
 
     def _plan(self, changes: Mapping[str, Any], *, overrides: Sequence[str]) -> Plan:
-        plan = make_plan({**self.claim.plan, **changes}, self._source)
+        plan = make_plan(with_changes(self.claim.plan, changes, self.name_or_file), self._source)
         if plan.grid:
             raise ConfigError(
                 f"{self._source}: grid: gives runs of one arm that differ; take arms, factors or overrides"

@@ -8,6 +8,7 @@ from bitnetctl.config.arms import (
 )
 from bitnetctl.config.load import (
     apply_override as apply_override,
+    beside as beside,
     build_config as build_config,
     builtin_names as builtin_names,
     did_you_mean as did_you_mean,

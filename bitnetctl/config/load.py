@@ -40,8 +40,7 @@ def _extended(tree: dict[str, Any], name: str, below: tuple[str, ...]) -> dict[s
         return tree
     if not isinstance(parent, str):
         raise ConfigError(f"recipe {name}: extends: expected the name of a recipe or a FILE.toml, got {parent!r}")
-    # a file is found beside the one that names it
-    parent = str(Path(name).parent / expand_user(parent)) if parent.endswith(".toml") else parent
+    parent = beside(name, parent)
     if _recipe_id(parent) in below:
         raise ConfigError(f"recipe {name}: extends itself by way of {parent}")
     parent_tree, _ = _read_recipe(parent)
@@ -98,6 +97,11 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
 def folder_of(name: str) -> Path | None:
     """Return the folder of a `FILE.toml`, None for the name of a built-in file."""
     return Path(name).parent if name.endswith(".toml") else None
+
+
+def beside(file: str, recipe: str) -> str:
+    """Return the recipe that a file names: a `FILE.toml` is relative to that file, a built-in name is as it is."""
+    return str(Path(file).parent / expand_user(recipe)) if recipe.endswith(".toml") else recipe
 
 
 def toml_text(name: str, kind: str, package: str, folder: str) -> str:

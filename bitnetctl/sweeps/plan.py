@@ -16,6 +16,7 @@ from bitnetctl.config import (
     Frozen,
     RunConfig,
     apply_override,
+    beside,
     build_config,
     folder_of,
     load_recipe,
@@ -174,15 +175,19 @@ def plan_configs(name: str, changes: Mapping[str, Any]) -> list[RunConfig]:
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     tree, _ = read_toml(name, "plan", "bitnetctl.sweeps", "plans")
-    return make_plan(with_changes(tree, changes), f"plan {name}")
+    return make_plan(with_changes(tree, changes, name), f"plan {name}")
 
 
-def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a file with changes to them; overrides come after those of the file."""
+def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of a file of that name with changes; overrides come after its own, its recipe is beside it."""
+    result = {**tree, **changes}
+    recipe = tree.get("recipe")
+    if "recipe" not in changes and isinstance(recipe, str):
+        result["recipe"] = beside(name, recipe)
     own = tree.get("overrides", [])
     # a value that is not a list is rejected with the whole file
-    overrides = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
-    return {**tree, **changes, "overrides": overrides}
+    result["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
+    return result
 
 
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:

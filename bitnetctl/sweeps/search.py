@@ -248,7 +248,7 @@ def load_search(name: str, changes: Mapping[str, Any]) -> Search:
     own = tree.get("overrides", [])
     for text in own if isinstance(own, list) else ():
         apply_override({}, str(text), f"search {name}: overrides:")
-    return validated(Search, with_changes(tree, changes), f"search {name}")
+    return validated(Search, with_changes(tree, changes, name), f"search {name}")
 
 
 def _combination(values: Sequence[tuple[str, ...]], index: int) -> tuple[str, ...]:

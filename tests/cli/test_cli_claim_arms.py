@@ -1,4 +1,4 @@
-"""Arms of a claim's file: those that are files beside it, and mistakes told by the file and its field."""
+"""What a claim, plan or search names: files beside it; and mistakes told by the file and its field."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ from synthetic import simple_run
 from bitnetctl.cli.claiming import ClaimTest
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.sweeps.plan import plan_configs
+from bitnetctl.sweeps.search import load_search
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
@@ -68,6 +69,24 @@ def test_an_arm_of_a_plan_file_is_a_file_beside_it_and_one_that_is_typed_is_not(
     moved = plan.rename(folder.parent / "plan.toml")
     with pytest.raises(ConfigError, match=re.escape(f"plan {moved}: arms: {folder.parent}/arms/mine.py: no such file")):
         plan_configs(str(moved), {})
+
+
+def test_a_recipe_that_is_a_file_is_beside_the_file_that_names_it(folder: Path) -> None:
+    (folder / "mine.toml").write_text('extends = "quick"\nsteps = 7\n', encoding="utf-8")
+    (folder / "plan.toml").write_text('recipe = "./mine.toml"\n', encoding="utf-8")
+    (folder / "search.toml").write_text(
+        'recipe = "mine.toml"\nmin_tokens = 128\nmax_tokens = 128\nchoices = {arm = ["", "no-decay"]}\n',
+        encoding="utf-8",
+    )
+    claim = write_claim(folder / "claim.toml", **{'recipe = "quick"': 'recipe = "mine.toml"'})
+    [planned] = plan_configs("a+b/plan.toml", {})
+    searched = load_search("a+b/search.toml", {}).all_trials()
+    claimed = ClaimTest(name_or_file=str(claim)).configs
+    assert (planned.recipe, planned.steps, len(searched)) == ("mine", 7, 2)
+    assert {config.recipe for config in claimed} == {"mine"}
+    # one that is typed is not
+    with pytest.raises(ConfigError, match=r"mine\.toml: cannot read: No such file"):
+        plan_configs("a+b/plan.toml", {"recipe": "mine.toml"})
 
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
