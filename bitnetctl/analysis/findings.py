@@ -5,7 +5,7 @@ factors or metrics that is not told from chance says so.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from bitnetctl.analysis.agreement import Agreement
 from bitnetctl.analysis.anova import OutcomeAnalysis, Term
 from bitnetctl.analysis.effects import METRICS, ArmEffect, Effect
 from bitnetctl.analysis.stats import SIGNIFICANT, is_significant, seeds_needed, sign_test_floor
+from bitnetctl.analysis.steps_to_loss import StepsBySize
 from bitnetctl.analysis.summary import Metric, RunSummary
 from bitnetctl.config import BASELINE
 
@@ -65,6 +66,7 @@ def find(
     summaries: Sequence[RunSummary],
     arms: Sequence[str],
     effects: Sequence[ArmEffect],
+    steps_to_baseline: Mapping[str, StepsBySize],
     outcomes: Sequence[OutcomeAnalysis],
     agreements: Sequence[Agreement],
     problems: Sequence[str],
@@ -72,7 +74,7 @@ def find(
     """Return the findings: on arms, collapse, factors, metrics, then `problems` of the data."""
     most_seeds = max((arm.seeds for arm in effects), default=0)
     return [
-        *(_on_arm(arm, most_seeds) for arm in effects),
+        *(_on_arm(arm, steps_to_baseline[arm.arm], most_seeds) for arm in effects),
         *_on_collapse(summaries, arms),
         *_on_factors(outcomes),
         *_on_metrics(agreements),
@@ -83,7 +85,7 @@ def find(
 # arms
 
 
-def _on_arm(arm: ArmEffect, most_seeds: int) -> Finding:
+def _on_arm(arm: ArmEffect, steps_to_baseline: StepsBySize, most_seeds: int) -> Finding:
     metric = next((metric for metric in METRICS if arm.effects[metric].seeds), next(iter(METRICS)))
     effect = arm.effects[metric]
     against = "" if arm.baseline == BASELINE else arm.baseline
@@ -100,6 +102,8 @@ def _on_arm(arm: ArmEffect, most_seeds: int) -> Finding:
             mean=effect.mean_of_finite,
             finite_seeds=effect.seeds - effect.infinite_seeds,
             failures=wording.failures(arm.failures, arm.baseline_failures, arm.pairs),
+            steps_to_baseline=steps_to_baseline if effect.better > effect.worse else {},
+            sizes=len(effect.mean_by_size),
         )
     return Finding(
         kind="arm",

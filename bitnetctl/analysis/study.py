@@ -1,6 +1,6 @@
 """Everything that `bitnetctl analyze` reports about a set of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from bitnetctl.analysis.effects import ArmEffect, Compare, arm_effects
 from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.findings import Finding, find
 from bitnetctl.analysis.stats import SIGNIFICANT, seeds_needed, sign_test_floor
+from bitnetctl.analysis.steps_to_loss import StepsBySize, steps_to_baseline
 from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
 from bitnetctl.analysis.text_quality import texts_json
 from bitnetctl.records.provenance import code_differences, provenance_differences
@@ -29,6 +30,7 @@ OUTCOMES: dict[Metric, tuple[str, str]] = {
 class Study:
     """The analysis of a set of runs; `summaries` are in the order of `runs`, `arms` has the baselines first.
 
+    `steps_to_baseline` are those to the loss at which the baseline ends, by arm and size.
     `findings` are what it shows in short; `notes` are caveats, also those that a finding has.
     """
 
@@ -36,6 +38,7 @@ class Study:
     summaries: tuple[RunSummary, ...]
     arms: tuple[str, ...]
     effects: tuple[ArmEffect, ...]
+    steps_to_baseline: Mapping[str, StepsBySize]
     factors: tuple[Factor, ...]
     outcomes: tuple[OutcomeAnalysis, ...]
     agreements: tuple[Agreement, ...]
@@ -47,7 +50,9 @@ class Study:
         return {
             "findings": [finding.to_json() for finding in self.findings],
             "runs": [summary.to_json() for summary in self.summaries],
-            "arms": [effect.to_json() for effect in self.effects],
+            "arms": [
+                {**effect.to_json(), "steps_to_baseline": self.steps_to_baseline[effect.arm]} for effect in self.effects
+            ],
             "factors": {
                 "fields": [{"fields": list(factor.fields), "levels": list(factor.levels)} for factor in self.factors],
                 "outcomes": [outcome.to_json() for outcome in self.outcomes],
@@ -64,6 +69,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     summaries = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
     baselines = choose_baselines(arms, baseline)
     effects = arm_effects(summaries, baselines, _compare(runs, summaries))
+    reached = steps_to_baseline(runs, summaries, effects)
     configs = {index: config for index, run in enumerate(runs) if (config := run.effective) is not None}
     factors = find_factors([*configs.values()])
     outcomes = [
@@ -84,10 +90,11 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
         summaries=tuple(summaries),
         arms=tuple(labels),
         effects=tuple(effects),
+        steps_to_baseline=reached,
         factors=tuple(factors),
         outcomes=tuple(analyses),
         agreements=tuple(ranked),
-        findings=tuple(find(summaries, labels, effects, analyses, ranked, problems)),
+        findings=tuple(find(summaries, labels, effects, reached, analyses, ranked, problems)),
         notes=(*problems, *_effect_notes(effects)),
     )
 

@@ -18,6 +18,8 @@ from bitnetctl.api import load_runs
 
 Losses = Mapping[str, Sequence[float]]
 Find = Callable[..., list[Finding]]
+AT_ONCE = "at the baseline's final loss by step 100"
+"""Of these runs, whose loss is that of the end from the first evaluation after step 1."""
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def find(tmp_path: Path) -> Find:
 
 def test_three_seeds_show_a_direction_and_no_p(find: Find) -> None:
     [finding] = find("arm", {"": (5.0, 5.1, 5.2), "no-decay": (4.3, 4.5, 4.6)})
-    assert finding.statement == "no-decay: held-out loss −0.633, all 3 seeds better"
+    assert finding.statement == f"no-decay: held-out loss −0.633, all 3 seeds better, {AT_ONCE} in the median"
     assert finding.cautions == (
         "3 seeds cannot show p < 0.05 over 3 tests: 7 could, if their number is fixed before looking",
     )
@@ -58,8 +60,12 @@ def test_no_visible_help_where_no_more_seeds_are_better_than_worse(find: Find) -
         ((5.5, 5.5, 5.5), "no-decay: held-out loss +0.500, all 3 seeds worse", "worse"),
         ((5.0, 5.0, 5.0), "no-decay: held-out loss +0.000, all 3 seeds equal", "equal"),
         ((4.0, 6.0), "no-decay: no visible help, held-out loss +0.000, better in 1 of 2 seeds, worse in 1", "mixed"),
-        ((4.0, 4.0, 5.5), "no-decay: held-out loss −0.500, better in 2 of 3 seeds, worse in 1", "better"),
-        ((4.0, 4.0), "no-decay: held-out loss −1.000, both seeds better", "better"),
+        (
+            (4.0, 4.0, 5.5),
+            f"no-decay: held-out loss −0.500, better in 2 of 3 seeds, worse in 1, {AT_ONCE} in the median",
+            "better",
+        ),
+        ((4.0, 4.0), f"no-decay: held-out loss −1.000, both seeds better, {AT_ONCE} in the median", "better"),
     ],
 )
 def test_the_seeds_give_the_direction(find: Find, of_arm: tuple[float, ...], statement: str, direction: str) -> None:
@@ -75,7 +81,10 @@ def test_enough_seeds_are_told_from_chance(find: Find) -> None:
 
 def test_seeds_that_could_show_it_and_do_not(find: Find) -> None:
     [finding] = find("arm", {"": [5.0] * 8, "no-decay": [4.5] * 6 + [5.5] * 2})
-    assert finding.statement == "no-decay: held-out loss −0.250, better in 6 of 8 seeds, worse in 2"
+    assert (
+        finding.statement
+        == f"no-decay: held-out loss −0.250, better in 6 of 8 seeds, worse in 2, {AT_ONCE} in the median"
+    )
     assert not finding.told
     [caution] = finding.cautions
     assert caution.startswith("not told from chance: p = ")
@@ -83,13 +92,16 @@ def test_seeds_that_could_show_it_and_do_not(find: Find) -> None:
 
 def test_one_seed_has_no_test(find: Find) -> None:
     [finding] = find("arm", {"": [5.0], "no-decay": [4.0]})
-    assert finding.statement == "no-decay: held-out loss −1.000, better in 1 of 1 seed"
+    assert finding.statement == f"no-decay: held-out loss −1.000, better in 1 of 1 seed, {AT_ONCE}"
     assert finding.cautions == (finding_wording.ONE_SEED,)
 
 
 def test_a_mean_that_points_the_other_way_is_named(find: Find) -> None:
     [finding] = find("arm", {"": (5.0, 5.0, 5.0), "no-decay": (4.99, 4.99, 5.5)})
-    assert finding.statement == "no-decay: held-out loss +0.160, better in 2 of 3 seeds, worse in 1"
+    assert (
+        finding.statement
+        == f"no-decay: held-out loss +0.160, better in 2 of 3 seeds, worse in 1, {AT_ONCE} in the median"
+    )
     assert finding_wording.MEAN_AGAINST_SEEDS in finding.cautions
 
 
@@ -99,7 +111,7 @@ def test_sizes_and_metrics_that_disagree_are_named(tmp_path: Path) -> None:
         loss = 5.0 if not arm else 4.0 if size == 64 else 5.5
         paths.append(simple_run(tmp_path, quick(arm, size=size, seed=seed), loss=loss, unique=50 if arm else 100))
     [finding] = [one for one in study(load_runs(paths)).findings if one.kind == "arm"]
-    assert finding.statement == "no-decay: held-out loss −0.250, all 3 seeds better"
+    assert finding.statement == f"no-decay: held-out loss −0.250, all 3 seeds better, {AT_ONCE} at h64 in the median"
     assert "but log2 unique −1.000, all 3 seeds worse" in finding.cautions
     assert "the sizes disagree (64: −1.000, 128: +0.500)" in finding.cautions
 
@@ -113,7 +125,7 @@ def test_a_failure_leaves_the_mean_of_the_other_seeds(tmp_path: Path) -> None:
     [finding] = [one for one in found.findings if one.kind == "arm"]
     assert finding.statement == (
         "no-decay: held-out loss −0.500 over the 2 seeds without a failure, better in 2 of 3 seeds, worse in 1, "
-        "the arm failed in 1 of 3 pairs"
+        f"the arm failed in 1 of 3 pairs, {AT_ONCE} in the median"
     )
     assert finding.value == pytest.approx(-0.5)
     assert any("1 of 6 runs failed" in one.statement for one in found.findings if one.kind == "data")
