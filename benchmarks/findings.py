@@ -2,10 +2,13 @@
 
     python -m benchmarks.findings [--write]
 
-`docs/findings.md` has commands of three kinds, and this program what they print:
+`docs/findings.md` has commands of four kinds, and this program what they print:
 
-- in a block ```console, a line `$ bitnetctl …`, which may end in `| sed -n FIRST,LASTp`, and its output;
-- in the last cell of a row of the table, `bitnetctl verify …`, whose verdict, effect and seeds are the cells before it;
+- in a block ```console, a line `$ [COLUMNS=N] bitnetctl … [| sed …]`, and its output;
+- in a block ```bash, a line `bitnetctl verify …  # N`, whose verdict, effect and seeds are the last cells of the row N
+  of a table;
+- in a row of a table that begins with the name of a claim, `bitnetctl verify --claim NAME runs/reference/claims`, whose
+  title is the second cell, and whose verdict, effect and seeds the last ones;
 - in a comment in front of a figure, `bitnetctl analyze … --figure docs/findings/NAME.svg`.
 
 Without --write it says what differs, and ends with 1. Nothing is trained; all commands together take seconds.
@@ -19,9 +22,12 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks import harness
 from bitnetctl import cli
@@ -29,8 +35,9 @@ from bitnetctl import cli
 PAGE = Path("docs/findings.md")
 FIGURE = re.compile(r"<!-- (bitnetctl analyze .*?--figure (\S+).*?) -->")
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
-_CUT = re.compile(r"\s*\|\s*sed -n (\d+),(\d+)p$")
-_ROW = re.compile(r"^(\|[^|\n]*\|[^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\| `bitnetctl (verify [^`|\n]*)` \|$", re.MULTILINE)
+_LISTED = re.compile(r"^(bitnetctl verify .*?) +# (\d+)$", re.MULTILINE)
+_ROW = re.compile(r"^\| (\d+) \|([^|\n]*)\|([^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\|$", re.MULTILINE)
+_CLAIM_ROW = re.compile(r"^\| `([a-z0-9-]+)` \|[^|\n]*\|([^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\|$", re.MULTILINE)
 
 
 def main() -> int:
@@ -55,7 +62,18 @@ def main() -> int:
 def made_again(page: str) -> str:
     """Return the page with the output of every command and the cells of every row as they are now."""
     page = _BLOCK.sub(lambda block: _with_outputs(block[1]), page)
-    return _ROW.sub(lambda row: f"{row[1]}| {' | '.join(verdict_cells(row[2]))} | `bitnetctl {row[2]}` |", page)
+    listed = {number: command for command, number in _LISTED.findall(page)}
+    page = _ROW.sub(lambda row: _cells(row[1], row[2], row[3], *_verdict_cells(_judged(listed[row[1]]))), page)
+    return _CLAIM_ROW.sub(_claim_row, page)
+
+
+def _claim_row(row: re.Match[str]) -> str:
+    tree = _judged(f"bitnetctl verify --claim {row[1]} runs/reference/claims")
+    return _cells(f"`{row[1]}`", tree["claim"]["title"], row[2], *_verdict_cells(tree))
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cell.strip() for cell in cells)} |"
 
 
 def _with_outputs(block: str) -> str:
@@ -65,18 +83,30 @@ def _with_outputs(block: str) -> str:
 
 def printed(command: str) -> str:
     """Return what a command prints to stdout, without a terminal, from the folder of the checkout."""
-    cut = _CUT.search(command)
-    _, *arguments = shlex.split(command[: cut.start()] if cut else command)
+    shown, _, excerpt = command.partition(" | sed ")
+    columns, *arguments = shlex.split(shown)
+    width = {"COLUMNS": columns.removeprefix("COLUMNS=")} if arguments[0] == "bitnetctl" else {}
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        cli.run(arguments)
-    lines = out.getvalue().splitlines(keepends=True)
-    return "".join(lines[int(cut[1]) - 1 : int(cut[2])] if cut else lines)
+    with (
+        mock.patch.dict(os.environ, width),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        cli.run(arguments[len(width) :])
+    if not excerpt:
+        return out.getvalue()
+    sed = ["sed", *shlex.split(excerpt)]
+    done = subprocess.run(sed, input=out.getvalue(), capture_output=True, encoding="utf-8", check=True)
+    return done.stdout.rstrip("\n") + "\n"
 
 
-def verdict_cells(command: str) -> tuple[str, str, str]:
-    """Return verdict, effect and seeds of `verify`, for the arm of a claim or of -i, else for the strictest."""
-    tree: dict[str, Any] = json.loads(printed(f"bitnetctl {command} --json"))
+def _judged(command: str) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(printed(f"{command} --json"))
+    return tree
+
+
+def _verdict_cells(tree: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return verdict, effect and seeds of `verify --json`, for the arm of a claim or of -i, else for the strictest."""
     summary = tree["summary"]
     asked = [row for row in summary["rows"] if row["is_asked"]]
     values = [pair["value"] for one in tree["verdicts"][0]["statistics"] for pair in one["pairs"].values()]

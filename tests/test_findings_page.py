@@ -33,14 +33,28 @@ def test_the_page_is_what_its_commands_print(checkout: Path) -> None:
 
 
 def test_another_value_on_the_page_is_found(checkout: Path) -> None:
-    row = next(line for line in PAGE.splitlines() if line.startswith("| ") and "`bitnetctl verify" in line)
-    for word in ("supported", "refuted"):
-        changed = row.replace(f"| {word} |", "| invalid |")
-        assert changed == row or findings.made_again(f"{changed}\n") == f"{row}\n"
-    block = "```console\n$ bitnetctl verify runs/reference/origin-h256 | sed -n 3,4p\nVERDICT  SUPPORTED\n```\n"
-    again = findings.made_again(block)
-    assert "VERDICT  REFUTED (exit 1)" in again
-    assert again.count("\n") == 5
+    command = "bitnetctl verify runs/reference/origin-h256"
+    row = "| 3 | is it? | no | refuted | {} | 6 |\n"
+    page = f"{row}{{}}```console\n$ {command} | sed -n '/^VERDICT/p'\n{{}}\n```\n```bash\n{command}  # 3\n```\n"
+    found = "h256: 0 of 6 runs pass, held-out loss 5.80; h256: 6 of 6 runs pass, held-out loss 5.67"
+    verdict = "VERDICT  REFUTED (exit 1): the strictest of 2 arms: baseline refuted,"
+    right = page.format(found, "", verdict)
+    assert findings.made_again(page.format("h256: 6 of 6", "", "VERDICT  SUPPORTED")) == right
+    wide = right.replace("$ bitnetctl", "$ COLUMNS=120 bitnetctl")
+    assert findings.made_again(wide) == wide.replace(verdict, f"{verdict} decoupled-decay supported")
+    claim = "| `ternary-cause` | {} | this bench | {} | {} | 6 |\n"
+    again = findings.made_again(claim.format("", "supported", "none"))
+    assert again.startswith("| `ternary-cause` | Ternary weights cause the collapse: ")
+    assert " | this bench | refuted | share of the run" in again
+
+
+def test_every_row_of_the_page_has_its_command() -> None:
+    rows = [line[2:].split(" | ") for line in PAGE.splitlines() if re.match(r"\| (\d+|`[a-z0-9-]+`) \|", line)]
+    numbers = [cells[0] for cells in rows if cells[0].isdecimal()]
+    assert numbers == [line.rpartition("# ")[2] for line in PAGE.splitlines() if line.startswith("bitnetctl verify")]
+    claims = {path.stem for path in (ROOT / "bitnetctl" / "claims" / "builtin").glob("*.toml")}
+    assert claims == {cells[0].strip("`") for cells in rows} - set(numbers)
+    assert {cells[-3] for cells in rows} == {"supported", "refuted", "inconclusive"}
 
 
 @pytest.mark.parametrize(("command", "figure"), findings.FIGURE.findall(PAGE))

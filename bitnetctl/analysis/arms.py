@@ -1,7 +1,8 @@
 """Arms of a set of runs, and the baseline of each."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bitnetctl.analysis.factors import find_factors
@@ -53,6 +54,23 @@ def _arm(run: Run, variant: tuple[str, ...]) -> Arm:
         interventions=frozenset(parts) - {BASELINE},
         variant=variant,
     )
+
+
+def in_order(arms: Iterable[Arm]) -> list[Arm]:
+    """Return each arm once: those of equal interventions together, and of these the lower numbers first."""
+    distinct = list({arm.label: arm for arm in arms}.values())
+    places: dict[frozenset[str] | None, int] = {}
+    for arm in distinct:
+        places.setdefault(arm.interventions, len(places))
+    return sorted(distinct, key=lambda arm: (places[arm.interventions], [_level_key(text) for text in arm.variant]))
+
+
+def _level_key(text: str) -> tuple[float, str]:
+    """Return what orders `name=level`: numbers by size, in front of texts."""
+    try:
+        return float(text.rpartition("=")[2]), ""
+    except ValueError:
+        return math.inf, text
 
 
 def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:

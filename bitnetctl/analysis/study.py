@@ -7,7 +7,7 @@ from typing import Any
 from bitnetctl.analysis import finding_wording, wording
 from bitnetctl.analysis.agreement import Agreement, agreements, probe_key
 from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, analyze_outcomes
-from bitnetctl.analysis.arms import choose_baselines, name_arms
+from bitnetctl.analysis.arms import choose_baselines, in_order, name_arms
 from bitnetctl.analysis.effects import ArmEffect, Compare, arm_effects
 from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.analysis.findings import Finding, find
@@ -67,7 +67,8 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     """Analyse runs, of which none is a copy of another; raises ConfigError where `baseline` names not one arm."""
     arms = name_arms(runs)
     summaries = [summarize_run(run, arm.label) for run, arm in zip(runs, arms, strict=True)]
-    baselines = choose_baselines(arms, baseline)
+    ordered = in_order(arms)
+    baselines = choose_baselines(ordered, baseline)
     effects = arm_effects(summaries, baselines, _compare(runs, summaries))
     reached = steps_to_baseline(runs, summaries, effects)
     configs = {index: config for index, run in enumerate(runs) if (config := run.effective) is not None}
@@ -84,7 +85,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     analyses = analyze_outcomes(outcomes, factors, [config.seed for config in configs.values()])
     ranked = agreements(runs, [summary.arm for summary in summaries])
     problems = [*notes, *_problems(runs, summaries, effects, len(runs) - len(configs))]
-    labels = list(dict.fromkeys([*baselines.values(), *(summary.arm for summary in summaries)]))
+    labels = list(dict.fromkeys([*baselines.values(), *(arm.label for arm in ordered)]))
     return Study(
         runs=tuple(runs),
         summaries=tuple(summaries),

@@ -36,7 +36,7 @@ _TITLES: Mapping[str, str] = {
     "UnigramLoss": "unigram loss",
     "BigramLoss": "bigram loss",
     "BigramUnique": "distinct, bigram predictor",
-    "RandomPromptUnique": "distinct, random prompts",
+    "RandomPromptUnique": "distinct after random prompts",
     "Objective": "objective",
     "GradNorm": "gradient norm",
     "ZeroFraction": "fraction of zeros",

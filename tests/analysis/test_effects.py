@@ -1,5 +1,6 @@
 """Arms, their baselines and paired effects against numbers worked out by hand."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from synthetic import curve, quick, simple_run, write_csv
 
-from bitnetctl.analysis.arms import Arm, choose_baselines, name_arms
+from bitnetctl.analysis.arms import Arm, choose_baselines, in_order, name_arms
 from bitnetctl.analysis.effects import ArmEffect, arm_effects
 from bitnetctl.analysis.stats import detectable_factor
 from bitnetctl.analysis.study import study
@@ -336,3 +337,22 @@ def test_arms_of_unequal_provenance_are_not_compared(tmp_path: Path) -> None:
     assert (equal.pairs, equal.incomparable_pairs) == (6, 0)
     assert "torch 2.9.0 (reduced-lr) and 2.13.0 (baseline)" in notes
     assert "data fingerprint" not in notes
+
+
+def test_arms_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for arm, decay in itertools.product(("no-decay", ""), ("0.1", "0.01", "1e-3", "0", "10")):
+        simple_run(tmp_path, quick(arm, schedule__stage1_weight_decay=decay, schedule__peak_learning_rate=1e-3))
+    ordered = [arm.variant for arm in in_order(name_arms(load_runs([tmp_path])))]
+    levels = [(f"schedule.stage1_weight_decay={level}",) for level in ("0", "0.001", "0.01", "0.1", "10")]
+    assert ordered == levels * 2
+    arms = study(load_runs([tmp_path])).arms
+    assert arms == tuple(f"{arm} [{level}]" for arm in ("baseline", "no-decay") for (level,) in levels)
+
+
+def test_texts_come_after_numbers_and_arms_once() -> None:
+    def arm(level: str) -> Arm:
+        return Arm(label=level, interventions=frozenset(), variant=(f"kind={level}",))
+
+    assert [one.label for one in in_order(map(arm, ("two-stage", "9", "cosine", "10", "9")))] == [
+        *("9", "10", "cosine", "two-stage"),
+    ]
