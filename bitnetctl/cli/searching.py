@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bitnetctl.cli.options import print_json, print_message, stdout
-from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.cli.training import PlanCost, plan_cost, train_missing
 from bitnetctl.config import folder_of
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.search import Rung, Search, Trial, best_first, final_mean, load_search
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
-from bitnetctl.units import plural
+from bitnetctl.units import duration, plural
 
 NEW_SEEDS = 6
 """Seeds with which the best trial is to be trained anew."""
@@ -68,11 +68,9 @@ def run_search(
     rungs = chosen.rungs(len(trials))
     if dry_run:
         runs_of = _runs(chosen, trials, rungs[0], folder, runs_dir)
-        if not as_json:
-            lines = (f"rung {rung.number + 1}: {_size(rung, rung.trials)}" for rung in rungs)
-            stdout().print(*lines, "", "rung 1:", sep="\n", highlight=False)
-        runs = list(itertools.chain.from_iterable(runs_of.values()))
-        return show_plan(runs, options["device"], options["pack"], as_json)
+        first = plan_cost([*itertools.chain(*runs_of.values())], options["device"], options["pack"])
+        _show_rungs(rungs, first, as_json=as_json)
+        return ExitCode.SUPPORTED
     found = Found(search=chosen, trials=trials, values={trial: [] for trial in trials})
     going_on = trials
     for rung in rungs:
@@ -106,6 +104,25 @@ def run_search(
     print_message(f"best: trial {best.number}, {best.label}")
     print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
     return ExitCode.SUPPORTED
+
+
+def _show_rungs(rungs: Sequence[Rung], first: PlanCost, *, as_json: bool) -> None:
+    """Print the rungs and the packs of the first; the time of the others is that of the first, by tokens."""
+    left = first.runs - first.done
+    per_token = first.seconds * first.runs / (rungs[0].trials * rungs[0].tokens * left) if left else None
+    times = [first.seconds, *(per_token and per_token * rung.trials * rung.tokens for rung in rungs[1:])]
+    if as_json:
+        tree = [
+            {"trials": rung.trials, "tokens": rung.tokens, "seconds": None if time is None else round(time, 1)}
+            for rung, time in zip(rungs, times, strict=True)
+        ]
+        print_json({"rungs": tree, **first.to_json()})
+        return
+    for rung, time in zip(rungs, times, strict=True):
+        about = "" if time is None else f", about {duration(time)}"
+        stdout().print(f"rung {rung.number + 1}: {_size(rung, rung.trials)}{about}", highlight=False)
+    stdout().print("\nrung 1:", highlight=False)
+    first.show()
 
 
 def _train(runs: Sequence[ResolvedRun], stop: StopRequest, **options: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
@@ -114,30 +114,65 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
         print_message(f"{arm}: {ended_runs}; to train anew, remove CSV and folder {which}")
 
 
-def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:
-    """Print runs, packs, estimated memory and time."""
+@dataclass(frozen=True, kw_only=True)
+class PlanCost:
+    """What it takes to train the runs that have not ended: packs, memory and time, estimated.
+
+    `shapes` are rows of the table of packs, `seconds` is the time of all of them, `free` the bytes on the `devices`.
+    """
+
+    shapes: list[dict[str, Any]]
+    runs: int
+    done: int
+    seconds: float
+    devices: str
+    free: int
+    memory_limits_packs: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--dry-run --json` prints of runs."""
+        return {"shapes": self.shapes, "done": self.done, "seconds": round(self.seconds, 1)}
+
+    def show(self) -> None:
+        """Print it."""
+        from bitnetctl.report import packs_table
+
+        console = stdout()
+        console.print(packs_table(self.shapes))
+        there = f"{self.runs} runs, {self.done} there already"
+        about = f"about {duration(self.seconds)} on {self.devices}, {gibibytes(self.free)} free"
+        console.print(f"{there}; {about}", highlight=False)
+        if self.memory_limits_packs:
+            console.print("free memory is enough for one run at a time only", highlight=False)
+
+
+def plan_cost(runs: Sequence[ResolvedRun], device_names: str, pack: int | None) -> PlanCost:
+    """Estimate what training the runs takes; raises ConfigError for a device that is not there."""
     from bitnetctl.hardware import memory_available, resolve_device
-    from bitnetctl.report import packs_table
     from bitnetctl.sweeps.executors.local import split_devices
     from bitnetctl.sweeps.packing import plan_costs
 
     devices = split_devices(device_names)
     device = resolve_device(devices[0])
-    where = ", ".join([str(device), *devices[1:]])
     missing = [run for run in runs if run.ended() is None]
-    done = len(runs) - len(missing)
-    rows = [asdict(cost) for cost in plan_costs(missing, device, pack, workers=len(devices))]
-    total_seconds = sum(row["seconds"] for row in rows) / len(devices)
-    if as_json:
-        print_json({"shapes": rows, "done": done, "seconds": round(total_seconds, 1)})
-        return ExitCode.SUPPORTED
-    console = stdout()
-    console.print(packs_table(rows))
-    console.print(
-        f"{len(runs)} runs, {done} there already; about {duration(total_seconds)} on {where}, "
-        f"{gibibytes(memory_available(device))} free",
-        highlight=False,
+    shapes = [asdict(cost) for cost in plan_costs(missing, device, pack, workers=len(devices))]
+    return PlanCost(
+        shapes=shapes,
+        runs=len(runs),
+        done=len(runs) - len(missing),
+        seconds=sum(row["seconds"] for row in shapes) / len(devices),
+        devices=", ".join([str(device), *devices[1:]]),
+        free=memory_available(device),
+        memory_limits_packs=pack is None
+        and any(row["runs_in_a_pack"] == 1 < row["runs"] / len(devices) for row in shapes),
     )
-    if pack is None and any(row["runs_in_a_pack"] == 1 < row["runs"] / len(devices) for row in rows):
-        console.print("free memory is enough for one run at a time only", highlight=False)
+
+
+def show_plan(runs: Sequence[ResolvedRun], device_names: str, pack: int | None, as_json: bool) -> int:
+    """Print runs, packs, estimated memory and time."""
+    cost = plan_cost(runs, device_names, pack)
+    if as_json:
+        print_json(cost.to_json())
+    else:
+        cost.show()
     return ExitCode.SUPPORTED

@@ -1,5 +1,6 @@
 """`bitnetctl sweep --search`: rungs, the ranking that follows from the CSVs, and how a search ends."""
 
+import re
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -209,17 +210,27 @@ def test_an_unknown_measure_is_named(tiny_text: Path) -> None:
     assert search(write(tiny_text, ["no-decay"], trials=2, measure="HeldOutLoss"), *lossy).code == ExitCode.SUPPORTED
 
 
-def test_a_dry_run_shows_the_rungs(tiny_text: Path) -> None:
-    done = search(write(tiny_text, ["no-decay"], trials=2), "--dry-run")
+def test_a_dry_run_shows_the_rungs_and_their_time(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2)
+    done = search(file, "--dry-run")
     assert done.code == ExitCode.SUPPORTED
-    assert done.out.splitlines()[:4] == [
-        "rung 1: 2 trials of 128 tokens",
-        "rung 2: 1 trial of 256 tokens",
-        "",
-        "rung 1:",
-    ]
+    first, second, empty, title = done.out.splitlines()[:4]
+    assert re.fullmatch(r"rung 1: 2 trials of 128 tokens, about \d+ s", first)
+    assert re.fullmatch(r"rung 2: 1 trial of 256 tokens, about \d+ s", second)
+    assert (empty, title) == ("", "rung 1:")
     assert "2 runs, 0 there already" in done.out
+    tree = search(file, "--dry-run", "--json").json
+    # half the trials on twice the tokens
+    assert tree["rungs"][1] == {"trials": 1, "tokens": 256, "seconds": tree["rungs"][0]["seconds"]}
+    assert tree["done"] == 0
     assert not RUNS.exists()
+    assert search(file, "--dry-run", "--device", "cuda:99").out == ""
+
+
+def test_the_time_of_rungs_is_unknown_once_the_first_is_there(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2)
+    assert search(file).code == ExitCode.SUPPORTED
+    assert [rung["seconds"] for rung in search(file, "--dry-run", "--json").json["rungs"]] == [0, None]
 
 
 @pytest.mark.parametrize(
