@@ -11,7 +11,8 @@
   title is the second cell, and whose verdict, effect and seeds the last ones;
 - in a comment in front of a figure, `bitnetctl analyze … --figure docs/findings/NAME.svg`.
 
-Without --write it says what differs, and ends with 1. Nothing is trained; all commands together take seconds.
+A command that fails or prints nothing is an error, and so is a row or line of no such form. Without --write what
+differs is printed, and the exit code is 1. Nothing is trained; all commands together take seconds.
 """
 
 import argparse
@@ -29,10 +30,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import bitnetctl
 from benchmarks import harness
 from bitnetctl import cli
+from bitnetctl.errors import ExitCode
+from bitnetctl.report import figure_data_hash
 
 PAGE = Path("docs/findings.md")
+_JUDGED = (ExitCode.SUPPORTED, ExitCode.REFUTED, ExitCode.INCONCLUSIVE, ExitCode.INVALID)
+_ANY_ROW = re.compile(r"^\| *(\d|`)", re.MULTILINE)
+_ANY_COMMAND = re.compile(r"^\s*\$ ", re.MULTILINE)
 FIGURE = re.compile(r"<!-- (bitnetctl analyze .*?--figure (\S+).*?) -->")
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 _LISTED = re.compile(r"^(bitnetctl verify .*?) +# (\d+)$", re.MULTILINE)
@@ -52,15 +59,29 @@ def main() -> int:
         sys.stdout.writelines(
             difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(PAGE), "made again")
         )
-        return int(before != after)
+        old = [figure for command, figure in FIGURE.findall(before) if not is_drawn(command, figure)]
+        sys.stdout.writelines(f"{figure} shows other values\n" for figure in old)
+        return int(before != after or bool(old))
     PAGE.write_text(after, encoding="utf-8")
     for command, _ in FIGURE.findall(after):
         printed(command)
     return 0
 
 
+def is_drawn(command: str, figure: str) -> bool:
+    """Whether a figure shows what its command would draw now; needs no matplotlib."""
+    words = shlex.split(command)
+    columns = words[words.index("--show") + 1].split(",") if "--show" in words else None
+    study = bitnetctl.analyze(bitnetctl.load_runs([word for word in words if word.startswith("runs/")]))
+    return f"sha256:{figure_data_hash(study, columns)}" in Path(figure).read_text(encoding="utf-8")
+
+
 def made_again(page: str) -> str:
     """Return the page with the output of every command and the cells of every row as they are now."""
+    if len(_ANY_COMMAND.findall(page)) != sum(len(_ANY_COMMAND.findall(block)) for block in _BLOCK.findall(page)):
+        raise ValueError(f"{PAGE}: a line that begins with $ is in no block of ```console")
+    if len(_ANY_ROW.findall(page)) != len(_ROW.findall(page)) + len(_CLAIM_ROW.findall(page)):
+        raise ValueError(f"{PAGE}: a row that begins with a number or a name has not six cells")
     page = _BLOCK.sub(lambda block: _with_outputs(block[1]), page)
     listed = {number: command for command, number in _LISTED.findall(page)}
     page = _ROW.sub(lambda row: _cells(row[1], row[2], row[3], *_verdict_cells(_judged(listed[row[1]]))), page)
@@ -92,12 +113,16 @@ def printed(command: str) -> str:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        cli.run(arguments[len(width) :])
-    if not excerpt:
-        return out.getvalue()
-    sed = ["sed", *shlex.split(excerpt)]
-    done = subprocess.run(sed, input=out.getvalue(), capture_output=True, encoding="utf-8", check=True)
-    return done.stdout.rstrip("\n") + "\n"
+        code = cli.run(arguments[len(width) :])
+    text = out.getvalue()
+    if excerpt:
+        sed = ["sed", *shlex.split(excerpt)]
+        done = subprocess.run(sed, input=text, capture_output=True, encoding="utf-8", check=True)
+        text = done.stdout.rstrip("\n") + "\n"
+    # a figure is written and not printed
+    if code not in _JUDGED or not (text.strip() or "--figure" in arguments):
+        raise ValueError(f"ended with {code} and printed {len(text)} characters: {command}")
+    return text
 
 
 def _judged(command: str) -> dict[str, Any]:

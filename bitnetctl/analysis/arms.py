@@ -68,9 +68,10 @@ def in_order(arms: Iterable[Arm]) -> list[Arm]:
 def _level_key(text: str) -> tuple[float, str]:
     """Return what orders `name=level`: numbers by size, in front of texts."""
     try:
-        return float(text.rpartition("=")[2]), ""
+        level = float(text.rpartition("=")[2])
     except ValueError:
-        return math.inf, text
+        level = math.inf
+    return (level, "") if math.isfinite(level) else (math.inf, text)
 
 
 def choose_baselines(arms: Sequence[Arm], requested: str | None = None) -> dict[str, str]:

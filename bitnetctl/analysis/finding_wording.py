@@ -44,17 +44,17 @@ def arm_finding(
     if mean is not None and finite_seeds < seeds:
         size += f" over the {plural(finite_seeds, 'seed')} without a failure"
     no_help = "no visible help, " if better <= worse < seeds and equal < seeds else ""
-    reached = at_baseline(steps_to_baseline, sizes, seeds)
+    reached = at_final_loss(against or "the baseline", steps_to_baseline, sizes, seeds)
     parts = [f"{metric}{size}", seeds_compared(better, worse, equal), failures, reached]
     return f"{named(arm, against)}: {no_help}{', '.join(filter(None, parts))}"
 
 
-def at_baseline(steps: Mapping[int, int], sizes: int, seeds: int) -> str:
-    """Return when an arm has the loss at which its baseline ends, of the sizes at which it does before its end."""
+def at_final_loss(of: str, steps: Mapping[int, int], sizes: int, seeds: int) -> str:
+    """Return when an arm has the loss at which another ends, of the sizes at which it does before its end."""
     if not steps:
         return ""
     texts = [f"{step:,}" + f" at h{size}" * (sizes > 1) for size, step in steps.items()]
-    return f"at the baseline's final loss by step {listed(texts)}" + " in the median" * (seeds > 1)
+    return f"at the final loss of {of} by step {listed(texts)}" + " in the median" * (seeds > 1)
 
 
 def no_effect(arm: str, against: str) -> str:

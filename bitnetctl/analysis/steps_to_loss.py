@@ -9,6 +9,8 @@ from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.records.run import Run
 
 StepsBySize = Mapping[int, int]
+_Arm = dict[int, dict[tuple[int | None, int], list[tuple[Run, RunSummary]]]]
+"""Runs by size, then by planned steps and seed."""
 
 
 def steps_to_baseline(
@@ -17,32 +19,44 @@ def steps_to_baseline(
     """Return by arm and size the first evaluation with a held-out loss as low as that at the end of the baseline.
 
     Runs of equal size, seed and planned steps are compared; of several seeds it is the median, the later one of two in
-    the middle. A seed of which a run failed or is not finished never gets there. A size is left out where the median
-    seed does not get there before its end, an arm where some pairs are not comparable.
+    the middle. A seed does not count as getting there if it does at its last evaluation only, if either run failed or
+    is not finished, or if the baseline ends no better than a unigram predictor. A size is left out where the median
+    seed does not get there, where planned steps differ, and where a seed is there twice; an arm, where pairs are not
+    comparable.
     """
-    by_arm: dict[str, dict[tuple[int, int | None, int], tuple[Run, RunSummary]]] = {}
+    by_arm: dict[str, _Arm] = {}
     for run, summary in zip(runs, summaries, strict=True):
         # two unknown sizes or seeds need not be equal
         if summary.size is not None and summary.seed is not None:
-            key = (summary.size, summary.planned_steps, summary.seed)
-            by_arm.setdefault(summary.arm, {})[key] = (run, summary)
-    result: dict[str, StepsBySize] = {}
-    for effect in effects:
-        arm, baseline = by_arm.get(effect.arm, {}), by_arm.get(effect.baseline, {})
-        steps: dict[int, list[float]] = {}
-        for key, pair in arm.items():
-            if key in baseline:
-                steps.setdefault(key[0], []).append(_step_before_end(*pair, baseline[key][1]))
-        medians = {size: median_high(of_size) for size, of_size in sorted(steps.items())}
-        reached = {size: int(step) for size, step in medians.items() if math.isfinite(step)}
-        result[effect.arm] = {} if effect.incomparable_pairs else reached
-    return result
+            place = (summary.planned_steps, summary.seed)
+            of_size = by_arm.setdefault(summary.arm, {}).setdefault(summary.size, {})
+            of_size.setdefault(place, []).append((run, summary))
+    return {
+        effect.arm: {}
+        if effect.incomparable_pairs
+        else _median_steps(by_arm.get(effect.arm, {}), by_arm.get(effect.baseline, {}))
+        for effect in effects
+    }
+
+
+def _median_steps(arm: _Arm, baseline: _Arm) -> StepsBySize:
+    reached = {}
+    for size in sorted(arm.keys() & baseline.keys()):
+        places = arm[size].keys() & baseline[size].keys()
+        is_once = all(len(arms[size][place]) == 1 for place in places for arms in (arm, baseline))
+        if is_once and len({planned for planned, _ in places}) == 1:
+            step = median_high(_step_before_end(*arm[size][place][0], baseline[size][place][0][1]) for place in places)
+            if math.isfinite(step):
+                reached[size] = int(step)
+    return reached
 
 
 def _step_before_end(run: Run, summary: RunSummary, other: RunSummary) -> float:
-    """Return the first step, but the last, with at most the other run's final loss; infinite without one."""
-    loss = None if summary.failed or other.failed else other.compared_value("final_held_out_loss")
-    if loss is None:
+    """Return the first step with at most the other run's final loss, infinite without one that counts."""
+    own_end, loss = (None if one.failed else one.compared_value("final_held_out_loss") for one in (summary, other))
+    if own_end is None or loss is None or (other.final_skill is not None and other.final_skill <= 0):
         return math.inf
-    steps = run.steps[:-1][run.finite("HeldOutLoss")[:-1] <= loss]
-    return int(steps[0]) if len(steps) else math.inf
+    values = run.finite("HeldOutLoss")
+    evaluations = (values == values).nonzero()[0][:-1]
+    steps = run.steps[evaluations[values[evaluations] <= loss]].tolist()
+    return next((step for step in steps if 1 < step <= (summary.planned_steps or math.inf)), math.inf)

@@ -51,7 +51,11 @@ class Study:
             "findings": [finding.to_json() for finding in self.findings],
             "runs": [summary.to_json() for summary in self.summaries],
             "arms": [
-                {**effect.to_json(), "steps_to_baseline": self.steps_to_baseline[effect.arm]} for effect in self.effects
+                {
+                    **effect.to_json(),
+                    "steps_to_baseline": {str(size): step for size, step in self.steps_to_baseline[effect.arm].items()},
+                }
+                for effect in self.effects
             ],
             "factors": {
                 "fields": [{"fields": list(factor.fields), "levels": list(factor.levels)} for factor in self.factors],

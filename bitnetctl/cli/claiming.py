@@ -12,7 +12,7 @@ from bitnetctl.cli.claim_runs import configs_of, design_of_runs, runs_folder, ru
 from bitnetctl.cli.inputs import Given
 from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import print_message
-from bitnetctl.config import RunConfig, folder_of, parse_arm
+from bitnetctl.config import RunConfig, arm_beside, parse_arm, recipe_id, recipe_label
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 from bitnetctl.records import Run
@@ -63,9 +63,9 @@ class ClaimTest:
     def own_configs(self) -> list[RunConfig]:
         """The runs of the claim's own plan; raises ConfigError."""
         plan = self._plan({}, overrides=())
-        plan.check(f"{self._source}.", self._folder)
+        plan.check(f"{self._source}.")
         with in_field(self._source):
-            return plan.configs(self._folder)
+            return plan.configs()
 
     @cached_property
     def configs(self) -> list[RunConfig]:
@@ -78,23 +78,23 @@ class ClaimTest:
         """Return the runs of the plan at another scale; raises ConfigError."""
         changes = {"recipe": recipe, "sizes": sizes, "steps": steps, "seeds": self.request.seeds}
         given = {name: value for name, value in changes.items() if value is not None}
-        if recipe not in (None, self.plan_recipe):
+        if recipe is not None and recipe_id(recipe) != recipe_id(self.plan_recipe):
             given = {"sizes": (), "steps": "none", **given}
         # mistakes of the claim itself are named by its file and field
         self.own_configs  # noqa: B018 - cached
-        configs = self._plan(given, overrides=self.request.overrides).configs(self._folder)
+        configs = self._plan(given, overrides=self.request.overrides).configs()
         self._check_arms(list(dict.fromkeys(config.arm for config in configs)))
         return configs
 
     def planned_like(self, given: Iterable[RunConfig]) -> list[RunConfig]:
         """Return the plan's runs at the scales of given runs that were requested; raises ConfigError."""
         request = self.request
-        recipes = {Path(name).stem: name for name in (request.recipe, self.plan_recipe) if name is not None}
+        recipes = {recipe_label(name): name for name in (self.plan_recipe, request.recipe) if name is not None}
         scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
         planned: list[RunConfig] = []
         for label, size, steps in scales:
             is_requested = (
-                (request.recipe is None or label == Path(request.recipe).stem)
+                (request.recipe is None or recipes.get(label) == request.recipe)
                 and (request.sizes is None or size in request.sizes)
                 and request.steps in (None, steps)
             )
@@ -110,7 +110,7 @@ class ClaimTest:
         if self.claim.arm in self.arms:
             return self.claim.arm
         with in_field(f"claim {self.name_or_file}: arm"):
-            specs = parse_arm(self.claim.arm, self._folder)
+            specs = parse_arm(arm_beside(self.name_or_file, self.claim.arm))
             return registry.normalize_if_usable(RunConfig(interventions=specs)).arm
 
     @cached_property
@@ -122,13 +122,8 @@ class ClaimTest:
     def _source(self) -> str:
         return f"claim {self.name_or_file}: plan"
 
-    @property
-    def _folder(self) -> Path | None:
-        """Where arms that are files are looked for."""
-        return folder_of(self.name_or_file)
-
     def _plan(self, changes: Mapping[str, Any], *, overrides: Sequence[str]) -> Plan:
-        plan = make_plan(with_changes(self.claim.plan, changes, self.name_or_file), self._source)
+        plan = make_plan(with_changes(self.claim.plan, changes, self.name_or_file, f"{self._source}."), self._source)
         if plan.grid:
             raise ConfigError(
                 f"{self._source}: grid: gives runs of one arm that differ; take arms, factors or overrides"

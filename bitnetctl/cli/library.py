@@ -13,7 +13,7 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.claiming import ClaimTest
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.config import build_config, builtin_names, folder_of, read_toml
+from bitnetctl.config import build_config, builtin_names, read_toml
 from bitnetctl.config.load import toml_text
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.files import write_atomic
@@ -88,8 +88,15 @@ def make_app(library: Library, help_text: str) -> typer.Typer:
             raise ConfigError(f"{file}: the name of a {kind} file ends in .toml")
         if os.path.lexists(file):
             raise ConfigError(f"{file} exists already; choose another name, or remove it")
-        write_atomic(file, library.start(source, library.text(source)).encode())
-        library.check(str(file))
+        # what a file names is beside it
+        origin = os.path.relpath(source, file.parent) if source.endswith(".toml") else source
+        write_atomic(file, library.start(origin, library.text(source)).encode())
+        try:
+            library.check(str(file))
+        except ConfigError:
+            # such as one that starts from another file and names those beside that
+            file.unlink()
+            raise
         print_lines(file, f"next: {library.command.format(file=shlex.quote(str(file)))}")
         return ExitCode.SUPPORTED
 
@@ -129,7 +136,7 @@ searches = make_app(
         kind="search",
         package="bitnetctl.sweeps",
         folder="searches",
-        check=lambda name: load_search(name, {}).all_trials(folder_of(name)),
+        check=lambda name: load_search(name, {}).all_trials(),
         start=lambda name, text: text,
         command="bitnetctl sweep --search {file} --dry-run",
     ),

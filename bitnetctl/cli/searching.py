@@ -11,7 +11,6 @@ from typing import Any
 
 from bitnetctl.cli.options import print_json, print_message, stdout
 from bitnetctl.cli.training import PlanCost, plan_cost, train_missing
-from bitnetctl.config import folder_of
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.search import Rung, Search, Trial, best_first, final_mean, load_search
@@ -63,35 +62,28 @@ def run_search(
     **options: Any,
 ) -> int:
     """Train the rungs of a search and print its ranking; `options` are those of `train_missing`."""
-    chosen, folder = load_search(name, changes), folder_of(name)
-    trials = chosen.all_trials(folder)
+    chosen = load_search(name, changes)
+    trials = chosen.all_trials()
     rungs = chosen.rungs(len(trials))
     if dry_run:
-        runs_of = _runs(chosen, trials, rungs[0], folder, runs_dir)
-        first = plan_cost([*itertools.chain(*runs_of.values())], options["device"], options["pack"])
-        _show_rungs(rungs, first, as_json=as_json)
-        return ExitCode.SUPPORTED
+        return _show_rungs(chosen, trials, rungs, runs_dir, options, as_json=as_json)
     found = Found(search=chosen, trials=trials, values={trial: [] for trial in trials})
     going_on = trials
     for rung in rungs:
-        going_on = going_on[: rung.trials]
-        runs_of = _runs(chosen, going_on, rung, folder, runs_dir)
+        runs_of = _runs(chosen, going_on[: rung.trials], rung, runs_dir)
         runs = list(itertools.chain.from_iterable(runs_of.values()))
         if not options["quiet"]:
-            print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(going_on))}")
+            print_message(f"rung {rung.number + 1} of {len(rungs)}: {_size(rung, len(runs_of))}")
         if _train(runs, stop, runs_dir=runs_dir, **options):
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
                 if as_json or rung.number:
                     _show(found, as_json=as_json)
             return ExitCode.STOPPED
-        try:
-            values = {trial: final_mean(of_trial, chosen.measure) for trial, of_trial in runs_of.items()}
-        except BitnetctlError as error:
-            raise type(error)(f"rung {rung.number + 1} cannot be ranked: {error}") from error
+        values = _values(chosen, runs_of, rung)
         for trial, value in values.items():
             found.values[trial].append(value)
-        going_on = [trial for trial in best_first(values) if math.isfinite(values[trial])]
+        going_on = _going_on(values)
         if not going_on:
             _show(found, as_json=as_json)
             print_message(f"error: no trial of rung {rung.number + 1} has finished")
@@ -99,30 +91,60 @@ def run_search(
     _show(found, as_json=as_json)
     best = going_on[0]
     seeds = ",".join(map(str, chosen.unseen_seeds(NEW_SEEDS)))
-    options_of_best = chosen.options(best, chosen.max_tokens, folder)
+    options_of_best = chosen.options(best, chosen.max_tokens)
     command = ["bitnetctl", "sweep", *options_of_best, "--seeds", seeds, "--runs-dir", str(runs_dir)]
     print_message(f"best: trial {best.number}, {best.label}")
     print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
     return ExitCode.SUPPORTED
 
 
-def _show_rungs(rungs: Sequence[Rung], first: PlanCost, *, as_json: bool) -> None:
-    """Print the rungs and the packs of the first; the time of the others is that of the first, by tokens."""
-    left = first.runs - first.done
-    per_token = first.seconds * first.runs / (rungs[0].trials * rungs[0].tokens * left) if left else None
-    times = [first.seconds, *(per_token and per_token * rung.trials * rung.tokens for rung in rungs[1:])]
+def _values(search: Search, runs_of: Mapping[Trial, Sequence[ResolvedRun]], rung: Rung) -> dict[Trial, float]:
+    """Return the measure of each trial of a rung that has ended; raises BitnetctlError where one cannot be ranked."""
+    try:
+        return {trial: final_mean(runs, search.measure) for trial, runs in runs_of.items()}
+    except BitnetctlError as error:
+        raise type(error)(f"rung {rung.number + 1} cannot be ranked: {error}") from error
+
+
+def _going_on(values: Mapping[Trial, float]) -> list[Trial]:
+    """Return the trials that may go on, the best first."""
+    return [trial for trial in best_first(values) if math.isfinite(values[trial])]
+
+
+def _show_rungs(
+    search: Search,
+    trials: Sequence[Trial],
+    rungs: Sequence[Rung],
+    runs_dir: Path,
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> int:
+    """Print the rungs with the time that each still takes, and the packs of the first that has not ended.
+
+    Which trials go on from that one is not known yet: the first ones stand for them.
+    """
+    costs: list[PlanCost] = []
+    for rung in rungs:
+        runs_of = _runs(search, trials[: rung.trials], rung, runs_dir)
+        runs = list(itertools.chain.from_iterable(runs_of.values()))
+        costs.append(plan_cost(runs, options["device"], options["pack"]))
+        if all(run.has_ended() for run in runs):
+            trials = _going_on(_values(search, runs_of, rung))
+    current = next((rung.number for rung, cost in zip(rungs, costs, strict=True) if cost.done < cost.runs), 0)
     if as_json:
         tree = [
-            {"trials": rung.trials, "tokens": rung.tokens, "seconds": None if time is None else round(time, 1)}
-            for rung, time in zip(rungs, times, strict=True)
+            {"trials": rung.trials, "tokens": rung.tokens, "seconds": round(cost.seconds, 1)}
+            for rung, cost in zip(rungs, costs, strict=True)
         ]
-        print_json({"rungs": tree, **first.to_json()})
-        return
-    for rung, time in zip(rungs, times, strict=True):
-        about = "" if time is None else f", about {duration(time)}"
-        stdout().print(f"rung {rung.number + 1}: {_size(rung, rung.trials)}{about}", highlight=False)
-    stdout().print("\nrung 1:", highlight=False)
-    first.show()
+        print_json({"rungs": tree, "rung": current + 1, **costs[current].to_json()})
+    else:
+        for rung, cost in zip(rungs, costs, strict=True):
+            line = f"rung {rung.number + 1}: {_size(rung, rung.trials)}, about {duration(cost.seconds)}"
+            stdout().print(line, highlight=False)
+        stdout().print(f"\nrung {current + 1}:", highlight=False)
+        costs[current].show()
+    return ExitCode.SUPPORTED
 
 
 def _train(runs: Sequence[ResolvedRun], stop: StopRequest, **options: Any) -> bool:
@@ -155,11 +177,9 @@ def _size(rung: Rung, trials: int) -> str:
     return f"{plural(trials, 'trial')} of {rung.tokens:,} tokens"
 
 
-def _runs(
-    search: Search, trials: Sequence[Trial], rung: Rung, folder: Path | None, runs_dir: Path
-) -> dict[Trial, list[ResolvedRun]]:
+def _runs(search: Search, trials: Sequence[Trial], rung: Rung, runs_dir: Path) -> dict[Trial, list[ResolvedRun]]:
     """Return the runs of each trial in a rung."""
-    configs = [config for trial in trials for config in search.configs(trial, rung.tokens, folder)]
+    configs = [config for trial in trials for config in search.configs(trial, rung.tokens)]
     runs = iter(resolve_all(configs, runs_dir))
     return {trial: list(itertools.islice(runs, len(search.seeds))) for trial in trials}
 

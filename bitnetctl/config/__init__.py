@@ -1,6 +1,7 @@
 """The config of a run: its classes, and how it is read."""
 
 from bitnetctl.config.arms import (
+    arm_beside as arm_beside,
     canonical_arm as canonical_arm,
     kebab_case as kebab_case,
     parse_arm as parse_arm,
@@ -13,12 +14,13 @@ from bitnetctl.config.load import (
     builtin_names as builtin_names,
     did_you_mean as did_you_mean,
     field_paths as field_paths,
-    folder_of as folder_of,
     hint_at as hint_at,
     load_recipe as load_recipe,
     parse_config as parse_config,
     parse_value as parse_value,
     read_toml as read_toml,
+    recipe_id as recipe_id,
+    recipe_label as recipe_label,
     validated as validated,
 )
 from bitnetctl.config.schema import (

@@ -11,20 +11,40 @@ from bitnetctl.errors import ConfigError
 from bitnetctl.files import expand_user
 
 
-def parse_arm(text: str, folder: Path | None = None) -> tuple[InterventionSpec, ...]:
-    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention.
+def parse_arm(text: str) -> tuple[InterventionSpec, ...]:
+    """Parse an arm such as `a:x=1,y=2+b`; `baseline` and an empty text are no intervention. Raises ConfigError."""
+    return tuple(map(_parse_intervention, split_arm(text)))
 
-    A FILE.py is relative to `folder`, unset to the working directory. Raises ConfigError.
-    """
-    return tuple(_parse_intervention(part, folder) for part in split_arm(text))
+
+def arm_beside(file: str, text: str) -> str:
+    """Return an arm that a `FILE.toml` names: a FILE.py in it is relative to that file."""
+    parts = split_arm(text) if file.endswith(".toml") else []
+    return "+".join(_path_beside(file, part) for part in parts) or text
+
+
+def _path_beside(file: str, intervention: str) -> str:
+    named = _FILE.fullmatch(intervention)
+    if named is None:
+        return intervention
+    path = str(Path(file).parent / expand_user(named["file"]))
+    # what joins interventions would be told from a plus sign in a path that is absolute only
+    is_clear = "+" not in path and re.match(_BEGINNING, path)
+    return (path if is_clear else os.path.abspath(path)) + intervention[named.end("file") :]  # noqa: PTH100 - Path.resolve would follow links
 
 
 def split_arm(text: str) -> list[str]:
     """Split `a:x=1,y=2+b` into the texts of its interventions; `baseline` or an empty text has none."""
     if text.strip() in ("", BASELINE):
         return []
+    parts: list[str] = []
     # a plus sign in front of a letter or a path joins interventions; one in `1e+3` does not
-    return [part.strip() for part in re.split(r"\+(?=\s*(?:[A-Za-z~/]|\.{1,2}/))", text)]
+    for part in re.split(rf"\+(?=\s*{_BEGINNING})", text):
+        if parts and parts[-1].lstrip().startswith(("/", "~", ".")) and ".py" not in parts[-1]:
+            # one in a path
+            parts[-1] += f"+{part}"
+        else:
+            parts.append(part)
+    return [part.strip() for part in parts]
 
 
 def canonical_arm(text: str) -> str:
@@ -40,14 +60,16 @@ def _sorted_settings(intervention: str) -> str:
     return f"{name}:{','.join(sorted(pairs, key=lambda pair: pair.partition('=')[0]))}"
 
 
+_BEGINNING = r"(?:[A-Za-z~/]|\.{1,2}/)"
+"""What the name of an intervention or a path begins with."""
 # FILE.py, FILE.py:Class, FILE.py:key=value and FILE.py:Class:key=value
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<kind>[^\W\d]\w*))?(?::(?P<settings>.+))?", re.DOTALL)
 
 
-def _parse_intervention(text: str, folder: Path | None) -> InterventionSpec:
+def _parse_intervention(text: str) -> InterventionSpec:
     in_file = _FILE.fullmatch(text)
     if in_file is not None:
-        path = os.path.abspath(Path(folder or "", expand_user(in_file["file"])))  # noqa: PTH100 - Path.resolve would follow links
+        path = os.path.abspath(expand_user(in_file["file"]))  # noqa: PTH100 - Path.resolve would follow links
         kind = in_file["kind"]
         tree: dict[str, Any] = {
             "name": kebab_case(kind or Path(path).stem) or "file",

@@ -25,7 +25,12 @@ def load_recipe(name: str) -> dict[str, Any]:
     A file holds changes to the recipe that it `extends`, or to the defaults of every field.
     """
     tree, label = _read_recipe(name)
-    return {"recipe": label, **_extended(tree, name, (_recipe_id(name),))}
+    return {"recipe": label, **_extended(tree, name, (recipe_id(name),))}
+
+
+def recipe_label(name: str) -> str:
+    """Return the name of a recipe that its runs have, which a `FILE.toml` may state; raises ConfigError."""
+    return str(load_recipe(name)["recipe"])
 
 
 def _read_recipe(name: str) -> tuple[dict[str, Any], str]:
@@ -41,14 +46,15 @@ def _extended(tree: dict[str, Any], name: str, below: tuple[str, ...]) -> dict[s
     if not isinstance(parent, str):
         raise ConfigError(f"recipe {name}: extends: expected the name of a recipe or a FILE.toml, got {parent!r}")
     parent = beside(name, parent)
-    if _recipe_id(parent) in below:
+    if recipe_id(parent) in below:
         raise ConfigError(f"recipe {name}: extends itself by way of {parent}")
     parent_tree, _ = _read_recipe(parent)
     parent_tree.pop("recipe", None)
-    return _merged(_extended(parent_tree, parent, (*below, _recipe_id(parent))), tree)
+    return _merged(_extended(parent_tree, parent, (*below, recipe_id(parent))), tree)
 
 
-def _recipe_id(name: str) -> str:
+def recipe_id(name: str) -> str:
+    """Return what is equal for two spellings of one recipe."""
     return os.path.realpath(name) if name.endswith(".toml") else name
 
 
@@ -92,11 +98,6 @@ def read_toml(name: str, kind: str, package: str, folder: str) -> tuple[dict[str
     # ValueError also for thousands of digits, RecursionError for thousands of brackets
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{kind} {name}: not valid TOML: {error}") from error
-
-
-def folder_of(name: str) -> Path | None:
-    """Return the folder of a `FILE.toml`, None for the name of a built-in file."""
-    return Path(name).parent if name.endswith(".toml") else None
 
 
 def beside(file: str, recipe: str) -> str:

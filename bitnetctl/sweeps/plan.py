@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,9 +15,9 @@ from bitnetctl.config import (
     Frozen,
     RunConfig,
     apply_override,
+    arm_beside,
     beside,
     build_config,
-    folder_of,
     load_recipe,
     parse_arm,
     parse_value,
@@ -30,6 +29,9 @@ from bitnetctl.config.numbers import MAX_RUNS
 from bitnetctl.config.schema import value_text
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
+
+ARM = "arm"
+"""The choice of interventions in a search, beside fields of the config."""
 
 
 class Plan(Frozen):
@@ -100,18 +102,17 @@ class Plan(Frozen):
             texts.insert(0, "")
         return texts
 
-    def configs(self, folder: Path | None = None) -> list[RunConfig]:
+    def configs(self) -> list[RunConfig]:
         """Return a config for every size, arm and seed, without duplicates.
 
-        An arm that is a FILE.py is relative to `folder`. One whose plug-in is at fault is among them, as it was asked
-        for; raises ConfigError for anything else.
+        One whose plug-in is at fault is among them, as it was asked for; raises ConfigError for anything else.
         """
         arms, sizes = self.all_arms(), self.sizes or (None,)
         points = self.points()
         if len(arms) * len(sizes) * len(points) * len(self.seeds) > MAX_RUNS:
             raise ConfigError(f"the plan has more than {MAX_RUNS:,} runs")
         # those of one name and other code have one hash
-        registry.refuse_shared_names(spec for arm in arms for spec in parse_arm(arm, folder))
+        registry.refuse_shared_names(spec for arm in arms for spec in parse_arm(arm))
         configs: dict[str, RunConfig] = {}
         for size, point, arm in itertools.product(sizes, points, arms):
             base = registry.normalize_if_usable(
@@ -120,7 +121,7 @@ class Plan(Frozen):
                     size=size,
                     steps=self.steps,
                     overrides=(*self.overrides, *point),
-                    interventions=parse_arm(arm, folder),
+                    interventions=parse_arm(arm),
                 )
             )
             for seed in self.seeds:
@@ -128,7 +129,7 @@ class Plan(Frozen):
                 configs.setdefault(config.hash, config)
         return list(configs.values())
 
-    def check(self, source: str, folder: Path | None = None) -> None:
+    def check(self, source: str) -> None:
         """Raise ConfigError that begins with `source` and the field: recipe, overrides, arms or factors."""
         with in_field(f"{source}recipe"):
             tree = load_recipe(self.recipe)
@@ -138,7 +139,7 @@ class Plan(Frozen):
         for field, arms in (("arms", self.arms), ("factors", levels)):
             for arm in arms:
                 with in_field(f"{source}{field}"):
-                    registry.normalize_if_usable(RunConfig(interventions=parse_arm(arm, folder)))
+                    registry.normalize_if_usable(RunConfig(interventions=parse_arm(arm)))
 
 
 def expand_seeds(value: object) -> object:
@@ -165,29 +166,42 @@ def in_field(field: str) -> Iterator[None]:
 
 
 def plan_configs(name: str, changes: Mapping[str, Any]) -> list[RunConfig]:
-    """Return the runs of a plan as `load_plan` reads it, whose FILE.py are relative to its file; raises ConfigError."""
-    # arms of the command line are relative to the working directory
-    folder = None if "arms" in changes else folder_of(name)
-    load_plan(name, {}).check(f"plan {name}: ", folder_of(name))
-    return load_plan(name, changes).configs(folder)
+    """Return the runs of a plan as `load_plan` reads it; raises ConfigError."""
+    load_plan(name, {}).check(f"plan {name}: ")
+    return load_plan(name, changes).configs()
 
 
 def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
     """Return a built-in plan or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     tree, _ = read_toml(name, "plan", "bitnetctl.sweeps", "plans")
-    return make_plan(with_changes(tree, changes, name), f"plan {name}")
+    source = f"plan {name}"
+    return make_plan(with_changes(tree, changes, name, f"{source}: "), source)
 
 
-def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of a file of that name with changes; overrides come after its own, its recipe is beside it."""
-    result = {**tree, **changes}
-    recipe = tree.get("recipe")
-    if "recipe" not in changes and isinstance(recipe, str):
-        result["recipe"] = beside(name, recipe)
+def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any], file: str, source: str) -> dict[str, Any]:
+    """Return the fields of a plan or search with changes, after its own overrides; what it names is beside its file.
+
+    Values of a wrong type are left to the validation. Raises ConfigError that begins with `source` and the field.
+    """
+    result = dict(tree)
+    for field, value in tree.items():
+        with in_field(f"{source}{field}"):
+            if field == "recipe" and isinstance(value, str):
+                result[field] = beside(file, value)
+            elif field in ("arms", "factors", "choices"):
+                result[field] = _arms_beside(file, value, is_arm=field != "choices")
     own = tree.get("overrides", [])
-    # a value that is not a list is rejected with the whole file
-    result["overrides"] = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
-    return result
+    overrides = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
+    return {**result, **changes, "overrides": overrides}
+
+
+def _arms_beside(file: str, value: object, *, is_arm: bool) -> object:
+    """Return arms in lists and tables as `arm_beside` does; where texts are not arms, those of the entry `arm` are."""
+    if isinstance(value, dict):
+        return {name: _arms_beside(file, entry, is_arm=is_arm or name == ARM) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_arms_beside(file, entry, is_arm=is_arm) for entry in value]
+    return arm_beside(file, value) if is_arm and isinstance(value, str) else value
 
 
 def make_plan(tree: Mapping[str, Any], source: str = "sweep") -> Plan:

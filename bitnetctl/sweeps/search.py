@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +25,7 @@ from bitnetctl.config import (
     apply_override,
     build_config,
     join_arm,
+    load_recipe,
     parse_arm,
     read_toml,
     validated,
@@ -36,11 +36,9 @@ from bitnetctl.errors import BitnetctlError, ConfigError, PluginError
 from bitnetctl.plugins import registry
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
-from bitnetctl.sweeps.plan import expand_seeds, flatten_fields, with_changes
+from bitnetctl.sweeps.plan import ARM, expand_seeds, flatten_fields, in_field, with_changes
 from bitnetctl.trainer.resolved import ResolvedRun
 
-ARM = "arm"
-"""The choice of interventions, beside fields of the config."""
 _SIZE = "model.hidden_size"
 _SHARE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*%\s*")
 _NO_SETTINGS = {
@@ -144,7 +142,7 @@ class Search(Frozen):
             for number in range(count)
         ]
 
-    def all_trials(self, folder: Path | None = None) -> list[Trial]:
+    def all_trials(self) -> list[Trial]:
         """Return the recipe as it is, then combinations drawn without replacement; fewer where there are not so many.
 
         Two combinations that give the same config are one. Raises ConfigError as `configs` does, and for a trial whose
@@ -163,9 +161,9 @@ class Search(Frozen):
         for point in itertools.chain([()], points):
             trial = Trial(len(trials), point)
             # in the last rung, where shares of the steps differ most
-            last = self._config(trial, self.max_tokens, folder)
+            last = self._config(trial, self.max_tokens)
             if last.hash not in seen:
-                self._config(trial, first_rung.tokens, folder)
+                self._config(trial, first_rung.tokens)
                 measured.add(self._measured_on(last))
                 if len(measured) > 1:
                     raise ConfigError(
@@ -178,15 +176,12 @@ class Search(Frozen):
                 break
         return trials
 
-    def configs(self, trial: Trial, tokens: int, folder: Path | None = None) -> list[RunConfig]:
-        """Return the run of each seed of a trial that trains on about so many tokens; raises ConfigError.
-
-        An arm that is a FILE.py is relative to `folder`.
-        """
-        config = self._config(trial, tokens, folder)
+    def configs(self, trial: Trial, tokens: int) -> list[RunConfig]:
+        """Return the run of each seed of a trial that trains on about so many tokens; raises ConfigError."""
+        config = self._config(trial, tokens)
         return [config.model_copy(update={"seed": seed}) for seed in self.seeds]
 
-    def _config(self, trial: Trial, tokens: int, folder: Path | None) -> RunConfig:
+    def _config(self, trial: Trial, tokens: int) -> RunConfig:
         """Return the run of a trial with the recipe's seed."""
         arm = dict(trial.point).get(ARM)
         try:
@@ -195,7 +190,7 @@ class Search(Frozen):
                 self.recipe,
                 steps=steps,
                 overrides=self._overrides(trial, steps),
-                interventions=None if arm is None else parse_arm(arm, folder),
+                interventions=None if arm is None else parse_arm(arm),
             )
             config = registry.normalize_if_usable(config)
             # one at fault trains no trial but its own; interventions that exclude each other are a mistake of the file
@@ -205,9 +200,9 @@ class Search(Frozen):
             raise ConfigError(f"trial {trial.number} ({trial.label}): {error}") from error
         return config
 
-    def options(self, trial: Trial, tokens: int, folder: Path | None = None) -> list[str]:
+    def options(self, trial: Trial, tokens: int) -> list[str]:
         """Return the options of `bitnetctl sweep` with which a trial trains on about so many tokens."""
-        config = self._config(trial, tokens, folder)
+        config = self._config(trial, tokens)
         texts = (text for text in self._overrides(trial, config.steps) if _name(text) != _SIZE)
         changes = [part for text in texts for part in ("--set", text)]
         arms = ["-i", _arm_text(config.interventions), "--no-baseline"] if config.interventions else []
@@ -245,10 +240,14 @@ class Search(Frozen):
 def load_search(name: str, changes: Mapping[str, Any]) -> Search:
     """Return a built-in search or one from a `FILE.toml`, with `changes` to its fields; raises ConfigError."""
     tree, _ = read_toml(name, "search", "bitnetctl.sweeps", "searches")
+    source = f"search {name}"
     own = tree.get("overrides", [])
     for text in own if isinstance(own, list) else ():
-        apply_override({}, str(text), f"search {name}: overrides:")
-    return validated(Search, with_changes(tree, changes, name), f"search {name}")
+        apply_override({}, str(text), f"{source}: overrides:")
+    search = validated(Search, with_changes(tree, changes, name, f"{source}: "), source)
+    with in_field(f"{source}: recipe"):
+        load_recipe(search.recipe)
+    return search
 
 
 def _combination(values: Sequence[tuple[str, ...]], index: int) -> tuple[str, ...]:

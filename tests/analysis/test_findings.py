@@ -18,7 +18,7 @@ from bitnetctl.api import load_runs
 
 Losses = Mapping[str, Sequence[float]]
 Find = Callable[..., list[Finding]]
-AT_ONCE = "at the baseline's final loss by step 100"
+AT_ONCE = "at the final loss of the baseline by step 100"
 """Of these runs, whose loss is that of the end from the first evaluation after step 1."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import REFERENCES, curve, quick, write_run
+from synthetic import REFERENCES, curve, quick, simple_run, write_run
 
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
@@ -27,8 +27,9 @@ def reached(tmp_path: Path) -> Reached:
                 paths.append(write_run(tmp_path, quick(arm, size=size, seed=seed), rows, **fields))
         result = study(load_runs(paths))
         [arm_tree] = result.to_json()["arms"]
-        assert arm_tree["steps_to_baseline"] == result.steps_to_baseline["no-decay"]
-        return dict(result.steps_to_baseline["no-decay"])
+        steps = dict(result.steps_to_baseline["no-decay"])
+        assert arm_tree["steps_to_baseline"] == {str(size): step for size, step in steps.items()}
+        return steps
 
     return found
 
@@ -60,3 +61,35 @@ def test_an_unknown_loss_is_not_low(reached: Reached) -> None:
 def test_seeds_that_fail_never_get_there(reached: Reached) -> None:
     curves = {(64, seed): at_five(400) for seed in range(3)}
     assert reached(curves, status="diverged", diverged_at=700) == {}
+
+
+def test_runs_that_are_not_finished_never_get_there(reached: Reached) -> None:
+    assert reached({(64, 0): at_five(400)[:8]}, status="stopped") == {}
+
+
+def test_a_baseline_that_learned_nothing_is_no_mark(tmp_path: Path) -> None:
+    for arm, loss in (("", 6.5), ("no-decay", 5.0)):
+        simple_run(tmp_path, quick(arm), loss=loss)
+    assert study(load_runs([tmp_path])).steps_to_baseline == {"no-decay": {}}
+
+
+def test_the_untrained_model_is_never_there(reached: Reached) -> None:
+    assert reached({(64, 0): [4.9, *at_five(400)[1:]]}) == {64: 400}
+
+
+def test_steps_beyond_the_plan_and_copies_of_a_seed_do_not_count(tmp_path: Path) -> None:
+    long = curve([*STEPS, 1500, 2000], HeldOutLoss=[*([7.0] * len(STEPS)), 4.9, 4.8], **REFERENCES)
+    for arm, rows in (("", curve(STEPS, HeldOutLoss=BASELINE, **REFERENCES)), ("no-decay", long)):
+        write_run(tmp_path, quick(arm), rows)
+    assert study(load_runs([tmp_path])).steps_to_baseline == {"no-decay": {}}
+    rows = curve(STEPS, HeldOutLoss=at_five(400), **REFERENCES)
+    write_run(tmp_path, quick("no-decay", seed=1), rows)
+    write_run(tmp_path, quick("no-decay", seed=1), rows, name="copy")
+    write_run(tmp_path, quick(seed=1), curve(STEPS, HeldOutLoss=BASELINE, **REFERENCES))
+    assert study(load_runs([tmp_path])).steps_to_baseline == {"no-decay": {}}
+
+
+def test_another_baseline_is_named(tmp_path: Path) -> None:
+    paths = [simple_run(tmp_path, quick(arm), loss=loss) for arm, loss in (("", 4.5), ("no-decay", 5.0))]
+    [finding] = [one for one in study(load_runs(paths), baseline="no-decay").findings if one.kind == "arm"]
+    assert finding.statement.endswith("at the final loss of no-decay by step 100")

@@ -9,6 +9,7 @@ from claim_files import write_claim
 from synthetic import simple_run
 
 from bitnetctl.cli.claiming import ClaimTest
+from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.sweeps.plan import plan_configs
 from bitnetctl.sweeps.search import load_search
@@ -89,8 +90,40 @@ def test_a_recipe_that_is_a_file_is_beside_the_file_that_names_it(folder: Path) 
         plan_configs("a+b/plan.toml", {"recipe": "mine.toml"})
 
 
+def with_recipe(folder: Path, text: str, request: PlanRequest | None = None) -> ClaimTest:
+    """A claim whose recipe is a file beside it, without sizes and steps of its own."""
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    changes = {'recipe = "quick"\nsizes = [64]\nsteps = 1000\n': 'recipe = "mine.toml"\n'}
+    file = write_claim(folder / "claim.toml", **changes)
+    return ClaimTest(name_or_file=str(file), request=request or PlanRequest())
+
+
+@pytest.mark.parametrize("label", ["", 'recipe = "quick"\n', 'recipe = "lab"\n'])
+def test_given_runs_are_those_of_the_recipe_whatever_it_calls_itself(folder: Path, label: str) -> None:
+    test = with_recipe(folder, f'{label}extends = "quick"\nsteps = 9\n[schedule]\npeak_learning_rate = 2e-3\n')
+    assert [config.hash for config in test.planned_like(test.configs)] == [config.hash for config in test.configs]
+
+
+def test_a_requested_recipe_of_the_same_name_is_the_one(folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "mine.toml").write_text('extends = "quick"\nsteps = 8\n', encoding="utf-8")
+    request = PlanRequest(recipe=str(folder / "other" / "mine.toml"))
+    test = with_recipe(folder, 'extends = "quick"\nsteps = 9\n', request)
+    assert {config.steps for config in test.configs} == {8}
+    assert [config.hash for config in test.planned_like(test.configs)] == [config.hash for config in test.configs]
+
+
+def test_another_spelling_of_the_recipe_keeps_sizes_and_steps(folder: Path) -> None:
+    (folder / "mine.toml").write_text('extends = "quick"\n', encoding="utf-8")
+    file = write_claim(folder / "claim.toml", **{'recipe = "quick"': 'recipe = "arms/../mine.toml"', "1000": "900"})
+    test = ClaimTest(name_or_file=str(file), request=PlanRequest(recipe="a+b/mine.toml"))
+    assert {config.steps for config in test.configs} == {900}
+
+
 MISTAKES: dict[str, tuple[str, str, str]] = {
     "arms": (PLAN_ARMS, 'arms = ["row-scal"]', "plan.arms: unknown intervention 'row-scal'; did you mean"),
+    "no recipe": ('recipe = "quick"', 'recipe = "no.toml"', "plan.recipe: recipe file {folder}/no.toml: cannot read"),
+    "home": ('recipe = "quick"', 'recipe = "~nobody-x/a.toml"', "plan.recipe: ~nobody-x/a.toml: no user 'nobody-x'"),
     "no file": (PLAN_ARMS, 'arms = ["no.py"]', "plan.arms: {folder}/no.py: no such file"),
     "settings": (
         PLAN_ARMS,

@@ -54,6 +54,27 @@ def test_a_new_recipe_extends_the_other(tmp_path: Path) -> None:
     assert config.hash == build_config("b158").hash
 
 
+def test_a_new_recipe_extends_a_file_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('extends = "quick"\nsteps = 7\n', encoding="utf-8")
+    Path("other").mkdir()
+    assert call("recipes", "new", "other/new.toml", "--from", "mine.toml").code == ExitCode.SUPPORTED
+    assert build_config("other/new.toml").steps == 7
+
+
+def test_a_new_file_that_lacks_what_it_names_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text('extends = "quick"\n', encoding="utf-8")
+    Path("plan.toml").write_text('recipe = "recipe.toml"\n', encoding="utf-8")
+    Path("other").mkdir()
+    done = call("plans", "new", "other/plan.toml", "--from", "plan.toml")
+    assert done.code == ExitCode.USAGE
+    assert "plan other/plan.toml: recipe: recipe file other/recipe.toml: cannot read" in done.error
+    assert list(Path("other").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

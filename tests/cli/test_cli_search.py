@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,18 +220,25 @@ def test_a_dry_run_shows_the_rungs_and_their_time(tiny_text: Path) -> None:
     assert re.fullmatch(r"rung 2: 1 trial of 256 tokens, about \d+ s", second)
     assert (empty, title) == ("", "rung 1:")
     assert "2 runs, 0 there already" in done.out
-    tree = search(file, "--dry-run", "--json").json
-    # half the trials on twice the tokens
-    assert tree["rungs"][1] == {"trials": 1, "tokens": 256, "seconds": tree["rungs"][0]["seconds"]}
-    assert tree["done"] == 0
     assert not RUNS.exists()
     assert search(file, "--dry-run", "--device", "cuda:99").out == ""
 
 
-def test_the_time_of_rungs_is_unknown_once_the_first_is_there(tiny_text: Path) -> None:
+def test_a_dry_run_follows_what_is_there(tiny_text: Path) -> None:
     file = write(tiny_text, ["no-decay"], trials=2)
+    before = search(file, "--dry-run", "--json").json
+    assert (before["rung"], before["done"]) == (1, 0)
+    assert [(rung["trials"], rung["tokens"]) for rung in before["rungs"]] == [(2, 128), (1, 256)]
+    assert before["shapes"]
     assert search(file).code == ExitCode.SUPPORTED
-    assert [rung["seconds"] for rung in search(file, "--dry-run", "--json").json["rungs"]] == [0, None]
+    assert [rung["seconds"] for rung in search(file, "--dry-run", "--json").json["rungs"]] == [0, 0]
+    # the best one of the first rung, whichever it is, is to be trained again
+    for csv in RUNS.glob("h16-8-*.csv"):
+        csv.unlink()
+        shutil.rmtree(csv.with_suffix(""))
+    after = search(file, "--dry-run", "--json").json
+    assert (after["rung"], after["done"], after["rungs"][0]["seconds"]) == (2, 0, 0)
+    assert after["shapes"]
 
 
 @pytest.mark.parametrize(

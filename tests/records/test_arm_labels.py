@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from sets import inventory, plan
 from synthetic import quick, simple_run
 
-from bitnetctl.config import canonical_arm, parse_arm
+from bitnetctl.config import arm_beside, canonical_arm, parse_arm, split_arm
 from bitnetctl.records import read_manifest
 
 TYPED, LABEL = "batch-growth:start=0.4,factor=2", "batch-growth:factor=2,start=0.4"
@@ -33,3 +34,27 @@ def test_an_arm_that_an_earlier_version_planned_in_another_order_is_the_same_arm
     assert manifest.planned is not None
     assert TYPED in manifest.planned.arms
     assert set(inventory(files).arms) == {"baseline", LABEL}
+
+
+def test_a_plus_sign_in_a_path_joins_nothing() -> None:
+    parts = ["/a+b/mine.py:Kind:x=1e+3", "no-decay", "~/c+d/e.py", "./f+g.py", "../h.py"]
+    assert split_arm(" + ".join(parts)) == parts
+    # such a path that is relative cannot be told from two interventions
+    assert split_arm("a+b/mine.py") == ["a", "b/mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("file", "arm", "beside"),
+    [
+        ("plans/mine.toml", "mine.py:Kind:x=1+no-decay", "plans/mine.py:Kind:x=1+no-decay"),
+        ("mine.toml", "./mine.py", "mine.py"),
+        ("../mine.toml", "deep/mine.py", "../deep/mine.py"),
+        ("plans/mine.toml", "/abs/mine.py", "/abs/mine.py"),
+        ("a+b/mine.toml", "mine.py+no-decay", "{cwd}/a+b/mine.py+no-decay"),
+        ("2026/mine.toml", "no-decay+mine.py", "no-decay+{cwd}/2026/mine.py"),
+        ("root-cause", "mine.py", "mine.py"),
+        ("mine.toml", "baseline", "baseline"),
+    ],
+)
+def test_an_arm_of_a_file_is_beside_it(file: str, arm: str, beside: str) -> None:
+    assert arm_beside(file, arm) == beside.format(cwd=Path.cwd())

@@ -236,19 +236,29 @@ def test_a_trial_that_cannot_be_trained_is_named(choices: dict[str, Any], messag
     assert message in str(caught.value)
 
 
-def test_an_arm_of_a_file_is_found_beside_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("folder_name", "shown"), [("mine", "arm=mine/one same.py:Same+"), ("a+b", "/a+b/one same.py:Same+")]
+)
+def test_an_arm_of_a_file_is_found_beside_the_search(
+    folder_name: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "from bitnetctl.intervention import Intervention\n\n\nclass Same(Intervention):\n    summary = 'nothing'\n"
-    (tmp_path / "one same.py").write_text(text, encoding="utf-8")
-    other = tmp_path / "other"
-    other.mkdir()
-    monkeypatch.chdir(other)
-    arm = "one same.py:Same+no-decay"
-    search, trial = make(choices={"arm": [arm]}), Trial(1, (("arm", arm),))
-    [config] = search.configs(trial, 1280, tmp_path)
+    folder = tmp_path / folder_name
+    folder.mkdir()
+    (folder / "one same.py").write_text(text, encoding="utf-8")
+    file = folder / "search.toml"
+    choices = "choices = {arm = ['one same.py:Same+no-decay']}"
+    file.write_text(f'recipe = "quick"\nmin_tokens = 1280\nmax_tokens = 1280\n{choices}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    _, trial = (search := load_search(f"{folder_name}/search.toml", {})).all_trials()
+    [config] = search.configs(trial, 1280)
     assert config.arm == "same+no-decay"
-    # the command that is printed is run elsewhere
-    options = search.options(trial, 1280, tmp_path)
-    assert parse_arm(options[options.index("-i") + 1]) == parse_arm(arm, tmp_path)
+    assert shown in trial.label
+    # the command that is printed may run elsewhere
+    options = search.options(trial, 1280)
+    monkeypatch.chdir(folder)
+    specs = parse_arm(options[options.index("-i") + 1])
+    assert [(spec.name, spec.file) for spec in specs] == [(spec.name, spec.file) for spec in config.interventions]
 
 
 def test_the_interventions_of_a_recipe_are_in_the_options(tmp_path: Path) -> None:
@@ -263,4 +273,11 @@ def test_an_override_of_a_file_that_names_no_field_is_named(tmp_path: Path) -> N
     file = tmp_path / "mine.toml"
     file.write_text('overrides = ["data.batchsize=3"]\nmin_tokens = 5\nmax_tokens = 5\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.toml: overrides: 'data\.batchsize=3': unknown field"):
+        load_search(str(file), {})
+
+
+def test_a_recipe_that_is_not_there_is_told_by_file_and_field(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('recipe = "no.toml"\nmin_tokens = 5\nmax_tokens = 5\nchoices = {arm = ["no-decay"]}\n')
+    with pytest.raises(ConfigError, match=r"^search .*mine\.toml: recipe: recipe file .*no\.toml: cannot read"):
         load_search(str(file), {})
