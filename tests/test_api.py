@@ -125,9 +125,8 @@ def test_a_sweep_of_a_plan_whose_files_are_beside_it(tiny_config: TinyConfig, tm
     plan.write_text('recipe = "recipe.toml"\narms = ["mine.py"]\n', encoding="utf-8")
     runs = bitnetctl.sweep(str(plan), OPTIONS)
     assert [run.arm for run in runs] == ["baseline", "unchanged"]
-    assert [run.name for run in bitnetctl.sweep(bitnetctl.load_plan(str(plan), {}), OPTIONS)] == [
-        run.name for run in runs
-    ]
+    again = bitnetctl.sweep(bitnetctl.load_plan(str(plan), {}), OPTIONS)
+    assert [run.name for run in again] == [run.name for run in runs]
 
 
 def test_a_failed_run_is_warned_of(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
