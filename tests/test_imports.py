@@ -89,7 +89,7 @@ INSIDE = {
         "stats summary factors text_quality",
         "wording least_squares arms odd_cell",
         "permutation effects finding_wording",
-        "interaction agreement",
+        "interaction agreement steps_to_loss",
         "anova",
         "findings",
         "study",
