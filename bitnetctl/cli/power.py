@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitnetctl.cli import options
+from bitnetctl.cli.claiming import ClaimTest
 from bitnetctl.cli.options import print_json, print_lines, stdout
-from bitnetctl.config import canonical_arm
 from bitnetctl.errors import ConfigError, ExitCode
-from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.units import plural
 
 if TYPE_CHECKING:
@@ -94,18 +93,15 @@ def _question(claim: str | None, criteria: str | None, arms: int | None) -> _Que
         from bitnetctl.verdict import load_criteria
 
         return _Question(source=f"criteria {criteria}", criteria=load_criteria(criteria), arms=arms or 1)
-    from bitnetctl.claims import load_claim
-
-    loaded = load_claim(str(claim))
-    plan = make_plan(loaded.plan, f"claim {claim}: plan")
-    judged = {canonical_arm(arm) for arm in plan.all_arms()}
-    judged = {arm for arm in judged if not loaded.criteria.is_reference(arm)}
+    test = ClaimTest(name_or_file=str(claim))
+    configs = test.own_configs
+    judged = [arm for arm in test.arms if not test.claim.criteria.is_reference(arm)]
     return _Question(
         source=f"claim {claim}",
-        criteria=loaded.criteria,
+        criteria=test.claim.criteria,
         arms=arms or max(1, len(judged)),
-        sizes=max(1, len(plan.sizes)),
-        planned=len(plan.seeds),
+        sizes=len({config.model.hidden_size for config in configs}),
+        planned=len({config.seed for config in configs}),
     )
 
 

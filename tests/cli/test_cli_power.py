@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from calling import call
+from claim_files import write_claim
 
 from bitnetctl.errors import ExitCode
 
@@ -117,3 +118,10 @@ def test_a_mistake_is_one_line(paired: Path, equivalent: Path, arguments: list[s
     done = call("power", *(one.format(paired=paired, equivalent=equivalent) for one in arguments))
     assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
     assert message in done.err
+
+
+def test_a_claim_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    file = write_claim(tmp_path / "mine.toml", **{'recipe = "quick"': 'recipe = "no.toml"'})
+    done = call("power", "--claim", file)
+    assert done.code == ExitCode.USAGE
+    assert f"claim {file}: plan.recipe: recipe file {tmp_path}/no.toml: cannot read" in done.error
