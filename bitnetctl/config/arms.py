@@ -27,7 +27,7 @@ def _path_beside(file: str, intervention: str) -> str:
     if named is None:
         return intervention
     path = str(Path(file).parent / expand_user(named["file"]))
-    # what joins interventions would be told from a plus sign in a path that is absolute only
+    # only in an absolute path is a plus sign known not to join interventions
     is_clear = "+" not in path and re.match(_BEGINNING, path)
     return (path if is_clear else os.path.abspath(path)) + intervention[named.end("file") :]  # noqa: PTH100 - Path.resolve would follow links
 

@@ -1,4 +1,4 @@
-"""What a claim, plan or search names: files beside it; and mistakes told by the file and its field."""
+"""What a claim, plan or search names: files beside it; and mistakes that name the file and its field."""
 
 import re
 from pathlib import Path

@@ -39,7 +39,7 @@ def test_an_arm_that_an_earlier_version_planned_in_another_order_is_the_same_arm
 def test_a_plus_sign_in_a_path_joins_nothing() -> None:
     parts = ["/a+b/mine.py:Kind:x=1e+3", "no-decay", "~/c+d/e.py", "./f+g.py", "../h.py"]
     assert split_arm(" + ".join(parts)) == parts
-    # such a path that is relative cannot be told from two interventions
+    # a relative path with one is indistinguishable from two interventions
     assert split_arm("a+b/mine.py") == ["a", "b/mine.py"]
 
 
