@@ -79,8 +79,9 @@ def load_recipe(
     `overrides` sets fields by dotted name, such as `{"optimizer.name": "adam"}`. Raises ConfigError.
     """
     texts = [f"{field}={'none' if value is None else json.dumps(value)}" for field, value in (overrides or {}).items()]
-    specs = parse_arm(arm) or None
-    return normalize(build_config(name, size=size, steps=steps, seed=seed, overrides=texts, interventions=specs))
+    return normalize(
+        build_config(name, size=size, steps=steps, seed=seed, overrides=texts, interventions=parse_arm(arm))
+    )
 
 
 def train(

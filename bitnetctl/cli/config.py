@@ -29,7 +29,7 @@ def show(
             steps=steps,
             seed=seed,
             overrides=overrides or (),
-            interventions=parse_arm(options.chosen_arm(arms)) or None,
+            interventions=parse_arm(options.chosen_arm(arms)),
         )
     )
     effective = registry.compose(config.interventions).configure(config)

@@ -82,7 +82,7 @@ def train(
                     seed=seed,
                     eval_every_steps=eval_every,
                     overrides=overrides or (),
-                    interventions=parse_arm(options.chosen_arm(arms)) or None,
+                    interventions=parse_arm(options.chosen_arm(arms)),
                 )
             )
         run = resolve(config, runs_dir, name)

@@ -34,7 +34,10 @@ def recipe_label(name: str) -> str:
 
 
 def _read_recipe(name: str) -> tuple[dict[str, Any], str]:
-    return read_toml(name, "recipe", "bitnetctl.config", "recipes")
+    tree, label = read_toml(name, "recipe", "bitnetctl.config", "recipes")
+    if "interventions" in tree:
+        raise ConfigError(f"recipe {name}: interventions are no part of a recipe; give them with -i, such as -i muon")
+    return tree, label
 
 
 def _extended(tree: dict[str, Any], name: str, below: tuple[str, ...]) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def build_config(
     seed: int | None = None,
     eval_every_steps: int | None = None,
     overrides: Iterable[str] = (),
-    interventions: tuple[InterventionSpec, ...] | None = None,
+    interventions: tuple[InterventionSpec, ...] = (),
 ) -> RunConfig:
     """Build a config from a recipe and the options of the command line; raises ConfigError.
 
@@ -155,8 +158,7 @@ def build_config(
     for path, value in named.items():
         if value is not None:
             _set(tree, path, value)
-    if interventions is not None:
-        tree["interventions"] = [spec.model_dump() for spec in interventions]
+    tree["interventions"] = [spec.model_dump() for spec in interventions]
     return parse_config(tree, source=f"recipe {recipe}")
 
 

@@ -183,14 +183,14 @@ class Search(Frozen):
 
     def _config(self, trial: Trial, tokens: int) -> RunConfig:
         """Return the run of a trial with the recipe's seed."""
-        arm = dict(trial.point).get(ARM)
+        arm = dict(trial.point).get(ARM, "")
         try:
             steps = self._steps(trial, tokens)
             config = build_config(
                 self.recipe,
                 steps=steps,
                 overrides=self._overrides(trial, steps),
-                interventions=None if arm is None else parse_arm(arm),
+                interventions=parse_arm(arm),
             )
             config = registry.normalize_if_usable(config)
             # one at fault trains no trial but its own; interventions that exclude each other are a mistake of the file

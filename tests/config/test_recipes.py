@@ -212,10 +212,11 @@ def test_files_extend_each_other_from_where_they_lie(tmp_path: Path) -> None:
         ('extends = "qick"\n', "did you mean 'quick'?"),
         ('extends = "none.toml"\n', "No such file"),
         ("extends = 3\n", "expected the name of a recipe"),
+        ('extends = "quick"\n[[interventions]]\nname = "muon"\n', "give them with -i, such as -i muon"),
         ('recipe = "quick"\nsteps = 7\n', 'write extends = "quick" instead'),
     ],
 )
-def test_a_file_that_extends_nothing_usable_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_recipe_file_that_cannot_be_used_is_refused(text: str, message: str, tmp_path: Path) -> None:
     written(tmp_path, "other.toml", 'extends = "mine.toml"\n')
     file = written(tmp_path, "mine.toml", text)
     with pytest.raises(ConfigError) as caught:

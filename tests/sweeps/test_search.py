@@ -261,14 +261,6 @@ def test_an_arm_of_a_file_is_found_beside_the_search(
     assert [(spec.name, spec.file) for spec in specs] == [(spec.name, spec.file) for spec in config.interventions]
 
 
-def test_the_interventions_of_a_recipe_are_in_the_options(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text('extends = "quick"\n[[interventions]]\nname = "reduced-lr"\nsettings = {factor = 0.5}\n')
-    search = make(recipe=str(recipe))
-    assert search.options(Trial(0, ()), 1280)[-3:] == ["-i", "reduced-lr:factor=0.5", "--no-baseline"]
-    assert "-i" not in search.options(Trial(1, (("arm", ""),)), 1280)
-
-
 def test_an_override_of_a_file_that_names_no_field_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('overrides = ["data.batchsize=3"]\nmin_tokens = 5\nmax_tokens = 5\n', encoding="utf-8")
