@@ -140,14 +140,14 @@ class JudgedClaim:
         """Return what to do next; the summary knows it where runs are missing or the verdict is invalid."""
         if summary.outcome is Outcome.INCONCLUSIVE and self.present == self.seeds:
             if _is_between_thresholds(summary):
-                return f"runs lie between two thresholds: train longer; the claim's own scale is {self.plan_scale}"
+                return f"runs lie between two thresholds: train longer; the plan of the claim has {self.plan_scale}"
             return (
                 f"seeds that could tell: bitnetctl power --claim {self.name_or_file} --effect 1; fix their number first"
             )
         if summary.outcome not in (Outcome.SUPPORTED, Outcome.REFUTED):
             return summary.next
         if self.judged_at != self.plan_scale:
-            return f"before relying on it: at the claim's own scale ({self.plan_scale}), and on other data"
+            return f"before relying on it: at the scale of its plan ({self.plan_scale}), and on other data"
         return "before relying on it: larger models, other data"
 
     def keep_look(self, outcome: Outcome) -> None:

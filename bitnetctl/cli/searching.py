@@ -65,6 +65,7 @@ def run_search(
     chosen = load_search(name, changes)
     trials = chosen.all_trials()
     rungs = chosen.rungs(len(trials))
+    _note_long_warm_up(chosen, trials, rungs[0])
     if dry_run:
         return _show_rungs(chosen, trials, rungs, runs_dir, options, as_json=as_json)
     found = Found(search=chosen, trials=trials, values={trial: [] for trial in trials})
@@ -96,6 +97,19 @@ def run_search(
     print_message(f"best: trial {best.number}, {best.label}")
     print_message(f"next: train it with seeds that the search has not seen: {shlex.join(command)}")
     return ExitCode.SUPPORTED
+
+
+def _note_long_warm_up(search: Search, trials: Sequence[Trial], rung: Rung) -> None:
+    """Print a note on the first trial that warms up for more than half of its training in a rung."""
+    for trial in trials:
+        config = search.configs(trial, rung.tokens)[0]
+        warmup = config.schedule.warmup_steps
+        if 2 * warmup > config.steps:
+            print_message(
+                f"note: trial {trial.number} ({trial.label}) warms up for {warmup:,} of its {config.steps:,} steps in "
+                f'rung {rung.number + 1}; a share follows the steps: overrides = ["schedule.warmup_steps=2%"]'
+            )
+            return
 
 
 def _values(search: Search, runs_of: Mapping[Trial, Sequence[ResolvedRun]], rung: Rung) -> dict[Trial, float]:

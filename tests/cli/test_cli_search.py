@@ -224,6 +224,17 @@ def test_a_dry_run_shows_the_rungs_and_their_time(tiny_text: Path) -> None:
     assert search(file, "--dry-run", "--device", "cuda:99").out == ""
 
 
+def test_a_warm_up_of_most_of_a_training_is_noted(tiny_text: Path) -> None:
+    file = write(tiny_text, ["no-decay"], trials=2)
+    # the warm-up of two steps is half of the four of the first rung
+    assert "note: " not in search(file, "--dry-run").err
+    noted = search(file, "--dry-run", "--set", "schedule.warmup_steps=3").err.splitlines()
+    assert [line for line in noted if line.startswith("note: ")] == [
+        "note: trial 0 (as the recipe) warms up for 3 of its 4 steps in rung 1; a share follows the steps: "
+        'overrides = ["schedule.warmup_steps=2%"]'
+    ]
+
+
 def test_a_dry_run_follows_what_is_there(tiny_text: Path) -> None:
     file = write(tiny_text, ["no-decay"], trials=2)
     before = search(file, "--dry-run", "--json").json

@@ -195,7 +195,7 @@ def test_the_best_is_the_least_and_what_did_not_finish_is_last() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_tokens": 5}, "max_tokens: 5 is less than min_tokens, 524,288"),
+        ({"max_tokens": 5}, "max_tokens: 5 is less than min_tokens, 393,216"),
         ({"choices": {}}, "choices: dictionary should have at least 1 item"),
         ({"choices": {"data.batch_size": []}}, "choices: data.batch_size has no values"),
         ({"choices": {"steps": [5]}}, "choices: steps: the tokens of a rung decide the steps"),
