@@ -39,6 +39,12 @@ def quick(arm: str = "", *, size: int = 64, seed: int = 0, steps: int = 1000, **
     return registry.normalize(config)
 
 
+def continued(config: RunConfig, steps: int = 400) -> RunConfig:
+    """Return the config of a run that extends one of so many steps."""
+    source = config.model_copy(update={"steps": steps})
+    return config.model_copy(update={"continues": f"{source.hash[:12]}@{steps}"})
+
+
 def curve(steps: Iterable[int], **columns: Any) -> list[dict[str, Any]]:
     """Return rows with the five required columns; a column is one value or one for each row, None for an empty cell."""
     rows = []

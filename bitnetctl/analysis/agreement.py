@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.permutation import CHUNK, DRAWS
 from bitnetctl.analysis.stats import holm
-from bitnetctl.analysis.summary import has_failed
 from bitnetctl.records.run import Run
 from bitnetctl.units import plural
 
@@ -94,7 +93,8 @@ def agreements(runs: Sequence[Run], arms: Sequence[str]) -> list[Agreement]:
     """Compare every metric that a run has with the held-out loss, at the end of stage 1 and at the end of the run.
 
     `arms` has the label of every run's arm. Losses on different probes cannot be ranked, so only the runs with the most
-    common probe are. At the end, a failed run has an infinite loss and the last known value of the other metric.
+    common probe are. A failed run has an infinite loss and the last known value of the other metric, at the end of a
+    stage 1 that it has not reached, too.
     """
     comparable = _same_probe(runs, arms)
     by_seed = len({arm for _, arm in comparable}) == 1
@@ -137,20 +137,15 @@ def _same_probe(runs: Sequence[Run], arms: Sequence[str]) -> list[tuple[Run, str
 
 
 def _values_at(run: Run, metric: str, when: str) -> tuple[float | None, float | None]:
-    """Return metric and held-out loss at `when`; at the end, the loss of a failed run is infinite."""
+    """Return metric and held-out loss at `when`; the loss of a run that failed before is infinite."""
     values, losses = run.finite(metric), run.finite("HeldOutLoss")
     if when == "end":
-        if has_failed(run):
-            return _last_known(values), math.inf
-        if run.is_complete is False:
-            return None, None
-        index = len(losses) - 1
+        index = None if run.has_failed or run.is_complete is False else len(losses) - 1
     else:
-        indices = ((run.steps > 1) & (run.steps <= (run.boundary_step or 0))).nonzero()[0]
-        if not len(indices):
-            return None, None
-        index = int(indices[-1])
-    return _last_known(values[index : index + 1]), _last_known(losses[index : index + 1])
+        index = run.stage1_end_index
+    if index is not None:
+        return _last_known(values[index : index + 1]), _last_known(losses[index : index + 1])
+    return (_last_known(values), math.inf) if run.has_failed else (None, None)
 
 
 def _last_known(column: "Floats") -> float | None:

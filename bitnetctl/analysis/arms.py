@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bitnetctl.analysis.factors import find_factors
-from bitnetctl.config import BASELINE, did_you_mean, split_arm
+from bitnetctl.config import BASELINE, ProbeConfig, did_you_mean, split_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.run import Run
 from bitnetctl.units import shortened
@@ -31,10 +31,10 @@ class Arm:
 def name_arms(runs: Sequence[Run]) -> list[Arm]:
     """Return the arm of every run: its interventions, and every other field in which the requested configs differ."""
     configs = [run.config for run in runs if run.config is not None]
+    # how a run is measured makes no arm
+    same = {"interventions": (), "probe": ProbeConfig()}
     factors = [
-        factor
-        for factor in find_factors([config.model_copy(update={"interventions": ()}) for config in configs])
-        if "model.hidden_size" not in factor.fields and not factor.fields[0].startswith("probe.")
+        factor for factor in find_factors([config.model_copy(update=same) for config in configs]) if not factor.is_size
     ]
     variants = iter(
         [

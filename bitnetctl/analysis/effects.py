@@ -1,4 +1,4 @@
-"""Differences of each arm from its baseline, paired at equal size, seed and planned steps, counted by seed."""
+"""Differences of each arm from its baseline, paired at equal size, seed and length, counted by seed."""
 
 import itertools
 import math
@@ -35,11 +35,11 @@ Compare = Callable[[RunSummary, RunSummary], Differences]
 
 
 class PairKey(NamedTuple):
-    """Fields that a run and the baseline run it is compared with have in common."""
+    """What a run and the baseline run it is compared with have in common; `steps` are planned, or else done."""
 
     size: int | None
     seed: int | None
-    planned_steps: int | None
+    steps: int
 
 
 class _Pair(NamedTuple):
@@ -146,7 +146,7 @@ def arm_effects(summaries: Sequence[RunSummary], baselines: Mapping[str, str], c
     """
     by_arm: dict[str, dict[PairKey, list[RunSummary]]] = {}
     for run in summaries:
-        by_arm.setdefault(run.arm, {}).setdefault(PairKey(run.size, run.seed, run.planned_steps), []).append(run)
+        by_arm.setdefault(run.arm, {}).setdefault(PairKey(run.size, run.seed, run.length), []).append(run)
     results = [
         _arm_effect(arm, by_arm[arm], baseline, by_arm[baseline], compare) for arm, baseline in baselines.items()
     ]

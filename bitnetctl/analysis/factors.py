@@ -19,8 +19,8 @@ Partition: TypeAlias = tuple[int, ...]
 class Factor:
     """Config fields that always change together, as one factor.
 
-    `levels` are texts, numbers in ascending order and other values in the order of their first run; `level_of` has an
-    index into `levels` for every run.
+    `levels` are texts: numbers in ascending order, other values by the alphabet after `off`. `level_of` has an index
+    into `levels` for every run.
     """
 
     fields: tuple[str, ...]
@@ -53,22 +53,23 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
 
     Fields that always change together are one factor. An intervention that changes no field, for example one with
     another training loss, is a factor with the levels `off`, `on` or its settings; one that changes fields joins
-    the factor of a field that changes exactly where the intervention does.
+    the factor of a field that changes exactly where the intervention does. The order of the runs has no influence.
     """
-    trees = [dict(flatten(config.model_dump(mode="json"))) for config in configs]
+    trees = [dict(flatten(config.but_for_seed.model_dump(mode="json"))) for config in configs]
     factors: dict[Partition, Factor] = {}
     for name in trees[0] if trees else ():
         if name not in NOT_FACTORS:
             _add_field(factors, name, [tree[name] for tree in trees])
-    for name in dict.fromkeys(spec.name for config in configs for spec in config.interventions):
+    of_fields = list(factors)
+    cells = len(set(zip(*of_fields, strict=True)))
+    for name in sorted({spec.name for config in configs for spec in config.interventions}):
         values = [
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
             for config in configs
         ]
         partition = _partition(values)
-        cells = max(1, len(set(zip(*factors, strict=True))))
-        # an intervention whose settings follow from the other factors adds none
-        if partition in factors or len(set(zip(*factors, partition, strict=True))) > cells:
+        # an intervention whose settings follow from the fields adds no factor
+        if partition in factors or len(set(zip(*of_fields, partition, strict=True))) > max(1, cells):
             _add_field(factors, name, values)
     return list(factors.values())
 
@@ -81,10 +82,7 @@ def _add_field(factors: dict[Partition, Factor], name: str, values: Sequence[Any
     if partition in factors:
         factors[partition] = replace(factors[partition], fields=(*factors[partition].fields, name))
         return
-    # in the order of their first run
-    distinct = list(dict(zip(partition, values, strict=True)).items())
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        distinct.sort(key=lambda pair: float(pair[1]))
+    distinct = sorted(dict(zip(partition, values, strict=True)).items(), key=lambda pair: _level_order(pair[1]))
     level_of = {number: level for level, (number, _) in enumerate(distinct)}
     factors[partition] = Factor(
         fields=(name,),
@@ -97,6 +95,12 @@ def _partition(values: Sequence[Any]) -> Partition:
     """Number the distinct values in the order of their first run: equal for fields that always change together."""
     numbers: dict[str, int] = {}
     return tuple(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)) for value in values)
+
+
+def _level_order(value: Any) -> tuple[bool, float, bool, str]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return False, float(value), False, ""
+    return True, 0.0, value not in (None, "off"), _level_text(value)
 
 
 def _level_text(value: Any) -> str:

@@ -9,8 +9,8 @@ from bitnetctl.analysis.summary import RunSummary
 from bitnetctl.records.run import Run
 
 StepsBySize = Mapping[int, int]
-_Arm = dict[int, dict[tuple[int | None, int], list[tuple[Run, RunSummary]]]]
-"""Runs by size, then by planned steps and seed."""
+_Arm = dict[int, dict[tuple[int, int], list[tuple[Run, RunSummary]]]]
+"""Runs by size, then by length and seed."""
 
 
 def steps_to_baseline(
@@ -18,17 +18,17 @@ def steps_to_baseline(
 ) -> dict[str, StepsBySize]:
     """Return by arm and size the first evaluation with a held-out loss as low as that at the end of the baseline.
 
-    Runs of equal size, seed and planned steps are compared; of several seeds it is the median, the later one of two in
+    Runs of equal size, seed and length are compared; of several seeds it is the median, the later one of two in
     the middle. A seed does not count as getting there if it does at its last evaluation only, if either run failed or
     is not finished, or if the baseline ends no better than a unigram predictor. A size is left out where the median
-    seed does not get there, where planned steps differ, and where a seed is there twice; an arm, where pairs are not
+    seed does not get there, where lengths differ, and where a seed is there twice; an arm, where pairs are not
     comparable.
     """
     by_arm: dict[str, _Arm] = {}
     for run, summary in zip(runs, summaries, strict=True):
         # two unknown sizes or seeds need not be equal
         if summary.size is not None and summary.seed is not None:
-            place = (summary.planned_steps, summary.seed)
+            place = (summary.length, summary.seed)
             of_size = by_arm.setdefault(summary.arm, {}).setdefault(summary.size, {})
             of_size.setdefault(place, []).append((run, summary))
     return {
@@ -44,7 +44,7 @@ def _median_steps(arm: _Arm, baseline: _Arm) -> StepsBySize:
     for size in sorted(arm.keys() & baseline.keys()):
         places = arm[size].keys() & baseline[size].keys()
         is_once = all(len(arms[size][place]) == 1 for place in places for arms in (arm, baseline))
-        if is_once and len({planned for planned, _ in places}) == 1:
+        if is_once and len({length for length, _ in places}) == 1:
             step = median_high(_step_before_end(*arm[size][place][0], baseline[size][place][0][1]) for place in places)
             if math.isfinite(step):
                 reached[size] = int(step)
@@ -59,4 +59,4 @@ def _step_before_end(run: Run, summary: RunSummary, other: RunSummary) -> float:
     values = run.finite("HeldOutLoss")
     evaluations = (values == values).nonzero()[0][:-1]
     steps = run.steps[evaluations[values[evaluations] <= loss]].tolist()
-    return next((step for step in steps if 1 < step <= (summary.planned_steps or math.inf)), math.inf)
+    return next((step for step in steps if 1 < step <= summary.length), math.inf)

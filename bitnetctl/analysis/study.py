@@ -124,7 +124,7 @@ def _problems(
     known_arms = dict.fromkeys(summary.arm for run, summary in zip(runs, summaries, strict=True) if run.arm is not None)
     if len(known_arms) > 1 and not effects:
         notes.append(wording.no_baseline())
-    lengths = sorted({summary.planned_steps for summary in summaries if summary.planned_steps is not None})
+    lengths = sorted({summary.length for summary in summaries})
     if len(lengths) > 1:
         notes.append(finding_wording.several_lengths(lengths))
     unfinished = sum(summary.complete is False and not summary.failed for summary in summaries)

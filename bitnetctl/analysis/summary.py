@@ -60,6 +60,11 @@ class RunSummary:
     bigram_loss: float | None
     worst_held_out_loss: float | None
 
+    @property
+    def length(self) -> int:
+        """The planned steps or, where they are unknown, those of the last row: runs of equal length are compared."""
+        return self.final_step if self.planned_steps is None else self.planned_steps
+
     def to_json(self) -> dict[str, Any]:
         """Return every field by name; none is NaN."""
         return asdict(self)
@@ -69,13 +74,13 @@ class RunSummary:
 
         A failed run (diverged or crashed) is not left out: its loss is the worst held-out loss of any of its
         evaluations (as a rule that of the untrained model), its skill that of this loss, and its distinct predictions
-        are 1. A run that has not reached its planned steps has no final value.
+        are 1. A run that has not reached its planned steps has no final value and no fraction of collapsed evaluations.
         """
-        if metric == "collapsed_fraction":
-            return self.collapsed_fraction
         if metric == "stage1_held_out_loss":
             failed_in_stage1 = self.failed and (self.boundary_step is None or self.final_step <= self.boundary_step)
             return self.worst_held_out_loss if failed_in_stage1 else self.stage1_held_out_loss
+        if metric == "collapsed_fraction":
+            return self.collapsed_fraction if self.failed or self.complete is not False else None
         if self.failed:
             if metric == "final_log2_unique":
                 return 0.0
@@ -101,7 +106,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
 
     boundary = run.boundary_step
     stage1 = (steps > 1) & (steps <= (-1 if boundary is None else boundary))
-    before = _last_index(stage1)
+    before = run.stage1_end_index
     after = None if boundary is None else _first_index(steps > boundary)
     lowest = _lowest_index(unique, stage1)
 
@@ -117,7 +122,7 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
         seed=run.seed,
         status=manifest.status if manifest else None,
         complete=run.is_complete,
-        failed=has_failed(run),
+        failed=run.has_failed,
         diverged_at=run.diverged_at,
         planned_steps=run.planned_steps,
         boundary_step=boundary,
@@ -146,27 +151,21 @@ def summarize_run(run: Run, arm: str | None = None) -> RunSummary:
     )
 
 
-def has_failed(run: Run) -> bool:
-    """Whether a run diverged or crashed, by its rows or its manifest; an unfinished run has not failed."""
-    status = run.manifest.status if run.manifest else None
-    return run.diverged_at is not None or status in ("diverged", "failed")
-
-
 def _followed(run: Run) -> CollapseTracker:
     """Return what all evaluations of a run say."""
     tracker = CollapseTracker(run.warmup_steps)
     for step, collapsed, healthy in zip(run.steps.tolist(), *map(list, classify(run.records)), strict=True):
         tracker.add(step, True if collapsed else False if healthy else None)
-    if run.diverged_at is not None:
-        # a diverged run is not evaluated any more
-        tracker.end_diverged(max(run.diverged_at, run.final_step))
+    if run.ended_diverged_at is not None:
+        # it is not evaluated any more
+        tracker.end_diverged(max(run.ended_diverged_at, run.final_step))
     return tracker
 
 
 def _missed_evaluations(run: Run) -> int:
     """Count the planned evaluations after the last row of a failed run, which count as collapsed."""
     config = run.effective
-    if config is None or not has_failed(run):
+    if config is None or not run.has_failed:
         return 0
     every, steps = config.eval_every_steps, config.steps
     done = max(run.final_step, run.diverged_at or 0, config.schedule.warmup_steps)

@@ -52,7 +52,7 @@ def signed(value: float) -> str:
 def effects_hint(tests: int) -> str:
     """Return what the table of effects shows, with its p-values adjusted over `tests`."""
     return (
-        "Arm minus baseline at equal size, seed and planned steps. A seed counts once, with its mean over sizes; where "
+        "Arm minus baseline at equal size, seed and length. A seed counts once, with its mean over sizes; where "
         "a run failed, the mean difference is that of the seeds without a failure, (5 of 6). The "
         f"{INTERVAL} is that of the mean difference: it covers it in 95 % of cases for nearly normal differences, and "
         "in far fewer where a rare seed collapses. p is that of the exact sign test: the hypothesis is that a seed is "

@@ -278,6 +278,12 @@ class RunConfig(Frozen):
         return canonical_hash(tree)
 
     @property
+    def but_for_seed(self) -> Self:
+        """What the runs of all seeds have in common: seed 0, and no hash of an extended run, which depends on it."""
+        continues = None if self.continues is None else f"@{self.extended_steps}"
+        return self.model_copy(update={"seed": 0, "continues": continues})
+
+    @property
     def run_name(self) -> str:
         """Name of the run's CSV and folder, such as `h256-20000-reduced-lr-s0-1a2b3c`."""
         arm = join_arm(spec.name for spec in self.interventions)

@@ -168,7 +168,7 @@ def _add_effective(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    for name, value in flatten(config.model_dump(mode="json")):
+    for name, value in flatten(config.but_for_seed.model_dump(mode="json")):
         if name not in MAY_DIFFER:
             yield name, value
 

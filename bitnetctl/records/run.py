@@ -104,7 +104,8 @@ class Run:
             return self.effective.boundary_step, self.effective.boundary_step
         if self.external is not None and self.external.boundary_step is not None:
             return self.external.boundary_step, self.external.boundary_step
-        decay, known = self.values("WD"), ~self.records.unknown["WD"]
+        decay = self.finite("WD")
+        known = decay == decay
         changed = (known & (decay != decay[0]) & known[0]).nonzero()[0]
         if len(changed):
             before = known[: changed[0]].nonzero()[0][-1]
@@ -134,6 +135,27 @@ class Run:
         return int(self.steps[diverged.argmax()]) if diverged.any() else None
 
     @property
+    def ended_diverged_at(self) -> int | None:
+        """`diverged_at` of a run that did not go on; None for one that was rolled back and did."""
+        if self.manifest is not None and self.manifest.rollbacks:
+            return self.manifest.diverged_at
+        return self.diverged_at
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it diverged or crashed, by its rows or its manifest; an unfinished run has not failed."""
+        status = self.manifest.status if self.manifest else None
+        return self.diverged_at is not None or status in ("diverged", "failed")
+
+    @property
+    def stage1_end_index(self) -> int | None:
+        """Index of the last evaluation of stage 1, step 1 apart; None where there is none, and until stage 2."""
+        if self.boundary_step is None or self.final_step < self.boundary_step:
+            return None
+        indices = ((self.steps > 1) & (self.steps <= self.boundary_step)).nonzero()[0]
+        return int(indices[-1]) if len(indices) else None
+
+    @property
     def is_complete(self) -> bool | None:
         """Whether the last row is at the planned steps; None where these are unknown."""
         return None if self.planned_steps is None else self.final_step >= self.planned_steps
@@ -145,7 +167,8 @@ class Run:
         It is ProbePositions or, where that is unknown, the value at step 1: an untrained model predicts almost as many
         tokens as there are prompts.
         """
-        positions = self.values("ProbePositions")[~self.records.unknown["ProbePositions"]]
+        positions = self.finite("ProbePositions")
+        positions = positions[positions == positions]
         if len(positions):
             return float(positions.min()), False
         first = self.records.value("UniquePredictions", 0)

@@ -80,17 +80,9 @@ def points_of(run: Run, measure: str, *, logarithmic: bool) -> Points:
     kept = (np.abs(values) < MOST) & (run.steps > 1)
     if logarithmic:
         kept &= values > 1 / MOST
-    end = divergence(run)
-    if end is not None:
-        kept &= run.steps <= end
+    if run.ended_diverged_at is not None:
+        kept &= run.steps <= run.ended_diverged_at
     return run.steps[kept], values[kept]
-
-
-def divergence(run: Run) -> int | None:
-    """Return the step at which a run diverged; None where it did not, or where it was rolled back and went on."""
-    if run.manifest is not None and run.manifest.rollbacks:
-        return run.manifest.diverged_at
-    return run.diverged_at
 
 
 def _curve(
@@ -115,6 +107,6 @@ def _curve(
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         ends=tuple(
-            (int(steps[-1]), float(values[-1])) for run, (steps, values) in drawn if divergence(run) is not None
+            (int(steps[-1]), float(values[-1])) for run, (steps, values) in drawn if run.ended_diverged_at is not None
         ),
     )

@@ -303,7 +303,8 @@ def final_mean(runs: Sequence[ResolvedRun], measure: str) -> float:
             if failed is None or not failed.is_fault_of_plugin:
                 message = failed.message if failed is not None else None
                 raise BitnetctlError(f"{run.name}: {message or 'is not trained yet; the same command goes on'}")
-        finished = manifest is not None and manifest.status == "finished"
+        # a rollback halved the learning rate: with that of its config the run diverged
+        finished = manifest is not None and manifest.status == "finished" and not manifest.rollbacks
         value = final_row(run.paths.csv)[measure] if finished else math.inf
         if value is None:
             raise ConfigError(f'{run.name}: {measure} is unknown; take measure = "HeldOutLoss"')

@@ -105,7 +105,7 @@ def resolve_all(configs: Sequence[RunConfig], runs_dir: Path) -> list[ResolvedRu
     registry.refuse_shared_names(spec for config in configs for spec in config.interventions)
     arms = list(dict.fromkeys(config.arm for config in configs))
     # the hash leaves out the recipe, a label without effect
-    but_for_seed = [config.model_copy(update={"seed": 0}).hash for config in configs]
+    but_for_seed = [config.but_for_seed.hash for config in configs]
     seeds: dict[str, set[int]] = {}
     for key, config in zip(but_for_seed, configs, strict=True):
         seeds.setdefault(key, set()).add(config.seed)

@@ -65,7 +65,18 @@ def test_a_failed_run_ranks_last_with_its_last_known_value(tmp_path: Path) -> No
     [end] = [one for one in results if (one.metric, one.when) == ("RandomPromptUnique", "end")]
     # of six pairs the three with the failed run are discordant
     assert (end.runs, end.tau) == (4, 0.0)
+    # it failed in stage 1 already
+    [stage1] = [one for one in results if (one.metric, one.when) == ("RandomPromptUnique", "end of stage 1")]
+    assert (stage1.runs, stage1.tau) == (4, 0.0)
     assert "order not told from chance" in end.sentence
+
+
+def test_a_run_in_stage_1_ranks_nowhere(tmp_path: Path) -> None:
+    for seed, loss in enumerate((5.0, 5.5, 6.0)):
+        simple_run(tmp_path, quick(seed=seed), loss=loss, prompt=9 - seed)
+    rows = [row | REFERENCES for row in curve((1, 400), HeldOutLoss=(7.5, 7.0), RandomPromptUnique=(20, 15))]
+    write_run(tmp_path, quick(seed=3), rows, status="running")
+    assert {one.runs for one in of_runs(load_runs(sorted(tmp_path.glob("*.csv"))))} == {3}
 
 
 def test_only_one_probe_is_ranked(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import curve, quick, simple_run, write_csv
+from synthetic import continued, curve, quick, simple_run, write_csv
 
 from bitnetctl.analysis.arms import Arm, choose_baselines, in_order, name_arms
 from bitnetctl.analysis.effects import ArmEffect, arm_effects
@@ -157,6 +157,19 @@ def test_pairs_of_unequal_provenance_are_left_out(summary: Callable[..., RunSumm
     )
 
 
+def test_runs_of_unknown_plans_are_compared_where_they_end_at_the_same_step(tmp_path: Path) -> None:
+    def ended(arm: str, steps: int) -> RunSummary:
+        path = tmp_path / f"{arm}-s0.csv"
+        write_csv(path, curve((1, 100, steps), HeldOutLoss=(7.5, 6.0, 5.0)))
+        return replace(summarize_run(load_run(path), arm), size=64, seed=0)
+
+    baseline = ended("baseline", 1000)
+    assert baseline.planned_steps is None
+    longer = effect_of([baseline, ended("reduced-lr", 5000)])
+    assert (longer.pairs, longer.unpaired_runs) == (0, 1)
+    assert effect_of([baseline, ended("reduced-lr", 1000)]).pairs == 1
+
+
 def test_an_unfinished_run_gives_an_unknown_pair(summary: Callable[..., RunSummary]) -> None:
     summaries = [summary("", 0, 5.0), replace(summary("reduced-lr", 0, 4.0), complete=False)]
     loss = effect_of(summaries).effects["final_held_out_loss"]
@@ -273,6 +286,19 @@ def test_arms_are_named_by_interventions_and_what_else_differs(tmp_path: Path) -
 def test_size_and_seed_make_no_arm(tmp_path: Path) -> None:
     paths = [simple_run(tmp_path, quick(size=size, seed=seed)) for size in (64, 128) for seed in (0, 1)]
     assert {arm.label for arm in name_arms(load_runs(paths))} == {"baseline"}
+
+
+def test_seeds_of_extended_runs_are_one_arm(tmp_path: Path) -> None:
+    arms = ("", "no-decay")
+    longer = [simple_run(tmp_path, continued(quick(arm, seed=seed))) for arm in arms for seed in (0, 1)]
+    result = study(load_runs(longer))
+    assert [(effect.arm, effect.pairs) for effect in result.effects] == [("no-decay", 2)]
+    # what changes together with the interval of the evaluations is not passed over
+    both = [longer[0], simple_run(tmp_path, quick(probe__eval_every_steps=50))]
+    assert [arm.label for arm in name_arms(load_runs(both))] == [
+        "baseline [continues=@400]",
+        "baseline [continues=unset]",
+    ]
 
 
 def test_foreign_files_are_never_paired(tmp_path: Path) -> None:

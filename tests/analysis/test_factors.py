@@ -1,8 +1,10 @@
 """Factors: the fields in which effective configs differ, aliases together."""
 
+import itertools
 from typing import Any
 
-from synthetic import quick
+import pytest
+from synthetic import continued, quick
 
 from bitnetctl.analysis.factors import Factor, find_factors
 from bitnetctl.config import RunConfig
@@ -62,3 +64,26 @@ def test_the_size_is_known_as_no_treatment() -> None:
 def test_a_factor_among_some_of_the_runs() -> None:
     factor = Factor(fields=("a",), levels=("x", "y", "z"), level_of=(0, 1, 2, 2))
     assert factor.among([1, 3]) == Factor(fields=("a",), levels=("y", "z"), level_of=(0, 1))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("no-decay", "muon", "median-scale"))))
+def test_the_order_of_the_runs_has_no_influence(order: tuple[str, ...]) -> None:
+    factors = {factor.name: factor for factor in find_factors([effective(arm) for arm in order])}
+    # without a baseline the third follows from the other two, and is named all the same
+    assert {arm for arm in order for name in factors if arm in name.split(", ")} == set(order)
+    for name, factor in factors.items():
+        assert factor.levels == ("off", "on") or "off" not in factor.levels, name
+    assert factors["median-scale"].level_of == tuple(int(arm == "median-scale") for arm in order)
+
+
+def test_texts_are_in_the_order_of_the_alphabet() -> None:
+    [factor] = find_factors([effective(data__order=order) for order in ("shuffled", "sequential", "shuffled")])
+    assert (factor.levels, factor.level_of) == (("sequential", "shuffled"), (1, 0, 1))
+
+
+def test_extended_runs_of_several_seeds_are_repetitions() -> None:
+    longer = [continued(effective(seed=seed)) for seed in (0, 1)]
+    assert longer[0].continues != longer[1].continues
+    assert find_factors(longer) == []
+    [factor] = find_factors([*longer, effective(seed=2)])
+    assert (factor.fields, factor.levels) == (("continues",), ("unset", "@400"))

@@ -10,7 +10,7 @@ import pytest
 from synthetic import REFERENCES, curve, quick, write_csv, write_run
 
 from bitnetctl.analysis.study import study
-from bitnetctl.analysis.summary import RunSummary, has_failed, summarize_run
+from bitnetctl.analysis.summary import RunSummary, summarize_run
 from bitnetctl.config import RunConfig
 from bitnetctl.records import load_run
 
@@ -185,9 +185,33 @@ def test_a_crash_is_a_failure_and_a_stop_is_not(tmp_path: Path) -> None:
     assert stopped.compared_value("stage1_held_out_loss") == 5.0
 
 
+def test_an_unfinished_run_enters_no_comparison_that_it_has_not_reached(tmp_path: Path) -> None:
+    running = summary_of(tmp_path / "stage1", example()[:5], status="running")
+    # at step 400 of a stage 1 of 500
+    assert running.collapsed_fraction == 1.0
+    assert running.stage1_held_out_loss is None
+    assert [running.compared_value(metric) for metric in ("collapsed_fraction", "stage1_held_out_loss")] == [None, None]
+    stage2 = summary_of(tmp_path / "stage2", example()[:7], status="running")
+    assert [stage2.compared_value(metric) for metric in ("collapsed_fraction", "stage1_held_out_loss")] == [None, 7.25]
+
+
+def test_a_run_that_was_rolled_back_and_went_on_has_not_ended_collapsed(tmp_path: Path) -> None:
+    healthy = example(HeldOutLoss=[7.6, *[5.0] * 10], UniquePredictions=[1000, *[100] * 10])
+    rollback = {"diverged_at": 250, "resumed_from": 200, "tensor": "loss"}
+    went_on = summary_of(tmp_path / "a", healthy, rollbacks=[rollback])
+    assert (went_on.failed, went_on.diverged_at, went_on.collapsed_at, went_on.collapsed_fraction) == (
+        True,
+        250,
+        None,
+        0,
+    )
+    ended = summary_of(tmp_path / "b", healthy[:4], status="diverged", rollbacks=[rollback], diverged_at=320)
+    assert (ended.failed, ended.diverged_at, ended.collapsed_at) == (True, 250, 320)
+
+
 def test_failure_is_read_from_rows_or_manifest(tmp_path: Path) -> None:
-    assert not has_failed(load_run(write_run(tmp_path, quick(), example())))
-    assert has_failed(load_run(write_run(tmp_path, quick(), example(), status="failed")))
+    assert not load_run(write_run(tmp_path, quick(), example())).has_failed
+    assert load_run(write_run(tmp_path, quick(), example(), status="failed")).has_failed
 
 
 def test_summaries_are_strict_json(tmp_path: Path) -> None:

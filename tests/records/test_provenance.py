@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import bare_run, quick, simple_run
+from synthetic import bare_run, continued, quick, simple_run
 
 from bitnetctl.records import Run, load_run
 from bitnetctl.records.provenance import Differences, provenance_differences
@@ -49,6 +49,9 @@ def test_runs_of_one_provenance_do_not_differ(tmp_path: Path) -> None:
     others = [run(tmp_path, 0, changes={"size": 128}), run(tmp_path, 1, changes={"steps": 500})]
     others += [run(tmp_path, 2, changes={"probe__eval_every_steps": 50})]
     assert provenance_differences([*runs, *others], same_arm=True) == Differences()
+    longer = [load_run(simple_run(tmp_path, continued(quick(seed=seed)), **HERE)) for seed in range(2)]
+    assert provenance_differences(longer, same_arm=True) == Differences()
+    assert breaking([*runs[2:], *longer]) == ("continues none (seed 2) and @400 (seeds 0, 1)",)
 
 
 MINOR: dict[str, tuple[dict[str, Any], str]] = {

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import quick, simple_run
 
 from bitnetctl.config import build_config, builtin_names, parse_arm
 from bitnetctl.errors import ConfigError
-from bitnetctl.sweeps.search import Search, Trial, best_first, load_search
+from bitnetctl.sweeps.search import Search, Trial, best_first, final_mean, load_search
+from bitnetctl.trainer.resolved import resolve_all
 
 CHOICES: dict[str, Any] = {
     "schedule.peak_learning_rate": [1e-3, 2e-3, 4e-3],
@@ -190,6 +192,16 @@ def test_the_best_is_the_least_and_what_did_not_finish_is_last() -> None:
     trials = [Trial(number, ()) for number in range(4)]
     values = dict(zip(trials, [2.0, math.inf, 1.0, 2.0], strict=True))
     assert [trial.number for trial in best_first(values)] == [2, 0, 3, 1]
+
+
+def test_a_run_that_was_rolled_back_has_diverged(tmp_path: Path) -> None:
+    rollback = {"diverged_at": 250, "resumed_from": 200, "tensor": "loss"}
+    configs = [quick(seed=seed) for seed in range(2)]
+    for config, rollbacks in zip(configs, ([], [rollback]), strict=True):
+        simple_run(tmp_path, config, loss=5.0, rollbacks=rollbacks)
+    went_on, rolled_back = resolve_all(configs, tmp_path)
+    assert final_mean([went_on], "HeldOutLoss") == 5.0
+    assert final_mean([went_on, rolled_back], "HeldOutLoss") == math.inf
 
 
 @pytest.mark.parametrize(

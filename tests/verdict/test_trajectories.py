@@ -9,9 +9,10 @@ from statistics import median
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from synthetic import bare_run, origin_run
+from synthetic import bare_run, curve, origin_run, write_csv
 
 from benchmarks.calibration import shapes
+from bitnetctl.records import load_run
 from bitnetctl.verdict import Outcome, judge, load_criteria
 from bitnetctl.verdict.checks.stages import Stage, split_at
 from bitnetctl.verdict.checks.trajectory import TrajectoryCheck
@@ -317,3 +318,18 @@ def test_swings_and_relapses_are_found(evaluations: int) -> None:
         assert shapes.found(patterns[name], evaluations, draws=50) == (1.0, 0.0), name
     assert shapes.found(patterns["2→10→3→15→2, a tenth each"], evaluations, draws=50)[0] > 0.9
     assert shapes.found(patterns["80, then dead for 20%, then 80"], evaluations, draws=50) == (0.0, 0.0)
+
+
+def test_a_weight_decay_that_is_not_finite_is_no_boundary(tmp_path: Path) -> None:
+    steps = range(0, 1001, 100)
+    diverged = load_run(write_csv(tmp_path / "a.csv", curve(steps, WD=[0.1] * 8 + ["nan"] * 3)))
+    assert diverged.boundary_interval is None
+    first = load_run(write_csv(tmp_path / "b.csv", curve(steps, WD=["nan", *[0.1] * 5, *[0.0] * 5])))
+    assert first.boundary_interval is None
+
+
+def test_a_number_of_positions_that_is_not_finite_is_no_ceiling(tmp_path: Path) -> None:
+    known = load_run(write_csv(tmp_path / "a.csv", curve((1, 100), ProbePositions=[64, "nan"])))
+    assert known.ceiling == (64, False)
+    unknown = load_run(write_csv(tmp_path / "b.csv", curve((1, 100), ProbePositions=["inf", "nan"])))
+    assert unknown.ceiling == (100, True)
