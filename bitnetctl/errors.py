@@ -120,6 +120,10 @@ class RunRefusedError(ConfigError):
     """Files of the run belong to another user and cannot be written."""
 
 
+class WorkersError(ConfigError):
+    """Every worker process of a sweep ended with an error, after one had taken a run."""
+
+
 class RunEndedError(ConfigError):
     """The run ended in another process after its status was read; there is nothing left to train."""
 

@@ -57,12 +57,12 @@ class ClaimTest:
     @cached_property
     def plan_recipe(self) -> str:
         """The recipe of the claim's own plan; raises ConfigError."""
-        return self._plan({}, overrides=()).recipe
+        return self._plan({}).recipe
 
     @cached_property
     def own_configs(self) -> list[RunConfig]:
         """The runs of the claim's own plan; raises ConfigError."""
-        plan = self._plan({}, overrides=())
+        plan = self._plan({})
         plan.check(f"{self._source}.")
         with in_field(self._source):
             return plan.configs()
@@ -82,7 +82,7 @@ class ClaimTest:
             given = {"sizes": (), "steps": "none", **given}
         # mistakes of the claim itself are named by its file and field
         self.own_configs  # noqa: B018 - cached
-        configs = self._plan(given, overrides=self.request.overrides).configs()
+        configs = self._plan({**given, "overrides": self.request.overrides}).configs()
         self._check_arms(list(dict.fromkeys(config.arm for config in configs)))
         return configs
 
@@ -122,13 +122,13 @@ class ClaimTest:
     def _source(self) -> str:
         return f"claim {self.name_or_file}: plan"
 
-    def _plan(self, changes: Mapping[str, Any], *, overrides: Sequence[str]) -> Plan:
+    def _plan(self, changes: Mapping[str, Any]) -> Plan:
         plan = make_plan(with_changes(self.claim.plan, changes, self.name_or_file, f"{self._source}."), self._source)
         if plan.grid:
             raise ConfigError(
                 f"{self._source}: grid: gives runs of one arm that differ; take arms, factors or overrides"
             )
-        return plan.model_copy(update={"overrides": (*plan.overrides, *overrides)})
+        return plan
 
     def _check_arms(self, planned: Sequence[str]) -> None:
         compared = [

@@ -153,6 +153,13 @@ Decimal = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")]
 
 
+def given_options(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Return the options that the command line gives among those of some parameters."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    option_of = {param.name: param.opts[0] for param in context.command.params}
+    return [option_of[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def chosen_sizes(sizes: str | None) -> tuple[int, ...] | None:
     """Return the sizes of `--sizes`, None without it; raises ConfigError."""
     return None if sizes is None else parse_numbers(sizes, "--sizes", "whole numbers such as 256,512")

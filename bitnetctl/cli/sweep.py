@@ -12,7 +12,7 @@ from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, p
 from bitnetctl.cli.searching import refuse_options, run_search
 from bitnetctl.cli.training import show_plan, train_missing
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError, ExitCode, RecordError
+from bitnetctl.errors import ConfigError, ExitCode, RecordError, WorkersError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
@@ -118,12 +118,19 @@ def sweep(
             runs = resolve_all(configs, runs_dir)
         if dry_run:
             return show_plan(runs, device, training["pack"], as_json)
-        if train_missing(runs, stop, workers=workers, **training):
+        try:
+            stopped = train_missing(runs, stop, workers=workers, **training)
+        except WorkersError:
+            _show(runs, as_json)
+            raise
+        if stopped:
             # the terminal may be gone; the runs are saved and the exit code says so
             with contextlib.suppress(OSError, SystemExit):
                 _show(runs, as_json)
             return ExitCode.STOPPED
-    return _show(runs, as_json)
+    code = _show(runs, as_json)
+    # how the runs ended is for the parent to say, which sees them too: a worker has failed where it could not go on
+    return ExitCode.SUPPORTED if configs_file is not None else code
 
 
 def _show(runs: Sequence[ResolvedRun], as_json: bool) -> ExitCode:

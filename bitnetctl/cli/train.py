@@ -139,13 +139,8 @@ _OF_THE_CONFIG = ("recipe", "size", "seed", "overrides", "arms", "eval_every")
 
 def _steps_to(context: typer.Context, source: RunPaths, steps: int | None) -> int:
     """Return the steps of a run that extends another; raises ConfigError without them, and for a changed config."""
-    origins = {name: context.get_parameter_source(name) for name in _OF_THE_CONFIG}
-    given = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
-    if given:
-        names = {param.name: param.opts[0] for param in context.command.params}
-        raise ConfigError(
-            f"--extend keeps the config of {source.name}; leave out {names[given[0]]}, --steps alone changes"
-        )
+    if given := options.given_options(context, _OF_THE_CONFIG):
+        raise ConfigError(f"--extend keeps the config of {source.name}; leave out {given[0]}, --steps alone changes")
     if steps is None:
         raise ConfigError(f"--extend {source.name}: say with --steps up to which step to train it")
     return steps

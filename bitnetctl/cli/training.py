@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bitnetctl.cli.options import print_json, print_message, stderr, stdout
-from bitnetctl.errors import ExitCode, StoppedBySignal
+from bitnetctl.errors import ExitCode, RecordError, StoppedBySignal, one_line
 from bitnetctl.files import cache_folder, is_cache_temporary
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
@@ -154,12 +154,19 @@ def plan_cost(runs: Sequence[ResolvedRun], device_names: str, pack: int | None) 
 
     devices = split_devices(device_names)
     device = resolve_device(devices[0])
-    missing = [run for run in runs if run.ended() is None]
+    missing, damaged = [], 0
+    for run in runs:
+        try:
+            if run.ended() is None:
+                missing.append(run)
+        except RecordError as error:
+            damaged += 1
+            print_message(f"{run.name}: left out: {one_line(error, None)}")
     shapes = [asdict(cost) for cost in plan_costs(missing, device, pack, workers=len(devices))]
     return PlanCost(
         shapes=shapes,
         runs=len(runs),
-        done=len(runs) - len(missing),
+        done=len(runs) - len(missing) - damaged,
         seconds=sum(row["seconds"] for row in shapes) / len(devices),
         devices=", ".join([str(device), *devices[1:]]),
         free=memory_available(device),

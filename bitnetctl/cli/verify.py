@@ -27,13 +27,14 @@ from bitnetctl.records.run import UnreadRun
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.plan import make_plan
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
-from bitnetctl.units import plural
+from bitnetctl.units import listed, plural
 
 if TYPE_CHECKING:
     from bitnetctl.verdict import Criteria
 
 
 def verify(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -111,6 +112,7 @@ def verify(
     requested_sizes = options.chosen_sizes(sizes)
     requested_seeds = options.chosen_seeds(seeds, seed)
     if paths:
+        _refuse_beside_paths(context, of_claim=claim is not None)
         stored = _bundle_options(Path(paths[0])) if len(paths) == 1 else _BundleOptions()
         requested_sizes = stored.sizes if requested_sizes is None else requested_sizes
         requested_seeds = stored.seeds if requested_seeds is None else requested_seeds
@@ -165,6 +167,31 @@ def verify(
     if not no_train:
         refuse_faults_of_plugins(planned, subject.arm_of(planned))
     return code
+
+
+_OF_TRAINING = (
+    "no_baseline",
+    "runs_dir",
+    "device",
+    "engine",
+    "precision",
+    "pack",
+    "samples",
+    "requeue",
+    "dry_run",
+)
+"""Parameters that say which runs are trained, and how."""
+_OF_PLAN = ("recipe", "overrides")
+"""Those that also say which of given runs are those of a claim."""
+
+
+def _refuse_beside_paths(context: typer.Context, *, of_claim: bool) -> None:
+    """Raise ConfigError for options that do nothing where runs are given, since none is trained."""
+    given = options.given_options(context, _OF_TRAINING if of_claim else (*_OF_PLAN, *_OF_TRAINING))
+    if given:
+        raise ConfigError(
+            f"{listed(given)} beside paths: given runs are judged as they are; leave out one or the other"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

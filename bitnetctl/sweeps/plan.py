@@ -30,6 +30,9 @@ from bitnetctl.config.schema import value_text
 from bitnetctl.errors import ConfigError
 from bitnetctl.plugins import registry
 
+_NAMED = {"steps": "steps", "model.hidden_size": "sizes", "seed": "seeds"}
+"""The field of a plan, and option of that name, for a field of the config."""
+
 ARM = "arm"
 """The choice of interventions in a search, beside fields of the config."""
 
@@ -39,6 +42,7 @@ class Plan(Frozen):
 
     `factors` is a factorial design, {factor: {level: interventions, "" for none}}: an arm for every combination of
     levels. `arms` come before them. `grid` has values of fields of the config: every arm trains with every combination.
+    Where one of these fields decides a field of the config, other values of that in `overrides` or `grid` are refused.
     """
 
     description: str = ""
@@ -83,6 +87,24 @@ class Plan(Frozen):
                 raise ValueError(f"grid: {field}: take {'seeds' if field == 'seed' else 'arms or factors'} for that")
             if not points:
                 raise ValueError(f"grid: {field} has no values")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_values_without_effect(self) -> Self:
+        own = {"steps": self.steps and (self.steps,), "model.hidden_size": self.sizes, "seed": self.seeds}
+        asked: list[tuple[str, str, Sequence[object]]] = []
+        for text in self.overrides:
+            field, _, value = (part.strip() for part in text.partition("="))
+            if field in self.grid:
+                raise ValueError(f"overrides: {text}: no effect beside the values in the grid; take one of them")
+            asked.append((f"overrides: {text}", field, (parse_value(value),)))
+        asked += [(f"grid: {field}", field, values) for field, values in self.grid.items()]
+        for place, field, values in asked:
+            decided = own.get(field)
+            if decided and any(value != one for value in values for one in decided):
+                name = _NAMED[field]
+                remedy = "one of them" if place == "grid: steps" else f"--{name}"
+                raise ValueError(f"{place}: no effect beside {name} (--{name}); take {remedy}")
         return self
 
     def points(self) -> list[tuple[str, ...]]:
@@ -181,6 +203,7 @@ def load_plan(name: str, changes: Mapping[str, Any]) -> Plan:
 def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any], file: str, source: str) -> dict[str, Any]:
     """Return the fields of a plan or search with changes, after its own overrides; what it names is beside its file.
 
+    Steps, sizes, seeds and a grid among the changes replace its own values of the same fields, wherever it has them.
     Values of a wrong type are left to the validation. Raises ConfigError that begins with `source` and the field.
     """
     result = dict(tree)
@@ -190,9 +213,15 @@ def with_changes(tree: Mapping[str, Any], changes: Mapping[str, Any], file: str,
                 result[field] = beside(file, value)
             elif field in ("arms", "factors", "choices"):
                 result[field] = _arms_beside(file, value, is_arm=field != "choices")
+    replaced = {field for field, name in _NAMED.items() if changes.get(name, "none") not in ("none", ())}
+    replaced |= set(changes.get("grid", ()))
+    if isinstance(grid := flatten_fields(tree.get("grid")), dict):
+        result["grid"] = {field: values for field, values in grid.items() if field not in replaced}
     own = tree.get("overrides", [])
-    overrides = [*own, *changes.get("overrides", ())] if isinstance(own, list) else own
-    return {**result, **changes, "overrides": overrides}
+    if isinstance(own, list):
+        kept = (text for text in own if str(text).partition("=")[0].strip() not in replaced)
+        own = [*kept, *changes.get("overrides", ())]
+    return {**result, **changes, "overrides": own}
 
 
 def _arms_beside(file: str, value: object, *, is_arm: bool) -> object:

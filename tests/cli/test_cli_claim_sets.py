@@ -98,6 +98,13 @@ def test_given_runs_of_other_settings_than_the_plan_are_told(tmp_path: Path, run
     assert tree["verdict"] == "supported"
     assert tree["claim"]["notes"] == [note]
     assert note in tree["summary"]["notes"]
+    # as they are if this is what was asked for
+    changes = ("--set", "optimizer.name=adamw", "--set", "optimizer.eps=1e-6", "--set", "schedule.warmup_steps=100")
+    asked = call("verify", runs, "--claim", claim, *changes, "--json").json
+    assert (asked["verdict"], note in asked["claim"]["notes"]) == ("supported", False)
+    assert (
+        "--device beside paths" in call("verify", runs, "--claim", claim, "--recipe", "quick", "--device", "cpu").error
+    )
     # with them as a part of the plan they are those of the plan, at any scale
     changed = write_claim(
         tmp_path / "changed.toml",

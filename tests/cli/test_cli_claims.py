@@ -359,6 +359,21 @@ def test_another_recipe_drops_sizes_and_steps(claim: Path) -> None:
     assert configs(recipe="origin") == {("origin", 256, 20000, 100)}
     assert configs(recipe="origin", sizes=(32, 128), steps=70) == {("origin", size, 70, 100) for size in (32, 128)}
     assert configs(overrides=("probe.eval_every_steps=50",)) == {("quick", 64, 1000, 50)}
+    # without sizes and steps of its own they can be set
+    assert configs(recipe="origin", overrides=("steps=70",)) == {("origin", 256, 70, 100)}
+
+
+def test_sizes_and_steps_replace_overrides_of_the_claim(claim: Path) -> None:
+    write_claim(
+        claim, **{"sizes = [64]\nsteps = 1000\n": "", '["probe': '["steps=500", "model.hidden_size=32", "probe'}
+    )
+
+    def configs(**asked: object) -> set[tuple[int, int]]:
+        test = ClaimTest(name_or_file=str(claim), request=PlanRequest(**asked))  # type: ignore[arg-type]
+        return {(one.model.hidden_size, one.steps) for one in test.configs}
+
+    assert configs() == {(32, 500)}
+    assert configs(sizes=(64,), steps=70) == {(64, 70)}
 
 
 @pytest.mark.parametrize(
@@ -369,6 +384,9 @@ def test_another_recipe_drops_sizes_and_steps(claim: Path) -> None:
         (("-i", "no-decay", "--criteria", "sound", "--no-baseline"), "-i, --criteria and --no-baseline beside --claim"),
         (("--recipe", "qick"), "unknown recipe 'qick'"),
         (("--set", "optimizer.lr=1"), "--set 'optimizer.lr=1': unknown field"),
+        (("--set", "steps=5"), "mine.toml: plan: overrides: steps=5: no effect beside steps (--steps); take --steps"),
+        (("--steps", "5", "--set", "steps=6"), "no effect beside steps (--steps); take --steps"),
+        (("--set", "seed=5"), "overrides: seed=5: no effect beside seeds (--seeds); take --seeds"),
     ],
 )
 def test_mistakes_are_one_line(judge: Callable[..., Done], options: tuple[str, ...], message: str) -> None:

@@ -66,6 +66,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown device": (["--device", "tpu"], "device 'tpu' is unknown"),
     "unknown device in a list": (["--device", "cpu,tpu"], "device 'tpu' is unknown"),
     "missing runs of a worker": (["--configs", "none.json"], "--configs none.json"),
+    "steps twice": (["--grid", "steps=8,16"], "sweep: grid: steps: no effect beside steps (--steps); take one of them"),
+    "sizes twice": (["--grid", "model.hidden_size=16,32"], "no effect beside sizes (--sizes); take --sizes"),
+    "steps set twice": (["--set", "steps=16"], "overrides: steps=16: no effect beside steps (--steps); take --steps"),
+    "seed set": (["--set", "seed=3"], "overrides: seed=3: no effect beside seeds (--seeds); take --seeds"),
     "too many runs": (["--seeds", "60000", "--sizes", "16,32"], "the plan has more than 100,000 runs"),
 }
 

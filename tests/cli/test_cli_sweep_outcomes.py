@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from calling import Done
+from calling import Done, call
 from run_files import csv_without_speed, manifest
 from sweeping import pick
 
 from bitnetctl import checkpoint
-from bitnetctl.errors import ExitCode
+from bitnetctl.errors import ExitCode, RunRefusedError
 from bitnetctl.monitor.console import PlainReporter
 from bitnetctl.sweeps.executors import local
+from bitnetctl.trainer.artifacts import RunArtifacts
 from bitnetctl.trainer.events import Evaluated, Event
 
 RUNS = Path("runs")
@@ -85,6 +86,11 @@ def test_a_damaged_run_is_reported_and_the_rest_continue(sweep_command: Sweep, d
     path = RUNS / bad / "run.json" if damage == "manifest" else RUNS / f"{bad}.csv"
     path.write_bytes(path.read_bytes()[:-40])
     kept = path.read_bytes()
+    planned = sweep_command("--seeds", "4", "--dry-run", "--json")
+    assert (planned.code, planned.json["done"]) == (ExitCode.SUPPORTED, 1)
+    assert pick(planned.json["shapes"], "runs") == [(2,)]
+    [line] = planned.err.splitlines()
+    assert line.startswith(f"{bad}: left out: {path}: ")
     for more, trained in (("4", 2), ("4", 0)):
         done = sweep_command("--seeds", more, "--pack", "1", "--json")
         assert done.code == ExitCode.INTERNAL
@@ -157,7 +163,7 @@ def test_a_full_disk_is_one_line(sweep_command: Sweep, monkeypatch: pytest.Monke
     ("program", "code", "said"),
     [
         ("import os; os.kill(os.getpid(), 9)", ExitCode.INTERNAL, "ended with exit code -9"),
-        ("import sys; print('error: no GPU'); sys.exit(2)", ExitCode.USAGE, "error: no worker could start"),
+        ("import sys; print('error: no GPU'); sys.exit(2)", ExitCode.USAGE, "error: no worker could start a run"),
         ("import sys; print('error: a bug'); sys.exit(3)", ExitCode.INTERNAL, "ended with exit code 3: error: a bug"),
     ],
 )
@@ -173,3 +179,112 @@ def test_workers_that_trained_nothing_are_no_success(
     done = sweep_command("--device", "cpu,cpu")
     assert said in done.err
     assert done.code == code
+
+
+class Ended:
+    """A worker that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def wait(self) -> int:
+        return self.returncode
+
+    def kill(self) -> None:
+        pass
+
+
+@pytest.fixture
+def two_workers(sweep_command: Sweep, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Sweep on two devices whose workers run in this process, one after the other."""
+
+    def start(runs: Path, device: str, arguments: list[str], log: Path) -> Ended:
+        done = call("sweep", "--configs", runs, "--device", device, *arguments)
+        log.write_text(done.err, encoding="utf-8")
+        return Ended(done.code)
+
+    monkeypatch.setattr(local, "_start", start)
+
+    def run(*more: str) -> Done:
+        return sweep_command("--device", "cpu,cpu", "--pack", "1", *more)
+
+    return run
+
+
+STARTED = "2 workers on cpu, cpu"
+ENDED = "error: every worker ended with an error; see the lines above"
+
+
+@pytest.mark.usefixtures("third_party")
+def test_workers_report_runs_that_failed_as_one_process_does(two_workers: Sweep, sweep_command: Sweep) -> None:
+    arguments = ["-i", "fails", "-i", DIVERGES, "--json"]
+    done = two_workers(*arguments)
+    assert done.code == ExitCode.USAGE
+    assert pick(done.json["runs"], "status") == [("finished",), ("failed",), ("diverged",)]
+    bad = done.json["runs"][1]
+    message = f"{bad['run']}: failed: {bad['message']}"
+    assert done.err.splitlines() == [STARTED, message, f"error: {bad['message']}"]
+    alone = sweep_command(*arguments, "--runs-dir", "alone")
+    assert (alone.code, pick(alone.json["runs"], "status")) == (done.code, pick(done.json["runs"], "status"))
+    assert alone.json["runs"][1]["message"] == bad["message"]
+    assert message in alone.err
+
+
+def test_workers_whose_runs_diverge_refute(two_workers: Sweep) -> None:
+    done = two_workers("-i", DIVERGES, "--json")
+    assert (done.code, done.err) == (ExitCode.REFUTED, f"{STARTED}\n")
+    assert pick(done.json["runs"], "status") == [("finished",), ("diverged",)]
+
+
+def test_a_damaged_run_of_workers_is_reported(two_workers: Sweep, sweep_command: Sweep) -> None:
+    [row] = sweep_command("--json").json["runs"]
+    path = RUNS / row["run"] / "run.json"
+    path.write_text("{", encoding="utf-8")
+    done = two_workers("--seeds", "3", "--json")
+    assert done.code == ExitCode.INTERNAL
+    assert pick(done.json["runs"], "status") == [("damaged",), ("finished",), ("finished",)]
+    [started, failure] = done.err.splitlines()
+    assert started == STARTED
+    assert failure.startswith(f"{row['run']}: failed: {path}: ")
+
+
+def test_workers_that_meet_a_full_disk_show_what_is_there(two_workers: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_files", refuse)
+    done = two_workers("--seeds", "2", "--json")
+    assert done.code == ExitCode.USAGE
+    assert pick(done.json["runs"], "status") == [("running",), ("missing",)]
+    started, *errors, last = done.err.splitlines()
+    assert (started, last) == (STARTED, ENDED)
+    assert len(errors) == 2
+    for line in errors:
+        assert line.startswith("worker on cpu ended with exit code 2: error: ")
+        assert line.endswith("No space left on device")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_workers_leave_out_a_run_of_another_user(
+    two_workers: Sweep, monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    acquire = RunArtifacts.acquire
+
+    def acquire_ours(artifacts: RunArtifacts) -> None:
+        if artifacts.run.config.seed == 0:
+            raise RunRefusedError("it belongs to another user")
+        acquire(artifacts)
+
+    monkeypatch.setattr(RunArtifacts, "acquire", acquire_ours)
+    done = two_workers("--seeds", str(seeds), "--json")
+    assert done.code == ExitCode.USAGE
+    assert done.err.count("cannot be trained: it belongs to another user") == 2
+    if seeds == 1:
+        assert done.out == ""
+        assert done.err.splitlines()[-1] == "error: no worker could start a run; see the lines above"
+    else:
+        assert pick(done.json["runs"], "status") == [("missing",), ("finished",), ("finished",)]
+        assert done.err.splitlines()[-1] == ENDED

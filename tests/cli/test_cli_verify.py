@@ -106,6 +106,32 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], fragment: s
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--recipe", "b158", "--set", "model.num_layers=9"], "--recipe and --set"),
+        (["--dry-run"], "--dry-run"),
+        (["--requeue"], "--requeue"),
+        (["--device", "cuda:7", "--engine", "nonsense"], "--device and --engine"),
+        (["--precision", "fp32", "--pack", "2", "--no-samples"], "--precision, --pack and --samples"),
+        (["--no-baseline", "--runs-dir", "elsewhere"], "--no-baseline and --runs-dir"),
+        # also where it says what is the default
+        (["--device", "auto"], "--device"),
+    ],
+)
+def test_options_of_a_training_are_refused_beside_paths(tmp_path: Path, options: list[str], named: str) -> None:
+    bare_run(tmp_path, CURED)
+    done = verify(tmp_path, *options)
+    assert done.code == ExitCode.USAGE
+    assert done.error == (f"error: {named} beside paths: given runs are judged as they are; leave out one or the other")
+
+
+def test_options_that_hold_of_given_runs_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare_run(tmp_path, CURED)
+    monkeypatch.setenv("BITNETCTL_RUNS_DIR", str(tmp_path / "elsewhere"))
+    assert verify(tmp_path, "--no-train", "--quiet") == verify(tmp_path)
+
+
 # several arms
 
 

@@ -166,6 +166,22 @@ def test_verify_dry_run_creates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_verify_dry_run_counts_no_damaged_run(tiny_text: Path) -> None:
+    arguments = ["verify", *quick_run(tiny_text), "--sizes", "32", "--steps", "20", "--seeds", "5", "--dry-run"]
+    sets = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
+    bad = build_config("quick", size=32, steps=20, seed=1, overrides=sets).run_name
+    path = RUNS / bad / "run.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+    done = call(*arguments)
+    assert done.code == ExitCode.SUPPORTED
+    [line] = done.err.splitlines()
+    assert line.startswith(f"{bad}: left out: {path}: ")
+    assert "5 runs, 0 there already" in done.out
+    [shape] = call(*arguments, "--json").json["shapes"]
+    assert shape["runs"] == 4
+
+
 def run_names(options: Sequence[str], arm: str, seeds: Sequence[int]) -> list[str]:
     sets = [value for option, value in itertools.pairwise(options) if option == "--set"]
     return [

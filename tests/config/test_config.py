@@ -184,13 +184,28 @@ def test_overrides_reach_their_field(override: str, value: Any) -> None:
     assert type(got) is type(value)
 
 
-def test_the_last_override_wins_and_named_arguments_take_precedence() -> None:
+def test_the_last_override_wins() -> None:
     assert quick("steps=3", "steps=4").steps == 4
-    overrides = ["steps=3", "seed=3", "model.hidden_size=16", "probe.eval_every_steps=3"]
-    config = quick(*overrides, steps=5, seed=6, size=32, eval_every_steps=7)
-    assert (config.steps, config.seed, config.model.hidden_size, config.eval_every_steps) == (5, 6, 32, 7)
+    assert quick("probe.eval_every_steps=3", eval_every_steps=7).eval_every_steps == 7
     spec = InterventionSpec(name="reduced-lr", settings={"peak": 5e-4})
     assert quick(interventions=(spec,)).interventions == (spec,)
+
+
+@pytest.mark.parametrize(
+    ("override", "named", "option"),
+    [
+        ("steps=3", {"steps": 5}, "--steps 5"),
+        (" seed = 3", {"seed": 0}, "--seed 0"),
+        ("model.hidden_size=16", {"size": 32}, "--size 32"),
+    ],
+)
+def test_an_override_that_a_named_argument_would_drop_is_refused(
+    override: str, named: dict[str, int], option: str
+) -> None:
+    assert failure([override], "quick", **named) == f"--set {override!r}: no effect beside {option}; take one of them"
+    assert quick(override) != quick(**named)
+    [value] = named.values()
+    assert quick(f"{override.partition('=')[0]}={value}", **named) == quick(**named)
 
 
 def test_derived_widths() -> None:

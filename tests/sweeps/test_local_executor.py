@@ -12,7 +12,7 @@ import pytest
 from training import resolved
 
 from bitnetctl.config import RunConfig
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, WorkersError
 from bitnetctl.sweeps.executors import local
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import resolve_all
@@ -85,7 +85,7 @@ sys.exit(75 if count == 1 else 9)
 """
 
 
-@pytest.mark.parametrize("code", [0, 1, 75])
+@pytest.mark.parametrize("code", [0, 75])
 def test_workers_that_end_normally_are_not_reported(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig], code: int
 ) -> None:
@@ -135,7 +135,16 @@ def test_no_worker_that_could_start_is_an_error(
     play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]
 ) -> None:
     cast = play(*["import sys; print('error: no GPU'); sys.exit(2)"] * 2)
-    with pytest.raises(ConfigError, match="no worker could start"):
+    with pytest.raises(ConfigError, match="no worker could start a run; see the lines above"):
+        work(cast, tiny_config)
+
+
+def test_workers_that_took_a_run_did_start(play: Callable[..., Cast], tiny_config: Callable[..., RunConfig]) -> None:
+    # in place of the manifest: one that cannot be read
+    manifest = f"runs/{tiny_config().run_name}/run.json"
+    takes = f"import pathlib; path = pathlib.Path({manifest!r}); path.parent.mkdir(parents=True); path.touch()"
+    cast = play(f"{takes}; raise SystemExit(2)", "raise SystemExit(2)")
+    with pytest.raises(WorkersError, match="every worker ended with an error; see the lines above"):
         work(cast, tiny_config)
 
 

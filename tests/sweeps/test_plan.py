@@ -331,9 +331,75 @@ def test_overrides_come_after_those_of_the_plan(tmp_path: Path) -> None:
     assert load_plan("scaling", {"overrides": ["data.batch_size=8"]}).configs()[0].data.batch_size == 8
 
 
-def test_named_changes_win_over_overrides() -> None:
-    [config] = make_plan({"steps": 30, "sizes": [128], "overrides": ["steps=20", "model.hidden_size=64"]}).configs()
-    assert (config.steps, config.model.hidden_size) == (30, 128)
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"steps": 30, "overrides": ["steps=20"]},
+            "overrides: steps=20: no effect beside steps (--steps); take --steps",
+        ),
+        ({"steps": 30, "grid": {"steps": (30, 20)}}, "grid: steps: no effect beside steps (--steps); take one of them"),
+        (
+            {"sizes": [64, 128], "overrides": ["model.hidden_size=64"]},
+            "overrides: model.hidden_size=64: no effect beside sizes (--sizes); take --sizes",
+        ),
+        (
+            {"sizes": [64], "grid": {"model": {"hidden_size": (64, 128)}}},
+            "grid: model.hidden_size: no effect beside sizes (--sizes); take --sizes",
+        ),
+        ({"overrides": ["seed=3"]}, "overrides: seed=3: no effect beside seeds (--seeds); take --seeds"),
+        (
+            {"overrides": ["steps=20"], "grid": {"steps": (30, 20)}},
+            "overrides: steps=20: no effect beside the values in the grid; take one of them",
+        ),
+    ],
+)
+def test_values_that_a_plan_would_drop_are_refused(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(tree)
+    assert str(caught.value) == f"sweep: {message}"
+
+
+def test_the_same_value_twice_is_no_contradiction() -> None:
+    tree = {"steps": 30, "sizes": [64], "overrides": ["steps=30"], "grid": {"model.hidden_size": (64,)}}
+    [config] = make_plan(tree).configs()
+    assert (config.steps, config.model.hidden_size) == (30, 64)
+
+
+def test_steps_and_sizes_can_be_overrides_and_a_grid() -> None:
+    grid = {"model.hidden_size": (64, 128), "steps": (30, 20)}
+    configs = make_plan({"grid": grid}).configs()
+    assert [(config.model.hidden_size, config.steps) for config in configs] == [
+        (64, 30),
+        (64, 20),
+        (128, 30),
+        (128, 20),
+    ]
+    [config] = make_plan({"overrides": ["model.hidden_size=64", "steps=20"]}).configs()
+    assert (config.model.hidden_size, config.steps) == (64, 20)
+
+
+def test_the_command_line_contradicts_no_plan_silently() -> None:
+    for changes, place in (
+        ({"overrides": ["steps=300"]}, "overrides: steps=300"),
+        ({"grid": {"steps": (3, 6)}}, "grid"),
+    ):
+        with pytest.raises(ConfigError, match=f"plan scaling: {place}"):
+            load_plan("scaling", changes)
+
+
+def test_changes_replace_values_of_the_same_fields(tmp_path: Path) -> None:
+    overrides = write(
+        tmp_path / "overrides.toml", 'overrides = ["steps=10", "model.hidden_size = 64", "data.batch_size=2"]'
+    )
+    grid = write(tmp_path / "grid.toml", "grid = { steps = [10, 20], model.hidden_size = [64] }")
+    for path in (overrides, grid):
+        configs = load_plan(path, {"steps": 30, "sizes": (32, 128)}).configs()
+        assert [(config.steps, config.model.hidden_size) for config in configs] == [(30, 32), (30, 128)]
+    assert {config.data.batch_size for config in load_plan(overrides, {"steps": 30}).configs()} == {2}
+    # those of another field stay
+    assert load_plan(grid, {"steps": 30}).grid == {"model.hidden_size": (64,)}
+    assert [config.steps for config in load_plan(overrides, {"grid": {"steps": (5, 6)}}).configs()] == [5, 6]
 
 
 def test_a_change_that_makes_a_plan_invalid_is_refused() -> None:

@@ -4,13 +4,14 @@ A worker is `bitnetctl sweep` itself on one device, with the runs written to a f
 a worker that dies leaves its runs to the others.
 """
 
+import contextlib
 import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitnetctl.config import parse_config
-from bitnetctl.errors import ConfigError
+from bitnetctl.errors import ConfigError, ExitCode, RecordError, WorkersError
 from bitnetctl.files import temporary_folder, write_atomic
 from bitnetctl.hardware import resolve_device
-from bitnetctl.records import PlannedRuns
+from bitnetctl.records import PlannedRuns, read_manifest
 from bitnetctl.trainer.options import TrainOptions
 from bitnetctl.trainer.resolved import ResolvedRun, resolve
 
@@ -47,9 +48,11 @@ def run_workers(
 ) -> bool:
     """Run a worker process for each device until all have ended; True if a stop request was passed on to them.
 
-    Workers that are stopped save and exit. The last output line of a worker that fails is logged.
-    Raises ConfigError if no worker could start.
+    Workers that are stopped save and exit. Runs that failed are logged, and the last output line of a worker that ended
+    with an error of its own. Raises ConfigError where all of them did and runs are left, WorkersError if one of these
+    was taken before.
     """
+    before = _versions(runs)
     with temporary_folder() as folder:
         file = folder / "runs.json"
         write_atomic(file, json.dumps(_work(runs, len(devices))).encode())
@@ -67,15 +70,43 @@ def run_workers(
                 worker.wait()
         for device, worker, log_file in zip(devices, workers, logs, strict=True):
             # a worker that was stopped before it handled signals had nothing to save
-            if worker.returncode not in (0, 1, 75) and not (stop_sent and worker.returncode == -signal.SIGTERM):
+            if worker.returncode not in (0, ExitCode.STOPPED) and not (
+                stop_sent and worker.returncode == -signal.SIGTERM
+            ):
                 lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 killed = " (killed, perhaps out of memory)" if worker.returncode in (-9, 137) else ""
                 options.log(
                     f"worker on {device} ended with exit code {worker.returncode}{killed}: {lines[-1] if lines else ''}"
                 )
-        if all(worker.returncode == 2 for worker in workers):
-            raise ConfigError("no worker could start; see the lines above")
-        return stop_sent
+    after = _versions(runs)
+    _log_failures(runs, {name for name in after if after[name] != before[name]}, options.log)
+    if all(worker.returncode == ExitCode.USAGE for worker in workers) and not all(run.has_ended() for run in runs):
+        if after == before:
+            raise ConfigError("no worker could start a run; see the lines above")
+        raise WorkersError("every worker ended with an error; see the lines above")
+    return stop_sent
+
+
+def _versions(runs: Sequence[ResolvedRun]) -> dict[str, tuple[int, int] | None]:
+    """Return what tells versions of the manifest of each run apart, None without one."""
+    versions: dict[str, tuple[int, int] | None] = dict.fromkeys(run.name for run in runs)
+    for run in runs:
+        with contextlib.suppress(OSError):
+            status = run.paths.manifest.stat()
+            versions[run.name] = (status.st_ino, status.st_mtime_ns)
+    return versions
+
+
+def _log_failures(runs: Sequence[ResolvedRun], taken: Collection[str], log: Callable[[str], None]) -> None:
+    """Log the runs that are damaged, and of those that workers took the failed ones: only a worker has said so."""
+    for run in runs:
+        try:
+            manifest = None if run.ended() is not None else read_manifest(run.paths.folder)
+        except RecordError as error:
+            log(f"{run.name}: failed: {error}")
+        else:
+            if manifest is not None and manifest.status == "failed" and run.name in taken:
+                log(f"{run.name}: failed: {manifest.message}")
 
 
 def _work(runs: Sequence[ResolvedRun], workers: int) -> dict[str, Any]:
