@@ -9,7 +9,7 @@
   of a table;
 - in a row of a table that begins with the name of a claim, `bitnetctl verify --claim NAME runs/reference/claims`, whose
   title is the second cell, and whose verdict, effect and seeds the last ones;
-- in a comment in front of a figure, `bitnetctl analyze … --figure docs/findings/NAME.svg`.
+- in a comment in front of a figure, `bitnetctl analyze PATHS [--show COLUMNS] --figure docs/findings/NAME.svg`.
 
 A command that fails or prints nothing is an error, and so is a row or line of no such form. Without --write what
 differs is printed, and the exit code is 1. Nothing is trained; all commands together take seconds.
@@ -70,10 +70,26 @@ def main() -> int:
 
 def is_drawn(command: str, figure: str) -> bool:
     """Whether a figure shows what its command would draw now; needs no matplotlib."""
-    words = shlex.split(command)
-    columns = words[words.index("--show") + 1].split(",") if "--show" in words else None
-    study = bitnetctl.analyze(bitnetctl.load_runs([word for word in words if word.startswith("runs/")]))
+    paths, columns = _what_is_drawn(command)
+    study = bitnetctl.analyze(bitnetctl.load_runs(paths))
     return f"sha256:{figure_data_hash(study, columns)}" in Path(figure).read_text(encoding="utf-8")
+
+
+def _what_is_drawn(command: str) -> tuple[list[str], list[str] | None]:
+    """Return the paths and columns of `bitnetctl analyze`; raises ValueError for options that may change the values."""
+    paths: list[str] = []
+    columns = None
+    words = iter(shlex.split(command.removeprefix("bitnetctl analyze ")))
+    for word in words:
+        if word == "--show":
+            columns = next(words, "").split(",")
+        elif word == "--figure":
+            next(words)
+        elif word.startswith("-"):
+            raise ValueError(f"{PAGE}: {word} is not compared, only paths and --show of a figure are: {command}")
+        else:
+            paths.append(word)
+    return paths, columns
 
 
 def made_again(page: str) -> str:

@@ -78,6 +78,20 @@ def test_a_figure_shows_the_committed_runs(command: str, figure: str, monkeypatc
     assert f"]({Path(figure).relative_to('docs')})" in PAGE
 
 
+@pytest.mark.parametrize("option", ["--baseline muon", "--map step=Step", "--show=Loss", "-q"])
+def test_an_option_that_the_comparison_of_a_figure_would_drop_is_an_error(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option.split()[0]} is not compared"):
+        findings.is_drawn(f"bitnetctl analyze runs/reference/origin-h256 {option} --figure a.svg", "a.svg")
+
+
+def test_every_path_of_a_figure_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "runs")
+    command, figure = next(one for one in findings.FIGURE.findall(PAGE) if "origin-h256" in one[0])
+    beside, drawn = command.replace("runs/reference", "reference"), f"../{figure}"
+    assert findings.is_drawn(beside, drawn)
+    assert not findings.is_drawn(beside.replace(" --show", " reference/quick-h64 --show"), drawn)
+
+
 def test_every_figure_is_on_the_page() -> None:
     assert {path.name for path in (ROOT / "docs" / "findings").iterdir()} == {
         Path(figure).name for _, figure in findings.FIGURE.findall(PAGE)

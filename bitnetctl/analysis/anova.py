@@ -7,12 +7,21 @@ squares of type II), so that a design need not be balanced. P-values are those o
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.factors import Factor, cell_text
 from bitnetctl.analysis.interaction import interaction_test
-from bitnetctl.analysis.least_squares import TermKey, design_columns, estimable, fit, less_block_means, number, rank
+from bitnetctl.analysis.least_squares import (
+    TermKey,
+    added_by_terms,
+    design_columns,
+    less_block_means,
+    number,
+    span,
+    squares,
+)
 from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
 from bitnetctl.analysis.permutation import Block, Permuted, factor_test
 from bitnetctl.analysis.stats import holm, is_significant, mean
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
     from bitnetctl.records.schema import Floats
 
 _CONSTANT = 1e-9
+_DIGITS = 12
+"""Digits of a fraction of the variance; what is beyond them is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +168,30 @@ _UNTESTED = None, None
 
 
 @dataclass(frozen=True)
+class _LeastSquares:
+    """The split of the variance of any outcome: orthonormal columns of what each term adds, and of all together.
+
+    `seed_of` has the blocks, None where seeds are none.
+    """
+
+    added: "Mapping[TermKey, Floats]"
+    together_NR: "Floats"
+    seed_of: Sequence[int] | None
+
+    @classmethod
+    def of(cls, factors: Sequence[Factor], seed_of: Sequence[int]) -> "_LeastSquares":
+        of_term = design_columns(factors)
+        mains = [key for key in of_term if len(key) == 1]
+        plain = {key: less_block_means(columns_NC, [0] * len(seed_of)) for key, columns_NC in of_term.items()}
+        within = {key: less_block_means(columns_NC, seed_of) for key, columns_NC in of_term.items()}
+        ranks = [span(design, mains).shape[1] for design in (within, plain)]
+        is_blocked = len(set(seed_of)) > 1 and ranks[0] == ranks[1] > 0
+        design = within if is_blocked else plain
+        added = added_by_terms(design, mains)
+        return cls(added, span(design, [*added]), seed_of if is_blocked else None)
+
+
+@dataclass(frozen=True)
 class _Runs:
     """The runs in which an outcome is known: the factors that differ among them, and their seeds."""
 
@@ -172,6 +207,11 @@ class _Runs:
             tuple(factor for factor in kept if len(factor.levels) > 1),
             tuple(seeds[index] for index in indices),
         )
+
+    @cached_property
+    def least_squares(self) -> _LeastSquares:
+        """Least squares on these runs, the same for all outcomes."""
+        return _LeastSquares.of(self.factors, self.seed_of)
 
     def scaled(self, outcome: Outcome) -> "Floats":
         """Return the values over the largest: nothing but means depends on the scale, and a square could overflow."""
@@ -236,38 +276,49 @@ def _split(
     """Return the analysis with the variance split between its terms, their tests and the odd cell."""
     centred_N = scaled_N - scaled_N.mean()
     total = float(centred_N @ centred_N)
-    of_term = design_columns(runs.factors)
-    plain = {key: less_block_means(columns_NC, [0] * len(known)) for key, columns_NC in of_term.items()}
-    within = {key: less_block_means(columns_NC, runs.seed_of) for key, columns_NC in of_term.items()}
-    mains = [key for key in of_term if len(key) == 1]
-    blocked = result.seeds > 1 and rank(within, mains) == rank(plain, mains) > 0
-    design = within if blocked else plain
-    rest_N = less_block_means(scaled_N[:, None], runs.seed_of)[:, 0] if blocked else centred_N
-    fits = estimable(design, rest_N, mains)
-    residual, used_up = fit(design, rest_N, [*fits])
-    within_sum = float(rest_N @ rest_N)
-    terms = []
-    for term in result.terms:
-        squares, degrees = fits.get(term.factors, (0.0, 0))
-        if degrees:
-            p, floor = tests.get(term.factors, _UNTESTED)
-            eta_squared = min(1.0, max(0.0, squares / total))
-            fitted = replace(term, degrees_of_freedom=degrees, sum_of_squares=squares, eta_squared=eta_squared)
-            terms.append(replace(fitted, p=p, p_floor=floor))
-        elif term.factors in fits:
-            terms.append(term)
+    split = runs.least_squares
+    blocked = split.seed_of is not None
+    rest_N = centred_N if split.seed_of is None else less_block_means(scaled_N[:, None], split.seed_of)[:, 0]
+    terms = [
+        _fitted(term, split.added[term.factors], rest_N, total, tests)
+        for term in result.terms
+        if term.factors in split.added
+    ]
+    told = {term.name for term in terms if term.degrees_of_freedom}
     p, floor = tests.get(ALL_TERMS, _UNTESTED)
     return replace(
         result,
         terms=tuple(terms),
-        not_estimable=tuple(term.name for term in result.terms if not fits.get(term.factors, (0.0, 0))[1]),
-        r_squared=min(1.0, max(0.0, (within_sum - residual) / total)),
-        seed_eta_squared=max(0.0, 1 - within_sum / total) if blocked else None,
-        residual_degrees_of_freedom=len(known) - used_up - (result.seeds if blocked else 1),
+        not_estimable=tuple(term.name for term in result.terms if term.name not in told),
+        r_squared=_fraction(squares(split.together_NR, rest_N), total),
+        seed_eta_squared=_fraction(total - float(rest_N @ rest_N), total) if blocked else None,
+        residual_degrees_of_freedom=len(known) - split.together_NR.shape[1] - (result.seeds if blocked else 1),
         odd_cell=find_odd_cell(runs.factors, rest_N, known, total),
         p=p,
         p_floor=floor,
     )
+
+
+def _fitted(term: Term, columns_ND: "Floats", rest_N: "Floats", total: float, tests: _Tests) -> Term:
+    """Return a term with its part of the variance and its test, as it is where the runs cannot tell it from others."""
+    degrees = columns_ND.shape[1]
+    if not degrees:
+        return term
+    of_term = squares(columns_ND, rest_N)
+    p, floor = tests.get(term.factors, _UNTESTED)
+    return replace(
+        term,
+        degrees_of_freedom=degrees,
+        sum_of_squares=of_term,
+        eta_squared=_fraction(of_term, total),
+        p=p,
+        p_floor=floor,
+    )
+
+
+def _fraction(squares_of_part: float, total: float) -> float:
+    """Return a fraction of the variance, rounded so that equal terms are equal, and in one order, on every machine."""
+    return min(1.0, max(0.0, round(squares_of_part / total, _DIGITS)))
 
 
 def permutation_tests(

@@ -1,7 +1,7 @@
 """Least squares of the terms of a design, within blocks."""
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from bitnetctl.analysis.factors import Factor
@@ -17,20 +17,31 @@ if TYPE_CHECKING:
 TermKey: TypeAlias = tuple[str, ...]
 """Names of the factors of a term."""
 
-_RANK = 1e-9
-"""Smallest singular value, as a fraction of the largest, that counts for the rank."""
+_ROUNDING = 1e-9
+"""Length up to which what is left of a column is rounding; columns of a design are dummies of 0 and 1, less means."""
 
 
 def design_columns(factors: Sequence[Factor]) -> "dict[TermKey, Floats]":
-    """Return the columns of every term in the design matrix: dummies, and their products for interactions."""
+    """Return the columns of every term in the design matrix: dummies, and their products for interactions.
+
+    Of a combination of levels that no run has there is no column.
+    """
     import numpy as np
 
-    dummies = {factor.name: np.eye(len(factor.levels))[list(factor.level_of)][:, 1:] for factor in factors}
-    columns: dict[TermKey, Floats] = {(name,): column for name, column in dummies.items()}
-    for one, other in itertools.combinations(dummies, 2):
-        products = dummies[one][:, :, None] * dummies[other][:, None, :]
-        columns[one, other] = products.reshape(len(products), -1)
+    level_of = {factor.name: np.array(factor.level_of) for factor in factors}
+    columns: dict[TermKey, Floats] = {(name,): _dummies(level_N, level_N > 0) for name, level_N in level_of.items()}
+    for (one, one_N), (other, other_N) in itertools.combinations(level_of.items(), 2):
+        cell_N = one_N * (other_N.max() + 1) + other_N
+        columns[one, other] = _dummies(cell_N, (one_N > 0) & (other_N > 0))
     return columns
+
+
+def _dummies(cell_N: "Indices", has_column_N: "NDArray[np.bool_]") -> "Floats":
+    """Return the columns of cells: 1 in the runs of the cell, 0 in all others."""
+    import numpy as np
+
+    of_cells_NC: Floats = (cell_N[:, None] == np.unique(cell_N[has_column_N])).astype(np.float64)
+    return of_cells_NC
 
 
 def number(keys: Sequence[Hashable]) -> "Indices":
@@ -52,48 +63,74 @@ def less_block_means(values_NC: "Floats", block_of: Sequence[Hashable]) -> "Floa
     return less_NC
 
 
-def estimable(
-    design: "Mapping[TermKey, Floats]",
-    values_N: "Floats",
-    mains: Sequence[TermKey],
-) -> dict[TermKey, tuple[float, int]]:
-    """Return `fit_terms` of the main effects and of those interactions with which all of them can be told apart."""
-    fits = fit_terms(design, values_N, [*design])
-    if any(degrees == 0 for _, degrees in fits.values()):
-        fits = fit_terms(design, values_N, [term for term in design if len(term) == 1 or fits[term][1]])
-    if any(degrees == 0 for _, degrees in fits.values()):
-        fits = fit_terms(design, values_N, mains)
-    return fits
+def added_by_terms(design: "Mapping[TermKey, Floats]", mains: Sequence[TermKey]) -> "dict[TermKey, Floats]":
+    """Return what each main effect adds, and each of those interactions with which all of them can be told apart.
+
+    That is orthonormal columns, (N, degrees of freedom): the squares of values on them are the sum of squares of type
+    II. A term without columns cannot be told from others.
+    """
+    added = _added(design, [*design])
+    if not all(map(_degrees, added.values())):
+        added = _added(design, [term for term in design if len(term) == 1 or _degrees(added[term])])
+    if not all(map(_degrees, added.values())):
+        added = _added(design, mains)
+    return added
 
 
-def fit_terms(
-    design: "Mapping[TermKey, Floats]", values_N: "Floats", terms: Sequence[TermKey]
-) -> dict[TermKey, tuple[float, int]]:
-    """Return the sum of squares of type II and the degrees of freedom of every term."""
-    fits = {}
+def span(design: "Mapping[TermKey, Floats]", terms: Sequence[TermKey], columns_NR: "Floats | None" = None) -> "Floats":
+    """Return orthonormal columns that span those of terms, (N, rank), after others."""
+    import numpy as np
+
+    if columns_NR is None:
+        columns_NR = np.empty((len(next(iter(design.values()))), 0))
     for term in terms:
-        # a main effect is not adjusted for the interactions that contain it
-        others = [other for other in terms if not set(term) <= set(other)]
-        residual_without, rank_without = fit(design, values_N, others)
-        residual_with, rank_with = fit(design, values_N, [*others, term])
-        fits[term] = (max(0.0, residual_without - residual_with), rank_with - rank_without)
-    return fits
+        columns_NR = np.hstack([columns_NR, _beyond(columns_NR, design[term])])
+    return columns_NR
 
 
-def fit(design: "Mapping[TermKey, Floats]", values_N: "Floats", terms: Sequence[TermKey]) -> tuple[float, int]:
-    """Return the residual sum of squares of a model and its rank."""
+def squares(columns_NR: "Floats", values_N: "Floats") -> float:
+    """Return the sum of squares of values on orthonormal columns."""
+    on_columns_R = columns_NR.T @ values_N
+    return float(on_columns_R @ on_columns_R)
+
+
+def _degrees(columns_ND: "Floats") -> int:
+    return int(columns_ND.shape[1])
+
+
+def _added(design: "Mapping[TermKey, Floats]", terms: Sequence[TermKey]) -> "dict[TermKey, Floats]":
+    """Return what every term adds to those that do not contain it."""
+    added = dict(_added_each(design, terms, terms, span(design, ())))
+    return {term: added[term] for term in terms}
+
+
+def _added_each(
+    design: "Mapping[TermKey, Floats]", asked: Sequence[TermKey], terms: Sequence[TermKey], columns_NR: "Floats"
+) -> "Iterator[tuple[TermKey, Floats]]":
+    """Yield what each asked term adds to the columns and to those terms that do not contain it.
+
+    What contains none of the asked terms is made orthogonal once for all of them, then for either half.
+    """
+    # a main effect is not adjusted for the interactions that contain it
+    beside = [term for term in terms if not any(set(one) <= set(term) for one in asked)]
+    columns_NR = span(design, beside, columns_NR)
+    if len(asked) == 1:
+        yield asked[0], _beyond(columns_NR, design[asked[0]])
+        return
+    left, half = [term for term in terms if term not in beside], len(asked) // 2
+    yield from _added_each(design, asked[:half], left, columns_NR)
+    yield from _added_each(design, asked[half:], left, columns_NR)
+
+
+def _beyond(columns_NR: "Floats", more_NC: "Floats") -> "Floats":
+    """Return orthonormal columns of what columns of a design have beyond the span of orthonormal ones."""
     import numpy as np
 
-    if not terms:
-        return float(values_N @ values_N), 0
-    matrix = np.hstack([design[term] for term in terms])
-    solution, _, rank, _ = np.linalg.lstsq(matrix, values_N, rcond=_RANK)
-    residual_N = values_N - matrix @ solution
-    return float(residual_N @ residual_N), int(rank)
-
-
-def rank(design: "Mapping[TermKey, Floats]", terms: Sequence[TermKey]) -> int:
-    """Return the rank of a model."""
-    import numpy as np
-
-    return int(np.linalg.matrix_rank(np.hstack([design[term] for term in terms]), rtol=_RANK))
+    rest_NC = more_NC - columns_NR @ (columns_NR.T @ more_NC)
+    if np.abs(rest_NC).max(initial=0.0) <= _ROUNDING:
+        return rest_NC[:, :0]
+    basis, lengths, _ = np.linalg.svd(rest_NC, full_matrices=False)
+    basis = basis[:, lengths > _ROUNDING]
+    # orthogonal once more: in a small rest, rounding is large
+    beyond_ND: Floats = np.linalg.qr(basis - columns_NR @ (columns_NR.T @ basis))[0]
+    return beyond_ND

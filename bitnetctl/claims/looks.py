@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -76,6 +76,13 @@ class Looks(_Model):
     def at(self, design: str) -> tuple[Look, ...]:
         """Return the looks at one design."""
         return tuple(look for look in self.looks if look.design == design)
+
+    def without_arms(self, arms: Container[str]) -> Self:
+        """Return the looks but for those at arms with these labels.
+
+        One at no arm, as early files have it, or at a label that no arm has any more may have been at any of them.
+        """
+        return self.model_copy(update={"looks": tuple(look for look in self.looks if look.arm not in arms)})
 
     def ends_with(self, look: Look) -> bool:
         """Whether the last look of a claim at a design is the same but for its time and version."""

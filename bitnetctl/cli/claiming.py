@@ -23,7 +23,7 @@ from bitnetctl.trainer.resolved import ResolvedRun
 from bitnetctl.units import listed, plural
 
 if TYPE_CHECKING:
-    from bitnetctl.claims import Claim, JudgedClaim, Scale
+    from bitnetctl.claims import Claim, JudgedClaim, Looks, Scale
     from bitnetctl.verdict import JudgeOptions
 
 _Cell = tuple[str, int | None, int | None]
@@ -244,7 +244,7 @@ class ClaimTest:
         )
         return judging.judge_and_show(
             loaded.runs,
-            _of_claim(_with_earlier(inventory, judged, loaded), judged, self.arms),
+            _of_claim(_with_earlier(inventory, judged, loaded, self.arms), judged, self.arms),
             loaded.unread,
             criteria=[self.claim.criteria],
             options=options,
@@ -262,7 +262,7 @@ def _of_claim(inventory: Inventory, judged: "JudgedClaim", arms: Sequence[str]) 
     """
     kept = set(arms)
     plans = {cell: numbers for cell, numbers in inventory.plans.items() if cell[0] in kept}
-    looked = judged.looks.planned(judged.design, judged.seeds)
+    looked = _looks_at_arm(judged, arms).planned(judged.design, judged.seeds)
     for size in judged.judged_at.sizes:
         cell = (judged.arm, size)
         plans[cell] = tuple(sorted({*plans.get(cell, ()), *looked}))
@@ -275,11 +275,17 @@ def _of_claim(inventory: Inventory, judged: "JudgedClaim", arms: Sequence[str]) 
     )
 
 
-def _with_earlier(inventory: Inventory, judged: "JudgedClaim", loaded: LoadedSet) -> Inventory:
+def _looks_at_arm(judged: "JudgedClaim", arms: Iterable[str]) -> "Looks":
+    """Return the looks that may have been at the judged arm: what others were planned with is not planned for it."""
+    return judged.looks.without_arms(set(arms) - {judged.arm})
+
+
+def _with_earlier(inventory: Inventory, judged: "JudgedClaim", loaded: LoadedSet, arms: Iterable[str]) -> Inventory:
     """Return the inventory with the seeds that were there at an earlier look and of which nothing is left."""
     here = {(run.size, run.seed) for run in loaded.runs if run.arm == judged.arm}
     here |= {(one.size, one.seed) for one in (*inventory.absent, *inventory.others) if one.arm == judged.arm}
-    seen = {seed for look in judged.looks.at(judged.design) for seed in look.seeds_present}
+    looks = _looks_at_arm(judged, arms).at(judged.design)
+    seen = {seed for look in looks for seed in look.seeds_present}
     gone = tuple(
         AbsentRun(
             run=f"seed {seed}",

@@ -2,16 +2,20 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from synthetic import REFERENCES, curve, quick, simple_run, write_run
 
+from bitnetctl.analysis import anova
 from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, Term, analyze_outcomes
 from bitnetctl.analysis.factors import Factor
+from bitnetctl.analysis.least_squares import added_by_terms
 from bitnetctl.analysis.study import study
 from bitnetctl.api import load_runs
 
@@ -204,6 +208,13 @@ def collapse_of_one_combination(seeds: int, noise: float = 0.0) -> OutcomeAnalys
 def test_a_collapse_of_one_combination_is_named() -> None:
     analysis = collapse_of_one_combination(10)
     assert list(eta(analysis).values()) == pytest.approx([1 / 3] * 3)
+    # equal to the last digit, and so in the order of the terms
+    assert len(set(eta(analysis).values())) == 1
+    assert re.findall(r"(a|b|the interaction a × b) goes with 33%", analysis.sentence) == [
+        "a",
+        "b",
+        "the interaction a × b",
+    ]
     assert analysis.r_squared == pytest.approx(1)
     assert all(term.is_significant for term in analysis.terms)
     odd = analysis.odd_cell
@@ -272,6 +283,17 @@ def test_outcomes_with_other_runs_are_as_if_alone() -> None:
         [alone] = analyze_outcomes([outcome], factors, seeds)
         assert [term.p for term in analysis.terms] == [term.p for term in alone.terms]
     assert together[2].sentence == "The none is unknown in every run."
+
+
+def test_what_is_the_same_for_all_outcomes_is_computed_once() -> None:
+    factors, seeds = crossed(3, 2, 2, seeds=3)
+    values = np.random.default_rng(3).standard_normal((4, len(seeds))).tolist()
+    outcomes = [Outcome(name=str(number), values=tuple(one)) for number, one in enumerate(values)]
+    with mock.patch.object(anova, "added_by_terms", wraps=added_by_terms) as added:
+        together = analyze_outcomes(outcomes, factors, seeds)
+    assert added.call_count == 1
+    alone = [analyze_outcomes([outcome], factors, seeds)[0] for outcome in outcomes]
+    assert [eta(analysis) for analysis in together] == [eta(analysis) for analysis in alone]
 
 
 def test_a_constant_outcome_has_nothing_to_split() -> None:

@@ -8,7 +8,7 @@ from calling import Done, call, judged
 from claim_files import write_arms, write_claim
 from synthetic import quick, simple_run, write_run
 
-from bitnetctl.claims.looks import elsewhere_text
+from bitnetctl.claims.looks import elsewhere_text, looks_file, read_looks
 from bitnetctl.errors import ExitCode
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -72,6 +72,54 @@ def test_seeds_that_were_deleted_after_a_look_are_missing(tmp_path: Path, runs: 
         gone = [one for one in done.json["verdicts"][0]["planned"]["runs"] if one["seed"] in (6, 7)]
         assert [one["seed"] for one in gone] == [6, 7]
         assert all("was there at an earlier look" in one["reason"] for one in gone)
+
+
+def two_arms(folder: Path, arm: str, **changes: str) -> Path:
+    """A claim about one of two arms of one plan, under one name."""
+    arms = {'arms = ["no-decay"]': 'arms = ["no-decay", "muon"]', 'arm = "no-decay"': f'arm = "{arm}"'}
+    return write_claim(folder / "mine.toml", **arms, **changes)
+
+
+def planned_of(done: Done) -> tuple[int, int]:
+    """Seeds that are missing, and numbers of planned seeds that count as looks."""
+    verdict = done.json["verdicts"][0]
+    return verdict["planned"]["missing"], verdict["rule"]["looks"]
+
+
+def test_seeds_of_another_arm_at_an_earlier_look_are_not_planned_for_this_one(tmp_path: Path, runs: Path) -> None:
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    write_arms(runs, {"muon": 4.5}, range(3))
+    given = ("verify", runs, "--claim")
+    assert planned_of(call(*given, two_arms(tmp_path, "no-decay"), "--json")) == (0, 1)
+    assert planned_of(call(*given, two_arms(tmp_path, "muon"), "--json")) == (0, 1)
+    # the plan of no-decay had six seeds, that of muon has grown from three to eight
+    write_arms(runs, {"": 5.0}, range(6, 8))
+    write_arms(runs, {"muon": 4.5}, range(3, 8))
+    grown = call(*given, two_arms(tmp_path, "muon"), "--json").json["verdicts"][0]["rule"]
+    assert grown["planned_numbers"] == [8]
+    looks = read_looks(looks_file(runs, "mine")).looks
+    assert [one.seeds_planned for one in looks] == [(*range(6),), (*range(3),), (*range(8),)]
+
+
+@pytest.mark.parametrize("label", ["muon", "", "muon:before=1"])
+def test_seeds_of_this_arm_at_an_earlier_look_stay_planned_whatever_was_judged_since(
+    tmp_path: Path, runs: Path, label: str
+) -> None:
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    write_arms(runs, {"muon": 4.9}, range(5))
+    given = ("verify", runs, "--claim")
+    call(*given, two_arms(tmp_path, "muon"), "--json")
+    file = looks_file(runs, "mine")
+    # as early files have it, or with the label of another version of the plug-in
+    file.write_text(file.read_text(encoding="utf-8").replace('"muon"', f'"{label}"'), encoding="utf-8")
+    for path in runs.glob("*-muon-s4-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    call(*given, two_arms(tmp_path, "no-decay"), "--json")
+    changed = call(*given, two_arms(tmp_path, "muon", **{"margin = 0.1": "margin = 0.01"}), "--json")
+    assert planned_of(changed) == (1, 1)
+    assert "judged before by 2 other versions of its plan or criteria" in str(changed.json["claim"]["notes"])
+    write_arms(runs, {"muon": 4.5}, range(4, 6))
+    assert planned_of(call(*given, two_arms(tmp_path, "muon"), "--json")) == (0, 2)
 
 
 @pytest.mark.parametrize("option", ["--html", "--report", "--junit", "--bundle"])
