@@ -53,7 +53,7 @@ class Scale:
 
 def design_hash(configs: Iterable[RunConfig]) -> str:
     """Return a hash of what runs are planned to be, their seeds apart."""
-    return canonical_hash(sorted({config.model_copy(update={"seed": 0}).hash for config in configs}))
+    return canonical_hash(sorted({config.but_for_seed.hash for config in configs}))
 
 
 def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tuple[str, ...]:
@@ -67,8 +67,8 @@ def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tupl
     differing = dict.fromkeys([f"without seeds {shortened(list(map(str, lacking)), _MOST_FIELDS)}"] if lacking else [])
     for config in given:
         if (plan := plans.get(_cell(config))) is not None:
-            wanted = dict(flatten(plan.model_dump(mode="json")))
-            for name, value in flatten(config.model_dump(mode="json")):
+            wanted = dict(flatten(plan.but_for_seed.model_dump(mode="json")))
+            for name, value in flatten(config.but_for_seed.model_dump(mode="json")):
                 if name not in MAY_DIFFER and value != wanted[name]:
                     differing[f"{name} {value}, planned {wanted[name]}"] = None
     return (f"not the claim's plan: {shortened(list(differing), _MOST_FIELDS)}",) if differing else ()

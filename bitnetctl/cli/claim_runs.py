@@ -22,9 +22,9 @@ def runs_of_claim(loaded: LoadedSet, planned: Iterable[RunConfig], arms: Sequenc
     Raises ConfigError where they are of several recipes or lengths.
     """
     unread = [one for one in loaded.unread if one.arm in arms or one.arm is None]
-    wanted = set(map(_but_for_seed, planned))
-    runs = [run for run in loaded.runs if run.config is not None and _but_for_seed(run.config) in wanted]
-    empty = [one for one in loaded.empty if one.config is not None and _but_for_seed(one.config) in wanted]
+    wanted = {config.but_for_seed.hash for config in planned}
+    runs = [run for run in loaded.runs if run.config is not None and run.config.but_for_seed.hash in wanted]
+    empty = [one for one in loaded.empty if one.config is not None and one.config.but_for_seed.hash in wanted]
     if not runs and not empty:
         runs = [run for run in loaded.runs if run.arm in arms]
         empty = [one for one in loaded.empty if _arm_of(one) in arms]
@@ -44,10 +44,6 @@ def _arm_of(one: EmptyRun) -> str | None:
         return one.config.arm
     external = one.manifest.external if one.manifest is not None else None
     return None if external is None or external.arm is None else canonical_arm(external.arm)
-
-
-def _but_for_seed(config: RunConfig) -> str:
-    return config.model_copy(update={"seed": 0}).hash
 
 
 def _refuse_several(runs: Sequence[Run], empty: Sequence[EmptyRun]) -> None:

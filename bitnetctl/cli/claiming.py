@@ -317,14 +317,8 @@ def _present_seeds(
 ) -> tuple[int, ...]:
     """Return the seeds of which every run that is judged or compared with has ended, at every size."""
     ended: set[_Cell] = {
-        (run.arm, run.size, run.seed)
-        for run in runs
-        if run.arm is not None and (run.is_complete or run.diverged_at is not None or _has_failed(run))
+        (run.arm, run.size, run.seed) for run in runs if run.arm is not None and (run.is_complete or run.has_failed)
     }
     ended |= {(one.arm, one.size, one.seed) for one in inventory.absent if one.arm and one.state == "failed"}
     cells = [(arm, size) for arm in arms for size in sizes]
     return tuple(seed for seed in seeds if all((*cell, seed) in ended for cell in cells))
-
-
-def _has_failed(run: Run) -> bool:
-    return run.manifest is not None and run.manifest.status in ("failed", "diverged")
