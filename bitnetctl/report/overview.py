@@ -66,22 +66,27 @@ def finding_lines(findings: Sequence[Finding], width: int, *, shortened: bool = 
         if shortened and len(of_kind) > most:
             # what is told from chance and the worst first, else in the order of the arms
             of_kind.sort(key=lambda finding: (not finding.told, -(finding.collapsed or 0)))
+            if kind == "collapse":
+                # arms that did not collapse are counted
+                most = min(most, sum(bool(finding.collapsed) for finding in of_kind))
         shown = of_kind[:most] if shortened else of_kind
         shared = _shared(of_kind)
         parts: list[tuple[str, str]] = []
         for finding in shown:
             own = [caution for caution in finding.cautions if caution not in shared]
             parts += [(finding.statement, "")] + [("; ".join(own), "dim")] * bool(own)
-        parts += [(_not_shown(kind, of_kind[len(shown) :]), "dim")] * (len(shown) < len(of_kind))
+        rest = of_kind[len(shown) :]
+        if rest:
+            parts.append((_not_shown(kind, rest, among_others=bool(shown)), "dim"))
         if shared:
             parts.append((f"{'each' if len(shown) > 1 else ''}: {'; '.join(shared)}".removeprefix(": "), "dim"))
         lines += _labelled(kind, parts, width)
     return lines
 
 
-def _not_shown(kind: Kind, findings: Sequence[Finding]) -> str:
+def _not_shown(kind: Kind, findings: Sequence[Finding], *, among_others: bool) -> str:
     """Return how many more findings there are, and what they come to."""
-    more = f"… and {len(findings)} more (--details)"
+    more = f"… and {len(findings)} more (--details)" if among_others else f"{len(findings)} arms (--details)"
     if kind == "arm":
         return f"{more}, {sum(bool(finding.told) for finding in findings) or 'none'} told from chance"
     if kind == "collapse":

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic import REFERENCES, curve, quick, write_run
+from synthetic import REFERENCES, curve, quick, simple_run, write_run
 
 from bitnetctl import report
 from bitnetctl.analysis.study import Study, study
@@ -109,3 +109,18 @@ def test_only_the_kind_of_a_finding_is_bold(two_arms: Study) -> None:
     for line in report.overview.finding_lines(two_arms.findings, 80):
         assert str(line.style) == ""
         assert {str(span.style) for span in line.spans if span.start >= 10} <= {"", "dim"}
+
+
+def test_of_many_arms_those_that_did_not_collapse_are_counted(tmp_path: Path) -> None:
+    def collapse(name: str, losses: list[float]) -> str:
+        for number, loss in enumerate(losses):
+            simple_run(tmp_path / name, quick(f"reduced-lr:factor=0.{number + 1}"), loss=loss)
+        lines = report.overview.finding_lines(study(load_runs([tmp_path / name])).findings, 200)
+        return "\n".join(line.plain for line in lines if "collapse" in line.plain)
+
+    # the unigram predictor has 6 nats
+    assert collapse("none", [5.0] * 9).startswith("collapse  9 arms (--details): 0 of 9 runs collapsed")
+    text = collapse("one", [5.0, 7.0, *[5.0] * 7])
+    assert text.startswith("collapse  reduced-lr:factor=0.2: collapsed")
+    assert "\n          … and 8 more (--details): 0 of 8 runs collapsed\n" in text
+    assert collapse("few", [5.0] * 8).count("no collapse") == 8
