@@ -66,7 +66,7 @@ def _differences(config: RunConfig) -> tuple[float, float]:
     model, reference, pack = both(config)
     losses: list[float] = []
     for step in range(1, 4):
-        loss = reference.step(step)
+        loss = float(reference.step(step))
         pack.step(step)
         losses.append(abs(float(pack.loss_R[0]) - loss))
     trained = PlainModel(config.model, VOCABULARY)
