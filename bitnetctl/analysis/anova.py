@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bitnetctl.analysis import wording
 from bitnetctl.analysis.factors import Factor, cell_text
 from bitnetctl.analysis.interaction import interaction_test
-from bitnetctl.analysis.least_squares import (
-    TermKey,
-    added_by_terms,
-    design_columns,
-    less_block_means,
-    number,
-    span,
-    squares,
-)
+from bitnetctl.analysis.least_squares import LeastSquares, TermKey, less_block_means, number, squares
 from bitnetctl.analysis.odd_cell import OddCell, find_odd_cell
 from bitnetctl.analysis.permutation import Block, Permuted, factor_test
 from bitnetctl.analysis.stats import holm, is_significant, mean
@@ -168,30 +160,6 @@ _UNTESTED = None, None
 
 
 @dataclass(frozen=True)
-class _LeastSquares:
-    """The split of the variance of any outcome: orthonormal columns of what each term adds, and of all together.
-
-    `seed_of` has the blocks, None where seeds are none.
-    """
-
-    added: "Mapping[TermKey, Floats]"
-    together_NR: "Floats"
-    seed_of: Sequence[int] | None
-
-    @classmethod
-    def of(cls, factors: Sequence[Factor], seed_of: Sequence[int]) -> "_LeastSquares":
-        of_term = design_columns(factors)
-        mains = [key for key in of_term if len(key) == 1]
-        plain = {key: less_block_means(columns_NC, [0] * len(seed_of)) for key, columns_NC in of_term.items()}
-        within = {key: less_block_means(columns_NC, seed_of) for key, columns_NC in of_term.items()}
-        ranks = [span(design, mains).shape[1] for design in (within, plain)]
-        is_blocked = len(set(seed_of)) > 1 and ranks[0] == ranks[1] > 0
-        design = within if is_blocked else plain
-        added = added_by_terms(design, mains)
-        return cls(added, span(design, [*added]), seed_of if is_blocked else None)
-
-
-@dataclass(frozen=True)
 class _Runs:
     """The runs in which an outcome is known: the factors that differ among them, and their seeds."""
 
@@ -209,9 +177,9 @@ class _Runs:
         )
 
     @cached_property
-    def least_squares(self) -> _LeastSquares:
+    def least_squares(self) -> LeastSquares:
         """Least squares on these runs, the same for all outcomes."""
-        return _LeastSquares.of(self.factors, self.seed_of)
+        return LeastSquares.of(self.factors, self.seed_of)
 
     def scaled(self, outcome: Outcome) -> "Floats":
         """Return the values over the largest: nothing but means depends on the scale, and a square could overflow."""
@@ -284,12 +252,12 @@ def _split(
         for term in result.terms
         if term.factors in split.added
     ]
-    told = {term.name for term in terms if term.degrees_of_freedom}
+    estimable = {term.name for term in terms if term.degrees_of_freedom}
     p, floor = tests.get(ALL_TERMS, _UNTESTED)
     return replace(
         result,
         terms=tuple(terms),
-        not_estimable=tuple(term.name for term in result.terms if term.name not in told),
+        not_estimable=tuple(term.name for term in result.terms if term.name not in estimable),
         r_squared=_fraction(squares(split.together_NR, rest_N), total),
         seed_eta_squared=_fraction(total - float(rest_N @ rest_N), total) if blocked else None,
         residual_degrees_of_freedom=len(known) - split.together_NR.shape[1] - (result.seeds if blocked else 1),

@@ -61,7 +61,7 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
         if name not in NOT_FACTORS:
             _add_field(factors, name, [tree[name] for tree in trees])
     of_fields = list(factors)
-    cells = len(set(zip(*of_fields, strict=True)))
+    cells = max(1, len(set(zip(*of_fields, strict=True))))
     for name in sorted({spec.name for config in configs for spec in config.interventions}):
         values = [
             next((str(spec).partition(":")[2] or "on" for spec in config.interventions if spec.name == name), "off")
@@ -69,7 +69,7 @@ def find_factors(configs: Sequence[RunConfig]) -> list[Factor]:
         ]
         partition = _partition(values)
         # an intervention whose settings follow from the fields adds no factor
-        if partition in factors or len(set(zip(*of_fields, partition, strict=True))) > max(1, cells):
+        if partition in factors or len(set(zip(*of_fields, partition, strict=True))) > cells:
             _add_field(factors, name, values)
     return list(factors.values())
 

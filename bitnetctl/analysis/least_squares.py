@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from bitnetctl.analysis.factors import Factor
 
@@ -19,6 +20,31 @@ TermKey: TypeAlias = tuple[str, ...]
 
 _ROUNDING = 1e-9
 """Length up to which what is left of a column is rounding; columns of a design are dummies of 0 and 1, less means."""
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The split of the variance of any outcome: orthonormal columns of what each term adds, and of all together.
+
+    `seed_of` has the blocks, None where seeds are none.
+    """
+
+    added: "Mapping[TermKey, Floats]"
+    together_NR: "Floats"
+    seed_of: Sequence[int] | None
+
+    @classmethod
+    def of(cls, factors: Sequence[Factor], seed_of: Sequence[int]) -> Self:
+        """Return the split within seeds, where all main effects can be estimated within them, else over all runs."""
+        of_term = design_columns(factors)
+        mains = [key for key in of_term if len(key) == 1]
+        plain = {key: less_block_means(columns_NC, [0] * len(seed_of)) for key, columns_NC in of_term.items()}
+        within = {key: less_block_means(columns_NC, seed_of) for key, columns_NC in of_term.items()}
+        ranks = [span(design, mains).shape[1] for design in (within, plain)]
+        is_blocked = len(set(seed_of)) > 1 and ranks[0] == ranks[1] > 0
+        design = within if is_blocked else plain
+        added = added_by_terms(design, mains)
+        return cls(added, span(design, [*added]), seed_of if is_blocked else None)
 
 
 def design_columns(factors: Sequence[Factor]) -> "dict[TermKey, Floats]":
@@ -64,10 +90,10 @@ def less_block_means(values_NC: "Floats", block_of: Sequence[Hashable]) -> "Floa
 
 
 def added_by_terms(design: "Mapping[TermKey, Floats]", mains: Sequence[TermKey]) -> "dict[TermKey, Floats]":
-    """Return what each main effect adds, and each of those interactions with which all of them can be told apart.
+    """Return what each main effect adds, and each interaction, as far as all of them are estimable together.
 
     That is orthonormal columns, (N, degrees of freedom): the squares of values on them are the sum of squares of type
-    II. A term without columns cannot be told from others.
+    II. A term without columns is not estimable.
     """
     added = _added(design, [*design])
     if not all(map(_degrees, added.values())):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic import REFERENCES, curve, quick, simple_run, write_run
 
-from bitnetctl.analysis import anova
+from bitnetctl.analysis import least_squares
 from bitnetctl.analysis.anova import Outcome, OutcomeAnalysis, Term, analyze_outcomes
 from bitnetctl.analysis.factors import Factor
 from bitnetctl.analysis.least_squares import added_by_terms
@@ -289,7 +289,7 @@ def test_what_is_the_same_for_all_outcomes_is_computed_once() -> None:
     factors, seeds = crossed(3, 2, 2, seeds=3)
     values = np.random.default_rng(3).standard_normal((4, len(seeds))).tolist()
     outcomes = [Outcome(name=str(number), values=tuple(one)) for number, one in enumerate(values)]
-    with mock.patch.object(anova, "added_by_terms", wraps=added_by_terms) as added:
+    with mock.patch.object(least_squares, "added_by_terms", wraps=added_by_terms) as added:
         together = analyze_outcomes(outcomes, factors, seeds)
     assert added.call_count == 1
     alone = [analyze_outcomes([outcome], factors, seeds)[0] for outcome in outcomes]

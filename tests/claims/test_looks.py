@@ -139,7 +139,7 @@ def test_seeds_planned_over_time_grow_with_every_plan_that_adds_some() -> None:
     assert Looks().planned("d", range(6)) == (6,)
 
 
-def test_looks_at_other_arms_are_told_by_their_labels() -> None:
+def test_looks_at_other_arms_are_left_out_by_their_labels() -> None:
     mine, other, before, unknown = (look([], arm=arm) for arm in ("cure", "placebo", "cure:old=1", ""))
     looks = Looks(looks=(mine, other, before, unknown))
     assert looks.without_arms({"placebo", "baseline"}).looks == (mine, before, unknown)
