@@ -11,7 +11,7 @@ from bitnetctl.errors import ConfigError, ExitCode
 
 TinyConfig = Callable[..., RunConfig]
 
-RECIPES = ["b158", "origin", "portable", "quick"]
+RECIPES = ["b158", "origin", "portable", "quick", "small"]
 
 FRACTION = st.floats(0.0, 1.0)
 POSITIVE = st.floats(1e-9, 1e6)

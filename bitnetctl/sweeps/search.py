@@ -203,8 +203,8 @@ class Search(Frozen):
     def options(self, trial: Trial, tokens: int) -> list[str]:
         """Return the options of `bitnetctl sweep` with which a trial trains on about so many tokens."""
         config = self._config(trial, tokens)
-        texts = (text for text in self._overrides(trial, config.steps) if _name(text) != _SIZE)
-        changes = [part for text in texts for part in ("--set", text)]
+        last = {_name(text): text for text in self._overrides(trial, config.steps)}
+        changes = [part for name, text in last.items() if name != _SIZE for part in ("--set", text)]
         arms = ["-i", _arm_text(config.interventions), "--no-baseline"] if config.interventions else []
         sizes = ["--sizes", str(config.model.hidden_size)]
         return ["--recipe", self.recipe, *sizes, "--steps", str(config.steps), *changes, *arms]

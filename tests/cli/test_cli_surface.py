@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 from calling import Done, call
+from configs import RECIPES
 
 from bitnetctl import __version__, cli
 from bitnetctl.config import build_config, field_paths
@@ -167,7 +168,7 @@ def test_config_show_is_what_interventions_make_of_it() -> None:
 
 
 def test_what_config_show_prints_is_a_recipe(tmp_path: Path) -> None:
-    for recipe in ("origin", "b158", "portable", "quick"):
+    for recipe in RECIPES:
         path = tmp_path / f"{recipe}.toml"
         path.write_text(call("config", "show", "--recipe", recipe).out, encoding="utf-8")
         assert build_config(str(path)) == build_config(recipe)

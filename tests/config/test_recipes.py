@@ -124,6 +124,17 @@ def test_portable_widths_are_multiples_of_256() -> None:
     assert (model.activation, model.tie_word_embeddings, model.inner_norms) == ("silu", True, False)
 
 
+def test_small_is_portable_with_what_the_search_changed() -> None:
+    portable, small = (build_config(name).model_dump() for name in ("portable", "small"))
+    differing = {path for path in field_paths() if get_field(portable, path) != get_field(small, path)}
+    searched = {"data.batch_size", "model.init_std"}
+    searched |= {f"schedule.{field}" for field in ("peak_learning_rate", "kind", "warmup_steps", "stage1_weight_decay")}
+    assert differing - {"schedule.stage2_peak_learning_rate"} == {
+        *searched,
+        *("recipe", "steps", "data.tokenizer", "data.sequence_length"),
+    }
+
+
 @pytest.mark.parametrize("name", ["b158", "portable"])
 def test_the_papers_recipe(name: str) -> None:
     config = build_config(name)

@@ -105,7 +105,13 @@ def test_defaults_never_change() -> None:
 
 @pytest.mark.parametrize(
     ("name", "digits"),
-    [("b158", "ddeb3c107342"), ("origin", "017dd4e1168c"), ("portable", "eea39f5635a8"), ("quick", "5a7a7e8c17b8")],
+    [
+        ("b158", "ddeb3c107342"),
+        ("origin", "017dd4e1168c"),
+        ("portable", "eea39f5635a8"),
+        ("quick", "5a7a7e8c17b8"),
+        ("small", "072284defad3"),
+    ],
 )
 def test_the_hashes_of_the_recipes_never_change(name: str, digits: str) -> None:
     assert build_config(name).hash.startswith(digits)

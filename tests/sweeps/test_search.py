@@ -170,12 +170,13 @@ def test_tokens_decide_the_steps_and_shares_follow_them() -> None:
 
 
 def test_the_options_of_a_trial_train_its_run() -> None:
-    search = make(size=32, overrides=["probe.eval_every_steps=25%"])
+    search = make(size=32, overrides=["probe.eval_every_steps=25%", "data.batch_size=8"])
     trial = Trial(3, (("schedule.warmup_steps", "50%"), ("data.batch_size", "4"), ("arm", "no-decay")))
     options = search.options(trial, 5120)
     assert options[:4] == ["--recipe", "quick", "--sizes", "32"]
     named = dict(zip(options[::2], options[1::2], strict=False))
     overrides = [value for name, value in itertools.pairwise(options) if name == "--set"]
+    assert sorted(overrides) == ["data.batch_size=4", "probe.eval_every_steps=10", "schedule.warmup_steps=20"]
     config = build_config(
         "quick",
         size=int(named["--sizes"]),
