@@ -118,7 +118,9 @@ OnDivergence = Annotated[
         help="rollback: resume from the last checkpoint at half the learning rate, at most three times.",
     ),
 ]
-EvalEvery = Annotated[int | None, typer.Option("--eval-every", help="Steps between evaluations; unset: a twentieth.")]
+EvalEvery = Annotated[
+    int | None, typer.Option("--eval-every", min=1, help="Steps between evaluations; unset: a twentieth.")
+]
 CheckpointEvery = Annotated[
     int | None,
     typer.Option(

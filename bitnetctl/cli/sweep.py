@@ -11,7 +11,7 @@ from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.searching import refuse_options, run_search
 from bitnetctl.cli.training import show_plan, train_missing
-from bitnetctl.config import RunConfig
+from bitnetctl.config import RunConfig, refuse_contradiction
 from bitnetctl.errors import ConfigError, ExitCode, RecordError, WorkersError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
@@ -91,6 +91,8 @@ def sweep(
             "keep_weights": keep_weights,
             "samples": samples,
         }
+        for text in overrides or ():
+            refuse_contradiction(text, {"probe.eval_every_steps": eval_every})
         evaluations = [] if eval_every is None else [f"probe.eval_every_steps={eval_every}"]
         every_run = {
             "recipe": recipe,

@@ -21,6 +21,7 @@ from bitnetctl.config.load import (
     read_toml as read_toml,
     recipe_id as recipe_id,
     recipe_label as recipe_label,
+    refuse_contradiction as refuse_contradiction,
     validated as validated,
 )
 from bitnetctl.config.schema import (

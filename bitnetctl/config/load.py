@@ -137,6 +137,10 @@ def _read_text(path: Path, source: str) -> str:
         raise ConfigError(f"{source}: {error}") from error
 
 
+_OPTIONS = {"model.hidden_size": "size", "probe.eval_every_steps": "eval-every"}
+"""Options whose names are not those of their fields."""
+
+
 def build_config(
     recipe: str,
     *,
@@ -149,27 +153,27 @@ def build_config(
 ) -> RunConfig:
     """Build a config from a recipe and the options of the command line; raises ConfigError.
 
-    `overrides` are texts `section.field=value`; one that contradicts `size`, `steps` or `seed` is refused.
+    `overrides` are texts `section.field=value`; one that contradicts another argument is refused.
     """
     tree = load_recipe(recipe)
-    named = {"model.hidden_size": size, "steps": steps, "seed": seed}
+    named = {"model.hidden_size": size, "steps": steps, "seed": seed, "probe.eval_every_steps": eval_every_steps}
     for text in overrides:
         apply_override(tree, text)
-        _refuse_contradiction(text, named)
-    for path, value in {**named, "probe.eval_every_steps": eval_every_steps}.items():
+        refuse_contradiction(text, named)
+    for path, value in named.items():
         if value is not None:
             _set(tree, path, value)
     tree["interventions"] = [spec.model_dump() for spec in interventions]
     return parse_config(tree, source=f"recipe {recipe}")
 
 
-def _refuse_contradiction(text: str, named: Mapping[str, int | None]) -> None:
-    """Raise ConfigError for an override of a field that an option of its own sets to another value."""
+def refuse_contradiction(text: str, named: Mapping[str, int | None]) -> None:
+    """Raise ConfigError for an override of a field that an option of its own, or none, sets to another value."""
     path, _, value = text.partition("=")
     chosen = named.get(path.strip())
     if chosen is not None and parse_value(value) != chosen:
-        option = "--size" if path.strip() == "model.hidden_size" else f"--{path.strip()}"
-        raise ConfigError(f"--set {text!r}: no effect beside {option} {chosen}; take one of them")
+        option = _OPTIONS.get(path.strip(), path.strip())
+        raise ConfigError(f"--set {text!r}: no effect beside --{option} {chosen}; take one of them")
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:

@@ -34,7 +34,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "negative seed": (["--seed", "-1"], "seed: input should be greater than or equal to 0"),
     "steps twice": (["--set", "steps=5"], "--set 'steps=5': no effect beside --steps 20; take one of them"),
     "size twice": (["--set", "model.hidden_size=16"], "no effect beside --size 32; take one of them"),
-    "no evaluation interval": (["--eval-every", "0"], "eval_every_steps: input should be greater than 0"),
+    "no evaluation interval": (["--eval-every", "0"], "--eval-every': Input should be greater than or equal to 1"),
     "no checkpoint interval": (["--checkpoint-every", "0"], "--checkpoint-every"),
     "missing text": (["--set", "data.source=file:none.txt"], "none.txt"),
     "unknown source": (["--set", "data.source=fil:none.txt"], "did you mean 'file'?"),

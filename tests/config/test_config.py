@@ -186,7 +186,7 @@ def test_overrides_reach_their_field(override: str, value: Any) -> None:
 
 def test_the_last_override_wins() -> None:
     assert quick("steps=3", "steps=4").steps == 4
-    assert quick("probe.eval_every_steps=3", eval_every_steps=7).eval_every_steps == 7
+    assert quick(eval_every_steps=7).eval_every_steps == 7
     spec = InterventionSpec(name="reduced-lr", settings={"peak": 5e-4})
     assert quick(interventions=(spec,)).interventions == (spec,)
 
@@ -197,6 +197,7 @@ def test_the_last_override_wins() -> None:
         ("steps=3", {"steps": 5}, "--steps 5"),
         (" seed = 3", {"seed": 0}, "--seed 0"),
         ("model.hidden_size=16", {"size": 32}, "--size 32"),
+        ("probe.eval_every_steps=3", {"eval_every_steps": 7}, "--eval-every 7"),
     ],
 )
 def test_an_override_that_a_named_argument_would_drop_is_refused(
