@@ -138,8 +138,9 @@ def verify(
     if paths:
         with given_runs(paths, columns=parse_map(columns or ()), decimal=decimal) as given:
             return subject.judge_given(given, outputs)
-    if columns:
-        raise ConfigError("--map names the columns of given logs: give these, too")
+    of_logs = options.given_options(context, ("decimal", "columns"))
+    if of_logs:
+        raise ConfigError(f"{listed(of_logs)} without paths: given logs are read so; name them, too")
     planned = resolve_all(subject.planned_configs(runs_dir), runs_dir)
     pack_size = parse_pack(pack)
     if dry_run:

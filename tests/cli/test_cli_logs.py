@@ -173,4 +173,5 @@ def test_a_map_does_not_touch_the_product_s_own_runs(tmp_path: Path) -> None:
 
 
 def test_a_map_without_files_is_refused() -> None:
-    assert "--map names the columns of given logs" in verify("--map", "Loss=x").error
+    done = verify("--decimal", ",", "--map", "Loss=x")
+    assert done.error == "error: --decimal and --map without paths: given logs are read so; name them, too"
