@@ -168,7 +168,10 @@ def build_config(
 
 
 def refuse_contradiction(text: str, named: Mapping[str, int | None]) -> None:
-    """Raise ConfigError for an override of a field that an option of its own, or none, sets to another value."""
+    """Raise ConfigError for an override that gives a field another value than its own option does.
+
+    `named` has the values of such options by field, None where one is not given.
+    """
     path, _, value = text.partition("=")
     chosen = named.get(path.strip())
     if chosen is not None and parse_value(value) != chosen:

@@ -5,6 +5,7 @@ there are decides (`stages.py`).
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from statistics import median
 from typing import Annotated, Literal, Self, cast
@@ -59,9 +60,9 @@ class TrajectoryCheck(MeasuredCheck):
             brief=f"{self.label} depends on where stage 1 ends",
         )
 
+    @abstractmethod
     def judge_stages(self, first: Stage, second: Stage) -> Finding:
         """Judge the values of both stages."""
-        raise NotImplementedError
 
     def unusable(self, values: Values, where: str) -> Finding | None:
         """Return an inconclusive finding where values are unknown or absent, a refuting one where one is not finite."""
