@@ -56,9 +56,10 @@ def both(config: RunConfig) -> tuple[PlainModel, StockLoop, Pack]:
 )
 def test_trainer_and_reference_train_the_same(config: RunConfig) -> None:
     # where an activation lies exactly between two int8 codes the last bit decides, in which CPUs differ:
-    # on each one seed in ten has such a one, and then the two differ by more than 1e-6
-    differences = (_differences(config.model_copy(update={"seed": seed})) for seed in (2, 3, 4, 6))
-    assert any(loss < 1e-8 and parameters < 1e-6 for loss, parameters in differences)
+    # on each one seed in ten has such a one, and then the losses differ by about 5e-4
+    differences = [_differences(config.model_copy(update={"seed": seed})) for seed in (2, 3, 4, 6)]
+    assert sum(loss < 1e-8 and parameters < 1e-6 for loss, parameters in differences) >= 2
+    assert max(loss for loss, _ in differences) < 1e-2
 
 
 def _differences(config: RunConfig) -> tuple[float, float]:
