@@ -63,8 +63,11 @@ def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tupl
     """
     given, planned = list(given), list(planned)
     plans = {_cell(config): config for config in planned}
-    lacking = sorted({config.seed for config in planned} - {config.seed for config in given})
-    differing = dict.fromkeys([f"without seeds {shortened(list(map(str, lacking)), _MOST_FIELDS)}"] if lacking else [])
+    seeds, of_plan = ({config.seed for config in configs} for configs in (given, planned))
+    lacking = shortened([str(seed) for seed in sorted(of_plan - seeds)], _MOST_FIELDS)
+    differing = dict.fromkeys([f"without seeds {lacking}"] if lacking else [])
+    if len(seeds) > len(of_plan) > 0:
+        differing[f"{len(seeds)} seeds, planned {len(of_plan)}"] = None
     for config in given:
         if (plan := plans.get(_cell(config))) is not None:
             wanted = dict(flatten(plan.but_for_seed.model_dump(mode="json")))

@@ -1,6 +1,6 @@
 """Which of given runs a claim is judged by, and at which scale they are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,23 @@ if TYPE_CHECKING:
     from bitnetctl.claims import Scale
 
 
-def runs_of_claim(loaded: LoadedSet, planned: Iterable[RunConfig], arms: Sequence[str]) -> LoadedSet:
+def runs_of_claim(
+    loaded: LoadedSet, planned: Iterable[RunConfig], arms: Sequence[str], is_requested: Callable[[RunConfig], bool]
+) -> LoadedSet:
     """Return the given runs that are among those planned, seeds apart, or, where none is, those of the arms.
 
-    Raises ConfigError where they are of several recipes or lengths.
+    The latter are at the requested scale as far as theirs is known. Raises ConfigError where they are of several
+    recipes or lengths.
     """
     unread = [one for one in loaded.unread if one.arm in arms or one.arm is None]
     wanted = {config.but_for_seed.hash for config in planned}
     runs = [run for run in loaded.runs if run.config is not None and run.config.but_for_seed.hash in wanted]
     empty = [one for one in loaded.empty if one.config is not None and one.config.but_for_seed.hash in wanted]
     if not runs and not empty:
-        runs = [run for run in loaded.runs if run.arm in arms]
-        empty = [one for one in loaded.empty if _arm_of(one) in arms]
+        runs = [run for run in loaded.runs if run.arm in arms and (run.config is None or is_requested(run.config))]
+        empty = [
+            one for one in loaded.empty if _arm_of(one) in arms and (one.config is None or is_requested(one.config))
+        ]
     _refuse_several(runs, empty)
     return LoadedSet(runs=runs, empty=empty, unread=unread)
 

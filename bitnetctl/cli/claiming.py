@@ -88,21 +88,24 @@ class ClaimTest:
 
     def planned_like(self, given: Iterable[RunConfig]) -> list[RunConfig]:
         """Return the plan's runs at the scales of given runs that were requested; raises ConfigError."""
-        request = self.request
-        recipes = {recipe_label(name): name for name in (self.plan_recipe, request.recipe) if name is not None}
-        scales = {(config.recipe, config.model.hidden_size, config.steps) for config in given}
+        recipes = {recipe_label(name): name for name in (self.plan_recipe, self.request.recipe) if name is not None}
+        requested = filter(self._is_requested, given)
+        scales = {(config.recipe, config.model.hidden_size, config.steps) for config in requested}
         planned: list[RunConfig] = []
         for label, size, steps in scales:
-            is_requested = (
-                (request.recipe is None or recipes.get(label) == request.recipe)
-                and (request.sizes is None or size in request.sizes)
-                and request.steps in (None, steps)
-            )
             # a recipe that is a file elsewhere
             with contextlib.suppress(ConfigError):
-                if is_requested:
-                    planned += self.at(recipes.get(label, label), sizes=(size,), steps=steps)
+                planned += self.at(recipes.get(label, label), sizes=(size,), steps=steps)
         return planned
+
+    def _is_requested(self, config: RunConfig) -> bool:
+        """Whether a run is at the scale that was asked for."""
+        request = self.request
+        return (
+            (request.recipe is None or config.recipe == recipe_label(request.recipe))
+            and (request.sizes is None or config.model.hidden_size in request.sizes)
+            and request.steps in (None, config.steps)
+        )
 
     @cached_property
     def arm(self) -> str:
@@ -132,15 +135,12 @@ class ClaimTest:
 
     def _check_arms(self, planned: Sequence[str]) -> None:
         compared = [
-            (f"criteria: {check.label}", is_partner)
+            (f"criteria: {check.label}", f"the plan lacks an arm to compare with ({check.supports})", is_partner)
             for check in self.claim.criteria.comparisons
             for is_partner in check.partner_arms(self.arm)
         ]
-        for place, is_wanted in (("arm", self.arm.__eq__), *compared):
+        for place, what, is_wanted in (("arm", f"{self.arm} is no arm of the plan", self.arm.__eq__), *compared):
             if not any(map(is_wanted, planned)):
-                what = (
-                    f"{self.arm} is no arm of the plan" if place == "arm" else "the plan lacks an arm to compare with"
-                )
                 raise ConfigError(f"claim {self.name_or_file}: {place}: {what}; its arms are: {', '.join(planned)}")
 
     def read_files(self) -> None:
@@ -187,26 +187,37 @@ class ClaimTest:
         from bitnetctl.claims import departures, looks_file
 
         every = configs_of(given.loaded.runs, given.loaded.empty)
-        of_claim = runs_of_claim(given.loaded, self.planned_like(every), self.arms)
+        of_claim = runs_of_claim(given.loaded, self.planned_like(every), self.arms, self._is_requested)
         runs, empty = of_claim.runs, of_claim.empty
         if not runs and not empty:
-            raise ConfigError(
-                f"claim {self.name_or_file}: none of these runs is of its arms: {', '.join(self.arms)}; leave out the "
-                "paths to train them"
-            )
+            raise ConfigError(f"claim {self.name_or_file}: none of these runs is {self._wanted_of(every)}")
         known = configs_of(runs, empty)
         is_known = len(known) == len(runs) + len(empty)
-        folder = runs_folder(given, runs) if is_known else None
+        folder = runs_folder(given, [run for run in runs if run.arm == self.arm]) if is_known else None
+        scale = scale_of_runs(runs, known if is_known else ())
+        inventory = take_inventory(runs, empty, of_claim.unread)
+        if self.request.seeds is None:
+            planned = sorted({config.seed for config in self.own_configs})
+            inventory = _with_lacking(inventory, runs, self.arm, scale.sizes, planned)
         return self._judge(
             of_claim,
-            take_inventory(runs, empty, of_claim.unread),
+            inventory,
             judging.options_of_given(self.request),
             outputs,
-            scale=scale_of_runs(runs, known if is_known else ()),
+            scale=scale,
             design=design_of_runs(runs, known if is_known else ()),
             file=None if folder is None else looks_file(folder, self.claim.name),
             differing=departures(known, self.planned_like(known)),
         )
+
+    def _wanted_of(self, given: Iterable[RunConfig]) -> str:
+        """Say which runs were wanted of given ones, none of which is."""
+        from bitnetctl.claims import Scale
+
+        scales = sorted({str(Scale.of([config])) for config in given if config.arm in self.arms})
+        if scales:
+            return f"at the scale that was asked for; those of its arms are at {'; '.join(scales)}"
+        return f"of its arms: {', '.join(self.arms)}; leave out the paths to train them"
 
     def _judge(
         self,
@@ -282,25 +293,43 @@ def _looks_at_arm(judged: "JudgedClaim", arms: Iterable[str]) -> "Looks":
 
 def _with_earlier(inventory: Inventory, judged: "JudgedClaim", loaded: LoadedSet, arms: Iterable[str]) -> Inventory:
     """Return the inventory with the seeds that were there at an earlier look and of which nothing is left."""
-    here = {(run.size, run.seed) for run in loaded.runs if run.arm == judged.arm}
-    here |= {(one.size, one.seed) for one in (*inventory.absent, *inventory.others) if one.arm == judged.arm}
     looks = _looks_at_arm(judged, arms).at(judged.design)
     seen = {seed for look in looks for seed in look.seeds_present}
-    gone = tuple(
-        AbsentRun(
-            run=f"seed {seed}",
-            arm=judged.arm,
-            size=size,
-            seed=seed,
-            planned_steps=None,
-            state="missing",
-            reason=f"was there at an earlier look, kept in {judged.file}",
-        )
+    reason = f"was there at an earlier look, kept in {judged.file}"
+    gone = [
+        _missing(judged.arm, size, seed, reason)
         for size in judged.judged_at.sizes
-        for seed in sorted(seen.difference(judged.seeds))
-        if (size, seed) not in here
-    )
+        for seed in sorted(seen.difference(judged.seeds, _seeds_of(judged.arm, size, loaded.runs, inventory)))
+    ]
     return replace(inventory, absent=(*inventory.absent, *gone))
+
+
+def _with_lacking(
+    inventory: Inventory, runs: Sequence[Run], arm: str, sizes: Iterable[int], planned: Sequence[int]
+) -> Inventory:
+    """Return the inventory with seeds of the claim's plan as missing where fewer are given or known than it has.
+
+    Which seeds are given does not matter, their number does: whoever stops at six of eight could have looked.
+    """
+    lacking = []
+    for size in sizes:
+        here = _seeds_of(arm, size, runs, inventory)
+        unknown = sum(run.arm == arm and run.size in (None, size) and run.seed is None for run in runs)
+        others = [seed for seed in planned if seed not in here][: max(0, len(planned) - len(here) - unknown)]
+        lacking += [_missing(arm, size, seed, "planned by the claim; --seeds chooses others") for seed in others]
+    return replace(inventory, absent=(*inventory.absent, *lacking))
+
+
+def _seeds_of(arm: str, size: int, runs: Iterable[Run], inventory: Inventory) -> set[int | None]:
+    """Return the seeds of an arm at one size that are given or of which the inventory knows."""
+    known = (*runs, *inventory.absent, *inventory.others)
+    return {one.seed for one in known if (one.arm, one.size) == (arm, size)} - {None}
+
+
+def _missing(arm: str, size: int, seed: int, reason: str) -> AbsentRun:
+    return AbsentRun(
+        run=f"seed {seed}", arm=arm, size=size, seed=seed, planned_steps=None, state="missing", reason=reason
+    )
 
 
 def _planned_seeds(arm: str, loaded: LoadedSet, inventory: Inventory, options: "JudgeOptions") -> tuple[int, ...]:

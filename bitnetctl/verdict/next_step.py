@@ -156,11 +156,23 @@ def _ways(facts: Facts) -> Iterator[str]:
             f"say whose seed is whose: {plural(unknown, 'run')} of unknown seed count as one; name them like "
             "run-seed3.csv, or give --distinct-seeds"
         )
+    if lost := _lost_pairs(facts):
+        yield f"some pairs lack a finished run of {lost}: give it, too, or train it"
     yield from _more_seeds(facts)
     if any(one["pairs"] for verdict in facts.decisive for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE)):
         yield "plan more seeds, before looking: `bitnetctl power` says how many"
     if any(result.supports is not None and result.value is not None for result in _open_results(facts)):
         yield "no threshold is passed in some runs: train longer, or judge by more seeds"
+
+
+def _lost_pairs(facts: Facts) -> str:
+    """Name an arm of which runs lack that those judged are compared with; empty where every pair could be formed."""
+    for verdict in facts.decisive:
+        for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE):
+            for pairs in one["pairs"].values():
+                if len(pairs["values"]) < pairs["planned"]:
+                    return str(pairs["against"])
+    return ""
 
 
 def _lacking(facts: Facts) -> str:

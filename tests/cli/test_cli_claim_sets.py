@@ -91,7 +91,7 @@ def test_seeds_of_another_arm_at_an_earlier_look_are_not_planned_for_this_one(tm
     write_arms(runs, {"muon": 4.5}, range(3))
     given = ("verify", runs, "--claim")
     assert planned_of(call(*given, two_arms(tmp_path, "no-decay"), "--json")) == (0, 1)
-    assert planned_of(call(*given, two_arms(tmp_path, "muon"), "--json")) == (0, 1)
+    assert planned_of(call(*given, two_arms(tmp_path, "muon"), "--seeds", "3", "--json")) == (0, 1)
     # the plan of no-decay had six seeds, that of muon has grown from three to eight
     write_arms(runs, {"": 5.0}, range(6, 8))
     write_arms(runs, {"muon": 4.5}, range(3, 8))
@@ -107,19 +107,19 @@ def test_seeds_of_this_arm_at_an_earlier_look_stay_planned_whatever_was_judged_s
 ) -> None:
     write_arms(runs, {"": 5.0, "no-decay": 4.5})
     write_arms(runs, {"muon": 4.9}, range(5))
-    given = ("verify", runs, "--claim")
-    call(*given, two_arms(tmp_path, "muon"), "--json")
+    given, four = ("verify", runs, "--claim"), {"seeds = 6": "seeds = 4"}
+    call(*given, two_arms(tmp_path, "muon", **four), "--json")
     file = looks_file(runs, "mine")
     # as early files have it, or with the label of another version of the plug-in
     file.write_text(file.read_text(encoding="utf-8").replace('"muon"', f'"{label}"'), encoding="utf-8")
     for path in runs.glob("*-muon-s4-*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    call(*given, two_arms(tmp_path, "no-decay"), "--json")
-    changed = call(*given, two_arms(tmp_path, "muon", **{"margin = 0.1": "margin = 0.01"}), "--json")
+    call(*given, two_arms(tmp_path, "no-decay", **four), "--json")
+    changed = call(*given, two_arms(tmp_path, "muon", **four, **{"margin = 0.1": "margin = 0.01"}), "--json")
     assert planned_of(changed) == (1, 1)
     assert "judged before by 2 other versions of its plan or criteria" in str(changed.json["claim"]["notes"])
     write_arms(runs, {"muon": 4.5}, range(4, 6))
-    assert planned_of(call(*given, two_arms(tmp_path, "muon"), "--json")) == (0, 2)
+    assert planned_of(call(*given, two_arms(tmp_path, "muon", **four), "--json")) == (0, 2)
 
 
 @pytest.mark.parametrize("option", ["--html", "--report", "--junit", "--bundle"])
@@ -174,4 +174,53 @@ def test_given_runs_of_other_seeds_than_the_plan_are_told(tmp_path: Path, runs: 
     chosen = call("verify", runs, "--claim", claim, "--seeds", "0,3,5,8,9,11", "--json").json["claim"]
     assert chosen["notes"] == []
     write_arms(runs, {"": 5.0, "no-decay": 4.5}, (1, 2, 4))
-    assert not any("plan:" in note for note in call("verify", runs, "--claim", claim, "--json").json["claim"]["notes"])
+    more = call("verify", runs, "--claim", claim, "--json").json["claim"]["notes"]
+    assert "not the claim's plan: 9 seeds, planned 6" in more
+
+
+def test_fewer_seeds_than_the_claim_plans_cannot_support_it(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml", **{"seeds = 6": "seeds = 8"})
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    stopped = call("verify", runs, "--claim", claim)
+    assert stopped.code == ExitCode.INCONCLUSIVE
+    assert "2 missing of 8 planned seeds" in stopped.out
+    assert "not the claim's plan: without seeds 6, 7" in stopped.out
+    assert call("verify", runs, "--claim", claim, "--seeds", "6").code == ExitCode.SUPPORTED
+    write_arms(runs, {"": 5.0, "no-decay": 4.5}, (8, 9))
+    assert call("verify", runs, "--claim", claim).code == ExitCode.SUPPORTED
+
+
+def test_runs_at_another_scale_than_was_asked_for_are_not_judged(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    write_arms(runs, {"": 5.0, "no-decay": 4.5})
+    for option in (("--recipe", "origin"), ("--steps", "500"), ("--sizes", "32")):
+        refused = call("verify", runs, "--claim", claim, *option)
+        assert refused.code == ExitCode.USAGE
+        assert (
+            "none of these runs is at the scale that was asked for; those of its arms are at quick, h64, 1,000 steps"
+            in refused.error
+        )
+
+
+def test_pairs_that_lack_a_run_are_told_with_its_arm(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    write_arms(runs, {"": 5.0}, range(5))
+    write_arms(runs, {"no-decay": 4.5})
+    done = call("verify", runs, "--claim", claim)
+    assert done.code == ExitCode.INCONCLUSIVE
+    assert "in 5 of 6 pairs, of which 5 could be formed" in " ".join(done.out.split())
+    assert "next     some pairs lack a finished run of baseline: give it, too, or train it" in done.out
+
+
+def test_a_look_is_kept_beside_the_runs_of_the_judged_arm(tmp_path: Path, runs: Path) -> None:
+    claim = write_claim(tmp_path / "mine.toml")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write_arms(elsewhere, {"": 5.0})
+    nothing = call("verify", elsewhere, "--claim", claim)
+    assert nothing.code == ExitCode.INCONCLUSIVE
+    assert "6 missing of 6 planned seeds" in nothing.out
+    write_arms(runs, {"no-decay": 4.5})
+    assert call("verify", runs, elsewhere, "--claim", claim).code == ExitCode.SUPPORTED
+    assert len(read_looks(looks_file(runs, "mine")).looks) == 1
+    assert not (elsewhere / "claims").exists()

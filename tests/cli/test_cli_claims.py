@@ -403,7 +403,10 @@ def test_mistakes_are_one_line(judge: Callable[..., Done], options: tuple[str, .
             {'arm = "no-decay"': 'arm = "lr-drop"'},
             "arm: lr-drop is no arm of the plan; its arms are: baseline, no-decay",
         ),
-        ({'arms = ["no-decay"]': 'arms = ["no-decay"]\nbaseline = false'}, "the plan lacks an arm to compare with"),
+        (
+            {'arms = ["no-decay"]': 'arms = ["no-decay"]\nbaseline = false'},
+            "the plan lacks an arm to compare with (lower than",
+        ),
         (
             {'recipe = "quick"': 'recipe = "quick"\nrecipes = 1'},
             "plan: unknown field 'recipes'; did you mean 'recipe'?",

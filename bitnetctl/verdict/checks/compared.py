@@ -161,7 +161,9 @@ class ComparedCheck(AggregatedCheck):
 
         def summarize(outcome: Outcome) -> str:
             claim = f"{self.aggregate.name(self.measure)} {self.supports}"
-            return wording.pairs_briefly(claim, outcome, count, pairs.planned, self.unit, self.undecided)
+            formed = len(pairs.values)
+            undecided = f"of which {formed} could be formed" if formed < pairs.planned else self.undecided
+            return wording.pairs_briefly(claim, outcome, count, pairs.planned, self.unit, undecided)
 
         def statistics(levels: Levels) -> dict[str, Any]:
             return self._statistics(pairs, p, levels)
