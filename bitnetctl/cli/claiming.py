@@ -322,7 +322,7 @@ def _with_lacking(
 
 def _seeds_of(arm: str, size: int, runs: Iterable[Run], inventory: Inventory) -> set[int | None]:
     """Return the seeds of an arm at one size that are given or of which the inventory knows."""
-    known = (*runs, *inventory.absent, *inventory.others)
+    known: tuple[Run | AbsentRun, ...] = (*runs, *inventory.absent, *inventory.others)
     return {one.seed for one in known if (one.arm, one.size) == (arm, size)} - {None}
 
 
