@@ -56,14 +56,14 @@ def design_hash(configs: Iterable[RunConfig]) -> str:
     return canonical_hash(sorted({config.but_for_seed.hash for config in configs}))
 
 
-def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig]) -> tuple[str, ...]:
-    """Say in which fields given runs differ from those planned for their arm, size and length, and which seeds lack.
+def departures(given: Iterable[RunConfig], planned: Iterable[RunConfig], arm: str) -> tuple[str, ...]:
+    """Say in which fields given runs differ from those planned for their arm, size and length, and `arm` in its seeds.
 
     Of an arm, size or length that is not planned nothing is said.
     """
     given, planned = list(given), list(planned)
     plans = {_cell(config): config for config in planned}
-    seeds, of_plan = ({config.seed for config in configs} for configs in (given, planned))
+    seeds, of_plan = ({one.seed for one in configs if one.arm == arm} for configs in (given, planned))
     lacking = shortened([str(seed) for seed in sorted(of_plan - seeds)], _MOST_FIELDS)
     differing = dict.fromkeys([f"without seeds {lacking}"] if lacking else [])
     if len(seeds) > len(of_plan) > 0:

@@ -207,7 +207,7 @@ class ClaimTest:
             scale=scale,
             design=design_of_runs(runs, known if is_known else ()),
             file=None if folder is None else looks_file(folder, self.claim.name),
-            differing=departures(known, self.planned_like(known)),
+            differing=departures(known, self.planned_like(known), self.arm),
         )
 
     def _wanted_of(self, given: Iterable[RunConfig]) -> str:
