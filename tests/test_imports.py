@@ -166,7 +166,7 @@ INSIDE = {
     "cli": (
         "options",
         "training requested inputs generation_output",
-        "judging claim_runs searching",
+        "judging claim_runs claim_seeds searching",
         "claiming",
         "config eval export importing interventions library analyze power generate train sweep verify",
         "__init__",
