@@ -10,7 +10,7 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.searching import refuse_options, run_search
-from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.cli.training import note_long_warm_ups, show_plan, train_missing
 from bitnetctl.config import RunConfig, refuse_contradiction
 from bitnetctl.errors import ConfigError, ExitCode, RecordError, WorkersError
 from bitnetctl.records import read_manifest
@@ -119,7 +119,12 @@ def sweep(
             )
             runs = resolve_all(configs, runs_dir)
         if dry_run:
-            return show_plan(runs, device, training["pack"], as_json)
+            code = show_plan(runs, device, training["pack"], as_json)
+            note_long_warm_ups(runs)
+            return code
+        # of the runs of a worker its parent has said it
+        if configs_file is None:
+            note_long_warm_ups(runs)
         try:
             stopped = train_missing(runs, stop, workers=workers, **training)
         except WorkersError:

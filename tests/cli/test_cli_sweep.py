@@ -189,6 +189,15 @@ def test_a_dry_run_makes_packs_that_fit_the_memory(
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
 
 
+def test_a_long_warm_up_is_noted_once(sweep_command: Sweep) -> None:
+    arguments = ["--seeds", "2", "--set", "schedule.warmup_steps=5"]
+    [note] = sweep_command(*arguments, "--dry-run").err.splitlines()
+    rest = r"and 1 more warm up for 5 of 8 steps; lower schedule\.warmup_steps"
+    assert re.fullmatch(rf"note: h16-8-baseline-s0-\w+ {rest}", note)
+    assert [line for line in sweep_command(*arguments).err.splitlines() if "warm" in line] == [note]
+    assert sweep_command(*arguments).err == ALL_THERE.format(2)
+
+
 def test_a_dry_run_counts_finished_runs(sweep_command: Sweep) -> None:
     assert sweep_command("--seeds", "2").code == ExitCode.SUPPORTED
     before = sorted(RUNS.rglob("*"))
