@@ -113,6 +113,21 @@ def test_a_mistake_in_a_plan_is_one_line_and_creates_nothing(mistake: str) -> No
     assert not RUNS.exists()
 
 
+def test_eval_every_beside_a_grid_of_it_is_named() -> None:
+    Path("plan.toml").write_text('recipe = "quick"\n[grid.probe]\neval_every_steps = [10, 5]\n', encoding="utf-8")
+    message = "error: --eval-every 5: no effect beside {} probe.eval_every_steps; take one of them\n"
+    done = call("sweep", "--recipe", "quick", "--eval-every", "5", "--grid", "probe.eval_every_steps=10,5", "--dry-run")
+    assert (done.code, done.err) == (ExitCode.USAGE, message.format("--grid"))
+    done = call("sweep", "--plan", "plan.toml", "--eval-every", "5", "--dry-run")
+    assert (done.code, done.err) == (ExitCode.USAGE, message.format("the grid of plan plan.toml:"))
+    # an override is named as one
+    sets = ["--set", "probe.eval_every_steps=5"]
+    done = call("sweep", "--plan", "plan.toml", *sets, "--dry-run")
+    assert done.err.startswith(
+        "error: plan plan.toml: overrides: probe.eval_every_steps=5: no effect beside the values"
+    )
+
+
 # what would be done
 
 
