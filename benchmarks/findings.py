@@ -6,13 +6,14 @@
 
 - in a block ```console, a line `$ [COLUMNS=N] bitnetctl … [| sed …]`, and its output;
 - in a block ```bash, a line `bitnetctl verify …  # N`, whose verdict, effect and seeds are the last cells of the row N
-  of a table;
-- in a row of a table that begins with the name of a claim, `bitnetctl verify --claim NAME runs/reference/claims`, whose
-  title is the second cell, and whose verdict, effect and seeds the last ones;
-- in a comment in front of a figure, `bitnetctl analyze PATHS [--show COLUMNS] --figure docs/findings/NAME.svg`.
+  of a table of questions;
+- in a row of a table of claims, which begins with the name of one, `bitnetctl verify --claim NAME
+  runs/reference/claims`, whose title is the second cell, and whose verdict, effect and seeds the last ones;
+- in a comment below a figure, `bitnetctl analyze PATHS [--show COLUMNS] --figure docs/findings/NAME.svg`.
 
-A command that fails or prints nothing is an error, and so is a row or line of no such form. Without --write what
-differs is printed, and the exit code is 1. Nothing is trained; all commands together take seconds.
+A command that fails or prints nothing is an error, and so is a block, table, row or figure of no such form, a row
+without a command and a command without a row. Without --write what differs is printed, and the exit code is 1. Nothing
+is trained; all commands together take seconds.
 """
 
 import argparse
@@ -25,9 +26,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import bitnetctl
@@ -38,13 +39,35 @@ from bitnetctl.report import figure_data_hash
 
 PAGE = Path("docs/findings.md")
 _JUDGED = (ExitCode.SUPPORTED, ExitCode.REFUTED, ExitCode.INCONCLUSIVE, ExitCode.INVALID)
-_ANY_ROW = re.compile(r"^\| *(\d|`)", re.MULTILINE)
-_ANY_COMMAND = re.compile(r"^\s*\$ ", re.MULTILINE)
 FIGURE = re.compile(r"<!-- (bitnetctl analyze .*?--figure (\S+).*?) -->")
-_BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
-_LISTED = re.compile(r"^(bitnetctl verify .*?) +# (\d+)$", re.MULTILINE)
-_ROW = re.compile(r"^\| (\d+) \|([^|\n]*)\|([^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\|$", re.MULTILINE)
-_CLAIM_ROW = re.compile(r"^\| `([a-z0-9-]+)` \|[^|\n]*\|([^|\n]*)\|[^|\n]*\|[^|\n]*\|[^|\n]*\|$", re.MULTILINE)
+_PICTURE = re.compile(r"!\[[^\]]*\]\((\S+)\)")
+_ANY_PICTURE = re.compile(r"!\[|<img\b|<!--")
+_ANY_CELL = re.compile(r"\||<t[rd]\b")
+_CODE_SPAN = re.compile(r"`[^`]+`")
+_COMMAND = re.compile(r"\$ (COLUMNS=\d+ )?bitnetctl .+")
+_ANY_COMMAND = re.compile(r"\s*\$ ")
+_BLOCKS = ("console", "bash")
+_HEADS = {"questions": "| | question |", "claims": "| claim |"}
+_DELIMITER = re.compile(r"\|(:?-+:?\|){6}")
+_SIX_CELLS = r"\| {} \|(?P<second>[^|]*)\|(?P<third>[^|]*)(\|[^|]*){{3}}\|"
+# what every line of a kind has to be
+_FORMS = {
+    "bash": ("`bitnetctl verify …  # NUMBER`", re.compile(r"(?P<command>bitnetctl verify .*?) +# (?P<name>\d+)")),
+    "questions": ("| NUMBER | and five more cells", re.compile(_SIX_CELLS.format(r"(?P<name>\d+)"))),
+    "claims": ("| `NAME` | and five more cells", re.compile(_SIX_CELLS.format("`(?P<name>[a-z0-9-]+)`"))),
+}
+
+
+class _Line(NamedTuple):
+    """A line of the page; `kind` is that of its block or table, "edge" at the beginning and end of these, or "text"."""
+
+    number: int
+    text: str
+    kind: str
+
+    def error(self, what: str) -> ValueError:
+        """Return an error about this line."""
+        return ValueError(f"{PAGE}:{self.number}: {what}: {self.text}")
 
 
 def main() -> int:
@@ -93,29 +116,112 @@ def _what_is_drawn(command: str) -> tuple[list[str], list[str] | None]:
 
 
 def made_again(page: str) -> str:
-    """Return the page with the output of every command and the cells of every row as they are now."""
-    if len(_ANY_COMMAND.findall(page)) != sum(len(_ANY_COMMAND.findall(block)) for block in _BLOCK.findall(page)):
-        raise ValueError(f"{PAGE}: a line that begins with $ is in no block of ```console")
-    if len(_ANY_ROW.findall(page)) != len(_ROW.findall(page)) + len(_CLAIM_ROW.findall(page)):
-        raise ValueError(f"{PAGE}: a row that begins with a number or a name has not six cells")
-    page = _BLOCK.sub(lambda block: _with_outputs(block[1]), page)
-    listed = {number: command for command, number in _LISTED.findall(page)}
-    page = _ROW.sub(lambda row: _cells(row[1], row[2], row[3], *_verdict_cells(_judged(listed[row[1]]))), page)
-    return _CLAIM_ROW.sub(_claim_row, page)
+    """Return the page with the output of every command and the cells of every row as they are now.
+
+    Raises ValueError, with the number of the line, for what has no form of this page.
+    """
+    lines = list(_lines(page))
+    for before, line, below in zip([None, *lines], lines, [*lines[1:], None], strict=False):
+        _require_form(line, before, below)
+    commands = _listed(lines)
+    return "".join(f"{text}\n" for line in lines for text in _again(line, commands))
 
 
-def _claim_row(row: re.Match[str]) -> str:
-    tree = _judged(f"bitnetctl verify --claim {row[1]} runs/reference/claims")
-    return _cells(f"`{row[1]}`", tree["claim"]["title"], row[2], *_verdict_cells(tree))
+def _lines(page: str) -> Iterator[_Line]:
+    """Yield the lines of a page; a table ends at an empty one, as Markdown has it."""
+    kind = "text"
+    for number, text in enumerate(page.removesuffix("\n").split("\n"), 1):
+        if text.lstrip().startswith(("```", "~~~")):
+            if text not in (("```",) if kind in _BLOCKS else ("```console", "```bash")):
+                raise _Line(number, text, kind).error("a block begins with ```console or ```bash, and ends with ```")
+            kind = text.removeprefix("```") or "text"
+            yield _Line(number, text, "edge")
+        elif kind in _BLOCKS or (kind in _HEADS and text):
+            yield _Line(number, text, "edge" if kind in _HEADS and _DELIMITER.fullmatch(text) else kind)
+        else:
+            kind = next((name for name, head in _HEADS.items() if text.startswith(head)), "text")
+            yield _Line(number, text, "text" if kind == "text" else "edge")
+    if kind in _BLOCKS:
+        raise ValueError(f"{PAGE}: its last block does not end with ```")
+
+
+def _require_form(line: _Line, before: _Line | None, below: _Line | None) -> None:
+    """Raise ValueError for a line that is not what its kind demands, between the lines before and below."""
+    text = _CODE_SPAN.sub("", line.text)
+    if line.kind in _FORMS:
+        name, form = _FORMS[line.kind]
+        if line.text and not form.fullmatch(line.text):
+            raise line.error(f"expected {name}")
+    elif line.kind == "console":
+        is_first = before is not None and before.kind == "edge"
+        if (is_first or _ANY_COMMAND.match(line.text)) and not _COMMAND.fullmatch(line.text):
+            raise line.error("expected `$ [COLUMNS=N] bitnetctl … [| sed …]`")
+    elif line.kind == "text" and _ANY_COMMAND.match(line.text):
+        raise line.error("a command is in no block of ```console")
+    elif line.kind == "text" and _ANY_CELL.search(text):
+        raise line.error(f"a row is in no table that begins with {' or '.join(_HEADS.values())}")
+    elif line.kind == "text" and _ANY_PICTURE.search(text):
+        picture, comment = (before, line) if text.startswith("<!--") else (line, below)
+        if not (picture and comment and _is_figure(picture.text, comment.text)):
+            raise line.error("expected ![…](findings/NAME.svg), and below it <!-- bitnetctl analyze … --figure … -->")
+
+
+def _is_figure(picture: str, comment: str) -> bool:
+    """Whether a line is a figure, and the one below it the comment with its command."""
+    shown, drawn = _PICTURE.fullmatch(picture), FIGURE.fullmatch(comment)
+    return shown is not None and drawn is not None and drawn[2] == f"docs/{shown[1]}"
+
+
+def _listed(lines: Sequence[_Line]) -> dict[str, str]:
+    """Return the command of every row with a number; raises ValueError where these are not one to one."""
+    named = {kind: _by_name(lines, kind) for kind in _FORMS}
+    for name, line in named["questions"].items():
+        if name not in named["bash"]:
+            raise line.error(f"no command in a block of ```bash has # {name}")
+    for name, line in named["bash"].items():
+        if name not in named["questions"]:
+            raise line.error(f"no row of a table has the number {name}")
+    return {name: _match(line)["command"] for name, line in named["bash"].items()}
+
+
+def _by_name(lines: Sequence[_Line], kind: str) -> dict[str, _Line]:
+    """Return the lines of a kind by number or name; raises ValueError for one that is there twice."""
+    found: dict[str, _Line] = {}
+    for line in lines:
+        if line.kind == kind and line.text:
+            name = _match(line)["name"]
+            if name in found:
+                raise line.error(f"{name} is in line {found[name].number} already")
+            found[name] = line
+    return found
+
+
+def _match(line: _Line) -> re.Match[str]:
+    match = _FORMS[line.kind][1].fullmatch(line.text)
+    assert match is not None
+    return match
+
+
+def _again(line: _Line, commands: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line as it is now, after a command its output, and nothing for a line of an output of before."""
+    if line.kind == "console":
+        if _COMMAND.fullmatch(line.text):
+            yield line.text
+            yield from printed(line.text.removeprefix("$ ")).removesuffix("\n").split("\n")
+    elif line.kind == "questions":
+        row = _match(line)
+        tree = _judged(commands[row["name"]])
+        yield _cells(row["name"], row["second"], row["third"], *_verdict_cells(tree))
+    elif line.kind == "claims":
+        row = _match(line)
+        tree = _judged(f"bitnetctl verify --claim {row['name']} runs/reference/claims")
+        yield _cells(f"`{row['name']}`", tree["claim"]["title"], row["third"], *_verdict_cells(tree))
+    else:
+        yield line.text
 
 
 def _cells(*cells: str) -> str:
     return f"| {' | '.join(cell.strip() for cell in cells)} |"
-
-
-def _with_outputs(block: str) -> str:
-    commands = [line for line in block.splitlines() if line.startswith("$ ")]
-    return "".join(f"{command}\n{printed(command[2:])}" for command in commands)
 
 
 def printed(command: str) -> str:

@@ -29,9 +29,9 @@ from bitnetctl.records.inventory import Inventory, take_inventory
 from bitnetctl.records.logs.columns import check_map
 from bitnetctl.records.status import refuse_case_collisions
 from bitnetctl.sweeps.plan import Plan, load_plan, plan_configs
-from bitnetctl.trainer.events import Event, Stopped
+from bitnetctl.trainer.events import Event, Started, Stopped
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import resolve, resolve_all
+from bitnetctl.trainer.resolved import long_warm_ups, resolve, resolve_all
 from bitnetctl.units import shortened
 from bitnetctl.verdict import Criteria, JudgeOptions, Outcome, Verdict, judge_arms, load_criteria
 
@@ -99,7 +99,11 @@ def train(
     run = resolve(normalize(config), options.runs_dir, name)
     refuse_case_collisions([run.name], options.runs_dir)
     if run.ended() is None:
+        notes = long_warm_ups([run])
         for event in train_runs([run], options):
+            # not before, so that what keeps a run from starting is one line; a run that is rolled back starts again
+            while notes and isinstance(event, Started):
+                options.log(notes.pop())
             on_event(event)
             if isinstance(event, Stopped):
                 raise StoppedBySignal(f"{run.name}: the same command resumes from step {event.step:,}")
@@ -129,6 +133,8 @@ def sweep(
         configs = plan.configs() if isinstance(plan, Plan) else [normalize_if_usable(config) for config in plan]
     runs = resolve_all(configs, options.runs_dir)
     missing = [run for run in runs if not run.has_ended()]
+    for note in long_warm_ups(missing):
+        options.log(note)
     if missing and sweep_missing(missing, options, pack=pack, on_event=on_event):
         raise StoppedBySignal("the sweep was stopped; called again, it resumes")
     begun = [run.paths.csv for run in runs if run.paths.csv.exists()]

@@ -161,3 +161,23 @@ def test_no_warning_where_nothing_is_missing(tiny_config: TinyConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert bitnetctl.sweep([], OPTIONS) == []
+
+
+def test_long_warm_ups_are_logged_of_what_is_to_be_trained(tiny_config: TinyConfig) -> None:
+    logged: list[str] = []
+    options = bitnetctl.TrainOptions(device="cpu", log=logged.append)
+    config = tiny_config(steps=4, schedule__warmup_steps=3)
+    note = "note: {} warms up for 3 of 4 steps; lower schedule.warmup_steps"
+    bitnetctl.train(config, options)
+    assert logged[0] == note.format(config.run_name)
+    logged.clear()
+    other = config.model_copy(update={"seed": 1})
+    longer = tiny_config(steps=4, schedule__warmup_steps=4)
+    bitnetctl.sweep([config, other, longer, tiny_config(steps=4, schedule__warmup_steps=2)], options)
+    assert [line for line in logged if line.startswith("note: ")] == [
+        note.format(other.run_name),
+        note.format(longer.run_name).replace("3 of 4", "4 of 4"),
+    ]
+    logged.clear()
+    bitnetctl.train(config, options)
+    assert logged == []

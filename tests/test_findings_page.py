@@ -10,6 +10,13 @@ from benchmarks import findings
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / findings.PAGE).read_text(encoding="utf-8")
+QUESTIONS = "| | question | answer | verdict on the claim | effect | seeds |\n|---|---|---|---|---|---|\n"
+CLAIMS = "| claim | what it says | made by | verdict | effect | seeds |\n|---|---|---|---|---|---|\n"
+ROW = "| 3 | is it? | no | refuted | none | 6 |"
+LISTED = "```bash\nbitnetctl verify runs/reference/origin-h256    # 3\n```"
+FIGURE = (
+    "![two curves](findings/quick.svg)\n<!-- bitnetctl analyze runs/reference/a --figure docs/findings/quick.svg -->"
+)
 SETS = sorted(path for path in (ROOT / "runs" / "reference").iterdir() if path.is_dir())
 
 
@@ -32,16 +39,17 @@ def test_the_page_is_what_its_commands_print(checkout: Path) -> None:
 def test_another_value_on_the_page_is_found(checkout: Path) -> None:
     command = "bitnetctl verify runs/reference/origin-h256"
     row = "| 3 | is it? | no | refuted | {} | 6 |\n"
-    page = f"{row}{{}}```console\n$ {command} | sed -n '/^VERDICT/p'\n{{}}\n```\n```bash\n{command}  # 3\n```\n"
+    block = f"```console\n$ {command} | sed -n '/^VERDICT/p'\n{{}}\n```\n"
+    page = f"{QUESTIONS}{row}\n{{}}{block}```bash\n{command}  # 3\n```\n"
     found = "h256: 0 of 6 runs pass, held-out loss 5.80; h256: 6 of 6 runs pass, held-out loss 5.67"
     verdict = "VERDICT  REFUTED (exit 1): the strictest of 2 arms: baseline refuted,"
     right = page.format(found, "", verdict)
     assert findings.made_again(page.format("h256: 6 of 6", "", "VERDICT  SUPPORTED")) == right
     wide = right.replace("$ bitnetctl", "$ COLUMNS=120 bitnetctl")
     assert findings.made_again(wide) == wide.replace(verdict, f"{verdict} decoupled-decay supported")
-    claim = "| `ternary-cause` | {} | this bench | {} | {} | 6 |\n"
+    claim = f"{CLAIMS}| `ternary-cause` | {{}} | this bench | {{}} | {{}} | 6 |\n"
     again = findings.made_again(claim.format("", "supported", "none"))
-    assert again.startswith("| `ternary-cause` | Ternary weights cause the collapse: ")
+    assert again.startswith(f"{CLAIMS}| `ternary-cause` | Ternary weights cause the collapse: ")
     assert " | this bench | refuted | share of the run" in again
 
 
@@ -55,19 +63,90 @@ def test_every_row_of_the_page_has_its_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", ["| 3a | is it? | no | refuted | none | 6 |", "| 3 | is it? | refuted | none | 6 |"]
+    "row",
+    [
+        "| 3a | is it? | no | refuted | none | 6 |",
+        "| 3 | is it? | refuted | none | 6 |",
+        "| **3** | is it? | no | refuted | none | 6 |",
+        " | 3 | is it? | no | refuted | none | 6 |",
+        "| 3 | is it? | no | refuted | none | 6 | ",
+        "3 | is it? | no | refuted | none | 6",
+        "| `ternary-cause` | is it? | no | refuted | none | 6 |",
+        "supported",
+    ],
 )
-def test_a_row_that_would_be_passed_over_is_an_error(changed: str) -> None:
-    with pytest.raises(ValueError, match="has not six cells"):
-        findings.made_again(f"{changed}\n")
+def test_a_row_of_another_form_is_an_error(row: str) -> None:
+    message = rf"findings\.md:4: expected \| NUMBER \| and five more cells: {re.escape(row)}$"
+    with pytest.raises(ValueError, match=message):
+        findings.made_again(f"{QUESTIONS}{ROW}\n{row}\n\n{LISTED}\n")
+    with pytest.raises(ValueError, match=r"findings\.md:3: expected \| `NAME` \| and five more cells: \| \*\*`"):
+        findings.made_again(f"{CLAIMS}| **`ternary-cause`** | it | us | supported | none | 6 |\n")
+
+
+PASSED_OVER = {
+    "head of other words": (f"{QUESTIONS.replace('question', 'asked')}{ROW}\n", "1: a row is in no table .*asked"),
+    "indented head": (f" {QUESTIONS}{ROW}\n", r"1: a row is in no table that begins with \| \| question \|"),
+    "row after its table": (f"{QUESTIONS}{ROW}\n\n{ROW}\n{LISTED}\n", "5: a row is in no table"),
+    "row in a quotation": (f"> {ROW}\n", "1: a row is in no table"),
+    "table in HTML": ("<tr><td>3</td><td>supported</td></tr>\n", "1: a row is in no table"),
+    "row without a command": (f"{QUESTIONS}{ROW}\n", "3: no command in a block of ```bash has # 3: .*is it"),
+    "command without a row": (f"text\n\n{LISTED}\n", "4: no row of a table has the number 3: bitnetctl verify"),
+    "row twice": (f"{QUESTIONS}{ROW}\n{ROW}\n\n{LISTED}\n", "4: 3 is in line 3 already: "),
+    "command twice": (f"{QUESTIONS}{ROW}\n\n{LISTED}\n{LISTED}\n", "9: 3 is in line 6 already: bitnetctl"),
+    "command without a number": ("```bash\nbitnetctl verify runs\n```\n", "2: expected `bitnetctl verify …  # NUM"),
+    "other command": ("```bash\nbitnetctl analyze runs  # 3\n```\n", "2: expected `bitnetctl verify …  # NUMBER`"),
+    "figure without a command": (FIGURE.splitlines()[0], r"1: expected !\[…\]\(findings/NAME.svg\), .*two curves"),
+    "figure and text": (f"Here: {FIGURE}\n", "1: expected !.*: Here: "),
+    "two figures": (f"{FIGURE.splitlines()[0]}\n{FIGURE}\n", "1: expected !"),
+    "figure of another name": (FIGURE.replace("(findings/quick", "(findings/other"), r"1: expected !.*other\.svg"),
+    "figure in HTML": ("<img src='findings/quick.svg'>\n", "1: expected !"),
+    "command without a figure": (FIGURE.splitlines()[1], "1: expected !.*: <!-- bitnetctl analyze"),
+    "figure of another command": (FIGURE.replace("analyze", "verify"), "1: expected !"),
+    "output without a command": (
+        "```console\nVERDICT  SUPPORTED\n```\n",
+        r"2: expected `\$ .*: VERDICT  SUPPORTED",
+    ),
+    "indented command": ("```console\n $ bitnetctl analyze runs\n```\n", r"2: expected `\$ "),
+    "command of another program": ("```console\n$ ls\n```\n", r"2: expected `\$ .*: \$ ls"),
+    "command outside": (" $ bitnetctl analyze runs\n", "1: a command is in no block"),
+    "indented block": (" ```console\n $ bitnetctl analyze runs\n ```\n", "1: a block begins with ```console or"),
+    "block of another kind": ("```text\nVERDICT  SUPPORTED\n```\n", "1: a block begins with ```console or ```bash"),
+    "block with an indented end": ("```console\n$ bitnetctl plans\n ```\n", "3: .* ends with ```"),
+    "block without an end": ("```console\n$ bitnetctl plans\n", "its last block does not end with ```"),
+}
+
+
+@pytest.mark.parametrize(("page", "message"), PASSED_OVER.values(), ids=PASSED_OVER)
+def test_what_would_be_passed_over_is_an_error(page: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^docs/findings\.md: ?{message}"):
+        findings.made_again(page)
+
+
+def test_every_row_of_the_page_that_is_changed_is_found() -> None:
+    lines = PAGE.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\| (\d+|`[a-z0-9-]+`) \|", line):
+            for changed in (
+                f" {line}",
+                line.replace("| ", "| **", 1),
+                line.rpartition("|")[0],
+                f"{line} |",
+                f"> {line}",
+            ):
+                with pytest.raises(ValueError, match=f":{number + 1}: expected "):
+                    findings.made_again("\n".join([*lines[:number], changed, *lines[number + 1 :]]))
+
+
+def test_a_command_of_the_page_that_is_removed_is_found() -> None:
+    command = next(line for line in PAGE.splitlines() if line.endswith("# 15"))
+    with pytest.raises(ValueError, match=r"^docs/findings\.md:\d+: no command in a block of ```bash has # 15: \| 15 "):
+        findings.made_again(PAGE.replace(f"{command}\n", ""))
 
 
 def test_a_command_that_fails_or_prints_nothing_is_an_error(checkout: Path) -> None:
     for command in ("verify no/such/folder", "analyze runs/reference/origin-h256 | sed -n '/^nothing/p'"):
         with pytest.raises(ValueError, match=r"ended with \d and printed [01] characters"):
             findings.made_again(f"```console\n$ bitnetctl {command}\n```\n")
-    with pytest.raises(ValueError, match="in no block"):
-        findings.made_again(" ```console\n $ bitnetctl analyze runs/reference/origin-h256\n ```\n")
 
 
 @pytest.mark.parametrize(("command", "figure"), findings.FIGURE.findall(PAGE))

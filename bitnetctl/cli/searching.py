@@ -14,7 +14,7 @@ from bitnetctl.cli.training import PlanCost, plan_cost, train_missing
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.search import Rung, Search, Trial, best_first, final_mean, load_search
-from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
+from bitnetctl.trainer.resolved import ResolvedRun, long_warm_ups, resolve_all
 from bitnetctl.units import duration, plural
 
 NEW_SEEDS = 6
@@ -65,7 +65,7 @@ def run_search(
     chosen = load_search(name, changes)
     trials = chosen.all_trials()
     rungs = chosen.rungs(len(trials))
-    _note_long_warm_up(chosen, trials, rungs[0])
+    _note_long_warm_ups(chosen, trials, rungs[0], runs_dir)
     if dry_run:
         return _show_rungs(chosen, trials, rungs, runs_dir, options, as_json=as_json)
     found = Found(search=chosen, trials=trials, values={trial: [] for trial in trials})
@@ -99,17 +99,16 @@ def run_search(
     return ExitCode.SUPPORTED
 
 
-def _note_long_warm_up(search: Search, trials: Sequence[Trial], rung: Rung) -> None:
-    """Print a note on the first trial that warms up for more than half of its training in a rung."""
-    for trial in trials:
-        config = search.configs(trial, rung.tokens)[0]
-        warmup = config.schedule.warmup_steps
-        if 2 * warmup > config.steps:
-            print_message(
-                f"note: trial {trial.number} ({trial.label}) warms up for {warmup:,} of its {config.steps:,} steps in "
-                f'rung {rung.number + 1}; a share follows the steps: overrides = ["schedule.warmup_steps=2%"]'
-            )
-            return
+def _note_long_warm_ups(search: Search, trials: Sequence[Trial], rung: Rung, runs_dir: Path) -> None:
+    """Say of the trials of a rung which warm up for more than half of their steps."""
+    named = [
+        (run, f"rung {rung.number + 1}: trial {trial.number} ({trial.label})")
+        for trial, runs in _runs(search, trials[: rung.trials], rung, runs_dir).items()
+        for run in runs
+    ]
+    remedy = 'a share follows the steps: overrides = ["schedule.warmup_steps=2%"]'
+    for note in long_warm_ups([run for run, _ in named], [name for _, name in named], remedy):
+        print_message(note)
 
 
 def _values(search: Search, runs_of: Mapping[Trial, Sequence[ResolvedRun]], rung: Rung) -> dict[Trial, float]:

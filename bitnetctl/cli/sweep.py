@@ -10,14 +10,16 @@ import typer
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, parse_pack, print_json, print_message, stdout
 from bitnetctl.cli.searching import refuse_options, run_search
-from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.cli.training import note_long_warm_ups, show_plan, train_missing
 from bitnetctl.config import RunConfig, refuse_contradiction
 from bitnetctl.errors import ConfigError, ExitCode, RecordError, WorkersError
 from bitnetctl.records import read_manifest
 from bitnetctl.records.status import final_row
 from bitnetctl.signals import StopRequest
-from bitnetctl.sweeps.plan import make_plan, parse_grid, plan_configs, varied_fields
+from bitnetctl.sweeps.plan import load_plan, make_plan, parse_grid, plan_configs, varied_fields
 from bitnetctl.trainer.resolved import ResolvedRun, resolve_all
+
+_EVAL_EVERY = "probe.eval_every_steps"
 
 
 def sweep(
@@ -92,8 +94,8 @@ def sweep(
             "samples": samples,
         }
         for text in overrides or ():
-            refuse_contradiction(text, {"probe.eval_every_steps": eval_every})
-        evaluations = [] if eval_every is None else [f"probe.eval_every_steps={eval_every}"]
+            refuse_contradiction(text, {_EVAL_EVERY: eval_every})
+        evaluations = [] if eval_every is None else [f"{_EVAL_EVERY}={eval_every}"]
         every_run = {
             "recipe": recipe,
             "seeds": options.chosen_seeds(seeds, seed),
@@ -108,18 +110,26 @@ def sweep(
 
             runs, workers = read_work(configs_file, runs_dir)
         else:
+            of_grid = parse_grid(grid) if grid else None
+            if eval_every is not None:
+                _refuse_beside_grid(eval_every, plan, of_grid or {})
             configs = _plan_configs(
                 plan,
                 arms,
                 baseline=not no_baseline,
                 sizes=options.chosen_sizes(sizes),
                 steps=steps,
-                grid=parse_grid(grid) if grid else None,
+                grid=of_grid,
                 **every_run,
             )
             runs = resolve_all(configs, runs_dir)
         if dry_run:
-            return show_plan(runs, device, training["pack"], as_json)
+            code = show_plan(runs, device, training["pack"], as_json)
+            note_long_warm_ups(runs)
+            return code
+        # of the runs of a worker its parent has said it
+        if configs_file is None:
+            note_long_warm_ups(runs)
         try:
             stopped = train_missing(runs, stop, workers=workers, **training)
         except WorkersError:
@@ -166,6 +176,13 @@ def _row(run: ResolvedRun) -> dict[str, Any]:
     status, message = ("missing", None) if manifest is None else (manifest.status, manifest.message)
     at_fault = manifest is not None and manifest.is_fault_of_plugin
     return {**row, "status": status, "message": message, "is_fault_of_plugin": at_fault, "final": final}
+
+
+def _refuse_beside_grid(eval_every: int, plan: str | None, grid: Mapping[str, Any]) -> None:
+    """Raise ConfigError for --eval-every where a grid, given or that of the plan, has values of the same field."""
+    for source, fields in (("--grid", grid), (f"the grid of plan {plan}:", load_plan(plan, {}).grid if plan else {})):
+        if _EVAL_EVERY in fields:
+            raise ConfigError(f"--eval-every {eval_every}: no effect beside {source} {_EVAL_EVERY}; take one of them")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

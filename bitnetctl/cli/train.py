@@ -8,7 +8,7 @@ import typer
 
 from bitnetctl.cli import options
 from bitnetctl.cli.options import parse_on_divergence, print_json, print_lines, print_message, stdout
-from bitnetctl.cli.training import note_other_runs, reporting
+from bitnetctl.cli.training import note_long_warm_ups, note_other_runs, reporting
 from bitnetctl.config import build_config, parse_arm, parse_config
 from bitnetctl.config.load import config_text
 from bitnetctl.errors import BitnetctlError, ConfigError, ExitCode, PluginError, StoppedBySignal
@@ -89,7 +89,9 @@ def train(
         if dry_run:
             if run.problem is not None:
                 raise PluginError(run.problem)
-            return _dry_run(run, device, as_json)
+            code = _dry_run(run, device, as_json)
+            note_long_warm_ups([run])
+            return code
         note_other_runs([run])
         when_diverged = parse_on_divergence(on_divergence)
         job = slurm_job() if requeue else None

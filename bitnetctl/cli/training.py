@@ -11,7 +11,7 @@ from bitnetctl.files import cache_folder, is_cache_temporary
 from bitnetctl.signals import StopRequest
 from bitnetctl.sweeps.executors.slurm import requeue_job, slurm_job
 from bitnetctl.trainer.options import TrainOptions
-from bitnetctl.trainer.resolved import ResolvedRun, other_code
+from bitnetctl.trainer.resolved import ResolvedRun, long_warm_ups, other_code
 from bitnetctl.units import duration, gibibytes, listed, plural
 
 if TYPE_CHECKING:
@@ -112,6 +112,12 @@ def note_other_runs(runs: Sequence[ResolvedRun]) -> None:
         ended_runs = f"{plural(len(of_arm), 'run')} ended with other code of {listed(plugins)}"
         which = f"of {of_arm[0].name}{' and the others' if len(of_arm) > 1 else ''}"
         print_message(f"{arm}: {ended_runs}; to train anew, remove CSV and folder {which}")
+
+
+def note_long_warm_ups(runs: Sequence[ResolvedRun]) -> None:
+    """Say of runs to be trained which warm up for more than half of their steps."""
+    for note in long_warm_ups(runs):
+        print_message(note)
 
 
 @dataclass(frozen=True, kw_only=True)

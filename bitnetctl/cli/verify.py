@@ -15,7 +15,7 @@ from bitnetctl.cli.inputs import Given, given_runs
 from bitnetctl.cli.judging import PlanRequest
 from bitnetctl.cli.options import parse_pack, print_message
 from bitnetctl.cli.requested import find_arm, refuse_faults_of_plugins, runs_of_arm_hinted
-from bitnetctl.cli.training import show_plan, train_missing
+from bitnetctl.cli.training import note_long_warm_ups, show_plan, train_missing
 from bitnetctl.config import BASELINE, InterventionSpec, RunConfig
 from bitnetctl.errors import ConfigError, ExitCode
 from bitnetctl.records import Run
@@ -146,9 +146,11 @@ def verify(
     if dry_run:
         code = show_plan(planned, device, pack_size, as_json)
         subject.note_too_few_seeds(planned)
+        note_long_warm_ups(planned)
         return code
     if not no_train:
         subject.note_too_few_seeds(planned)
+        note_long_warm_ups(planned)
         with StopRequest() as stop:
             if train_missing(
                 planned,

@@ -1,7 +1,7 @@
 """Export a run to one safetensors file that any program can read: masters, codes, scales, and what explains them.
 
     NAME               fp32 masters, and all that is not quantized, by the names of `transformers`
-    codes/NAME         int8 [O, I]: -1, 0 or 1, of a matrix
+    codes/NAME         int8 [O, I]: -1, 0 or 1, of a matrix; at λ 0 there are none, and no scales
     scale/NAME         fp32 [O, G]: of a row, or of G groups of its inputs; codes · scale are multiplied at λ 1
     metadata           texts: format, run, step, config (JSON), quantization (λ), context_length, end_of_text,
                        tokenizer (a tokenizer.json) and tokenizer_sha256
@@ -30,7 +30,6 @@ from bitnetctl.formats.targets import require_free_file
 from bitnetctl.inference.trained import TrainedRun
 
 FORMAT = "bitnetctl-plain-1"
-FORM = "masters and codes"
 
 _CODES, _SCALE = "codes/", "scale/"
 
@@ -72,7 +71,8 @@ def export_safetensors(
         log(f"{file}: {temporary.stat().st_size / 1e6:.1f} MB")
         checks = (_read_back(run, temporary, quantized),) if check else ()
         require_free_file(file, _is_own, replace=replace)
-    return Exported(path=file, form=FORM, is_checked=check, checks=checks)
+    form = "masters and codes" if quantized else "masters"
+    return Exported(path=file, form=form, is_checked=check, checks=checks)
 
 
 def _public_config(run: TrainedRun) -> dict[str, Any]:

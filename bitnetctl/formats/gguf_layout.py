@@ -6,6 +6,7 @@ tensor `.scale` of one value that its product is multiplied by.
 Shapes: O×I a matrix, G groups of inputs with a scale each, B blocks of inputs.
 """
 
+import math
 import re
 from typing import Literal, TypeAlias, get_args
 
@@ -75,21 +76,33 @@ def require_expressible(run: TrainedRun, gguf_type: GgufType) -> None:
     require_special_end(run)
     model = run.config.model
     if gguf_type in TERNARY_TYPES:
-        for what, inputs in (("hidden size", model.hidden_size), ("feed-forward width", model.intermediate_size)):
-            if inputs % BLOCK:
-                raise ConfigError(
-                    f"{run.name}: its {what} is {inputs}, and {gguf_type} has blocks of {BLOCK} weights of a row; take "
-                    "--outtype F16 or F32, or train with --recipe portable"
-                )
+        _require_whole_blocks(run, gguf_type)
     if run.quant_lambda == 1.0:
         for name, (codes_OI, scale_OG) in run.quantized().items():
             try:
                 scale_layout(codes_OI, scale_OG, gguf_type)
             except ValueError as error:
+                # the largest groups that rows of all matrices are made of; of ternary types they are blocks
+                size = math.gcd(BLOCK, model.hidden_size, model.intermediate_size)
                 raise ConfigError(
                     f"{run.name}: {run.config.arm}: {name}: {error}; train with "
-                    f"group-scale:size={BLOCK},half=true, or take --outtype F32"
+                    f"group-scale:size={size},half=true, or take --outtype F32"
                 ) from error
+
+
+def _require_whole_blocks(run: TrainedRun, gguf_type: GgufType) -> None:
+    """Raise ConfigError for rows that are not made of whole blocks of a ternary type."""
+    model = run.config.model
+    widths = {"hidden size": model.hidden_size, "feed-forward width": model.intermediate_size}
+    wrong = [f"{what} is {inputs}" for what, inputs in widths.items() if inputs % BLOCK]
+    if wrong:
+        needed = [f"a --size that is a multiple of {BLOCK}"] if model.hidden_size % BLOCK else []
+        if not model.intermediate_ratio.is_integer():
+            needed.append("a model.intermediate_ratio that is a whole number")
+        raise ConfigError(
+            f"{run.name}: its {' and its '.join(wrong)}, and {gguf_type} has blocks of {BLOCK} weights of a row; take "
+            f"--outtype F16 or F32, or train with {' and '.join(needed)}"
+        )
 
 
 def _require_graph(run: TrainedRun) -> None:

@@ -10,6 +10,7 @@ from bitnetctl.formats.hf_config import HfForm
 from bitnetctl.formats.stated import without_folders
 from bitnetctl.inference.run_health import health_at_step
 from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.plugins import registry
 from bitnetctl.records.collapse import CollapseTracker, Health
 from bitnetctl.records.metrics import finite_value
 from bitnetctl.records.samples import read_samples
@@ -20,9 +21,7 @@ _HEADER = """---
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- bitnet
-- b1.58
-- ternary
+- bitnet{ternary}
 - bitnetctl
 # license: to be stated by whoever publishes this, for the weights and the text they were trained on
 ---
@@ -60,7 +59,7 @@ def model_card(run: TrainedRun, form: HfForm, checks: Sequence[str]) -> str:
     """Return the text of README.md; `checks` are the lines of the self-check, none where it was not done."""
     health = health_at_step(run)
     parts = [
-        _HEADER,
+        _HEADER.format(ternary="" if form == "plain" else "\n- b1.58\n- ternary"),
         f"# {markdown_text(run.name)}\n",
         *_warning(health.collapse),
         _what(run, form),
@@ -68,7 +67,7 @@ def model_card(run: TrainedRun, form: HfForm, checks: Sequence[str]) -> str:
     ]
     parts.append(f"## Measured\n\n{_health(health.collapse)} {_NOT_JUDGED}\n")
     if health.row:
-        parts.append(_table((*_measures(health.row), *_of_text(run))))
+        parts.append(_table((*_measures(health.row, form), *_of_text(run))))
     parts.append(f"## This export\n\nIt holds {_FORMS[form]}.\n")
     parts.append(_checked(checks))
     parts.append(_USE.format(new_tokens=min(50, max(1, run.context_length // 2))))
@@ -86,15 +85,25 @@ def _warning(collapse: CollapseTracker) -> Iterator[str]:
 
 
 def _what(run: TrainedRun, form: HfForm) -> str:
-    kind = "full-precision twin of a BitNet b1.58 model" if form == "plain" else "BitNet b1.58 language model"
-    numbers = (
-        "" if form == "plain" else ", with ternary weights and int8 activations in every linear layer but the head"
-    )
+    kind = "BitNet b1.58 language model"
+    numbers = ", with ternary weights and int8 activations in every linear layer but the head"
+    if form == "plain" and _becomes_ternary(run):
+        when = f"at step {run.step:,} of {run.config.steps:,}"
+        numbers = f" of the arm {markdown_text(run.config.arm)}, exported {when}, while it is still at full precision"
+    elif form == "plain":
+        kind, numbers = "full-precision twin of a BitNet b1.58 model", ""
     origin = "Imported into" if run.manifest.imported else "Trained by"
     return (
         f"A {kind} of {run.model.num_parameters:,} parameters{numbers}. {origin} bitnetctl; exported by version "
         f"{__version__}.\n"
     )
+
+
+def _becomes_ternary(run: TrainedRun) -> bool:
+    """Whether λ at the end of a run is above 0, by its interventions."""
+    composition, base = registry.compose(run.config.interventions), run.config.model.quantization
+    # of all steps in order, as in training: an intervention may keep state
+    return composition.schedule("quantization", lambda step: base, run.config.steps)[-1] > 0
 
 
 def _settings(run: TrainedRun) -> Iterator[tuple[str, str]]:
@@ -137,7 +146,7 @@ def _health(collapse: CollapseTracker) -> str:
     return "Whether the run collapsed is unknown: no evaluation after the warm-up tells."
 
 
-def _measures(row: Row) -> Iterator[tuple[str, str]]:
+def _measures(row: Row, form: HfForm) -> Iterator[tuple[str, str]]:
     def value(name: str, spec: str) -> str:
         return format_value(finite_value(row, name), spec)
 
@@ -148,7 +157,8 @@ def _measures(row: Row) -> Iterator[tuple[str, str]]:
     yield "loss of a unigram predictor", value("UnigramLoss", ".4f")
     yield "loss of a bigram predictor", value("BigramLoss", ".4f")
     yield "distinct predictions", f"{value('UniquePredictions', ',.0f')} (targets: {value('UniqueTargets', ',.0f')})"
-    yield "ternary weights that are 0", value("ZeroFraction", ".1%")
+    if form != "plain":
+        yield "ternary weights that are 0", value("ZeroFraction", ".1%")
 
 
 def _of_text(run: TrainedRun) -> Iterator[tuple[str, str]]:

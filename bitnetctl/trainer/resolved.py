@@ -117,6 +117,27 @@ def resolve_all(configs: Sequence[RunConfig], runs_dir: Path) -> list[ResolvedRu
     ]
 
 
+def long_warm_ups(
+    runs: Sequence[ResolvedRun], names: Sequence[str] | None = None, remedy: str = "lower schedule.warmup_steps"
+) -> list[str]:
+    """Return a note for each warm-up of more than half of the steps, and these steps, of runs that have not ended.
+
+    `names` says what each run is called in it, by default its name; several runs may have one.
+    """
+    long: dict[tuple[int, int], list[str]] = {}
+    for run, name in zip(runs, names or [run.name for run in runs], strict=True):
+        warmup, steps = run.effective.schedule.warmup_steps, run.effective.steps
+        # the files of thousands of runs are looked at only where there is something to say
+        if 2 * warmup > steps and not run.has_ended():
+            long.setdefault((warmup, steps), []).append(name)
+    notes: list[str] = []
+    for (warmup, steps), of_both in long.items():
+        first, *others = dict.fromkeys(of_both)
+        whose = f"{first} and {len(others):,} more warm" if others else f"{first} warms"
+        notes.append(f"note: {whose} up for {warmup:,} of {steps:,} steps; {remedy}")
+    return notes
+
+
 def other_code(run: ResolvedRun) -> list[str]:
     """Return the plug-ins of a run that has ended whose code is not what it was trained with, as far as is known."""
     if not run.config.interventions or run.problem is not None:

@@ -129,7 +129,7 @@ def test_a_failed_check(given: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         ("--masters: is an option of --to hf", ["--to", "safetensors", "--masters"]),
         ("--outtype: is an option of --to gguf", ["--to", "hf", "--outtype", "F16"]),
         ("--outtype 'Q4_0' is not known; take TQ2_0", ["--to", "gguf", "--outtype", "Q4_0"]),
-        ("portable: its hidden size is 32, and TQ2_0 has blocks of 256", ["--to", "gguf"]),
+        ("portable: its hidden size is 32 and its feed-forward width is 96, and TQ2_0 has ", ["--to", "gguf"]),
         ("has weights of step 4, not 3", ["--to", "hf", "--step", "3"]),
         ("Missing option '--to'", []),
     ],

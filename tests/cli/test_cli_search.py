@@ -230,7 +230,7 @@ def test_a_warm_up_of_most_of_a_training_is_noted(tiny_text: Path) -> None:
     assert "note: " not in search(file, "--dry-run").err
     noted = search(file, "--dry-run", "--set", "schedule.warmup_steps=3").err.splitlines()
     assert [line for line in noted if line.startswith("note: ")] == [
-        "note: trial 0 (as the recipe) warms up for 3 of its 4 steps in rung 1; a share follows the steps: "
+        "note: rung 1: trial 0 (as the recipe) and 1 more warm up for 3 of 4 steps; a share follows the steps: "
         'overrides = ["schedule.warmup_steps=2%"]'
     ]
 

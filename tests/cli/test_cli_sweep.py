@@ -113,6 +113,21 @@ def test_a_mistake_in_a_plan_is_one_line_and_creates_nothing(mistake: str) -> No
     assert not RUNS.exists()
 
 
+def test_eval_every_beside_a_grid_of_it_is_named() -> None:
+    Path("plan.toml").write_text('recipe = "quick"\n[grid.probe]\neval_every_steps = [10, 5]\n', encoding="utf-8")
+    message = "error: --eval-every 5: no effect beside {} probe.eval_every_steps; take one of them\n"
+    done = call("sweep", "--recipe", "quick", "--eval-every", "5", "--grid", "probe.eval_every_steps=10,5", "--dry-run")
+    assert (done.code, done.err) == (ExitCode.USAGE, message.format("--grid"))
+    done = call("sweep", "--plan", "plan.toml", "--eval-every", "5", "--dry-run")
+    assert (done.code, done.err) == (ExitCode.USAGE, message.format("the grid of plan plan.toml:"))
+    # an override is named as one
+    sets = ["--set", "probe.eval_every_steps=5"]
+    done = call("sweep", "--plan", "plan.toml", *sets, "--dry-run")
+    assert done.err.startswith(
+        "error: plan plan.toml: overrides: probe.eval_every_steps=5: no effect beside the values"
+    )
+
+
 # what would be done
 
 
@@ -187,6 +202,15 @@ def test_a_dry_run_makes_packs_that_fit_the_memory(
     monkeypatch.setattr(packing, "memory_available", lambda device: int(free * one))
     (shape,) = sweep_command("--dry-run", "--json", "--seeds", "5").json["shapes"]
     assert (shape["packs"], shape["runs_in_a_pack"]) == (packs, together)
+
+
+def test_a_long_warm_up_is_noted_once(sweep_command: Sweep) -> None:
+    arguments = ["--seeds", "2", "--set", "schedule.warmup_steps=5"]
+    [note] = sweep_command(*arguments, "--dry-run").err.splitlines()
+    rest = r"and 1 more warm up for 5 of 8 steps; lower schedule\.warmup_steps"
+    assert re.fullmatch(rf"note: h16-8-baseline-s0-\w+ {rest}", note)
+    assert [line for line in sweep_command(*arguments).err.splitlines() if "warm" in line] == [note]
+    assert sweep_command(*arguments).err == ALL_THERE.format(2)
 
 
 def test_a_dry_run_counts_finished_runs(sweep_command: Sweep) -> None:

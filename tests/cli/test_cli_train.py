@@ -26,6 +26,10 @@ def name_of(arguments: list[str]) -> str:
     return build_config("quick", size=32, steps=20, overrides=sets).run_name
 
 
+def long_warm_up(name: str) -> str:
+    return f"note: {name} warms up for 100 of 20 steps; lower schedule.warmup_steps"
+
+
 class Trained(NamedTuple):
     """The first training of the module, and the command for it."""
 
@@ -48,7 +52,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, shared_ca
 def test_training_leaves_a_csv_a_manifest_and_weights(trained: Trained) -> None:
     csv = trained.runs_dir / f"{trained.name}.csv"
     assert (trained.done.code, trained.done.out) == (ExitCode.SUPPORTED, f"{csv}\n")
-    lines = trained.done.err.splitlines()
+    note, *lines = trained.done.err.splitlines()
+    assert note == long_warm_up(trained.name)
     assert lines[0].startswith(f"{trained.name}: 20 steps, 29,696 parameters on cpu")
     assert [line.split()[2] for line in lines[1:-1]] == ["1/20", "10/20", "20/20"]
     assert lines[-1].startswith(f"{trained.name}: finished")
@@ -110,7 +115,8 @@ def test_a_dry_run_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = training(tmp_path / "not-yet.txt", "--runs-dir", tmp_path / "runs", "--dry-run")
     done = call(*arguments)
-    assert (done.code, done.err) == (ExitCode.SUPPORTED, "")
+    assert (done.code, done.err) == (ExitCode.SUPPORTED, f"{long_warm_up(name_of(arguments))}\n")
+    assert call(*arguments, "--set", "schedule.warmup_steps=10").err == ""
     assert listing(tmp_path) == []
     for fragment in (
         name_of(arguments),

@@ -168,6 +168,7 @@ def test_verify_dry_run_creates_nothing(tmp_path: Path) -> None:
 
 def test_verify_dry_run_counts_no_damaged_run(tiny_text: Path) -> None:
     arguments = ["verify", *quick_run(tiny_text), "--sizes", "32", "--steps", "20", "--seeds", "5", "--dry-run"]
+    arguments += ["--set", "schedule.warmup_steps=10"]
     sets = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
     bad = build_config("quick", size=32, steps=20, seed=1, overrides=sets).run_name
     path = RUNS / bad / "run.json"
@@ -309,6 +310,18 @@ def test_a_trial_of_another_length_in_the_folder_does_not_stand_in_the_way(tmp_p
     ],
 )
 def test_too_few_seeds_are_said_before_they_are_trained(seeds: str, arms: list[str], said: str) -> None:
-    done = call("verify", "--recipe", "quick", "--steps", "20", "--seeds", seeds, *arms, "--dry-run")
+    options = ["--recipe", "quick", "--steps", "20", "--set", "schedule.warmup_steps=10", "--seeds", seeds]
+    done = call("verify", *options, *arms, "--dry-run")
     assert done.code == ExitCode.SUPPORTED
     assert said in done.err if said else done.err == ""
+
+
+def test_a_long_warm_up_of_runs_to_train_is_said(tiny_text: Path) -> None:
+    arguments = ["verify", *quick_run(tiny_text), "--criteria", "origin", "--sizes", "32", "--steps", "20"]
+    [note] = call(*arguments, "--dry-run").err.splitlines()
+    assert re.fullmatch(
+        r"note: h32-20-baseline-s0-\w+ warms up for 100 of 20 steps; lower schedule\.warmup_steps", note
+    )
+    assert "note: " not in call(*arguments, "--no-train").err
+    assert call(*arguments).err.splitlines()[0] == note
+    assert call(*arguments).err == ALL_THERE.format(1)

@@ -1,5 +1,6 @@
 """The model card: values of manifest and CSV, and a collapsed model says so first."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from samples import SAMPLES
 from synthetic import LEVELS, two_stages, write_csv
 
+from bitnetctl.config import parse_arm
 from bitnetctl.formats.hf_card import model_card
 from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.plugins import registry
 from bitnetctl.records import RunPaths
 from bitnetctl.records.manifest import ImportedModel
 from bitnetctl.records.samples import write_samples
@@ -83,6 +86,38 @@ def test_a_collapsed_model_says_so_first(
     unique: list[int], columns: dict[str, float], first: str, run: TrainedRun
 ) -> None:
     assert body(measured(run, unique, **columns))[0].startswith(first)
+
+
+ZEROS = "ternary weights that are 0"
+
+
+def test_a_run_that_is_not_ternary_yet(run: TrainedRun) -> None:
+    config = run.config.model_copy(
+        update={"steps": 40_000, "interventions": parse_arm("fp-first:fraction=0.6")},
+    )
+    before = replace(run, config=config, quant_lambda=0.0)
+    write_csv(run.paths.csv, two_stages([4000, 900, 900], **LEVELS, ZeroFraction=0.3))
+    card = model_card(before, "plain", CHECKS)
+    assert re.fullmatch(
+        r"A BitNet b1\.58 language model of [\d,]+ parameters of the arm fp-first:fraction=0\.6, exported at step "
+        r"20,000 of 40,000, while it is still at full precision\. Trained by .*",
+        body(card)[0],
+    )
+    assert "twin" not in card
+    assert ZEROS not in card
+    assert "\n- ternary\n" not in card
+    after = model_card(replace(before, step=40_000, quant_lambda=1.0), "offline", CHECKS)
+    assert body(after)[0].startswith("A BitNet b1.58 language model of ")
+    assert "with ternary weights" in body(after)[0]
+    assert f"\n| {ZEROS} | 30.0% |\n" in after
+    assert "\n- ternary\n" in after
+
+
+@pytest.mark.parametrize("arm", ["full-precision", "fp-first:fraction=1"])
+def test_a_run_at_full_precision_throughout_is_a_twin(arm: str, run: TrainedRun) -> None:
+    config = run.config.model_copy(update={"interventions": parse_arm(arm)})
+    card = model_card(replace(run, config=registry.compose(config.interventions).configure(config)), "plain", ())
+    assert body(card)[0].startswith("A full-precision twin of a BitNet b1.58 model of ")
 
 
 def test_a_recovered_run(run: TrainedRun) -> None:

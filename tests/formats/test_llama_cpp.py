@@ -227,11 +227,15 @@ def test_llama_cpp_alone_shows_what_is_wrong(key: str, runs: Runs, monkeypatch: 
         ("wide-relu2", "TQ2_0", "llama.cpp would compute SiLU where the run has relu2"),
         ("b158", "TQ2_0", "llama.cpp would compute SiLU where the run has relu2"),
         ("capped", "F32", "does not cap logits, which the run caps at 30"),
-        ("portable", "TQ2_0", "its hidden size is 32, and TQ2_0 has blocks of 256 .* take --outtype F16 or F32"),
+        (
+            *("portable", "TQ2_0"),
+            "its hidden size is 32 and its feed-forward width is 96, and TQ2_0 has blocks of 256 weights of a row; "
+            "take --outtype F16 or F32, or train with a --size that is a multiple of 256$",
+        ),
         ("full", "TQ1_0", r"at full precision \(λ 0\), and TQ1_0 is ternary; take --outtype F32 or F16"),
         ("half", "F32", r"between full precision and ternary \(λ 0.5\)"),
         ("wide-rows", "TQ2_0", "group-scale.*: its scales are not exact in fp16, .*half=true, or take .* F32"),
-        ("groups", "F16", "group-scale.*: its scales are not exact in fp16, .*half=true, or take .* F32"),
+        ("groups", "F16", "group-scale.*: its scales are not exact in fp16, .*:size=32,half=true, or take .* F32"),
         ("wide", "Q4_0", "--outtype 'Q4_0' is not known; take TQ2_0, TQ1_0, F16, F32"),
     ],
 )
@@ -247,7 +251,15 @@ def test_what_llama_cpp_would_run_wrongly_is_refused(name: str, outtype: str, me
     [
         ({"tie_word_embeddings": False}, "takes the embeddings as head, .* train with --recipe portable"),
         ({"inner_norms": True}, "has no norms in front of the projections inside a layer"),
-        ({"intermediate_ratio": 0.5}, "its feed-forward width is 128"),
+        (
+            {"intermediate_ratio": 0.5},
+            "its feed-forward width is 128, .* train with a model.intermediate_ratio that is a whole number$",
+        ),
+        (
+            {"hidden_size": 128, "intermediate_ratio": 2.5},
+            "its hidden size is 128 and its feed-forward width is 320, .* train with a --size that is a multiple of "
+            "256 and a model.intermediate_ratio that is a whole number$",
+        ),
     ],
 )
 def test_other_models_are_refused(fields: dict[str, object], message: str, runs: Runs) -> None:

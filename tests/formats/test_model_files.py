@@ -265,6 +265,7 @@ def test_a_plain_file_holds_any_run(name: str, runs: Runs) -> None:
     assert all(
         torch.equal(*pair) for key in quantized for pair in zip(read.quantized[key], quantized[key], strict=True)
     )
+    assert exported.form == ("masters" if name == "full" else "masters and codes")
     (line,) = exported.checks
     assert line.endswith("tensors in fp32 identical, read back from the file")
     assert line.startswith("codes of 14 matrices identical") == (name != "full")
