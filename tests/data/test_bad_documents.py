@@ -98,7 +98,7 @@ def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(LFS)
     assert f"a.txt{suffix}: a Git-LFS pointer, not the text itself; run `git lfs pull`" in failure(path)
     if suffix == ".gz":
-        path.write_bytes(gzip.compress(TEXT.encode()) + b"<html>garbage")
+        path.write_bytes(gzip.compress(TEXT.encode(), mtime=0) + b"<html>garbage")
         assert "damaged gzip file: Not a gzipped file" in failure(path)
 
 
@@ -169,7 +169,7 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         ("a.txt", b"", "an empty file (0 bytes)", "download it again or remove it"),
         ("a.txt.gz", b"", "an empty file (0 bytes)", "download it again or remove it"),
         ("a.txt", b" \n\t\r\n", "no text, white space at most", "remove it"),
-        ("a.txt.gz", gzip.compress(b""), "no text, white space at most", "remove it"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "no text, white space at most", "remove it"),
         ("a.jsonl", b"\n\n", "no text, white space at most", "remove it"),
         ("a.txt", LFS, "a Git-LFS pointer, not the text itself", "run `git lfs pull`"),
         ("a.jsonl", LFS, "a Git-LFS pointer, not the text itself", "run `git lfs pull`"),
@@ -180,7 +180,7 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         ("a.txt", archive("zip"), "a zip archive (or an office document), not text", "unpack it"),
         ("a.zip", archive("zip"), "a zip archive (or an office document), not text", "unpack it"),
         ("a.tar", archive("tar"), "a tar archive, not text", "unpack it"),
-        ("a.tar.gz", gzip.compress(archive("tar")), "a tar archive, not text", "unpack it"),
+        ("a.tar.gz", gzip.compress(archive("tar"), mtime=0), "a tar archive, not text", "unpack it"),
         ("a.zst", zstd(archive("tar")), "a tar archive, not text", "unpack it"),
         (
             "a.zst",
@@ -210,12 +210,12 @@ S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><
         # rows under other names
         ("a.txt", ROWS.encode(), "JSON lines, not text", "rename it to a.jsonl"),
         ("a", ROWS.encode("utf-8-sig"), "JSON lines, not text", "rename it to a.jsonl"),
-        ("a.txt.gz", gzip.compress(ROWS.encode()), "JSON lines, not text", "rename it to a.jsonl"),
+        ("a.txt.gz", gzip.compress(ROWS.encode(), mtime=0), "JSON lines, not text", "rename it to a.jsonl"),
         ("a.txt", b'[\n {"text": "a"},\n {"text": "b"}]', "JSON array, not text", "jq -c '.[]' a.txt"),
         ("a.txt", json.dumps({"text": TEXT * 20}).encode(), "JSON lines, not text", "rename it to a.jsonl"),
         ("a.csv", b"id,text\n1,a\n", "a table, not text", "convert it to .parquet, .jsonl or .txt"),
-        ("a.tsv.gz", gzip.compress(b"id\ttext\n1\ta\n"), "a table, not text", "convert it"),
-        ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(99)), "compressed parquet file", "decompress it"),
+        ("a.tsv.gz", gzip.compress(b"id\ttext\n1\ta\n", mtime=0), "a table, not text", "convert it"),
+        ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(99), mtime=0), "compressed parquet file", "decompress it"),
         ("a.txt.gz", PAGE, "the error page of a web server, not the text itself", "download it again"),
         ("a.txt.gz", archive("zip"), "a zip archive (or an office document), not text", "unpack it"),
         ("a.txt", b"404: Not Found", "the error page of a web server, not the text itself", "download it again"),
@@ -301,7 +301,7 @@ def test_many_bad_files_are_named_together(tmp_path: Path) -> None:
 
 def test_a_fault_at_the_end_of_a_file_leaves_out_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(prose(60, seed=1).encode())[:-9])
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(prose(60, seed=1).encode(), mtime=0)[:-9])
     (tmp_path / "c.txt").write_bytes(prose(60, seed=2).encode() + b"\xe9")
     (tmp_path / "d.jsonl").write_bytes(b'{"text": null}\n' * 3 + b"\n")
     source = open_source(f"file:{tmp_path}/*", Reading(skip=True))
@@ -312,8 +312,8 @@ def test_a_fault_at_the_end_of_a_file_leaves_out_all_of_it(tmp_path: Path) -> No
 @pytest.mark.parametrize("names", [("a.gz", "b.gz"), ("b.gz", "a.gz")])
 def test_half_a_download_does_not_hide_the_whole(tmp_path: Path, names: tuple[str, str]) -> None:
     text = prose(2000)
-    (tmp_path / names[0]).write_bytes(gzip.compress(text.encode())[:-9])
-    (tmp_path / names[1]).write_bytes(gzip.compress(text.encode()))
+    (tmp_path / names[0]).write_bytes(gzip.compress(text.encode(), mtime=0)[:-9])
+    (tmp_path / names[1]).write_bytes(gzip.compress(text.encode(), mtime=0))
     source = open_source(f"file:{tmp_path}/*", Reading(skip=True))
     assert [path.name for path in source.files] == [names[1]]
     assert (source.copies, source.skipped) == (0, {"damaged gzip file": 1})

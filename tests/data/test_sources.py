@@ -60,9 +60,9 @@ def test_files_are_read_in_order_and_in_every_format(tmp_path: Path) -> None:
 
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.md").write_bytes(b"\xef\xbb\xbfplain \xc3\xa9\n")
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"zipped\n"))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"zipped\n", mtime=0))
     (tmp_path / "c.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "id": 2}\n')
-    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n', mtime=0))
     (tmp_path / "deep" / "f.txt").write_text("last")
     parquet.write_table(pyarrow.table({"text": ["four", "five"]}), tmp_path / "e.parquet")
     assert read(f"file:{tmp_path}/**/*") == [
@@ -157,7 +157,7 @@ def test_hub_errors(hub: dict[tuple[str, str | None], Any], monkeypatch: pytest.
         ("t.txt", b"abc\n" * 10 + b"\xe9t\xe9", "t.txt: not UTF-8 at byte offset 40; convert"),
         ("t.txt", b"a b c\n", "training tokens are too few for one batch of 4 x 32"),
         ("t.txt.gz", b"no gzip", "t.txt.gz: not compressed, though its name says gzip"),
-        ("t.txt.gz", gzip.compress(b"text " * 99)[:-9], "t.txt.gz: damaged gzip file"),
+        ("t.txt.gz", gzip.compress(b"text " * 99, mtime=0)[:-9], "t.txt.gz: damaged gzip file"),
         ("t.jsonl", b'{"text": "a"}\n{"t": 1}\n', 't.jsonl:2 has no "text"; its keys are t: give the row'),
         ("t.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', 't.jsonl:3: "text" is a number, no text'),
         ("t.jsonl", b'{"text": "a"}\n[1]\n', "t.jsonl:2: no text; not an object such as"),
