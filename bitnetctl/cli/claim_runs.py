@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def runs_of_claim(
-    loaded: LoadedSet, planned: Iterable[RunConfig], arms: Sequence[str], is_requested: Callable[[RunConfig], bool]
+    loaded: LoadedSet,
+    planned: Iterable[RunConfig],
+    arms: Sequence[str],
+    is_requested: Callable[[RunConfig | None], bool],
 ) -> LoadedSet:
     """Return the given runs that are among those planned, seeds apart, or, where none is, those of the arms.
 
@@ -29,10 +32,8 @@ def runs_of_claim(
     runs = [run for run in loaded.runs if run.config is not None and run.config.but_for_seed.hash in wanted]
     empty = [one for one in loaded.empty if one.config is not None and one.config.but_for_seed.hash in wanted]
     if not runs and not empty:
-        runs = [run for run in loaded.runs if run.arm in arms and (run.config is None or is_requested(run.config))]
-        empty = [
-            one for one in loaded.empty if _arm_of(one) in arms and (one.config is None or is_requested(one.config))
-        ]
+        runs = [run for run in loaded.runs if run.arm in arms and is_requested(run.config)]
+        empty = [one for one in loaded.empty if _arm_of(one) in arms and is_requested(one.config)]
     _refuse_several(runs, empty)
     return LoadedSet(runs=runs, empty=empty, unread=unread)
 

@@ -95,10 +95,10 @@ class ClaimTest:
                 planned += self.at(recipes.get(label, label), sizes=(size,), steps=steps)
         return planned
 
-    def _is_requested(self, config: RunConfig) -> bool:
-        """Whether a run is at the scale that was asked for."""
+    def _is_requested(self, config: RunConfig | None) -> bool:
+        """Whether a run is at the scale that was asked for, as far as its config is known."""
         request = self.request
-        return (
+        return config is None or (
             (request.recipe is None or config.recipe == recipe_label(request.recipe))
             and (request.sizes is None or config.model.hidden_size in request.sizes)
             and request.steps in (None, config.steps)

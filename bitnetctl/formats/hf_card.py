@@ -9,7 +9,7 @@ from bitnetctl.escape import markdown_text
 from bitnetctl.formats.hf_config import HfForm
 from bitnetctl.formats.stated import without_folders
 from bitnetctl.inference.run_health import health_at_step
-from bitnetctl.inference.trained import TrainedRun
+from bitnetctl.inference.trained import TrainedRun, lambda_schedule
 from bitnetctl.plugins import registry
 from bitnetctl.records.collapse import CollapseTracker, Health
 from bitnetctl.records.metrics import finite_value
@@ -101,9 +101,7 @@ def _what(run: TrainedRun, form: HfForm) -> str:
 
 def _becomes_ternary(run: TrainedRun) -> bool:
     """Whether λ at the end of a run is above 0, by its interventions."""
-    composition, base = registry.compose(run.config.interventions), run.config.model.quantization
-    # of all steps in order, as in training: an intervention may keep state
-    return composition.schedule("quantization", lambda step: base, run.config.steps)[-1] > 0
+    return lambda_schedule(registry.compose(run.config.interventions), run.config)[-1] > 0
 
 
 def _settings(run: TrainedRun) -> Iterator[tuple[str, str]]:

@@ -240,9 +240,14 @@ def _quant_lambda(composition: Composition, config: RunConfig, weights: Weights)
     """Return λ at the step of the weights, as the checkpoint has it, else as its interventions make it."""
     if weights.quantization is not None:
         return weights.quantization
+    return lambda_schedule(composition, config)[weights.step - 1]
+
+
+def lambda_schedule(composition: Composition, config: RunConfig) -> Sequence[float]:
+    """Return λ at every step of a run, as its interventions make it."""
     base = config.model.quantization
     # of all steps in order, as in training: an intervention may keep state
-    return composition.schedule("quantization", lambda step: base, config.steps)[weights.step - 1]
+    return composition.schedule("quantization", lambda step: base, config.steps)
 
 
 def _end_of_text(manifest: Manifest, tokenizer: Tokenizer) -> int | None:

@@ -166,12 +166,13 @@ def _ways(facts: Facts) -> Iterator[str]:
 
 
 def _lost_pairs(facts: Facts) -> str:
-    """Name an arm of which runs lack that those judged are compared with; empty where every pair could be formed."""
+    """Name the arms of which runs may lack that those judged are compared with; empty where no pair was lost."""
     for verdict in facts.decisive:
         for one in facts.statistics_of(verdict, Outcome.INCONCLUSIVE):
             for pairs in one["pairs"].values():
                 if len(pairs["values"]) < pairs["planned"]:
-                    return str(pairs["against"])
+                    modified = f" or of an arm with {pairs['modifier']}" if "modifier" in pairs else ""
+                    return f"{pairs['against']}{modified}"
     return ""
 
 

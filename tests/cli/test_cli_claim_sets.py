@@ -212,6 +212,14 @@ def test_pairs_that_lack_a_run_are_told_with_its_arm(tmp_path: Path, runs: Path)
     assert "next     some pairs lack a finished run of baseline: give it, too, or train it" in done.out
 
 
+def test_pairs_that_lack_a_run_with_the_modifier_are_told_so(tmp_path: Path, runs: Path) -> None:
+    arms = 'arms = ["no-decay", "full-precision", "no-decay+full-precision"]'
+    claim = write_claim(tmp_path / "mine.toml", **{PAIRED: INTERACTION, 'arms = ["no-decay"]': arms})
+    write_arms(runs, {arm: loss for arm, loss in ARMS.items() if arm != "full-precision"})
+    out = " ".join(call("verify", runs, "--claim", claim).out.split())
+    assert "some pairs lack a finished run of baseline or of an arm with full-precision: give it, too" in out
+
+
 def test_a_look_is_kept_beside_the_runs_of_the_judged_arm(tmp_path: Path, runs: Path) -> None:
     claim = write_claim(tmp_path / "mine.toml")
     elsewhere = tmp_path / "elsewhere"
