@@ -50,8 +50,8 @@ class Part:
 PARTS = (
     Part("facts", 8, 30, "card, driver, versions, clocks"),
     Part("missing", 2, 20, "packages that this machine lacks"),
-    Part("checks", 30, 75, "our own kernels, and compiled layers, against plain operations on this card"),
-    Part("tests", 55, 120, "pytest -m gpu, the tests that compile last"),
+    Part("checks", 100, 150, "our own kernels, and compiled layers, against plain operations on this card"),
+    Part("tests", 150, 240, "pytest -m gpu, the tests that compile last"),
     Part("text", 25, 75, "the text of the parts below, tokenized once"),
     Part("step", 140, 210, "time of a step and of its start, by engine; its kernels"),
     Part("bandwidth", 15, 40, "what the GPU can do: memory, matmuls of the head, empty kernels"),

@@ -93,9 +93,13 @@ def train(
     `Run.diverged_at` set. Raises ConfigError or DataError before anything is created, StoppedBySignal where
     `options.should_stop` stopped it.
     """
+    return load_run(train_to_csv(config, options or TrainOptions(), name=name, on_event=on_event))
+
+
+def train_to_csv(config: RunConfig, options: TrainOptions, *, name: str | None, on_event: OnEvent) -> Path:
+    """Train as `train` does and return the path of the CSV without reading it: pandas alone takes a second to load."""
     from bitnetctl.trainer.factory import train_runs
 
-    options = options or TrainOptions()
     run = resolve(normalize(config), options.runs_dir, name)
     refuse_case_collisions([run.name], options.runs_dir)
     if run.ended() is None:
@@ -107,7 +111,7 @@ def train(
             on_event(event)
             if isinstance(event, Stopped):
                 raise StoppedBySignal(f"{run.name}: the same command resumes from step {event.step:,}")
-    return load_run(run.paths.csv)
+    return run.paths.csv
 
 
 def sweep(

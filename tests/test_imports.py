@@ -47,7 +47,7 @@ INSIDE = {
         "checksum logs plausible",
         "find",
         "status run collapse follow",
-        "load",
+        "load same_tokens",
         "provenance distinct",
         "siblings",
         "membership",

@@ -77,7 +77,8 @@ def _milliseconds(train: Train, steps: range, device: torch.device) -> float:
 
 def _profiled(train: Train, first: int) -> dict[str, Any]:
     """Return the kernels of some replays, those that take longest; one copy of the loss a step is among them."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    # else the events of the last cycle alone are kept, and torch warns
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for step in range(first, first + _PROFILED):
             train(step)
         torch.cuda.synchronize()

@@ -119,7 +119,7 @@ def train(
                 resume=resume if resume in ("auto", "never") else Path(resume),
             ) as (train_options, reporter):
                 try:
-                    api.train(config, train_options, name=name, on_event=reporter.event)
+                    api.train_to_csv(config, train_options, name=name, on_event=reporter.event)
                 except StoppedBySignal as error:
                     reporter.log(str(error))
             manifest = run.ended()

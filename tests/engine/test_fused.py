@@ -30,7 +30,7 @@ SMALL = {
     "model__num_attention_heads": 2,
     "model__num_key_value_heads": 2,
     "data__batch_size": 1,
-    "data__sequence_length": 8,
+    "data__sequence_length": 4,
     "schedule__warmup_steps": 0,
     "probe__positions": 16,
 }

@@ -8,6 +8,7 @@ import random
 import select
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -33,11 +34,12 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit code (minus the signal), all of its output, the write calls that it counted."""
+    """How a child ended: exit code (minus the signal), all of its output, the write calls, what it has imported."""
 
     code: int
     said: str
     calls: list[Call]
+    modules: list[str]
     seconds: float
 
     @property
@@ -72,17 +74,9 @@ class Bench:
         self._text = folder / "text.txt"
         self._text.write_text(_words(60_000), encoding="utf-8")
         self.disk.mkdir()
-        # imported before the fork, so that a child takes only a fifth of a second
-        for module in (
-            "torch._dynamo",
-            "numpy.ma",
-            "bitnetctl.monitor.console",
-            "bitnetctl.report",
-            "bitnetctl.sweeps.executor",
-        ):
-            importlib.import_module(module)
         registry.load_all()
         onednn_keeps_fp32()
+        self._preload()
 
     def arguments(self, command: str, *more: str) -> list[str]:
         """Return the command line of the tiny run or sweep."""
@@ -135,7 +129,7 @@ class Bench:
             self._be_child(arguments, fault, *files)
         return Child(pid, *files)
 
-    def _be_child(self, arguments: Sequence[str], fault: Fault, said: Path, calls: Path) -> None:
+    def _be_child(self, arguments: Sequence[str], fault: Fault, said: Path, counts: Path) -> None:
         code: int = ExitCode.INTERNAL
         try:
             with said.open("wb", buffering=0) as file:
@@ -143,15 +137,23 @@ class Bench:
                 os.dup2(file.fileno(), 2)
             self._hook.arm(self.runs, fault)
             code = cli.run(list(arguments))
-            counted = self._hook.disarm()
+            counted = [(call.name, call.path) for call in self._hook.disarm()]
             # whole or absent, whenever the child is killed
-            temporary = calls.with_suffix(".temporary")
-            temporary.write_text(json.dumps([(call.name, call.path) for call in counted]), encoding="utf-8")
-            temporary.rename(calls)
+            temporary = counts.with_suffix(".temporary")
+            temporary.write_text(json.dumps({"calls": counted, "modules": list(sys.modules)}), encoding="utf-8")
+            temporary.rename(counts)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _preload(self) -> None:
+        """Import what an undisturbed training imports, so that children forked later take only a fifth of a second."""
+        for module in self.call(self.train).modules:
+            # some extensions put names into sys.modules that cannot be imported
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+        self.clear()
 
     def clear(self) -> None:
         """Remove all runs."""
@@ -172,10 +174,10 @@ class Bench:
 class Child:
     """A command line that runs in a process of its own."""
 
-    def __init__(self, pid: int, said: Path, calls: Path) -> None:
+    def __init__(self, pid: int, said: Path, counts: Path) -> None:
         self.pid = pid
         self._said = said
-        self._calls = calls
+        self._counts = counts
         self._started = time.monotonic()
 
     def wait(self, kill_after: float | None = None) -> Ended:
@@ -187,12 +189,13 @@ class Child:
             os.close(handle)
         _, status = os.waitpid(self.pid, 0)
         seconds = time.monotonic() - self._started
-        said, calls = "", []
+        said, counts = "", {"calls": [], "modules": []}
         # a child that was killed early has written neither file
         with contextlib.suppress(FileNotFoundError):
             said = self._said.read_text(encoding="utf-8")
-            calls = [Call(*call) for call in json.loads(self._calls.read_text(encoding="utf-8"))]
-        return Ended(os.waitstatus_to_exitcode(status), said, calls, seconds)
+            counts = json.loads(self._counts.read_text(encoding="utf-8"))
+        calls = [Call(*call) for call in counts["calls"]]
+        return Ended(os.waitstatus_to_exitcode(status), said, calls, counts["modules"], seconds)
 
 
 @dataclass(frozen=True)

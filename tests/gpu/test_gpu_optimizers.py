@@ -24,7 +24,10 @@ OPTIMIZERS: dict[str, Make] = {
     "adamw": lambda parameters, config: torch.optim.AdamW(
         parameters.values(), betas=config.optimizer.betas, eps=config.optimizer.eps, capturable=True
     ),
-    "rmsprop": lambda parameters, config: torch.optim.RMSprop(parameters.values(), momentum=0.9, capturable=True),
+    # with its default settings it makes a difference of 1e-6 in the weights one of 2 % in the loss
+    "rmsprop": lambda parameters, config: torch.optim.RMSprop(
+        parameters.values(), alpha=0.9, momentum=0.9, eps=1e-3, capturable=True
+    ),
     "lion": lambda parameters, config: Lion(parameters.values()),
     "two": lambda parameters, config: [
         torch.optim.Adam([one for one in parameters.values() if one.dim() == 2], capturable=True),

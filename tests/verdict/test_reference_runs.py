@@ -15,4 +15,6 @@ def test_the_origin_at_its_own_length() -> None:
         ("baseline", "sound"): "refuted",
         ("decoupled-decay", "origin"): "supported",
         ("decoupled-decay", "sound"): "supported",
+        ("wd-schedule:preset=before-fix", "origin"): "refuted",
+        ("wd-schedule:preset=before-fix", "sound"): "refuted",
     }
