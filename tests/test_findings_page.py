@@ -41,12 +41,13 @@ def test_another_value_on_the_page_is_found(checkout: Path) -> None:
     row = "| 3 | is it? | no | refuted | {} | 6 |\n"
     block = f"```console\n$ {command} | sed -n '/^VERDICT/p'\n{{}}\n```\n"
     page = f"{QUESTIONS}{row}\n{{}}{block}```bash\n{command}  # 3\n```\n"
-    found = "h256: 0 of 6 runs pass, held-out loss 5.80; h256: 6 of 6 runs pass, held-out loss 5.67"
-    verdict = "VERDICT  REFUTED (exit 1): the strictest of 2 arms: baseline refuted,"
+    passed = ((0, 5.80), (6, 5.67), (0, 8.54))
+    found = "; ".join(f"h256: {count} of 6 runs pass, held-out loss {loss:.2f}" for count, loss in passed)
+    verdict = "VERDICT  REFUTED (exit 1): the strictest of 3 arms: baseline refuted,"
     right = page.format(found, "", verdict)
     assert findings.made_again(page.format("h256: 6 of 6", "", "VERDICT  SUPPORTED")) == right
     wide = right.replace("$ bitnetctl", "$ COLUMNS=120 bitnetctl")
-    assert findings.made_again(wide) == wide.replace(verdict, f"{verdict} decoupled-decay supported")
+    assert findings.made_again(wide) == wide.replace(verdict, f"{verdict} decoupled-decay supported,")
     claim = f"{CLAIMS}| `ternary-cause` | {{}} | this bench | {{}} | {{}} | 6 |\n"
     again = findings.made_again(claim.format("", "supported", "none"))
     assert again.startswith(f"{CLAIMS}| `ternary-cause` | Ternary weights cause the collapse: ")

@@ -20,10 +20,13 @@ _LOST_POINT = (1_000, 100_000)
 
 def check_plausible(records: Records, source: str) -> None:
     """Raise RecordError for the first value that its column cannot have; `source` names the file."""
+    # once, since one column after the other takes a third of the time of reading a run
+    frame = records.frame
+    values_of = dict(zip(frame.columns, frame.to_numpy(float).T, strict=True))
     for column in COLUMNS:
-        if column.name == "Step" or column.name not in records.frame:
+        if column.name == "Step" or column.name not in values_of:
             continue
-        values = records.frame[column.name].to_numpy()
+        values = values_of[column.name]
         for wrong, what in _impossible(column, values):
             if wrong.any():
                 row = int(wrong.argmax())

@@ -177,21 +177,26 @@ def test_a_diverged_run_freezes_and_its_neighbour_does_not_change(
 ) -> None:
     from bitnetctl.engine.fused import FusedPack
 
-    def train(hook: Intervention | None, steps: int) -> FusedPack:
+    def built(hook: Intervention | None) -> FusedPack:
         compositions = [Composition(), Composition(() if hook is None else (hook,))]
-        pack = FusedPack([small_config(seed=seed) for seed in range(2)], compositions, tiny_tokens, CPU, parts=PARTS)
-        for step in range(1, steps + 1):
-            pack.step(step)
-        return pack
+        return FusedPack([small_config(seed=seed) for seed in range(2)], compositions, tiny_tokens, CPU, parts=PARTS)
 
-    disturbed, before, calm = train(Broken(Broken.Settings()), 4), train(None, 2), train(None, 4)
+    def train(pack: FusedPack, steps: range) -> None:
+        for step in steps:
+            pack.step(step)
+
+    disturbed, calm = built(Broken(Broken.Settings())), built(None)
+    train(disturbed, range(1, 5))
+    train(calm, range(1, 3))
+    before = {key: packed[1].clone() for key, packed in calm.model.packed.items()}
+    train(calm, range(3, 5))
     disturbed.mark_diverged(4)
     assert [replica.diverged_at for replica in disturbed.replicas] == [None, 3]
     assert disturbed.first_nonfinite_tensor(1) == "the loss"
     assert disturbed.replicas[1].optimizer.state()["head/step"] == 2
     for key, packed in disturbed.model.packed.items():
         assert torch.equal(packed[0], calm.model.packed[key][0]), key
-        torch.testing.assert_close(packed[1], before.model.packed[key][1], rtol=1e-6, atol=1e-6, msg=key)
+        torch.testing.assert_close(packed[1], before[key], rtol=1e-6, atol=1e-6, msg=key)
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")

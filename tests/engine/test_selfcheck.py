@@ -40,7 +40,7 @@ def small(tiny_config: TinyConfig) -> RunConfig:
         model__num_key_value_heads=2,
         model__num_layers=1,
         data__batch_size=1,
-        data__sequence_length=8,
+        data__sequence_length=4,
     )
 
 

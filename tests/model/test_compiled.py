@@ -87,7 +87,13 @@ OWN = {"own weights": WHOLE - 1, "own activations": WHOLE - 2}
 
 
 def compiled(how: str, variants: list[Any], cache: Path) -> dict[str, Any]:
-    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    environment = {
+        **os.environ,
+        "TORCHDYNAMO_DISABLE": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        # it compiles a trial for every instruction set else
+        "TORCHINDUCTOR_VEC_ISA_OK": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, how, json.dumps(variants)],
         env=environment,
