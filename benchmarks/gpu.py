@@ -53,7 +53,7 @@ PARTS = (
     Part("checks", 100, 150, "our own kernels, and compiled layers, against plain operations on this card"),
     Part("tests", 150, 240, "pytest -m gpu, the tests that compile last"),
     Part("text", 25, 75, "the text of the parts below, tokenized once"),
-    Part("step", 220, 300, "time of a step and of its start, by engine; its kernels"),
+    Part("step", 320, 400, "time of a step and of its start, by engine; its kernels"),
     Part("bandwidth", 15, 40, "what the GPU can do: memory, matmuls of the head, empty kernels"),
     Part("verify", 60, 90, "bitnetctl verify, 2 x 4,000 steps, and what 20,000 would take"),
     Part("resume", 45, 90, "a run stopped at a checkpoint and resumed, against an undisturbed one"),

@@ -47,7 +47,7 @@ INSIDE = {
         "checksum logs plausible",
         "find",
         "status run collapse follow",
-        "load same_tokens",
+        "load",
         "provenance distinct",
         "siblings",
         "membership",

@@ -9,7 +9,6 @@ from bitnetctl.analysis.factors import find_factors
 from bitnetctl.config import BASELINE, ProbeConfig, did_you_mean, split_arm
 from bitnetctl.errors import ConfigError
 from bitnetctl.records.run import Run
-from bitnetctl.records.same_tokens import requested_configs
 from bitnetctl.units import shortened
 
 MOST_ARMS = 8
@@ -30,11 +29,8 @@ class Arm:
 
 
 def name_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Return the arm of every run: its interventions, and every other field in which the requested configs differ.
-
-    The same tokens make no difference, whatever the name of their text.
-    """
-    configs = [config for config in requested_configs(runs) if config is not None]
+    """Return the arm of every run: its interventions, and every other field in which the requested configs differ."""
+    configs = [run.config for run in runs if run.config is not None]
     # how a run is measured makes no arm
     same = {"interventions": (), "probe": ProbeConfig()}
     factors = [

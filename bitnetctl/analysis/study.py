@@ -17,7 +17,6 @@ from bitnetctl.analysis.summary import Metric, RunSummary, summarize_run
 from bitnetctl.analysis.text_quality import texts_json
 from bitnetctl.records.provenance import code_differences, provenance_differences
 from bitnetctl.records.run import Run
-from bitnetctl.records.same_tokens import effective_configs
 
 OUTCOMES: dict[Metric, tuple[str, str]] = {
     "collapsed_fraction": ("fraction of collapsed evaluations", ".0%"),
@@ -76,7 +75,7 @@ def study(runs: Sequence[Run], *, baseline: str | None = None, notes: Sequence[s
     baselines = choose_baselines(ordered, baseline)
     effects = arm_effects(summaries, baselines, _compare(runs, summaries))
     reached = steps_to_baseline(runs, summaries, effects)
-    configs = {index: config for index, config in enumerate(effective_configs(runs)) if config is not None}
+    configs = {index: config for index, run in enumerate(runs) if (config := run.effective) is not None}
     factors = find_factors([*configs.values()])
     outcomes = [
         Outcome(

@@ -10,7 +10,6 @@ from bitnetctl.config import RunConfig
 from bitnetctl.config.load import flatten
 from bitnetctl.records.manifest import ExternalRun, Manifest, Session
 from bitnetctl.records.run import Run
-from bitnetctl.records.same_tokens import effective_configs, requested_configs
 from bitnetctl.units import listed, plural, shortened
 
 MAY_DIFFER = frozenset({"recipe", "steps", "seed", "interventions", "model.hidden_size", "probe.eval_every_steps"})
@@ -57,11 +56,11 @@ class _RunsByValue:
 def provenance_differences(runs: Sequence[Run], *, same_arm: bool, same_settings: bool = True) -> Differences:
     """Return what differs between runs that are compared, as far as their manifests tell.
 
-    Breaking: the tokens, the tokenizer, the probe of runs that other programs trained, the code of a plug-in, and with
-    `same_settings` the requested config apart from `MAY_DIFFER` and from where equal tokens lie; with `same_arm` also
-    the settings of the plug-ins, the program that trained and its settings, and the effective config of the runs of one
-    size and length. Minor: version of that program, precision, engine, torch, kind of device, in any session of a run.
-    What is unknown differs from nothing.
+    Breaking: the text, the tokenizer, the probe of runs that other programs trained, the code of a plug-in, and with
+    `same_settings` the requested config apart from `MAY_DIFFER`; with `same_arm` also the settings of the plug-ins, the
+    program that trained and its settings, and the effective config of the runs of one size and length. Minor:
+    version of that program, precision, engine, torch, kind of device, in any session of a run. What is unknown differs
+    from nothing.
     """
     breaking, effective, minor = _RunsByValue(), _RunsByValue(), _RunsByValue()
     for run in runs:
@@ -151,20 +150,20 @@ def _add_minor(runs_of: _RunsByValue, run: Run, manifest: Manifest) -> None:
         runs_of.add("device", _device_kind(session.device), run)
 
 
-def _add_requested(runs_of: _RunsByValue, runs: Sequence[Run]) -> None:
-    for run, config in zip(runs, requested_configs(runs), strict=True):
-        if config is not None:
-            for name, value in _settings(config):
+def _add_requested(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
+    for run in runs:
+        if run.config is not None:
+            for name, value in _settings(run.config):
                 runs_of.add(name, _text(value), run)
 
 
-def _add_effective(runs_of: _RunsByValue, runs: Sequence[Run]) -> None:
+def _add_effective(runs_of: _RunsByValue, runs: Iterable[Run]) -> None:
     """Note the effective configs; an intervention may compute fields from size or steps, so only equal ones compare."""
     shapes = {(run.size, run.planned_steps) for run in runs}
-    for run, config in zip(runs, effective_configs(runs), strict=True):
-        if config is not None and run.manifest is not None and run.manifest.effective_config is not None:
+    for run in runs:
+        if run.effective is not None and run.manifest is not None and run.manifest.effective_config is not None:
             shape = f" at hidden {run.size} and {run.planned_steps:,} steps" if len(shapes) > 1 else ""
-            for name, value in _settings(config):
+            for name, value in _settings(run.effective):
                 runs_of.add(f"effective {name}{shape}", _text(value), run)
 
 

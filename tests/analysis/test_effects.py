@@ -375,17 +375,6 @@ def test_arms_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert arms == tuple(f"{arm} [{level}]" for arm in ("baseline", "no-decay") for (level,) in levels)
 
 
-def test_the_same_tokens_make_no_arm_wherever_they_lie(tmp_path: Path) -> None:
-    for seed, arm in itertools.product(range(2), ("", "no-decay")):
-        config = quick(arm, seed=seed, data__source=f"file:{seed}/text.txt")
-        simple_run(tmp_path / "same", config, data={"fingerprint": "ab" * 32})
-        simple_run(tmp_path / "other", config, data={"fingerprint": f"{seed}a" * 32})
-    found = study(load_runs([tmp_path / "same"]))
-    assert found.arms == ("baseline", "no-decay")
-    assert [factor.fields for factor in found.factors] == [("schedule.stage1_weight_decay", "no-decay")]
-    assert "baseline [data.source=file:0/text.txt]" in study(load_runs([tmp_path / "other"])).arms
-
-
 def test_texts_come_after_numbers_and_arms_once() -> None:
     def arm(level: str) -> Arm:
         return Arm(label=level, interventions=frozenset(), variant=(f"kind={level}",))

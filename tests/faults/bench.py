@@ -148,8 +148,14 @@ class Bench:
             os._exit(code)
 
     def _preload(self) -> None:
-        """Import what an undisturbed training imports, so that children forked later take only a fifth of a second."""
-        for module in self.call(self.train).modules:
+        """Import what an undisturbed training imports, so that its children take only a fifth of a second.
+
+        A sweep imports pandas besides, and so pyarrow, whose thread forbids a fork.
+        """
+        ended = self.call(self.train)
+        if ended.code:
+            raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
+        for module in ended.modules:
             # some extensions put names into sys.modules that cannot be imported
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)

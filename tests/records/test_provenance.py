@@ -115,26 +115,6 @@ def test_settings_and_effective_config_count_for_seeds_of_one_arm_only(tmp_path:
     assert breaking(runs, same_arm=False) == ()
 
 
-def test_the_same_tokens_may_lie_elsewhere(tmp_path: Path) -> None:
-    there = {"data__source": "file:there.txt", "data__held_out_source": "file:rest.txt", "data__tokenizer": "bpe:300"}
-    runs = [run(tmp_path, 0), run(tmp_path, 1, changes=there)]
-    for same_arm in (True, False):
-        assert provenance_differences(runs, same_arm=same_arm) == Differences()
-    # other fields of the data count
-    assert breaking([runs[0], run(tmp_path, 2, changes={**there, "data__order": "sequential"})]) == (
-        "data.order shuffled (seed 0) and sequential (seed 2)",
-    )
-    # other tokens are named by their text, too
-    other = run(tmp_path, 3, changes={"data__source": "file:there.txt"}, data={**DATA, "fingerprint": "ef" * 32})
-    assert breaking([runs[0], other]) == (
-        "data fingerprint abababababab… (seed 0) and efefefefefef… (seed 3)",
-        "data.source stdlib (seed 0) and file:there.txt (seed 3)",
-    )
-    # and unknown tokens by it alone
-    unknown = [run(tmp_path, seed, changes={"data__source": f"file:{seed}.txt"}, data={}) for seed in (4, 5)]
-    assert breaking(unknown) == ("data.source file:4.txt (seed 4) and file:5.txt (seed 5)",)
-
-
 def test_a_requested_difference_is_named_once(tmp_path: Path) -> None:
     assert len(breaking([run(tmp_path, 0), run(tmp_path, 1, changes={"optimizer__eps": "1e-6"})])) == 1
 
