@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bitnetctl import checkpoint, cli
 from bitnetctl.errors import CheckpointError, ExitCode
@@ -195,7 +195,8 @@ class Child:
             os.close(handle)
         _, status = os.waitpid(self.pid, 0)
         seconds = time.monotonic() - self._started
-        said, counts = "", {"calls": [], "modules": []}
+        said = ""
+        counts: dict[str, Any] = {"calls": [], "modules": []}
         # a child that was killed early has written neither file
         with contextlib.suppress(FileNotFoundError):
             said = self._said.read_text(encoding="utf-8")
