@@ -116,6 +116,13 @@ class Bench:
         """Run a command line in a child and wait for it; kill it after so many seconds if it is still there."""
         return self.start(arguments, fault).wait(kill_after)
 
+    def undisturbed(self, arguments: Sequence[str]) -> Ended:
+        """Run a command line without a fault; raises RuntimeError where it fails all the same."""
+        ended = self.call(arguments)
+        if ended.code:
+            raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
+        return ended
+
     def start(self, arguments: Sequence[str], fault: Fault = NONE, name: str = "child") -> "Child":
         """Start a command line in a child."""
         files = self.folder / f"{name}.txt", self.folder / f"{name}.json"
@@ -152,10 +159,7 @@ class Bench:
 
         A sweep imports pandas besides, and so pyarrow, whose thread forbids a fork.
         """
-        ended = self.call(self.train)
-        if ended.code:
-            raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
-        for module in ended.modules:
+        for module in self.undisturbed(self.train).modules:
             # some extensions put names into sys.modules that cannot be imported
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
@@ -220,9 +224,7 @@ class Truth:
         seconds = []
         for _ in range(times):
             bench.clear()
-            ended = bench.call(arguments)
-            if ended.code:
-                raise RuntimeError(f"the undisturbed training failed:\n{ended.said}")
+            ended = bench.undisturbed(arguments)
             seconds.append(ended.seconds)
         return cls(bench.keep(name), ended.calls, min(seconds), arguments)
 
